@@ -1,0 +1,78 @@
+"""The few collective operations that parts need, on the default process group; a no-op in a single process.
+
+Nothing here initialises a group or wraps a model: that is the training script's business.
+"""
+
+from typing import Any
+
+import torch
+import torch.distributed as torch_dist
+from torch import Tensor
+
+
+def world_size() -> int:
+    """Number of processes in the default group, 1 without one.
+
+    >>> world_size()
+    1
+    """
+    return torch_dist.get_world_size() if _active() else 1
+
+
+def rank() -> int:
+    """Index of this process in the default group, 0 without one.
+
+    >>> rank()
+    0
+    """
+    return torch_dist.get_rank() if _active() else 0
+
+
+def all_reduce_mean(value: Tensor) -> Tensor:
+    """Mean of ``value`` over all processes, without gradient; the input itself in a single process.
+
+    Losses divide by it: each rank's sum over the *mean* count, averaged over ranks by DDP, is the global sum over the
+    global count, so N processes equal one.
+
+    >>> all_reduce_mean(torch.tensor(3.0))
+    tensor(3.)
+    """
+    if world_size() == 1:
+        return value
+    total = value.detach().clone()
+    torch_dist.all_reduce(total)
+    return total / world_size()
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """``value`` of every process, in rank order: any picklable object, on the host.
+
+    >>> gather_objects({"seen": 3})
+    [{'seen': 3}]
+    """
+    if world_size() == 1:
+        return [value]
+    gathered: list[Any] = [None] * world_size()
+    torch_dist.all_gather_object(gathered, value)
+    return gathered
+
+
+def gather(value: Tensor) -> Tensor:
+    """Rows of every process concatenated along the first dimension, with gradient; row counts may differ.
+
+    Shape (N_rank, ...) to (sum of N_rank, ...). In a single process the input itself comes back.
+
+    >>> gather(torch.ones(2, 3)).shape
+    torch.Size([2, 3])
+    """
+    if world_size() == 1:
+        return value
+    from torch.distributed.nn.functional import all_gather
+
+    counts = [int(count) for count in gather_objects(len(value))]
+    padded = torch.cat([value, value.new_zeros(max(counts) - len(value), *value.shape[1:])])
+    return torch.cat([rows[:count] for rows, count in zip(all_gather(padded), counts, strict=True)])
+
+
+def _active() -> bool:
+    return torch_dist.is_available() and torch_dist.is_initialized()

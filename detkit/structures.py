@@ -1,0 +1,193 @@
+"""What flows between parts: dicts at the border, padded NamedTuples inside.
+
+One legend for every shape in the library: B images, T padded targets of an image, N anchors or candidates, K padded
+detections, C classes (background never counted), H x W pixels, P keypoints, L feature levels, D channels.
+Boxes are xyxy in absolute continuous pixels, labels 0..C-1, sizes (height, width), points (x, y).
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, NotRequired, TypedDict
+
+import torch
+from jaxtyping import Bool, Float, Int, Shaped
+from torch import Tensor
+from torch.nn import functional as F
+
+NEGATIVE = -1
+"""In an :class:`Assignment`: this anchor belongs to no object, and learns to say so."""
+IGNORED = -2
+"""In an :class:`Assignment`: this anchor takes no part in the loss."""
+
+
+class Target(TypedDict):
+    """Truth of one image, as torchvision's detection models take it; only boxes and labels are required.
+
+    boxes (T, 4) xyxy pixels; labels (T,) int64 in 0..C-1; masks (T, H, W); keypoints (T, P, 3) as x, y, visibility;
+    iscrowd (T,): nonzero marks a region in which nothing is learnt or judged; weights (T,) scale each object's loss.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    masks: NotRequired[Tensor]
+    keypoints: NotRequired[Tensor]
+    iscrowd: NotRequired[Tensor]
+    area: NotRequired[Tensor]
+    weights: NotRequired[Tensor]
+    image_id: NotRequired[int]
+
+
+class Detection(TypedDict):
+    """What a detector found in one image, best first: boxes (K, 4) xyxy pixels, scores (K,), labels (K,)."""
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+    masks: NotRequired[Tensor]
+    keypoints: NotRequired[Tensor]
+
+
+class Images(NamedTuple):
+    """A padded batch. ``sizes`` is where each image ends in its padded frame, ``original_sizes`` what came in."""
+
+    tensors: Float[Tensor, "B D H W"]
+    sizes: Shaped[Tensor, "B 2"]
+    original_sizes: Shaped[Tensor, "B 2"] | None = None
+
+
+class Targets(NamedTuple):
+    """Truth of a padded batch. Rows with ``valid`` False are padding; rows with ``ignore`` True are crowd regions."""
+
+    boxes: Float[Tensor, "B T 4"]
+    labels: Int[Tensor, "B T"]
+    valid: Bool[Tensor, "B T"]
+    ignore: Bool[Tensor, "B T"]
+    weights: Float[Tensor, "B T"] | None = None
+    masks: Shaped[Tensor, "B T H W"] | None = None
+    keypoints: Float[Tensor, "B T P 3"] | None = None
+    segmentation: Shaped[Tensor, "B H W"] | None = None
+    image_labels: Shaped[Tensor, "B ..."] | None = None
+
+
+class Detections(NamedTuple):
+    """Boxes of a padded batch, best first. ``matched`` is set in training: the target each box was assigned."""
+
+    boxes: Float[Tensor, "B K 4"]
+    scores: Float[Tensor, "B K"]
+    labels: Int[Tensor, "B K"]
+    valid: Bool[Tensor, "B K"]
+    matched: Int[Tensor, "B K"] | None = None
+    class_scores: Float[Tensor, "B K C"] | None = None
+    masks: Shaped[Tensor, "B K ..."] | None = None
+    keypoints: Float[Tensor, "B K P 3"] | None = None
+    embeddings: Float[Tensor, "B K D"] | None = None
+    segmentation: Shaped[Tensor, "B ..."] | None = None
+    image_scores: Float[Tensor, "B ..."] | None = None
+
+
+class Assignment(NamedTuple):
+    """Which target each anchor learns: its index in the image, NEGATIVE or IGNORED; and how good the match is."""
+
+    matched: Int[Tensor, "B N"]
+    quality: Float[Tensor, "B N"]
+
+
+def batch_images(images: Sequence[Float[Tensor, "D _ _"]], *, multiple_of: int = 1) -> Images:
+    """Stack images of different sizes into one batch, zero-padded at the right and at the bottom.
+
+    images: B tensors (D, H, W) with one D. ``multiple_of`` rounds height and width up, for trunks that halve often.
+    Raises ValueError for an empty list, differing channel counts, or an image without pixels.
+
+    >>> batch = batch_images([torch.ones(3, 4, 6), torch.ones(3, 5, 2)], multiple_of=4)
+    >>> batch.tensors.shape, batch.sizes.tolist()
+    (torch.Size([2, 3, 8, 8]), [[4, 6], [5, 2]])
+    """
+    if not images:
+        raise ValueError("batch_images: got no images; a batch needs at least one")
+    for i, image in enumerate(images):
+        if image.ndim != 3 or image.numel() == 0 or image.shape[0] != images[0].shape[0]:
+            raise ValueError(
+                f"batch_images: images[{i}] has shape {tuple(image.shape)}; allowed is (channels, height, width) "
+                f"with at least one pixel and {images[0].shape[0]} channels as images[0]"
+            )
+    height, width = (-(-max(image.shape[d] for image in images) // multiple_of) * multiple_of for d in (1, 2))
+    padded = [F.pad(image, (0, width - image.shape[2], 0, height - image.shape[1])) for image in images]
+    sizes = torch.tensor([image.shape[1:] for image in images], device=images[0].device)
+    return Images(torch.stack(padded), sizes, sizes)
+
+
+def pad_targets(targets: Sequence[Target], *, device: torch.device | None = None) -> Targets:
+    """Pad the targets of B images to one length T, the next power of two, so that compiled code sees few shapes.
+
+    T is at least 1. Optional entries (masks, keypoints, weights) are padded where any image has them: a missing
+    weight is 1; masks and keypoints must then be present in every image that has objects. Masks of one batch are
+    padded to the largest height and width. Raises ValueError where boxes and labels disagree, naming the image.
+
+    >>> padded = pad_targets([{"boxes": torch.ones(3, 4), "labels": torch.tensor([0, 1, 1])},
+    ...                       {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}])
+    >>> padded.boxes.shape, padded.valid.sum(1).tolist()
+    (torch.Size([2, 4, 4]), [3, 0])
+    """
+    boxes = [_target_boxes(i, target) for i, target in enumerate(targets)]
+    length = 1 << (max((len(rows) for rows in boxes), default=1) - 1).bit_length() if any(map(len, boxes)) else 1
+    counts = torch.tensor([len(rows) for rows in boxes])
+    valid = torch.arange(length) < counts[:, None]
+    crowds = [target.get("iscrowd", torch.zeros(len(rows))) for target, rows in zip(targets, boxes, strict=True)]
+    padded = Targets(
+        boxes=_pad_rows(boxes, length),
+        labels=_pad_rows([target["labels"].to(torch.int64).reshape(-1) for target in targets], length),
+        valid=valid.to(boxes[0].device),
+        ignore=_pad_rows([torch.as_tensor(crowd).to(torch.bool) for crowd in crowds], length),
+        weights=_pad_optional(targets, "weights", length, boxes, default=1.0),
+        masks=_pad_optional(targets, "masks", length, boxes),
+        keypoints=_pad_optional(targets, "keypoints", length, boxes),
+    )
+    return Targets._make(None if rows is None else rows.to(device) for rows in padded)
+
+
+def collate(batch: Sequence[tuple[Any, Any]]) -> tuple[list[Any], list[Any]]:
+    """Turn (image, target) pairs into a list of images and a list of targets; nothing is stacked or padded.
+
+    Hand it to a DataLoader as ``collate_fn``: images of a detection batch differ in size until they are preprocessed.
+
+    >>> collate([("a.png", {"labels": 1}), ("b.png", {"labels": 2})])
+    (['a.png', 'b.png'], [{'labels': 1}, {'labels': 2}])
+    """
+    return [image for image, _ in batch], [target for _, target in batch]
+
+
+def _target_boxes(image: int, target: Target) -> Tensor:
+    boxes = torch.as_tensor(target["boxes"]).as_subclass(Tensor)
+    boxes = boxes.reshape(-1, 4) if boxes.numel() == 0 else boxes
+    if boxes.ndim != 2 or boxes.shape[1] != 4 or len(boxes) != target["labels"].numel():
+        raise ValueError(
+            f"targets[{image}]: boxes have shape {tuple(boxes.shape)} and labels {tuple(target['labels'].shape)}; "
+            "allowed is boxes (T, 4) with labels (T,)"
+        )
+    return boxes if boxes.dtype == torch.float64 else boxes.to(torch.float32)
+
+
+def _pad_rows(rows: Sequence[Tensor], length: int, fill: float = 0) -> Tensor:
+    """(T_i, *S_i) each, to one (B, length, *max S)."""
+    shape = [max(sizes) for sizes in zip(*(row.shape[1:] for row in rows), strict=True)]
+    padded = rows[0].new_full((len(rows), length, *shape), fill)
+    for image, row in zip(padded, rows, strict=True):
+        image[tuple(slice(size) for size in row.shape)] = row
+    return padded
+
+
+def _pad_optional(
+    targets: Sequence[Target], key: str, length: int, boxes: Sequence[Tensor], default: float | None = None
+) -> Tensor | None:
+    present = [target[key] for target in targets if key in target]
+    if not present:
+        return None
+    rows = []
+    for i, target in enumerate(targets):
+        if key in target and len(target[key]) == len(boxes[i]):
+            rows.append(torch.as_tensor(target[key]).as_subclass(Tensor))
+        elif key not in target and (default is not None or len(boxes[i]) == 0):
+            rows.append(present[0].new_full((len(boxes[i]), *(0 for _ in present[0].shape[1:])), default or 0))
+        else:
+            found = len(target[key]) if key in target else "no"
+            raise ValueError(f"targets[{i}]: {len(boxes[i])} boxes but {found} {key}; each box needs its own")
+    return _pad_rows(rows, length)

@@ -1,0 +1,22 @@
+"""Fixtures that every test may use."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+
+@pytest.fixture(scope="session")
+def detkit_data() -> Path:
+    """The folder of real data sets; a test that asks for it is skipped, with the reason, where there is none."""
+    folder = os.environ.get("DETKIT_DATA")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("DETKIT_DATA names no folder of data sets: this test on real data did NOT run")
+    return Path(folder)
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    """A freshly seeded generator: the same numbers in every run."""
+    return torch.Generator().manual_seed(0)
