@@ -1,0 +1,51 @@
+"""Functions on boxes (..., 4): formats, areas, overlap, suppression, and the coders that write a box as numbers.
+
+A box is xyxy in absolute continuous pixels. Half and integer boxes are promoted before any arithmetic, and the result
+has the promoted type: float64 for float64, int32 and int64, else float32.
+"""
+
+from detkit.boxes.coding import DeltaCoder
+from detkit.boxes.convert import (
+    box_area,
+    clip_boxes_to_image,
+    cxcywh_to_xyxy,
+    remove_small_boxes,
+    xywh_to_xyxy,
+    xyxy_to_cxcywh,
+    xyxy_to_xywh,
+)
+from detkit.boxes.iou import (
+    box_iou,
+    complete_box_iou,
+    distance_box_iou,
+    generalized_box_iou,
+    mask_iou,
+    paired_box_iou,
+    paired_complete_box_iou,
+    paired_distance_box_iou,
+    paired_generalized_box_iou,
+)
+from detkit.boxes.nms import batched_nms, nms, nms_padded
+
+__all__ = [
+    "DeltaCoder",
+    "batched_nms",
+    "box_area",
+    "box_iou",
+    "clip_boxes_to_image",
+    "complete_box_iou",
+    "cxcywh_to_xyxy",
+    "distance_box_iou",
+    "generalized_box_iou",
+    "mask_iou",
+    "nms",
+    "nms_padded",
+    "paired_box_iou",
+    "paired_complete_box_iou",
+    "paired_distance_box_iou",
+    "paired_generalized_box_iou",
+    "remove_small_boxes",
+    "xywh_to_xyxy",
+    "xyxy_to_cxcywh",
+    "xyxy_to_xywh",
+]

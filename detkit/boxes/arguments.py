@@ -1,0 +1,81 @@
+"""What every box function does to its arguments first: check the shape, promote the type."""
+
+import torch
+from torch import Tensor
+
+from detkit.checks import first_bad, full_checks
+
+_PROMOTED = {
+    torch.float64: torch.float64,
+    torch.int32: torch.float64,  # float32 holds integers only up to 2**24: an area of 50,000 x 50,000 would be rounded
+    torch.int64: torch.float64,
+    torch.uint32: torch.float64,
+    torch.uint64: torch.float64,
+}
+
+
+def promote(values: Tensor) -> Tensor:
+    """``values`` in a type that box arithmetic is safe in: float64 for float64 and wide integers, else float32.
+
+    Differences and products of half-precision or integer coordinates overflow or wrap around; so every box function
+    promotes before its first operation, and returns the promoted type.
+
+    >>> promote(torch.tensor([1, 2], dtype=torch.uint8)).dtype, promote(torch.tensor([1, 2])).dtype
+    (torch.float32, torch.float64)
+    """
+    return values.to(_PROMOTED.get(values.dtype, torch.float32))
+
+
+def as_boxes(boxes: Tensor, *, function: str, name: str = "boxes", corners: bool = True) -> Tensor:
+    """``boxes`` (..., 4) as a plain tensor of a promoted type; the shape (0,) of an empty list is read as (0, 4).
+
+    Raises ValueError where the last dimension is not 4; with ``DETKIT_CHECKS=full`` also for NaN or infinite boxes and,
+    where the format is ``corners``, inverted ones (x2 < x1), naming the first.
+
+    >>> as_boxes(torch.tensor([]), function="example").shape
+    torch.Size([0, 4])
+    """
+    if boxes.ndim == 1 and boxes.shape[0] == 0:
+        boxes = boxes.reshape(0, 4)
+    if boxes.ndim == 0 or boxes.shape[-1] != 4:
+        raise ValueError(f"{function}: {name} has shape {tuple(boxes.shape)}; allowed is (..., 4)")
+    boxes = promote(boxes if type(boxes) is Tensor else boxes.as_subclass(Tensor))
+    if full_checks():
+        (check_box_values if corners else check_finite)(boxes, function=function, name=name)
+    return boxes
+
+
+def check_box_values(boxes: Tensor, *, function: str, name: str = "boxes") -> None:
+    """Raise ValueError for the first box that is NaN, infinite or inverted; looks at values, so it syncs a device.
+
+    >>> check_box_values(torch.tensor([[10.0, 0, 0, 5]]), function="example")
+    Traceback (most recent call last):
+    ValueError: example: boxes[0]: x2 < x1 (0 < 10); 1 box is inverted
+    """
+    check_finite(boxes, function=function, name=name)
+    for low, high, axis in ((0, 2, "x"), (1, 3, "y")):
+        inverted = boxes[..., high] < boxes[..., low]
+        if inverted.any():
+            index, count = first_bad(inverted)
+            x1, x2 = boxes[index][low].item(), boxes[index][high].item()
+            place, boxes_are = ", ".join(map(str, index)), "box is" if count == 1 else "boxes are"
+            raise ValueError(
+                f"{function}: {name}[{place}]: {axis}2 < {axis}1 ({x2:g} < {x1:g}); {count} {boxes_are} inverted"
+            )
+
+
+def check_finite(values: Tensor, *, function: str, name: str) -> None:
+    """Raise ValueError for the first NaN or infinite number in ``values``, with its index and how many there are.
+
+    >>> check_finite(torch.tensor([1.0, float("nan")]), function="nms", name="scores")
+    Traceback (most recent call last):
+    ValueError: nms: scores[1]=nan must be finite; 1 of 2 values is not
+    """
+    bad = ~torch.isfinite(values)
+    if bad.any():
+        index, count = first_bad(bad)
+        place, verb = ", ".join(map(str, index)), "is" if count == 1 else "are"
+        raise ValueError(
+            f"{function}: {name}[{place}]={values[index].item():g} must be finite; "
+            f"{count} of {values.numel()} values {verb} not"
+        )

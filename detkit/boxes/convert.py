@@ -1,0 +1,96 @@
+"""Box formats, areas, and keeping boxes inside an image. Everywhere else in the library a box is xyxy."""
+
+import torch
+from jaxtyping import Bool, Float, Int, Shaped
+from torch import Tensor
+
+from detkit.boxes.arguments import as_boxes
+
+
+def xyxy_to_cxcywh(boxes: Shaped[Tensor, "... 4"]) -> Float[Tensor, "... 4"]:
+    """Corners (x1, y1, x2, y2) to centre and size (cx, cy, w, h).
+
+    >>> xyxy_to_cxcywh(torch.tensor([10.0, 20, 30, 60]))
+    tensor([20., 40., 20., 40.])
+    """
+    x1, y1, x2, y2 = as_boxes(boxes, function="xyxy_to_cxcywh").unbind(-1)
+    return torch.stack(((x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1), dim=-1)
+
+
+def cxcywh_to_xyxy(boxes: Shaped[Tensor, "... 4"]) -> Float[Tensor, "... 4"]:
+    """Centre and size (cx, cy, w, h) to corners (x1, y1, x2, y2).
+
+    >>> cxcywh_to_xyxy(torch.tensor([20.0, 40, 20, 40]))
+    tensor([10., 20., 30., 60.])
+    """
+    cx, cy, w, h = as_boxes(boxes, function="cxcywh_to_xyxy", corners=False).unbind(-1)
+    return torch.stack((cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2), dim=-1)
+
+
+def xyxy_to_xywh(boxes: Shaped[Tensor, "... 4"]) -> Float[Tensor, "... 4"]:
+    """Corners (x1, y1, x2, y2) to COCO's top-left corner and size (x, y, w, h).
+
+    >>> xyxy_to_xywh(torch.tensor([10.0, 20, 30, 60]))
+    tensor([10., 20., 20., 40.])
+    """
+    x1, y1, x2, y2 = as_boxes(boxes, function="xyxy_to_xywh").unbind(-1)
+    return torch.stack((x1, y1, x2 - x1, y2 - y1), dim=-1)
+
+
+def xywh_to_xyxy(boxes: Shaped[Tensor, "... 4"]) -> Float[Tensor, "... 4"]:
+    """COCO's top-left corner and size (x, y, w, h) to corners (x1, y1, x2, y2).
+
+    >>> xywh_to_xyxy(torch.tensor([10.0, 20, 20, 40]))
+    tensor([10., 20., 30., 60.])
+    """
+    x, y, w, h = as_boxes(boxes, function="xywh_to_xyxy", corners=False).unbind(-1)
+    return torch.stack((x, y, x + w, y + h), dim=-1)
+
+
+def box_area(boxes: Shaped[Tensor, "... 4"]) -> Float[Tensor, "..."]:
+    """Area of each xyxy box in square pixels; 0 for an inverted box, whichever side is inverted.
+
+    >>> box_area(torch.tensor([[0, 0, 50_000, 50_000]], dtype=torch.int32))
+    tensor([2.5000e+09], dtype=torch.float64)
+    """
+    x1, y1, x2, y2 = as_boxes(boxes, function="box_area").unbind(-1)
+    return (x2 - x1).clamp(min=0) * (y2 - y1).clamp(min=0)
+
+
+def clip_boxes_to_image(
+    boxes: Shaped[Tensor, "... 4"], size: tuple[float, float] | Shaped[Tensor, "*#batch 2"]
+) -> Float[Tensor, "... 4"]:
+    """Move corners that lie outside the image to its border; a box wholly outside becomes empty, never inverted.
+
+    size: (height, width), or a tensor (..., 2) with one size per image that broadcasts over the boxes: (B, 1, 2) or
+    (B, 2) for boxes (B, N, 4).
+
+    >>> clip_boxes_to_image(torch.tensor([[-5.0, 2, 30, 9]]), (8, 20))
+    tensor([[ 0.,  2., 20.,  8.]])
+    """
+    boxes = as_boxes(boxes, function="clip_boxes_to_image")
+    if isinstance(size, Tensor):
+        height, width = size.to(boxes).unbind(-1)
+        if 0 < height.ndim < boxes.ndim - 1:
+            height, width = (side.reshape(side.shape + (1,) * (boxes.ndim - 1 - side.ndim)) for side in (height, width))
+    else:
+        height, width = (boxes.new_tensor(side) for side in size)
+    zero = boxes.new_zeros(())
+    x1, y1, x2, y2 = boxes.unbind(-1)
+    limits = (width, height, width, height)
+    return torch.stack([c.clamp(zero, limit) for c, limit in zip((x1, y1, x2, y2), limits, strict=True)], dim=-1)
+
+
+def remove_small_boxes(boxes: Shaped[Tensor, "N 4"], min_size: float) -> Int[Tensor, "K"]:
+    """Indices of the boxes whose width and height are both at least ``min_size`` pixels, in their order.
+
+    Raises ValueError for a negative or NaN ``min_size``.
+
+    >>> remove_small_boxes(torch.tensor([[0.0, 0, 9, 9], [0, 0, 9, 1]]), min_size=2)
+    tensor([0])
+    """
+    if not min_size >= 0:
+        raise ValueError(f"remove_small_boxes: min_size={min_size} must be at least 0 pixels")
+    x1, y1, x2, y2 = as_boxes(boxes, function="remove_small_boxes").unbind(-1)
+    large: Bool[Tensor, "N"] = (x2 - x1 >= min_size) & (y2 - y1 >= min_size)
+    return large.nonzero().squeeze(1)
