@@ -1,0 +1,166 @@
+"""Which target every anchor learns. Matchers take the whole padded batch and return one Assignment."""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int, Shaped
+from torch import Tensor, nn
+
+from detkit.boxes import box_area, box_iou
+from detkit.checks import check_fraction
+from detkit.structures import IGNORED, NEGATIVE, Assignment, Targets
+
+_SMALLEST_OVERLAP = 1e-6
+_CROWD_SHARE = 0.5
+
+
+class BipartiteMatcher(nn.Module):
+    """SSD's matching: every object gets its best free anchor, and every anchor that fits well enough joins in.
+
+    First the greedy part: of all pairs the one with the highest IoU is matched, its anchor and object leave, and so on
+    until every object has an anchor. Pairs with IoU <= 1e-6 are left alone unless ``force_match_zero``. Then each other
+    anchor whose best IoU is at least ``positive`` takes that object, whether it has an anchor already or not. An anchor
+    whose best IoU lies in [``negative``, ``positive``) is IGNORED, the rest are NEGATIVE; ``negative`` defaults to
+    ``positive``. Anchors that lie with more than half their area in an ignored target (a crowd) are IGNORED too, unless
+    they are positive. Ties go to the lower anchor, then to the lower object. ``greedy=False`` is torchvision's rule for
+    the first part: every object claims its best anchor, and of two that claim the same one the later wins. Overlaps are
+    compared in float32. Raises ValueError for thresholds outside [0, 1] or in the wrong order.
+
+    Source: Liu et al. 2016, section 2.2 ("Matching strategy").
+
+    >>> anchors = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 4], [50, 50, 60, 60]])
+    >>> from detkit.structures import pad_targets
+    >>> targets = pad_targets([{"boxes": torch.tensor([[0.0, 0, 10, 9]]), "labels": torch.tensor([7])}])
+    >>> BipartiteMatcher(positive=0.5)(anchors, targets).matched
+    tensor([[ 0, -1, -1]])
+    """
+
+    def __init__(
+        self,
+        *,
+        positive: float = 0.5,
+        negative: float | None = None,
+        greedy: bool = True,
+        force_match_zero: bool = False,
+    ) -> None:
+        super().__init__()
+        self.positive, self.negative = positive, positive if negative is None else negative
+        for name, value in (("positive", self.positive), ("negative", self.negative)):
+            check_fraction(value, name=name, function="BipartiteMatcher")
+        if self.negative > self.positive:
+            raise ValueError(f"BipartiteMatcher: negative={negative} must not exceed positive={positive}")
+        self.greedy, self.force_match_zero = greedy, force_match_zero
+
+    @torch.no_grad()
+    def forward(self, anchors: Float[Tensor, "*B N 4"], targets: Targets) -> Assignment:
+        """Match ``anchors`` (N, 4) or (B, N, 4) xyxy with the objects of B images; quality is the IoU of the match."""
+        everything = box_iou(targets.boxes, anchors).float()
+        objects = targets.valid & ~targets.ignore
+        overlaps = torch.where(objects[..., None], everything, -1)
+        quality, best = overlaps.max(dim=1)
+        matched = torch.where(quality >= self.positive, best, NEGATIVE)
+        unsure = (quality >= self.negative) | _in_crowd(everything, anchors, targets)
+        matched = torch.where(unsure & (matched == NEGATIVE), IGNORED, matched)
+        claimed = self._greedy_claims(overlaps) if self.greedy else self._independent_claims(overlaps)
+        matched = torch.where(claimed >= 0, claimed, matched)
+        chosen = overlaps.gather(1, matched.clamp(min=0)[:, None]).squeeze(1)
+        return Assignment(matched, torch.where(matched >= 0, chosen, quality.clamp(min=0)))
+
+    def extra_repr(self) -> str:
+        """The settings that ``print`` shows."""
+        return f"positive={self.positive}, negative={self.negative}, greedy={self.greedy}"
+
+    def _worth_forcing(self, overlaps: Tensor) -> Tensor:
+        return overlaps >= 0 if self.force_match_zero else overlaps > _SMALLEST_OVERLAP
+
+    def _greedy_claims(self, overlaps: Float[Tensor, "B T N"]) -> Int[Tensor, "B N"]:
+        """For each anchor the object that takes it in the greedy part, else -1.
+
+        An object can lose at most T - 1 anchors to others, so its T best anchors are all it can ever need: the rounds
+        run on (T, T) candidates instead of (T, N) pairs.
+        """
+        images, length, count = overlaps.shape
+        claimed = overlaps.new_full((images, count), NEGATIVE, dtype=torch.int64)
+        if count == 0:
+            return claimed
+        values, anchors = _best_anchors(overlaps, min(length, count))
+        values = torch.where(self._worth_forcing(values), values, -1)
+        order = _rank(values, anchors, count)
+        for _ in range(length):
+            top, place = order.flatten(1).max(dim=1)
+            row = place // order.shape[2]
+            anchor = anchors.flatten(1).gather(1, place[:, None])
+            free = top[:, None] >= 0
+            claimed.scatter_(1, anchor, torch.where(free, row[:, None], claimed.gather(1, anchor)))
+            spent = (anchors == anchor[..., None]) | (torch.arange(length, device=row.device) == row[:, None])[
+                ..., None
+            ]
+            order = torch.where(spent & free[..., None], -1, order)
+        return claimed
+
+    def _independent_claims(self, overlaps: Float[Tensor, "B T N"]) -> Int[Tensor, "B N"]:
+        """For each anchor the last object whose best anchor it is, else -1: torchvision's rule for SSD."""
+        claimed = overlaps.new_full((overlaps.shape[0], overlaps.shape[2]), NEGATIVE, dtype=torch.int64)
+        if overlaps.shape[2] == 0:
+            return claimed
+        values, anchors = overlaps.max(dim=2)
+        numbers = torch.arange(overlaps.shape[1], device=overlaps.device)
+        claims = torch.where(self._worth_forcing(values), numbers, NEGATIVE)
+        return claimed.scatter_reduce(1, anchors, claims, "amax")
+
+
+class Assigned(NamedTuple):
+    """What every anchor learns: class, NEGATIVE or IGNORED; the box of its object; the weight of its object."""
+
+    labels: Int[Tensor, "B N"]
+    boxes: Float[Tensor, "B N 4"]
+    weights: Float[Tensor, "B N"]
+
+
+def gather_assigned(assignment: Assignment, targets: Targets) -> Assigned:
+    """Look up the label, box and weight that ``assignment`` gives every anchor.
+
+    Where an anchor is NEGATIVE or IGNORED, so is its label; its box is some box of the image and its weight 1: losses
+    mask them out.
+
+    >>> from detkit.structures import pad_targets
+    >>> targets = pad_targets([{"boxes": torch.tensor([[0.0, 0, 10, 9]]), "labels": torch.tensor([7])}])
+    >>> gather_assigned(Assignment(torch.tensor([[0, -1, -2]]), torch.ones(1, 3)), targets).labels
+    tensor([[ 7, -1, -2]])
+    """
+    matched = assignment.matched
+    index = matched.clamp(min=0)
+    labels = torch.where(matched >= 0, targets.labels.gather(1, index), matched)
+    boxes = targets.boxes.gather(1, index[..., None].expand(-1, -1, 4))
+    weights = torch.ones_like(assignment.quality)
+    if targets.weights is not None:
+        weights = torch.where(matched >= 0, targets.weights.gather(1, index).to(weights), weights)
+    return Assigned(labels, boxes, weights)
+
+
+def _in_crowd(
+    overlaps: Float[Tensor, "B T N"], anchors: Shaped[Tensor, "*B N 4"], targets: Targets
+) -> Bool[Tensor, "B N"]:
+    """Anchors with more than half their area inside one ignored target."""
+    own = box_area(anchors).unsqueeze(-2)
+    shared = overlaps / (1 + overlaps) * (own + box_area(targets.boxes)[..., None])  # intersection, from IoU and areas
+    crowds = (targets.valid & targets.ignore)[..., None]
+    return (crowds & (shared > _CROWD_SHARE * own)).any(dim=1)
+
+
+def _best_anchors(overlaps: Float[Tensor, "B T N"], count: int) -> tuple[Float[Tensor, "B T K"], Int[Tensor, "B T K"]]:
+    """The ``count`` best anchors of every object, ties to the lower index.
+
+    topk breaks ties as it likes. An overlap's bits and the anchor's index packed into one integer have no ties.
+    """
+    total = overlaps.shape[2]
+    bits = overlaps.clamp(min=0).view(torch.int32).to(torch.int64)
+    keys = (bits << 32) + torch.arange(total - 1, -1, -1, device=overlaps.device)
+    anchors = total - 1 - (keys.topk(count, dim=2).values & 0xFFFFFFFF)
+    return overlaps.gather(2, anchors), anchors
+
+
+def _rank(values: Float[Tensor, "B T K"], anchors: Int[Tensor, "B T K"], total: int) -> Int[Tensor, "B T K"]:
+    """Integers that order pairs by value, then by lower anchor; -1 where the value is negative."""
+    order = (values.clamp(min=0).view(torch.int32).to(torch.int64) << 32) + (total - 1 - anchors)
+    return torch.where(values >= 0, order, -1)

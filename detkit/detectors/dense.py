@@ -1,0 +1,81 @@
+"""The stage of one-shot detectors: classes and boxes for every anchor, at once."""
+
+from typing import NamedTuple, Protocol, runtime_checkable
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from detkit.anchors import gather_assigned
+from detkit.boxes import DeltaCoder
+from detkit.detectors.detector import Stage
+from detkit.detectors.postprocess import Postprocess
+from detkit.structures import Detections, Images, Targets
+
+
+class DenseOutputs(NamedTuple):
+    """Predictions for every anchor of every image, and the anchors, which all images share."""
+
+    logits: Float[Tensor, "B N classes"]
+    deltas: Float[Tensor, "B N 4"]
+    anchors: Float[Tensor, "N 4"]
+
+
+@runtime_checkable
+class DenseCriterion(Protocol):
+    """A loss of :class:`DenseStage`: judges the predictions, and says what its logits mean as scores."""
+
+    def __call__(
+        self, logits: Tensor, deltas: Tensor, labels: Tensor, delta_targets: Tensor, weights: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Losses from logits (B, N, Q), deltas (B, N, 4), labels (B, N), delta_targets (B, N, 4), weights (B, N)."""
+        ...
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """Scores (B, N, C) in [0, 1] from logits (B, N, Q)."""
+        ...
+
+
+class DenseStage(Stage):
+    """Wires heads, anchors, matcher, coder, loss and postprocess into SSD, RetinaNet and their kin.
+
+    ``class_head`` and ``box_head`` map the list of features to (B, N, Q) and (B, N, 4); ``anchors(features, images)``
+    gives (N, 4) in the same order; ``matcher(anchors, targets)`` an Assignment; ``coder`` translates boxes to deltas
+    and back; ``criterion`` is a :class:`DenseCriterion`; ``postprocess(scores, boxes, sizes)`` gives Detections.
+
+    >>> from detkit.detectors import tiny_ssd
+    >>> type(tiny_ssd(num_classes=2).dense).__name__
+    'DenseStage'
+    """
+
+    def __init__(
+        self,
+        *,
+        class_head: nn.Module,
+        box_head: nn.Module,
+        anchors: nn.Module,
+        matcher: nn.Module,
+        coder: DeltaCoder,
+        criterion: DenseCriterion,
+        postprocess: Postprocess,
+    ) -> None:
+        super().__init__()
+        self.class_head, self.box_head, self.anchors = class_head, box_head, anchors
+        self.matcher, self.coder, self.criterion, self.postprocess = matcher, coder, criterion, postprocess
+
+    def forward(
+        self, features: list[Tensor], images: Images, detections: Detections | None, targets: Targets | None = None
+    ) -> DenseOutputs:
+        """Logits and deltas for every anchor; the same with targets as without."""
+        return DenseOutputs(self.class_head(features), self.box_head(features), self.anchors(features, images))
+
+    def loss(self, outputs: DenseOutputs, targets: Targets) -> dict[str, Tensor]:
+        """The criterion's losses against the targets that the matcher gives the anchors."""
+        assigned = gather_assigned(self.matcher(outputs.anchors, targets), targets)
+        delta_targets = self.coder.encode(assigned.boxes, outputs.anchors)
+        weights = None if targets.weights is None else assigned.weights
+        return self.criterion(outputs.logits, outputs.deltas, assigned.labels, delta_targets, weights)
+
+    def detections(self, outputs: DenseOutputs, images: Images) -> Detections:
+        """Decoded, thresholded and suppressed boxes."""
+        boxes = self.coder.decode(outputs.deltas, outputs.anchors)
+        return self.postprocess(self.criterion.scores(outputs.logits), boxes, images.sizes)

@@ -1,0 +1,128 @@
+"""SSD and its kin: one trunk, default boxes, a class and a box head at every level."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from torch import nn
+
+from detkit.anchors import BipartiteMatcher, DefaultBoxes
+from detkit.backbones import SmallBackbone, SSDVGGBackbone, tiny_ssd_backbone, vgg_features
+from detkit.boxes import DeltaCoder
+from detkit.detectors.dense import DenseStage
+from detkit.detectors.detector import Detector
+from detkit.detectors.postprocess import Postprocess
+from detkit.detectors.preprocess import Preprocess
+from detkit.heads import MultiBoxHead
+from detkit.losses import MultiBoxLoss
+from detkit.necks import FPN, SSD512_LEVELS, SSDExtra
+
+VGG_MEAN, VGG_STD = (0.48235, 0.45882, 0.40784), (1 / 255, 1 / 255, 1 / 255)
+"""What VGG-16 was trained on: pixels in 0..255 with the channel means taken off."""
+
+
+def ssd(
+    trunk: nn.Module,
+    out_channels: Sequence[int],
+    anchors: DefaultBoxes,
+    num_classes: int,
+    *,
+    preprocess: Preprocess,
+    postprocess: Postprocess | None = None,
+) -> Detector:
+    """An SSD around any trunk: ``trunk`` returns one feature map of ``out_channels[l]`` channels for each level.
+
+    Matching at IoU .5, deltas with variances .1 and .2, hard negatives 3 : 1. Source: Liu et al. 2016.
+
+    >>> trunk = SmallBackbone((16, 32), levels=(0, 1))
+    >>> anchors = DefaultBoxes([(16, 24), (32, 48)], aspect_ratios=[(2,), (2,)], strides=trunk.strides)
+    >>> detector = ssd(trunk, trunk.out_channels, anchors, num_classes=3, preprocess=Preprocess((64, 64)))
+    >>> list(detector.stages)
+    ['dense']
+    """
+    return Detector(
+        trunk,
+        preprocess=preprocess,
+        dense=DenseStage(
+            class_head=MultiBoxHead(out_channels, anchors.per_cell, outputs=num_classes + 1),
+            box_head=MultiBoxHead(out_channels, anchors.per_cell, outputs=4),
+            anchors=anchors,
+            matcher=BipartiteMatcher(positive=0.5),
+            coder=DeltaCoder((10.0, 10.0, 5.0, 5.0)),
+            criterion=MultiBoxLoss(negatives_per_positive=3.0),
+            postprocess=Postprocess() if postprocess is None else postprocess,
+        ),
+    )
+
+
+def ssd300(num_classes: int, *, features: nn.Sequential | None = None) -> Detector:
+    """SSD300 on VGG-16: images to 300 x 300, six levels, 8732 default boxes.
+
+    ``features`` are the layers of a (pretrained) VGG-16, ``torchvision.models.vgg16(...).features``; random without.
+    Sizes and steps are those of the authors' release for VOC. Source: Liu et al. 2016, section 3.
+
+    >>> sum(p.numel() for p in ssd300(num_classes=90).parameters())
+    35641826
+    """
+    backbone = SSDVGGBackbone(vgg_features() if features is None else features)
+    neck = SSDExtra(backbone.out_channels, backbone.strides)
+    edges = (30, 60, 111, 162, 213, 264, 315)
+    anchors = DefaultBoxes(
+        list(pairwise(edges)),
+        aspect_ratios=[(2,), (2, 3), (2, 3), (2, 3), (2,), (2,)],
+        strides=(8, 16, 32, 64, 100, 300),
+    )
+    preprocess = Preprocess((300, 300), mean=VGG_MEAN, std=VGG_STD)
+    return ssd(nn.Sequential(backbone, neck), neck.out_channels, anchors, num_classes, preprocess=preprocess)
+
+
+def ssd512(num_classes: int, *, features: nn.Sequential | None = None) -> Detector:
+    """SSD512 on VGG-16: images to 512 x 512, seven levels, 24,564 default boxes; else as :func:`ssd300`.
+
+    Source: Liu et al. 2016, section 3.3 ("SSD512"), sizes and steps of the authors' release for VOC.
+
+    >>> ssd512(num_classes=20).dense.anchors.per_cell
+    (4, 6, 6, 6, 6, 4, 4)
+    """
+    backbone = SSDVGGBackbone(vgg_features() if features is None else features)
+    neck = SSDExtra(backbone.out_channels, backbone.strides, levels=SSD512_LEVELS)
+    edges = (35.84, 76.8, 153.6, 230.4, 307.2, 384.0, 460.8, 537.6)
+    anchors = DefaultBoxes(
+        list(pairwise(edges)),
+        aspect_ratios=[(2,), (2, 3), (2, 3), (2, 3), (2, 3), (2,), (2,)],
+        strides=(8, 16, 32, 64, 128, 256, 512),
+    )
+    preprocess = Preprocess((512, 512), mean=VGG_MEAN, std=VGG_STD)
+    return ssd(nn.Sequential(backbone, neck), neck.out_channels, anchors, num_classes, preprocess=preprocess)
+
+
+def tiny_ssd(num_classes: int) -> Detector:
+    """TinySSD: images to 256 x 256, five levels of 32, 16, 8, 4 and 1 cells, 5444 default boxes.
+
+    Trained with SSD's loss and hard negatives, where the source takes a plain mean over all anchors.
+    Source: Dive into Deep Learning, section 14.7.
+
+    >>> tiny_ssd(num_classes=1).dense.anchors.per_cell
+    (4, 4, 4, 4, 4)
+    """
+    backbone = tiny_ssd_backbone()
+    relative = [(0.2, 0.272), (0.37, 0.447), (0.54, 0.619), (0.71, 0.79), (0.88, 0.961)]
+    sizes = [(256 * first, 256 * second**2 / first) for first, second in relative]
+    anchors = DefaultBoxes(sizes, aspect_ratios=[(2,)] * 5)
+    return ssd(backbone, backbone.out_channels, anchors, num_classes, preprocess=Preprocess((256, 256)))
+
+
+def fpn_ssd(num_classes: int, *, size: tuple[int, int] = (320, 320), channels: int = 64, blocks: int = 1) -> Detector:
+    """A small SSD to train from scratch: a residual net with a feature pyramid, levels at strides 8, 16 and 32.
+
+    Images are resized to ``size`` (height, width); default boxes are 3, 4.5 and 6 strides wide, so objects of about 20
+    to 250 pixels *after resizing* find one. ``channels`` is the width of the pyramid.
+
+    >>> fpn_ssd(num_classes=3, size=(240, 320)).preprocess.size
+    (240, 320)
+    """
+    backbone = SmallBackbone((channels // 2, channels, channels * 2, channels * 4), levels=(1, 2, 3), blocks=blocks)
+    neck = FPN(backbone.out_channels, backbone.strides, channels=channels)
+    sizes = [(3.0 * stride, 6.0 * stride) for stride in neck.strides]
+    anchors = DefaultBoxes(sizes, aspect_ratios=[(2,)] * len(sizes), strides=neck.strides)
+    trunk = nn.Sequential(backbone, neck)
+    return ssd(trunk, neck.out_channels, anchors, num_classes, preprocess=Preprocess(size))

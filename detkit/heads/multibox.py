@@ -1,0 +1,60 @@
+"""Heads that predict a few numbers for every default box, with filters of their own at every level."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class MultiBoxHead(nn.Module):
+    """SSD's predictor: one 3 x 3 convolution for each feature level, ``outputs`` numbers for every box of a cell.
+
+    ``in_channels`` and ``per_cell`` give channels and boxes per cell of every level, fine to coarse. With
+    ``outputs = num_classes + 1`` it is the class head of a softmax detector (background last), with 4 the box head.
+    Source: Liu et al. 2016, section 2.1.
+
+    >>> head = MultiBoxHead((8, 16), (4, 6), outputs=4)
+    >>> head([torch.zeros(2, 8, 5, 5), torch.zeros(2, 16, 3, 3)]).shape
+    torch.Size([2, 154, 4])
+    """
+
+    def __init__(self, in_channels: Sequence[int], per_cell: Sequence[int], *, outputs: int) -> None:
+        super().__init__()
+        if len(in_channels) != len(per_cell):
+            raise ValueError(f"MultiBoxHead: {len(in_channels)} in_channels for {len(per_cell)} per_cell levels")
+        self.outputs = outputs
+        self.levels = nn.ModuleList(
+            prediction_conv(channels, boxes * outputs) for channels, boxes in zip(in_channels, per_cell, strict=True)
+        )
+
+    def forward(self, features: Sequence[Float[Tensor, "B _ _ _"]]) -> Float[Tensor, "B N outputs"]:
+        """Predictions of all levels, in the order of the default boxes: level, row, column, box."""
+        if len(features) != len(self.levels):
+            raise ValueError(f"MultiBoxHead: got {len(features)} feature levels, was built for {len(self.levels)}")
+        return flatten_levels([level(rows) for level, rows in zip(self.levels, features, strict=True)], self.outputs)
+
+
+def prediction_conv(in_channels: int, out_channels: int, *, std: float | None = None, bias: float = 0.0) -> nn.Conv2d:
+    """The last convolution of a head: 3 x 3, weights Xavier or normal with ``std``, constant ``bias``.
+
+    >>> prediction_conv(8, 4, bias=-4.6).bias[0].item()
+    -4.599...
+    """
+    conv = nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1)
+    with torch.no_grad():
+        nn.init.xavier_uniform_(conv.weight) if std is None else nn.init.normal_(conv.weight, std=std)
+        nn.init.constant_(conv.get_parameter("bias"), bias)
+    return conv
+
+
+def flatten_levels(maps: Sequence[Float[Tensor, "B _ _ _"]], outputs: int) -> Float[Tensor, "B N outputs"]:
+    """Maps (B, A * outputs, H, W) of every level as one (B, N, outputs), in the order of the anchors.
+
+    Channel a * outputs + q of a cell holds number q of its anchor a.
+
+    >>> flatten_levels([torch.zeros(2, 6, 3, 3), torch.zeros(2, 6, 1, 1)], outputs=2).shape
+    torch.Size([2, 30, 2])
+    """
+    rows = [level.unflatten(1, (-1, outputs)).permute(0, 3, 4, 1, 2).flatten(1, 3) for level in maps]
+    return torch.cat(rows, dim=1)

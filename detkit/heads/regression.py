@@ -1,0 +1,29 @@
+"""A box head that is shared by all feature levels."""
+
+from collections.abc import Sequence
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from detkit.heads.multibox import flatten_levels, prediction_conv
+
+
+class RegressionHead(nn.Module):
+    """Box deltas for every anchor: a tower that all levels share, then one 3 x 3 convolution.
+
+    ``tower`` maps (B, in_channels, H, W) to the same shape and may be any module (none: the features go straight in).
+    Source: Lin et al. 2017 (RetinaNet), section 4.
+
+    >>> import torch
+    >>> RegressionHead(8, 3)([torch.zeros(2, 8, 4, 4), torch.zeros(2, 8, 2, 2)]).shape
+    torch.Size([2, 60, 4])
+    """
+
+    def __init__(self, in_channels: int, per_cell: int, *, tower: nn.Module | None = None) -> None:
+        super().__init__()
+        self.tower = nn.Identity() if tower is None else tower
+        self.deltas = prediction_conv(in_channels, per_cell * 4, std=0.01)
+
+    def forward(self, features: Sequence[Float[Tensor, "B _ _ _"]]) -> Float[Tensor, "B N 4"]:
+        """Deltas of all levels, in the order of the anchors: level, row, column, anchor."""
+        return flatten_levels([self.deltas(self.tower(level)) for level in features], 4)
