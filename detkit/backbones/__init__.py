@@ -1,0 +1,28 @@
+"""Backbones turn images into feature maps of known channels and strides, finest first.
+
+``SmallBackbone`` and the chains of TinySSD and SSD7 are built here; VGG, ResNet and the torchvision and timm adapters
+take over a model that the user built, with or without pretrained weights. A neck on top makes a trunk:
+``nn.Sequential(backbone, neck)``.
+"""
+
+from detkit.backbones.base import Backbone
+from detkit.backbones.pretrained import TimmBackbone, TorchvisionBackbone
+from detkit.backbones.resnet import ResNetBackbone
+from detkit.backbones.sequential import SequentialBackbone, ssd7_backbone, tiny_ssd_backbone
+from detkit.backbones.small import SmallBackbone
+from detkit.backbones.vgg import SSDVGGBackbone, ssd_trunk_from_torchvision, vgg_backbone, vgg_features
+
+__all__ = [
+    "Backbone",
+    "ResNetBackbone",
+    "SSDVGGBackbone",
+    "SequentialBackbone",
+    "SmallBackbone",
+    "TimmBackbone",
+    "TorchvisionBackbone",
+    "ssd7_backbone",
+    "ssd_trunk_from_torchvision",
+    "tiny_ssd_backbone",
+    "vgg_backbone",
+    "vgg_features",
+]

@@ -1,0 +1,92 @@
+"""A chain of stages as a backbone, and the two published chains that are nothing more: TinySSD's and SSD7's."""
+
+from collections.abc import Sequence
+from functools import partial
+from itertools import pairwise
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from detkit.backbones.base import Backbone
+from detkit.layers import init_convolutions
+
+
+class SequentialBackbone(Backbone):
+    """Stages run one after another; the output of each is a level.
+
+    ``stages`` are handed over with the channels and the stride (relative to the image) of each one's output.
+    Raises ValueError where there are not as many of each.
+
+    >>> import torch
+    >>> backbone = SequentialBackbone([nn.Conv2d(3, 4, 2, 2), nn.MaxPool2d(2)], out_channels=[4, 4], strides=[2, 4])
+    >>> [tuple(level.shape) for level in backbone(torch.zeros(1, 3, 8, 12))]
+    [(1, 4, 4, 6), (1, 4, 2, 3)]
+    """
+
+    def __init__(self, stages: Sequence[nn.Module], *, out_channels: Sequence[int], strides: Sequence[int]) -> None:
+        super().__init__(out_channels=out_channels, strides=strides)
+        if len(stages) != len(self.out_channels):
+            raise ValueError(
+                f"SequentialBackbone: got {len(stages)} stages but out_channels {self.out_channels}; "
+                "each stage needs its own"
+            )
+        self.stages = nn.ModuleList(stages)
+
+    def forward(self, images: Float[Tensor, "B D H W"]) -> list[Tensor]:
+        """The output of each stage, in order."""
+        self.check_images(images)
+        levels = [images]
+        for stage in self.stages:
+            levels.append(stage(levels[-1]))
+        return levels[1:]
+
+
+def tiny_ssd_backbone() -> SequentialBackbone:
+    """The trunk of TinySSD: six blocks that each halve the image, then one cell for the whole of it.
+
+    Images (B, 3, H, W) of at least 64 pixels to levels of 64, 128, 128, 128, 128 channels: 32, 16, 8, 4 and 1 cells
+    wide at the published 256 x 256. The last stride, 256, holds at that size only: its cell is always the whole image.
+    Source: Dive into Deep Learning, section 14.7.
+
+    >>> import torch
+    >>> [level.shape[-1] for level in tiny_ssd_backbone()(torch.zeros(2, 3, 256, 256))]
+    [32, 16, 8, 4, 1]
+    """
+    base = nn.Sequential(_down_block(3, 16), _down_block(16, 32), _down_block(32, 64))
+    stages = [base, _down_block(64, 128), _down_block(128, 128), _down_block(128, 128), nn.AdaptiveMaxPool2d(1)]
+    return SequentialBackbone(stages, out_channels=[64, 128, 128, 128, 128], strides=[8, 16, 32, 64, 256])
+
+
+def ssd7_backbone() -> SequentialBackbone:
+    """The trunk of SSD7: seven convolutions with batch norm and ELU, a pooling between each two.
+
+    Images (B, 3, H, W) of at least 64 pixels to the outputs of convolutions 4 to 7: 64, 48, 48, 32 channels at strides
+    8, 16, 32, 64, sizes rounded down. Source: ssd_keras, keras_ssd7; He initialisation.
+
+    >>> import torch
+    >>> [tuple(level.shape[-2:]) for level in ssd7_backbone()(torch.zeros(2, 3, 300, 480))]
+    [(37, 60), (18, 30), (9, 15), (4, 7)]
+    """
+    norm = partial(nn.BatchNorm2d, eps=1e-3, momentum=0.01)
+    channels = (3, 32, 48, 64, 64, 48, 48, 32)
+    convolutions = [
+        nn.Sequential(_convolution(before, after, 5 if before == 3 else 3), norm(after), nn.ELU())
+        for before, after in pairwise(channels)
+    ]
+    pooled = [nn.Sequential(nn.MaxPool2d(2), convolution) for convolution in convolutions[1:]]
+    stages = [nn.Sequential(convolutions[0], *pooled[:3]), *pooled[3:]]
+    backbone = SequentialBackbone(stages, out_channels=channels[4:], strides=[8, 16, 32, 64])
+    init_convolutions(backbone, nn.init.kaiming_normal_)
+    return backbone
+
+
+def _down_block(in_channels: int, out_channels: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for before in (in_channels, out_channels):
+        layers += [_convolution(before, out_channels), nn.BatchNorm2d(out_channels), nn.ReLU()]
+    return nn.Sequential(*layers, nn.MaxPool2d(2))
+
+
+def _convolution(in_channels: int, out_channels: int, kernel_size: int = 3) -> nn.Conv2d:
+    # Both nets keep a bias before the norm, so their published parameter counts and weights hold.
+    return nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2)

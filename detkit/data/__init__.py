@@ -1,0 +1,41 @@
+"""Data sets and what feeds them to a training loop.
+
+Readers (:class:`CocoDataset`, :class:`VocDataset`) check every annotation when they are built and open nothing outside
+their folder; :class:`DigitScenes` draws scenes of real handwritten digits without any download. All hand out (image,
+target) pairs of tv_tensors, so torchvision.transforms.v2 applies; :class:`Augmented` makes those transforms a pure
+function of (seed, epoch, index), and the samplers resume at the very next sample.
+"""
+
+from detkit.data.coco import CocoDataset
+from detkit.data.files import MAX_IMAGE_PIXELS
+from detkit.data.samplers import BalancedBatchSampler, ResumableSampler
+from detkit.data.scenes import DigitScenes
+from detkit.data.transforms import (
+    Augmented,
+    flip_augmentation,
+    large_scale_jitter,
+    sanitize,
+    short_side_augmentation,
+    ssd_augmentation,
+)
+from detkit.data.truth import coco_ground_truth
+from detkit.data.voc import VocDataset, VocFolders
+from detkit.structures import collate
+
+__all__ = [
+    "MAX_IMAGE_PIXELS",
+    "Augmented",
+    "BalancedBatchSampler",
+    "CocoDataset",
+    "DigitScenes",
+    "ResumableSampler",
+    "VocDataset",
+    "VocFolders",
+    "coco_ground_truth",
+    "collate",
+    "flip_augmentation",
+    "large_scale_jitter",
+    "sanitize",
+    "short_side_augmentation",
+    "ssd_augmentation",
+]

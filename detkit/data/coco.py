@@ -1,0 +1,125 @@
+"""COCO's format: one JSON of images, annotations and categories beside a folder of images."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+from torchvision import tv_tensors
+
+from detkit.data.coco_json import CocoRecords, read_coco
+from detkit.data.files import read_image, resolve_inside
+from detkit.data.masks import draw_mask
+from detkit.data.truth import Degenerate, Transforms, check_degenerate, make_target
+from detkit.structures import Target
+
+
+class CocoDataset(Dataset[tuple[Any, Target]]):
+    """Images and targets of a COCO annotation file, checked as a whole when it is built; nothing is ever downloaded.
+
+    An item is (image, target): image uint8 (3, H, W) RGB as tv_tensors.Image; target a dict with boxes (T, 4) float32
+    xyxy pixels as tv_tensors.BoundingBoxes, labels (T,) int64 in 0..C-1 in the order of ascending category id,
+    image_id, area (T,), iscrowd (T,) (crowds stay, with 1; so do entries with ``ignore``), masks (T, H, W) uint8 as
+    tv_tensors.Mask with ``masks=True``, keypoints (T, P, 3) as x, y, visibility with ``keypoints=True``. Images come
+    in the order of ascending id; those without objects stay, with boxes (0, 4). ``transforms`` gets both and returns
+    both, as torchvision.transforms.v2 does.
+
+    Boxes without width or height are dropped with one warning (``degenerate="drop"``) or refused (``"raise"``).
+    Raises ValueError naming the file and the entry for everything that is wrong in the JSON, and for a file name
+    that is absolute, leads out of ``image_folder`` or is a URL; on reading, for an image that is broken, larger than
+    ``MAX_IMAGE_PIXELS``, or of another size than declared.
+
+    >>> import json, tempfile
+    >>> from PIL import Image
+    >>> with tempfile.TemporaryDirectory() as root:
+    ...     Image.new("RGB", (6, 4)).save(f"{root}/5.png")
+    ...     written = Path(root, "a.json").write_text(json.dumps({
+    ...         "images": [{"id": 5, "file_name": "5.png", "height": 4, "width": 6}],
+    ...         "categories": [{"id": 90, "name": "toothbrush"}],
+    ...         "annotations": [{"id": 1, "image_id": 5, "category_id": 90, "bbox": [1, 1, 2, 3]}]}))
+    ...     dataset = CocoDataset(root, f"{root}/a.json")
+    ...     image, target = dataset[0]
+    >>> image.shape, target["boxes"].tolist(), target["labels"].tolist(), dataset.label_to_id
+    (torch.Size([3, 4, 6]), [[1.0, 1.0, 3.0, 4.0]], [0], {0: 90})
+    """
+
+    def __init__(
+        self,
+        image_folder: str | Path,
+        annotation_file: str | Path,
+        *,
+        transforms: Transforms | None = None,
+        masks: bool = False,
+        keypoints: bool = False,
+        degenerate: Degenerate = "drop",
+    ) -> None:
+        check_degenerate(degenerate, owner="CocoDataset")
+        self.image_folder = Path(image_folder)
+        self.transforms = transforms
+        self.records: CocoRecords = read_coco(annotation_file, masks=masks, keypoints=keypoints, degenerate=degenerate)
+        for index, name in enumerate(self.records.file_names):
+            resolve_inside(self.image_folder, name, owner=self._owner(index))
+
+    @property
+    def categories(self) -> list[str]:
+        """Name of each label."""
+        return self.records.categories
+
+    @property
+    def category_ids(self) -> list[int]:
+        """Id of each label in the file, ascending."""
+        return self.records.category_ids
+
+    @property
+    def label_to_id(self) -> dict[int, int]:
+        """Category id of each label."""
+        return dict(enumerate(self.records.category_ids))
+
+    @property
+    def id_to_label(self) -> dict[int, int]:
+        """Label of each category id."""
+        return {category_id: label for label, category_id in enumerate(self.records.category_ids)}
+
+    @property
+    def image_ids(self) -> list[int]:
+        """Id of each image, ascending: the order of the data set."""
+        return self.records.image_ids.tolist()
+
+    def __len__(self) -> int:
+        return len(self.records.file_names)
+
+    def __getitem__(self, index: int) -> tuple[Any, Target]:
+        target = self.target(index)
+        name = self.records.file_names[index]
+        image = read_image(self.image_folder, name, size=self.image_size(index), owner=self._owner(index))
+        return self.transforms(image, target) if self.transforms else (image, target)
+
+    def image_size(self, index: int) -> tuple[int, int]:
+        """Declared (height, width) of an image."""
+        height, width = self.records.sizes[index].tolist()
+        return height, width
+
+    def target(self, index: int) -> Target:
+        """The target of an image, before transforms; the image is not opened."""
+        records, size = self.records, self.image_size(index)
+        index = range(len(self))[index]
+        rows = slice(int(records.offsets[index]), int(records.offsets[index + 1]))
+        target = make_target(
+            records.boxes[rows],
+            records.labels[rows],
+            size=size,
+            image_id=int(records.image_ids[index]),
+            area=records.area[rows],
+            iscrowd=records.iscrowd[rows],
+        )
+        if records.segmentations is not None:
+            drawn = [draw_mask(segmentation, size) for segmentation in records.segmentations[rows]]
+            masks = np.stack(drawn) if drawn else np.zeros((0, *size), np.uint8)
+            target["masks"] = tv_tensors.Mask(torch.from_numpy(masks))
+        if records.keypoints is not None:
+            target["keypoints"] = torch.from_numpy(records.keypoints[rows].copy())
+        return target
+
+    def _owner(self, index: int) -> str:
+        return f"CocoDataset: image id={self.records.image_ids[index]}"

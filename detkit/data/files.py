@@ -1,0 +1,185 @@
+"""Reading files that an annotation file names: inside the given root only, bounded, and never over a network.
+
+Names come from JSON and XML that anyone may have written. They are checked as text, resolved through every link, and
+opened without following a link put there meanwhile; sizes are compared with a bound before memory is taken.
+"""
+
+import json
+import os
+import stat
+from pathlib import Path, PureWindowsPath
+from reprlib import Repr
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision import tv_tensors
+
+MAX_IMAGE_PIXELS = 89_478_485
+"""Larger images are refused before they are decoded: this many take 256 MiB as RGB (Pillow's own bound)."""
+MAX_JSON_BYTES = 1 << 32
+"""Larger annotation files are refused before they are read."""
+MAX_NAME_BYTES = 1024
+"""Longer file names are refused."""
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
+"""What may be decoded: plain rasters. Pillow also knows formats that start other programs (EPS)."""
+_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"}
+
+_short = Repr()
+_short.maxstring = _short.maxother = 120
+
+
+def shown(value: object) -> str:
+    """``repr`` of a value from a file, cut to a length that an error message can bear.
+
+    >>> shown("x" * 5000).count("x") < 120
+    True
+    """
+    return _short.repr(value)
+
+
+def check_name(name: object, *, owner: str) -> str:
+    """The relative file name itself; nothing on disk is looked at. ``owner`` says in errors whose name it is.
+
+    Raises ValueError for anything but text, an empty, absolute or overlong name, a part ``..``, a NUL or a URL.
+
+    >>> check_name("train/1.jpg", owner="image id=1")
+    'train/1.jpg'
+    """
+    problem = _name_problem(name)
+    if problem:
+        raise ValueError(f"{owner}: file_name={shown(name)} {problem}; allowed is a relative path inside the root")
+    assert isinstance(name, str)
+    return name
+
+
+def resolve_inside(root: str | Path, name: object, *, owner: str) -> Path:
+    """The path of ``name`` below ``root`` with every link followed; it need not exist.
+
+    Raises ValueError as :func:`check_name` does, and where a link leads out of the root.
+
+    >>> resolve_inside("/data", "a/1.jpg", owner="image id=1") == Path(os.path.realpath("/data")) / "a" / "1.jpg"
+    True
+    """
+    top = os.path.realpath(root)
+    path = os.path.realpath(os.path.join(top, check_name(name, owner=owner)))
+    if not path.startswith(os.path.join(top, "")):
+        raise ValueError(f"{owner}: file_name={shown(name)} leads out of the root {top}; nothing was opened")
+    return Path(path)
+
+
+def open_inside(root: str | Path, name: object, *, owner: str) -> BinaryIO:
+    """``name`` below ``root`` opened for reading in binary.
+
+    Raises ValueError as :func:`resolve_inside` does and for what is no regular file (a pipe would block for ever),
+    FileNotFoundError where there is none.
+
+    >>> open_inside("/", "../etc/passwd", owner="image id=1")
+    Traceback (most recent call last):
+    ValueError: image id=1: file_name='../etc/passwd' has a part '..'; allowed is a relative path inside the root
+    """
+    path = resolve_inside(root, name, owner=owner)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{owner}: there is no file {path}") from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ValueError(f"{owner}: file_name={shown(name)} is not a regular file")
+    return os.fdopen(descriptor, "rb")
+
+
+def check_pixels(height: int, width: int, *, owner: str) -> None:
+    """Raise ValueError unless the size is positive and within :data:`MAX_IMAGE_PIXELS`.
+
+    >>> check_pixels(480, 640, owner="image id=1")
+    """
+    if height < 1 or width < 1 or height * width > MAX_IMAGE_PIXELS:
+        raise ValueError(
+            f"{owner}: height={height}, width={width}; allowed is at least one pixel and at most "
+            f"MAX_IMAGE_PIXELS={MAX_IMAGE_PIXELS}"
+        )
+
+
+def read_image(root: str | Path, name: object, *, size: tuple[int, int], owner: str) -> tv_tensors.Image:
+    """Decode an image below ``root`` to RGB uint8 (3, H, W); ``size`` is the declared (height, width).
+
+    Grey values are repeated, an alpha channel is dropped, an EXIF orientation is left alone (boxes are drawn on the
+    stored pixels). Raises ValueError as :func:`open_inside` does, and for a size that is not the declared one, more
+    than :data:`MAX_IMAGE_PIXELS`, 16-bit or float pixels, and a file that is broken or no image.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as root:
+    ...     Image.new("L", (6, 4), 7).save(os.path.join(root, "grey.png"))
+    ...     image = read_image(root, "grey.png", size=(4, 6), owner="image id=1")
+    >>> image.shape, image.unique().tolist()
+    (torch.Size([3, 4, 6]), [7])
+    """
+    with open_inside(root, name, owner=owner) as file:
+        try:
+            picture = Image.open(file, formats=FORMATS)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise ValueError(f"{owner}: {shown(name)} cannot be read as an image: {error}") from error
+        _check_picture(picture, size, owner=f"{owner}: {shown(name)}")
+        try:
+            pixels = np.array(picture.convert("RGB"))
+        except (OSError, ValueError, SyntaxError) as error:
+            raise ValueError(f"{owner}: {shown(name)} cannot be decoded: {error}") from error
+    return tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1).contiguous())
+
+
+def read_json(path: str | Path, *, owner: str) -> Any:
+    """What a JSON file holds. Raises ValueError naming the file where it is too large, too deep or not JSON.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as root:
+    ...     written = Path(root, "a.json").write_text('{"images": []}')
+    ...     read_json(Path(root, "a.json"), owner="CocoDataset")
+    {'images': []}
+    """
+    size = os.path.getsize(path)
+    if size > MAX_JSON_BYTES:
+        raise ValueError(f"{owner}: {path} has {size} bytes; allowed are {MAX_JSON_BYTES}")
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            return json.load(file)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{owner}: {path} is not valid JSON: {error}") from error
+
+
+def _name_problem(name: object) -> str:
+    """What is wrong with a file name as text, or nothing."""
+    if not isinstance(name, str) or not name:
+        return "is not a text of at least one character"
+    if "\0" in name:
+        return "holds a NUL"
+    if "://" in name:
+        return "is a URL, and nothing is ever fetched"
+    encoded = name.encode("utf-8", "replace")
+    if len(encoded) > MAX_NAME_BYTES or any(len(part) > 255 for part in encoded.split(b"/")):
+        return f"has {len(encoded)} bytes, more than {MAX_NAME_BYTES}, or 255 in a part"
+    # Windows' rules are a superset: drives, both slashes.
+    path = PureWindowsPath(name)
+    if path.anchor:
+        return "is absolute"
+    if ".." in path.parts:
+        return "has a part '..'"
+    return "is no file name" if not path.parts or "\ufffd" in name or not _encodable(name) else ""
+
+
+def _encodable(name: str) -> bool:
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _check_picture(picture: Image.Image, size: tuple[int, int], *, owner: str) -> None:
+    width, height = picture.size
+    check_pixels(height, width, owner=owner)
+    if (height, width) != tuple(size):
+        raise ValueError(f"{owner} is {height} x {width} (height x width), but declared as {size[0]} x {size[1]}")
+    if picture.mode not in _MODES:
+        raise ValueError(f"{owner} has pixels of mode {picture.mode!r}; allowed are 8 bits a channel: {sorted(_MODES)}")

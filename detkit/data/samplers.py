@@ -1,0 +1,199 @@
+"""Samplers whose order is a pure function of (seed, epoch), and that go on with the very next sample after a restart.
+
+Iterating changes nothing in a sampler: workers fetch ahead of the training step, so what was handed out is not what
+was learnt. The loop says what it has done with ``advance``; ``state_dict`` then holds the truth.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+from torch import Tensor
+from torch.utils.data import Sampler
+
+from detkit import dist
+
+Item = TypeVar("Item", int, list[int])
+
+
+class _Resumable(Sampler[Item], ABC, Generic[Item]):
+    """Seed, epoch, position in this rank's share of the epoch, and what a restart needs of them."""
+
+    def __init__(self, seed: int, rank: int | None, world_size: int | None) -> None:
+        name = type(self).__name__
+        self.seed = seed
+        self.world_size = dist.world_size() if world_size is None else world_size
+        self.rank = dist.rank() if rank is None else rank
+        self.epoch = 0
+        self.position = 0
+        if seed < 0:
+            raise ValueError(f"{name}: seed={seed} must not be negative")
+        if not 0 <= self.rank < self.world_size:
+            raise ValueError(f"{name}: rank={self.rank} must lie in 0 to world_size - 1, with {self.world_size=}")
+
+    @abstractmethod
+    def _share(self) -> list[Item]:
+        """All items of this rank in this epoch."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Items of this rank in a whole epoch, wherever it stands."""
+
+    def __iter__(self) -> Iterator[Item]:
+        return iter(self._share()[self.position :])
+
+    def set_epoch(self, epoch: int) -> None:
+        """Begin an epoch. Naming the epoch that it stands in already changes nothing, so that a resumed one goes on."""
+        if epoch < 0:
+            raise ValueError(f"{type(self).__name__}.set_epoch: epoch={epoch} must not be negative")
+        if epoch != self.epoch:
+            self.epoch, self.position = epoch, 0
+
+    def advance(self, count: int = 1) -> None:
+        """Say that ``count`` further items of this rank have been trained on."""
+        if not 0 <= count <= len(self) - self.position:
+            left = len(self) - self.position
+            raise ValueError(f"{type(self).__name__}.advance: count={count} must lie in 0 to {left}, what is left")
+        self.position += count
+
+    def state_dict(self) -> dict[str, int]:
+        """Epoch and position, with what they depend on: plain numbers, safe for ``weights_only`` loading."""
+        return {"epoch": self.epoch, "position": self.position, **self._identity()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where ``state`` was taken. Raises ValueError where seed, length or world size differ."""
+        for key, value in self._identity().items():
+            if state.get(key) != value:
+                raise ValueError(
+                    f"{type(self).__name__}.load_state_dict: {key}={state.get(key)!r} was saved, but this sampler has "
+                    f"{key}={value}: its order would be another one"
+                )
+        if state["epoch"] < 0 or not 0 <= state["position"] <= len(self):
+            raise ValueError(f"{type(self).__name__}.load_state_dict: {state} lies outside 0 to {len(self)} items")
+        self.epoch, self.position = state["epoch"], state["position"]
+
+    def _identity(self) -> dict[str, int]:
+        return {"seed": self.seed, "length": len(self), "world_size": self.world_size}
+
+
+class ResumableSampler(_Resumable[int]):
+    """Indices of a data set for one of several ranks: rank r takes every world_size-th of the epoch's order, from r on.
+
+    With ``shuffle=True`` (training) every rank gets the same number, or the others would wait for ever: the order's
+    beginning is repeated at its end, or with ``drop_last=True`` its end left out (which samples, changes with the
+    epoch). With ``shuffle=False`` (evaluation) the order is 0, 1, 2 ..., shares may differ by one and no sample is seen
+    twice. ``rank`` and ``world_size`` are those of the process group unless given; ``length`` is the data set's.
+
+    In the loop: ``sampler.set_epoch(epoch)`` before each epoch, ``sampler.advance(len(images))`` after each step, and
+    ``state_dict()`` into the checkpoint. Raises ValueError for a negative length or seed, or a rank outside.
+
+    >>> sampler = ResumableSampler(10, seed=1)
+    >>> order = list(sampler)
+    >>> sampler.advance(4)
+    >>> resumed = ResumableSampler(10, seed=1)
+    >>> resumed.load_state_dict(sampler.state_dict())
+    >>> list(resumed) == order[4:]
+    True
+    """
+
+    def __init__(
+        self,
+        length: int,
+        *,
+        seed: int = 0,
+        rank: int | None = None,
+        world_size: int | None = None,
+        shuffle: bool = True,
+        drop_last: bool = False,
+    ) -> None:
+        super().__init__(seed, rank, world_size)
+        if length < 0:
+            raise ValueError(f"ResumableSampler: length={length} must not be negative")
+        self.length = length
+        self.shuffle = shuffle
+        self.drop_last = drop_last
+
+    def __len__(self) -> int:
+        total = self._total()
+        return total // self.world_size + (self.rank < total % self.world_size)
+
+    def _total(self) -> int:
+        """Samples of all ranks together."""
+        rest = self.length % self.world_size
+        if self.drop_last:
+            return self.length - rest
+        return self.length + (self.world_size - rest if self.shuffle and rest else 0)
+
+    def _share(self) -> list[int]:
+        order = np.arange(self.length)
+        if self.shuffle:
+            order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)
+        return np.resize(order, self._total())[self.rank :: self.world_size].tolist()
+
+    def _identity(self) -> dict[str, int]:
+        return {"seed": self.seed, "length": self.length, "world_size": self.world_size}
+
+
+class BalancedBatchSampler(_Resumable[list[int]]):
+    """Batches in which every class has its turn equally often: counts differ by at most 1 in a batch and in an epoch.
+
+    Each place of a batch belongs to a class, in one cycle through all classes that runs on over the batches of an
+    epoch; it is filled with the next image of that class, in an order shuffled anew whenever the class is exhausted.
+    So rare classes come again and common ones are not all seen in one epoch. An image with several classes counts for
+    the one whose place it fills; images without any are never drawn.
+
+    labels_per_image: for each image its label, or its labels (a sequence or tensor, possibly empty). ``batches`` is
+    the number per rank and epoch, by default as many as the images fill; ranks take every world_size-th batch. Hand it
+    to a DataLoader as ``batch_sampler``; ``advance()`` after each step. Raises ValueError without any label, and for a
+    ``batch_size`` or ``batches`` below 1.
+
+    >>> labels = [0, 0, 0, 0, 0, 1]
+    >>> [sorted(labels[image] for image in batch) for batch in BalancedBatchSampler(labels, 2)]
+    [[0, 1], [0, 1], [0, 1]]
+    """
+
+    def __init__(
+        self,
+        labels_per_image: Sequence[int | Sequence[int] | Tensor],
+        batch_size: int,
+        *,
+        seed: int = 0,
+        batches: int | None = None,
+        rank: int | None = None,
+        world_size: int | None = None,
+    ) -> None:
+        super().__init__(seed, rank, world_size)
+        self.batch_size = batch_size
+        if batch_size < 1 or (batches is not None and batches < 1):
+            raise ValueError(f"BalancedBatchSampler: {batch_size=} and {batches=} must be at least 1")
+        self.images_per_class = _images_per_class(labels_per_image)
+        filled = len(labels_per_image) // (batch_size * self.world_size)
+        self.batches = max(filled, 1) if batches is None else batches
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def _share(self) -> list[list[int]]:
+        rng = np.random.default_rng((self.seed, self.epoch))
+        places = self.batches * self.world_size * self.batch_size
+        cycle = rng.permutation(len(self.images_per_class))
+        classes = np.resize(cycle, places)
+        order = np.empty(places, np.int64)
+        for c, images in enumerate(self.images_per_class):
+            mine = classes == c
+            rounds = -(-int(mine.sum()) // len(images))
+            order[mine] = np.concatenate([images[:0], *(rng.permutation(images) for _ in range(rounds))])[: mine.sum()]
+        batches = rng.permuted(order.reshape(-1, self.batch_size), axis=1)
+        return batches[self.rank :: self.world_size].tolist()
+
+
+def _images_per_class(labels_per_image: Sequence[int | Sequence[int] | Tensor]) -> list[np.ndarray]:
+    """Images that hold each class that occurs, in ascending order of labels."""
+    images: dict[int, list[int]] = {}
+    for image, labels in enumerate(labels_per_image):
+        for label in np.unique(np.asarray(labels)).tolist():
+            images.setdefault(int(label), []).append(image)
+    if not images:
+        raise ValueError(f"BalancedBatchSampler: none of the {len(labels_per_image)} images has a label")
+    return [np.array(images[label]) for label in sorted(images)]

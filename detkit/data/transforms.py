@@ -1,0 +1,174 @@
+"""Augmentations for boxes as compositions of torchvision.transforms.v2, and the seed that makes them repeatable.
+
+v2 has the parts (crops that keep boxes, zooming out, photometric distortion, flips); what it leaves to the caller is
+that everything about a dropped box goes with it, and random numbers that a resumed run draws again.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from detkit.data.truth import Transforms
+from detkit.structures import Target
+
+MEAN_COLOUR = (123.0, 117.0, 104.0)
+"""ImageNet's mean RGB: what uncovered canvas is filled with."""
+_PER_BOX = ("labels", "area", "iscrowd", "weights")
+
+
+class Augmented(Dataset[tuple[Any, Target]]):
+    """A data set whose transforms are a pure function of (seed, epoch, index): the same in every run, worker and order.
+
+    Each item is transformed with torch's CPU generator seeded for it; the generator's state is put back afterwards, so
+    nothing else notices. Transforms must draw from torch's global generator, as all of torchvision.transforms.v2 does,
+    not from ``random`` or NumPy. ``set_epoch`` reaches workers that live already: the number lies in shared memory.
+    Raises ValueError for a negative seed or epoch.
+
+    >>> from detkit.data import DigitScenes
+    >>> scenes = Augmented(DigitScenes(4), flip_augmentation(), seed=1)
+    >>> scenes.set_epoch(3)
+    >>> first, again = scenes[2][0], scenes[2][0]
+    >>> bool((first == again).all())
+    True
+    """
+
+    def __init__(self, dataset: Dataset[tuple[Any, Target]], transforms: Transforms, *, seed: int = 0) -> None:
+        if seed < 0:
+            raise ValueError(f"Augmented: seed={seed} must not be negative")
+        self.dataset = dataset
+        self.transforms = transforms
+        self.seed = seed
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    @property
+    def epoch(self) -> int:
+        """The epoch whose random numbers are drawn."""
+        return int(self._epoch)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw other random numbers from now on; call it before the epoch's iterator is made."""
+        if epoch < 0:
+            raise ValueError(f"Augmented.set_epoch: epoch={epoch} must not be negative")
+        self._epoch.fill_(epoch)
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # pyright: ignore[reportArgumentType]  (Dataset declares no length)
+
+    def __getitem__(self, index: int) -> tuple[Any, Target]:
+        image, target = self.dataset[index]
+        place = range(len(self))[index]
+        seed = int(np.random.default_rng((self.seed, self.epoch, place)).integers(1 << 63))
+        generator = torch.default_generator
+        state = generator.get_state()
+        try:
+            # Not torch.manual_seed, which would seed every accelerator too.
+            generator.manual_seed(seed)
+            return self.transforms(image, target)
+        finally:
+            generator.set_state(state)
+
+
+def sanitize(*, min_size: float = 1.0) -> v2.Compose:
+    """Clamp boxes to the image; drop those with a side below ``min_size`` pixels, and what belongs to each of them.
+
+    That is its label, area, iscrowd, weight and mask; ``image_id`` stays. It belongs at the end of every composition.
+    Without clamping v2 would drop whatever sticks out by a hair, as rounded annotations do. Raises ValueError for a
+    target with keypoints: v2 would leave plain (T, P, 3) tensors where they are while the boxes move.
+
+    >>> boxes = tv_tensors.BoundingBoxes([[0., 0., 4., 4.], [2., 2., 2., 2.]], format="XYXY", canvas_size=(8, 8))
+    >>> target = {"boxes": boxes, "labels": torch.tensor([7, 8]), "weights": torch.tensor([.5, 1.]), "image_id": 3}
+    >>> image, target = sanitize()(tv_tensors.Image(torch.zeros(3, 8, 8)), target)
+    >>> target["labels"].tolist(), target["weights"].tolist(), target["image_id"]
+    ([7], [0.5], 3)
+    """
+    return v2.Compose([v2.ClampBoundingBoxes(), v2.SanitizeBoundingBoxes(min_size=min_size, labels_getter=_per_box)])
+
+
+def flip_augmentation(*, vertical: bool = False) -> v2.Compose:
+    """Mirror left and right with probability 1/2, and top and bottom too with ``vertical`` (cells, aerial images).
+
+    >>> type(flip_augmentation()).__name__
+    'Compose'
+    """
+    flips = [v2.RandomHorizontalFlip(0.5), *([v2.RandomVerticalFlip(0.5)] if vertical else [])]
+    return v2.Compose([*flips, sanitize()])
+
+
+def ssd_augmentation(*, size: tuple[int, int] | None = None) -> v2.Compose:
+    """SSD's augmentation (Liu et al. 2016, section 2.2 and 3.6): colours, zooming out, patches, flip, each at random.
+
+    Patches: the whole image, one with a minimum IoU of .1 .3 .5 .7 .9 with some object, or a free one; scale .3 to 1,
+    aspect .5 to 2, 50 trials; an object stays where its centre does. Zooming out by up to 4, on the mean colour.
+    ``size`` (height, width) resizes at the end; area keeps its value in the pixels of the original image.
+
+    Deviations of v2 from the Caffe code: brightness is a factor .875 to 1.125 rather than an offset up to 32, a patch
+    with zero minimum IoU stands for the free one, and half of the images have their colour channels permuted.
+
+    >>> image = tv_tensors.Image(torch.zeros(3, 50, 40, dtype=torch.uint8))
+    >>> boxes = tv_tensors.BoundingBoxes([[5., 5., 35., 45.]], format="XYXY", canvas_size=(50, 40))
+    >>> image, target = ssd_augmentation(size=(30, 30))(image, {"boxes": boxes, "labels": torch.tensor([2])})
+    >>> image.shape
+    torch.Size([3, 30, 30])
+    """
+    steps = [
+        v2.RandomPhotometricDistort(p=0.5),
+        v2.RandomZoomOut(fill=_fill(), side_range=(1.0, 4.0), p=0.5),
+        v2.RandomIoUCrop(trials=50),
+        v2.RandomHorizontalFlip(0.5),
+    ]
+    return v2.Compose([*steps, *([v2.Resize(list(size))] if size else []), sanitize()])
+
+
+def large_scale_jitter(size: tuple[int, int], *, scale_range: tuple[float, float] = (0.1, 2.0)) -> v2.Compose:
+    """Large-scale jittering (Ghiasi et al. 2021, section 3): flip, resize by a wide random factor, crop or pad to size.
+
+    ``size`` is (height, width) of every result; the factor is relative to fitting the image into it.
+
+    >>> image = tv_tensors.Image(torch.zeros(3, 50, 40, dtype=torch.uint8))
+    >>> boxes = tv_tensors.BoundingBoxes([[5., 5., 35., 45.]], format="XYXY", canvas_size=(50, 40))
+    >>> large_scale_jitter((64, 64))(image, {"boxes": boxes, "labels": torch.tensor([2])})[0].shape
+    torch.Size([3, 64, 64])
+    """
+    steps = [
+        v2.RandomHorizontalFlip(0.5),
+        v2.ScaleJitter(target_size=size, scale_range=scale_range),
+        v2.RandomCrop(list(size), pad_if_needed=True, fill=_fill()),
+    ]
+    return v2.Compose([*steps, sanitize()])
+
+
+def short_side_augmentation(
+    short_sides: Sequence[int] = (640, 672, 704, 736, 768, 800), *, long_side: int = 1333
+) -> v2.Compose:
+    """The multi-scale training of the R-CNN family: flip, then the short side to one of several lengths, chosen evenly.
+
+    The long side never exceeds ``long_side`` pixels; aspect ratio stays.
+
+    >>> image = tv_tensors.Image(torch.zeros(3, 50, 100, dtype=torch.uint8))
+    >>> boxes = tv_tensors.BoundingBoxes([[5., 5., 35., 45.]], format="XYXY", canvas_size=(50, 100))
+    >>> target = {"boxes": boxes, "labels": torch.tensor([2])}
+    >>> short_side_augmentation([25], long_side=80)(image, target)[0].shape
+    torch.Size([3, 25, 50])
+    """
+    steps = [v2.RandomHorizontalFlip(0.5), v2.RandomShortestSize(list(short_sides), max_size=long_side)]
+    return v2.Compose([*steps, sanitize()])
+
+
+def _per_box(inputs: tuple[Any, dict[str, Any]]) -> tuple[Tensor, ...]:
+    _, target = inputs
+    if "keypoints" in target:
+        raise ValueError(
+            "sanitize: target has 'keypoints', which these transforms would leave in place while boxes move; "
+            "take them out, or use transforms of your own"
+        )
+    return tuple(target[key] for key in _PER_BOX if key in target)
+
+
+def _fill() -> dict[Any, Any]:
+    return {tv_tensors.Image: MEAN_COLOUR, "others": 0}

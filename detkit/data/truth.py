@@ -1,0 +1,155 @@
+"""What all data sets of this unit share: how a target is built, zero-size boxes, and their truth in COCO's form."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torchvision import tv_tensors
+
+from detkit.structures import Target
+
+Degenerate = Literal["drop", "raise"]
+"""What happens to boxes without width or height: dropped with one warning, or an error."""
+
+Transforms = Callable[[Any, Any], tuple[Any, Any]]
+"""From (image, target) to (image, target), as torchvision.transforms.v2 does it."""
+
+
+@runtime_checkable
+class Annotated(Protocol):
+    """A data set whose truth can be had without decoding an image: CocoDataset, VocDataset, DigitScenes."""
+
+    @property
+    def categories(self) -> Sequence[str]:
+        """Name of each label."""
+        ...
+
+    @property
+    def category_ids(self) -> Sequence[int]:
+        """Id of each label in the annotation file."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def target(self, index: int) -> Target:
+        """Truth of an image."""
+        ...
+
+    def image_size(self, index: int) -> tuple[int, int]:
+        """(height, width) of an image."""
+        ...
+
+
+def make_target(
+    boxes: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    *,
+    size: tuple[int, int],
+    image_id: int,
+    area: NDArray[np.floating[Any]],
+    iscrowd: NDArray[np.int64],
+) -> Target:
+    """A target of tv_tensors from arrays: boxes (T, 4) xyxy, labels, area and iscrowd (T,); size (height, width).
+
+    >>> none = np.zeros(0, np.int64)
+    >>> target = make_target(np.zeros((0, 4), np.float32), none, size=(4, 6), image_id=3, area=none * 1.0, iscrowd=none)
+    >>> target["boxes"].shape, target["labels"].dtype
+    (torch.Size([0, 4]), torch.int64)
+    """
+    # The constructor of BoundingBoxes has overloads that no type checker follows, hence the Any.
+    make_boxes: Any = tv_tensors.BoundingBoxes
+    return Target(
+        boxes=make_boxes(torch.from_numpy(boxes.copy()), format="XYXY", canvas_size=size),
+        labels=torch.from_numpy(labels.copy()),
+        area=torch.from_numpy(area.astype(np.float32)),
+        iscrowd=torch.from_numpy(iscrowd.copy()),
+        image_id=image_id,
+    )
+
+
+def check_degenerate(policy: str, *, owner: str) -> None:
+    """Raise ValueError unless the policy for zero-size boxes is "drop" or "raise".
+
+    >>> check_degenerate("drop", owner="CocoDataset")
+    """
+    if policy not in ("drop", "raise"):
+        raise ValueError(f"{owner}: degenerate={policy!r}; allowed are 'drop' and 'raise'")
+
+
+def sized_boxes(
+    boxes: NDArray[np.float32], *, policy: Degenerate, name: Callable[[int], str], owner: str
+) -> NDArray[np.bool_]:
+    """Which of the boxes (A, 4) have width and height. With "drop" one warning counts the others and names the first.
+
+    ``name`` gives the words for a box's position. Raises ValueError naming the first with the policy "raise".
+
+    >>> sized_boxes(np.array([[0, 0, 1, 1]], np.float32), policy="raise", name=str, owner="a.json")
+    array([ True])
+    """
+    sized = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+    if sized.all():
+        return sized
+    bad = np.flatnonzero(~sized)
+    first = f"{owner}: {name(int(bad[0]))}: the box {boxes[bad[0]].tolist()} (xyxy) has no width or no height"
+    if policy == "raise":
+        raise ValueError(f"{first}; repair it, or drop such boxes with degenerate='drop'")
+    warnings.warn(f"{first}; {len(bad)} of {len(boxes)} boxes were dropped for this", stacklevel=4)
+    return sized
+
+
+def coco_ground_truth(dataset: Annotated) -> dict[str, list[dict[str, Any]]]:
+    """The truth of a whole data set as the dict that COCO's evaluators read; no image is decoded.
+
+    Annotation ids start at 1 (0 means "unmatched" to pycocotools), image ids are those of the targets, category ids
+    those of the data set. Masks are there, as compressed RLE, where the data set was built with ``masks=True``;
+    keypoints likewise.
+
+    >>> from detkit.data import DigitScenes
+    >>> truth = coco_ground_truth(DigitScenes(2))
+    >>> sorted(truth), len(truth["images"]), truth["categories"][7]
+    (['annotations', 'categories', 'images'], 2, {'id': 7, 'name': '7'})
+    """
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for index in range(len(dataset)):
+        target = dataset.target(index)
+        height, width = dataset.image_size(index)
+        image_id = target.get("image_id", index)
+        images.append({"id": image_id, "height": height, "width": width})
+        for entry in _annotations(target, dataset.category_ids):
+            annotations.append({"id": len(annotations) + 1, "image_id": image_id, **entry})
+    pairs = zip(dataset.category_ids, dataset.categories, strict=True)
+    categories = [{"id": category_id, "name": name} for category_id, name in pairs]
+    return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def _annotations(target: Target, category_ids: Sequence[int]) -> list[dict[str, Any]]:
+    boxes = target["boxes"].as_subclass(torch.Tensor).to(torch.float64)
+    corners, sizes = boxes[:, :2], boxes[:, 2:] - boxes[:, :2]
+    area = target.get("area", sizes.prod(1))
+    iscrowd = target.get("iscrowd", torch.zeros(len(boxes)))
+    entries = []
+    for t in range(len(boxes)):
+        entry: dict[str, Any] = {
+            "category_id": category_ids[int(target["labels"][t])],
+            "bbox": [*corners[t].tolist(), *sizes[t].tolist()],
+            "area": float(area[t]),
+            "iscrowd": int(iscrowd[t]),
+        }
+        if "masks" in target:
+            entry["segmentation"] = _encode(target["masks"][t].numpy())
+        if "keypoints" in target:
+            entry["keypoints"] = target["keypoints"][t].reshape(-1).tolist()
+            entry["num_keypoints"] = int((target["keypoints"][t, :, 2] > 0).sum())
+        entries.append(entry)
+    return entries
+
+
+def _encode(mask: NDArray[np.uint8]) -> dict[str, Any]:
+    from pycocotools import mask as coco_mask
+
+    encoded: dict[str, Any] = dict(coco_mask.encode(np.asfortranarray(mask)))
+    return {"size": list(mask.shape), "counts": encoded["counts"].decode("ascii")}

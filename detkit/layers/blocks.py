@@ -1,0 +1,129 @@
+"""The few building blocks that backbones, necks and heads share."""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
+
+
+class ConvNormActivation(nn.Sequential):
+    """Convolution, then norm, then activation; without a norm the convolution has a bias.
+
+    Maps (B, in_channels, H, W) to (B, out_channels, H / stride, W / stride), rounded up: the default ``padding`` keeps
+    the size of an odd kernel. ``norm`` is called with the number of channels (``functools.partial(nn.GroupNorm, 8)``
+    fits), ``activation`` with nothing; None leaves the step out.
+    Raises ValueError for an even kernel without ``padding``, which no symmetric padding keeps in size.
+
+    >>> block = ConvNormActivation(3, 8, stride=2, activation=nn.SiLU)
+    >>> block(torch.zeros(1, 3, 7, 10)).shape
+    torch.Size([1, 8, 4, 5])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        kernel_size: int = 3,
+        stride: int = 1,
+        padding: int | None = None,
+        dilation: int = 1,
+        norm: Callable[[int], nn.Module] | None = nn.BatchNorm2d,
+        activation: Callable[[], nn.Module] | None = nn.ReLU,
+    ) -> None:
+        if padding is None and kernel_size % 2 == 0:
+            raise ValueError(
+                f"ConvNormActivation: kernel_size={kernel_size} is even; give its padding, or use an odd kernel"
+            )
+        padding = dilation * (kernel_size // 2) if padding is None else padding
+        steps: list[nn.Module] = [
+            nn.Conv2d(
+                in_channels,
+                out_channels,
+                kernel_size,
+                stride=stride,
+                padding=padding,
+                dilation=dilation,
+                bias=norm is None,
+            )
+        ]
+        steps += [norm(out_channels)] if norm else []
+        steps += [activation()] if activation else []
+        super().__init__(*steps)
+
+
+class L2Norm(nn.Module):
+    """Scale the channel vector of each position to length 1, times a learnt scale of each channel.
+
+    Maps (B, D, H, W) to the same shape and dtype. A zero vector stays zero, with a finite gradient; half precision is
+    normalised in float32. Source: ParseNet (arXiv 1506.04579, section 3.3); SSD applies it to conv4_3 with scale 20.
+
+    >>> L2Norm(2, scale=20.0)(torch.tensor([3.0, 4.0]).reshape(1, 2, 1, 1)).flatten().tolist()
+    [12.0, 16.0]
+    """
+
+    def __init__(self, channels: int, *, scale: float = 20.0) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((channels,), float(scale)))
+
+    def forward(self, features: Float[Tensor, "B D H W"]) -> Float[Tensor, "B D H W"]:
+        """The normalised ``features``, scaled."""
+        wide = features.to(torch.promote_types(features.dtype, torch.float32))
+        length = torch.linalg.vector_norm(wide, dim=1, keepdim=True)
+        # Dividing by max(length, eps) would give dead positions a gradient of 1 / eps.
+        unit = wide / torch.where(length > 0, length, 1.0)
+        return (unit * self.weight[:, None, None]).to(features.dtype)
+
+    def extra_repr(self) -> str:
+        """What ``print`` shows."""
+        return f"channels={len(self.weight)}"
+
+
+def freeze_batch_norm(module: nn.Module) -> nn.Module:
+    """Replace every batch norm inside ``module`` by one whose statistics and affine terms never change.
+
+    Works in place, and returns the module (or its replacement, where ``module`` itself is a batch norm). The result is
+    torchvision's FrozenBatchNorm2d, with the same state_dict keys. Raises ValueError for a batch norm that keeps no
+    running statistics, or of a class that does more than normalise.
+
+    >>> frozen = freeze_batch_norm(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)))
+    >>> [name for name, _ in frozen.named_parameters()]
+    ['0.weight', '0.bias']
+    """
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        return _frozen(module)
+    for name, child in module.named_children():
+        setattr(module, name, freeze_batch_norm(child))
+    return module
+
+
+def init_convolutions(module: nn.Module, init: Callable[[Tensor], object]) -> None:
+    """Apply ``init`` to the weight of every convolution in ``module``, and set its bias to zero.
+
+    >>> convolution = nn.Conv2d(3, 4, 1)
+    >>> init_convolutions(convolution, nn.init.ones_)
+    >>> convolution.weight.sum().item(), convolution.bias.sum().item()
+    (12.0, 0.0)
+    """
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d):
+            init(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
+def _frozen(norm: nn.modules.batchnorm._BatchNorm) -> FrozenBatchNorm2d:
+    if type(norm) not in (nn.BatchNorm2d, nn.SyncBatchNorm):
+        raise ValueError(
+            f"freeze_batch_norm: cannot replace a {type(norm).__name__}, which may do more than normalise; "
+            "allowed are nn.BatchNorm2d and nn.SyncBatchNorm (for timm: timm.layers.freeze_batch_norm_2d)"
+        )
+    if norm.running_mean is None or norm.running_var is None:
+        raise ValueError(
+            f"freeze_batch_norm: {norm} has no running statistics to freeze; build it with track_running_stats=True"
+        )
+    frozen = FrozenBatchNorm2d(norm.num_features, eps=norm.eps).to(norm.running_mean.device, norm.running_mean.dtype)
+    frozen.load_state_dict({**frozen.state_dict(), **norm.state_dict()})
+    return frozen.train(norm.training)

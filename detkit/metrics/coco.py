@@ -1,0 +1,269 @@
+"""COCO's average precision and recall: the numbers that detection papers report.
+
+The judging itself is pycocotools' (or hotcoco's, the same numbers faster). Mended here, and covered by tests, is what
+pycocotools does to some inputs:
+
+==============================================  ==============================  =====================================
+input                                           pycocotools                     here
+==============================================  ==============================  =====================================
+NaN boxes, NaN scores                           true positives, AP 1.0 or 0.5   ValueError naming the first
+an annotation whose id is 0                     its match counts as a miss      AP 1.0
+annotation ids given twice                      one is lost, silently           ValueError
+``ignore=1`` in the truth                       overwritten by ``iscrowd``      neither found nor missed
+``max_detections`` without 100                  AP -1                           AP at the largest
+not exactly three ``max_detections``            IndexError                      any number of them
+no detections at all                            IndexError                      AP 0, AR 0
+class-agnostic keypoints                        -1                              evaluated
+result of an unknown category                   left out, silently              ValueError
+the caller's annotations                        written to                      unchanged
+==============================================  ==============================  =====================================
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from detkit.metrics.coco_json import load_json, read_records
+from detkit.metrics.engines import AREAS, COCO_SIGMAS, IOU_TYPES, Curves, Settings, engine_name, evaluate
+from detkit.metrics.records import ImageStore, Reader, read_images
+from detkit.structures import Detection, Target
+
+IOU_THRESHOLDS = {"50": 0, "75": 5}
+
+
+class ClassResult(NamedTuple):
+    """One class: AP over IoU 0.5..0.95, AP at IoU 0.5 (-1 where it has no object), number of objects."""
+
+    name: str
+    AP: float
+    AP50: float
+    objects: int
+
+
+class CocoMetrics:
+    """COCO's AP and AR of boxes, masks and keypoints, over everything given to :meth:`update`, in all processes.
+
+    categories: the number of classes, their names, or COCO's category dicts (of which LVIS's ``frequency`` is used);
+    label i is the i-th. iou_types: any of "bbox", "segm", "keypoints". max_detections: the k of AR@k, ascending; AP and
+    the area splits use the largest; None is COCO's own (1, 10, 100), for keypoints (20,), federated (300,).
+    class_agnostic: labels are not compared, as for proposals. federated: only the classes known to be present or absent
+    (target entry ``negative_labels``) are judged in an image, and unmatched detections of ``not_exhaustive_labels`` are
+    excused (LVIS, Gupta et al. 2019, section 3.1). engine: "pycocotools", "hotcoco", or None for the faster installed.
+    keypoint_sigmas: one per keypoint, COCO's 17 by default. Raises ValueError naming the argument.
+
+    >>> import torch
+    >>> metrics = CocoMetrics(["cat"])
+    >>> box = torch.tensor([[10.0, 10.0, 50.0, 50.0]])
+    >>> metrics.update([{"boxes": box, "scores": torch.tensor([0.9]), "labels": torch.tensor([0])}],
+    ...                [{"boxes": box, "labels": torch.tensor([0])}])
+    >>> round(metrics.compute()["bbox/AP"], 6)
+    1.0
+    """
+
+    def __init__(
+        self,
+        categories: int | Sequence[str] | Sequence[Mapping[str, Any]],
+        *,
+        iou_types: Sequence[str] = ("bbox",),
+        max_detections: Sequence[int] | None = None,
+        class_agnostic: bool = False,
+        federated: bool = False,
+        engine: str | None = None,
+        keypoint_sigmas: Sequence[float] = COCO_SIGMAS,
+    ) -> None:
+        self.names, self.frequencies = _categories(categories)
+        self.iou_types = _iou_types(iou_types)
+        self.settings = Settings(
+            len(self.names),
+            _max_detections(max_detections),
+            class_agnostic,
+            federated,
+            engine,
+            tuple(float(sigma) for sigma in keypoint_sigmas),
+        )
+        engine_name(engine)
+        if federated and (class_agnostic or "keypoints" in self.iou_types):
+            raise ValueError("CocoMetrics: federated=True goes with iou_types 'bbox' and 'segm' and with classes only")
+        self._images = ImageStore()
+        self._evaluated: tuple[list[int], dict[str, Curves]] = ([], {})
+
+    @classmethod
+    def from_json(
+        cls,
+        ground_truth: Mapping[str, Any] | str | Path,
+        results: Sequence[Mapping[str, Any]] | str | Path,
+        *,
+        iou_types: Sequence[str] = ("bbox",),
+        max_detections: Sequence[int] | None = None,
+        class_agnostic: bool = False,
+        federated: bool = False,
+        engine: str | None = None,
+        keypoint_sigmas: Sequence[float] = COCO_SIGMAS,
+    ) -> "CocoMetrics":
+        """Metrics already holding a COCO (or, federated, LVIS) data set and results, as dicts or paths of JSON files.
+
+        Class i is the category with the i-th smallest id. Raises ValueError naming the entry of the file.
+
+        >>> truth = {"images": [{"id": 1}], "categories": [{"id": 3, "name": "cat"}], "annotations": [
+        ...     {"id": 1, "image_id": 1, "category_id": 3, "bbox": [0, 0, 9, 9], "area": 81, "iscrowd": 0}]}
+        >>> CocoMetrics.from_json(truth, []).compute()["bbox/AP"]
+        0.0
+        """
+        types = _iou_types(iou_types)
+        points = len(keypoint_sigmas) if "keypoints" in types else None
+        truth, found = load_json(ground_truth, name="ground truth"), load_json(results, name="results")
+        categories, records = read_records(truth, found, masks="segm" in types, points=points)
+        metrics = cls(
+            categories,
+            iou_types=types,
+            max_detections=max_detections,
+            class_agnostic=class_agnostic,
+            federated=federated,
+            engine=engine,
+            keypoint_sigmas=keypoint_sigmas,
+        )
+        metrics._images.add(records)
+        return metrics
+
+    def update(self, detections: Sequence[Detection], targets: Sequence[Target]) -> None:
+        """Add images: what was found (boxes, scores, labels; masks or keypoints where judged) and what is true.
+
+        A target may carry ``image_id`` (an image given again replaces itself), ``iscrowd``, ``ignore``, ``area`` (else
+        the mask's, else the box's). Masks are (N, H, W), boolean or integer. Raises ValueError naming the image, the
+        entry, the first bad index and value, and then keeps nothing of the batch.
+
+        >>> import torch
+        >>> CocoMetrics(1).update([{"boxes": torch.full((1, 4), torch.nan), "scores": torch.ones(1),
+        ...     "labels": torch.zeros(1).long()}], [{"boxes": torch.zeros(0, 4), "labels": torch.zeros(0).long()}])
+        Traceback (most recent call last):
+        ValueError: CocoMetrics.update: detections[0]['boxes'][0] = [nan, nan, nan, nan] (1 such here); allowed are
+        finite xyxy pixels with x1 <= x2 and y1 <= y2
+        """
+        points = len(self.settings.keypoint_sigmas) if "keypoints" in self.iou_types else None
+        reader = Reader("CocoMetrics.update", len(self.names), "segm" in self.iou_types, points)
+        keys = self._images.next_keys(targets, reader.function)
+        self._images.add(read_images(reader, detections, targets, keys))
+
+    def compute(self) -> dict[str, float]:
+        """All numbers, in [0, 1], or -1 where there is no object to find; the same in every process (collective call).
+
+        For each iou type: ``AP AP50 AP75 APs APm APl``, ``AR@k`` for each k, ``AR50 AR75 ARs ARm ARl`` at the largest
+        k, with the type in front ("bbox/AP"); ``APr APc APf`` where categories have frequencies. Keypoints have no
+        small objects.
+
+        >>> CocoMetrics(2, max_detections=(5,)).compute()["bbox/AR@5"]
+        -1.0
+        """
+        return {
+            f"{iou_type}/{name}": value
+            for iou_type, curves in self._curves().items()
+            for name, value in self._summary(iou_type, curves).items()
+        }
+
+    def per_class(self, iou_type: str | None = None) -> list[ClassResult]:
+        """AP, AP50 and number of objects of each class; of the first iou type unless named (collective call).
+
+        >>> CocoMetrics(["cat"]).per_class()
+        [ClassResult(name='cat', AP=-1.0, AP50=-1.0, objects=0)]
+        """
+        chosen = self.iou_types[0] if iou_type is None else iou_type
+        if chosen not in self.iou_types:
+            raise ValueError(f"CocoMetrics.per_class: iou_type={iou_type!r}; allowed are {self.iou_types}")
+        curves = self._curves()[chosen]
+        names = ["all"] if self.settings.class_agnostic else self.names
+        best = curves.precision[:, :, :, 0, -1]
+        return [
+            ClassResult(name, _mean(best[:, :, i]), _mean(best[0, :, i]), int(curves.objects[i]))
+            for i, name in enumerate(names)
+        ]
+
+    def reset(self) -> None:
+        """Forget every image.
+
+        >>> CocoMetrics(1).reset()
+        """
+        self._images.reset()
+
+    def _curves(self) -> dict[str, Curves]:
+        versions = self._images.versions()  # gathered, so that all processes agree whether anything is new
+        if self._evaluated[0] != versions:
+            records = self._images.gathered()
+            curves = {kind: evaluate(records, kind, self._settings_of(kind)) for kind in self.iou_types}
+            self._evaluated = (versions, curves)
+        return self._evaluated[1]
+
+    def _settings_of(self, iou_type: str) -> Settings:
+        usual = (20,) if iou_type == "keypoints" else (300,) if self.settings.federated else (1, 10, 100)
+        return self.settings._replace(max_detections=self.settings.max_detections or usual)
+
+    def _summary(self, iou_type: str, curves: Curves) -> dict[str, float]:
+        best, found = curves.precision[..., -1], curves.recall[..., -1]
+        sizes = [(i, size) for i, size in enumerate(AREAS) if i and (iou_type, size) != ("keypoints", "s")]
+        at_iou = {f"AP{name}": _mean(best[t, :, :, 0]) for name, t in IOU_THRESHOLDS.items()}
+        recalls = {
+            f"AR@{k}": _mean(curves.recall[:, :, 0, i])
+            for i, k in enumerate(self._settings_of(iou_type).max_detections)
+        }
+        groups = {} if self.settings.class_agnostic else self.frequencies
+        return {
+            "AP": _mean(best[:, :, :, 0]),
+            **at_iou,
+            **{f"AP{size}": _mean(best[:, :, :, i]) for i, size in sizes},
+            **{f"AP{group}": _mean(best[:, :, members, 0]) for group, members in groups.items()},
+            **recalls,
+            **{f"AR{name}": _mean(found[t, :, 0]) for name, t in IOU_THRESHOLDS.items()},
+            **{f"AR{size}": _mean(found[:, :, i]) for i, size in sizes},
+        }
+
+
+def format_table(rows: Sequence[ClassResult]) -> str:
+    """A table to print: one line per class, best AP first, classes without objects last.
+
+    >>> print(format_table([ClassResult("cat", 0.5, 0.75, 3), ClassResult("dog", 0.625, 0.9, 12)]))
+    class  objects     AP   AP50
+    dog         12  0.625  0.900
+    cat          3  0.500  0.750
+    """
+    width = max(len("class"), *(len(row.name) for row in rows)) if rows else len("class")
+    lines = [f"{'class':<{width}}  objects     AP   AP50"]
+    for row in sorted(rows, key=lambda row: -row.AP):
+        lines.append(f"{row.name:<{width}}  {row.objects:7d}  {row.AP:5.3f}  {row.AP50:5.3f}")
+    return "\n".join(lines)
+
+
+def _mean(values: np.ndarray) -> float:
+    judged = values[values > -1]
+    return float(judged.mean()) if judged.size else -1.0
+
+
+def _categories(categories: int | Sequence[Any]) -> tuple[list[str], dict[str, list[int]]]:
+    """Names by label, and the labels of each of LVIS's frequencies, where categories have them."""
+    rows = [str(label) for label in range(categories)] if isinstance(categories, int) else list(categories)
+    if not rows or isinstance(categories, str | bool):
+        raise ValueError(f"CocoMetrics: categories={categories!r}; allowed is a number >= 1, names, or category dicts")
+    if not isinstance(rows[0], Mapping):
+        return [str(row) for row in rows], {}
+    groups = {
+        group: [label for label, row in enumerate(rows) if row.get("frequency") == group]
+        for group in ("r", "c", "f")
+        if any("frequency" in row for row in rows)
+    }
+    return [str(row.get("name", label)) for label, row in enumerate(rows)], groups
+
+
+def _iou_types(iou_types: Sequence[str]) -> tuple[str, ...]:
+    types = (iou_types,) if isinstance(iou_types, str) else tuple(iou_types)
+    if not types or len(set(types)) < len(types) or any(kind not in IOU_TYPES for kind in types):
+        raise ValueError(f"CocoMetrics: iou_types={iou_types!r}; allowed are one or more of {IOU_TYPES}")
+    return types
+
+
+def _max_detections(max_detections: Sequence[int] | None) -> tuple[int, ...]:
+    if max_detections is None:
+        return ()
+    ks = tuple(max_detections)
+    if not ks or any(isinstance(k, bool) or not isinstance(k, int) or k < 1 for k in ks) or len(set(ks)) < len(ks):
+        raise ValueError(f"CocoMetrics: max_detections={max_detections!r}; allowed are distinct integers >= 1")
+    return tuple(sorted(ks))

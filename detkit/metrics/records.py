@@ -1,0 +1,311 @@
+"""Detections and truth of an image as host arrays, checked once on entry, and gathered over processes.
+
+Every metric of boxes starts from these records, so that none repeats the checks or counts an image twice.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from detkit.dist import gather_objects, rank
+from detkit.metrics.rle import Rle, encode_masks, mask_areas
+from detkit.structures import Detection, Target
+
+
+class Objects(NamedTuple):
+    """N objects of one image.
+
+    boxes (N, 4) float64 as x, y, width, height, COCO's own form; labels (N,) int64; areas (N,) float64, or None: of
+    whatever is compared; scores (N,) float64, best is highest; crowd and ignore (N,) bool; masks N compressed runs;
+    keypoints (N, P, 3) float64.
+    """
+
+    boxes: np.ndarray
+    labels: np.ndarray
+    areas: np.ndarray | None
+    scores: np.ndarray
+    crowd: np.ndarray
+    ignore: np.ndarray
+    masks: list[Rle] | None = None
+    keypoints: np.ndarray | None = None
+
+    def take(self, rows: np.ndarray) -> "Objects":
+        """The objects at the int64 indices ``rows``, in that order.
+
+        >>> blank = objects(np.array([[0, 0, 2, 2], [1, 1, 3, 3]]), np.array([4, 5]))
+        >>> blank.take(np.array([1])).labels
+        array([5])
+        """
+        masks = None if self.masks is None else [self.masks[row] for row in rows]
+        arrays = {name: column[rows] for name, column in self._asdict().items() if isinstance(column, np.ndarray)}
+        return self._replace(**arrays, masks=masks)
+
+
+class ImageRecord(NamedTuple):
+    """One image: its key (which orders the images), size (height, width) where masks told it, and its objects.
+
+    Federated truth only: ``negative`` labels are known to be absent, ``not_exhaustive`` ones are only partly annotated.
+    """
+
+    key: tuple[int, int, int]
+    detections: Objects
+    truth: Objects
+    size: tuple[int, int] | None = None
+    negative: frozenset[int] = frozenset()
+    not_exhaustive: frozenset[int] = frozenset()
+
+
+class Reader(NamedTuple):
+    """What is read from the dicts, and the name that errors carry. keypoints: the points each object must have."""
+
+    function: str
+    num_classes: int
+    masks: bool = False
+    keypoints: int | None = None
+
+
+def objects(boxes: np.ndarray, labels: np.ndarray, **columns: Any) -> Objects:
+    """Objects from xywh boxes (N, 4) and labels (N,); scores are 1, nothing is crowd or ignored unless given.
+
+    >>> objects(np.zeros((2, 4)), np.array([0, 1])).scores
+    array([1., 1.])
+    """
+    no = np.zeros(len(labels), dtype=bool)
+    defaults = {"areas": None, "scores": np.ones(len(labels)), "crowd": no, "ignore": no}
+    return Objects(boxes=boxes, labels=labels, **{**defaults, **columns})
+
+
+def read_images(
+    reader: Reader, detections: Sequence[Detection], targets: Sequence[Target], keys: Iterable[tuple[int, int, int]]
+) -> list[ImageRecord]:
+    """Records of a batch, with every shape and value checked.
+
+    Raises ValueError naming the image, the entry, the first bad index and value, and what is allowed: NaN, infinite or
+    inverted boxes, NaN or infinite scores, labels outside 0..C-1, lengths that disagree, masks of different sizes.
+
+    >>> read_images(Reader("demo", 2), [{"boxes": torch.zeros(1, 4), "scores": torch.ones(1),
+    ...     "labels": torch.tensor([2])}], [{"boxes": torch.zeros(0, 4), "labels": torch.zeros(0).long()}], [(0, 0, 0)])
+    Traceback (most recent call last):
+    ValueError: demo: detections[0]['labels'][0] = 2 (1 such here); allowed are labels 0..1
+    """
+    if len(detections) != len(targets):
+        raise ValueError(f"{reader.function}: {len(detections)} detections but {len(targets)} targets; one per image")
+    pairs = zip(keys, detections, targets, strict=True)
+    return [_read_image(reader, i, key, found, truth) for i, (key, found, truth) in enumerate(pairs)]
+
+
+class ImageStore:
+    """The images seen so far, each once, in an order that does not depend on how processes shared them.
+
+    An image seen again under its ``image_id`` replaces what was kept (a padded sampler repeats images); its truth must
+    be the same. Images without an id get a running one, and are never taken for one another.
+
+    >>> store = ImageStore()
+    >>> store.next_keys([{"boxes": torch.zeros(0, 4), "labels": torch.zeros(0), "image_id": 7}], "demo")
+    [(0, 7, 0)]
+    """
+
+    def __init__(self) -> None:
+        self.version = 0
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget every image.
+
+        >>> ImageStore().reset()
+        """
+        self._images: dict[tuple[int, int, int], ImageRecord] = {}
+        self._unnamed = 0
+        self.version += 1
+
+    def next_keys(self, targets: Sequence[Target], function: str) -> list[tuple[int, int, int]]:
+        """Keys of a batch: (0, image_id, 0), or (1, running number, process) where a target has no id.
+
+        >>> ImageStore().next_keys([{"boxes": torch.zeros(0, 4), "labels": torch.zeros(0)}], "demo")
+        [(1, 0, 0)]
+        """
+        ids = [_image_id(target, f"{function}: targets[{i}]") for i, target in enumerate(targets)]
+        return [
+            (1, self._unnamed + i, rank()) if image_id is None else (0, image_id, 0) for i, image_id in enumerate(ids)
+        ]
+
+    def add(self, records: Sequence[ImageRecord]) -> None:
+        """Keep these images; ValueError where one was seen with other truth, and then none is kept.
+
+        >>> ImageStore().add([])
+        """
+        merged = _merge([self._images.values(), records])
+        self._images = merged
+        self._unnamed += sum(record.key[0] for record in records)
+        self.version += 1
+
+    def versions(self) -> list[int]:
+        """A number per process that grows with every change: equal lists mean equal images (collective call).
+
+        >>> ImageStore().versions()
+        [1]
+        """
+        return gather_objects(self.version)
+
+    def gathered(self) -> list[ImageRecord]:
+        """Every image of every process once, ordered by key; the same list in each process (collective call).
+
+        >>> ImageStore().gathered()
+        []
+        """
+        images = _merge(gather_objects(list(self._images.values())))
+        return [images[key] for key in sorted(images)]
+
+
+def _merge(parts: Iterable[Iterable[ImageRecord]]) -> dict[tuple[int, int, int], ImageRecord]:
+    images: dict[tuple[int, int, int], ImageRecord] = {}
+    for record in (record for part in parts for record in part):
+        seen = images.setdefault(record.key, record)
+        if seen is not record and not _same_truth(seen.truth, record.truth):
+            raise ValueError(
+                f"image_id {record.key[1]} came twice with different targets ({len(seen.truth.labels)} and "
+                f"{len(record.truth.labels)} objects); give each image its own image_id"
+            )
+        images[record.key] = record
+    return images
+
+
+def _same_truth(first: Objects, second: Objects) -> bool:
+    names = ("boxes", "labels", "crowd", "ignore")
+    return all(np.array_equal(getattr(first, name), getattr(second, name)) for name in names)
+
+
+def _image_id(target: Target, where: str) -> int | None:
+    image_id: Any = target.get("image_id")
+    if isinstance(image_id, Tensor) and image_id.numel() == 1:
+        image_id = image_id.item()
+    if image_id is not None and (not isinstance(image_id, int | np.integer) or isinstance(image_id, bool)):
+        raise ValueError(f"{where}['image_id'] = {image_id!r:.40}; allowed is an integer")
+    return None if image_id is None else int(image_id)
+
+
+def _read_image(
+    reader: Reader, index: int, key: tuple[int, int, int], detection: Detection, target: Target
+) -> ImageRecord:
+    name = f" (image_id {key[1]})" if key[0] == 0 else ""
+    found_at, truth_at = (f"{reader.function}: {kind}[{index}]{name}" for kind in ("detections", "targets"))
+    found, found_size = _read_objects(reader, detection, found_at)
+    truth, truth_size = _read_objects(reader, target, truth_at)
+    if found_size and truth_size and found_size != truth_size:
+        raise ValueError(f"{found_at}['masks'] are {found_size} (height, width); allowed is the target's {truth_size}")
+    scores = _column(detection, "scores", len(found.labels), found_at, np.float64)
+    _refuse(~np.isfinite(scores), scores, f"{found_at}['scores']", "finite scores")
+    areas = _truth_areas(target, truth, truth_at)
+    flags = {
+        name: _column(target, key, len(truth.labels), truth_at, np.float64, default=0) != 0
+        for name, key in (("crowd", "iscrowd"), ("ignore", "ignore"))
+    }
+    return ImageRecord(
+        key,
+        found._replace(scores=scores),
+        truth._replace(areas=areas, **flags),
+        truth_size or found_size,
+        _labels_of(target, "negative_labels"),
+        _labels_of(target, "not_exhaustive_labels"),
+    )
+
+
+def _truth_areas(target: Target, truth: Objects, where: str) -> np.ndarray:
+    """The given area, else the mask's, else the box's."""
+    derived = truth.boxes[:, 2] * truth.boxes[:, 3] if truth.masks is None else mask_areas(truth.masks)
+    areas = _column(target, "area", len(truth.labels), where, np.float64, default=derived)
+    _refuse(~(np.isfinite(areas) & (areas >= 0)), areas, f"{where}['area']", "finite areas >= 0")
+    return areas
+
+
+def _labels_of(target: Target, name: str) -> frozenset[int]:
+    return frozenset(torch.as_tensor(target.get(name, ())).to(torch.int64).flatten().tolist())
+
+
+def _read_objects(reader: Reader, entries: Mapping[str, Any], where: str) -> tuple[Objects, tuple[int, int] | None]:
+    corners = read_boxes(entries, where)
+    labels = _read_labels(reader, entries, len(corners), where)
+    boxes = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
+    masks = _read_masks(entries, len(labels), where) if reader.masks else None
+    keypoints = None if reader.keypoints is None else _read_keypoints(entries, (len(labels), reader.keypoints), where)
+    size = None if masks is None or masks.shape[1] == 0 else (masks.shape[1], masks.shape[2])
+    encoded = None if masks is None else encode_masks(masks)
+    return objects(boxes, labels, masks=encoded, keypoints=keypoints), size
+
+
+def read_boxes(entries: Mapping[str, Any], where: str) -> np.ndarray:
+    """``entries["boxes"]`` as float64 xyxy (N, 4); ValueError for another shape, NaN, infinite or inverted boxes.
+
+    >>> read_boxes({"boxes": torch.tensor([])}, "demo").shape
+    (0, 4)
+    """
+    if "boxes" not in entries:
+        raise ValueError(f"{where} has no 'boxes', only {sorted(entries)}")
+    boxes = _host(entries["boxes"], np.float64)
+    boxes = boxes.reshape(-1, 4) if boxes.size == 0 else boxes
+    if boxes.ndim != 2 or boxes.shape[1] != 4:
+        raise ValueError(f"{where}['boxes'] have shape {boxes.shape}; allowed is (N, 4)")
+    bad = ~np.isfinite(boxes).all(axis=1) | (boxes[:, 2:] < boxes[:, :2]).any(axis=1)
+    _refuse(bad, boxes, f"{where}['boxes']", "finite xyxy pixels with x1 <= x2 and y1 <= y2")
+    return boxes
+
+
+def _read_labels(reader: Reader, entries: Mapping[str, Any], length: int, where: str) -> np.ndarray:
+    given = torch.as_tensor(entries.get("labels", ()))
+    if given.numel() and (given.is_floating_point() or given.dtype == torch.bool):
+        raise ValueError(f"{where}['labels'] are {given.dtype}; allowed are integers")
+    labels = _column(entries, "labels", length, where, np.int64)
+    bad = (labels < 0) | (labels >= reader.num_classes)
+    _refuse(bad, labels, f"{where}['labels']", f"labels 0..{reader.num_classes - 1}")
+    return labels
+
+
+def _read_masks(entries: Mapping[str, Any], length: int, where: str) -> np.ndarray:
+    if "masks" not in entries and length == 0:
+        return np.zeros((0, 0, 0), dtype=np.uint8)
+    masks = torch.as_tensor(entries["masks"]) if "masks" in entries else torch.zeros(0)
+    if masks.ndim != 3 or len(masks) != length or masks.is_floating_point():
+        raise ValueError(
+            f"{where}['masks'] have shape {tuple(masks.shape)} and {masks.dtype}; allowed is ({length}, height, width), "
+            "boolean or integer (threshold probabilities, and drop a channel of one, first)"
+        )
+    return _host(masks, None)
+
+
+def _read_keypoints(entries: Mapping[str, Any], shape: tuple[int, int], where: str) -> np.ndarray:
+    keypoints = _host(entries.get("keypoints", ()), np.float64)
+    keypoints = keypoints.reshape(0, shape[1], 3) if shape[0] == 0 and keypoints.size == 0 else keypoints
+    if keypoints.shape != (*shape, 3):
+        raise ValueError(f"{where}['keypoints'] have shape {keypoints.shape}; allowed is {(*shape, 3)}")
+    bad = ~np.isfinite(keypoints).all(axis=(1, 2))
+    _refuse(bad, keypoints, f"{where}['keypoints']", "finite x, y, visibility")
+    return keypoints
+
+
+def _column(
+    entries: Mapping[str, Any], name: str, length: int, where: str, dtype: Any, default: Any = None
+) -> np.ndarray:
+    if name not in entries and default is not None:
+        return np.broadcast_to(np.asarray(default, dtype), (length,)).copy()
+    column = _host(entries.get(name, ()), dtype)
+    if column.size != length or column.ndim > 1:
+        found = f"has shape {column.shape}" if name in entries else "is missing"
+        raise ValueError(f"{where}[{name!r}] {found}; allowed is ({length},), one per box")
+    return column.reshape(length)
+
+
+def _host(values: Any, dtype: Any) -> np.ndarray:
+    tensor = torch.as_tensor(values).detach()
+    tensor = tensor.to("cpu", torch.float64) if tensor.is_floating_point() else tensor.cpu()
+    array = tensor.as_subclass(Tensor).numpy()
+    return array if dtype is None else array.astype(dtype)
+
+
+def _refuse(bad: np.ndarray, values: np.ndarray, where: str, allowed: str) -> None:
+    if bad.any():
+        first = int(bad.argmax())
+        shown = f"{values[first].tolist()!r:.100}"
+        raise ValueError(f"{where}[{first}] = {shown} ({int(bad.sum())} such here); allowed are {allowed}")

@@ -1,0 +1,101 @@
+"""The exponential moving average of a model in training: usually the better one to evaluate and to ship."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from detkit.checks import check_fraction
+
+
+class ExponentialMovingAverage(AveragedModel):
+    """A running average of a model's values: ``average = decay_t * average + (1 - decay_t) * model``.
+
+    Calling it calls the averaged model, which is ``.module``: a copy in eval mode, without gradients. Call
+    :meth:`update_parameters` after every optimiser step. With ``warmup``, decay_t = min(decay, (1 + t) / (10 + t))
+    after t updates, so that the first steps are soon forgotten; the first update copies the model.
+
+    Floating-point buffers (BatchNorm's running statistics) are averaged like parameters; integer and boolean ones
+    (its count of batches) are copied, and so is each value that is not finite, such as a mask of -inf.
+    ``state_dict`` holds the averaged values under ``module.`` and the count ``n_averaged``: a loaded average goes on
+    bit for bit. ``decay`` and ``warmup`` are arguments, not state. Move the model to its device before wrapping it:
+    the count then stays on the CPU, and an update never waits for an accelerator. Keep parameters in float32: a
+    bfloat16 average is too coarse to move by 0.0002 of the way.
+
+    A model under DistributedDataParallel is handed over unwrapped, as ``model.module``, here and to the updates;
+    ranks hold equal averages where buffers are equal too. Raises ValueError for a wrapped model or a decay outside
+    [0, 1]. Source: Polyak and Juditsky 1992; the warm-up is that of TensorFlow's ExponentialMovingAverage.
+
+    >>> model = nn.Linear(1, 1, bias=False)
+    >>> average = ExponentialMovingAverage(model, decay=0.5, warmup=False)
+    >>> for value in (0.0, 4.0, 4.0):
+    ...     _ = nn.init.constant_(model.weight, value)
+    ...     average.update_parameters(model)
+    >>> average(torch.ones(1, 1)), int(average.n_averaged)
+    (tensor([[3.]]), 3)
+    """
+
+    def __init__(self, model: nn.Module, decay: float = 0.9998, *, warmup: bool = True) -> None:
+        check_fraction(decay, name="decay", function="ExponentialMovingAverage")
+        _check_unwrapped(model)
+        super().__init__(model, multi_avg_fn=self._average, use_buffers=True)
+        self.decay = decay
+        self.warmup = warmup
+        self.module.requires_grad_(False)
+        self.eval()
+
+    def decay_at(self, updates: int) -> float:
+        """The decay of the update that follows ``updates`` earlier ones; the very first copies, whatever this says.
+
+        >>> average = ExponentialMovingAverage(nn.Linear(1, 1))
+        >>> average.decay_at(2), average.decay_at(10**6)
+        (0.25, 0.9998)
+        """
+        return min(self.decay, (1 + updates) / (10 + updates)) if self.warmup else self.decay
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Take the model's present values into the average.
+
+        Raises ValueError for a model under DistributedDataParallel, or whose parameters and buffers differ in shape
+        from those of the averaged model.
+
+        >>> model = nn.BatchNorm1d(2)
+        >>> average = ExponentialMovingAverage(model)
+        >>> _ = model(torch.randn(4, 2))
+        >>> average.update_parameters(model)
+        >>> int(average.module.num_batches_tracked)
+        1
+        """
+        _check_unwrapped(model)
+        own, other = _shapes(self.module), _shapes(model)
+        if own != other:
+            key = next(key for key in [*own, *other] if own.get(key) != other.get(key))
+            raise ValueError(
+                f"ExponentialMovingAverage.update_parameters: {key} has shape {other.get(key)} in the model and "
+                f"{own.get(key)} in the average; allowed is the model that was averaged from the start"
+            )
+        super().update_parameters(model)
+        for averaged, current in zip(self.module.buffers(), model.buffers(), strict=True):
+            if averaged.is_floating_point():  # the average of two infinities is NaN
+                averaged.copy_(torch.where(averaged.isfinite(), averaged, current.to(averaged.device)))
+
+    def _average(self, averaged: Any, current: Any, _: Tensor | int) -> None:
+        """Called by AveragedModel once for each device and dtype."""
+        if averaged[0].is_floating_point() or averaged[0].is_complex():
+            get_ema_multi_avg_fn(self.decay_at(int(self.n_averaged)))(averaged, current, self.n_averaged)
+        else:
+            for own, other in zip(averaged, current, strict=True):
+                own.copy_(other)
+
+
+def _check_unwrapped(model: nn.Module) -> None:
+    if isinstance(model, DistributedDataParallel):
+        raise ValueError("ExponentialMovingAverage: model is a DistributedDataParallel; hand over model.module")
+
+
+def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    named = [*model.named_parameters(), *model.named_buffers()]
+    return {key: tuple(value.shape) for key, value in named}

@@ -1,0 +1,497 @@
+"""Pictures of detections and of training: boxes, masks and keypoints on images, precision-recall and loss curves.
+
+Images are drawn with Pillow alone. The two ``plot_`` functions need matplotlib (``pip install "torch-detkit[viz]"``),
+imported when they are called; they return a figure of their own, without a display or any global state.
+Colours tell classes apart, also for colour-blind eyes (the palette of Okabe and Ito 2008).
+"""
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, Shaped
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from torch import Tensor
+
+from detkit.checks import check_fraction, first_bad
+from detkit.structures import Detection, Target
+
+if TYPE_CHECKING:
+    import matplotlib.figure
+
+Color = tuple[int, int, int]
+Rectangle = tuple[int, int, int, int]
+
+_PALETTE: tuple[Color, ...] = (
+    (213, 94, 0),  # vermilion
+    (86, 180, 233),  # sky blue
+    (240, 228, 66),  # yellow
+    (0, 158, 115),  # bluish green
+    (204, 121, 167),  # reddish purple
+    (0, 114, 178),  # blue
+    (230, 159, 0),  # orange
+)
+_DARK: Color = (20, 20, 20)
+_SMALLEST_SIDE = 480  # pixels of the longer side up to which a picture is enlarged: below, text hides the objects
+
+
+def class_color(label: int) -> Color:
+    """Red, green, blue of a class in 0..255: seven colours, then the same lighter, then darker, then again.
+
+    >>> class_color(0), class_color(7), class_color(21) == class_color(0)
+    ((213, 94, 0), (234, 174, 127), True)
+    """
+    base, turn = _PALETTE[label % len(_PALETTE)], label // len(_PALETTE) % 3
+    share, toward = ((0.0, 0), (0.5, 255), (0.45, 0))[turn]
+    red, green, blue = (int(value + share * (toward - value)) for value in base)
+    return red, green, blue
+
+
+def draw_detections(
+    image: Shaped[Tensor, "D H W"] | Image.Image,
+    detections: Detection | Target,
+    *,
+    categories: Sequence[str] | None = None,
+    score_threshold: float = 0.3,
+    mask_alpha: float = 0.4,
+    skeleton: Sequence[tuple[int, int]] = (),
+    enlarge: int | None = None,
+) -> Image.Image:
+    """The image as an RGB picture with boxes, category and score, and masks and keypoints where there are some.
+
+    image: (1 or 3, H, W), uint8 or float in [0, 1], or a Pillow image. detections: one image's :class:`Detection`, or
+    a :class:`Target`, which has no scores. boxes (K, 4) xyxy pixels of the image; labels (K,) index ``categories``;
+    scores (K,): those below ``score_threshold`` are left out; masks (K, H, W) or (K, 1, H, W), bool or integers, or
+    floats set above 0.5; keypoints (K, P, 3): those with a third value of 0 are left out, ``skeleton`` lists the
+    pairs of them to join. ``enlarge`` multiplies the picture's size, every pixel becoming a square; by default a
+    picture under 480 pixels is enlarged to at least that. Nothing else is resized.
+
+    Raises ValueError for shapes that disagree (masks of another size than the image included), values out of their
+    range, boxes that are inverted or not finite, and labels without a category.
+
+    >>> found = {"boxes": torch.tensor([[8.0, 8, 60, 40]]), "labels": torch.tensor([1]), "scores": torch.tensor([0.9])}
+    >>> draw_detections(torch.zeros(3, 64, 96), found, categories=["cat", "dog"]).size
+    (480, 320)
+    """
+    check_fraction(mask_alpha, name="mask_alpha", function="draw_detections")
+    picture, factor = _picture(image, enlarge)
+    objects = _objects(detections, score_threshold, (picture.height // factor, picture.width // factor))
+    if objects.masks is not None:
+        picture = _paint_masks(picture, objects.masks, objects.labels, mask_alpha, factor)
+    _paint_boxes(picture, objects.boxes * factor, objects.labels, _texts(objects, categories))
+    if objects.keypoints is not None:
+        _paint_keypoints(picture, objects.keypoints, objects.labels, skeleton, factor)
+    return picture
+
+
+def draw_boxes(
+    image: Shaped[Tensor, "D H W"] | Image.Image,
+    boxes: Float[Tensor, "K 4"],
+    *,
+    labels: Int[Tensor, " K"] | None = None,
+    texts: Sequence[str] | None = None,
+    enlarge: int | None = None,
+) -> Image.Image:
+    """The image as an RGB picture with any boxes: anchors, proposals, crops.
+
+    boxes: (K, 4) xyxy pixels; labels: (K,), choose the colours; texts: K, one for each box. Image, ``enlarge`` and
+    errors are those of :func:`draw_detections`.
+
+    >>> draw_boxes(torch.zeros(1, 500, 400), torch.tensor([[8.0, 8, 60, 40]]), texts=["an anchor"]).size
+    (400, 500)
+    """
+    picture, factor = _picture(image, enlarge)
+    colors = torch.zeros(len(boxes), dtype=torch.int64) if labels is None else labels
+    if texts is not None and len(texts) != len(boxes):
+        raise ValueError(f"draw_boxes: {len(texts)} texts for {len(boxes)} boxes; each box needs its own")
+    objects = _objects({"boxes": boxes, "labels": colors}, 0.0, (picture.height // factor, picture.width // factor))
+    _paint_boxes(picture, objects.boxes * factor, objects.labels, texts or [""] * len(boxes))
+    return picture
+
+
+def side_by_side(
+    images: Sequence[Tensor | Image.Image],
+    truths: Sequence[Target],
+    detections: Sequence[Detection],
+    *,
+    categories: Sequence[str] | None = None,
+    score_threshold: float = 0.3,
+    columns: int = 1,
+    enlarge: int | None = None,
+) -> Image.Image:
+    """One picture of many images, each as "truth | prediction" with counts above; ``columns`` pairs to a row.
+
+    Images may differ in size. Each is drawn by :func:`draw_detections`, whose arguments and errors these are.
+    Raises ValueError where the three lengths differ or there is no image.
+
+    >>> empty = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
+    >>> side_by_side([torch.zeros(3, 96, 96)], [empty], [{**empty, "scores": torch.zeros(0)}]).width
+    984
+    """
+    if not len(images) == len(truths) == len(detections) or not images or columns < 1:
+        raise ValueError(
+            f"side_by_side: {len(images)} images, {len(truths)} truths, {len(detections)} detections, "
+            f"columns={columns}; allowed are equal lengths and columns of at least 1"
+        )
+    cells = []
+    for image, truth, found in zip(images, truths, detections, strict=True):
+        above = int((torch.as_tensor(found["scores"]) >= score_threshold).sum())
+        titles = f"truth: {len(truth['boxes'])}", f"prediction: {above} (score from {score_threshold:g})"
+        for title, objects in zip(titles, (truth, found), strict=True):
+            picture = draw_detections(
+                image, objects, categories=categories, score_threshold=score_threshold, enlarge=enlarge
+            )
+            cells.append(_titled(picture, title))
+    return _grid(cells, 2 * columns)
+
+
+def plot_precision_recall(
+    curves: Mapping[str, tuple[Sequence[float] | Tensor | np.ndarray, Sequence[float] | Tensor | np.ndarray]],
+    *,
+    title: str = "",
+) -> "matplotlib.figure.Figure":
+    """A matplotlib figure of precision over recall; curves: name -> (recall, precision), each (R,) in [0, 1].
+
+    Precision is drawn as the step function it is: its value at a recall holds back to the recall before. A name may
+    carry its number ("cell, AP 0.81"). Raises ValueError for other shapes or ranges, ImportError without matplotlib.
+
+    >>> figure = plot_precision_recall({"cell": ([0.0, 0.5, 1.0], [1.0, 0.9, 0.6])})
+    >>> figure.axes[0].get_xlabel()
+    'recall'
+    """
+    figure, (axes,) = _figure(1)
+    for i, (name, pair) in enumerate(curves.items()):
+        recall, precision = (np.asarray(torch.as_tensor(values).detach().cpu(), dtype=float) for values in pair)
+        outside = [value for value in (*recall.flat, *precision.flat) if not 0 <= value <= 1]
+        if recall.ndim != 1 or recall.shape != precision.shape or outside:
+            raise ValueError(
+                f"plot_precision_recall: curves[{name!r}] has shapes {recall.shape}, {precision.shape} and "
+                f"{outside[:3]} outside [0, 1]; allowed are recall and precision of one shape (R,), all in [0, 1]"
+            )
+        axes.plot(recall, precision, label=name, drawstyle="steps-pre", **_line(i))
+    axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02), title=title)
+    _legend(axes)
+    return figure
+
+
+def plot_curves(
+    records: Sequence[Mapping[str, Any]],
+    *,
+    losses: Sequence[str] | None = None,
+    metrics: Sequence[str] | None = None,
+    over: str = "epoch",
+    title: str = "",
+) -> "matplotlib.figure.Figure":
+    """A matplotlib figure of a training's records (lines of a ``metrics.jsonl``): losses left, metrics right.
+
+    Each record is a dict of numbers with ``over`` among its keys; a key may be missing or None in some of them.
+    By default losses are the keys that contain "loss", metrics those that begin with "AP", "AR" or "mAP".
+    Raises ValueError where nothing is to be drawn or a key is in no record, ImportError without matplotlib.
+
+    >>> records = [{"epoch": 1, "loss": 2.0}, {"epoch": 2, "loss": 1.5, "AP": 0.2}]
+    >>> [axes.get_ylabel() for axes in plot_curves(records).axes]
+    ['loss', 'AP']
+    """
+    keys = list(dict.fromkeys(key for record in records for key in record))
+    left = [key for key in keys if "loss" in key.lower()] if losses is None else list(losses)
+    right = [key for key in keys if key.startswith(("AP", "AR", "mAP"))] if metrics is None else list(metrics)
+    unknown = [key for key in [over, *left, *right] if key not in keys]
+    if unknown or not left + right:
+        raise ValueError(f"plot_curves: no record has {unknown or 'a loss or AP'}; the records have {keys}")
+    panels = [(label, names) for label, names in (("loss", left), ("AP", right)) if names]
+    figure, all_axes = _figure(len(panels))
+    for axes, (label, names) in zip(all_axes, panels, strict=True):
+        for i, name in enumerate(names):
+            points = [(record[over], record[name]) for record in records if record.get(name) is not None]
+            axes.plot(*zip(*points, strict=True), label=name, marker="o" if len(points) < 40 else "", **_line(i))
+        axes.set(xlabel=over, ylabel=label)
+        low, high = axes.dataLim.intervaly
+        axes.set_ylim(bottom=min(0, low), top=max(1, high) if label == "AP" else None)
+        _legend(axes)
+    figure.suptitle(title)
+    return figure
+
+
+def save_picture(path: str | os.PathLike[str], picture: "Image.Image | matplotlib.figure.Figure") -> None:
+    """Write a picture or a figure of this module as one PNG file.
+
+    Raises ValueError for another suffix than ``.png``, FileNotFoundError for a missing folder.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "black.png"
+    >>> save_picture(path, draw_boxes(torch.zeros(3, 96, 96), torch.zeros(0, 4)))
+    >>> Image.open(path).size
+    (480, 480)
+    """
+    if Path(path).suffix.lower() != ".png":
+        raise ValueError(f"save_picture: path {os.fspath(path)!r} must end in .png")
+    if isinstance(picture, Image.Image):
+        picture.save(path, format="PNG")
+    else:
+        picture.savefig(path, format="png", dpi=150)
+
+
+class _Objects(NamedTuple):
+    """What is drawn, best first, on the host."""
+
+    boxes: np.ndarray
+    labels: list[int]
+    scores: list[float] | None
+    crowd: list[bool]
+    masks: np.ndarray | None
+    keypoints: np.ndarray | None
+
+
+def _objects(entries: Mapping[str, Any], score_threshold: float, size: tuple[int, int]) -> _Objects:
+    check_fraction(score_threshold, name="score_threshold", function="draw_detections")
+    rows = _checked_rows(entries, size)
+    scores = rows.get("scores", torch.ones(len(rows["boxes"])))
+    order = scores.argsort(descending=True, stable=True)
+    order = order[scores[order] >= score_threshold]
+    kept = {key: value[order] for key, value in rows.items()}
+    return _Objects(
+        boxes=kept["boxes"].numpy(),
+        labels=kept["labels"].tolist(),
+        scores=kept["scores"].tolist() if "scores" in kept else None,
+        crowd=kept["iscrowd"].bool().tolist() if "iscrowd" in kept else [False] * len(order),
+        masks=(kept["masks"] > (0.5 if kept["masks"].is_floating_point() else 0)).numpy() if "masks" in kept else None,
+        keypoints=kept["keypoints"].numpy() if "keypoints" in kept else None,
+    )
+
+
+def _checked_rows(entries: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Tensor]:
+    """The entries that can be drawn, on the host, of right shape and finite."""
+    rows = {key: torch.as_tensor(entries[key]).detach().cpu().as_subclass(Tensor) for key in _SHAPES if key in entries}
+    if not rows.keys() >= {"boxes", "labels"}:
+        raise ValueError(f"draw_detections: detections has keys {[*entries]}; allowed are those with boxes and labels")
+    rows["boxes"] = rows["boxes"].reshape(-1, 4) if not rows["boxes"].numel() else rows["boxes"]
+    if "masks" in rows and rows["masks"].ndim == 4 and rows["masks"].shape[1] == 1:
+        rows["masks"] = rows["masks"][:, 0]
+    for key, value in rows.items():
+        _check_shape(key, tuple(value.shape), len(rows["boxes"]), size)
+    rows |= {key: rows[key].double() for key in ("boxes", "scores", "keypoints") if key in rows}
+    for key in ("boxes", "scores", "keypoints"):
+        if key in rows:
+            _check_values(key, rows[key])
+    return rows
+
+
+_SHAPES = {
+    "boxes": "(K, 4)",
+    "labels": "(K,)",
+    "scores": "(K,)",
+    "iscrowd": "(K,)",
+    "masks": "(K, H, W) or (K, 1, H, W) with the image's H, W",
+    "keypoints": "(K, P, 3)",
+}
+
+
+def _check_shape(key: str, shape: tuple[int, ...], count: int, size: tuple[int, int]) -> None:
+    right = {"boxes": shape[1:] == (4,), "masks": shape[1:] == size, "keypoints": len(shape) == 3 and shape[2] == 3}
+    if not shape or shape[0] != count or not right.get(key, len(shape) == 1):
+        raise ValueError(
+            f"draw_detections: {key} has shape {shape} for {count} boxes on an image of height and width {size}; "
+            f"allowed is {_SHAPES[key]}"
+        )
+
+
+def _check_values(key: str, rows: Tensor) -> None:
+    bad = ~rows.flatten(1).isfinite().all(1) if rows.ndim > 1 else ~rows.isfinite()
+    if key == "boxes":
+        bad |= (rows[:, 2:] < rows[:, :2]).any(1)
+    if bad.any():
+        (i,), count = first_bad(bad)
+        allowed = "finite x1 <= x2, y1 <= y2" if key == "boxes" else "finite values"
+        raise ValueError(f"draw_detections: {key}[{i}] = {rows[i].tolist()} ({count} such); allowed: {allowed}")
+
+
+def _picture(image: Tensor | Image.Image, enlarge: int | None) -> tuple[Image.Image, int]:
+    """A fresh RGB picture, and how many times larger than the image it is."""
+    picture = image.convert("RGB") if isinstance(image, Image.Image) else _picture_of_tensor(image)
+    factor = max(1, math.ceil(_SMALLEST_SIDE / max(picture.size))) if enlarge is None else enlarge
+    if factor < 1:
+        raise ValueError(f"draw_detections: enlarge={enlarge} must be an integer of at least 1, or None")
+    size = picture.width * factor, picture.height * factor
+    return (picture.resize(size, Image.Resampling.NEAREST) if factor > 1 else picture.copy()), factor
+
+
+def _picture_of_tensor(image: Tensor) -> Image.Image:
+    if image.ndim != 3 or image.shape[0] not in (1, 3) or image.numel() == 0:
+        raise ValueError(
+            f"draw_detections: image has shape {tuple(image.shape)}; allowed is (1 or 3, H, W) with pixels"
+        )
+    values = image.detach().cpu().as_subclass(Tensor)
+    if values.is_floating_point():
+        low, high = values.min().item(), values.max().item()
+        if not (low >= -0.01 and high <= 1.01):  # resizing overshoots a little
+            raise ValueError(
+                f"draw_detections: image has values from {low:.4g} to {high:.4g}; allowed are floats in [0, 1] "
+                "(undo the normalisation first) or uint8"
+            )
+        values = (values.float().clamp(0, 1) * 255).round().to(torch.uint8)
+    if values.dtype != torch.uint8:
+        raise ValueError(f"draw_detections: image has dtype {values.dtype}; allowed are uint8 and floats in [0, 1]")
+    return Image.fromarray(values.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy())
+
+
+def _texts(objects: _Objects, categories: Sequence[str] | None) -> list[str]:
+    bad = [label for label in objects.labels if label < 0 or (categories is not None and label >= len(categories))]
+    if bad:
+        allowed = f"0..{len(categories) - 1} (the categories)" if categories is not None else "0 and above"
+        raise ValueError(f"draw_detections: label {bad[0]} ({len(bad)} such) is outside {allowed}")
+    names = [str(label) if categories is None else categories[label] for label in objects.labels]
+    scores = [""] * len(names) if objects.scores is None else [f" {score:.2f}" for score in objects.scores]
+    crowds = [" (crowd)" if crowd else "" for crowd in objects.crowd]
+    return ["".join(parts) for parts in zip(names, scores, crowds, strict=True)]
+
+
+def _stroke(picture: Image.Image) -> int:
+    return max(3, round(max(picture.size) / 200))
+
+
+def _font(picture: Image.Image) -> Any:
+    return ImageFont.load_default(max(14, round(max(picture.size) / 45)))
+
+
+def _paint_masks(
+    picture: Image.Image, masks: np.ndarray, labels: Sequence[int], alpha: float, factor: int
+) -> Image.Image:
+    """Worst first: tinted inside, with a border of the full colour, so that neighbours of one class stay apart."""
+    pixels = np.asarray(picture).astype(np.float32)
+    reach = 2 * ((_stroke(picture) + 1) // 2) + 1
+    for mask, label in reversed(list(zip(masks, labels, strict=True))):
+        shape = Image.fromarray(mask.astype(np.uint8) * 255).resize(picture.size, Image.Resampling.NEAREST)
+        inside = np.asarray(shape) > 0
+        border = inside & (np.asarray(shape.filter(ImageFilter.MinFilter(reach))) == 0)
+        color = np.array(class_color(label), dtype=np.float32)
+        pixels[inside] += alpha * (color - pixels[inside])
+        pixels[border] = color
+    return Image.fromarray(pixels.round().astype(np.uint8))
+
+
+def _paint_boxes(picture: Image.Image, boxes: np.ndarray, labels: Sequence[int], texts: Sequence[str]) -> None:
+    """Boxes with a dark seam, worst first; then their texts, which no line may strike through."""
+    draw, font, stroke = ImageDraw.Draw(picture), _font(picture), _stroke(picture)
+    edges = [_pixels(box, picture) for box in boxes]
+    for (x1, y1, x2, y2), label in reversed(list(zip(edges, labels, strict=True))):
+        draw.rectangle((x1 - 1, y1 - 1, max(x1, x2) + 1, max(y1, y2) + 1), outline=_DARK, width=stroke + 2)
+        draw.rectangle((x1, y1, x2, y2), outline=class_color(label), width=stroke)
+    sizes = [_text_size(font, text) for text in texts]
+    places = _places(edges, sizes, picture.size)
+    for place, label, text in reversed(list(zip(places, labels, texts, strict=True))):
+        if text:
+            color = class_color(label)
+            draw.rectangle(place, fill=color)
+            light = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2] > 125
+            draw.text((place[0] + 2, place[1] + 1), text, fill=_DARK if light else (255, 255, 255), font=font)
+
+
+def _pixels(box: np.ndarray, picture: Image.Image) -> Rectangle:
+    """The outermost pixels inside a continuous box, moved into the picture."""
+    x1, y1, x2, y2 = (float(value) for value in box)
+    right, bottom = picture.width - 1, picture.height - 1
+    left, top = round(min(max(x1, 0), right)), round(min(max(y1, 0), bottom))
+    return left, top, max(left, round(min(max(x2 - 1, 0), right))), max(top, round(min(max(y2 - 1, 0), bottom)))
+
+
+def _text_size(font: Any, text: str) -> tuple[int, int]:
+    ascent, descent = font.getmetrics()
+    return math.ceil(font.getlength(text)) + 4, ascent + descent + 1
+
+
+def _places(edges: Sequence[Rectangle], sizes: Sequence[tuple[int, int]], size: tuple[int, int]) -> list[Rectangle]:
+    """Where each text stands, best first: at a corner of its box, in the picture, on earlier texts least of all."""
+    placed: list[Rectangle] = []
+    for (x1, y1, x2, y2), (width, height) in zip(edges, sizes, strict=True):
+        corners = [(x1, y1 - height), (x2 - width, y1 - height), (x1, y2 + 1), (x2 - width, y2 + 1)]
+        corners += [(x1, y1), (x2 - width, y1), (x1, y2 - height), (x2 - width, y2 - height)]
+        choices = [_inside(x, y, width, height, size) for x, y in corners]
+        placed.append(min(choices, key=lambda choice: sum(_overlap(choice, other) for other in placed)))
+    return placed
+
+
+def _inside(x: int, y: int, width: int, height: int, size: tuple[int, int]) -> Rectangle:
+    left, top = max(0, min(x, size[0] - width)), max(0, min(y, size[1] - height))
+    return left, top, left + width - 1, top + height - 1
+
+
+def _overlap(first: Rectangle, second: Rectangle) -> int:
+    width = min(first[2], second[2]) - max(first[0], second[0]) + 1
+    height = min(first[3], second[3]) - max(first[1], second[1]) + 1
+    return max(0, width) * max(0, height)
+
+
+def _paint_keypoints(
+    picture: Image.Image,
+    keypoints: np.ndarray,
+    labels: Sequence[int],
+    skeleton: Sequence[tuple[int, int]],
+    factor: int,
+) -> None:
+    draw, stroke = ImageDraw.Draw(picture), _stroke(picture)
+    for points, label in reversed(list(zip(keypoints, labels, strict=True))):
+        shown = {i: (x * factor, y * factor) for i, (x, y, visible) in enumerate(points.tolist()) if visible > 0}
+        bones = [(shown[a], shown[b]) for a, b in skeleton if a in shown and b in shown]
+        for color, width in ((_DARK, stroke + 2), (class_color(label), stroke)):
+            for bone in bones:
+                draw.line(bone, fill=color, width=width)
+        for x, y in shown.values():
+            for color, radius in ((_DARK, stroke + 3), ((255, 255, 255), stroke + 2), (class_color(label), stroke)):
+                draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=color)
+
+
+def _titled(picture: Image.Image, title: str) -> Image.Image:
+    font = _font(picture)
+    width, height = _text_size(font, title)
+    framed = Image.new("RGB", (max(width, picture.width), picture.height + height + 4), "white")
+    ImageDraw.Draw(framed).text((2, 2), title, fill=_DARK, font=font)
+    framed.paste(picture, (0, height + 4))
+    return framed
+
+
+def _grid(cells: Sequence[Image.Image], columns: int, *, gap: int = 8) -> Image.Image:
+    rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
+    widths = [max(row[i].width for row in rows if i < len(row)) for i in range(len(rows[0]))]
+    heights = [max(cell.height for cell in row) for row in rows]
+    sheet = Image.new("RGB", (sum(widths) + gap * (len(widths) + 1), sum(heights) + gap * (len(rows) + 1)), "white")
+    y = gap
+    for row, height in zip(rows, heights, strict=True):
+        x = gap
+        for cell, width in zip(row, widths, strict=False):
+            sheet.paste(cell, (x, y))
+            x += width + gap
+        y += height + gap
+    return sheet
+
+
+def _figure(panels: int) -> tuple[Any, list[Any]]:
+    """A figure with its own canvas that draws to memory."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError('detkit.viz draws curves with matplotlib: pip install "torch-detkit[viz]"') from error
+    figure = Figure(figsize=(6.4 * panels, 4.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    all_axes = [figure.add_subplot(1, panels, i + 1) for i in range(panels)]
+    for axes in all_axes:
+        axes.grid(color="0.9")
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure, all_axes
+
+
+def _line(i: int) -> dict[str, Any]:
+    """Colour and dashes of the i-th curve: told apart in grey too. Yellow is too pale for a line on white."""
+    colors = [color for color in _PALETTE if color != (240, 228, 66)]
+    color = tuple(value / 255 for value in colors[i % len(colors)])
+    return {"color": color, "linestyle": ("-", "--", "-.", ":")[i // len(colors) % 4], "linewidth": 1.8}
+
+
+def _legend(axes: Any) -> None:
+    if axes.lines:
+        many = len(axes.lines) > 6
+        axes.legend(frameon=False, **({"loc": "upper left", "bbox_to_anchor": (1, 1)} if many else {}))

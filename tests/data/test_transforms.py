@@ -1,0 +1,173 @@
+"""Augmentations: what belongs to a box goes with it, and random numbers are those of (seed, epoch, index)."""
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from detkit.data import (
+    Augmented,
+    DigitScenes,
+    collate,
+    flip_augmentation,
+    large_scale_jitter,
+    sanitize,
+    short_side_augmentation,
+    ssd_augmentation,
+)
+
+COMPOSITIONS = {
+    "ssd": ssd_augmentation(),
+    "ssd resized": ssd_augmentation(size=(64, 80)),
+    "flip": flip_augmentation(),
+    "flip both": flip_augmentation(vertical=True),
+    "jitter": large_scale_jitter((72, 88)),
+    "short side": short_side_augmentation([48, 120], long_side=130),
+}
+
+
+def scene(index):
+    """A scene whose labels, areas, crowd marks and weights all tell the number of the object."""
+    image, target = DigitScenes(60, masks=True)[index]
+    number = torch.arange(len(target["labels"]))
+    return image, dict(target) | {
+        "labels": number,
+        "area": number * 1.0,
+        "iscrowd": number + 0,
+        "weights": number * 0.5,
+    }
+
+
+@pytest.mark.parametrize("transforms", COMPOSITIONS.values(), ids=COMPOSITIONS)
+def test_everything_of_a_dropped_box_goes_with_it_and_the_rest_stays_aligned(transforms):
+    torch.manual_seed(0)
+    for index in range(40):
+        image, target = transforms(*scene(index))
+        number = target["labels"]
+        assert len(target["boxes"]) == len(target["masks"]) == len(number)
+        assert torch.equal(target["area"], number * 1.0)
+        assert torch.equal(target["iscrowd"], number)
+        assert torch.equal(target["weights"], number * 0.5)
+        assert target["image_id"] == index
+        assert image.dtype == torch.uint8
+        assert target["masks"].shape[1:] == image.shape[1:]
+        _assert_boxes_hold_their_masks(target, image.shape[1:])
+
+
+def _assert_boxes_hold_their_masks(target, size):
+    assert target["boxes"].canvas_size == tuple(size)
+    for box, mask in zip(target["boxes"].tolist(), target["masks"], strict=True):
+        assert 0 <= box[0] < box[2] <= size[1]
+        assert 0 <= box[1] < box[3] <= size[0]
+        rows, columns = mask.nonzero(as_tuple=True)
+        if len(rows):
+            assert columns.min() >= box[0] - 1.5
+            assert rows.min() >= box[1] - 1.5
+            assert columns.max() < box[2] + 1.5
+            assert rows.max() < box[3] + 1.5
+
+
+def test_ssd_augmentation_drops_some_boxes_zooms_out_and_crops():
+    torch.manual_seed(0)
+    before = [len(scene(index)[1]["labels"]) for index in range(60)]
+    after = [ssd_augmentation()(*scene(index)) for index in range(60)]
+    assert sum(len(target["labels"]) for _, target in after) < sum(before)
+    sizes = {tuple(image.shape[1:]) for image, _ in after}
+    assert min(min(size) for size in sizes) < 96 < max(max(size) for size in sizes)
+
+
+@pytest.mark.parametrize("transforms", COMPOSITIONS.values(), ids=COMPOSITIONS)
+def test_an_image_without_objects_passes(transforms):
+    boxes = tv_tensors.BoundingBoxes(torch.zeros(0, 4), format="XYXY", canvas_size=(40, 50))
+    target = {"boxes": boxes, "labels": torch.zeros(0, dtype=torch.int64), "image_id": 3}
+    torch.manual_seed(0)
+    for _ in range(5):
+        _, result = transforms(tv_tensors.Image(torch.zeros(3, 40, 50, dtype=torch.uint8)), target)
+        assert result["boxes"].shape == (0, 4)
+        assert result["labels"].shape == (0,)
+
+
+def test_a_box_that_sticks_out_by_a_hair_is_clamped_not_lost():
+    boxes = tv_tensors.BoundingBoxes([[-0.01, 2.0, 8.001, 6.0]], format="XYXY", canvas_size=(8, 8))
+    _, target = sanitize()(tv_tensors.Image(torch.zeros(3, 8, 8)), {"boxes": boxes, "labels": torch.tensor([1])})
+    assert target["boxes"].tolist() == [[0, 2, 8, 6]]
+
+
+def test_boxes_below_the_smallest_side_go():
+    boxes = tv_tensors.BoundingBoxes([[0, 0, 2.5, 8], [0, 0, 3.5, 8]], format="XYXY", canvas_size=(8, 8))
+    target = {"boxes": boxes, "labels": torch.tensor([4, 5])}
+    assert sanitize(min_size=3)(tv_tensors.Image(torch.zeros(3, 8, 8)), target)[1]["labels"].tolist() == [5]
+
+
+@pytest.mark.parametrize("transforms", COMPOSITIONS.values(), ids=COMPOSITIONS)
+def test_keypoints_are_refused_rather_than_left_behind(transforms):
+    image, target = scene(0)
+    with pytest.raises(ValueError, match="target has 'keypoints'"):
+        transforms(image, target | {"keypoints": torch.zeros(len(target["labels"]), 2, 3)})
+
+
+def items(dataset, order):
+    return {index: dataset[index] for index in order}
+
+
+def same(one, other):
+    return all(
+        torch.equal(one[i][0], other[i][0]) and torch.equal(one[i][1]["boxes"], other[i][1]["boxes"]) for i in one
+    )
+
+
+def augmented(seed=0, epoch=0):
+    dataset = Augmented(DigitScenes(10), ssd_augmentation(size=(48, 48)), seed=seed)
+    dataset.set_epoch(epoch)
+    return dataset
+
+
+def test_an_item_depends_on_seed_epoch_and_index_only():
+    first = items(augmented(), range(10))
+    torch.manual_seed(99)
+    assert same(first, items(augmented(), reversed(range(10))))
+    assert not same(first, items(augmented(seed=1), range(10)))
+    assert not same(first, items(augmented(epoch=1), range(10)))
+    assert torch.equal(augmented()[-1][0], first[9][0])
+
+
+def test_items_of_one_epoch_get_different_random_numbers():
+    dataset = Augmented(DigitScenes(30), lambda image, target: (torch.rand(()), target))
+    assert len({float(dataset[index][0]) for index in range(30)}) == 30
+
+
+def test_the_global_generator_is_left_as_it_was_even_after_an_error():
+    def broken(image, target):
+        torch.rand(3)
+        raise RuntimeError("broken")
+
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    augmented()[3]
+    with pytest.raises(RuntimeError, match="broken"):
+        Augmented(DigitScenes(4), broken)[2]
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("persistent", [True, False])
+def test_the_epoch_reaches_workers_that_live_already(persistent):
+    dataset = augmented()
+    loader = DataLoader(dataset, batch_size=5, num_workers=2, collate_fn=collate, persistent_workers=persistent)
+    for epoch in (0, 3, 1):
+        dataset.set_epoch(epoch)
+        made = {index: pair for batch in loader for pair in zip(*batch, strict=True) for index in [pair[1]["image_id"]]}
+        assert same(made, items(augmented(epoch=epoch), range(10)))
+
+
+def test_only_the_stated_transforms_are_applied():
+    dataset = Augmented(DigitScenes(4), v2.Compose([v2.RandomHorizontalFlip(1.0)]))
+    assert torch.equal(dataset[2][0], DigitScenes(4)[2][0].flip(-1))
+    assert len(dataset) == 4
+
+
+def test_a_negative_seed_or_epoch_is_refused():
+    with pytest.raises(ValueError, match="Augmented: seed=-1"):
+        Augmented(DigitScenes(1), flip_augmentation(), seed=-1)
+    with pytest.raises(ValueError, match="epoch=-2"):
+        augmented().set_epoch(-2)
