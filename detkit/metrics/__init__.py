@@ -4,5 +4,15 @@ count an image once and give the same numbers in every process.
 """
 
 from detkit.metrics.coco import ClassResult, CocoMetrics, format_table
+from detkit.metrics.recall import ProposalRecall
+from detkit.metrics.voc import VocClassResult, VocMetrics, average_precision
 
-__all__ = ["ClassResult", "CocoMetrics", "format_table"]
+__all__ = [
+    "ClassResult",
+    "CocoMetrics",
+    "ProposalRecall",
+    "VocClassResult",
+    "VocMetrics",
+    "average_precision",
+    "format_table",
+]

@@ -25,9 +25,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from detkit.metrics.categories import category_names, frequency_groups
 from detkit.metrics.coco_json import load_json, read_records
 from detkit.metrics.engines import AREAS, COCO_SIGMAS, IOU_TYPES, Curves, Settings, engine_name, evaluate
-from detkit.metrics.records import ImageStore, Reader, read_images
+from detkit.metrics.records import ImageRecord, Reader, read_images
+from detkit.metrics.store import ImageStore
 from detkit.structures import Detection, Target
 
 IOU_THRESHOLDS = {"50": 0, "75": 5}
@@ -73,7 +75,8 @@ class CocoMetrics:
         engine: str | None = None,
         keypoint_sigmas: Sequence[float] = COCO_SIGMAS,
     ) -> None:
-        self.names, self.frequencies = _categories(categories)
+        self.names = category_names(categories, function="CocoMetrics")
+        self.frequencies = frequency_groups(categories)
         self.iou_types = _iou_types(iou_types)
         self.settings = Settings(
             len(self.names),
@@ -81,7 +84,7 @@ class CocoMetrics:
             class_agnostic,
             federated,
             engine,
-            tuple(float(sigma) for sigma in keypoint_sigmas),
+            _sigmas(keypoint_sigmas),
         )
         engine_name(engine)
         if federated and (class_agnostic or "keypoints" in self.iou_types):
@@ -179,6 +182,14 @@ class CocoMetrics:
             for i, name in enumerate(names)
         ]
 
+    def gathered(self) -> list[ImageRecord]:
+        """The records of all images of all processes, each once, in order (collective call).
+
+        >>> CocoMetrics(1).gathered()
+        []
+        """
+        return self._images.gathered()
+
     def reset(self) -> None:
         """Forget every image.
 
@@ -238,26 +249,17 @@ def _mean(values: np.ndarray) -> float:
     return float(judged.mean()) if judged.size else -1.0
 
 
-def _categories(categories: int | Sequence[Any]) -> tuple[list[str], dict[str, list[int]]]:
-    """Names by label, and the labels of each of LVIS's frequencies, where categories have them."""
-    rows = [str(label) for label in range(categories)] if isinstance(categories, int) else list(categories)
-    if not rows or isinstance(categories, str | bool):
-        raise ValueError(f"CocoMetrics: categories={categories!r}; allowed is a number >= 1, names, or category dicts")
-    if not isinstance(rows[0], Mapping):
-        return [str(row) for row in rows], {}
-    groups = {
-        group: [label for label, row in enumerate(rows) if row.get("frequency") == group]
-        for group in ("r", "c", "f")
-        if any("frequency" in row for row in rows)
-    }
-    return [str(row.get("name", label)) for label, row in enumerate(rows)], groups
-
-
 def _iou_types(iou_types: Sequence[str]) -> tuple[str, ...]:
     types = (iou_types,) if isinstance(iou_types, str) else tuple(iou_types)
     if not types or len(set(types)) < len(types) or any(kind not in IOU_TYPES for kind in types):
         raise ValueError(f"CocoMetrics: iou_types={iou_types!r}; allowed are one or more of {IOU_TYPES}")
     return types
+
+
+def _sigmas(sigmas: Sequence[float]) -> tuple[float, ...]:
+    if not len(sigmas) or not all(0 < sigma < np.inf for sigma in sigmas):
+        raise ValueError(f"CocoMetrics: keypoint_sigmas={sigmas!r}; allowed are numbers > 0, one per keypoint")
+    return tuple(float(sigma) for sigma in sigmas)
 
 
 def _max_detections(max_detections: Sequence[int] | None) -> tuple[int, ...]:

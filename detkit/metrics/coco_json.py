@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from pycocotools import mask as coco_mask
 
-from detkit.metrics.records import ImageRecord, Objects, objects
-from detkit.metrics.rle import Rle, mask_areas, read_segmentation
+from detkit.metrics.records import LARGEST, ImageRecord, Objects, objects
+from detkit.metrics.rle import Rle, mask_areas, mask_boxes, read_segmentation
 
 MAX_JSON_BYTES = 2**31
 """Largest file that is read: a parsed file takes about ten times its size in memory."""
@@ -67,7 +66,7 @@ def read_records(
     images, annotations, categories = (_table(ground_truth, name) for name in ("images", "annotations", "categories"))
     categories = sorted(categories, key=lambda category: category["id"])
     labels = {category["id"]: label for label, category in enumerate(categories)}
-    sizes = {image["id"]: (int(image.get("height", 0)), int(image.get("width", 0))) for image in images}
+    sizes = {image["id"]: _size(image, i) for i, image in enumerate(images)}
     found = _read_rows(_Source("results", masks, points, labels, sizes), results, truth=False)
     truth = _read_rows(_Source("annotations", masks, points, labels, sizes), annotations, truth=True)
     return categories, [_record(image, found, truth, labels, sizes) for image in images]
@@ -83,6 +82,16 @@ def _table(ground_truth: Mapping[str, Any], name: str) -> list[Row]:
     if repeated:
         raise ValueError(f"{name}: id {repeated[0]} is given twice ({len(repeated)} such ids); ids must be unique")
     return list(rows)
+
+
+def _size(image: Row, index: int) -> tuple[int, int]:
+    """(height, width), 0 where the file does not say: only masks need it."""
+    height, width = image.get("height", 0), image.get("width", 0)
+    if not isinstance(height, int) or not isinstance(width, int):
+        raise ValueError(
+            f"images[{index}]: height {height!r:.40}, width {width!r:.40}; allowed are integers, or neither"
+        )
+    return height, width
 
 
 def _integer(row: Any, name: str, where: str, known: Mapping[int, Any] | None = None) -> int:
@@ -125,18 +134,23 @@ def _read_objects(source: _Source, rows: Sequence[Row], indices: Sequence[int], 
         read = [_numbers(row, "keypoints", 3 * source.points, at) for row, at in zip(chosen, where, strict=True)]
         keypoints = np.array(read).reshape(-1, source.points, 3)
     masks = [_mask(source, row, at) for row, at in zip(chosen, where, strict=True)]
-    boxes = [_box(row, mask, at) for row, mask, at in zip(chosen, masks, where, strict=True)]
+    boxes = [_box(source, row, mask, at) for row, mask, at in zip(chosen, masks, where, strict=True)]
     areas = [_area(row, box, mask, at, truth) for row, box, mask, at in zip(chosen, boxes, masks, where, strict=True)]
     return objects(
         np.array(boxes).reshape(-1, 4),
         np.array([source.labels[row["category_id"]] for row in chosen], dtype=np.int64),
         areas=np.array(areas, dtype=np.float64),
-        scores=np.array([1.0 if truth else _numbers(row, "score", 0, at)[0] for row, at in zip(chosen, where)]),
+        scores=np.ones(len(chosen)) if truth else _scores(chosen, where),
         crowd=np.array([truth and bool(row.get("iscrowd", 0)) for row in chosen], dtype=bool),
         ignore=np.array([truth and _is_ignored(row, source.points) for row in chosen], dtype=bool),
         masks=[mask for mask in masks if mask is not None] if source.masks else None,
         keypoints=keypoints,
     )
+
+
+def _scores(rows: Sequence[Row], where: Sequence[str]) -> np.ndarray:
+    read = [_numbers(row, "score", 0, at)[0] for row, at in zip(rows, where, strict=True)]
+    return np.array(read, dtype=np.float64)
 
 
 def _is_ignored(row: Row, points: int | None) -> bool:
@@ -149,10 +163,10 @@ def _mask(source: _Source, row: Row, where: str) -> Rle | None:
     return read_segmentation(row.get("segmentation"), source.sizes[row["image_id"]], where=where)
 
 
-def _box(row: Row, mask: Rle | None, where: str) -> list[float]:
+def _box(source: _Source, row: Row, mask: Rle | None, where: str) -> list[float]:
     if "bbox" not in row and mask is not None:
-        return coco_mask.toBbox([mask])[0].tolist()
-    if "bbox" not in row and "keypoints" in row:
+        return mask_boxes([mask])[0].tolist()
+    if "bbox" not in row and source.points is not None:
         points = np.array(row["keypoints"], dtype=np.float64).reshape(-1, 3)[:, :2]
         return [*points.min(axis=0), *np.ptp(points, axis=0)]
     box = _numbers(row, "bbox", 4, where)
@@ -172,12 +186,12 @@ def _area(row: Row, box: Sequence[float], mask: Rle | None, where: str, truth: b
 
 
 def _numbers(row: Row, name: str, length: int, where: str) -> list[float]:
-    """``length`` finite numbers (0: a single one) as a list."""
+    """``length`` numbers within ``LARGEST`` (0: a single one) as a list."""
     try:
         values = np.asarray(row.get(name), dtype=np.float64)
     except (TypeError, ValueError):
         values = np.array(np.nan)
-    if values.shape != ((length,) if length else ()) or not np.isfinite(values).all():
+    if values.shape != ((length,) if length else ()) or not (np.abs(values) <= LARGEST).all():
         allowed = f"{length} finite numbers" if length else "a finite number"
         raise ValueError(f"{where}: {name} is {row.get(name)!r:.100}; allowed is {allowed}")
     return values.reshape(-1).tolist()

@@ -13,15 +13,16 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from detkit.metrics.records import ImageRecord, Objects, objects
-from detkit.metrics.rle import mask_areas
+from detkit.metrics.rle import full_mask, mask_areas
 
 IOU_TYPES = ("bbox", "segm", "keypoints")
 ENGINES = ("pycocotools", "hotcoco")
+IOU_RANGE = np.linspace(0.5, 0.95, 10)
+"""The IoU thresholds that AP and AR average over."""
 AREAS = {
     "all": (0.0, 1e10),
     "s": (0.0, 32.0**2),
@@ -29,6 +30,7 @@ AREAS = {
     "l": (96.0**2, 1e10),
 }
 """COCO's area ranges in square pixels, both ends included."""
+SMALLEST_SIDE = 1e-100
 COCO_SIGMAS = (
     *(0.026, 0.025, 0.025, 0.035, 0.035, 0.079, 0.079, 0.072, 0.072),
     *(0.062, 0.062, 0.107, 0.107, 0.087, 0.087, 0.089, 0.089),
@@ -134,10 +136,7 @@ def _region(found: Objects, label: int, record: ImageRecord, iou_type: str) -> O
     boxes = found.boxes[found.labels == label]
     corner = boxes[:, :2].min(axis=0)
     hull = np.concatenate([corner, (boxes[:, :2] + boxes[:, 2:]).max(axis=0) - corner])[None]
-    masks = None
-    if iou_type == "segm" and record.size is not None:
-        full = {"size": list(record.size), "counts": [0, record.size[0] * record.size[1]]}
-        masks = [coco_mask.frPyObjects(full, *record.size)]
+    masks = [full_mask(record.size)] if iou_type == "segm" and record.size is not None else None
     area, yes = np.array([np.prod(hull[0, 2:])]), np.array([True])
     return objects(hull, np.array([label]), areas=area, crowd=yes, ignore=yes, masks=masks)
 
@@ -187,8 +186,10 @@ def _rows(side: Objects, image: int, iou_type: str) -> list[dict[str, Any]]:
     areas = _areas(side, iou_type)
     if iou_type != "keypoints":  # there the area scales distances, and a count of 0 keypoints marks the ignored
         areas = np.where(ignored, -1.0, areas)
+    # The product of such sides underflows, and pycocotools takes 0 / 0 for a match: they overlap nothing.
+    tiny = side.boxes < [-np.inf, -np.inf, SMALLEST_SIDE, SMALLEST_SIDE]
     columns = {
-        "bbox": side.boxes.tolist(),
+        "bbox": np.where(tiny, 0.0, side.boxes).tolist(),
         "category_id": (side.labels + 1).tolist(),
         "area": areas.tolist(),
         "score": side.scores.tolist(),
@@ -209,7 +210,7 @@ def _run(tables: tuple[dict[str, Any], ...], iou_type: str, settings: Settings) 
         judge = hotcoco.COCOeval(*(hotcoco.COCO(table) for table in tables), iou_type)
         sigmas: Any = list(settings.keypoint_sigmas)
     else:
-        judge = COCOeval(*(_indexed(table) for table in tables), iou_type)
+        judge = COCOeval(_indexed(tables[0]), _indexed(tables[1]), iou_type)  # pyright: ignore[reportArgumentType]
         sigmas = np.array(settings.keypoint_sigmas)
     judge.params.maxDets = list(settings.max_detections)
     judge.params.areaRng = [list(bounds) for bounds in AREAS.values()]
@@ -223,7 +224,7 @@ def _run(tables: tuple[dict[str, Any], ...], iou_type: str, settings: Settings) 
 
 
 def _indexed(table: dict[str, Any]) -> COCO:
-    coco = COCO()
+    coco: Any = COCO()
     coco.dataset = table
     with contextlib.redirect_stdout(io.StringIO()):
         coco.createIndex()

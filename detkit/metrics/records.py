@@ -1,6 +1,6 @@
-"""Detections and truth of an image as host arrays, checked once on entry, and gathered over processes.
+"""Detections and truth of an image as host arrays, checked once on entry.
 
-Every metric of boxes starts from these records, so that none repeats the checks or counts an image twice.
+Every metric of boxes starts from these records, so that none repeats the checks.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,11 +8,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
-from detkit.dist import gather_objects, rank
 from detkit.metrics.rle import Rle, encode_masks, mask_areas
 from detkit.structures import Detection, Target
+
+LARGEST = 1e15
+"""Largest coordinate: areas of larger boxes could overflow, and then overlap is not a number."""
 
 
 class Objects(NamedTuple):
@@ -78,6 +81,15 @@ def objects(boxes: np.ndarray, labels: np.ndarray, **columns: Any) -> Objects:
     return Objects(boxes=boxes, labels=labels, **{**defaults, **columns})
 
 
+def corners(boxes: np.ndarray) -> np.ndarray:
+    """Boxes (N, 4) as x1, y1, x2, y2, from x, y, width, height.
+
+    >>> corners(np.array([[1.0, 2.0, 3.0, 4.0]]))
+    array([[1., 2., 4., 6.]])
+    """
+    return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+
+
 def read_images(
     reader: Reader, detections: Sequence[Detection], targets: Sequence[Target], keys: Iterable[tuple[int, int, int]]
 ) -> list[ImageRecord]:
@@ -87,7 +99,7 @@ def read_images(
     inverted boxes, NaN or infinite scores, labels outside 0..C-1, lengths that disagree, masks of different sizes.
 
     >>> read_images(Reader("demo", 2), [{"boxes": torch.zeros(1, 4), "scores": torch.ones(1),
-    ...     "labels": torch.tensor([2])}], [{"boxes": torch.zeros(0, 4), "labels": torch.zeros(0).long()}], [(0, 0, 0)])
+    ...     "labels": torch.tensor([2])}], [{"boxes": torch.zeros(0, 4), "labels": torch.zeros(0).long()}], [(1, 0, 0)])
     Traceback (most recent call last):
     ValueError: demo: detections[0]['labels'][0] = 2 (1 such here); allowed are labels 0..1
     """
@@ -95,96 +107,6 @@ def read_images(
         raise ValueError(f"{reader.function}: {len(detections)} detections but {len(targets)} targets; one per image")
     pairs = zip(keys, detections, targets, strict=True)
     return [_read_image(reader, i, key, found, truth) for i, (key, found, truth) in enumerate(pairs)]
-
-
-class ImageStore:
-    """The images seen so far, each once, in an order that does not depend on how processes shared them.
-
-    An image seen again under its ``image_id`` replaces what was kept (a padded sampler repeats images); its truth must
-    be the same. Images without an id get a running one, and are never taken for one another.
-
-    >>> store = ImageStore()
-    >>> store.next_keys([{"boxes": torch.zeros(0, 4), "labels": torch.zeros(0), "image_id": 7}], "demo")
-    [(0, 7, 0)]
-    """
-
-    def __init__(self) -> None:
-        self.version = 0
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget every image.
-
-        >>> ImageStore().reset()
-        """
-        self._images: dict[tuple[int, int, int], ImageRecord] = {}
-        self._unnamed = 0
-        self.version += 1
-
-    def next_keys(self, targets: Sequence[Target], function: str) -> list[tuple[int, int, int]]:
-        """Keys of a batch: (0, image_id, 0), or (1, running number, process) where a target has no id.
-
-        >>> ImageStore().next_keys([{"boxes": torch.zeros(0, 4), "labels": torch.zeros(0)}], "demo")
-        [(1, 0, 0)]
-        """
-        ids = [_image_id(target, f"{function}: targets[{i}]") for i, target in enumerate(targets)]
-        return [
-            (1, self._unnamed + i, rank()) if image_id is None else (0, image_id, 0) for i, image_id in enumerate(ids)
-        ]
-
-    def add(self, records: Sequence[ImageRecord]) -> None:
-        """Keep these images; ValueError where one was seen with other truth, and then none is kept.
-
-        >>> ImageStore().add([])
-        """
-        merged = _merge([self._images.values(), records])
-        self._images = merged
-        self._unnamed += sum(record.key[0] for record in records)
-        self.version += 1
-
-    def versions(self) -> list[int]:
-        """A number per process that grows with every change: equal lists mean equal images (collective call).
-
-        >>> ImageStore().versions()
-        [1]
-        """
-        return gather_objects(self.version)
-
-    def gathered(self) -> list[ImageRecord]:
-        """Every image of every process once, ordered by key; the same list in each process (collective call).
-
-        >>> ImageStore().gathered()
-        []
-        """
-        images = _merge(gather_objects(list(self._images.values())))
-        return [images[key] for key in sorted(images)]
-
-
-def _merge(parts: Iterable[Iterable[ImageRecord]]) -> dict[tuple[int, int, int], ImageRecord]:
-    images: dict[tuple[int, int, int], ImageRecord] = {}
-    for record in (record for part in parts for record in part):
-        seen = images.setdefault(record.key, record)
-        if seen is not record and not _same_truth(seen.truth, record.truth):
-            raise ValueError(
-                f"image_id {record.key[1]} came twice with different targets ({len(seen.truth.labels)} and "
-                f"{len(record.truth.labels)} objects); give each image its own image_id"
-            )
-        images[record.key] = record
-    return images
-
-
-def _same_truth(first: Objects, second: Objects) -> bool:
-    names = ("boxes", "labels", "crowd", "ignore")
-    return all(np.array_equal(getattr(first, name), getattr(second, name)) for name in names)
-
-
-def _image_id(target: Target, where: str) -> int | None:
-    image_id: Any = target.get("image_id")
-    if isinstance(image_id, Tensor) and image_id.numel() == 1:
-        image_id = image_id.item()
-    if image_id is not None and (not isinstance(image_id, int | np.integer) or isinstance(image_id, bool)):
-        raise ValueError(f"{where}['image_id'] = {image_id!r:.40}; allowed is an integer")
-    return None if image_id is None else int(image_id)
 
 
 def _read_image(
@@ -226,9 +148,9 @@ def _labels_of(target: Target, name: str) -> frozenset[int]:
 
 
 def _read_objects(reader: Reader, entries: Mapping[str, Any], where: str) -> tuple[Objects, tuple[int, int] | None]:
-    corners = read_boxes(entries, where)
-    labels = _read_labels(reader, entries, len(corners), where)
-    boxes = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
+    ends = read_boxes(entries, where)
+    labels = _read_labels(reader, entries, len(ends), where)
+    boxes = np.concatenate([ends[:, :2], ends[:, 2:] - ends[:, :2]], axis=1)
     masks = _read_masks(entries, len(labels), where) if reader.masks else None
     keypoints = None if reader.keypoints is None else _read_keypoints(entries, (len(labels), reader.keypoints), where)
     size = None if masks is None or masks.shape[1] == 0 else (masks.shape[1], masks.shape[2])
@@ -248,7 +170,7 @@ def read_boxes(entries: Mapping[str, Any], where: str) -> np.ndarray:
     boxes = boxes.reshape(-1, 4) if boxes.size == 0 else boxes
     if boxes.ndim != 2 or boxes.shape[1] != 4:
         raise ValueError(f"{where}['boxes'] have shape {boxes.shape}; allowed is (N, 4)")
-    bad = ~np.isfinite(boxes).all(axis=1) | (boxes[:, 2:] < boxes[:, :2]).any(axis=1)
+    bad = ~(np.abs(boxes) <= LARGEST).all(axis=1) | (boxes[:, 2:] < boxes[:, :2]).any(axis=1)
     _refuse(bad, boxes, f"{where}['boxes']", "finite xyxy pixels with x1 <= x2 and y1 <= y2")
     return boxes
 
@@ -267,10 +189,10 @@ def _read_masks(entries: Mapping[str, Any], length: int, where: str) -> np.ndarr
     if "masks" not in entries and length == 0:
         return np.zeros((0, 0, 0), dtype=np.uint8)
     masks = torch.as_tensor(entries["masks"]) if "masks" in entries else torch.zeros(0)
-    if masks.ndim != 3 or len(masks) != length or masks.is_floating_point():
+    if masks.ndim != 3 or len(masks) != length or masks.is_floating_point() or bool(length) > bool(masks.numel()):
         raise ValueError(
-            f"{where}['masks'] have shape {tuple(masks.shape)} and {masks.dtype}; allowed is ({length}, height, width), "
-            "boolean or integer (threshold probabilities, and drop a channel of one, first)"
+            f"{where}['masks'] have shape {tuple(masks.shape)} and {masks.dtype}; allowed is "
+            f"({length}, height, width), boolean or integer (threshold probabilities, and drop a channel of one, first)"
         )
     return _host(masks, None)
 
@@ -304,8 +226,9 @@ def _host(values: Any, dtype: Any) -> np.ndarray:
     return array if dtype is None else array.astype(dtype)
 
 
-def _refuse(bad: np.ndarray, values: np.ndarray, where: str, allowed: str) -> None:
-    if bad.any():
-        first = int(bad.argmax())
+def _refuse(bad: ArrayLike, values: np.ndarray, where: str, allowed: str) -> None:
+    rows = np.asarray(bad)
+    if rows.any():
+        first = int(rows.argmax())
         shown = f"{values[first].tolist()!r:.100}"
-        raise ValueError(f"{where}[{first}] = {shown} ({int(bad.sum())} such here); allowed are {allowed}")
+        raise ValueError(f"{where}[{first}] = {shown} ({int(rows.sum())} such here); allowed are {allowed}")

@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from pycocotools import mask as coco_mask
+from pycocotools import mask as pycocotools_mask
+
+coco_mask: Any = pycocotools_mask  # its stubs know only single masks
 
 MAX_PIXELS = 2**31 - 1
 """Largest image, in pixels, whose masks are read: pycocotools counts runs in 32 bits."""
@@ -18,15 +20,15 @@ Rle = dict[str, Any]
 
 
 def encode_masks(masks: np.ndarray) -> list[Rle]:
-    """Compress N masks (N, H, W), any integer or boolean dtype, nonzero is foreground.
+    """Compress N masks (N, H, W) with H, W >= 1, any integer or boolean dtype, nonzero is foreground.
 
     >>> encode_masks(np.ones((1, 2, 3), dtype=bool))
     [{'size': [2, 3], 'counts': b'06'}]
     """
     if not masks.size:
-        return [{"size": [*masks.shape[1:]], "counts": b""}] * len(masks)
+        return []
     columns = np.ascontiguousarray((masks != 0).astype(np.uint8).transpose(0, 2, 1))
-    return coco_mask.encode(columns.transpose(2, 1, 0))  # pyright: ignore[reportReturnType] a 3-d array gives a list
+    return coco_mask.encode(columns.transpose(2, 1, 0))
 
 
 def mask_areas(masks: Sequence[Rle]) -> np.ndarray:
@@ -36,6 +38,24 @@ def mask_areas(masks: Sequence[Rle]) -> np.ndarray:
     array([20., 20.])
     """
     return np.asarray(coco_mask.area(list(masks)), dtype=np.float64).reshape(-1)
+
+
+def mask_boxes(masks: Sequence[Rle]) -> np.ndarray:
+    """The tight box of each mask as x, y, width, height, float64 (N, 4).
+
+    >>> mask_boxes(encode_masks(np.ones((1, 4, 5), dtype=bool)))
+    array([[0., 0., 5., 4.]])
+    """
+    return np.asarray(coco_mask.toBbox(list(masks)), dtype=np.float64).reshape(-1, 4)
+
+
+def full_mask(size: tuple[int, int]) -> Rle:
+    """The mask that covers an image of (height, width).
+
+    >>> full_mask((2, 3))
+    {'size': [2, 3], 'counts': b'06'}
+    """
+    return coco_mask.frPyObjects({"size": list(size), "counts": [0, size[0] * size[1]]}, *size)
 
 
 def read_segmentation(segmentation: Any, size: tuple[int, int], *, where: str) -> Rle:
@@ -98,7 +118,9 @@ def _read_polygon(polygon: Any, size: tuple[int, int], where: str) -> list[float
     except (TypeError, ValueError):
         points = np.empty(0)
     if points.ndim != 1 or points.size < 6 or points.size % 2:
-        raise ValueError(f"{where}: polygon {polygon!r:.60}; allowed is [x, y, x, y, x, y, ...] of three points or more")
+        raise ValueError(
+            f"{where}: polygon {polygon!r:.60}; allowed is [x, y, x, y, x, y, ...] of three points or more"
+        )
     far = ~(np.abs(points.reshape(-1, 2) - np.array(size[::-1]) / 2) <= 1.5 * np.array(size[::-1])).all(axis=1)
     if far.any():
         point = points.reshape(-1, 2)[far.argmax()].tolist()

@@ -1,6 +1,6 @@
 """SSD and its kin: one trunk, default boxes, a class and a box head at every level."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 from torch import nn
@@ -111,16 +111,25 @@ def tiny_ssd(num_classes: int) -> Detector:
     return ssd(backbone, backbone.out_channels, anchors, num_classes, preprocess=Preprocess((256, 256)))
 
 
-def fpn_ssd(num_classes: int, *, size: tuple[int, int] = (320, 320), channels: int = 64, blocks: int = 1) -> Detector:
+def fpn_ssd(
+    num_classes: int,
+    *,
+    size: tuple[int, int] = (320, 320),
+    channels: int = 64,
+    blocks: int = 1,
+    norm: Callable[[int], nn.Module] = nn.BatchNorm2d,
+) -> Detector:
     """A small SSD to train from scratch: a residual net with a feature pyramid, levels at strides 8, 16 and 32.
 
     Images are resized to ``size`` (height, width); default boxes are 3, 4.5 and 6 strides wide, so objects of about 20
-    to 250 pixels *after resizing* find one. ``channels`` is the width of the pyramid.
+    to 250 pixels *after resizing* find one. ``channels`` is the width of the pyramid, ``blocks`` the residual blocks of
+    a backbone stage, ``norm`` what its convolutions are normalised by, called with the number of channels.
 
     >>> fpn_ssd(num_classes=3, size=(240, 320)).preprocess.size
     (240, 320)
     """
-    backbone = SmallBackbone((channels // 2, channels, channels * 2, channels * 4), levels=(1, 2, 3), blocks=blocks)
+    widths = (channels // 2, channels, channels * 2, channels * 4)
+    backbone = SmallBackbone(widths, levels=(1, 2, 3), blocks=blocks, norm=norm)
     neck = FPN(backbone.out_channels, backbone.strides, channels=channels)
     sizes = [(3.0 * stride, 6.0 * stride) for stride in neck.strides]
     anchors = DefaultBoxes(sizes, aspect_ratios=[(2,)] * len(sizes), strides=neck.strides)

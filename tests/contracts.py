@@ -1,0 +1,310 @@
+"""What every detector promises, as checks that a test file applies to each recipe: ``check(case)``.
+
+A case is a seeded, small detector with its number of classes. A check is a function whose name is the sentence that it
+proves; ``CONTRACT`` lists them all, and ``SHORT_CONTRACT`` those worth running on a detector that takes seconds.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from detkit.detectors import Detector
+from detkit.structures import Detections, Images, Target, Targets, pad_targets
+
+
+class Case(NamedTuple):
+    """A detector under contract: ``build()`` makes it with fresh random weights."""
+
+    build: Callable[[], Detector]
+    num_classes: int
+
+    def detector(self, seed: int = 0) -> Detector:
+        """The detector, in eval mode, with the weights of this seed."""
+        torch.manual_seed(seed)
+        return self.build().eval()
+
+
+Check = Callable[[Case], None]
+
+
+def pictures(*sizes: tuple[int, int], seed: int = 1) -> list[Tensor]:
+    """Noise images in [0, 1], one for each (height, width)."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.rand(3, *size, generator=generator) for size in sizes]
+
+
+def target(boxes: list[list[float]], labels: list[int], **more: list[float]) -> Target:
+    """A Target from lists."""
+    extra = {name: torch.tensor(values) for name, values in more.items()}
+    return Target(
+        boxes=torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+        labels=torch.tensor(labels, dtype=torch.int64),
+        **extra,
+    )
+
+
+def two_images() -> tuple[list[Tensor], list[Target]]:
+    """Two images of different size with two and one objects, each as large as some default box."""
+    targets = [
+        target([[8, 8, 56, 56], [40, 20, 100, 76]], [0, 1]),
+        target([[10, 30, 50, 90]], [1]),
+    ]
+    return pictures((96, 128), (120, 100)), targets
+
+
+def losses_and_gradients(detector: Detector, images, targets) -> tuple[dict[str, Tensor], dict[str, Tensor | None]]:
+    """The losses, and the gradient of their sum for every parameter, by name."""
+    detector.zero_grad(set_to_none=True)
+    losses = detector(images, targets)
+    sum(losses.values()).backward()
+    return losses, {name: parameter.grad for name, parameter in detector.named_parameters()}
+
+
+def assert_trainable(detector: Detector, images, targets) -> dict[str, Tensor]:
+    """Losses are finite and every parameter gets a finite gradient; hands the losses back."""
+    losses, gradients = losses_and_gradients(detector, images, targets)
+    assert losses
+    for name, loss in losses.items():
+        assert torch.isfinite(loss), (name, loss)
+    for name, gradient in gradients.items():
+        assert gradient is not None, f"{name} has no gradient"
+        assert torch.isfinite(gradient).all(), f"{name} has a gradient that is not finite"
+    return losses
+
+
+def assert_same_losses(found: dict[str, Tensor], expected: dict[str, Tensor], *, rtol=1e-5, atol=1e-6) -> None:
+    assert found.keys() == expected.keys()
+    for name, loss in expected.items():
+        torch.testing.assert_close(found[name], loss, rtol=rtol, atol=atol, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def assert_same_found(found, expected) -> None:
+    """Two lists of Detection dicts agree; one more or less at the very end of a list would be a failure."""
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        assert one.keys() == other.keys()
+        for key in other:
+            torch.testing.assert_close(one[key], other[key], rtol=1e-4, atol=1e-4)
+
+
+def empty_target(boxes: list[list[float]] = ()) -> Target:
+    """Objects that no anchor can fit: none at all, or boxes without area."""
+    return target(list(boxes), [0] * len(boxes))
+
+
+# Losses
+
+
+def losses_are_weighted_scalars_prefixed_by_their_stage(case: Case) -> None:
+    detector = case.detector()
+    losses = assert_trainable(detector, *two_images())
+    for name, loss in losses.items():
+        assert loss.shape == ()
+        assert loss > 0
+        assert name.split(".")[0] in detector.stages
+
+
+def losses_depend_on_the_arguments_not_on_the_mode(case: Case) -> None:
+    detector, (images, targets) = case.detector(), two_images()
+    for mode in (True, False):
+        detector.train(mode)
+        assert set(detector(images, targets)) == set(detector.eval()(images, targets))
+        assert isinstance(detector.train(mode)(images), list)
+        assert detector.training is mode
+
+
+def a_batch_without_objects_trains_every_parameter(case: Case) -> None:
+    images, _ = two_images()
+    losses = assert_trainable(case.detector().train(), images, [empty_target(), empty_target()])
+    assert all(loss == 0 for loss in losses.values())
+
+
+def a_batch_without_positives_trains_every_parameter(case: Case) -> None:
+    images, _ = two_images()
+    flat = empty_target([[20, 20, 20, 60], [30, 30, 30, 30]])
+    losses = assert_trainable(case.detector().train(), images, [flat, empty_target()])
+    assert all(loss == 0 for loss in losses.values())
+
+
+def an_image_without_objects_beside_one_with_some_trains_every_parameter(case: Case) -> None:
+    images, targets = two_images()
+    losses = assert_trainable(case.detector().train(), images, [targets[0], empty_target()])
+    assert sum(losses.values()) > 0
+
+
+def padding_targets_further_changes_nothing(case: Case) -> None:
+    detector, (images, targets) = case.detector(), two_images()
+    batch, padded = detector.preprocess(images, targets)
+    longer = Targets._make(None if rows is None else torch.cat((rows, torch.zeros_like(rows)), 1) for rows in padded)
+    noise = longer._replace(boxes=torch.where(longer.valid[..., None], longer.boxes, torch.tensor([0.0, 0, 50, 50])))
+    expected, gradients = losses_and_gradients(detector, batch, padded)
+    for rows in (longer, noise):
+        found, same = losses_and_gradients(detector, batch, rows)
+        assert_same_losses(found, expected)
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(same[name], gradient, rtol=1e-4, atol=1e-6)
+
+
+def crowds_teach_nothing(case: Case) -> None:
+    detector, (images, targets) = case.detector(), two_images()
+    crowd = [Target(**one, iscrowd=torch.ones(len(one["labels"]))) for one in targets]
+    assert all(loss == 0 for loss in detector(images, crowd).values())
+    other_class = [Target(**{**one, "labels": one["labels"] * 0 + case.num_classes - 1}) for one in crowd]
+    both = [joined(plain, extra) for plain, extra in zip(targets, crowd, strict=True)]
+    relabelled = [joined(plain, extra) for plain, extra in zip(targets, other_class, strict=True)]
+    assert_same_losses(detector(images, relabelled), detector(images, both))
+
+
+def joined(first: Target, crowd: Target) -> Target:
+    """Objects followed by crowd regions, one quarter the size of theirs, that no object shares."""
+    return Target(
+        boxes=torch.cat((first["boxes"], crowd["boxes"] * 0.5)),
+        labels=torch.cat((first["labels"], crowd["labels"])),
+        iscrowd=torch.cat((torch.zeros(len(first["labels"])), crowd["iscrowd"])),
+    )
+
+
+def losses_are_affine_in_the_weight_of_each_object(case: Case) -> None:
+    """An object's weight scales what its anchors cost; their number, and what the negatives cost, stay as they were."""
+    detector, (images, targets) = case.detector(), two_images()
+
+    def losses(*weights: float) -> dict[str, Tensor]:
+        weighted = Target(**targets[0], weights=torch.tensor(weights))
+        return detector(images[:1], [weighted])
+
+    nothing, first, second = losses(0, 0), losses(1, 0), losses(0, 1)
+    assert_same_losses(losses(1, 1), detector(images[:1], targets[:1]))
+    mixed = {key: base + 0.25 * (first[key] - base) + 3 * (second[key] - base) for key, base in nothing.items()}
+    assert_same_losses(losses(0.25, 3), mixed, rtol=1e-4)
+    assert sum(first.values()) > sum(nothing.values())
+    assert sum(second.values()) > sum(nothing.values())
+
+
+# Detections
+
+
+def lists_and_batches_find_the_same(case: Case) -> None:
+    detector, (images, targets) = case.detector(), two_images()
+    batch, padded = detector.preprocess(images, targets)
+    found = detector(batch)
+    assert isinstance(batch, Images)
+    assert isinstance(found, Detections)
+    assert_same_found(detector(images), detector.preprocess.undo(found, batch))
+    assert_same_losses(detector(images, targets), detector(batch, padded))
+
+
+def an_image_alone_finds_what_it_finds_in_a_batch(case: Case) -> None:
+    detector, (images, targets) = case.detector(), two_images()
+    together = detector(images)
+    for i, image in enumerate(images):
+        assert_same_found(detector([image]), together[i : i + 1])
+    assert_same_losses(detector(images * 2, targets * 2), detector(images, targets), rtol=1e-4)
+
+
+def detections_are_sorted_clipped_counted_and_zero_where_not_valid(case: Case) -> None:
+    detector, (images, _) = case.detector(), two_images()
+    batch, _ = detector.preprocess(images)
+    found = detector(batch)
+    images_count, rows = found.valid.shape
+    assert images_count == len(images)
+    assert found.boxes.shape == (images_count, rows, 4)
+    assert found.scores.shape == found.labels.shape == (images_count, rows)
+    assert found.valid.any()
+    assert (found.valid[:, :-1] >= found.valid[:, 1:]).all()
+    assert (found.scores[:, :-1] >= found.scores[:, 1:]).all()
+    assert ((found.scores >= 0) & (found.scores <= 1)).all()
+    assert ((found.labels >= 0) & (found.labels < case.num_classes)).all()
+    for part in (found.boxes, found.scores, found.labels):
+        assert not part[~found.valid].any()
+    limits = batch.sizes.flip(-1).repeat(1, 2)[:, None]
+    assert ((found.boxes >= 0) & (found.boxes <= limits)).all()
+    assert (found.boxes[..., 2:] >= found.boxes[..., :2]).all()
+
+
+def results_lie_in_the_pixels_of_each_image(case: Case) -> None:
+    detector, (images, _) = case.detector(), two_images()
+    for image, found in zip(images, detector(images), strict=True):
+        height, width = image.shape[-2:]
+        assert len(found["boxes"]) == len(found["scores"]) == len(found["labels"]) > 0
+        assert (found["boxes"] >= 0).all()
+        assert (found["boxes"] <= torch.tensor([width, height, width, height])).all()
+        # Untrained boxes reach every border of the image: less would mean that the way back lost a factor.
+        assert found["boxes"][:, 2].max() > 0.9 * width
+        assert found["boxes"][:, 3].max() > 0.9 * height
+
+
+def bytes_and_fractions_are_the_same_image(case: Case) -> None:
+    detector = case.detector()
+    raw = (pictures((90, 110))[0] * 255).to(torch.uint8)
+    assert_same_found(detector([raw]), detector([raw / 255]))
+
+
+def the_state_dict_carries_the_whole_detector(case: Case) -> None:
+    first, second = case.detector(seed=0), case.detector(seed=1)
+    images, targets = two_images()
+    state = {key: value.clone() for key, value in first.state_dict().items()}
+    differs = [key for key in first(images, targets) if first(images, targets)[key] != second(images, targets)[key]]
+    assert differs
+    second.load_state_dict(state)
+    assert_same_losses(second(images, targets), first(images, targets), rtol=0, atol=0)
+    assert_same_found(second(images), first(images))
+
+
+def bfloat16_autocast_stays_finite_and_close(case: Case) -> None:
+    detector, (images, targets) = case.detector(), two_images()
+    exact = detector(images, targets)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert_same_losses(assert_trainable(detector, images, targets), exact, rtol=0.05, atol=0.02)
+        found = detector(images)
+    for one, image in zip(found, images, strict=True):
+        assert torch.isfinite(one["boxes"]).all()
+        assert one["boxes"].dtype == one["scores"].dtype == torch.float32
+        assert (one["boxes"].amax(0) <= torch.tensor(image.shape[-2:]).flip(0).repeat(2)).all()
+
+
+# Errors
+
+
+def wrong_arguments_are_named(case: Case) -> None:
+    detector, (images, targets) = case.detector(), two_images()
+    batch, _ = detector.preprocess(images)
+    with pytest.raises(ValueError, match=r"targets must be Targets; pad_targets\(\) makes them"):
+        detector(batch, targets)
+    with pytest.raises(ValueError, match="2 images but 1 targets; each image needs its own"):
+        detector(images, targets[:1])
+    with pytest.raises(ValueError, match=r"images\[1\] has shape \(1, 40, 50\); allowed is \(3, height, width\)"):
+        detector([images[0], torch.zeros(1, 40, 50)])
+    with pytest.raises(ValueError, match=r"images\[0\] has shape \(3, 0, 50\)"):
+        detector([torch.zeros(3, 0, 50)])
+    with pytest.raises(ValueError, match="no images"):
+        detector([])
+    with pytest.raises(ValueError, match=r"targets\[1\]: boxes have shape \(1, 4\) and labels \(2,\)"):
+        detector(images, [targets[0], target([[0, 0, 9, 9]], [0, 1])])
+    assert isinstance(detector(batch, pad_targets([empty_target()] * 2)), dict)
+
+
+CONTRACT: list[Check] = [
+    losses_are_weighted_scalars_prefixed_by_their_stage,
+    losses_depend_on_the_arguments_not_on_the_mode,
+    a_batch_without_objects_trains_every_parameter,
+    a_batch_without_positives_trains_every_parameter,
+    an_image_without_objects_beside_one_with_some_trains_every_parameter,
+    padding_targets_further_changes_nothing,
+    crowds_teach_nothing,
+    losses_are_affine_in_the_weight_of_each_object,
+    lists_and_batches_find_the_same,
+    an_image_alone_finds_what_it_finds_in_a_batch,
+    detections_are_sorted_clipped_counted_and_zero_where_not_valid,
+    results_lie_in_the_pixels_of_each_image,
+    bytes_and_fractions_are_the_same_image,
+    the_state_dict_carries_the_whole_detector,
+    bfloat16_autocast_stays_finite_and_close,
+    wrong_arguments_are_named,
+]
+SHORT_CONTRACT: list[Check] = [
+    a_batch_without_positives_trains_every_parameter,
+    detections_are_sorted_clipped_counted_and_zero_where_not_valid,
+]

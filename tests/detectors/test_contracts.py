@@ -1,0 +1,22 @@
+"""Every recipe keeps the contract of detectors."""
+
+import pytest
+from contracts import CONTRACT, SHORT_CONTRACT, Case, Check
+
+from detkit.detectors import fpn_ssd, ssd300, tiny_ssd
+
+SMALL = {
+    "fpn_ssd": Case(lambda: fpn_ssd(3, size=(96, 128), channels=8), num_classes=3),
+    "tiny_ssd": Case(lambda: tiny_ssd(2), num_classes=2),
+}
+
+
+@pytest.mark.parametrize("check", CONTRACT, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("case", SMALL.values(), ids=SMALL)
+def test_a_small_detector_keeps_the_contract(case: Case, check: Check):
+    check(case)
+
+
+@pytest.mark.parametrize("check", SHORT_CONTRACT, ids=lambda check: check.__name__)
+def test_ssd300_keeps_the_short_contract(check: Check):
+    check(Case(lambda: ssd300(2), num_classes=2))
