@@ -1,1 +1,47 @@
+"""detkit: object-detection parts for PyTorch, to be put together into detectors of your own.
+
+Floor by floor: :mod:`~detkit.structures` says what flows between parts; :mod:`~detkit.boxes` and
+:mod:`~detkit.anchors` are the geometry; :mod:`~detkit.layers`, :mod:`~detkit.backbones` and :mod:`~detkit.necks` see;
+:mod:`~detkit.heads` predict; :mod:`~detkit.losses` judge; :mod:`~detkit.data` and :mod:`~detkit.metrics` read and
+measure; :mod:`~detkit.detectors` is where parts meet; :mod:`~detkit.tricks` help training, :mod:`~detkit.viz` draws,
+:mod:`~detkit.weights` saves and loads. ``python -m detkit.demo`` shows all of it at work.
+"""
+
 __version__ = "0.1.0"
+__all__ = ["__version__", "show_env"]
+
+
+def show_env() -> str:
+    """Print, and return, the versions and devices that a bug report needs.
+
+    Warns where another distribution owns the import name: PyPI's ``detkit`` computes determinants of matrices, this
+    library is distributed as ``torch-detkit``.
+
+    >>> "torch-detkit" in show_env()
+    torch-detkit...
+    True
+    """
+    import platform
+    import warnings
+    from importlib import metadata
+
+    import torch
+
+    owners = set(metadata.packages_distributions().get("detkit", ()))
+    foreign = sorted(owners - {"torch-detkit"})
+    if foreign:
+        warnings.warn(
+            f"the import name detkit also belongs to {', '.join(foreign)}; uninstall it, then reinstall torch-detkit",
+            stacklevel=2,
+        )
+    lines = [f"torch-detkit {__version__} ({__file__})", f"python {platform.python_version()} on {platform.platform()}"]
+    for name in ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "pycocotools", "hotcoco", "timm", "triton"):
+        try:
+            lines.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            lines.append(f"{name} not installed")
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    lines.append(f"devices: cpu ({torch.get_num_threads()} threads){''.join(', ' + gpu for gpu in gpus)}")
+    report = "\n".join(lines)
+    print(report)
+    return report

@@ -120,23 +120,26 @@ def pad_targets(targets: Sequence[Target], *, device: torch.device | None = None
 
     T is at least 1. Optional entries (masks, keypoints, weights) are padded where any image has them: a missing
     weight is 1; masks and keypoints must then be present in every image that has objects. Masks of one batch are
-    padded to the largest height and width. Raises ValueError where boxes and labels disagree, naming the image.
+    padded to the largest height and width. Raises ValueError for an empty list, and where boxes disagree in number with
+    labels or another entry, naming the image.
 
     >>> padded = pad_targets([{"boxes": torch.ones(3, 4), "labels": torch.tensor([0, 1, 1])},
     ...                       {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}])
     >>> padded.boxes.shape, padded.valid.sum(1).tolist()
     (torch.Size([2, 4, 4]), [3, 0])
     """
+    if not targets:
+        raise ValueError("pad_targets: got no targets; a batch needs those of at least one image")
     boxes = [_target_boxes(i, target) for i, target in enumerate(targets)]
     length = 1 << (max((len(rows) for rows in boxes), default=1) - 1).bit_length() if any(map(len, boxes)) else 1
     counts = torch.tensor([len(rows) for rows in boxes])
     valid = torch.arange(length) < counts[:, None]
-    crowds = [target.get("iscrowd", torch.zeros(len(rows))) for target, rows in zip(targets, boxes, strict=True)]
+    crowds = _pad_optional(targets, "iscrowd", length, boxes, default=0.0)
     padded = Targets(
         boxes=_pad_rows(boxes, length),
         labels=_pad_rows([target["labels"].to(torch.int64).reshape(-1) for target in targets], length),
         valid=valid.to(boxes[0].device),
-        ignore=_pad_rows([torch.as_tensor(crowd).to(torch.bool) for crowd in crowds], length),
+        ignore=torch.zeros_like(valid).to(boxes[0].device) if crowds is None else crowds.to(torch.bool),
         weights=_pad_optional(targets, "weights", length, boxes, default=1.0),
         masks=_pad_optional(targets, "masks", length, boxes),
         keypoints=_pad_optional(targets, "keypoints", length, boxes),
@@ -178,7 +181,7 @@ def _pad_rows(rows: Sequence[Tensor], length: int, fill: float = 0) -> Tensor:
 def _pad_optional(
     targets: Sequence[Target], key: str, length: int, boxes: Sequence[Tensor], default: float | None = None
 ) -> Tensor | None:
-    present = [target[key] for target in targets if key in target]
+    present = [torch.as_tensor(target[key]).as_subclass(Tensor) for target in targets if key in target]
     if not present:
         return None
     rows = []

@@ -5,9 +5,9 @@
     python examples/train.py --data voc --root DIR --output runs/mine
     torchrun --nproc-per-node 2 examples/train.py ...
 
-``--output`` then holds checkpoint.pt (every epoch; ``--resume`` continues from it bit for bit), weights.safetensors (the
-average that did best on the validation set), metrics.jsonl (a line for each epoch), curve.png, and from the test set
-result.json and pictures.png. A batch is ``--batch-size`` images in each process, times ``--accumulate``.
+``--output`` then holds checkpoint.pt (every epoch; ``--resume`` continues from it bit for bit), weights.safetensors
+(the average that did best on the validation set), metrics.jsonl (a line for each epoch), curve.png, and from the test
+set result.json and pictures.png. A batch is ``--batch-size`` images in each process, times ``--accumulate``.
 """
 
 import argparse
@@ -23,7 +23,7 @@ import torch
 import torch.distributed as torch_dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset
 from torchvision.transforms import v2
 from tqdm import tqdm
 
@@ -103,8 +103,8 @@ def datasets(args: argparse.Namespace) -> tuple[Dataset[Any], Any, Any, list[str
     if args.data == "voc":
         folders = VocFolders(*args.folders)
         train = VocDataset(args.root, "train", folders=folders)
-        others = (VocDataset(args.root, split, classes=train.categories, folders=folders) for split in ("val", "test"))
-        return train, *others, train.categories
+        val, test = (VocDataset(args.root, s, classes=train.categories, folders=folders) for s in ("val", "test"))
+        return train, val, test, train.categories
     train, val, test = (
         [CocoDataset(args.images, file) for file in files]
         for files in (args.train_json, args.val_json, args.test_json or args.val_json)
@@ -250,7 +250,9 @@ def evaluate(run: Run, data: Any, categories: list[str]) -> CocoMetrics:
         with autocast(run):
             detections = model(images)
         # The position, not the file's image_id, names an image: several files may use one id.
-        metrics.update(detections, [{**target, "image_id": i} for target, i in zip(targets, mine, strict=False)])
+        for target, i in zip(targets, mine, strict=False):
+            target["image_id"] = i
+        metrics.update(detections, targets)
     return metrics
 
 
@@ -270,7 +272,7 @@ def train(args: argparse.Namespace, device: torch.device) -> dict[str, float]:
     writer = tensorboard(args)
     for epoch in range(first, args.epochs):
         began = time.perf_counter()
-        record: dict[str, float] = {"epoch": epoch, "lr": run.schedule.get_last_lr()[0]}
+        record: dict[str, Any] = {"epoch": epoch, "lr": run.schedule.get_last_lr()[0]}
         record |= train_epoch(run, model, data, epoch)
         if (epoch + 1) % args.evaluate_every == 0 or epoch + 1 == args.epochs:
             record |= evaluate(run, val_data, categories).compute()
@@ -324,10 +326,10 @@ def finish(run: Run, data: Any, categories: list[str]) -> dict[str, float]:
     result, rows = metrics.compute(), metrics.per_class()
     if dist.rank() != 0:
         return result
-    output = run.args.output
+    output, names = run.args.output, list(run.sums)
     (output / "result.json").write_text(json.dumps(result | {row.name: row._asdict() for row in rows}, indent=1))
-    save_picture(output / "curve.png", plot_curves(run.records))
-    images, targets = collate(list(Subset(data, range(min(6, len(data))))))
+    save_picture(output / "curve.png", plot_curves(run.records, losses=names, metrics=list(SHOWN)))
+    images, targets = collate([data[i] for i in range(min(6, len(data)))])
     with torch.no_grad():
         found = run.average.module(images)
     save_picture(output / "pictures.png", side_by_side(images, targets, found, categories=categories, columns=2))

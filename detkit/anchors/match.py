@@ -24,7 +24,8 @@ class BipartiteMatcher(nn.Module):
     ``positive``. Anchors that lie with more than half their area in an ignored target (a crowd) are IGNORED too, unless
     they are positive. Ties go to the lower anchor, then to the lower object. ``greedy=False`` is torchvision's rule for
     the first part: every object claims its best anchor, and of two that claim the same one the later wins. Overlaps are
-    compared in float32. Raises ValueError for thresholds outside [0, 1] or in the wrong order.
+    compared in float32. Raises ValueError for thresholds outside [0, 1] or in the wrong order, and for targets
+    without a single row.
 
     Source: Liu et al. 2016, section 2.2 ("Matching strategy").
 
@@ -54,7 +55,9 @@ class BipartiteMatcher(nn.Module):
     @torch.no_grad()
     def forward(self, anchors: Float[Tensor, "*B N 4"], targets: Targets) -> Assignment:
         """Match ``anchors`` (N, 4) or (B, N, 4) xyxy with the objects of B images; quality is the IoU of the match."""
-        everything = box_iou(targets.boxes, anchors).float()
+        if targets.boxes.shape[1] == 0:
+            raise ValueError("BipartiteMatcher: targets have 0 rows; allowed is at least 1, as pad_targets makes")
+        everything = box_iou(targets.boxes, anchors).float().abs()  # abs: -0.0 has the bits of a large integer
         objects = targets.valid & ~targets.ignore
         overlaps = torch.where(objects[..., None], everything, -1)
         quality, best = overlaps.max(dim=1)

@@ -1,5 +1,6 @@
 """Which anchors take part in the loss, when there are far more negatives than positives."""
 
+import math
 from typing import Literal
 
 import torch
@@ -18,7 +19,7 @@ class HardNegativeSampler(nn.Module):
     is 0. ``scope="image"`` counts and ranks within each image (Caffe, torchvision), ``"batch"`` over the whole batch
     (Keras ports). Ties go to the lower index. Source: Liu et al. 2016, section 2.2 ("Hard negative mining").
 
-    Raises ValueError for a negative ratio or minimum, or another scope.
+    Raises ValueError for a negative or infinite ratio, a negative minimum, or another scope.
 
     >>> losses, labels = torch.tensor([[9.0, 0.1, 0.3, 0.2]]), torch.tensor([[4, -1, -1, -1]])
     >>> HardNegativeSampler(2.0)(losses, labels)
@@ -27,10 +28,10 @@ class HardNegativeSampler(nn.Module):
 
     def __init__(self, negatives_per_positive: float = 3.0, *, scope: Scope = "image", minimum: int = 0) -> None:
         super().__init__()
-        if not negatives_per_positive >= 0 or minimum < 0:
+        if not 0 <= negatives_per_positive < math.inf or minimum < 0:
             raise ValueError(
                 f"HardNegativeSampler: negatives_per_positive={negatives_per_positive} and minimum={minimum} "
-                "must be at least 0"
+                "must be at least 0 and finite"
             )
         if scope not in ("image", "batch"):
             raise ValueError(f"HardNegativeSampler: scope={scope!r}; allowed is 'image' or 'batch'")

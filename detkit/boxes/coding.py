@@ -4,11 +4,14 @@ import math
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
 from detkit.boxes.arguments import as_boxes, promote
 from detkit.boxes.convert import cxcywh_to_xyxy, xyxy_to_cxcywh
+
+
+_SMALLEST_SIDE, _LARGEST_SIDE = 2.0**-40, 2.0**40
 
 
 class DeltaCoder(nn.Module):
@@ -40,15 +43,15 @@ class DeltaCoder(nn.Module):
     def encode(self, boxes: Shaped[Tensor, "*#B 4"], anchors: Shaped[Tensor, "*#B 4"]) -> Float[Tensor, "*B 4"]:
         """Deltas that lead from ``anchors`` to ``boxes``, both xyxy (..., 4) that broadcast; finite for finite input.
 
-        A box or anchor without area has no log-scale: its deltas are 0. With ``DETKIT_CHECKS=full`` inverted boxes
-        raise ValueError.
+        A box or anchor without area has no log-scale: its deltas are 0, as are those of sides outside 1e-12 to 1e12,
+        whose ratios could overflow. With ``DETKIT_CHECKS=full`` inverted boxes raise ValueError.
 
         >>> DeltaCoder().encode(torch.tensor([[2.0, 0, 6, 4]]), torch.tensor([[0.0, 0, 4, 4]]))
         tensor([[0.5000, 0.0000, 0.0000, 0.0000]])
         """
         target = xyxy_to_cxcywh(as_boxes(boxes, function="DeltaCoder.encode"))
         source = xyxy_to_cxcywh(as_boxes(anchors, function="DeltaCoder.encode", name="anchors"))
-        solid = (target[..., 2:] > 0).all(-1, keepdim=True) & (source[..., 2:] > 0).all(-1, keepdim=True)
+        solid = _solid(target[..., 2:]) & _solid(source[..., 2:])
         target, source = torch.where(solid, target, 1), torch.where(solid, source, 1)
         shift = (target[..., :2] - source[..., :2]) / source[..., 2:]
         scale = torch.log(target[..., 2:] / source[..., 2:] + self.eps)
@@ -72,3 +75,7 @@ class DeltaCoder(nn.Module):
         return f"weights={tuple(self.weights.tolist())}, clamp={self.clamp:.4g}" + (
             f", eps={self.eps}" if self.eps else ""
         )
+
+
+def _solid(sizes: Float[Tensor, "... 2"]) -> Bool[Tensor, "... 1"]:
+    return ((sizes >= _SMALLEST_SIDE) & (sizes <= _LARGEST_SIDE)).all(-1, keepdim=True)

@@ -112,14 +112,15 @@ def _check_rows(function: str, boxes: Tensor, scores: Tensor, iou_threshold: flo
 
 @torch.library.custom_op("detkit::nms", mutates_args=())
 def _nms(boxes: Tensor, scores: Tensor, groups: Tensor | None, iou_threshold: float, drop: bool) -> Tensor:
-    boxes, scores = as_boxes(boxes, function="nms"), promote(scores)
+    function = "nms" if groups is None else "batched_nms"
+    boxes, scores = as_boxes(boxes, function=function), promote(scores)
     if drop:
         rows = _usable(boxes, scores).nonzero().squeeze(1)
         groups = None if groups is None else groups[rows]
         return rows[_suppress(boxes[rows], scores[rows], groups, iou_threshold)]
     if boxes.device.type == "cpu":
-        check_box_values(boxes, function="nms")
-        check_finite(scores, function="nms", name="scores")
+        check_box_values(boxes, function=function)
+        check_finite(scores, function=function, name="scores")
     return _suppress(boxes, scores, groups, iou_threshold)
 
 

@@ -7,6 +7,8 @@ from torch.nn import functional as F
 
 from detkit.anchors import HardNegativeSampler
 from detkit.anchors.sample import Scope
+from detkit.boxes.arguments import promote
+from detkit.checks import first_bad, full_checks
 from detkit.dist import all_reduce_mean
 from detkit.losses.regression import smooth_l1_loss
 from detkit.structures import IGNORED
@@ -53,7 +55,8 @@ class MultiBoxLoss(nn.Module):
         """Losses "classification" and "box", weighted.
 
         logits (B, N, C + 1) with background last; labels (B, N): class 0..C-1, NEGATIVE or IGNORED; ``weights`` (B, N)
-        scale each anchor's share, as mixup wants. Raises ValueError where shapes disagree.
+        scale each anchor's share, as mixup wants. Half precision is promoted. Raises ValueError where shapes disagree,
+        and with ``DETKIT_CHECKS=full`` for a label outside the range.
         """
         if logits.shape[:2] != labels.shape or deltas.shape != delta_targets.shape or deltas.shape[:2] != labels.shape:
             raise ValueError(
@@ -61,12 +64,15 @@ class MultiBoxLoss(nn.Module):
                 f"{tuple(labels.shape)}, delta_targets {tuple(delta_targets.shape)}; allowed is (B, N, C + 1), "
                 "(B, N, 4), (B, N), (B, N, 4)"
             )
+        if full_checks():
+            _check_labels(labels, logits.shape[-1] - 1)
+        logits, deltas, delta_targets = promote(logits), promote(deltas), promote(delta_targets)
         positive = labels >= 0
-        share = torch.ones_like(labels, dtype=torch.float32) if weights is None else weights
+        share = torch.ones_like(labels, dtype=torch.float32) if weights is None else promote(weights)
         count = all_reduce_mean(positive.sum().to(share)).clamp(min=1)
         costs = self._classification(logits, labels)
         chosen = positive | self.sampler(costs.detach(), labels)
-        box_costs = smooth_l1_loss(deltas.float(), delta_targets.float(), beta=self.beta).sum(-1)
+        box_costs = smooth_l1_loss(deltas, delta_targets, beta=self.beta).sum(-1)
         return {
             "classification": (torch.where(chosen, costs, 0) * share).sum() / count,
             "box": self.box_weight * (torch.where(positive, box_costs, 0) * share).sum() / count,
@@ -78,7 +84,7 @@ class MultiBoxLoss(nn.Module):
         >>> MultiBoxLoss().scores(torch.zeros(1, 1, 4))
         tensor([[[0.2500, 0.2500, 0.2500]]])
         """
-        return logits.float().softmax(dim=-1)[..., :-1]
+        return promote(logits).softmax(dim=-1)[..., :-1]
 
     def extra_repr(self) -> str:
         """The settings that ``print`` shows."""
@@ -88,6 +94,16 @@ class MultiBoxLoss(nn.Module):
         background = logits.shape[-1] - 1
         targets = torch.where(labels >= 0, labels, background)
         costs = F.cross_entropy(
-            logits.float().flatten(0, 1), targets.flatten(), reduction="none", label_smoothing=self.label_smoothing
+            logits.flatten(0, 1), targets.flatten(), reduction="none", label_smoothing=self.label_smoothing
         )
         return torch.where(labels == IGNORED, 0, costs.reshape(labels.shape))
+
+
+def _check_labels(labels: Tensor, num_classes: int) -> None:
+    bad = (labels < IGNORED) | (labels >= num_classes)
+    if bad.any():
+        index, count = first_bad(bad)
+        raise ValueError(
+            f"MultiBoxLoss: labels[{', '.join(map(str, index))}]={labels[index].item()} must lie in 0..{num_classes - 1}, "
+            f"or be NEGATIVE (-1) or IGNORED (-2); {count} of {labels.numel()} labels do not"
+        )

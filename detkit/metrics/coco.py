@@ -13,7 +13,7 @@ annotation ids given twice                      one is lost, silently           
 ``max_detections`` without 100                  AP -1                           AP at the largest
 not exactly three ``max_detections``            IndexError                      any number of them
 no detections at all                            IndexError                      AP 0, AR 0
-class-agnostic keypoints                        -1                              evaluated
+class-agnostic keypoints                        AP 0                            evaluated
 result of an unknown category                   left out, silently              ValueError
 the caller's annotations                        written to                      unchanged
 ==============================================  ==============================  =====================================

@@ -1,0 +1,154 @@
+"""Postprocess against a slow reference: threshold, best candidates, greedy suppression by class, best K."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from detkit.detectors import Postprocess
+
+
+def overlap(first: list[float], second: list[float]) -> float:
+    width = min(first[2], second[2]) - max(first[0], second[0])
+    height = min(first[3], second[3]) - max(first[1], second[1])
+    if width <= 0 or height <= 0:
+        return 0.0
+    area, other = ((box[2] - box[0]) * (box[3] - box[1]) for box in (first, second))
+    return width * height / (area + other - width * height)
+
+
+def reference(
+    scores: Tensor,
+    boxes: Tensor,
+    size: list[float],
+    *,
+    score_threshold: float,
+    iou_threshold: float,
+    max_detections: int,
+    candidates_per_class: int | None,
+) -> list[tuple[float, int, int]]:
+    """(score, label, box number) of what is found in one image, scores (N, C) and boxes (N, 4), in plain Python."""
+    height, width = size
+    rows = [[min(max(x, 0), limit) for x, limit in zip(box, (width, height) * 2)] for box in boxes.double().tolist()]
+    kept: list[tuple[float, int, int]] = []
+    for label in range(scores.shape[1]):
+        column = scores[:, label].tolist()
+        order = sorted(range(len(column)), key=lambda i: (-column[i], i))[:candidates_per_class]
+        survivors: list[int] = []
+        for i in order:
+            if column[i] > score_threshold and all(overlap(rows[i], rows[j]) <= iou_threshold for j in survivors):
+                survivors.append(i)
+        kept += [(column[i], label, i) for i in survivors]
+    return sorted(kept, key=lambda found: (-found[0], found[1], found[2]))[:max_detections]
+
+
+def scene(images: int, count: int, classes: int, *, levels: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Scores out of ``levels`` values, so with many ties, and boxes on a coarse grid, so with many equal overlaps."""
+    scores = torch.randint(0, levels, (images, count, classes), generator=generator) / levels
+    corners = torch.randint(-2, 12, (images, count, 2), generator=generator) * 4.0
+    sides = torch.randint(1, 6, (images, count, 2), generator=generator) * 4.0
+    return scores, torch.cat((corners, corners + sides), dim=-1)
+
+
+SETTINGS = [
+    dict(score_threshold=0.2, iou_threshold=0.45, max_detections=20, candidates_per_class=7),
+    dict(score_threshold=0.0, iou_threshold=0.5, max_detections=500, candidates_per_class=None),
+    dict(score_threshold=0.5, iou_threshold=0.0, max_detections=3, candidates_per_class=1000),
+    dict(score_threshold=0.25, iou_threshold=1.0, max_detections=40, candidates_per_class=30),
+]
+
+
+@pytest.mark.parametrize("levels", [4, 1000])
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_it_finds_what_the_reference_finds_ties_included(settings, levels, generator):
+    postprocess = Postprocess(**settings)
+    sizes = torch.tensor([[40, 44], [37, 60], [10, 10]])
+    for classes in (1, 3):
+        scores, boxes = scene(3, 60, classes, levels=levels, generator=generator)
+        found = postprocess(scores, boxes, sizes)
+        candidates = min(settings["candidates_per_class"] or 60, 60) * classes
+        assert found.scores.shape == (3, min(settings["max_detections"], candidates))
+        for i, size in enumerate(sizes.tolist()):
+            expected = reference(scores[i], boxes[i], size, **settings)
+            assert expected
+            valid = found.valid[i]
+            assert valid.sum() == len(expected)
+            assert found.labels[i, valid].tolist() == [label for _, label, _ in expected]
+            assert found.scores[i, valid].tolist() == [score for score, _, _ in expected]
+            limits = torch.tensor([size[1], size[0]] * 2)
+            wanted = boxes[i, [number for _, _, number in expected]].clamp(min=0).minimum(limits)
+            assert torch.equal(found.boxes[i, valid], wanted)
+
+
+def test_equal_scores_go_to_the_lower_box_even_where_candidates_are_cut():
+    boxes = torch.arange(1000.0)[None, :, None] * 10 + torch.tensor([0.0, 0, 5, 5])
+    found = Postprocess(candidates_per_class=5, max_detections=5)(
+        torch.full((1, 1000, 1), 0.5), boxes, torch.tensor([[20000, 20000]])
+    )
+    assert found.boxes[0, :, 0].tolist() == [0, 10, 20, 30, 40]
+
+
+def test_one_box_may_be_found_as_several_classes():
+    found = Postprocess()(torch.tensor([[[0.3, 0.7]]]), torch.tensor([[[0.0, 0, 4, 4]]]), torch.tensor([[9, 9]]))
+    assert found.labels.tolist() == [[1, 0]]
+    assert found.boxes.tolist() == [[[0, 0, 4, 4]] * 2]
+
+
+def test_a_score_at_the_threshold_is_not_found_and_an_overlap_at_its_threshold_stays():
+    scores = torch.tensor([[[0.75], [0.5], [0.25]]])
+    boxes = torch.tensor([[[0.0, 0, 10, 10], [0, 0, 10, 5], [20, 20, 30, 30]]])
+    found = Postprocess(score_threshold=0.25, iou_threshold=0.5)(scores, boxes, torch.tensor([[40, 40]]))
+    assert found.scores[found.valid].tolist() == [0.75, 0.5]
+    tighter = Postprocess(score_threshold=0.0, iou_threshold=0.499)(scores, boxes, torch.tensor([[40, 40]]))
+    assert tighter.scores[tighter.valid].tolist() == [0.75, 0.25]
+
+
+def test_boxes_are_clipped_before_they_are_compared():
+    boxes = torch.tensor([[[0.0, 0, 10, 10], [0, 0, 10, 100]]])
+    scores = torch.tensor([[[0.9], [0.8]]])
+    assert Postprocess()(scores, boxes, torch.tensor([[10, 10]])).valid.sum() == 1
+    assert Postprocess()(scores, boxes, torch.tensor([[100, 10]])).valid.sum() == 2
+
+
+def test_nothing_in_gives_nothing_out():
+    found = Postprocess()(torch.zeros(2, 0, 3), torch.zeros(2, 0, 4), torch.tensor([[9, 9], [9, 9]]))
+    assert found.boxes.shape == (2, 0, 4)
+    assert found.valid.shape == found.scores.shape == found.labels.shape == (2, 0)
+
+
+def test_a_row_that_is_not_finite_changes_no_other_row():
+    scores = torch.tensor([[[0.9], [0.8], [0.7], [0.6]]])
+    boxes = torch.tensor([[[0.0, 0, 10, 10], [0, 0, 10, 9], [20, 20, 30, 30], [float("nan"), 0, 5, 5]]])
+    expected = Postprocess()(scores[:, :3], boxes[:, :3], torch.tensor([[40, 40]]))
+    spoilt = scores.clone()
+    for bad_score in (0.6, 1.0):
+        spoilt[0, 3] = bad_score
+        found = Postprocess()(spoilt, boxes, torch.tensor([[40, 40]]))
+        assert torch.equal(found.boxes[found.valid], expected.boxes[expected.valid])
+        assert torch.isfinite(found.boxes).all()
+
+
+@pytest.mark.parametrize("candidates", [2, None])
+def test_a_score_that_is_not_a_number_takes_no_place_among_the_candidates(candidates):
+    scores = torch.tensor([[[float("nan")], [0.8], [0.7]]])
+    boxes = torch.tensor([[[0.0, 0, 10, 10], [20, 0, 30, 9], [20, 20, 30, 30]]])
+    found = Postprocess(candidates_per_class=candidates)(scores, boxes, torch.tensor([[40, 40]]))
+    assert found.scores[found.valid].tolist() == pytest.approx([0.8, 0.7])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (dict(score_threshold=-0.1), r"score_threshold=-0.1 must lie in \[0, 1\]"),
+        (dict(score_threshold=float("nan")), "score_threshold=nan"),
+        (dict(iou_threshold=50), "iou_threshold=50"),
+        (dict(max_detections=0), "max_detections=0 must be at least 1"),
+        (dict(candidates_per_class=0), "candidates_per_class=0 must be at least 1"),
+    ],
+)
+def test_wrong_settings_are_named(settings, message):
+    with pytest.raises(ValueError, match=f"Postprocess: {message}"):
+        Postprocess(**settings)
+
+
+def test_it_prints_its_settings():
+    assert "max_detections=7" in repr(Postprocess(max_detections=7))

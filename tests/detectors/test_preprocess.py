@@ -1,0 +1,178 @@
+"""Preprocess against torchvision's GeneralizedRCNNTransform, and against numbers worked out by hand."""
+
+import pytest
+import torch
+from torch import Tensor
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+
+from detkit.detectors import IMAGENET_MEAN, IMAGENET_STD, Preprocess, resize_target
+from detkit.structures import Detections, Images, Target
+
+PLAIN = dict(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+
+
+def random_boxes(count: int, height: int, width: int, generator: torch.Generator) -> Tensor:
+    corners = torch.rand(2, count, 2, generator=generator) * torch.tensor([width, height])
+    return torch.cat((corners.amin(0), corners.amax(0)), dim=1)
+
+
+def random_batch(generator: torch.Generator, images: int = 3) -> tuple[list[Tensor], list[Target]]:
+    sizes = torch.randint(20, 160, (images, 2), generator=generator).tolist()
+    pictures = [torch.rand(3, *size, generator=generator) for size in sizes]
+    targets = [
+        Target(
+            boxes=random_boxes(count, *size, generator),
+            labels=torch.arange(count),
+            masks=(torch.rand(count, *size, generator=generator) > 0.5).to(torch.uint8),
+        )
+        for count, size in zip((2, 1, 3), sizes, strict=False)
+    ]
+    return pictures, targets
+
+
+def detections(boxes: list[list[float]], valid: list[bool]) -> Detections:
+    count = len(boxes)
+    return Detections(
+        boxes=torch.tensor(boxes)[None],
+        scores=torch.linspace(0.9, 0.5, count)[None],
+        labels=torch.arange(count)[None],
+        valid=torch.tensor(valid)[None],
+    )
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(("size", "max_size"), [(64, 100), (120, 128), (33, 1000)])
+def test_images_boxes_and_masks_are_resized_as_torchvision_does(size, max_size, seed):
+    pictures, targets = random_batch(torch.Generator().manual_seed(seed))
+    peer = GeneralizedRCNNTransform(size, max_size, list(IMAGENET_MEAN), list(IMAGENET_STD))
+    expected, wanted = peer([image.clone() for image in pictures], [dict(one) for one in targets])
+    batch, padded = Preprocess(size, max_size=max_size, multiple_of=32)(pictures, targets)
+    torch.testing.assert_close(batch.tensors, expected.tensors, rtol=1e-5, atol=1e-5)
+    assert [tuple(row) for row in batch.sizes.tolist()] == expected.image_sizes
+    assert batch.original_sizes.tolist() == [list(image.shape[1:]) for image in pictures]
+    for i, target in enumerate(wanted):
+        count = len(target["boxes"])
+        height, width = expected.image_sizes[i]
+        assert padded.valid[i].sum() == count
+        torch.testing.assert_close(padded.boxes[i, :count], target["boxes"], rtol=1e-5, atol=1e-5)
+        assert torch.equal(padded.masks[i, :count, :height, :width], target["masks"])
+
+
+def test_an_exact_size_is_resized_as_torchvision_does(generator):
+    pictures, targets = random_batch(generator)
+    peer = GeneralizedRCNNTransform(
+        64, 64, list(IMAGENET_MEAN), list(IMAGENET_STD), size_divisible=1, fixed_size=(96, 64)
+    )
+    expected, wanted = peer([image.clone() for image in pictures], [dict(one) for one in targets])
+    batch, padded = Preprocess((64, 96))(pictures, targets)  # torchvision's fixed_size is (width, height)
+    torch.testing.assert_close(batch.tensors, expected.tensors, rtol=1e-5, atol=1e-5)
+    for i, target in enumerate(wanted):
+        torch.testing.assert_close(padded.boxes[i, : len(target["boxes"])], target["boxes"], rtol=1e-5, atol=1e-5)
+
+
+def test_the_shorter_side_gets_the_size_unless_the_longer_would_pass_max_size():
+    preprocess = Preprocess(100, max_size=150)
+    batch, _ = preprocess([torch.zeros(3, 50, 60), torch.zeros(3, 200, 400), torch.zeros(3, 400, 200)])
+    assert batch.sizes.tolist() == [[100, 120], [75, 150], [150, 75]]
+    assert batch.tensors.shape == (3, 3, 150, 150)
+
+
+def test_an_image_thin_as_a_line_keeps_a_pixel():
+    batch, _ = Preprocess(10, max_size=20)([torch.zeros(3, 1, 400)])
+    assert batch.sizes.tolist() == [[1, 20]]
+
+
+def test_without_a_size_pixels_are_only_normalised_and_padded_with_zeros():
+    preprocess = Preprocess(None, mean=(0.5, 0.5, 0.5), std=(0.25, 0.5, 1.0), multiple_of=4)
+    batch, _ = preprocess([torch.ones(3, 2, 3), torch.full((3, 1, 5), 255, dtype=torch.uint8)])
+    assert batch.tensors.shape == (2, 3, 4, 8)
+    assert batch.tensors[0, :, :2, :3].amin((1, 2)).tolist() == [2.0, 1.0, 0.5]
+    assert batch.tensors[1, :, :1, :5].amax((1, 2)).tolist() == [2.0, 1.0, 0.5]
+    assert not batch.tensors[0, :, 2:].any()
+    assert not batch.tensors[0, :, :, 3:].any()
+    assert batch.sizes.tolist() == batch.original_sizes.tolist() == [[2, 3], [1, 5]]
+
+
+def test_results_go_back_to_the_pixels_of_an_image_whose_ratio_was_kept():
+    preprocess = Preprocess(100, max_size=150, multiple_of=32)
+    batch, _ = preprocess([torch.zeros(3, 200, 400)])  # 0.375 times: 75 x 150 in a frame of 96 x 160
+    assert batch.tensors.shape == (1, 3, 96, 160)
+    found = detections([[15.0, 7.5, 75, 37.5], [0, 0, 1, 1], [-3, 60, 160, 96]], [True, False, True])
+    (result,) = preprocess.undo(found, batch)
+    assert result["boxes"].tolist() == [[40, 20, 200, 100], [0, 160, 400, 200]]
+    assert result["labels"].tolist() == [0, 2]
+    assert result["scores"].tolist() == pytest.approx([0.9, 0.5])
+
+
+def test_results_go_back_to_the_pixels_of_an_image_whose_ratio_was_given_up():
+    preprocess = Preprocess((50, 200))
+    batch, _ = preprocess([torch.zeros(3, 100, 100)])
+    (result,) = preprocess.undo(detections([[10.0, 10, 20, 20], [0, 0, 200, 50]], [True, True]), batch)
+    assert result["boxes"].tolist() == [[5, 20, 10, 40], [0, 0, 100, 100]]
+
+
+def test_boxes_that_go_in_come_back(generator):
+    preprocess = Preprocess(48, max_size=70)
+    pictures, targets = random_batch(generator)
+    batch, padded = preprocess(pictures, targets)
+    scores = padded.valid.float()
+    results = preprocess.undo(Detections(padded.boxes, scores, padded.labels, padded.valid), batch)
+    for result, target in zip(results, targets, strict=True):
+        torch.testing.assert_close(result["boxes"], target["boxes"], rtol=1e-5, atol=1e-4)
+        assert result["labels"].tolist() == target["labels"].tolist()
+
+
+def test_images_without_original_sizes_are_their_own_originals():
+    images = Images(torch.zeros(1, 3, 20, 20), torch.tensor([[10, 20]]))
+    (result,) = Preprocess(None).undo(detections([[0.0, 0, 30, 30]], [True]), images)
+    assert result["boxes"].tolist() == [[0, 0, 20, 10]]
+
+
+def test_resizing_a_target_keeps_what_has_no_pixels_and_scales_what_has():
+    target = Target(
+        boxes=torch.tensor([[1, 2, 3, 4]]),
+        labels=torch.tensor([5]),
+        keypoints=torch.tensor([[[1.0, 2.0, 2.0]]]),
+        masks=torch.tensor([[[True, False], [False, True]]]),
+        iscrowd=torch.tensor([0]),
+        image_id=9,
+    )
+    resized = resize_target(target, (4, 6), (2, 2))
+    assert resized["boxes"].tolist() == [[3, 4, 9, 8]]
+    assert resized["keypoints"].tolist() == [[[3, 4, 2]]]
+    assert resized["masks"].int().tolist() == [[[1, 1, 1, 0, 0, 0]] * 2 + [[0, 0, 0, 1, 1, 1]] * 2]
+    assert resized["masks"].dtype == torch.bool
+    assert (resized["labels"].tolist(), resized["iscrowd"].tolist(), resized["image_id"]) == ([5], [0], 9)
+    assert target["boxes"].tolist() == [[1, 2, 3, 4]]
+
+
+def test_a_target_without_objects_is_resized_too():
+    empty = Target(boxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64))
+    batch, padded = Preprocess((20, 20), **PLAIN)([torch.zeros(3, 5, 8)], [empty])
+    assert batch.tensors.shape == (1, 3, 20, 20)
+    assert not padded.valid.any()
+
+
+def test_grey_images_work_with_one_mean():
+    batch, _ = Preprocess((4, 4), mean=(0.5,), std=(0.5,))([torch.ones(1, 2, 2)])
+    assert batch.tensors.unique().tolist() == [1.0]
+
+
+def test_the_state_dict_holds_no_constants():
+    assert Preprocess(10).state_dict() == {}
+
+
+@pytest.mark.parametrize(
+    ("size", "settings", "message"),
+    [
+        (0, {}, "size=0"),
+        ((10, -1), {}, r"size=\(10, -1\)"),
+        (10, dict(multiple_of=0), "multiple_of=0 must be at least 1 pixel"),
+        (10, dict(max_size=9), "max_size=9 needs an int size that it is not below; size=10"),
+        ((10, 10), dict(max_size=20), r"max_size=20 needs an int size"),
+        (None, dict(max_size=20), "max_size=20 needs an int size"),
+    ],
+)
+def test_wrong_settings_are_named(size, settings, message):
+    with pytest.raises(ValueError, match=f"Preprocess: .*{message}"):
+        Preprocess(size, **settings)

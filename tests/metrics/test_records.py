@@ -1,0 +1,151 @@
+"""What the metrics take in: every bad shape and value is named, every good form accepted."""
+
+import numpy as np
+import pytest
+import torch
+from torchvision import tv_tensors
+
+from detkit.metrics import CocoMetrics, ProposalRecall, VocMetrics
+from detkit.metrics.records import Reader, corners, objects, read_images
+
+NAN, INF = float("nan"), float("inf")
+
+
+def found(boxes=((1, 1, 5, 5), (2, 2, 9, 9)), **entries):
+    boxes = torch.tensor(boxes, dtype=torch.float32)
+    return {"boxes": boxes, "scores": torch.full((len(boxes),), 0.5), "labels": torch.zeros(len(boxes)).long()} | entries
+
+
+def truth(boxes=((1, 1, 5, 5),), **entries):
+    boxes = torch.tensor(boxes, dtype=torch.float32)
+    return {"boxes": boxes, "labels": torch.zeros(len(boxes)).long()} | entries
+
+
+def read(detection=None, target=None, **needs):
+    reader = Reader("demo", 3, **needs)
+    return read_images(reader, [detection or found()], [target or truth()], [(1, 0, 0)])[0]
+
+
+@pytest.mark.parametrize("row", [(NAN,) * 4, (0, 0, INF, 1), (-INF, 0, 1, 1), (5, 5, 4, 6), (5, 5, 6, 4), (0, 0, 1e20, 1)])
+@pytest.mark.parametrize("metrics", [CocoMetrics(3), VocMetrics(3), ProposalRecall()])
+def test_boxes_that_are_not_finite_or_inverted_are_refused_by_index_in_every_metric(row, metrics):
+    good, bad = found(), found(((1, 1, 5, 5), row))
+    with pytest.raises(ValueError, match=r"update: detections\[1\] \(image_id 8\)\['boxes'\]\[1\] = .*allowed are finite"):
+        metrics.update([good, bad], [truth(image_id=7), truth(image_id=8)])
+    with pytest.raises(ValueError, match=r"update: targets\[0\]\['boxes'\]\[1\] = "):
+        metrics.update([good], [truth(((1, 1, 5, 5), row))])
+
+
+def test_the_error_counts_the_bad_rows():
+    with pytest.raises(ValueError, match=r"\[0\] = \[nan, nan, nan, nan\] \(2 such here\)"):
+        read(found(((NAN,) * 4, (NAN,) * 4)))
+
+
+@pytest.mark.parametrize("score", [NAN, INF, -INF])
+def test_scores_must_be_finite(score):
+    with pytest.raises(ValueError, match=r"demo: detections\[0\]\['scores'\]\[1\] = (nan|inf|-inf) .*finite scores"):
+        read(found(scores=torch.tensor([0.5, score])))
+
+
+@pytest.mark.parametrize("label", [-1, 3, 91])
+def test_labels_outside_the_classes_are_refused(label):
+    with pytest.raises(ValueError, match=rf"detections\[0\]\['labels'\]\[1\] = {label} .*allowed are labels 0..2"):
+        read(found(labels=torch.tensor([0, label])))
+    with pytest.raises(ValueError, match=rf"targets\[0\]\['labels'\]\[0\] = {label} "):
+        read(target=truth(labels=torch.tensor([label])))
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"boxes": torch.zeros(2, 5)}, r"'boxes'\] have shape \(2, 5\); allowed is \(N, 4\)"),
+        ({"boxes": torch.zeros(4)}, r"'boxes'\] have shape \(4,\)"),
+        ({"scores": torch.ones(3)}, r"'scores'\] has shape \(3,\); allowed is \(2,\)"),
+        ({"labels": torch.zeros(1).long()}, r"'labels'\] has shape \(1,\)"),
+        ({"labels": torch.zeros(2)}, r"'labels'\] are torch.float32; allowed are integers"),
+        ({"labels": torch.zeros(2, dtype=torch.bool)}, r"'labels'\] are torch.bool"),
+        ({"scores": torch.ones(2, 1)}, r"'scores'\] has shape \(2, 1\)"),
+    ],
+)
+def test_lengths_and_types_that_disagree_are_refused(entries, message):
+    with pytest.raises(ValueError, match=message):
+        read(found(**entries))
+
+
+@pytest.mark.parametrize("name", ["boxes", "scores", "labels"])
+def test_a_missing_entry_is_named(name):
+    detection = found()
+    del detection[name]
+    with pytest.raises(ValueError, match=name):
+        read(detection)
+
+
+@pytest.mark.parametrize(
+    ("masks", "message"),
+    [
+        (torch.ones(2, 8, 9, dtype=torch.bool), r"\(8, 9\) \(height, width\); allowed is the target's \(8, 8\)"),
+        (torch.ones(1, 8, 8, dtype=torch.bool), r"allowed is \(2, height, width\)"),
+        (torch.ones(2, 1, 8, 8), "threshold probabilities"),
+        (torch.ones(2, 8, 8), "boolean or integer"),
+        (torch.ones(2, 0, 8, dtype=torch.bool), r"shape \(2, 0, 8\)"),
+    ],
+)
+def test_masks_must_be_hard_and_of_the_size_of_the_truth(masks, message):
+    with pytest.raises(ValueError, match=message):
+        read(found(masks=masks), truth(masks=torch.ones(1, 8, 8, dtype=torch.bool)), masks=True)
+
+
+def test_masks_and_keypoints_that_are_judged_must_be_there():
+    with pytest.raises(ValueError, match=r"detections\[0\]\['masks'\]"):
+        read(masks=True)
+    with pytest.raises(ValueError, match=r"detections\[0\]\['keypoints'\] have shape .*allowed is \(2, 17, 3\)"):
+        read(keypoints=17)
+    with pytest.raises(ValueError, match="finite x, y, visibility"):
+        read(found(keypoints=torch.full((2, 5, 3), NAN)), keypoints=5)
+
+
+@pytest.mark.parametrize("area", [torch.tensor([-1.0]), torch.tensor([NAN]), torch.ones(2)])
+def test_given_areas_must_be_finite_and_one_per_object(area):
+    with pytest.raises(ValueError, match="area"):
+        read(target=truth(area=area))
+
+
+def test_one_target_per_detection():
+    with pytest.raises(ValueError, match="demo: 2 detections but 1 targets"):
+        read_images(Reader("demo", 1), [found(), found()], [truth()], [(1, 0, 0)])
+
+
+def test_areas_are_those_given_else_of_the_mask_else_of_the_box():
+    mask = torch.zeros(1, 8, 8, dtype=torch.uint8)
+    mask[0, :2, :3] = 255
+    assert read().truth.areas.tolist() == [16]
+    assert read(found(masks=mask.repeat(2, 1, 1)), truth(masks=mask), masks=True).truth.areas.tolist() == [6]
+    given = truth(masks=mask, area=torch.tensor([4.5]))
+    assert read(found(masks=mask.repeat(2, 1, 1)), given, masks=True).truth.areas.tolist() == [4.5]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.int32, torch.uint8])
+def test_boxes_of_every_type_are_read_in_double_precision(dtype):
+    boxes = torch.tensor([[1, 1, 5, 5], [2, 2, 9, 9]]).to(dtype)
+    assert read(found(boxes=boxes)).detections.boxes.tolist() == [[1, 1, 4, 4], [2, 2, 7, 7]]
+
+
+def test_empty_images_gradients_and_tv_tensors_are_taken_as_they_come():
+    nothing = {"boxes": torch.tensor([]), "scores": torch.tensor([]), "labels": torch.tensor([])}
+    assert read(nothing, {"boxes": torch.tensor([]), "labels": torch.tensor([])}).detections.boxes.shape == (0, 4)
+    wrapped = tv_tensors.BoundingBoxes(torch.ones(1, 4), format="XYXY", canvas_size=(9, 9))
+    assert read(target=truth(boxes=wrapped)).truth.boxes.tolist() == [[1, 1, 0, 0]]
+    assert read(found(scores=torch.ones(2, requires_grad=True))).detections.scores.tolist() == [1, 1]
+
+
+def test_the_batch_is_kept_whole_or_not_at_all():
+    metrics = CocoMetrics(3)
+    with pytest.raises(ValueError, match="labels"):
+        metrics.update([found(), found(labels=torch.tensor([5, 5]))], [truth(), truth()])
+    assert metrics.gathered() == []
+
+
+def test_rows_are_taken_in_order_and_corners_come_back():
+    rows = objects(np.array([[0.0, 1, 2, 3], [4, 5, 6, 7]]), np.array([3, 4])).take(np.array([1, 0]))
+    assert rows.labels.tolist() == [4, 3]
+    assert corners(rows.boxes).tolist() == [[4, 5, 10, 12], [0, 1, 2, 4]]
