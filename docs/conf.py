@@ -10,7 +10,6 @@ release = version = importlib.metadata.version("torch-detkit")
 
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
 exclude_patterns = ["_build"]
-myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3
 
 html_theme = "furo"
@@ -23,11 +22,11 @@ maximum_signature_line_length = 100
 python_use_unqualified_type_names = True
 
 
-def skip_tuple_field(app: Any, kind: str, name: str, thing: Any, skip: bool, options: Any) -> bool | None:
-    """Leave out the fields of NamedTuples, whose only docstring is "Alias for field number 0"."""
-    return True if type(thing).__name__ == "_tuplegetter" else None
+def skip_noise(app: Any, kind: str, name: str, thing: Any, skip: bool, options: Any) -> bool | None:
+    """Leave out what ``print`` calls, and fields of NamedTuples, documented as "Alias for field number 0" only."""
+    return True if name == "extra_repr" or type(thing).__name__ == "_tuplegetter" else None
 
 
 def setup(app: Any) -> None:
     """Called by Sphinx."""
-    app.connect("autodoc-skip-member", skip_tuple_field)
+    app.connect("autodoc-skip-member", skip_noise)

@@ -272,8 +272,9 @@ def train(args: argparse.Namespace, device: torch.device) -> dict[str, float]:
     writer = tensorboard(args)
     for epoch in range(first, args.epochs):
         began = time.perf_counter()
-        record: dict[str, Any] = {"epoch": epoch, "lr": run.schedule.get_last_lr()[0]}
+        record: dict[str, Any] = {"epoch": epoch}
         record |= train_epoch(run, model, data, epoch)
+        record["lr"] = run.schedule.get_last_lr()[0]
         if (epoch + 1) % args.evaluate_every == 0 or epoch + 1 == args.epochs:
             record |= evaluate(run, val_data, categories).compute()
             keep_best(run, record)

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from detkit.boxes.arguments import as_boxes, promote
 from detkit.boxes.convert import cxcywh_to_xyxy, xyxy_to_cxcywh
 
-
 _SMALLEST_SIDE, _LARGEST_SIDE = 2.0**-40, 2.0**40
 
 

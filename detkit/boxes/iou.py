@@ -241,7 +241,7 @@ def _generalized(pair: _Pair) -> Tensor:
     return _ratio(intersection, union) - _ratio((hull - union).clamp(min=0), hull)
 
 
-def _distance_formula(variant: DistanceVariant, function: str) -> _Formula:
+def _distance_formula(variant: str, function: str) -> _Formula:
     formulas: dict[str, _Formula] = {"squared": _distance, "unsquared": _distance_unsquared}
     if variant not in formulas:
         raise ValueError(f"{function}: variant={variant!r}; allowed is 'squared' or 'unsquared'")

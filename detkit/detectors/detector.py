@@ -72,11 +72,12 @@ class Detector(nn.Module):
         if not stages:
             raise ValueError("Detector: needs at least one stage, given by name: Detector(trunk, ..., dense=stage)")
         self.trunk, self.preprocess = trunk, preprocess
-        self.stage_names = tuple(stages)
+        self.stage_names: tuple[str, ...] = ()
         for name, stage in stages.items():
             if hasattr(self, name):
                 raise ValueError(f"Detector: a stage cannot be called {name!r}: every module has that already")
             self.add_module(name, stage)
+            self.stage_names += (name,)
 
     @property
     def stages(self) -> dict[str, Stage]:

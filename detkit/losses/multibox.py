@@ -103,7 +103,8 @@ def _check_labels(labels: Tensor, num_classes: int) -> None:
     bad = (labels < IGNORED) | (labels >= num_classes)
     if bad.any():
         index, count = first_bad(bad)
+        place = ", ".join(map(str, index))
         raise ValueError(
-            f"MultiBoxLoss: labels[{', '.join(map(str, index))}]={labels[index].item()} must lie in 0..{num_classes - 1}, "
-            f"or be NEGATIVE (-1) or IGNORED (-2); {count} of {labels.numel()} labels do not"
+            f"MultiBoxLoss: labels[{place}]={labels[index].item()} must lie in "
+            f"0..{num_classes - 1}, or be NEGATIVE (-1) or IGNORED (-2); {count} of {labels.numel()} labels do not"
         )

@@ -8,7 +8,7 @@ from torch import Tensor
 def smooth_l1_loss(
     predictions: Float[Tensor, "*shape"], targets: Float[Tensor, "*shape"], *, beta: float = 1.0
 ) -> Float[Tensor, "*shape"]:
-    """d**2 / (2 beta) where |d| < beta, else |d| - beta / 2, for each element of d = predictions - targets.
+    """``d**2 / (2 beta)`` where ``|d| < beta``, else ``|d| - beta / 2``, for each d = predictions - targets.
 
     Both tensors have one shape and so has the result. ``beta=0`` is the absolute difference. Raises ValueError for
     differing shapes and for a negative or NaN beta. Source: Girshick 2015, equation 3 (beta = 1).

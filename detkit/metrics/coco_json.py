@@ -46,7 +46,7 @@ def load_json(source: Any, *, name: str) -> Any:
 
 
 def read_records(
-    ground_truth: Mapping[str, Any], results: Sequence[Row], *, masks: bool, points: int | None
+    ground_truth: Any, results: Any, *, masks: bool, points: int | None
 ) -> tuple[list[Row], list[ImageRecord]]:
     """Categories in order of their id, so that label i is the i-th, and a record per image.
 

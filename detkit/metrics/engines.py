@@ -128,7 +128,7 @@ def _federated(record: ImageRecord, iou_type: str, limit: int) -> ImageRecord:
     excused = found.take(np.flatnonzero(partly & (_areas(found, iou_type) > 0)))
     # An empty detection overlaps nothing, so no region could excuse it: it is left out instead.
     found = found.take(np.flatnonzero(~partly | (_areas(found, iou_type) > 0)))
-    regions = [_region(excused, label, record, iou_type) for label in np.unique(excused.labels)]
+    regions = [_region(excused, label, record, iou_type) for label in np.unique(excused.labels).tolist()]
     return record._replace(detections=found, truth=_concatenated([record.truth, *regions]))
 
 

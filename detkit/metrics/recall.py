@@ -1,7 +1,7 @@
 """Recall of class-agnostic proposals: how many objects the best k boxes of an image cover."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from detkit.metrics.engines import IOU_RANGE
 from detkit.metrics.records import ImageRecord, corners
 from detkit.structures import Target
 
-Match = Literal["one-to-one", "any"]
+MATCHES = ("one-to-one", "any")
 
 
 class ProposalRecall:
@@ -30,10 +30,10 @@ class ProposalRecall:
     """
 
     def __init__(
-        self, max_detections: Sequence[int] = (1, 10, 100), *, match: Match = "one-to-one", engine: str | None = None
+        self, max_detections: Sequence[int] = (1, 10, 100), *, match: str = "one-to-one", engine: str | None = None
     ) -> None:
-        if match not in ("one-to-one", "any"):
-            raise ValueError(f"ProposalRecall: match={match!r}; allowed are 'one-to-one' and 'any'")
+        if match not in MATCHES:
+            raise ValueError(f"ProposalRecall: match={match!r}; allowed are {MATCHES}")
         self.match = match
         self._metrics = CocoMetrics(1, max_detections=max_detections, class_agnostic=True, engine=engine)
 

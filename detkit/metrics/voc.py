@@ -1,7 +1,7 @@
 """Pascal VOC's mean average precision, by the area under the curve (2010 and later) or at eleven recalls (2007)."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,11 +13,10 @@ from detkit.metrics.records import ImageRecord, Reader, corners, read_images
 from detkit.metrics.store import ImageStore
 from detkit.structures import Detection, Target
 
-Interpolation = Literal["area", "11point"]
 INTERPOLATIONS = ("area", "11point")
 
 
-def average_precision(recall: Sequence[float], precision: Sequence[float], interpolation: Interpolation) -> float:
+def average_precision(recall: Sequence[float], precision: Sequence[float], interpolation: str) -> float:
     """Average precision of a curve whose points are in order of falling score.
 
     recall, precision: (N,) in [0, 1], recall not falling. "area": the area under the precision envelope (VOC 2010
@@ -69,14 +68,14 @@ class VocMetrics:
         categories: int | Sequence[str] | Sequence[Mapping[str, Any]],
         *,
         iou_threshold: float = 0.5,
-        interpolation: Interpolation = "area",
+        interpolation: str = "area",
         legacy_plus_one: bool = False,
     ) -> None:
         check_fraction(iou_threshold, name="iou_threshold", function="VocMetrics")
         average_precision([], [], interpolation)
         self.names = category_names(categories, function="VocMetrics")
         self.iou_threshold = iou_threshold
-        self.interpolation: Interpolation = interpolation
+        self.interpolation: str = interpolation
         self.legacy_plus_one = legacy_plus_one
         self._images = ImageStore()
 

@@ -16,10 +16,19 @@ from detkit.metrics import CocoMetrics
 from detkit.metrics.engines import ENGINES
 
 ENTRIES = (
-    "coco100_bbox coco100_segm coco100_segm_as_bbox coco100_bbox_class_agnostic coco100_bbox_maxdets_1_10_50 small_bbox "
-    "small_segm keypoints ignore_bbox coco_open_val_fastestdet_bbox coco_open_train_fastestdet_bbox "
-    "lvis100_bbox_synthetic_dt"
-).split()
+    "coco100_bbox",
+    "coco100_segm",
+    "coco100_segm_as_bbox",
+    "coco100_bbox_class_agnostic",
+    "coco100_bbox_maxdets_1_10_50",
+    "small_bbox",
+    "small_segm",
+    "keypoints",
+    "ignore_bbox",
+    "coco_open_val_fastestdet_bbox",
+    "coco_open_train_fastestdet_bbox",
+    "lvis100_bbox_synthetic_dt",
+)
 ROUNDED = 5.1e-9  # the file holds eight decimals
 DIVERGENCES = tomllib.loads((Path(__file__).parents[1] / "divergences.toml").read_text())["divergence"]
 
@@ -252,10 +261,19 @@ def test_masks_that_lie_about_their_size_are_refused():
 
 @pytest.mark.parametrize(("ground_truth", "results"), [([], []), (truth(), {}), (truth(), "x" * 9), (7, [])])
 def test_other_things_than_a_data_set_and_results_are_refused(ground_truth, results, tmp_path):
-    path = tmp_path / "results.json"
-    path.write_text(json.dumps(results))
+    paths = tmp_path / "truth.json", tmp_path / "results.json"
+    for path, content in zip(paths, (ground_truth, results), strict=True):
+        path.write_text(json.dumps(content))
     with pytest.raises(ValueError, match="allowed are COCO's dict and a list of detections"):
-        score(ground_truth, path)
+        score(*paths)
+
+
+def test_files_beyond_the_limit_are_not_read(tmp_path, monkeypatch):
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps([result()]))
+    monkeypatch.setattr("detkit.metrics.coco_json.MAX_JSON_BYTES", 10)
+    with pytest.raises(ValueError, match=r"results: .*results.json has \d+ bytes; allowed are 10"):
+        score(truth(), path)
 
 
 def test_areas_and_crowds_may_be_missing_and_are_derived():

@@ -12,12 +12,16 @@ NAN, INF = float("nan"), float("inf")
 
 
 def found(boxes=((1, 1, 5, 5), (2, 2, 9, 9)), **entries):
-    boxes = torch.tensor(boxes, dtype=torch.float32)
-    return {"boxes": boxes, "scores": torch.full((len(boxes),), 0.5), "labels": torch.zeros(len(boxes)).long()} | entries
+    boxes = torch.as_tensor(boxes, dtype=torch.float32)
+    return {
+        "boxes": boxes,
+        "scores": torch.full((len(boxes),), 0.5),
+        "labels": torch.zeros(len(boxes)).long(),
+    } | entries
 
 
 def truth(boxes=((1, 1, 5, 5),), **entries):
-    boxes = torch.tensor(boxes, dtype=torch.float32)
+    boxes = torch.as_tensor(boxes, dtype=torch.float32)
     return {"boxes": boxes, "labels": torch.zeros(len(boxes)).long()} | entries
 
 
@@ -26,11 +30,15 @@ def read(detection=None, target=None, **needs):
     return read_images(reader, [detection or found()], [target or truth()], [(1, 0, 0)])[0]
 
 
-@pytest.mark.parametrize("row", [(NAN,) * 4, (0, 0, INF, 1), (-INF, 0, 1, 1), (5, 5, 4, 6), (5, 5, 6, 4), (0, 0, 1e20, 1)])
+@pytest.mark.parametrize(
+    "row", [(NAN,) * 4, (0, 0, INF, 1), (-INF, 0, 1, 1), (5, 5, 4, 6), (5, 5, 6, 4), (0, 0, 1e20, 1)]
+)
 @pytest.mark.parametrize("metrics", [CocoMetrics(3), VocMetrics(3), ProposalRecall()])
 def test_boxes_that_are_not_finite_or_inverted_are_refused_by_index_in_every_metric(row, metrics):
     good, bad = found(), found(((1, 1, 5, 5), row))
-    with pytest.raises(ValueError, match=r"update: detections\[1\] \(image_id 8\)\['boxes'\]\[1\] = .*allowed are finite"):
+    with pytest.raises(
+        ValueError, match=r"update: detections\[1\] \(image_id 8\)\['boxes'\]\[1\] = .*allowed are finite"
+    ):
         metrics.update([good, bad], [truth(image_id=7), truth(image_id=8)])
     with pytest.raises(ValueError, match=r"update: targets\[0\]\['boxes'\]\[1\] = "):
         metrics.update([good], [truth(((1, 1, 5, 5), row))])

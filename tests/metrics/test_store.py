@@ -56,6 +56,5 @@ def test_reset_forgets_and_new_images_are_seen_after_a_compute():
     assert metrics.compute()["bbox/AP"] == pytest.approx(1)
     metrics.reset()
     assert metrics.compute()["bbox/AP"] == -1
-    detections, targets = image(box=(60.0, 0, 90, 50))
-    metrics.update(image()[0], targets)
+    metrics.update(image()[0], image(box=(60.0, 0, 90, 50))[1])
     assert metrics.compute()["bbox/AP"] == 0

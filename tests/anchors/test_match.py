@@ -1,0 +1,238 @@
+"""Bipartite matching against the loop its definition spells: flat argmax over the whole matrix, round by round."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import boxes, random_boxes, unhooked
+from torchvision.models.detection._utils import SSDMatcher
+
+from detkit.anchors import IGNORED, NEGATIVE, BipartiteMatcher, gather_assigned
+from detkit.anchors import match as module
+from detkit.boxes import box_iou
+from detkit.structures import Assignment, Targets, pad_targets
+
+
+def targets_of(*images: torch.Tensor, **entries) -> Targets:
+    labels = [torch.arange(len(rows)) for rows in images]
+    columns = {key: values for key, values in entries.items()}
+    return pad_targets(
+        [
+            {"boxes": rows, "labels": label, **{key: values[i] for key, values in columns.items()}}
+            for i, (rows, label) in enumerate(zip(images, labels, strict=True))
+        ]
+    )
+
+
+def slow_match(overlaps: torch.Tensor, positive=0.5, negative=None, force_match_zero=False) -> list[int]:
+    """``overlaps`` (objects, anchors) of one image: the rule of the paper, literally."""
+    table = [list(column) for column in zip(*overlaps.tolist(), strict=True)]  # anchor major
+    matched = []
+    for row in table:
+        best = max(row, default=-1)
+        unsure = best >= (positive if negative is None else negative) and bool(row)
+        matched.append(row.index(best) if best >= positive and row else IGNORED if unsure else NEGATIVE)
+    for _ in range(len(overlaps)):
+        flat = [value for row in table for value in row]
+        best = max(flat, default=-1)
+        if best < 0 or (best <= 1e-6 and not force_match_zero):
+            break
+        anchor, target = divmod(flat.index(best), len(overlaps))
+        matched[anchor] = target
+        table[anchor] = [-1] * len(overlaps)
+        for row in table:
+            row[target] = -1
+    return matched
+
+
+def match_table(monkeypatch, table: list[list[float]], **settings) -> Assignment:
+    """Match by a table (anchors, objects) of overlaps instead of boxes."""
+    overlaps = torch.tensor(table).T[None].contiguous()
+    monkeypatch.setattr(module, "box_iou", lambda *_: overlaps)
+    matcher = BipartiteMatcher(**settings)
+    return matcher(random_boxes(len(table)), targets_of(random_boxes(len(table[0]))))
+
+
+CONFLICT = [[0.7, 0.6], [0.4, 0.3], [0.1, 0.2]]
+
+
+def test_conflict_is_settled_greedily_or_by_torchvisions_rule(monkeypatch):
+    assert match_table(monkeypatch, CONFLICT).matched.tolist() == [[0, 1, NEGATIVE]]
+    assert match_table(monkeypatch, CONFLICT, greedy=False).matched.tolist() == [[1, NEGATIVE, NEGATIVE]]
+    assert SSDMatcher(0.5)(torch.tensor(CONFLICT).T).tolist() == [1, -1, -1]
+
+
+def test_slide_example(monkeypatch):
+    table = torch.full((9, 4), 0.05)
+    table[1, 2], table[6, 0], table[4, 3], table[8, 1] = 0.9, 0.8, 0.7, 0.6  # x23, x71, x54, x92
+    table[1, 0], table[6, 3], table[4, 1], table[1, 1] = 0.85, 0.75, 0.65, 0.88  # better, but taken by then
+    matched = match_table(monkeypatch, table.tolist(), positive=0.95).matched[0].tolist()
+    assert matched == [-1, 2, -1, -1, 3, -1, 0, -1, 1]
+
+
+def test_quality_is_the_overlap_of_the_match(monkeypatch):
+    quality = match_table(monkeypatch, CONFLICT).quality
+    torch.testing.assert_close(quality, torch.tensor([[0.7, 0.3, 0.2]]), rtol=0, atol=0)
+
+
+def test_targets_of_the_anchor_chapter():
+    truth = torch.tensor([[0.1, 0.08, 0.52, 0.92], [0.55, 0.2, 0.9, 0.88]])
+    anchors = [[0, 0.1, 0.2, 0.3], [0.15, 0.2, 0.4, 0.4], [0.63, 0.05, 0.88, 0.98], [0.66, 0.45, 0.8, 0.8]]
+    anchors = torch.tensor([*anchors, [0.57, 0.3, 0.92, 0.9]])
+    assignment = BipartiteMatcher(positive=0.5)(anchors, targets_of(truth))
+    assert gather_assigned(assignment, targets_of(truth)).labels.tolist() == [[-1, 0, 1, -1, 1]]
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("negative", [None, 0.3])
+@given(
+    table=st.integers(1, 5).flatmap(
+        lambda objects: st.lists(
+            st.lists(st.sampled_from([0.0, 1e-7, 0.1, 0.3, 0.4, 0.5, 0.5, 0.9]), min_size=objects, max_size=objects),
+            min_size=1,
+            max_size=9,
+        )
+    )
+)
+@settings(deadline=None, max_examples=60)
+def test_tables_full_of_ties_match_as_the_flat_argmax_loop(table, negative, force):
+    with pytest.MonkeyPatch.context() as patch:
+        ours = match_table(patch, table, negative=negative, force_match_zero=force).matched[0].tolist()
+    assert ours == slow_match(torch.tensor(table).T, 0.5, negative, force)
+
+
+@pytest.mark.parametrize("force", [False, True])
+@given(anchors=boxes(most=9), objects=boxes(most=5))
+@settings(deadline=None, max_examples=60)
+def test_hostile_boxes_match_as_the_flat_argmax_loop(anchors, objects, force):
+    assignment = BipartiteMatcher(force_match_zero=force)(anchors, targets_of(objects))
+    assert assignment.matched[0].tolist() == slow_match(box_iou(objects, anchors), force_match_zero=force)
+    assert ((assignment.quality >= 0) & (assignment.quality <= 1)).all()
+
+
+def test_random_boxes_match_as_the_flat_argmax_loop_and_as_torchvision():
+    anchors, objects = random_boxes(300, seed=1), random_boxes(12, seed=2)
+    overlaps = box_iou(objects, anchors)
+    for positive in (0.3, 0.5, 0.9):
+        greedy = BipartiteMatcher(positive=positive)(anchors, targets_of(objects)).matched[0]
+        assert greedy.tolist() == slow_match(overlaps, positive)
+        theirs = BipartiteMatcher(positive=positive, greedy=False)(anchors, targets_of(objects)).matched[0]
+        assert theirs.tolist() == SSDMatcher(positive)(overlaps).tolist()
+
+
+def test_more_objects_than_anchors_leave_some_without():
+    anchors, objects = random_boxes(3, seed=1), random_boxes(20, seed=2)
+    matched = BipartiteMatcher(positive=1.0)(anchors, targets_of(objects)).matched[0]
+    assert matched.tolist() == slow_match(box_iou(objects, anchors), 1.0)
+    assert len(set(matched.tolist()) - {-1}) == 3
+
+
+def test_minus_zero_overlap_ties_with_zero(monkeypatch):
+    assert match_table(monkeypatch, [[-0.0], [0.0]], force_match_zero=True).matched.tolist() == [[0, -1]]
+    assert match_table(monkeypatch, [[-0.0, -0.0]], force_match_zero=True).matched.tolist() == [[0]]
+
+
+def test_overlap_of_one_millionth_or_less_is_not_forced_unless_asked(monkeypatch):
+    for overlap, matched in ((1e-6, -1), (2e-6, 0), (0.0, -1)):
+        assert match_table(monkeypatch, [[overlap]]).matched.tolist() == [[matched]]
+        assert match_table(monkeypatch, [[overlap]], greedy=False).matched.tolist() == [[matched]]
+        assert match_table(monkeypatch, [[overlap]], force_match_zero=True).matched.tolist() == [[0]]
+
+
+def test_anchors_between_the_thresholds_are_ignored(monkeypatch):
+    table = [[0.9], [0.5], [0.49], [0.3], [0.29]]
+    assert match_table(monkeypatch, table, negative=0.3).matched.tolist() == [[0, 0, -2, -2, -1]]
+
+
+@pytest.mark.parametrize("greedy", [True, False])
+def test_a_batch_equals_a_loop_and_padding_changes_nothing(greedy):
+    images = [random_boxes(count, seed=count) for count in (5, 0, 2)]
+    anchors = torch.stack([random_boxes(60, seed=seed) for seed in (10, 11, 12)])
+    matcher = BipartiteMatcher(greedy=greedy, force_match_zero=True)
+    batch, shared = matcher(anchors, targets_of(*images)), matcher(anchors[0], targets_of(*images))
+    for i, rows in enumerate(images):
+        alone = matcher(anchors[i], targets_of(rows))
+        assert torch.equal(batch.matched[i], alone.matched[0])
+        assert torch.equal(batch.quality[i], alone.quality[0])
+        assert torch.equal(shared.matched[i], matcher(anchors[0], targets_of(rows)).matched[0])
+    assert (batch.matched[1] == NEGATIVE).all()
+    assert (batch.quality[1] == 0).all()
+
+
+@pytest.mark.parametrize("greedy", [True, False])
+def test_no_anchors_give_an_empty_assignment(greedy):
+    assignment = BipartiteMatcher(greedy=greedy)(torch.zeros(0, 4), targets_of(random_boxes(3), random_boxes(0)))
+    assert assignment.matched.shape == assignment.quality.shape == (2, 0)
+
+
+def test_targets_without_rows_are_refused():
+    targets = Targets(torch.zeros(1, 0, 4), torch.zeros(1, 0).long(), torch.zeros(1, 0).bool(), torch.zeros(1, 0).bool())
+    with pytest.raises(ValueError, match="BipartiteMatcher: targets have 0 rows; allowed is at least 1"):
+        BipartiteMatcher()(random_boxes(2), targets)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_a_row_that_is_not_finite_is_no_positive_and_spoils_no_other(bad):
+    anchors, objects = random_boxes(40, seed=1), random_boxes(3, seed=2)
+    expected = BipartiteMatcher()(anchors, targets_of(objects)).matched[0]
+    worse = torch.cat((anchors, anchors[:1]))
+    worse[40] = torch.tensor([0, 0, bad, bad])
+    matched = BipartiteMatcher()(worse, targets_of(objects)).matched[0]
+    assert torch.equal(matched[:40], expected)
+    assert matched[40] == NEGATIVE
+    spoilt = torch.cat((objects, torch.full((1, 4), bad)))
+    assert torch.equal(BipartiteMatcher()(anchors, targets_of(spoilt)).matched[0], expected)
+
+
+def test_anchors_mostly_inside_a_crowd_are_ignored_unless_positive():
+    objects = torch.tensor([[0.0, 0, 10, 10], [20, 0, 120, 100]])
+    anchors = torch.tensor([[0.0, 0, 10, 10], [30, 30, 40, 40], [16, 0, 24, 10], [15, 0, 24, 10], [24, 0, 15, 10]])
+    targets = targets_of(objects, iscrowd=[torch.tensor([0, 1])])
+    assert BipartiteMatcher()(anchors, targets).matched.tolist() == [[0, -2, -1, -1, -1]]
+    assert BipartiteMatcher()(anchors + torch.tensor([1.0, 0, 1, 0]), targets).matched.tolist() == [[0, -2, -2, -2, -1]]
+    only_crowd = targets_of(objects[1:], iscrowd=[torch.tensor([1])])
+    assert BipartiteMatcher()(objects[1:], only_crowd).matched.tolist() == [[IGNORED]]
+
+
+def test_order_of_the_anchors_only_reorders_the_result():
+    anchors, objects = random_boxes(80, seed=1), random_boxes(6, seed=2)
+    order = torch.randperm(80, generator=torch.Generator().manual_seed(0))
+    matched = BipartiteMatcher()(anchors, targets_of(objects)).matched[0]
+    assert torch.equal(BipartiteMatcher()(anchors[order], targets_of(objects)).matched[0], matched[order])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_anchors_of_other_types_match_as_their_promoted_numbers(dtype):
+    anchors, targets = random_boxes(40, seed=1).to(dtype), targets_of(random_boxes(4, seed=2))
+    expected = BipartiteMatcher()(anchors.float(), targets)
+    ours = BipartiteMatcher()(anchors, targets)
+    assert torch.equal(ours.matched, expected.matched)
+    assert ours.quality.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("message", "thresholds"),
+    [
+        (r"positive=1.5 must lie in \[0, 1\]", {"positive": 1.5}),
+        (r"negative=-0.1 must lie in \[0, 1\]", {"negative": -0.1}),
+        (r"negative=0.6 must not exceed positive=0.5", {"negative": 0.6}),
+    ],
+)
+def test_thresholds_that_make_no_sense_are_refused(message, thresholds):
+    with pytest.raises(ValueError, match=f"BipartiteMatcher: {message}"):
+        BipartiteMatcher(**thresholds)
+
+
+def test_assigned_labels_boxes_and_weights_are_those_of_the_object():
+    objects = random_boxes(3)
+    assignment = Assignment(torch.tensor([[2, -1, -2, 0]]), torch.ones(1, 4))
+    assigned = gather_assigned(assignment, targets_of(objects, weights=[torch.tensor([0.1, 0.2, 0.3])]))
+    assert assigned.labels.tolist() == [[2, -1, -2, 0]]
+    assert torch.equal(assigned.boxes[0, [0, 3]], objects[[2, 0]])
+    torch.testing.assert_close(assigned.weights, torch.tensor([[0.3, 1, 1, 0.1]]))
+    assert (gather_assigned(assignment, targets_of(objects)).weights == 1).all()
+
+
+def test_printing_shows_the_settings():
+    assert repr(BipartiteMatcher()) == "BipartiteMatcher(positive=0.5, negative=0.5, greedy=True)"
+    assert unhooked(BipartiteMatcher.extra_repr)(BipartiteMatcher(greedy=False)).endswith("greedy=False")

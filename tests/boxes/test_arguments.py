@@ -1,0 +1,81 @@
+"""Promotion, the empty list as boxes, and value checks that name the first bad row."""
+
+import pytest
+import torch
+import torchvision.tv_tensors as tv_tensors
+
+from detkit.boxes.arguments import as_boxes, check_box_values, check_finite, promote
+
+PROMOTED = {
+    torch.float16: torch.float32,
+    torch.bfloat16: torch.float32,
+    torch.float32: torch.float32,
+    torch.float64: torch.float64,
+    torch.uint8: torch.float32,
+    torch.int8: torch.float32,
+    torch.int16: torch.float32,
+    torch.int32: torch.float64,
+    torch.int64: torch.float64,
+    torch.bool: torch.float32,
+}
+
+
+@pytest.mark.parametrize(("given", "promoted"), PROMOTED.items(), ids=str)
+def test_each_type_is_promoted_to_one_that_holds_its_areas(given, promoted):
+    values = promote(torch.tensor([0, 1], dtype=given))
+    assert values.dtype == promoted
+    assert values.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("given", [torch.int32, torch.int64])
+def test_wide_integers_above_two_to_the_24_keep_every_digit(given):
+    assert promote(torch.tensor([2**24 + 1], dtype=given)).item() == 2**24 + 1
+
+
+def test_the_empty_list_is_read_as_no_boxes():
+    assert as_boxes(torch.tensor([]), function="f").shape == (0, 4)
+    assert as_boxes(torch.zeros(2, 0, 4), function="f").shape == (2, 0, 4)
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (2, 5), (2, 0), (4, 1)])
+def test_other_shapes_are_refused_by_name(shape):
+    with pytest.raises(ValueError, match=r"^f: anchors has shape \(.*\); allowed is \(\.\.\., 4\)$"):
+        as_boxes(torch.zeros(shape), function="f", name="anchors")
+
+
+def test_tv_tensors_come_out_as_plain_tensors():
+    given = tv_tensors.BoundingBoxes(torch.tensor([[0, 0, 2, 2]]), format="XYXY", canvas_size=(4, 4))
+    plain = as_boxes(given, function="f")
+    assert type(plain) is torch.Tensor
+    assert plain.tolist() == [[0, 0, 2, 2]]
+
+
+def test_values_are_looked_at_only_when_asked(monkeypatch):
+    inverted = torch.tensor([[10.0, 10, 0, 0]])
+    assert torch.equal(as_boxes(inverted, function="f"), inverted)
+    monkeypatch.setenv("DETKIT_CHECKS", "full")
+    with pytest.raises(ValueError, match=r"f: boxes\[0\]: x2 < x1 \(0 < 10\)"):
+        as_boxes(inverted, function="f")
+    assert torch.equal(as_boxes(inverted, function="f", corners=False), inverted)
+    with pytest.raises(ValueError, match=r"f: boxes\[0, 1\]=inf must be finite"):
+        as_boxes(torch.tensor([[1, torch.inf, 1, 1]]), function="f", corners=False)
+
+
+def test_an_inverted_box_is_named_with_its_axis_numbers_and_count():
+    rows = torch.tensor([[[0.0, 0, 1, 1], [0, 5, 1, 2]], [[0, 6, 1, 2], [0, 0, 0, 0]]])
+    with pytest.raises(ValueError, match=r"^f: boxes\[0, 1\]: y2 < y1 \(2 < 5\); 2 boxes are inverted$"):
+        check_box_values(rows, function="f")
+    with pytest.raises(ValueError, match=r"^f: b\[0\]: x2 < x1 \(-1 < 0\); 1 box is inverted$"):
+        check_box_values(torch.tensor([[0.0, 0, -1, 1]]), function="f", name="b")
+
+
+def test_zero_size_boxes_are_not_inverted():
+    check_box_values(torch.tensor([[5.0, 5, 5, 5], [-0.0, 0.0, 0.0, -0.0]]), function="f")
+
+
+def test_the_first_number_that_is_not_finite_is_named():
+    with pytest.raises(ValueError, match=r"^f: scores\[1\]=nan must be finite; 2 of 3 values are not$"):
+        check_finite(torch.tensor([0, torch.nan, torch.inf]), function="f", name="scores")
+    with pytest.raises(ValueError, match=r"^f: scores\[0, 1\]=-inf must be finite; 1 of 2 values is not$"):
+        check_finite(torch.tensor([[0, -torch.inf]]), function="f", name="scores")
+    check_finite(torch.empty(0), function="f", name="scores")

@@ -1,0 +1,132 @@
+"""A whole detector compiles without a graph break, in inference and in training, and exports with dynamic sizes."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.export import Dim
+
+from detkit.anchors import BipartiteMatcher
+from detkit.boxes import box_iou, nms_padded
+from detkit.detectors import Detector, fpn_ssd
+from detkit.structures import Images, Target, Targets, pad_targets
+
+COUNTS = (0, 1, 2, 7, 1000, 1001)
+# Images, objects of each image: T, which is padded to a power of two, is 4, 1, 8, 16.
+BATCHES = ((2, 3), (3, 0), (4, 6), (2, 11))
+SIZES = ((2, (96, 128)), (3, (130, 90)), (5, (64, 200)))
+
+
+class FromTensors(nn.Module):
+    """A detector that takes and gives plain tensors: what is exported."""
+
+    def __init__(self, detector: Detector) -> None:
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, tensors: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        found = self.detector(Images(tensors, sizes))
+        return found.boxes, found.scores, found.labels, found.valid
+
+
+@pytest.fixture
+def detector() -> Detector:
+    torch.manual_seed(0)
+    torch.compiler.reset()
+    return fpn_ssd(3, size=(96, 128), channels=8).eval()
+
+
+def images(count: int, size: tuple[int, int] = (96, 128)) -> Images:
+    return Images(torch.rand(count, 3, *size), torch.tensor([size] * count))
+
+
+def objects(count: int, *, seed: int = 0, size: float = 96) -> Target:
+    generator = torch.Generator().manual_seed(seed)
+    corners = torch.rand(2, count, 2, generator=generator) * size
+    return Target(
+        boxes=torch.cat((corners.amin(0), corners.amax(0)), dim=1),
+        labels=torch.randint(0, 3, (count,), generator=generator),
+    )
+
+
+def targets(count: int, length: int) -> Targets:
+    return pad_targets([objects(length, seed=i) for i in range(count)])
+
+
+def counted(function, backend: str = "aot_eager"):
+    """The function compiled whole, and the counter of its compilations."""
+    counter = CompileCounterWithBackend(backend)
+    return torch.compile(function, backend=counter, fullgraph=True), counter
+
+
+def assert_all_close(found, expected) -> None:
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_inference_compiles_whole_and_finds_what_it_finds_eagerly(detector):
+    compiled, counter = counted(FromTensors(detector))
+    with torch.no_grad():
+        for count, size in SIZES:
+            batch = images(count, size)
+            expected = detector(batch)
+            assert expected.valid.any()
+            assert_all_close(compiled(batch.tensors, batch.sizes), expected[:4])
+    assert counter.frame_count <= 3
+
+
+def test_training_compiles_whole_and_learns_what_it_learns_eagerly(detector):
+    compiled, counter = counted(detector)
+    for count, length in BATCHES:
+        batch, truth = images(count), targets(count, length)
+        results = []
+        for run in (detector, compiled):
+            detector.zero_grad()
+            losses = run(batch, truth)
+            sum(losses.values()).backward()
+            results.append([*losses.values(), *(parameter.grad.clone() for parameter in detector.parameters())])
+        assert (results[0][0] > 0) == (length > 0)
+        assert_all_close(results[1], results[0])
+    assert counter.frame_count <= 3
+
+
+def test_a_detector_exports_with_dynamic_batch_height_and_width(detector):
+    dynamic = ({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}, {0: Dim.DYNAMIC})
+    model = FromTensors(detector)
+    program = torch.export.export(model, tuple(images(2)[:2]), dynamic_shapes=dynamic).module()
+    with torch.no_grad():
+        for count, size in SIZES:
+            batch = images(count, size)
+            assert_all_close(program(batch.tensors, batch.sizes), model(batch.tensors, batch.sizes))
+
+
+def assert_follows_counts(function, inputs) -> None:
+    """Compiled whole, the function gives what it gives eagerly for every count, with at most 2 recompilations."""
+    torch.compiler.reset()
+    compiled, counter = counted(function)
+    for count in COUNTS:
+        arguments = inputs(count)
+        assert_all_close(compiled(*arguments), function(*arguments))
+    assert counter.frame_count <= 3
+
+
+def test_nms_padded_follows_the_number_of_boxes():
+    def suppress(boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+        return nms_padded(boxes, scores, 0.5, max_detections=20)
+
+    assert_follows_counts(suppress, lambda count: (objects(count)["boxes"][None], torch.rand(1, count)))
+
+
+def test_box_iou_follows_the_number_of_boxes():
+    def overlaps(boxes: Tensor, others: Tensor) -> tuple[Tensor]:
+        return (box_iou(boxes, others),)
+
+    fixed = objects(5, seed=1)["boxes"]
+    assert_follows_counts(overlaps, lambda count: (objects(count)["boxes"], fixed))
+
+
+@pytest.mark.parametrize("greedy", [True, False])
+def test_matching_follows_the_number_of_anchors(greedy):
+    truth = targets(2, 4)
+    matcher = BipartiteMatcher(greedy=greedy)
+    assert_follows_counts(matcher, lambda count: (objects(count, seed=9)["boxes"], truth))

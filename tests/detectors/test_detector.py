@@ -1,0 +1,192 @@
+"""The fold: what a Detector hands to its stages, in training and in inference, and what it gives back."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from detkit.detectors import Detector, Preprocess, Stage
+from detkit.structures import Detections, Images, Target, Targets, pad_targets
+
+PREPROCESS = dict(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+
+
+class Trunk(nn.Module):
+    """One feature map: the images, doubled."""
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        return [images * 2]
+
+
+class Branches(nn.Module):
+    """Two branches: the images once as they are, once negated."""
+
+    def forward(self, images: Tensor) -> dict[str, list[Tensor]]:
+        return {"plain": [images], "negated": [-images]}
+
+
+def one_box(scale: float, images: int) -> Detections:
+    """One detection for every image, (0, 0, scale, scale)."""
+    return Detections(
+        boxes=torch.tensor([0.0, 0, scale, scale]).expand(images, 1, 4),
+        scores=torch.full((images, 1), 0.5),
+        labels=torch.zeros(images, 1, dtype=torch.int64),
+        valid=torch.ones(images, 1, dtype=torch.bool),
+    )
+
+
+class Step(Stage):
+    """Remembers what it was called with; outputs its scale; finds one box of that scale, learns on one twice as big."""
+
+    def __init__(self, scale: float, *, branch: str | None = None, own_handover: bool = True) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(float(scale)))
+        self.branch = branch
+        self.own_handover = own_handover
+        self.calls: list[tuple[Any, ...]] = []
+
+    def forward(
+        self, features: list[Tensor], images: Images, detections: Detections | None, targets: Targets | None = None
+    ) -> Tensor:
+        self.calls.append((features, images, detections, targets))
+        return self.scale * 1.0
+
+    def loss(self, outputs: Tensor, targets: Targets) -> dict[str, Tensor]:
+        return {"size": outputs * targets.valid.sum(), "twice": 2 * outputs}
+
+    def detections(self, outputs: Tensor, images: Images) -> Detections:
+        return one_box(outputs.item(), len(images.tensors))
+
+    def handover(self, outputs: Tensor, images: Images, targets: Targets) -> Detections | None:
+        if not self.own_handover:
+            return super().handover(outputs, images, targets)
+        return one_box(2 * outputs.item(), len(images.tensors))
+
+
+def detector(trunk: nn.Module | None = None, **stages: Stage) -> Detector:
+    return Detector(Trunk() if trunk is None else trunk, preprocess=Preprocess(None, **PREPROCESS), **stages)
+
+
+def batch(count: int = 2) -> Images:
+    return Images(torch.rand(count, 3, 8, 8), torch.tensor([[8, 8]] * count))
+
+
+def target() -> Target:
+    return Target(boxes=torch.tensor([[0.0, 0, 4, 4]]), labels=torch.tensor([0]))
+
+
+def test_stages_run_in_the_order_they_were_given_and_each_sees_what_the_one_before_found():
+    first, second, third = Step(1), Step(2), Step(3)
+    model = detector(zeta=first, alpha=second, mid=third)
+    images = batch()
+    found = model(images)
+    assert list(model.stages) == ["zeta", "alpha", "mid"]
+    assert found.boxes[0, 0].tolist() == [0, 0, 3, 3]
+    (features, seen, start, targets) = first.calls[0]
+    assert torch.equal(features[0], images.tensors * 2)
+    assert seen is images
+    assert start is None
+    assert targets is None
+    assert second.calls[0][2].boxes[0, 0, 2] == 1
+    assert third.calls[0][2].boxes[0, 0, 2] == 2
+
+
+def test_in_training_a_stage_learns_on_the_handover_of_the_one_before():
+    first, second, third = Step(1), Step(2, own_handover=False), Step(3)
+    model = detector(first=first, second=second, third=third)
+    targets = pad_targets([target(), target()])
+    losses = model(batch(), targets)
+    assert second.calls[0][2].boxes[0, 0, 2] == 2  # twice 1: its own handover
+    assert third.calls[0][2].boxes[0, 0, 2] == 2  # by default the detections
+    assert all(stage.calls[0][3] is targets for stage in (first, second, third))
+    assert {name: loss.item() for name, loss in losses.items()} == {
+        "first.size": 2,
+        "first.twice": 2,
+        "second.size": 4,
+        "second.twice": 4,
+        "third.size": 6,
+        "third.twice": 6,
+    }
+    sum(losses.values()).backward()
+    assert [stage.scale.grad.item() for stage in (first, second, third)] == [4, 4, 4]
+
+
+def test_the_last_stage_hands_nothing_over():
+    class Last(Step):
+        def handover(self, outputs: Tensor, images: Images, targets: Targets) -> Detections | None:
+            raise AssertionError("nobody comes after")
+
+    assert detector(first=Step(1), last=Last(1))(batch(), pad_targets([target()] * 2))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_proposals_enter_before_the_first_stage(training):
+    stage, proposals = Step(1), one_box(7, 2)
+    model = detector(only=stage)
+    if training:
+        model(batch(), pad_targets([target()] * 2), proposals)
+        model([torch.rand(3, 8, 8)] * 2, [target()] * 2, proposals)
+    else:
+        model(batch(), proposals=proposals)
+        model([torch.rand(3, 8, 8)] * 2, proposals=proposals)
+    assert [call[2] is proposals for call in stage.calls] == [True, True]
+
+
+def test_each_stage_reads_its_branch():
+    first, second = Step(1, branch="negated"), Step(2, branch="plain")
+    images = batch()
+    detector(Branches(), first=first, second=second)(images)
+    assert torch.equal(first.calls[0][0][0], -images.tensors)
+    assert torch.equal(second.calls[0][0][0], images.tensors)
+
+
+def test_a_branch_that_is_not_there_is_named():
+    with pytest.raises(ValueError, match=r"stage 'box' reads branch 'masks'; the trunk has \['negated', 'plain'\]"):
+        detector(Branches(), box=Step(1, branch="masks"))(batch())
+    with pytest.raises(ValueError, match=r"stage 'box' reads branch None; the trunk has"):
+        detector(Branches(), box=Step(1))(batch())
+    with pytest.raises(ValueError, match=r"stage 'box' reads branch 'masks', but the trunk returns no branches"):
+        detector(box=Step(1, branch="masks"))(batch())
+
+
+def test_stage_names_prefix_the_keys_of_the_state():
+    model = detector(first=Step(1), second=Step(2))
+    assert sorted(model.state_dict()) == ["first.scale", "second.scale"]
+
+
+@pytest.mark.parametrize("name", ["forward", "training", "stages", "stage_names", "train"])
+def test_a_stage_name_that_every_module_has_is_refused(name):
+    with pytest.raises(ValueError, match=f"a stage cannot be called '{name}'"):
+        detector(**{name: Step(1)})
+
+
+def test_a_detector_without_stages_is_refused():
+    with pytest.raises(ValueError, match="needs at least one stage, given by name"):
+        detector()
+
+
+def test_a_list_comes_back_as_a_list_in_the_pixels_of_its_images():
+    model = Detector(Trunk(), preprocess=Preprocess((10, 40), **PREPROCESS), only=Step(5))
+    found = model([torch.rand(3, 20, 20), torch.rand(3, 10, 40)])
+    assert [one["boxes"].tolist() for one in found] == [[[0, 0, 2.5, 10]], [[0, 0, 5, 5]]]
+    assert [one["scores"].tolist() for one in found] == [[0.5], [0.5]]
+
+
+def test_a_tuple_of_images_is_a_sequence_not_a_batch():
+    assert len(detector(only=Step(5))((torch.rand(3, 8, 8), torch.rand(3, 8, 8)))) == 2
+
+
+def test_a_stage_that_leaves_a_method_out_is_told_which():
+    class Empty(Stage):
+        pass
+
+    targets = pad_targets([target()])
+    calls = {
+        "forward": lambda: Empty()([], batch(), None),
+        "loss": lambda: Empty().loss(None, targets),
+        "detections": lambda: Empty().handover(None, batch(), targets),
+    }
+    for method, call in calls.items():
+        with pytest.raises(NotImplementedError, match=rf"Empty must define {method}\(\)"):
+            call()

@@ -1,0 +1,60 @@
+"""One prediction for every default box: order of numbers, counts, weights at the start."""
+
+import pytest
+import torch
+
+from detkit.heads import MultiBoxHead, flatten_levels, prediction_conv
+
+
+def test_numbers_come_by_level_row_column_box_and_output():
+    boxes, outputs = (2, 3), 5
+    maps = [torch.randn(2, count * outputs, *grid) for count, grid in zip(boxes, [(3, 4), (1, 2)], strict=True)]
+    rows = [
+        level[image, box * outputs : (box + 1) * outputs, y, x]
+        for image in range(2)
+        for level, count in zip(maps, boxes, strict=True)
+        for y in range(level.shape[2])
+        for x in range(level.shape[3])
+        for box in range(count)
+    ]
+    assert torch.equal(flatten_levels(maps, outputs), torch.stack(rows).reshape(2, -1, outputs))
+
+
+def test_each_level_has_filters_of_its_own_for_its_boxes():
+    head = MultiBoxHead((4, 6), (4, 6), outputs=21)
+    features = [torch.randn(2, 4, 5, 7), torch.randn(2, 6, 2, 3)]
+    predictions = head(features)
+    assert predictions.shape == (2, 5 * 7 * 4 + 2 * 3 * 6, 21)
+    changed = head([features[0], features[1] + 1])
+    assert torch.equal(changed[:, :140], predictions[:, :140])
+    assert not torch.equal(changed[:, 140:], predictions[:, 140:])
+    assert sum(p.numel() for p in head.parameters()) == (4 * 9 + 1) * 84 + (6 * 9 + 1) * 126
+
+
+def test_ssd300_predicts_for_8732_boxes():
+    head = MultiBoxHead((2,) * 6, (4, 6, 6, 6, 4, 4), outputs=4)
+    assert head([torch.zeros(1, 2, n, n) for n in (38, 19, 10, 5, 3, 1)]).shape == (1, 8732, 4)
+
+
+def test_a_batch_equals_a_loop_over_images_and_may_be_empty():
+    head, features = MultiBoxHead((4,), (2,), outputs=3), torch.randn(3, 4, 5, 5)
+    loop = torch.cat([head([image[None]]) for image in features])
+    torch.testing.assert_close(head([features]), loop, rtol=1e-5, atol=1e-6)
+    assert head([features[:0]]).shape == (0, 50, 3)
+
+
+def test_levels_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="MultiBoxHead: 2 in_channels for 1 per_cell levels"):
+        MultiBoxHead((4, 6), (4,), outputs=4)
+    with pytest.raises(ValueError, match="MultiBoxHead: got 1 feature levels, was built for 2"):
+        MultiBoxHead((4, 4), (4, 4), outputs=4)([torch.zeros(1, 4, 2, 2)])
+
+
+def test_weights_start_as_asked():
+    torch.manual_seed(0)
+    xavier, normal = prediction_conv(16, 32), prediction_conv(16, 32, std=0.01, bias=-4.5)
+    bound = (6 / (16 * 9 + 32 * 9)) ** 0.5
+    assert 0.95 * bound < xavier.weight.abs().max() <= bound
+    assert (xavier.bias == 0).all()
+    assert normal.weight.std().item() == pytest.approx(0.01, rel=0.1)
+    assert (normal.bias == -4.5).all()

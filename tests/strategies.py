@@ -1,0 +1,56 @@
+"""What the tests of boxes share: boxes that hurt, drawn by Hypothesis, and functions without the hook of jaxtyping."""
+
+import inspect
+from collections.abc import Callable
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+KINDS = ("plain", "sub-pixel", "zero-size", "one zero side", "inverted", "negative", "huge", "tiny", "whole", "minus zero")
+
+
+def random_boxes(count: int, *, seed: int = 0, extent: float = 100.0, dtype: torch.dtype = torch.float32) -> Tensor:
+    """(count, 4) boxes with an area, in a frame of ``extent`` pixels."""
+    generator = torch.Generator().manual_seed(seed)
+    numbers = torch.rand(count, 4, generator=generator, dtype=torch.float64) * extent
+    low, high = torch.minimum(numbers[:, :2], numbers[:, 2:]), torch.maximum(numbers[:, :2], numbers[:, 2:])
+    return torch.cat((low, high + 0.5), dim=1).to(dtype)
+
+
+@st.composite
+def box(draw: st.DrawFn, *, inverted: bool = True, huge: float = 1e30) -> list[float]:
+    """One box of a kind that plain random boxes leave out, as float32 holds it."""
+    kinds = [kind for kind in KINDS if (inverted or kind != "inverted") and (huge or kind != "huge")]
+    kind = draw(st.sampled_from(kinds))
+    coordinate, side = st.floats(0, 100, width=32), st.floats(0.5, 60, width=32)
+    x, y, w, h = draw(coordinate), draw(coordinate), draw(side), draw(side)
+    if kind == "sub-pixel":
+        w, h = w / 1000, h / 1000
+    elif kind == "zero-size":
+        w = h = 0
+    elif kind == "one zero side":
+        w = 0
+    elif kind == "negative":
+        x, y = -x - w / 2, -y - h / 2
+    elif kind == "whole":
+        x, y, w, h = x // 10, y // 10, w // 10 + 1, h // 10 + 1
+    elif kind == "minus zero":
+        x = y = -0.0
+    corners = [x, y, x - w, y - h] if kind == "inverted" else [x, y, x + w, y + h]
+    scale = {"huge": huge / 100, "tiny": 1e-25}.get(kind, 1)
+    return (torch.tensor(corners, dtype=torch.float64) * scale).float().tolist()
+
+
+@st.composite
+def boxes(draw: st.DrawFn, *, most: int = 6, inverted: bool = True, huge: float = 1e30) -> Tensor:
+    """(N, 4) float32 of 0 to ``most`` hostile boxes, some of them twice."""
+    rows = draw(st.lists(box(inverted=inverted, huge=huge), max_size=most))
+    if rows and draw(st.booleans()):
+        rows = [*rows, rows[0]]
+    return torch.tensor(rows, dtype=torch.float32).reshape(-1, 4)
+
+
+def unhooked(function: Callable) -> Callable:
+    """``function`` as users get it: without the test run's shape hook, which refuses a bad shape before the function."""
+    return inspect.unwrap(function)

@@ -1,0 +1,135 @@
+"""examples/train.py as its users run it: several processes equal one, and a killed run that resumes equals one that ran.
+
+Everything here starts real processes on the built-in scenes.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as torch_dist
+import torch.multiprocessing as torch_mp
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from detkit.data import DigitScenes, collate
+from detkit.detectors import fpn_ssd
+from detkit.weights import load_checkpoint
+
+ROOT = Path(__file__).parent.parent
+OPTIONS = ["--data", "scenes", "--scenes", "24", "--size", "64", "64", "--batch-size", "4", "--warmup", "4"]
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def command(output: Path, *options: str, processes: int = 1) -> list[str]:
+    launcher = [sys.executable]
+    if processes > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    return [*launcher, "examples/train.py", *OPTIONS, *options, "--output", str(output)]
+
+
+def run(output: Path, *options: str, processes: int = 1) -> None:
+    finished = subprocess.run(
+        command(output, *options, processes=processes), cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True
+    )
+    assert finished.returncode == 0, finished.stdout[-2000:] + finished.stderr[-4000:]
+
+
+def records(output: Path) -> list[dict[str, float]]:
+    """metrics.jsonl without the times."""
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+
+
+def assert_equal_states(first: object, second: object, place: str = "state") -> None:
+    assert type(first) is type(second), place
+    if isinstance(first, torch.Tensor):
+        assert torch.equal(first, second), place
+    elif isinstance(first, dict):
+        assert first.keys() == second.keys(), place
+        for key in first.keys() - {"seconds"}:
+            assert_equal_states(first[key], second[key], f"{place}.{key}")
+    elif isinstance(first, list | tuple):
+        assert len(first) == len(second), place
+        for i, (one, other) in enumerate(zip(first, second, strict=True)):
+            assert_equal_states(one, other, f"{place}[{i}]")
+    else:
+        assert first == second, place
+
+
+def kill_within_an_epoch(output: Path, options: tuple[str, ...]) -> None:
+    """Start a run, and kill -9 it once a checkpoint from the middle of its second epoch lies there."""
+    process = subprocess.Popen(
+        command(output, *options), cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 180
+    while time.monotonic() < deadline and process.poll() is None:
+        checkpoint = output / "checkpoint.pt"
+        if checkpoint.exists():
+            state = load_checkpoint(checkpoint)
+            if state["epoch"] == 1 and state["sampler"]["position"] > 0:
+                break
+        time.sleep(0.01)
+    assert process.poll() is None, "the run ended before it could be killed"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def test_a_run_killed_by_signal_9_and_resumed_equals_the_uninterrupted_run_bit_for_bit(tmp_path):
+    options = ("--epochs", "4", "--checkpoint-steps", "1", "--accumulate", "2", "--batch-size", "2")
+    run(tmp_path / "whole", *options)
+    kill_within_an_epoch(tmp_path / "killed", options)
+    run(tmp_path / "killed", *options, "--resume")
+    whole, killed = (load_checkpoint(tmp_path / name / "checkpoint.pt") for name in ("whole", "killed"))
+    assert whole["epoch"] == 4
+    assert_equal_states(whole, killed)
+    assert records(tmp_path / "whole") == records(tmp_path / "killed")
+    assert (tmp_path / "whole" / "result.json").read_text() == (tmp_path / "killed" / "result.json").read_text()
+
+
+def test_two_processes_train_to_the_losses_and_the_ap_of_one(tmp_path):
+    options = ("--epochs", "3", "--group-norm", "--lr", "0.001")
+    run(tmp_path / "one", *options)
+    run(tmp_path / "two", *options, "--batch-size", "2", processes=2)
+    for one, two in zip(records(tmp_path / "one"), records(tmp_path / "two"), strict=True):
+        assert two == pytest.approx(one, rel=1e-3, abs=1e-4)
+
+
+def detector_and_batch() -> tuple[nn.Module, list[torch.Tensor], list]:
+    torch.manual_seed(0)
+    detector = fpn_ssd(10, size=(64, 64), channels=16, norm=lambda channels: nn.GroupNorm(4, channels)).double()
+    images, targets = collate([DigitScenes(4)[i] for i in range(4)])
+    targets[1] = {key: value[:0] if isinstance(value, torch.Tensor) else value for key, value in targets[1].items()}
+    return detector, images, targets
+
+
+def one_rank(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    torch_dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    detector, images, targets = detector_and_batch()
+    mine = [0, 2, 3] if rank == 0 else [1]  # uneven, and the second process sees no object at all
+    model = DistributedDataParallel(detector)
+    losses = model([images[i] for i in mine], [targets[i] for i in mine])
+    sum(losses.values()).backward()
+    gradients = {name: parameter.grad for name, parameter in detector.named_parameters()}
+    torch.save({"losses": {k: v.detach() for k, v in losses.items()}, "gradients": gradients}, f"{folder}/{rank}.pt")
+    torch_dist.destroy_process_group()
+
+
+def test_loss_and_gradients_of_two_uneven_processes_equal_one(tmp_path):
+    torch_mp.spawn(one_rank, (str(tmp_path),), nprocs=2)
+    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    detector, images, targets = detector_and_batch()
+    losses = detector(images, targets)
+    sum(losses.values()).backward()
+    for name, loss in losses.items():
+        torch.testing.assert_close(sum(rank["losses"][name] for rank in ranks) / 2, loss.detach(), rtol=1e-6, atol=0)
+    for name, parameter in detector.named_parameters():
+        for rank in ranks:
+            torch.testing.assert_close(rank["gradients"][name], parameter.grad, rtol=1e-6, atol=1e-9)
