@@ -78,7 +78,9 @@ def assert_trainable(detector: Detector, images, targets) -> dict[str, Tensor]:
 def assert_same_losses(found: dict[str, Tensor], expected: dict[str, Tensor], *, rtol=1e-5, atol=1e-6) -> None:
     assert found.keys() == expected.keys()
     for name, loss in expected.items():
-        torch.testing.assert_close(found[name], loss, rtol=rtol, atol=atol, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            found[name], loss, rtol=rtol, atol=atol, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 def assert_same_found(found, expected) -> None:

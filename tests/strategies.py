@@ -7,7 +7,18 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-KINDS = ("plain", "sub-pixel", "zero-size", "one zero side", "inverted", "negative", "huge", "tiny", "whole", "minus zero")
+KINDS = (
+    "plain",
+    "sub-pixel",
+    "zero-size",
+    "one zero side",
+    "inverted",
+    "negative",
+    "huge",
+    "tiny",
+    "whole",
+    "minus zero",
+)
 
 
 def random_boxes(count: int, *, seed: int = 0, extent: float = 100.0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -52,5 +63,5 @@ def boxes(draw: st.DrawFn, *, most: int = 6, inverted: bool = True, huge: float 
 
 
 def unhooked(function: Callable) -> Callable:
-    """``function`` as users get it: without the test run's shape hook, which refuses a bad shape before the function."""
+    """``function`` as users get it: without the test run's shape hook, which refuses a bad shape first."""
     return inspect.unwrap(function)

@@ -1,4 +1,4 @@
-"""Runs tests/compiled in a process of its own: what torch.compile traces must not carry the shape checks of the rest."""
+"""Runs tests/compiled in a process of its own: what is traced must not carry the shape checks."""
 
 import os
 import subprocess

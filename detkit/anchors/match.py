@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from detkit.boxes import box_area, box_iou
 from detkit.checks import check_fraction
+from detkit.ranking import stable_topk
 from detkit.structures import IGNORED, NEGATIVE, Assignment, Targets
 
 _SMALLEST_OVERLAP = 1e-6
@@ -86,7 +87,8 @@ class BipartiteMatcher(nn.Module):
         claimed = overlaps.new_full((images, count), NEGATIVE, dtype=torch.int64)
         if count == 0:
             return claimed
-        values, anchors = _best_anchors(overlaps, min(length, count))
+        anchors = stable_topk(overlaps.clamp(min=0), min(length, count))
+        values = overlaps.gather(2, anchors)
         values = torch.where(self._worth_forcing(values), values, -1)
         order = _rank(values, anchors, count)
         for _ in range(length):
@@ -149,18 +151,6 @@ def _in_crowd(
     shared = overlaps / (1 + overlaps) * (own + box_area(targets.boxes)[..., None])  # intersection, from IoU and areas
     crowds = (targets.valid & targets.ignore)[..., None]
     return (crowds & (shared > _CROWD_SHARE * own)).any(dim=1)
-
-
-def _best_anchors(overlaps: Float[Tensor, "B T N"], count: int) -> tuple[Float[Tensor, "B T K"], Int[Tensor, "B T K"]]:
-    """The ``count`` best anchors of every object, ties to the lower index.
-
-    topk breaks ties as it likes. An overlap's bits and the anchor's index packed into one integer have no ties.
-    """
-    total = overlaps.shape[2]
-    bits = overlaps.clamp(min=0).view(torch.int32).to(torch.int64)
-    keys = (bits << 32) + torch.arange(total - 1, -1, -1, device=overlaps.device)
-    anchors = total - 1 - (keys.topk(count, dim=2).values & 0xFFFFFFFF)
-    return overlaps.gather(2, anchors), anchors
 
 
 def _rank(values: Float[Tensor, "B T K"], anchors: Int[Tensor, "B T K"], total: int) -> Int[Tensor, "B T K"]:

@@ -39,7 +39,8 @@ def as_boxes(boxes: Tensor, *, function: str, name: str = "boxes", corners: bool
         boxes = boxes.reshape(0, 4)
     if boxes.ndim == 0 or boxes.shape[-1] != 4:
         raise ValueError(f"{function}: {name} has shape {tuple(boxes.shape)}; allowed is (..., 4)")
-    boxes = promote(boxes if type(boxes) is Tensor else boxes.as_subclass(Tensor))
+    plain = type(boxes) is Tensor or torch.compiler.is_compiling()  # tracing has a subclass of its own
+    boxes = promote(boxes if plain else boxes.as_subclass(Tensor))
     if full_checks():
         (check_box_values if corners else check_finite)(boxes, function=function, name=name)
     return boxes

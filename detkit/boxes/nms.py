@@ -181,6 +181,7 @@ def _suppress(
     enough survivors they are the answer, else look at one twice as long.
     """
     order = scores.sort(descending=True, stable=True).indices
+    scores = scores.to(boxes.dtype)  # the kernel wants one type; what that makes equal keeps its order
     length = len(order) if limit is None else 4 * limit
     while True:
         prefix = order[:length]

@@ -20,9 +20,10 @@ from detkit.structures import Target
 Split = Literal["train", "val", "test"]
 SPLITS: dict[str, tuple[int, ...]] = {"train": (0, 1, 2, 3, 4), "val": (5,), "test": (6,)}
 """Of every seven samples of a digit, in scikit-learn's order: which belong to the split."""
-SIDES = (14, 48)
+SIDES = (16, 48)
 """Smallest and largest side, in pixels, of the square that an 8 x 8 digit is enlarged to."""
-MOST_DIGITS = 6
+DIGITS = (2, 6)
+"""Fewest and most digits that a scene tries to place; those that find no room are left out."""
 _MAX_SIDE = 4096
 _COVER = 0.15  # of the smaller of two digits' squares, at most this part may be covered by the other
 _TRIES = 12
@@ -32,7 +33,7 @@ _Array = NDArray[np.float32]
 
 
 class DigitScenes(Dataset[tuple[Any, Target]]):
-    """``length`` scenes of 1 to 6 handwritten digits of 14 to 48 pixels, on gradients with strokes, scraps and noise.
+    """``length`` scenes of up to 6 handwritten digits of 16 to 48 pixels, on gradients with strokes, scraps and noise.
 
     An item is (image, target): image uint8 (3, H, W) as tv_tensors.Image; target with boxes (T, 4) tight around the
     *visible* ink, labels (T,) the digits 0..9, image_id the index, area (T,) visible ink in pixels, iscrowd zeros, and
@@ -217,7 +218,7 @@ def _placed(
     rng: np.random.Generator, pool: NDArray[np.int64], size: tuple[int, int]
 ) -> tuple[list[int], list[int], list[tuple[int, int]]]:
     """Samples, side lengths and top left corners of the digits that found a place; the first always does."""
-    count = int(rng.integers(1, MOST_DIGITS + 1))
+    count = int(rng.integers(DIGITS[0], DIGITS[1] + 1))
     largest = min(SIDES[1], *size) // 2
     sides = 2 * rng.integers(SIDES[0] // 2, largest + 1, count)
     room = np.array(size) - sides[:, None, None] + 1

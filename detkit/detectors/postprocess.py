@@ -1,11 +1,12 @@
 """From scores and boxes of every anchor to a short list of detections."""
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from detkit.boxes import clip_boxes_to_image, nms_padded
 from detkit.checks import check_fraction
+from detkit.ranking import stable_topk
 from detkit.structures import Detections
 
 
@@ -81,16 +82,6 @@ class Postprocess(nn.Module):
             anchors = torch.arange(count, device=scores.device).expand_as(by_class)
         else:
             usable = torch.where(by_class > self.score_threshold, by_class, 0)
-            anchors = _best(usable, torch.sym_min(self.candidates_per_class, count))
+            anchors = stable_topk(usable, torch.sym_min(self.candidates_per_class, count))
         labels = torch.arange(by_class.shape[1], device=scores.device)[:, None].expand_as(anchors)
         return by_class.gather(2, anchors).flatten(1), anchors.flatten(1), labels.flatten(1)
-
-
-def _best(scores: Float[Tensor, "B C N"], count: int) -> Int[Tensor, "B C K"]:
-    """The ``count`` best places of every row, scores >= 0, ties to the lower place.
-
-    topk breaks ties as it likes. A score's bits and its place packed into one integer have no ties.
-    """
-    places = torch.arange(scores.shape[2], device=scores.device).flip(0)
-    keys = (scores.float().contiguous().view(torch.int32).to(torch.int64) << 32) + places
-    return scores.shape[2] - 1 - (keys.topk(count, dim=2).values & 0xFFFFFFFF)

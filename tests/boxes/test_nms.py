@@ -56,7 +56,9 @@ def test_overlap_equal_to_the_threshold_is_kept():
 
 
 def test_golden_of_the_anchor_chapter():
-    rows = torch.tensor([[0.1, 0.08, 0.52, 0.92], [0.08, 0.2, 0.56, 0.95], [0.15, 0.3, 0.62, 0.91], [0.55, 0.2, 0.9, 0.88]])
+    rows = torch.tensor(
+        [[0.1, 0.08, 0.52, 0.92], [0.08, 0.2, 0.56, 0.95], [0.15, 0.3, 0.62, 0.91], [0.55, 0.2, 0.9, 0.88]]
+    )
     assert nms(rows, torch.tensor([0.9, 0.8, 0.7, 0.9]), 0.5).tolist() == [0, 3]
     assert batched_nms(rows, torch.tensor([0.9, 0.8, 0.7, 0.9]), torch.tensor([0, 0, 0, 1]), 0.5).tolist() == [0, 3]
 
@@ -76,7 +78,9 @@ def test_forty_thousand_classes_decide_as_each_class_alone():
         members = (groups == group).nonzero().squeeze(1)
         kept[members[torchvision.ops.nms(rows[members], scores[members], 0.3)]] = True
     ours = batched_nms(rows, scores, groups, 0.3)
-    assert torch.equal(ours, scores.argsort(descending=True, stable=True)[kept[scores.argsort(descending=True, stable=True)]])
+    assert torch.equal(
+        ours, scores.argsort(descending=True, stable=True)[kept[scores.argsort(descending=True, stable=True)]]
+    )
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
@@ -176,7 +180,10 @@ def test_padded_suppression_equals_a_loop_over_images(limit):
 def test_padding_rows_do_not_change_the_result():
     rows, scores, _ = crowd(20)
     plain, count = nms_padded(rows[None], scores[None], 0.3, max_detections=20)
-    wide = torch.cat((rows, torch.full((5, 4), torch.nan)))[None], torch.cat((scores, torch.full((5,), torch.inf)))[None]
+    wide = (
+        torch.cat((rows, torch.full((5, 4), torch.nan)))[None],
+        torch.cat((scores, torch.full((5,), torch.inf)))[None],
+    )
     valid = (torch.arange(25) < 20)[None]
     indices, filled = nms_padded(*wide, 0.3, valid=valid, max_detections=20)
     assert torch.equal(indices, plain)
@@ -207,7 +214,9 @@ def test_wrong_shapes_and_options_are_refused_by_name():
         r"nms: scores has shape \(2,\); allowed is one score for each of the 3": lambda: unhooked(nms)(
             rows, scores[:2], 0.5
         ),
-        r"nms: nonfinite='keep'; allowed is 'raise' or 'drop'": lambda: unhooked(nms)(rows, scores, 0.5, nonfinite="keep"),
+        r"nms: nonfinite='keep'; allowed is 'raise' or 'drop'": lambda: unhooked(nms)(
+            rows, scores, 0.5, nonfinite="keep"
+        ),
         r"batched_nms: groups has shape \(3,\) and type torch.float32": lambda: unhooked(batched_nms)(
             rows, scores, scores, 0.5
         ),

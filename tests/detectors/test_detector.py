@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from detkit.detectors import Detector, Preprocess, Stage
 from detkit.structures import Detections, Images, Target, Targets, pad_targets
 
-PREPROCESS = dict(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+PREPROCESS = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 
 
 class Trunk(nn.Module):

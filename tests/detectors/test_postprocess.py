@@ -28,7 +28,10 @@ def reference(
 ) -> list[tuple[float, int, int]]:
     """(score, label, box number) of what is found in one image, scores (N, C) and boxes (N, 4), in plain Python."""
     height, width = size
-    rows = [[min(max(x, 0), limit) for x, limit in zip(box, (width, height) * 2)] for box in boxes.double().tolist()]
+    rows = [
+        [min(max(x, 0), limit) for x, limit in zip(box, (width, height) * 2, strict=False)]
+        for box in boxes.double().tolist()
+    ]
     kept: list[tuple[float, int, int]] = []
     for label in range(scores.shape[1]):
         column = scores[:, label].tolist()
@@ -50,10 +53,10 @@ def scene(images: int, count: int, classes: int, *, levels: int, generator: torc
 
 
 SETTINGS = [
-    dict(score_threshold=0.2, iou_threshold=0.45, max_detections=20, candidates_per_class=7),
-    dict(score_threshold=0.0, iou_threshold=0.5, max_detections=500, candidates_per_class=None),
-    dict(score_threshold=0.5, iou_threshold=0.0, max_detections=3, candidates_per_class=1000),
-    dict(score_threshold=0.25, iou_threshold=1.0, max_detections=40, candidates_per_class=30),
+    {"score_threshold": 0.2, "iou_threshold": 0.45, "max_detections": 20, "candidates_per_class": 7},
+    {"score_threshold": 0.0, "iou_threshold": 0.5, "max_detections": 500, "candidates_per_class": None},
+    {"score_threshold": 0.5, "iou_threshold": 0.0, "max_detections": 3, "candidates_per_class": 1000},
+    {"score_threshold": 0.25, "iou_threshold": 1.0, "max_detections": 40, "candidates_per_class": 30},
 ]
 
 
@@ -138,11 +141,11 @@ def test_a_score_that_is_not_a_number_takes_no_place_among_the_candidates(candid
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (dict(score_threshold=-0.1), r"score_threshold=-0.1 must lie in \[0, 1\]"),
-        (dict(score_threshold=float("nan")), "score_threshold=nan"),
-        (dict(iou_threshold=50), "iou_threshold=50"),
-        (dict(max_detections=0), "max_detections=0 must be at least 1"),
-        (dict(candidates_per_class=0), "candidates_per_class=0 must be at least 1"),
+        ({"score_threshold": -0.1}, r"score_threshold=-0.1 must lie in \[0, 1\]"),
+        ({"score_threshold": float("nan")}, "score_threshold=nan"),
+        ({"iou_threshold": 50}, "iou_threshold=50"),
+        ({"max_detections": 0}, "max_detections=0 must be at least 1"),
+        ({"candidates_per_class": 0}, "candidates_per_class=0 must be at least 1"),
     ],
 )
 def test_wrong_settings_are_named(settings, message):

@@ -8,7 +8,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from detkit.detectors import IMAGENET_MEAN, IMAGENET_STD, Preprocess, resize_target
 from detkit.structures import Detections, Images, Target
 
-PLAIN = dict(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 
 
 def random_boxes(count: int, height: int, width: int, generator: torch.Generator) -> Tensor:
@@ -167,10 +167,10 @@ def test_the_state_dict_holds_no_constants():
     [
         (0, {}, "size=0"),
         ((10, -1), {}, r"size=\(10, -1\)"),
-        (10, dict(multiple_of=0), "multiple_of=0 must be at least 1 pixel"),
-        (10, dict(max_size=9), "max_size=9 needs an int size that it is not below; size=10"),
-        ((10, 10), dict(max_size=20), r"max_size=20 needs an int size"),
-        (None, dict(max_size=20), "max_size=20 needs an int size"),
+        (10, {"multiple_of": 0}, "multiple_of=0 must be at least 1 pixel"),
+        (10, {"max_size": 9}, "max_size=9 needs an int size that it is not below; size=10"),
+        ((10, 10), {"max_size": 20}, r"max_size=20 needs an int size"),
+        (None, {"max_size": 20}, "max_size=20 needs an int size"),
     ],
 )
 def test_wrong_settings_are_named(size, settings, message):

@@ -16,7 +16,7 @@ def golden():
     logits = 2 * torch.sin(1.3 * torch.arange(48, dtype=torch.float64)).reshape(2, 8, 3)
     deltas = torch.cos(0.7 * torch.arange(64, dtype=torch.float64)).reshape(2, 8, 4)
     labels = torch.full((2, 8), NEGATIVE)
-    labels[0, 1], labels[0, 3] = 0, 1  # classes 1 and 2 with background first
+    labels[0, 0], labels[0, 3] = 0, 1  # classes 1 and 2 with background first
     return logits[..., [1, 2, 0]], deltas, labels, torch.zeros_like(deltas)
 
 
@@ -71,7 +71,9 @@ def test_gradients_equal_finite_differences():
     logits.requires_grad_()
     deltas.requires_grad_()
     criterion = MultiBoxLoss(label_smoothing=0.1)
-    assert torch.autograd.gradcheck(lambda l, d: tuple(criterion(l, d, labels, wanted).values()), (logits, deltas))
+    assert torch.autograd.gradcheck(
+        lambda *inputs: tuple(criterion(*inputs, labels, wanted).values()), (logits, deltas)
+    )
 
 
 @pytest.mark.parametrize("label", [NEGATIVE, IGNORED])

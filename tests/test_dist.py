@@ -1,0 +1,102 @@
+"""Collective operations with 2 and 3 gloo processes: N processes equal one, with a rank that sees no objects too."""
+
+import tempfile
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as torch_dist
+import torch.multiprocessing
+
+from detkit import dist
+from detkit.losses import MultiBoxLoss
+
+
+def test_one_process_is_its_own_world():
+    value = torch.tensor([1.0, 2.0], requires_grad=True)
+    assert (dist.world_size(), dist.rank()) == (1, 0)
+    assert dist.all_reduce_mean(value) is value
+    assert dist.gather(value) is value
+    assert dist.gather_objects({"a": 1}) == [{"a": 1}]
+
+
+def batch():
+    """Six images; the last two, which are the last rank's in both worlds, hold no object."""
+    generator = torch.Generator().manual_seed(0)
+    logits, deltas = torch.randn(6, 12, 4, generator=generator), torch.randn(6, 12, 4, generator=generator)
+    labels = torch.randint(-2, 3, (6, 12), generator=generator)
+    labels[3, 1:], labels[4:] = -1, -1
+    return logits.double(), deltas.double(), labels, torch.randn(6, 12, 4, generator=generator).double()
+
+
+SPLITS = {2: [4, 2], 3: [1, 3, 2]}
+
+
+def learn(logits, deltas, labels, wanted) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The losses of a batch, and the gradients of two parameters that all its rows share."""
+    scale, shift = (torch.ones(4, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    losses = MultiBoxLoss()(logits * scale, deltas + shift, labels, wanted)
+    sum(losses.values()).backward()
+    return torch.stack(list(losses.values())).detach(), scale.grad, shift.grad
+
+
+def process(rank: int, world: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    torch_dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world, timeout=timedelta(seconds=60)
+    )
+    rows = torch.arange(rank * 2, dtype=torch.float64).reshape(rank, 2).requires_grad_()  # rank 0 has no rows
+    gathered = dist.gather(rows)
+    weights = torch.arange(1.0, gathered.numel() + 1, dtype=torch.float64).reshape(gathered.shape)
+    (gathered * weights).sum().backward()
+    seen = {
+        "place": (dist.rank(), dist.world_size()),
+        "mean": dist.all_reduce_mean(torch.tensor(float(rank))),
+        "count": dist.all_reduce_mean(torch.tensor(rank)),
+        "objects": dist.gather_objects({"rank": rank}),
+        "gathered": gathered.detach(),
+        "gradient": rows.grad,
+        "learnt": learn(*(part.split(SPLITS[world])[rank] for part in batch())),
+    }
+    torch.save(seen, Path(folder) / f"{rank}.pt")
+    torch_dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def world(request) -> list[dict]:
+    """What every process of a world saw."""
+    with tempfile.TemporaryDirectory() as folder:
+        torch.multiprocessing.spawn(process, (request.param, folder), nprocs=request.param)
+        return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(request.param)]
+
+
+def test_every_process_knows_its_place(world):
+    assert [seen["place"] for seen in world] == [(rank, len(world)) for rank in range(len(world))]
+
+
+def test_the_mean_is_over_all_processes(world):
+    for seen in world:
+        assert seen["mean"].item() == (len(world) - 1) / 2
+        assert seen["count"].item() == (len(world) - 1) / 2
+
+
+def test_objects_come_in_order_of_rank(world):
+    assert all(seen["objects"] == [{"rank": rank} for rank in range(len(world))] for seen in world)
+
+
+def test_rows_of_uneven_processes_are_gathered_with_gradient(world):
+    expected = torch.cat([torch.arange(r * 2, dtype=torch.float64).reshape(r, 2) for r in range(len(world))])
+    weights = torch.arange(1.0, expected.numel() + 1, dtype=torch.float64).reshape(expected.shape)
+    shares = weights.split(list(range(len(world))))
+    for seen, share in zip(world, shares, strict=True):
+        assert torch.equal(seen["gathered"], expected)
+        # Every process weighed the same rows, so each row's gradient comes once from each.
+        assert torch.equal(seen["gradient"], share * len(world))
+
+
+def test_the_mean_over_processes_of_losses_and_gradients_equals_one_process(world):
+    assert (batch()[2][-2:] < 0).all()  # the last process sees no objects
+    for ours, expected in zip(zip(*(seen["learnt"] for seen in world), strict=True), learn(*batch()), strict=True):
+        torch.testing.assert_close(torch.stack(ours).mean(0), expected, rtol=0, atol=1e-6)
+        assert expected.abs().min() > 0

@@ -1,0 +1,57 @@
+"""Every example runs, in seconds where it is asked to, and stays short."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+FILES = sorted(path.name for path in EXAMPLES.glob("*.py"))
+LONGEST = 80
+COMPLETE_SCRIPT = "train.py"
+# What makes each example take seconds; what it must leave behind; and a word that it must print.
+SMALL: dict[str, tuple[list[str], list[str], str]] = {
+    "compose_ssd.py": (["--steps", "2"], [], ""),
+    "draw_anchors.py": (["anchors.png"], ["anchors.png"], ""),
+    "evaluate_coco.py": (["--images", "4"], [], "bbox/AP"),
+    "train.py": (
+        [
+            *("--scenes", "20", "--size", "64", "64", "--epochs", "1", "--batch-size", "4", "--warmup", "1"),
+            *("--augment", "none", "--output", "out"),
+        ],
+        ["out/checkpoint.pt", "out/weights.safetensors", "out/metrics.jsonl"],
+        "",
+    ),
+}
+
+
+def test_each_example_has_small_arguments_here():
+    assert FILES
+    assert set(SMALL) == set(FILES), "a new example needs its small arguments in SMALL; a removed one leaves it"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_an_example_runs(name, tmp_path):
+    arguments, files, word = SMALL[name]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(
+        [sys.executable, str(EXAMPLES / name), *arguments],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert run.returncode == 0, run.stderr[-4000:]
+    assert word in run.stdout
+    assert run.stdout.strip() or files
+    for file in files:
+        assert (tmp_path / file).stat().st_size > 0
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name != COMPLETE_SCRIPT])
+def test_an_example_is_short(name):
+    lines = (EXAMPLES / name).read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= LONGEST, f"{name} has {len(lines)} lines; an example has at most {LONGEST}"

@@ -1,0 +1,34 @@
+"""stable_topk equals a stable sort, ties included."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from detkit.ranking import stable_topk
+
+
+def by_sorting(values: torch.Tensor, count: int) -> torch.Tensor:
+    return values.sort(dim=-1, descending=True, stable=True).indices[..., :count]
+
+
+@given(st.lists(st.sampled_from([0.0, 0.25, 0.5, 0.5 + 2**-24, 1.0, 1e-45, 3e38]), min_size=1, max_size=40), st.data())
+def test_it_is_the_beginning_of_a_stable_descending_sort(numbers, data):
+    count = data.draw(st.integers(0, len(numbers)))
+    values = torch.tensor(numbers)
+    assert torch.equal(stable_topk(values, count), by_sorting(values, count))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_every_float_type_and_any_leading_dimensions(dtype, generator):
+    values = torch.randint(0, 5, (2, 3, 100), generator=generator).to(dtype)
+    assert torch.equal(stable_topk(values, 10), by_sorting(values, 10))
+
+
+def test_rows_that_do_not_lie_in_one_piece(generator):
+    values = torch.rand(50, 4, generator=generator).T
+    assert torch.equal(stable_topk(values, 7), by_sorting(values, 7))
+
+
+def test_five_thousand_equal_values_come_in_rising_order():
+    assert torch.equal(stable_topk(torch.ones(5000), 5000), torch.arange(5000))

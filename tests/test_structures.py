@@ -1,0 +1,131 @@
+"""Batches of images and of targets: padded once, at the border, with nothing lost."""
+
+import pytest
+import torch
+import torchvision.tv_tensors as tv_tensors
+from strategies import random_boxes, unhooked
+from torch.utils.data import DataLoader
+
+from detkit.structures import batch_images, collate, pad_targets
+
+
+def target(count: int, **entries) -> dict:
+    return {"boxes": random_boxes(count, seed=count), "labels": torch.arange(count), **entries}
+
+
+def test_images_stand_in_the_top_left_corner_of_zeros():
+    images = [torch.rand(3, 4, 6), torch.rand(3, 5, 2)]
+    batch = batch_images(images, multiple_of=4)
+    assert batch.tensors.shape == (2, 3, 8, 8)
+    for padded, image, size in zip(batch.tensors, images, batch.sizes.tolist(), strict=True):
+        assert size == list(image.shape[1:])
+        assert torch.equal(padded[:, : size[0], : size[1]], image)
+        assert padded.sum() == pytest.approx(image.sum().item(), rel=1e-5)
+    assert torch.equal(batch.original_sizes, batch.sizes)
+    assert batch_images(images).tensors.shape == (2, 3, 5, 6)
+    assert batch_images(images[:1], multiple_of=2).tensors.shape == (1, 3, 4, 6)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.float64])
+def test_images_keep_their_type(dtype):
+    assert unhooked(batch_images)([torch.ones(1, 2, 2, dtype=dtype)]).tensors.dtype == dtype
+
+
+def test_images_that_do_not_fit_are_named():
+    with pytest.raises(ValueError, match="batch_images: got no images"):
+        batch_images([])
+    for bad in (torch.zeros(1, 2, 2), torch.zeros(3, 0, 2), torch.zeros(2, 2)):
+        with pytest.raises(ValueError, match=r"batch_images: images\[1\] has shape .* and 3 channels as images\[0\]"):
+            unhooked(batch_images)([torch.zeros(3, 2, 2), bad])
+
+
+@pytest.mark.parametrize(
+    ("counts", "length"), [((0, 0), 1), ((1,), 1), ((2, 1), 2), ((3, 0), 4), ((5, 4), 8), ((8,), 8)]
+)
+def test_targets_are_padded_to_a_power_of_two_and_at_least_one(counts, length):
+    targets = [target(count) for count in counts]
+    padded = pad_targets(targets)
+    assert padded.boxes.shape == (len(counts), length, 4)
+    assert padded.valid.sum(1).tolist() == list(counts)
+    for i, count in enumerate(counts):
+        assert torch.equal(padded.boxes[i, :count], targets[i]["boxes"])
+        assert padded.labels[i, :count].tolist() == list(range(count))
+        assert padded.valid[i, :count].all()
+        assert (padded.boxes[i, count:] == 0).all()
+    assert not padded.ignore.any()
+    assert padded.weights is padded.masks is padded.keypoints is padded.segmentation is None
+
+
+def test_crowds_become_ignored_rows_whatever_their_type():
+    padded = pad_targets([target(2, iscrowd=torch.tensor([0, 1])), target(3), target(1, iscrowd=torch.tensor([True]))])
+    assert padded.ignore.tolist() == [[False, True, False, False], [False] * 4, [True, False, False, False]]
+
+
+def test_a_missing_weight_is_one():
+    padded = pad_targets([target(2, weights=torch.tensor([0.5, 0.25])), target(1), target(0)])
+    assert padded.weights.tolist() == [[0.5, 0.25], [1, 0], [0, 0]]
+
+
+def test_masks_and_keypoints_are_padded_to_the_largest():
+    masks, points = torch.ones(1, 3, 5, dtype=torch.uint8), torch.rand(1, 2, 3)
+    more, others = torch.ones(2, 4, 2, dtype=torch.uint8), torch.rand(2, 2, 3)
+    padded = pad_targets([target(1, masks=masks, keypoints=points), target(2, masks=more, keypoints=others), target(0)])
+    assert padded.masks.shape == (3, 2, 4, 5)
+    assert padded.masks.sum((1, 2, 3)).tolist() == [15, 16, 0]
+    assert padded.masks.dtype == torch.uint8
+    assert torch.equal(padded.masks[1, :, :4, :2], more)
+    assert torch.equal(padded.keypoints[0, :1], points)
+    assert torch.equal(padded.keypoints[1], others)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.int32, torch.int64, torch.uint8])
+def test_boxes_are_float32_unless_they_are_float64(dtype):
+    rows = torch.tensor([[1, 2, 3, 4]])
+    assert pad_targets([{"boxes": rows.to(dtype), "labels": torch.tensor([0])}]).boxes.dtype == torch.float32
+    assert pad_targets([{"boxes": rows.double(), "labels": torch.tensor([0])}]).boxes.dtype == torch.float64
+
+
+def test_empty_lists_and_tv_tensors_are_boxes_too():
+    boxes = tv_tensors.BoundingBoxes(torch.tensor([[0, 0, 2, 2]]), format="XYXY", canvas_size=(4, 4))
+    padded = pad_targets(
+        [{"boxes": boxes, "labels": torch.tensor([1])}, {"boxes": torch.tensor([]), "labels": torch.tensor([])}]
+    )
+    assert type(padded.boxes) is torch.Tensor
+    assert padded.boxes.tolist() == [[[0, 0, 2, 2]], [[0, 0, 0, 0]]]
+    assert padded.labels.dtype == torch.int64
+
+
+@pytest.mark.parametrize(
+    ("message", "bad"),
+    [
+        (r"targets\[1\]: boxes have shape \(2, 4\) and labels \(3,\)", {**target(2), "labels": torch.arange(3)}),
+        (r"targets\[1\]: boxes have shape \(1, 5\)", {"boxes": torch.zeros(1, 5), "labels": torch.zeros(1)}),
+        (r"targets\[1\]: 2 boxes but 1 weights; each box needs its own", target(2, weights=torch.ones(1))),
+        (r"targets\[1\]: 2 boxes but 3 iscrowd; each box needs its own", target(2, iscrowd=torch.ones(3))),
+        (r"targets\[1\]: 2 boxes but 1 iscrowd; each box needs its own", target(2, iscrowd=torch.ones(1))),
+        (r"targets\[1\]: 2 boxes but no masks; each box needs its own", target(2)),
+    ],
+)
+def test_entries_that_disagree_are_named(message, bad):
+    with pytest.raises(ValueError, match=message):
+        pad_targets([target(1, masks=torch.ones(1, 2, 2)), bad])
+
+
+def test_no_images_make_no_batch():
+    with pytest.raises(ValueError, match="pad_targets: got no targets; a batch needs those of at least one image"):
+        pad_targets([])
+
+
+def test_padding_does_not_change_the_callers_targets():
+    given = target(3, weights=torch.ones(3))
+    copies = {key: value.clone() for key, value in given.items()}
+    pad_targets([given, target(5)]).boxes.add_(1)
+    assert all(torch.equal(given[key], copies[key]) for key in copies)
+
+
+def test_a_data_loader_hands_out_lists_of_images_and_targets():
+    samples = [(torch.rand(3, 4 + i, 5), target(i)) for i in range(3)]
+    images, targets = next(iter(DataLoader(samples, batch_size=3, collate_fn=collate)))
+    assert [image.shape[1] for image in images] == [4, 5, 6]
+    assert [len(t["boxes"]) for t in targets] == [0, 1, 2]
+    assert collate([]) == ([], [])
