@@ -3,11 +3,16 @@
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
 # What torch.compile traces must not carry the shape checks: tests/test_compiled.py runs that folder on its own.
 collect_ignore = [] if os.environ.get("DETKIT_COMPILED_TESTS") else ["compiled"]
+
+# The machine may be slow, and CI must say the same thing twice.
+hypothesis.settings.register_profile("detkit", deadline=None, derandomize="CI" in os.environ)
+hypothesis.settings.load_profile("detkit")
 
 
 @pytest.fixture(scope="session")

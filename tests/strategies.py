@@ -49,7 +49,7 @@ def box(draw: st.DrawFn, *, inverted: bool = True, huge: float = 1e30) -> list[f
     elif kind == "minus zero":
         x = y = -0.0
     corners = [x, y, x - w, y - h] if kind == "inverted" else [x, y, x + w, y + h]
-    scale = {"huge": huge / 100, "tiny": 1e-25}.get(kind, 1)
+    scale = {"huge": huge / 100, "tiny": 1e-15}.get(kind, 1)
     return (torch.tensor(corners, dtype=torch.float64) * scale).float().tolist()
 
 

@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "detkit"
 FLOORS = [
-    {"structures", "dist", "checks"},
+    {"structures", "dist", "checks", "ranking", "rle"},
     {"kernels"},
     {"boxes"},
     {"anchors", "layers"},

@@ -12,7 +12,10 @@ def by_sorting(values: torch.Tensor, count: int) -> torch.Tensor:
     return values.sort(dim=-1, descending=True, stable=True).indices[..., :count]
 
 
-@given(st.lists(st.sampled_from([0.0, 0.25, 0.5, 0.5 + 2**-24, 1.0, 1e-45, 3e38]), min_size=1, max_size=40), st.data())
+VALUES = [0.0, -0.0, 1e-45, 0.25, 0.5, 0.5 + 2**-24, 1.0, 3e38]
+
+
+@given(st.lists(st.sampled_from(VALUES), min_size=1, max_size=40), st.data())
 def test_it_is_the_beginning_of_a_stable_descending_sort(numbers, data):
     count = data.draw(st.integers(0, len(numbers)))
     values = torch.tensor(numbers)

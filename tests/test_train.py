@@ -1,4 +1,4 @@
-"""examples/train.py as its users run it: several processes equal one, and a killed run that resumes equals one that ran.
+"""examples/train.py as its users run it: several processes equal one; killed and resumed equals uninterrupted.
 
 Everything here starts real processes on the built-in scenes.
 """

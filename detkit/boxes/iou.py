@@ -2,8 +2,8 @@
 
 Every measure comes twice: as a matrix of all pairs, and elementwise as ``paired_``. Both run the same formula on
 coordinates that broadcast. Degenerate boxes (zero-size or inverted) have area 0 and IoU 0; a denominator of zero is
-replaced before the division, so that neither values nor gradients become NaN and no epsilon bends the result. Huge and
-tiny boxes are measured in units of their own size; coordinates count as at most a quarter of the type's largest number.
+replaced before the division, so that neither values nor gradients become NaN and no epsilon bends the result.
+Coordinates count as at most 2e18 in float32 and 1e153 in float64: areas of larger boxes would overflow.
 """
 
 import math
@@ -147,26 +147,11 @@ class _Sides(NamedTuple):
         return (self.y2 - self.y1).clamp(min=0)
 
     @property
-    def solid(self) -> Tensor:
-        return (self.width > 0) & (self.height > 0)
+    def area(self) -> Tensor:
+        return self.width * self.height
 
 
-class _Pair(NamedTuple):
-    """Boxes to compare. ``scale`` is the power of two that brings every coordinate of a pair below 1.
-
-    Lengths are multiplied by it before they meet: areas of huge boxes cannot overflow then, nor those of tiny boxes
-    vanish, and as nothing is rounded the ratios keep every bit.
-    """
-
-    a: _Sides
-    b: _Sides
-    scale: Tensor
-
-    def area(self, box: _Sides) -> Tensor:
-        return (box.width * self.scale) * (box.height * self.scale)
-
-
-_Formula = Callable[[_Pair], Tensor]
+_Formula = Callable[[_Sides, _Sides], Tensor]
 
 
 def _matrix(formula: _Formula, boxes1: Tensor, boxes2: Tensor, function: str) -> Tensor:
@@ -177,35 +162,18 @@ def _matrix(formula: _Formula, boxes1: Tensor, boxes2: Tensor, function: str) ->
             f"{function}: boxes have shapes {tuple(rows.shape)} and {tuple(columns.shape)}; "
             f"allowed is (..., N, 4) and (..., M, 4); paired_{function} compares box with box"
         )
-    return formula(_pair(rows.unsqueeze(-2), columns.unsqueeze(-3)))
+    return formula(_sides(rows.unsqueeze(-2)), _sides(columns.unsqueeze(-3)))
 
 
 def _paired(formula: _Formula, boxes1: Tensor, boxes2: Tensor, function: str) -> Tensor:
     first = as_boxes(boxes1, function=function, name="boxes1")
-    return formula(_pair(first, as_boxes(boxes2, function=function, name="boxes2")))
+    return formula(_sides(first), _sides(as_boxes(boxes2, function=function, name="boxes2")))
 
 
-def _pair(first: Tensor, second: Tensor) -> _Pair:
-    first, second = _bounded(first), _bounded(second)
-    return _Pair(_Sides(*first.unbind(-1)), _Sides(*second.unbind(-1)), torch.minimum(_scale(first), _scale(second)))
-
-
-def _bounded(boxes: Tensor) -> Tensor:
-    """Coordinates whose differences and gradients cannot overflow: at most a quarter of the type's largest number."""
-    limit = torch.finfo(boxes.dtype).max / 4
-    boxes = boxes.clamp(-limit, limit)
-    return torch.where((boxes != 0) & (boxes.abs() < _smallest(boxes)), 0, boxes)
-
-
-def _smallest(boxes: Tensor) -> float:
-    """The size below which a coordinate counts as 0: 8e-31 in float32."""
-    limits = torch.finfo(boxes.dtype)
-    return 8 * limits.tiny / limits.eps
-
-
-def _scale(boxes: Tensor) -> Tensor:
-    largest = boxes.detach().abs().amax(-1).clamp(min=_smallest(boxes))
-    return torch.frexp(largest).mantissa / largest
+def _sides(boxes: Tensor) -> _Sides:
+    """Coordinates bounded so that no area, sum of areas or squared distance overflows."""
+    limit = math.sqrt(torch.finfo(boxes.dtype).max) / 8
+    return _Sides(*boxes.clamp(-limit, limit).unbind(-1))
 
 
 def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
@@ -214,29 +182,27 @@ def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
     return torch.where(positive, numerator / torch.where(positive, denominator, 1), 0)
 
 
-def _intersection_and_union(pair: _Pair) -> tuple[Tensor, Tensor]:
-    a, b, scale = pair
+def _intersection_and_union(a: _Sides, b: _Sides) -> tuple[Tensor, Tensor]:
     width = (torch.minimum(a.x2, b.x2) - torch.maximum(a.x1, b.x1)).clamp(min=0)
     height = (torch.minimum(a.y2, b.y2) - torch.maximum(a.y1, b.y1)).clamp(min=0)
-    intersection = (width * scale) * (height * scale)
-    return intersection, (pair.area(a) + pair.area(b)) - intersection
+    intersection = width * height
+    return intersection, (a.area + b.area) - intersection
 
 
-def _hull(pair: _Pair) -> tuple[Tensor, Tensor]:
-    """Scaled width and height of the smallest box around both."""
-    a, b, scale = pair
+def _hull(a: _Sides, b: _Sides) -> tuple[Tensor, Tensor]:
+    """Width and height of the smallest box around both."""
     width = torch.maximum(a.x2, b.x2) - torch.minimum(a.x1, b.x1)
     height = torch.maximum(a.y2, b.y2) - torch.minimum(a.y1, b.y1)
-    return width.clamp(min=0) * scale, height.clamp(min=0) * scale
+    return width.clamp(min=0), height.clamp(min=0)
 
 
-def _iou(pair: _Pair) -> Tensor:
-    return _ratio(*_intersection_and_union(pair))
+def _iou(a: _Sides, b: _Sides) -> Tensor:
+    return _ratio(*_intersection_and_union(a, b))
 
 
-def _generalized(pair: _Pair) -> Tensor:
-    intersection, union = _intersection_and_union(pair)
-    width, height = _hull(pair)
+def _generalized(a: _Sides, b: _Sides) -> Tensor:
+    intersection, union = _intersection_and_union(a, b)
+    width, height = _hull(a, b)
     hull = width * height
     return _ratio(intersection, union) - _ratio((hull - union).clamp(min=0), hull)
 
@@ -248,39 +214,38 @@ def _distance_formula(variant: str, function: str) -> _Formula:
     return formulas[variant]
 
 
-def _centre_distance_squared(pair: _Pair) -> Tensor:
-    a, b, scale = pair
-    dx = ((a.x1 + a.x2) * scale - (b.x1 + b.x2) * scale) / 2
-    dy = ((a.y1 + a.y2) * scale - (b.y1 + b.y2) * scale) / 2
+def _centre_distance_squared(a: _Sides, b: _Sides) -> Tensor:
+    dx = ((a.x1 + a.x2) - (b.x1 + b.x2)) / 2
+    dy = ((a.y1 + a.y2) - (b.y1 + b.y2)) / 2
     return dx * dx + dy * dy
 
 
-def _diagonal_squared(pair: _Pair) -> Tensor:
-    width, height = _hull(pair)
+def _diagonal_squared(a: _Sides, b: _Sides) -> Tensor:
+    width, height = _hull(a, b)
     return width * width + height * height
 
 
-def _distance(pair: _Pair) -> Tensor:
-    apart = _ratio(_centre_distance_squared(pair), _diagonal_squared(pair))
-    return _iou(pair) - apart.clamp(max=1)  # inverted boxes have centres that lie outside their hull
+def _distance(a: _Sides, b: _Sides) -> Tensor:
+    apart = _ratio(_centre_distance_squared(a, b), _diagonal_squared(a, b))
+    return _iou(a, b) - apart.clamp(max=1)  # inverted boxes have centres that lie outside their hull
 
 
-def _distance_unsquared(pair: _Pair) -> Tensor:
-    squared = _centre_distance_squared(pair)
+def _distance_unsquared(a: _Sides, b: _Sides) -> Tensor:
+    squared = _centre_distance_squared(a, b)
     apart = squared > 0
     distance = torch.where(apart, torch.where(apart, squared, 1).sqrt(), 0)  # the root has no gradient at 0
-    return _iou(pair) - _ratio(distance, _diagonal_squared(pair)) * pair.scale
+    return _iou(a, b) - _ratio(distance, _diagonal_squared(a, b))
 
 
-def _complete(pair: _Pair) -> Tensor:
-    penalty = (4 / math.pi**2) * (_aspect_angle(pair.a) - _aspect_angle(pair.b)) ** 2
-    penalty = torch.where(pair.a.solid & pair.b.solid, penalty, 0)
+def _complete(a: _Sides, b: _Sides) -> Tensor:
+    penalty = (4 / math.pi**2) * (_aspect_angle(a) - _aspect_angle(b)) ** 2
+    penalty = torch.where((a.area > 0) & (b.area > 0), penalty, 0)
     with torch.no_grad():
-        alpha = _ratio(penalty, 1 - _iou(pair) + penalty)
-    return _distance(pair) - alpha * penalty
+        alpha = _ratio(penalty, 1 - _iou(a, b) + penalty)
+    return _distance(a, b) - alpha * penalty
 
 
-def _aspect_angle(box: _Sides) -> Tensor:
-    width, height = (torch.where(box.solid, side, 1) for side in (box.width, box.height))
+def _aspect_angle(a: _Sides) -> Tensor:
+    width, height = (torch.where(a.area > 0, side, 1) for side in (a.width, a.height))
     larger = torch.maximum(width, height).detach()  # the angle's gradient squares the sides
     return torch.atan2(width / larger, height / larger)

@@ -49,7 +49,8 @@ def test_conversions_equal_torchvision(theirs):
 def test_there_and_back_is_the_same_box(rows):
     rows = rows.double()
     for away, back in ((xyxy_to_cxcywh, cxcywh_to_xyxy), (xyxy_to_xywh, xywh_to_xyxy)):
-        torch.testing.assert_close(back(away(rows)), rows, rtol=1e-12, atol=1e-12)
+        largest = rows.abs().amax().item() if rows.numel() else 0.0  # a small side beside a huge one is rounded away
+        torch.testing.assert_close(back(away(rows)), rows, rtol=1e-12, atol=1e-12 * (1 + largest))
 
 
 @given(boxes())

@@ -85,6 +85,14 @@ def test_hostile_boxes_stay_in_the_documented_range_in_float32(name, first, seco
     result = matrix(first, second)
     assert torch.isfinite(result).all()
     assert ((result >= LOWEST[name]) & (result <= 1)).all()
+
+
+@pytest.mark.parametrize("name", FAMILY)
+@settings(deadline=None, max_examples=50)
+@given(first=boxes(most=4, huge=1e17), second=boxes(most=4, huge=1e17))
+def test_hostile_boxes_whose_areas_float32_can_hold_give_the_exact_value(name, first, second):
+    matrix, _ = FAMILY[name]
+    result = matrix(first, second)
     # Differences of coordinates near 200 are rounded, which a box of 1/2000 pixel notices.
     torch.testing.assert_close(result.double(), exact_matrix(name, first, second), rtol=0, atol=1e-4)
 
@@ -206,7 +214,7 @@ def test_a_bad_row_changes_no_other_row(name, function):
         torch.testing.assert_close(function(worse, second)[kept], expected[kept], rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("size", [1e-25, 1e-10, 1.0, 1e10, 1e25, 1e37])
+@pytest.mark.parametrize("size", [1e-15, 1e-10, 1.0, 1e10, 1e17])
 @pytest.mark.parametrize("name", FAMILY)
 def test_measures_do_not_depend_on_the_unit_of_length(name, size):
     first, second = random_boxes(20, seed=1, extent=1.0), random_boxes(20, seed=2, extent=1.0)
