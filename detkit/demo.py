@@ -1,6 +1,6 @@
 """``python -m detkit.demo``: train a small SSD on scenes of real handwritten digits, judge it on unseen ones, draw it.
 
-Half a minute on two CPU cores, no download. :func:`digit_detector` is the detector, put together in the open: copy it.
+Three quarters of a minute on two CPU cores, no download. :func:`digit_detector` is the detector, put together in the open: copy it.
 """
 
 import argparse
@@ -24,25 +24,25 @@ from detkit.tricks import warmup_cosine
 from detkit.viz import save_picture, side_by_side
 from detkit.weights import save_weights
 
-STEPS, BATCH, LEARNING_RATE = 500, 16, 6e-3
+STEPS, BATCH, LEARNING_RATE = 900, 8, 5e-3
 
 
 def digit_detector() -> Detector:
-    """An SSD for ten digits of 14 to 48 pixels, composed from parts.
+    """An SSD for ten digits of 16 to 48 pixels, composed from parts.
 
     >>> digit_detector().dense.anchors.per_cell
-    (4, 4)
+    (2, 2, 2)
     """
-    backbone = SmallBackbone((32, 96, 160), levels=(1, 2))
-    neck = FPN(backbone.out_channels, backbone.strides, channels=96)
-    anchors = DefaultBoxes([(14, 22), (24, 44)], aspect_ratios=[(1.5,), (1.5,)], strides=neck.strides)
+    backbone = SmallBackbone((32, 64, 128))
+    neck = FPN(backbone.out_channels, backbone.strides, channels=48)
+    anchors = DefaultBoxes([(13, 18), (21, 30), (34, 46)], aspect_ratios=[(), (), ()], strides=neck.strides)
     dense = DenseStage(
         class_head=MultiBoxHead(neck.out_channels, anchors.per_cell, outputs=10 + 1),
         box_head=MultiBoxHead(neck.out_channels, anchors.per_cell, outputs=4),
         anchors=anchors,
         matcher=BipartiteMatcher(positive=0.4),
         coder=DeltaCoder((10.0, 10.0, 5.0, 5.0)),
-        criterion=MultiBoxLoss(negatives_per_positive=3.0),
+        criterion=MultiBoxLoss(negatives_per_positive=3.0, beta=0.3),
         postprocess=Postprocess(score_threshold=0.01, iou_threshold=0.45, max_detections=100),
     )
     return Detector(nn.Sequential(backbone, neck), preprocess=Preprocess(None), dense=dense)
@@ -51,7 +51,7 @@ def digit_detector() -> Detector:
 def train(detector: Detector, *, steps: int = STEPS, seed: int = 0) -> None:
     """Train in place on ``steps`` batches of fresh scenes, with a progress bar."""
     scenes = DataLoader(DigitScenes(steps * BATCH, seed=seed), BATCH, collate_fn=collate)
-    optimizer = torch.optim.AdamW(detector.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(detector.parameters(), lr=LEARNING_RATE, weight_decay=0.01, fused=True)
     schedule = warmup_cosine(optimizer, warmup_steps=max(1, steps // 20), total_steps=steps + 1)
     bar = tqdm(scenes, "train", mininterval=1.0)
     for images, targets in bar:
@@ -86,13 +86,13 @@ def draw(detector: Detector, scenes: DigitScenes, path: Path) -> None:
 def main(argv: list[str] | None = None) -> dict[str, float]:
     """Run the demo; its last printed line is ``AP=0.xxx AP50=0.xxx picture=PATH``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=STEPS, help="training batches of 16 scenes")
+    parser.add_argument("--steps", type=int, default=STEPS, help="training batches of 8 scenes")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("runs/demo"))
     args = parser.parse_args(argv)
     args.output.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(args.seed)
-    detector = digit_detector()
+    detector = digit_detector().to(memory_format=torch.channels_last)  # a fifth faster on CPUs
     train(detector, steps=args.steps, seed=args.seed)
     unseen = DigitScenes(300, split="test", seed=args.seed)
     metrics = evaluate(detector, unseen)

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detkit.data.files import check_name, check_pixels, read_json, shown
-from detkit.data.masks import Segmentation, check_segmentation
 from detkit.data.truth import Degenerate, sized_boxes
+from detkit.rle import Segmentation, check_segmentation
 
 MAX_COORDINATE = float(1 << 31)
 """Larger coordinates, in either direction, are refused."""

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torchvision import tv_tensors
 
+from detkit.rle import encode_masks
 from detkit.structures import Target
 
 Degenerate = Literal["drop", "raise"]
@@ -149,7 +150,5 @@ def _annotations(target: Target, category_ids: Sequence[int]) -> list[dict[str, 
 
 
 def _encode(mask: NDArray[np.uint8]) -> dict[str, Any]:
-    from pycocotools import mask as coco_mask
-
-    encoded: dict[str, Any] = dict(coco_mask.encode(np.asfortranarray(mask)))
-    return {"size": list(mask.shape), "counts": encoded["counts"].decode("ascii")}
+    (encoded,) = encode_masks(mask[None])
+    return {**encoded, "counts": encoded["counts"].decode("ascii")}

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from detkit.metrics.records import LARGEST, ImageRecord, Objects, objects
-from detkit.metrics.rle import Rle, mask_areas, mask_boxes, read_segmentation
+from detkit.rle import Rle, check_segmentation, compress_segmentation, mask_areas, mask_boxes
 
 MAX_JSON_BYTES = 2**31
 """Largest file that is read: a parsed file takes about ten times its size in memory."""
@@ -160,7 +160,8 @@ def _is_ignored(row: Row, points: int | None) -> bool:
 def _mask(source: _Source, row: Row, where: str) -> Rle | None:
     if not source.masks and ("bbox" in row or "segmentation" not in row):
         return None
-    return read_segmentation(row.get("segmentation"), source.sizes[row["image_id"]], where=where)
+    size = source.sizes[row["image_id"]]
+    return compress_segmentation(check_segmentation(row.get("segmentation"), size=size, owner=where), size)
 
 
 def _box(source: _Source, row: Row, mask: Rle | None, where: str) -> list[float]:

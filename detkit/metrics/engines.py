@@ -17,7 +17,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from detkit.metrics.records import ImageRecord, Objects, objects
-from detkit.metrics.rle import full_mask, mask_areas
+from detkit.rle import full_mask, mask_areas
 
 IOU_TYPES = ("bbox", "segm", "keypoints")
 ENGINES = ("pycocotools", "hotcoco")

@@ -195,7 +195,9 @@ def test_segmentations_are_checked_against_their_own_image(tmp_path):
     assert records.segmentations is not None
     assert [int(np.sum(runs)) for runs in records.segmentations] == [24, 2400, 2400]
     document["annotations"][2]["segmentation"]["counts"] = [2399, 2]
-    with pytest.raises(ValueError, match=r"a\.json: annotation id=13: RLE: the runs add up to 2401"):
+    with pytest.raises(
+        ValueError, match=r"a\.json: annotation id=13: runs add up to 2401; allowed are runs >= 0 that add up to 2400"
+    ):
         read_coco(write(tmp_path, document), masks=True)
     assert read_coco(write(tmp_path, document)).segmentations is None
 
