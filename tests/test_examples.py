@@ -42,7 +42,7 @@ def test_an_example_runs(name, tmp_path):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert run.returncode == 0, run.stderr[-4000:]
     assert word in run.stdout

@@ -20,9 +20,9 @@ from detkit.structures import Target
 Split = Literal["train", "val", "test"]
 SPLITS: dict[str, tuple[int, ...]] = {"train": (0, 1, 2, 3, 4), "val": (5,), "test": (6,)}
 """Of every seven samples of a digit, in scikit-learn's order: which belong to the split."""
-SIDES = (16, 48)
+SIDES = (18, 48)
 """Smallest and largest side, in pixels, of the square that an 8 x 8 digit is enlarged to."""
-DIGITS = (2, 6)
+DIGITS = (3, 6)
 """Fewest and most digits that a scene tries to place; those that find no room are left out."""
 _MAX_SIDE = 4096
 _COVER = 0.15  # of the smaller of two digits' squares, at most this part may be covered by the other
@@ -33,7 +33,7 @@ _Array = NDArray[np.float32]
 
 
 class DigitScenes(Dataset[tuple[Any, Target]]):
-    """``length`` scenes of up to 6 handwritten digits of 16 to 48 pixels, on gradients with strokes, scraps and noise.
+    """``length`` scenes of up to 6 handwritten digits of 18 to 48 pixels, on gradients with strokes, scraps and noise.
 
     An item is (image, target): image uint8 (3, H, W) as tv_tensors.Image; target with boxes (T, 4) tight around the
     *visible* ink, labels (T,) the digits 0..9, image_id the index, area (T,) visible ink in pixels, iscrowd zeros, and
@@ -111,7 +111,7 @@ class DigitScenes(Dataset[tuple[Any, Target]]):
             ink = _ink(side, sample)
             _blend(canvas, ink, top, left, _colour(rng, dark=bright))
             owner[top : top + side, left : left + side][ink >= 0.5] = t
-        canvas += _noise(rng, self.size) * rng.uniform(0, 12)
+        canvas += _noise(rng, self.size) * rng.uniform(0, 10)
         labels = _samples()[1][samples]
         return canvas, _truth(owner, labels, index, self.masks)
 
