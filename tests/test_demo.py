@@ -1,4 +1,4 @@
-"""The demo, run short: what it prints and writes, and that a seed fixes the result. Its full length is timed by hand."""
+"""The demo, run short: what it prints and writes, and that a seed fixes the result. Its full length is timed apart."""
 
 import re
 

@@ -17,6 +17,7 @@ import torch.distributed as torch_dist
 import torch.multiprocessing as torch_mp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torchvision.io import write_jpeg
 
 from detkit.data import DigitScenes, collate
 from detkit.detectors import fpn_ssd
@@ -133,3 +134,51 @@ def test_loss_and_gradients_of_two_uneven_processes_equal_one(tmp_path):
     for name, parameter in detector.named_parameters():
         for rank in ranks:
             torch.testing.assert_close(rank["gradients"][name], parameter.grad, rtol=1e-6, atol=1e-9)
+
+
+def first_images(annotations: Path, count: int, path: Path) -> Path:
+    """The first images of a COCO file, with their annotations, as a file of its own."""
+    whole = json.loads(annotations.read_text())
+    images = whole["images"][:count]
+    kept = {image["id"] for image in images}
+    part = {**whole, "images": images, "annotations": [a for a in whole["annotations"] if a["image_id"] in kept]}
+    path.write_text(json.dumps(part))
+    return path
+
+
+def test_it_reads_coco_files_and_reports_every_class_of_real_blood_cells(detkit_data, tmp_path):
+    folder = detkit_data / "bccd" / "annotations"
+    files = {split: first_images(folder / f"instances_{split}.json", 4, tmp_path / split) for split in ("train", "val")}
+    options = ["--data", "coco", "--images", str(detkit_data / "bccd" / "images"), "--train-json", str(files["train"])]
+    options += ["--val-json", str(files["val"]), "--test-json", str(files["val"]), "--size", "64", "96"]
+    run(tmp_path / "out", *options, "--batch-size", "2", "--epochs", "1", "--augment", "flips", "--bf16")
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert {"RBC", "WBC", "Platelets"} <= result.keys()
+    assert result["RBC"]["objects"] > 0
+
+
+def test_it_reads_voc_folders(tmp_path):
+    draw_voc_folder(tmp_path / "data")
+    run(tmp_path / "out", "--data", "voc", "--root", str(tmp_path / "data"), "--epochs", "1", "--batch-size", "2")
+    assert (tmp_path / "out" / "pictures.png").stat().st_size > 0
+
+
+def draw_voc_folder(root: Path) -> None:
+    """Digit scenes as a VOC data set: PNG images, XML annotations, split lists."""
+    for folder in ("Annotations", "JPEGImages", "ImageSets/Main"):
+        (root / folder).mkdir(parents=True)
+    scenes = DigitScenes(6, size=(64, 64))
+    for i in range(6):
+        image, target = scenes[i]
+        write_jpeg(image.as_subclass(torch.Tensor), str(root / "JPEGImages" / f"{i}.jpg"))
+        objects = "".join(
+            f"<object><name>digit {label}</name><difficult>0</difficult><bndbox><xmin>{x1}</xmin><ymin>{y1}</ymin>"
+            f"<xmax>{x2}</xmax><ymax>{y2}</ymax></bndbox></object>"
+            for (x1, y1, x2, y2), label in zip(target["boxes"].tolist(), target["labels"].tolist(), strict=True)
+        )
+        size = "<size><width>64</width><height>64</height><depth>3</depth></size>"
+        xml = f"<annotation><filename>{i}.jpg</filename>{size}{objects}</annotation>"
+        (root / "Annotations" / f"{i}.xml").write_text(xml)
+    for split in ("train", "val", "test"):
+        # Validation repeats training here: every class must occur among those that train names.
+        (root / "ImageSets" / "Main" / f"{split}.txt").write_text("".join(f"{i}\n" for i in range(6)))
