@@ -1,6 +1,7 @@
 """``python -m detkit.demo``: train a small SSD on scenes of real handwritten digits, judge it on unseen ones, draw it.
 
-Three quarters of a minute on two CPU cores, no download. :func:`digit_detector` is the detector, put together in the open: copy it.
+Three quarters of a minute on two CPU cores, no download. :func:`digit_detector` is the detector, put together in the
+open: copy it.
 """
 
 import argparse

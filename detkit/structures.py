@@ -184,12 +184,14 @@ def _pad_optional(
     present = [torch.as_tensor(target[key]).as_subclass(Tensor) for target in targets if key in target]
     if not present:
         return None
+    template = max(present, key=lambda rows: rows.ndim)  # an empty list says nothing of the shape
     rows = []
     for i, target in enumerate(targets):
-        if key in target and len(target[key]) == len(boxes[i]):
-            rows.append(torch.as_tensor(target[key]).as_subclass(Tensor))
-        elif key not in target and (default is not None or len(boxes[i]) == 0):
-            rows.append(present[0].new_full((len(boxes[i]), *(0 for _ in present[0].shape[1:])), default or 0))
+        own = torch.as_tensor(target.get(key, template[:0])).as_subclass(Tensor)
+        if key in target and len(own) == len(boxes[i]) and own.ndim == template.ndim:
+            rows.append(own)
+        elif len(boxes[i]) == 0 or (key not in target and default is not None):
+            rows.append(template.new_full((len(boxes[i]), *(0 for _ in template.shape[1:])), default or 0))
         else:
             found = len(target[key]) if key in target else "no"
             raise ValueError(f"targets[{i}]: {len(boxes[i])} boxes but {found} {key}; each box needs its own")

@@ -8,10 +8,12 @@
 ``--output`` then holds checkpoint.pt (every epoch; ``--resume`` continues from it bit for bit), weights.safetensors
 (the average that did best on the validation set), metrics.jsonl (a line for each epoch), curve.png, and from the test
 set result.json and pictures.png. A batch is ``--batch-size`` images in each process, times ``--accumulate``.
+On several machines ``--output`` lies in a folder that all of them share. Curves need matplotlib (the extra ``viz``).
 """
 
 import argparse
 import contextlib
+import importlib.util
 import inspect
 import json
 import os
@@ -63,6 +65,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         add(f"--{split}-json", type=Path, nargs="+", help=f"coco: annotations of the {split} split")
     add("--root", type=Path, help="voc: folder with --folders: annotations, images, split lists")
     add("--folders", nargs=3, default=tuple(VocFolders()), metavar=("XML", "IMAGES", "SPLITS"))
+    add("--minus-one", action="store_true", help="voc: pixels are counted from 1, as PASCAL's own files do")
     add("--scenes", type=int, default=2000, help="scenes: how many to train on; a tenth of it to validate and to test")
     add("--recipe", choices=sorted(set(recipes.__all__) - {"ssd"}), default="fpn_ssd")
     add("--size", type=int, nargs=2, metavar=("H", "W"), help="input size, for recipes that take one")
@@ -90,6 +93,8 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("--data coco needs --images, --train-json and --val-json")
     if args.data == "voc" and not args.root:
         parser.error("--data voc needs --root")
+    if importlib.util.find_spec("matplotlib") is None:
+        parser.error('curves need matplotlib: pip install "torch-detkit[viz]"')
     return args
 
 
@@ -102,8 +107,10 @@ def datasets(args: argparse.Namespace) -> tuple[Dataset[Any], Any, Any, list[str
         return train, val, test, train.categories
     if args.data == "voc":
         folders = VocFolders(*args.folders)
-        train = VocDataset(args.root, "train", folders=folders)
-        val, test = (VocDataset(args.root, s, classes=train.categories, folders=folders) for s in ("val", "test"))
+        options = {"folders": folders, "minus_one": args.minus_one}
+        last = "test" if (args.root / folders.splits / "test.txt").exists() else "val"  # VOC 2012 names no test images
+        train = VocDataset(args.root, "train", **options)
+        val, test = (VocDataset(args.root, s, classes=train.categories, **options) for s in ("val", last))
         return train, val, test, train.categories
     train, val, test = (
         [CocoDataset(args.images, file) for file in files]
@@ -161,6 +168,9 @@ class Run:
         if not (self.args.resume and path.exists()):
             return 0
         state = load_checkpoint(path)
+        saved, own = state["schedule"]["lr_lambdas"], self.schedule.state_dict()["lr_lambdas"]
+        if saved != own:  # or it would go on along the old schedule, at a rate of 0 behind its end
+            raise ValueError(f"--resume: {path} has the schedule {saved[0]}, these options give {own[0]}")
         for name in PARTS:
             getattr(self, name).load_state_dict(state[name])
         self.records, self.sums = state["records"], state["sums"]
@@ -195,11 +205,12 @@ def train_epoch(run: Run, model: nn.Module, data: Augmented, epoch: int) -> dict
     model.train()
     for batch, (images, targets) in enumerate(progress(loader(run, data), epoch, done, run.batches), start=done + 1):
         last = batch % args.accumulate == 0 or batch == run.batches
+        group = min(args.accumulate, run.batches - (batch - 1) // args.accumulate * args.accumulate)
         wait = model.no_sync() if isinstance(model, DistributedDataParallel) and not last else contextlib.nullcontext()
         with wait:
             with autocast(run):
                 losses = model(images, targets)
-            (sum(losses.values()) / args.accumulate).backward()
+            (sum(losses.values()) / group).backward()
         for name, loss in losses.items():
             run.sums[name] = run.sums.get(name, torch.zeros(())).to(loss.device) + loss.detach()
         run.sampler.advance(run.batch)
@@ -313,6 +324,7 @@ def report(args: argparse.Namespace, records: list[dict[str, float]], writer: An
     if writer is not None:
         for name, value in record.items():
             writer.add_scalar(name, value, int(record["epoch"]))
+        writer.flush()  # it would lose what it still holds when the process ends
 
 
 SHOWN = ("bbox/AP", "bbox/AP50")

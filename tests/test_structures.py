@@ -129,3 +129,9 @@ def test_a_data_loader_hands_out_lists_of_images_and_targets():
     assert [image.shape[1] for image in images] == [4, 5, 6]
     assert [len(t["boxes"]) for t in targets] == [0, 1, 2]
     assert collate([]) == ([], [])
+
+
+def test_an_image_without_objects_needs_no_masks_of_the_right_shape():
+    nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64), "masks": torch.tensor([])}
+    one = {"boxes": torch.ones(1, 4), "labels": torch.tensor([1]), "masks": torch.ones(1, 5, 6, dtype=torch.uint8)}
+    assert pad_targets([nothing, one]).masks.sum((1, 2, 3)).tolist() == [0, 30]

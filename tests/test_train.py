@@ -3,6 +3,7 @@
 Everything here starts real processes on the built-in scenes.
 """
 
+import importlib.util
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -17,7 +19,7 @@ import torch.distributed as torch_dist
 import torch.multiprocessing as torch_mp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torchvision.io import write_jpeg
+from torchvision.transforms.v2.functional import to_pil_image
 
 from detkit.data import DigitScenes, collate
 from detkit.detectors import fpn_ssd
@@ -170,7 +172,7 @@ def draw_voc_folder(root: Path) -> None:
     scenes = DigitScenes(6, size=(64, 64))
     for i in range(6):
         image, target = scenes[i]
-        write_jpeg(image.as_subclass(torch.Tensor), str(root / "JPEGImages" / f"{i}.jpg"))
+        to_pil_image(image).save(root / "JPEGImages" / f"{i}.jpg")
         objects = "".join(
             f"<object><name>digit {label}</name><difficult>0</difficult><bndbox><xmin>{x1}</xmin><ymin>{y1}</ymin>"
             f"<xmax>{x2}</xmax><ymax>{y2}</ymax></bndbox></object>"
@@ -182,3 +184,35 @@ def draw_voc_folder(root: Path) -> None:
     for split in ("train", "val", "test"):
         # Validation repeats training here: every class must occur among those that train names.
         (root / "ImageSets" / "Main" / f"{split}.txt").write_text("".join(f"{i}\n" for i in range(6)))
+
+
+def script() -> ModuleType:
+    """examples/train.py as a module of this process."""
+    spec = importlib.util.spec_from_file_location("train_script", ROOT / "examples" / "train.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_it_refuses_to_resume_along_another_schedule(tmp_path):
+    train = script()
+
+    def started(*options: str):
+        args = train.arguments([*OPTIONS, *options, "--output", str(tmp_path)])
+        return train.Run(args, train.build(args, 10), 24)
+
+    started("--epochs", "2").save(1)
+    assert started("--epochs", "2", "--resume").load() == 1
+    with pytest.raises(ValueError, match=r"--resume: .*'total_steps': 12.* these options give .*'total_steps': 24"):
+        started("--epochs", "4", "--resume").load()
+
+
+def test_a_voc_folder_without_a_test_list_is_tested_on_its_validation_images(tmp_path):
+    draw_voc_folder(tmp_path)
+    (tmp_path / "ImageSets" / "Main" / "test.txt").unlink()
+    train = script()
+    args = train.arguments(["--data", "voc", "--root", str(tmp_path), "--output", str(tmp_path / "out")])
+    _, val, test, _ = train.datasets(args)
+    assert test.names == val.names

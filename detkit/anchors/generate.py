@@ -50,7 +50,7 @@ class DefaultBoxes(nn.Module):
         self.strides = None if strides is None else tuple(float(stride) for stride in strides)
         self.levels = len(sizes)
         for level, (pair, ratios) in enumerate(zip(sizes, aspect_ratios, strict=True)):
-            shapes = torch.tensor(_default_shapes(pair, ratios), dtype=torch.float64)
+            shapes = torch.tensor(_default_shapes(pair, ratios), dtype=torch.float32)
             self.register_buffer(f"shapes_{level}", shapes, persistent=False)
 
     @property

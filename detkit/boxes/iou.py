@@ -126,7 +126,8 @@ def mask_iou(masks1: Shaped[Tensor, "N H W"], masks2: Shaped[Tensor, "M H W"]) -
         )
     exact = torch.float32 if masks1[0:1].numel() < 2**24 else torch.float64  # float32 counts exactly up to 2**24
     rows, columns = ((masks != 0).flatten(1).to(exact) for masks in (masks1, masks2))
-    intersection = rows @ columns.T
+    with torch.autocast(rows.device.type, enabled=False):  # bfloat16 counts exactly only up to 256
+        intersection = rows @ columns.T
     return _ratio(intersection, rows.sum(1)[:, None] + columns.sum(1) - intersection)
 
 
@@ -226,8 +227,9 @@ def _diagonal_squared(a: _Sides, b: _Sides) -> Tensor:
 
 
 def _distance(a: _Sides, b: _Sides) -> Tensor:
-    apart = _ratio(_centre_distance_squared(a, b), _diagonal_squared(a, b))
-    return _iou(a, b) - apart.clamp(max=1)  # inverted boxes have centres that lie outside their hull
+    diagonal = _diagonal_squared(a, b)
+    apart = torch.minimum(_centre_distance_squared(a, b), diagonal)  # centres of inverted boxes lie outside their hull
+    return _iou(a, b) - _ratio(apart, diagonal)
 
 
 def _distance_unsquared(a: _Sides, b: _Sides) -> Tensor:

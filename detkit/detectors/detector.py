@@ -105,6 +105,8 @@ class Detector(nn.Module):
         """Detections, or with ``targets`` losses; see the class."""
         if isinstance(images, Images):
             return self._fold(images, _padded(targets), proposals)
+        if isinstance(targets, Targets):
+            raise ValueError("Detector: images came as a list, so targets must be a list of dicts, one for each image")
         batch, padded = self.preprocess(images, targets)
         result = self._fold(batch, padded, proposals)
         return self.preprocess.undo(result, batch) if isinstance(result, Detections) else result

@@ -21,6 +21,7 @@ class Preprocess(nn.Module):
 
     ``size`` reads as in torchvision's Resize: an int is the length of the shorter side, the aspect ratio kept and the
     longer side held to ``max_size``; a pair (height, width) is the exact size, ratio given up; None resizes nothing.
+    Sides are rounded down as torchvision's detectors do, so that the shorter may come out one pixel less than asked.
     Images are bilinear, uint8 in [0, 255] or float in [0, 1], then ``(image - mean) / std`` per channel. The batch is
     padded with zeros, after normalising, to a height and width that ``multiple_of`` divides.
 

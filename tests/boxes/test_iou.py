@@ -318,3 +318,11 @@ def test_mask_iou_counts_pixels(dtype):
 def test_masks_of_differing_sizes_are_refused():
     with pytest.raises(ValueError, match=r"mask_iou: masks have shapes \(1, 2, 3\) and \(1, 3, 3\)"):
         unhooked(mask_iou)(torch.zeros(1, 2, 3), torch.zeros(1, 3, 3))
+
+
+def test_mask_iou_is_exact_under_autocast():
+    masks = torch.zeros(2, 64, 64, dtype=torch.bool)
+    masks[0, :33, :31], masks[1, 5:40, 3:50] = True, True  # areas that bfloat16 would round
+    with torch.autocast("cpu", torch.bfloat16):
+        found = mask_iou(masks, masks)
+    assert torch.equal(found, mask_iou(masks, masks))
