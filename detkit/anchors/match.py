@@ -87,7 +87,7 @@ class BipartiteMatcher(nn.Module):
         claimed = overlaps.new_full((images, count), NEGATIVE, dtype=torch.int64)
         if count == 0:
             return claimed
-        anchors = stable_topk(overlaps.clamp(min=0), min(length, count))
+        anchors = stable_topk(overlaps.clamp(min=0), length)
         values = overlaps.gather(2, anchors)
         values = torch.where(self._worth_forcing(values), values, -1)
         order = _rank(values, anchors, count)

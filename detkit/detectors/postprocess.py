@@ -77,11 +77,10 @@ class Postprocess(nn.Module):
     def _candidates(self, scores: Float[Tensor, "B N C"]) -> tuple[Tensor, Tensor, Tensor]:
         """(score, anchor, class) of every (box, class) pair that suppression looks at, each (B, C * per class)."""
         by_class = scores.transpose(1, 2)
-        count = by_class.shape[2]
         if self.candidates_per_class is None:
-            anchors = torch.arange(count, device=scores.device).expand_as(by_class)
+            anchors = torch.arange(by_class.shape[2], device=scores.device).expand_as(by_class)
         else:
             usable = torch.where(by_class > self.score_threshold, by_class, 0)
-            anchors = stable_topk(usable, torch.sym_min(self.candidates_per_class, count))
+            anchors = stable_topk(usable, self.candidates_per_class)
         labels = torch.arange(by_class.shape[1], device=scores.device)[:, None].expand_as(anchors)
         return by_class.gather(2, anchors).flatten(1), anchors.flatten(1), labels.flatten(1)
