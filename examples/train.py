@@ -69,7 +69,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--scenes", type=int, default=2000, help="scenes: how many to train on; a tenth of it to validate and to test")
     add("--recipe", choices=sorted(set(recipes.__all__) - {"ssd"}), default="fpn_ssd")
     add("--size", type=int, nargs=2, metavar=("H", "W"), help="input size, for recipes that take one")
-    add("--group-norm", action="store_true", help="for recipes with a norm: N processes then equal one exactly")
+    add("--group-norm", action="store_true", help="for recipes with a norm: N processes then equal one, to rounding")
     add("--augment", choices=AUGMENTATIONS, default="flip")
     add("--epochs", type=int, default=30)
     add("--batch-size", type=int, default=16)
@@ -131,8 +131,9 @@ def build(args: argparse.Namespace, num_classes: int) -> Detector:
     }
     given = {name: value for name, value in options.items() if value is not None}
     taken = {name: value for name, value in given.items() if name in inspect.signature(recipe).parameters}
-    if args.data != "scenes" and given.keys() - taken.keys():
-        raise ValueError(f"recipe {args.recipe} does not take {sorted(given.keys() - taken.keys())}")
+    drawn_in_size = {"size"} if args.data == "scenes" else set()
+    if spare := given.keys() - taken.keys() - drawn_in_size:
+        raise ValueError(f"recipe {args.recipe} does not take {sorted(spare)}")
     return recipe(num_classes, **taken)
 
 

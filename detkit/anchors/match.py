@@ -97,9 +97,8 @@ class BipartiteMatcher(nn.Module):
             anchor = anchors.flatten(1).gather(1, place[:, None])
             free = top[:, None] >= 0
             claimed.scatter_(1, anchor, torch.where(free, row[:, None], claimed.gather(1, anchor)))
-            spent = (anchors == anchor[..., None]) | (torch.arange(length, device=row.device) == row[:, None])[
-                ..., None
-            ]
+            same_object = torch.arange(length, device=row.device) == row[:, None]
+            spent = (anchors == anchor[..., None]) | same_object[..., None]
             order = torch.where(spent & free[..., None], -1, order)
         return claimed
 

@@ -5,7 +5,6 @@ segments of one group each, and every segment given to torchvision's kernel on i
 keep groups apart: shifting rounds them and lets boxes with negative coordinates meet another group.
 """
 
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -182,14 +181,14 @@ def _suppress(
     """
     order = scores.sort(descending=True, stable=True).indices
     scores = scores.to(boxes.dtype)  # the kernel wants one type; what that makes equal keeps its order
-    length = len(order) if limit is None else 4 * limit
+    limit = len(order) if limit is None else limit
+    length = 4 * limit
     while True:
         prefix = order[:length]
-        kept = prefix[
-            _survivors(boxes[prefix], scores[prefix], None if groups is None else groups[prefix], iou_threshold)
-        ]
-        if len(prefix) == len(order) or (limit is not None and len(kept) >= limit):
-            return kept if limit is None else kept[:limit]
+        prefix_groups = None if groups is None else groups[prefix]
+        kept = prefix[_survivors(boxes[prefix], scores[prefix], prefix_groups, iou_threshold)]
+        if len(kept) >= limit or len(prefix) == len(order):
+            return kept[:limit]
         length *= 2
 
 
@@ -199,11 +198,9 @@ def _survivors(boxes: Tensor, scores: Tensor, groups: Tensor | None, iou_thresho
         return torchvision.ops.nms(boxes, scores, iou_threshold)
     by_group = groups.sort(stable=True).indices
     counts = groups[by_group].unique_consecutive(return_counts=True)[1].tolist()
-    columns: Sequence[tuple[Tensor, Tensor]] = list(
-        zip(boxes[by_group].split(counts), scores[by_group].split(counts), strict=True)
-    )
+    segments = zip(boxes[by_group].split(counts), scores[by_group].split(counts), strict=True)
     kept, start = [], 0
-    for group_boxes, group_scores in columns:
+    for group_boxes, group_scores in segments:
         kept.append(torchvision.ops.nms(group_boxes, group_scores, iou_threshold) + start)
         start += len(group_boxes)
     return by_group[torch.cat(kept)].sort().values if kept else by_group
