@@ -7,6 +7,8 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+from detkit.structures import Targets, pad_targets
+
 KINDS = (
     "plain",
     "sub-pixel",
@@ -60,6 +62,17 @@ def boxes(draw: st.DrawFn, *, most: int = 6, inverted: bool = True, huge: float 
     if rows and draw(st.booleans()):
         rows = [*rows, rows[0]]
     return torch.tensor(rows, dtype=torch.float32).reshape(-1, 4)
+
+
+def targets_of(*images: torch.Tensor, **entries) -> Targets:
+    """Padded targets of images with these boxes, labelled 0, 1, ...; ``entries`` are lists with an entry an image."""
+    labels = [torch.arange(len(rows)) for rows in images]
+    return pad_targets(
+        [
+            {"boxes": rows, "labels": label, **{key: values[i] for key, values in entries.items()}}
+            for i, (rows, label) in enumerate(zip(images, labels, strict=True))
+        ]
+    )
 
 
 def unhooked(function: Callable) -> Callable:

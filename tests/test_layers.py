@@ -107,7 +107,7 @@ def test_imports_point_down(module):
         ("from detkit import __version__", "detkit.metrics.coco", "__init__ lies above everything"),
         ("def f():\n    from detkit.viz import draw", "detkit.data.coco", "viz is a leaf"),
         ("from detkit.structures import Images", "detkit.dist", "floor 0; dist may import floors 0 to -1"),
-        ("from detkit.boxes.iou import box_iou\nimport torch", "detkit.anchors.match", None),
+        ("from detkit.boxes.iou import box_iou\nimport torch", "detkit.anchors.bipartite", None),
         ("from detkit.viz import draw", "detkit.demo", None),
         ("from .iou import box_iou", "detkit.boxes.nms", None),
         ("import detkitten.viz", "detkit.boxes.nms", None),

@@ -1,7 +1,8 @@
 """Anchors: where a detector looks, which target each anchor learns, and which anchors take part in the loss."""
 
+from detkit.anchors.assigned import Assigned, gather_assigned
+from detkit.anchors.bipartite import BipartiteMatcher
 from detkit.anchors.generate import DefaultBoxes
-from detkit.anchors.match import Assigned, BipartiteMatcher, gather_assigned
 from detkit.anchors.sample import HardNegativeSampler
 from detkit.structures import IGNORED, NEGATIVE
 

@@ -4,23 +4,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import boxes, random_boxes, unhooked
+from strategies import boxes, random_boxes, targets_of, unhooked
 from torchvision.models.detection._utils import SSDMatcher
 
 from detkit.anchors import IGNORED, NEGATIVE, BipartiteMatcher, gather_assigned
-from detkit.anchors import match as module
+from detkit.anchors import bipartite as module
 from detkit.boxes import box_iou
-from detkit.structures import Assignment, Targets, pad_targets
-
-
-def targets_of(*images: torch.Tensor, **entries) -> Targets:
-    labels = [torch.arange(len(rows)) for rows in images]
-    return pad_targets(
-        [
-            {"boxes": rows, "labels": label, **{key: values[i] for key, values in entries.items()}}
-            for i, (rows, label) in enumerate(zip(images, labels, strict=True))
-        ]
-    )
+from detkit.structures import Assignment, Targets
 
 
 def slow_match(overlaps: torch.Tensor, positive=0.5, negative=None, force_match_zero=False) -> list[int]:
@@ -223,16 +213,6 @@ def test_anchors_of_other_types_match_as_their_promoted_numbers(dtype):
 def test_thresholds_that_make_no_sense_are_refused(message, thresholds):
     with pytest.raises(ValueError, match=f"BipartiteMatcher: {message}"):
         BipartiteMatcher(**thresholds)
-
-
-def test_assigned_labels_boxes_and_weights_are_those_of_the_object():
-    objects = random_boxes(3)
-    assignment = Assignment(torch.tensor([[2, -1, -2, 0]]), torch.ones(1, 4))
-    assigned = gather_assigned(assignment, targets_of(objects, weights=[torch.tensor([0.1, 0.2, 0.3])]))
-    assert assigned.labels.tolist() == [[2, -1, -2, 0]]
-    assert torch.equal(assigned.boxes[0, [0, 3]], objects[[2, 0]])
-    torch.testing.assert_close(assigned.weights, torch.tensor([[0.3, 1, 1, 0.1]]))
-    assert (gather_assigned(assignment, targets_of(objects)).weights == 1).all()
 
 
 def test_printing_shows_the_settings():

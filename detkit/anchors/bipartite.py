@@ -1,18 +1,16 @@
-"""Which target every anchor learns. Matchers take the whole padded batch and return one Assignment."""
-
-from typing import NamedTuple
+"""SSD's matcher: every object takes its best free anchor, and every anchor that fits well enough joins in."""
 
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from detkit.boxes import box_area, box_iou
+from detkit.anchors.assigned import in_crowd
+from detkit.boxes import box_iou
 from detkit.checks import check_fraction
 from detkit.ranking import stable_topk
 from detkit.structures import IGNORED, NEGATIVE, Assignment, Targets
 
 _SMALLEST_OVERLAP = 1e-6
-_CROWD_SHARE = 0.5
 
 
 class BipartiteMatcher(nn.Module):
@@ -63,7 +61,7 @@ class BipartiteMatcher(nn.Module):
         overlaps = torch.where(objects[..., None], everything, -1)
         quality, best = overlaps.max(dim=1)
         matched = torch.where(quality >= self.positive, best, NEGATIVE)
-        unsure = (quality >= self.negative) | _in_crowd(everything, anchors, targets)
+        unsure = (quality >= self.negative) | in_crowd(everything, anchors, targets)
         matched = torch.where(unsure & (matched == NEGATIVE), IGNORED, matched)
         claimed = self._greedy_claims(overlaps) if self.greedy else self._independent_claims(overlaps)
         matched = torch.where(claimed >= 0, claimed, matched)
@@ -111,45 +109,6 @@ class BipartiteMatcher(nn.Module):
         numbers = torch.arange(overlaps.shape[1], device=overlaps.device)
         claims = torch.where(self._worth_forcing(values), numbers, NEGATIVE)
         return claimed.scatter_reduce(1, anchors, claims, "amax")
-
-
-class Assigned(NamedTuple):
-    """What every anchor learns: class, NEGATIVE or IGNORED; the box of its object; the weight of its object."""
-
-    labels: Int[Tensor, "B N"]
-    boxes: Float[Tensor, "B N 4"]
-    weights: Float[Tensor, "B N"]
-
-
-def gather_assigned(assignment: Assignment, targets: Targets) -> Assigned:
-    """Look up the label, box and weight that ``assignment`` gives every anchor.
-
-    Where an anchor is NEGATIVE or IGNORED, so is its label; its box is some box of the image and its weight 1: losses
-    mask them out.
-
-    >>> from detkit.structures import pad_targets
-    >>> targets = pad_targets([{"boxes": torch.tensor([[0.0, 0, 10, 9]]), "labels": torch.tensor([7])}])
-    >>> gather_assigned(Assignment(torch.tensor([[0, -1, -2]]), torch.ones(1, 3)), targets).labels
-    tensor([[ 7, -1, -2]])
-    """
-    matched = assignment.matched
-    index = matched.clamp(min=0)
-    labels = torch.where(matched >= 0, targets.labels.gather(1, index), matched)
-    boxes = targets.boxes.gather(1, index[..., None].expand(-1, -1, 4))
-    weights = torch.ones_like(assignment.quality)
-    if targets.weights is not None:
-        weights = torch.where(matched >= 0, targets.weights.gather(1, index).to(weights), weights)
-    return Assigned(labels, boxes, weights)
-
-
-def _in_crowd(
-    overlaps: Float[Tensor, "B T N"], anchors: Shaped[Tensor, "*B N 4"], targets: Targets
-) -> Bool[Tensor, "B N"]:
-    """Anchors with more than half their area inside one ignored target."""
-    own = box_area(anchors).unsqueeze(-2)
-    shared = overlaps / (1 + overlaps) * (own + box_area(targets.boxes)[..., None])  # intersection, from IoU and areas
-    crowds = (targets.valid & targets.ignore)[..., None]
-    return (crowds & (shared > _CROWD_SHARE * own)).any(dim=1)
 
 
 def _rank(values: Float[Tensor, "B T K"], anchors: Int[Tensor, "B T K"], total: int) -> Int[Tensor, "B T K"]:
