@@ -1,7 +1,8 @@
 """Where a detector looks: boxes laid over the image, several shapes at every cell of every feature level."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -9,8 +10,77 @@ from torch import Tensor, nn
 
 from detkit.structures import Images
 
+Ratio = Literal["w/h", "h/w"]
+Shapes = Sequence[tuple[float, float]] | Tensor
 
-class DefaultBoxes(nn.Module):
+
+class _ShapesOnGrids(nn.Module):
+    """What every generator does once it knows the shapes (S, 2) as (width, height) of each level's cells."""
+
+    def __init__(
+        self, shapes: Sequence[Shapes], *, strides: Sequence[float] | None, clip: bool, start: float = 0.5
+    ) -> None:
+        super().__init__()
+        name = type(self).__name__
+        if strides is not None and len(strides) != len(shapes):
+            raise ValueError(f"{name}: {len(strides)} strides for {len(shapes)} sizes; each level needs its own")
+        _check_positive(strides or (), function=name, name="strides")
+        self.clip, self.start, self.levels = clip, start, len(shapes)
+        self.strides = None if strides is None else tuple(float(stride) for stride in strides)
+        for level, rows in enumerate(shapes):
+            self.register_buffer(f"shapes_{level}", torch.as_tensor(rows, dtype=torch.float32), persistent=False)
+
+    @property
+    def per_cell(self) -> tuple[int, ...]:
+        """Number of boxes at each cell, level by level: what the heads need to know."""
+        return tuple(len(self._shapes(level)) for level in range(self.levels))
+
+    def forward(self, features: Sequence[Float[Tensor, "B _ _ _"]], images: Images) -> Float[Tensor, "N 4"]:
+        """Boxes xyxy in pixels of the padded frame, for the grids of ``features``; N sums cells times boxes per cell.
+
+        Only shapes are read, so the result is the same for every image of the batch.
+        """
+        frame = images.tensors.shape[-2:]
+        grids, steps = self._grids(features, images)
+        levels = zip(range(self.levels), grids, steps, strict=True)
+        boxes = torch.cat([lay_on_grid(self._shapes(i), grid, step, start=self.start) for i, grid, step in levels])
+        if self.clip:
+            boxes = torch.stack([boxes[:, i].clamp(0, frame[1 - i % 2]) for i in range(4)], dim=1)
+        return boxes
+
+    def strides_of(self, features: Sequence[Float[Tensor, "B _ _ _"]], images: Images) -> Float[Tensor, "N 2"]:
+        """Width and height of the cell that each box of ``forward`` stands in, in pixels: what GridCoder asks for."""
+        sizes = []
+        for level, (grid, step) in enumerate(zip(*self._grids(features, images), strict=True)):
+            cell = torch.stack([self._shapes(level).new_ones((), dtype=torch.float32) * step[d] for d in (1, 0)])
+            sizes.append(cell.expand(grid[0] * grid[1] * len(self._shapes(level)), 2))
+        return torch.cat(sizes)
+
+    def extra_repr(self) -> str:
+        """The settings that ``print`` shows."""
+        return f"per_cell={self.per_cell}, strides={self.strides}, clip={self.clip}"
+
+    def _shapes(self, level: int) -> Tensor:
+        return self.get_buffer(f"shapes_{level}")
+
+    def _grids(
+        self, features: Sequence[Tensor], images: Images
+    ) -> tuple[Sequence[Sequence[int]], Sequence[Sequence[float]]]:
+        """(height, width) of each level's grid, and the distance of its cells in both directions."""
+        if len(features) != self.levels:
+            name = type(self).__name__
+            raise ValueError(f"{name}: got {len(features)} feature levels, was built for {self.levels}")
+        grids = [rows.shape[-2:] for rows in features]
+        if self.strides is not None:
+            return grids, [[stride, stride] for stride in self.strides]
+        frame = images.tensors.shape[-2:]
+        return grids, [[self._step(frame[d], grid[d]) for d in (0, 1)] for grid in grids]
+
+    def _step(self, pixels: int, cells: int) -> float:
+        return pixels / _at_least_one(cells)
+
+
+class DefaultBoxes(_ShapesOnGrids):
     """SSD's default boxes: squares of two sizes and rectangles of the first, centred on every cell.
 
     ``sizes`` holds (size, next size) in pixels for each level; ``aspect_ratios`` the w/h of each level's rectangles,
@@ -39,51 +109,130 @@ class DefaultBoxes(nn.Module):
         strides: Sequence[float] | None = None,
         clip: bool = False,
     ) -> None:
-        super().__init__()
-        for name, values in (("aspect_ratios", aspect_ratios), ("strides", strides)):
-            if values is not None and len(values) != len(sizes):
-                raise ValueError(f"DefaultBoxes: {len(values)} {name} for {len(sizes)} sizes; each level needs its own")
-        numbers = [*(side for pair in sizes for side in pair), *(r for level in aspect_ratios for r in level)]
-        if not all(0 < number < math.inf for number in [*numbers, *(strides or ())]):
-            raise ValueError(f"DefaultBoxes: sizes {sizes}, aspect_ratios and strides must be positive numbers")
-        self.clip = clip
-        self.strides = None if strides is None else tuple(float(stride) for stride in strides)
-        self.levels = len(sizes)
-        for level, (pair, ratios) in enumerate(zip(sizes, aspect_ratios, strict=True)):
-            shapes = torch.tensor(_default_shapes(pair, ratios), dtype=torch.float32)
-            self.register_buffer(f"shapes_{level}", shapes, persistent=False)
+        if len(aspect_ratios) != len(sizes):
+            raise ValueError(
+                f"DefaultBoxes: {len(aspect_ratios)} aspect_ratios for {len(sizes)} sizes; each level needs its own"
+            )
+        _check_positive((side for pair in sizes for side in pair), function="DefaultBoxes", name="sizes")
+        _check_positive((r for level in aspect_ratios for r in level), function="DefaultBoxes", name="aspect_ratios")
+        shapes = [_default_shapes(pair, ratios) for pair, ratios in zip(sizes, aspect_ratios, strict=True)]
+        super().__init__(shapes, strides=strides, clip=clip)
 
-    @property
-    def per_cell(self) -> tuple[int, ...]:
-        """Number of boxes at each cell, level by level: what the heads need to know."""
-        return tuple(len(self._shapes(level)) for level in range(self.levels))
 
-    def forward(self, features: Sequence[Float[Tensor, "B _ _ _"]], images: Images) -> Float[Tensor, "N 4"]:
-        """Boxes xyxy in pixels of the padded frame, for the grids of ``features``; N sums cells times boxes per cell.
+class GridAnchors(_ShapesOnGrids):
+    """Anchors of RPN, RetinaNet, YOLO and the hourglass RPN: every size in every aspect ratio, at every cell.
 
-        Only shapes are read, so the result is the same for every image of the batch.
-        """
-        if len(features) != self.levels:
-            raise ValueError(f"DefaultBoxes: got {len(features)} feature levels, was built for {self.levels}")
-        frame = images.tensors.shape[-2:]
-        boxes = torch.cat([self._level(level, rows.shape[-2:], frame) for level, rows in enumerate(features)])
-        if self.clip:
-            boxes = torch.stack([boxes[:, i].clamp(0, frame[1 - i % 2]) for i in range(4)], dim=1)
-        return boxes.float()
+    ``sizes`` holds the sizes of each level in pixels; an anchor of size s has the area s * s. ``aspect_ratios`` is one
+    list for all levels, or a list for each; w/h, unless ``ratio_is="h/w"``. The order within a cell is: every size in
+    the first ratio, every size in the second ...; cells run row by row, levels as given. ``shapes`` gives (width,
+    height) in pixels outright instead, a list or a tensor (S, 2) for each level: YOLO's way, and what
+    :func:`~detkit.anchors.cluster_anchors` finds. ``strides`` are the distances between anchors in pixels; without them
+    image size over feature size. Anchors are centred on (i + .5) * stride, or with ``centred=False`` on i * stride.
+    ``whole_pixels`` rounds corners relative to the centre, and strides that are not given down, to whole numbers.
+    Boxes reach beyond the border unless ``clip``.
+
+    ``GridAnchors(sizes, aspect_ratios=..., ratio_is="h/w", centred=False, whole_pixels=True)`` are torchvision's
+    anchors to the last bit. Source: Ren et al. 2015, section 3.1; Redmon and Farhadi 2017, section 2.
+
+    Raises ValueError where levels differ in number or have no shape, for numbers that are not positive, and unless
+    exactly one of ``sizes`` and ``shapes`` is given.
+
+    >>> anchors = GridAnchors([(32,), (64,)], aspect_ratios=(0.5, 1, 2), strides=(8, 16))
+    >>> anchors.per_cell
+    (3, 3)
+    >>> features = [torch.zeros(1, 8, 4, 6), torch.zeros(1, 8, 2, 3)]
+    >>> images = Images(torch.zeros(1, 3, 32, 48), torch.tensor([[32, 48]]))
+    >>> anchors(features, images)[1]
+    tensor([-12., -12.,  20.,  20.])
+    >>> GridAnchors(shapes=[[(10, 13), (16, 30), (33, 23)]], strides=(8,)).per_cell
+    (3,)
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[Sequence[float]] | None = None,
+        *,
+        aspect_ratios: Sequence[float] | Sequence[Sequence[float]] = (0.5, 1.0, 2.0),
+        shapes: Sequence[Shapes] | None = None,
+        strides: Sequence[float] | None = None,
+        ratio_is: Ratio = "w/h",
+        centred: bool = True,
+        whole_pixels: bool = False,
+        clip: bool = False,
+    ) -> None:
+        if (sizes is None) == (shapes is None):
+            raise ValueError("GridAnchors: give sizes or shapes, and not both")
+        if ratio_is not in ("w/h", "h/w"):
+            raise ValueError(f"GridAnchors: ratio_is={ratio_is!r}; allowed is 'w/h' or 'h/w'")
+        if sizes is not None:
+            rows = _sized_shapes(sizes, aspect_ratios, ratio_is)
+        else:
+            rows = [_given_shapes(level, i) for i, level in enumerate(shapes or ())]
+        if whole_pixels:
+            rows = [(level / 2).round() * 2 for level in rows]
+        super().__init__(rows, strides=strides, clip=clip, start=0.5 if centred else 0.0)
+        self.whole_pixels = whole_pixels
 
     def extra_repr(self) -> str:
         """The settings that ``print`` shows."""
-        return f"per_cell={self.per_cell}, strides={self.strides}, clip={self.clip}"
+        return f"{super().extra_repr()}, centred={self.start > 0}, whole_pixels={self.whole_pixels}"
 
-    def _shapes(self, level: int) -> Tensor:
-        return self.get_buffer(f"shapes_{level}")
+    def _step(self, pixels: int, cells: int) -> float:
+        return pixels // _at_least_one(cells) if self.whole_pixels else super()._step(pixels, cells)
 
-    def _level(self, level: int, grid: Sequence[int], frame: Sequence[int]) -> Tensor:
-        shapes = self._shapes(level)
-        steps = [frame[d] / grid[d] if self.strides is None else self.strides[level] for d in (0, 1)]
-        ys, xs = ((torch.arange(grid[d], device=shapes.device).to(shapes) + 0.5) * steps[d] for d in (0, 1))
-        centres = torch.stack(torch.meshgrid(ys, xs, indexing="ij")[::-1], dim=-1).reshape(-1, 1, 2)
-        return torch.cat((centres - shapes / 2, centres + shapes / 2), dim=-1).reshape(-1, 4)
+
+def multibox_anchors(
+    height: int,
+    width: int,
+    sizes: Sequence[float],
+    ratios: Sequence[float],
+    *,
+    device: torch.device | None = None,
+) -> Float[Tensor, "N 4"]:
+    """Anchors of n sizes and m ratios with n + m - 1 of the n * m pairs, at every pixel of a map, as fractions of it.
+
+    Gives xyxy (height * width * (n + m - 1), 4) in fractions of width and height, rows of the map first. Within a cell:
+    every size with the first ratio, then the first size with every other ratio. ``sizes`` are relative to the height
+    and ``ratios`` w/h in pixels: of a map twice as wide as high, a square covers half the fraction in x. Nothing is
+    clipped. Raises ValueError for a side below 0, no sizes or no ratios, or numbers that are not positive.
+
+    Source: Zhang et al., Dive into Deep Learning, section 14.4, as its code computes.
+
+    >>> multibox_anchors(2, 3, sizes=[0.5, 0.25], ratios=[1, 2])[0]
+    tensor([0.0000, 0.0000, 0.3333, 0.5000])
+    """
+    for name, values in (("sizes", sizes), ("ratios", ratios)):
+        _check_positive(values, function="multibox_anchors", name=name)
+        if len(values) == 0:
+            raise ValueError(f"multibox_anchors: got no {name}; at least one is needed")
+    if height < 0 or width < 0:
+        raise ValueError(f"multibox_anchors: a map of height={height} and width={width}; allowed is 0 or more")
+    pairs = [*((size, ratios[0]) for size in sizes), *((sizes[0], ratio) for ratio in ratios[1:])]
+    down, across = 1 / _at_least_one(height), 1 / _at_least_one(width)
+    shapes = [(size * math.sqrt(ratio) * height * across, size / math.sqrt(ratio)) for size, ratio in pairs]
+    return lay_on_grid(torch.tensor(shapes, dtype=torch.float32, device=device), (height, width), (down, across))
+
+
+def lay_on_grid(
+    shapes: Float[Tensor, "S 2"], grid: Sequence[int], steps: Sequence[float], *, start: float = 0.5
+) -> Float[Tensor, "N 4"]:
+    """Boxes xyxy (H * W * S, 4) float32 of every shape (width, height), at every cell of a grid (H, W), row by row.
+
+    Centres lie at ((column + start) * steps[1], (row + start) * steps[0]).
+
+    >>> lay_on_grid(torch.tensor([[4.0, 2.0]]), (1, 2), (8, 8))
+    tensor([[ 2.,  3.,  6.,  5.],
+            [10.,  3., 14.,  5.]])
+    """
+    halves = shapes.float() / 2  # positions need float32: half precision counts to 2048 only
+    ys, xs = ((torch.arange(grid[d], device=shapes.device).float() + start) * steps[d] for d in (0, 1))
+    centres = torch.stack(torch.meshgrid(ys, xs, indexing="ij")[::-1] * 2, dim=-1)
+    return (centres.reshape(-1, 1, 4) + torch.cat((-halves, halves), dim=-1)).reshape(-1, 4)
+
+
+def _at_least_one(cells: int) -> Any:
+    """A feature map without cells has no anchors, and must not divide by zero; symbols are not compared in export."""
+    return torch.sym_max(cells, 1) if isinstance(cells, torch.SymInt) else max(cells, 1)
 
 
 def _default_shapes(sizes: tuple[float, float], ratios: Sequence[float]) -> list[tuple[float, float]]:
@@ -91,3 +240,43 @@ def _default_shapes(sizes: tuple[float, float], ratios: Sequence[float]) -> list
     size, between = sizes[0], math.sqrt(sizes[0] * sizes[1])
     stretched = [(size * math.sqrt(r), size / math.sqrt(r)) for ratio in ratios for r in (ratio, 1 / ratio)]
     return [(size, size), (between, between), *stretched]
+
+
+def _sized_shapes(
+    sizes: Sequence[Sequence[float]], ratios: Sequence[float] | Sequence[Sequence[float]], ratio_is: Ratio
+) -> list[Tensor]:
+    """(S, 2) of each level, ratio-major, in float32 as torchvision computes: rounding then agrees to the last bit."""
+    shared = not any(isinstance(ratio, Sequence) for ratio in ratios)
+    per_level = [ratios] * len(sizes) if shared else ratios
+    if len(per_level) != len(sizes):
+        raise ValueError(f"GridAnchors: {len(per_level)} aspect_ratios for {len(sizes)} sizes; each level needs one")
+    shapes = []
+    for i, (level, own) in enumerate(zip(sizes, per_level, strict=True)):
+        for name, values in ((f"sizes[{i}]", level), ("aspect_ratios", own)):
+            _check_positive(values, function="GridAnchors", name=name)  # type: ignore[arg-type]
+        size, ratio = (torch.tensor(values, dtype=torch.float32) for values in (level, own))
+        stretched = ratio.sqrt()
+        long, short = ((side[:, None] * size).flatten() for side in (stretched, 1 / stretched))
+        shapes.append(torch.stack((long, short) if ratio_is == "w/h" else (short, long), dim=1))
+        _check_some(shapes[-1], i)
+    return shapes
+
+
+def _given_shapes(shapes: Shapes, level: int) -> Tensor:
+    rows = torch.as_tensor(shapes, dtype=torch.float32)
+    if rows.ndim != 2 or rows.shape[1] != 2:
+        raise ValueError(f"GridAnchors: shapes[{level}] has shape {tuple(rows.shape)}; allowed is (S, 2), width first")
+    _check_positive(rows.flatten().tolist(), function="GridAnchors", name=f"shapes[{level}]")
+    _check_some(rows, level)
+    return rows
+
+
+def _check_some(shapes: Tensor, level: int) -> None:
+    if len(shapes) == 0:
+        raise ValueError(f"GridAnchors: level {level} has no shapes; each needs at least one")
+
+
+def _check_positive(values: Iterable[float], *, function: str, name: str) -> None:
+    for value in values:
+        if not 0 < value < math.inf:
+            raise ValueError(f"{function}: {name} contain {value}; allowed are positive numbers")

@@ -1,4 +1,7 @@
-"""Which anchors take part in the loss, when there are far more negatives than positives."""
+"""Which anchors take part in the loss, when there are far more negatives than positives.
+
+Every sampler gives one mask (B, N), True for each anchor chosen; which of them are positives the labels say.
+"""
 
 import math
 from typing import Literal
@@ -6,7 +9,9 @@ from typing import Literal
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from detkit.checks import check_fraction
 from detkit.structures import NEGATIVE
 
 Scope = Literal["image", "batch"]
@@ -56,3 +61,59 @@ class HardNegativeSampler(nn.Module):
     def extra_repr(self) -> str:
         """The settings that ``print`` shows."""
         return f"{self.negatives_per_positive}, scope={self.scope!r}, minimum={self.minimum}"
+
+
+class BalancedSampler(nn.Module):
+    """Chooses at random, in each image, up to ``count`` anchors of which at most a fraction are positives.
+
+    int(count * positive_fraction) positives are taken, or all where there are fewer; negatives fill up to ``count``,
+    or all where there are fewer. IGNORED anchors never. Without replacement, every choice with the same chance.
+    Defaults are those of RPN; Faster R-CNN's second stage takes (512, positive_fraction=0.25). Source: Ren et al. 2015,
+    section 3.1.3, and Girshick 2015, section 2.3.
+
+    Raises ValueError for a count below 0 and a fraction outside [0, 1].
+
+    >>> labels = torch.tensor([[3, 3, -1, -2, 0, -1]])
+    >>> chosen = BalancedSampler(4)(labels)
+    >>> (chosen & (labels >= 0)).sum(1), (chosen & (labels == NEGATIVE)).sum(1)
+    (tensor([2]), tensor([2]))
+    """
+
+    def __init__(self, count: int = 256, *, positive_fraction: float = 0.5) -> None:
+        super().__init__()
+        if count < 0:
+            raise ValueError(f"BalancedSampler: count={count} must be at least 0")
+        check_fraction(positive_fraction, name="positive_fraction", function="BalancedSampler")
+        self.count, self.positive_fraction = count, positive_fraction
+
+    @torch.no_grad()
+    def forward(self, labels: Int[Tensor, "B N"], *, generator: torch.Generator | None = None) -> Bool[Tensor, "B N"]:
+        """True for each chosen anchor, positive or negative.
+
+        labels (B, N) is each anchor's class or object (from 0), NEGATIVE or IGNORED. One ``generator`` state gives one
+        choice, whatever the number of threads; under fullgraph compilation it must be None.
+        """
+        if generator is None:
+            lots = torch.rand_like(labels, dtype=torch.float32)
+        else:
+            lots = torch.rand(labels.shape, generator=generator, device=generator.device).to(labels.device)
+        lots = 1 - lots  # in (0, 1]: whoever is not eligible draws 0
+        positives = _best(lots, labels >= 0, int(self.count * self.positive_fraction))
+        room = self.count - positives.sum(1, keepdim=True)
+        return positives | _best(lots, labels == NEGATIVE, self.count, room)
+
+    def extra_repr(self) -> str:
+        """The settings that ``print`` shows."""
+        return f"{self.count}, positive_fraction={self.positive_fraction}"
+
+
+def _best(
+    lots: Float[Tensor, "B N"], eligible: Bool[Tensor, "B N"], most: int, room: Int[Tensor, "B 1"] | None = None
+) -> Bool[Tensor, "B N"]:
+    """True for the eligible with the highest positive lots of each row: at most ``most``, and at most ``room``."""
+    padded = F.pad(eligible, (0, most))  # so that there are always ``most``: compiled code need not ask whether
+    winners = torch.where(padded, F.pad(lots, (0, most)), 0).topk(most, dim=1).indices
+    taken = padded.gather(1, winners)
+    if room is not None:
+        taken &= torch.arange(most, device=lots.device) < room
+    return torch.zeros_like(padded).scatter(1, winners, taken)[:, : lots.shape[1]]

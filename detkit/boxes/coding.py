@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Shaped
@@ -11,6 +12,8 @@ from detkit.boxes.arguments import as_boxes, promote
 from detkit.boxes.convert import cxcywh_to_xyxy, xyxy_to_cxcywh
 
 _SMALLEST_SIDE, _LARGEST_SIDE = 2.0**-40, 2.0**40
+_FARTHEST = 2.0**60  # no pixel lies beyond; sums and products of such coordinates stay finite in float32
+_INSIDE = 1e-6  # how near the border of its cell a centre may lie, as logits of 0 and 1 are infinite
 
 
 class DeltaCoder(nn.Module):
@@ -63,7 +66,7 @@ class DeltaCoder(nn.Module):
         >>> DeltaCoder().decode(torch.tensor([[0.5, 0, 0, 0]]), torch.tensor([[0.0, 0, 4, 4]]))
         tensor([[2., 0., 6., 4.]])
         """
-        source = xyxy_to_cxcywh(as_boxes(anchors, function="DeltaCoder.decode", name="anchors"))
+        source = _bounded_cxcywh(anchors, function="DeltaCoder.decode")
         deltas = promote(deltas) / self.weights.to(source)
         centre = source[..., :2] + deltas[..., :2] * source[..., 2:]
         size = source[..., 2:] * deltas[..., 2:].clamp(max=self.clamp).exp()
@@ -74,6 +77,160 @@ class DeltaCoder(nn.Module):
         return f"weights={tuple(self.weights.tolist())}, clamp={self.clamp:.4g}" + (
             f", eps={self.eps}" if self.eps else ""
         )
+
+
+class DistanceCoder(nn.Module):
+    """Boxes as distances of their four sides from a point: the coding of FCOS, ATSS and generalised focal loss.
+
+    ``encode`` gives (cx - x1, cy - y1, x2 - cx, y2 - cy) with (cx, cy) the point, or the centre of the anchor: positive
+    where it lies inside the box. ``unit=None`` counts pixels; a number counts that fraction of the anchor's width and
+    height: 1 for anchors as large as the stride (FCOS; torchvision's BoxLinearCoder), 1/8 for the eight times larger
+    ones of ATSS. Raises ValueError for a unit that is not positive. Source: Tian et al. 2019, equation 1.
+
+    >>> coder, anchors = DistanceCoder(unit=1.0), torch.tensor([[8.0, 8, 16, 16]])
+    >>> coder.encode(torch.tensor([[4.0, 0, 20, 28]]), anchors)
+    tensor([[1.0000, 1.5000, 1.0000, 2.0000]])
+    """
+
+    def __init__(self, *, unit: float | None = None) -> None:
+        super().__init__()
+        if unit is not None and not 0 < unit < math.inf:
+            raise ValueError(f"DistanceCoder: unit={unit} must be None (pixels) or a positive fraction of the anchor")
+        self.unit = unit
+
+    def encode(self, boxes: Shaped[Tensor, "*#B 4"], anchors: Shaped[Tensor, "*#B _"]) -> Float[Tensor, "*B 4"]:
+        """Distances (..., 4) to left, top, right and bottom; anchors xyxy (..., 4), or points (..., 2) with unit=None.
+
+        Finite for finite input: coordinates beyond 1e18 count as 1e18; where a unit is not between
+        1e-12 and 1e12 pixels, as of an anchor without area, distances are 0.
+        """
+        boxes = _bounded(as_boxes(boxes, function="DistanceCoder.encode"))
+        points, units = self._read(anchors, "DistanceCoder.encode")
+        solid = _solid(units)
+        units = torch.where(solid, units, 1)
+        distances = torch.cat((points - boxes[..., :2], boxes[..., 2:] - points), dim=-1)
+        return torch.where(solid, distances / torch.cat((units, units), dim=-1), 0)
+
+    def decode(self, distances: Float[Tensor, "*#B 4"], anchors: Shaped[Tensor, "*#B _"]) -> Float[Tensor, "*B 4"]:
+        """Boxes xyxy (..., 4) whose sides lie at ``distances`` from ``anchors``; the inverse of ``encode``.
+
+        >>> DistanceCoder().decode(torch.tensor([[1.0, 2, 3, 4]]), torch.tensor([[10.0, 20]]))
+        tensor([[ 9., 18., 13., 24.]])
+        """
+        points, units = self._read(anchors, "DistanceCoder.decode")
+        distances = promote(distances)
+        return torch.cat((points - distances[..., :2] * units, points + distances[..., 2:] * units), dim=-1)
+
+    def extra_repr(self) -> str:
+        """The settings that ``print`` shows."""
+        return f"unit={self.unit}"
+
+    def _read(self, anchors: Tensor, function: str) -> tuple[Tensor, Tensor]:
+        """Points (..., 2), and what one unit is there in x and in y."""
+        if self.unit is None and anchors.ndim and anchors.shape[-1] == 2:
+            points = _bounded(promote(anchors))
+            return points, torch.ones_like(points)
+        points, sides = _bounded_cxcywh(anchors, function=function).split(2, dim=-1)
+        return points, torch.ones_like(points) if self.unit is None else sides * self.unit
+
+
+class GridCoder(nn.Module):
+    """Boxes as place in a grid cell and scale of an anchor: the coding of YOLO.
+
+    The centre is (column + sigmoid(tx), row + sigmoid(ty)) cells, width and height are exp(tw) and exp(th) times those
+    of the anchor, as in YOLO v2 and v3. ``form="root"`` is v1's linear coding: the centre is (column + tx, row + ty)
+    cells, width and height are tw and th squared times the anchor's, there the whole image. ``clamp`` bounds the
+    log-scale of a decoded box: log(1000) by default. Raises ValueError for another form and a clamp that is not a
+    positive number. Source: Redmon and Farhadi 2017, section 2 ("Direct location prediction"); Redmon et al. 2016,
+    section 2.
+
+    Anchors are xyxy centred in their cells, and ``strides`` the size of these: a number, or (..., 2) as width and
+    height, which :meth:`~detkit.anchors.GridAnchors.strides_of` gives.
+
+    >>> coder, anchors = GridCoder(), torch.tensor([[8.0, 4, 40, 44]])  # in the cell from (16, 16) to (32, 32)
+    >>> boxes = torch.tensor([[10.0, 8, 30, 48]])
+    >>> coder.encode(boxes, anchors, 16)
+    tensor([[-1.0986,  1.0986, -0.4700,  0.0000]])
+    >>> torch.allclose(coder.decode(coder.encode(boxes, anchors, 16), anchors, 16), boxes)
+    True
+    """
+
+    def __init__(self, *, form: Literal["log", "root"] = "log", clamp: float = math.log(1000.0)) -> None:
+        super().__init__()
+        if form not in ("log", "root"):
+            raise ValueError(f"GridCoder: form={form!r}; allowed is 'log' or 'root'")
+        if not 0 < clamp < math.inf:
+            raise ValueError(f"GridCoder: clamp={clamp} must be a positive number")
+        self.form, self.clamp = form, clamp
+
+    def encode(
+        self,
+        boxes: Shaped[Tensor, "*#B 4"],
+        anchors: Shaped[Tensor, "*#B 4"],
+        strides: float | Shaped[Tensor, "*#B 2"],
+    ) -> Float[Tensor, "*B 4"]:
+        """Deltas (tx, ty, tw, th) that lead from ``anchors`` to ``boxes``, both xyxy (..., 4); finite for finite input.
+
+        In the log form a centre outside its cell, or within 1e-6 of its border, is moved inside. A box, anchor or cell
+        without area has deltas 0, as have those with sides outside 1e-12 to 1e12.
+        """
+        target = xyxy_to_cxcywh(as_boxes(boxes, function="GridCoder.encode"))
+        source = xyxy_to_cxcywh(as_boxes(anchors, function="GridCoder.encode", name="anchors"))
+        cells = _cells(strides, source, "GridCoder.encode")
+        solid = _solid(target[..., 2:]) & _solid(source[..., 2:]) & _solid(cells)
+        target, source, cells = (torch.where(solid, rows, 1) for rows in (target, source, cells))
+        offset = (target[..., :2] - source[..., :2]) / cells + 0.5
+        scale = target[..., 2:] / source[..., 2:]
+        if self.form == "log":
+            offset, scale = offset.clamp(_INSIDE, 1 - _INSIDE).logit(), scale.log()
+        else:
+            scale = scale.sqrt()
+        return torch.where(solid, torch.cat((offset, scale), dim=-1), 0)
+
+    def decode(
+        self,
+        deltas: Float[Tensor, "*#B 4"],
+        anchors: Shaped[Tensor, "*#B 4"],
+        strides: float | Shaped[Tensor, "*#B 2"],
+    ) -> Float[Tensor, "*B 4"]:
+        """Boxes xyxy (..., 4) that ``deltas`` describe; the inverse of ``encode``.
+
+        >>> GridCoder().decode(torch.zeros(1, 4), torch.tensor([[8.0, 4, 40, 44]]), 16)
+        tensor([[ 8.,  4., 40., 44.]])
+        """
+        source = _bounded_cxcywh(anchors, function="GridCoder.decode")
+        cells, deltas = _cells(strides, source, "GridCoder.decode"), promote(deltas)
+        offset, scale = deltas[..., :2], deltas[..., 2:]
+        if self.form == "log":
+            offset, scale = offset.sigmoid(), scale.clamp(max=self.clamp).exp()
+        else:
+            most = math.exp(self.clamp / 2)
+            scale = scale.clamp(-most, most).square()
+        centre = source[..., :2] + (offset - 0.5) * cells
+        return cxcywh_to_xyxy(torch.cat((centre, source[..., 2:] * scale), dim=-1))
+
+    def extra_repr(self) -> str:
+        """The settings that ``print`` shows."""
+        return f"form={self.form!r}, clamp={self.clamp:.4g}"
+
+
+def _cells(strides: float | Tensor, like: Tensor, function: str) -> Tensor:
+    """Width and height of cells (..., 2); the values of a tensor are not looked at."""
+    if isinstance(strides, Tensor):
+        if strides.ndim == 0 or strides.shape[-1] != 2:
+            raise ValueError(f"{function}: strides have shape {tuple(strides.shape)}; allowed is a number or (..., 2)")
+        return _bounded(promote(strides)).to(like)
+    if not 0 < strides < math.inf:
+        raise ValueError(f"{function}: strides={strides} must be positive")
+    return like.new_full((2,), strides)
+
+
+def _bounded(coordinates: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    return coordinates.clamp(-_FARTHEST, _FARTHEST)
+
+
+def _bounded_cxcywh(anchors: Tensor, *, function: str) -> Float[Tensor, "... 4"]:
+    return xyxy_to_cxcywh(_bounded(as_boxes(anchors, function=function, name="anchors")))
 
 
 def _solid(sizes: Float[Tensor, "... 2"]) -> Bool[Tensor, "... 1"]:

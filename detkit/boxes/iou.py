@@ -15,6 +15,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from detkit.boxes.arguments import as_boxes
+from detkit.boxes.overlap import coordinate_limit, iou_matrix, is_plain, mirror, smallest_union
 
 DistanceVariant = Literal["squared", "unsquared"]
 
@@ -163,7 +164,19 @@ def _matrix(formula: _Formula, boxes1: Tensor, boxes2: Tensor, function: str) ->
             f"{function}: boxes have shapes {tuple(rows.shape)} and {tuple(columns.shape)}; "
             f"allowed is (..., N, 4) and (..., M, 4); paired_{function} compares box with box"
         )
+    if formula is _iou and _suits_blocks(rows, columns):
+        first, second = mirror(rows), mirror(columns)
+        if is_plain(first) and is_plain(second):
+            return iou_matrix(first, second)
     return formula(_sides(rows.unsqueeze(-2)), _sides(columns.unsqueeze(-3)))
+
+
+def _suits_blocks(rows: Tensor, columns: Tensor) -> bool:
+    """Whether blocks in place may replace the formula: two plain sets on the CPU, and nothing that differentiates."""
+    watched = torch.is_grad_enabled() and (rows.requires_grad or columns.requires_grad)
+    traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    plain = rows.ndim == columns.ndim == 2 and rows.dtype == columns.dtype and rows.device == columns.device
+    return plain and rows.device.type == "cpu" and not watched and not traced
 
 
 def _paired(formula: _Formula, boxes1: Tensor, boxes2: Tensor, function: str) -> Tensor:
@@ -173,13 +186,13 @@ def _paired(formula: _Formula, boxes1: Tensor, boxes2: Tensor, function: str) ->
 
 def _sides(boxes: Tensor) -> _Sides:
     """Coordinates bounded so that no area, sum of areas or squared distance overflows."""
-    limit = math.sqrt(torch.finfo(boxes.dtype).max) / 8
+    limit = coordinate_limit(boxes.dtype)
     return _Sides(*boxes.clamp(-limit, limit).unbind(-1))
 
 
 def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
     """numerator / denominator, and 0 with a zero gradient where the denominator is not safely positive."""
-    positive = denominator > 64 * torch.finfo(denominator.dtype).tiny
+    positive = denominator > smallest_union(denominator.dtype)
     return torch.where(positive, numerator / torch.where(positive, denominator, 1), 0)
 
 

@@ -1,19 +1,20 @@
 """Suppression of boxes that see the same object: for one set, for many groups at once, for padded batches.
 
-All entry points share one engine, ``_suppress``: candidates in order of score, ties to the lower index, cut into
-segments of one group each, and every segment given to torchvision's kernel on its own. Coordinates are never shifted to
-keep groups apart: shifting rounds them and lets boxes with negative coordinates meet another group.
+Each entry point checks its arguments, ranks the candidates (best first, ties to the lower index), cuts them into
+segments of one image and group each, and hands all segments to one engine (``detkit.boxes.suppression``). They are
+custom ops: one node to compile and export, whatever happens inside.
 """
 
-from typing import Literal
+from typing import Literal, cast
 
 import torch
-import torchvision
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from detkit.boxes.arguments import as_boxes, check_box_values, check_finite, promote
+from detkit.boxes.suppression import Measure, survivors
 from detkit.checks import check_fraction
+from detkit.ranking import stable_topk
 
 NonFinite = Literal["raise", "drop"]
 
@@ -23,20 +24,23 @@ def nms(
     scores: Shaped[Tensor, "N"],
     iou_threshold: float,
     *,
+    measure: Measure = "iou",
     nonfinite: NonFinite = "raise",
 ) -> Int[Tensor, "K"]:
     """Indices of the boxes that survive greedy non-maximum suppression, best score first, ties by lower index.
 
     boxes (N, 4) xyxy; scores (N,). A box goes when its IoU with a better survivor is strictly above ``iou_threshold``,
-    in [0, 1]; boxes without area neither suppress nor are suppressed. NaN or infinite boxes, NaN scores and inverted
-    boxes raise ValueError naming the first; ``nonfinite="drop"`` leaves rows that are not finite out instead.
+    in [0, 1]; boxes without area neither suppress nor are suppressed. ``measure="diou"`` compares DIoU instead, which
+    spares boxes that overlap but lie off-centre (Zheng et al. 2020, section 3.3). NaN or infinite boxes, NaN scores and
+    inverted boxes raise ValueError naming the first; ``nonfinite="drop"`` leaves rows that are not finite out instead.
 
     >>> boxes = torch.tensor([[0.0, 0, 10, 10], [1, 1, 10, 10], [20, 20, 30, 30]])
     >>> nms(boxes, torch.tensor([0.8, 0.9, 0.7]), iou_threshold=0.5)
     tensor([1, 2])
     """
-    _check_rows("nms", boxes, scores, iou_threshold, nonfinite)
-    return torch.ops.detkit.nms(boxes, scores, None, iou_threshold, nonfinite == "drop")
+    _check_rows("nms", boxes, scores, nonfinite)
+    _check_options("nms", iou_threshold, measure)
+    return torch.ops.detkit.nms(boxes, scores, None, iou_threshold, measure, nonfinite == "drop")
 
 
 def batched_nms(
@@ -45,6 +49,7 @@ def batched_nms(
     groups: Shaped[Tensor, "N"],
     iou_threshold: float,
     *,
+    measure: Measure = "iou",
     nonfinite: NonFinite = "raise",
 ) -> Int[Tensor, "K"]:
     """:func:`nms` within each group: boxes of different ``groups`` (N,) integers, classes say, never meet.
@@ -55,13 +60,14 @@ def batched_nms(
     >>> batched_nms(boxes, torch.tensor([0.8, 0.9, 0.7]), torch.tensor([0, 1, 1]), iou_threshold=0.5)
     tensor([1, 0])
     """
-    _check_rows("batched_nms", boxes, scores, iou_threshold, nonfinite)
+    _check_rows("batched_nms", boxes, scores, nonfinite)
+    _check_options("batched_nms", iou_threshold, measure)
     if groups.shape != scores.shape or groups.is_floating_point():
         raise ValueError(
             f"batched_nms: groups has shape {tuple(groups.shape)} and type {groups.dtype}; "
             f"allowed is an integer for each of the {len(scores)} scores"
         )
-    return torch.ops.detkit.nms(boxes, scores, groups, iou_threshold, nonfinite == "drop")
+    return torch.ops.detkit.nms(boxes, scores, groups, iou_threshold, measure, nonfinite == "drop")
 
 
 def nms_padded(
@@ -72,6 +78,7 @@ def nms_padded(
     groups: Shaped[Tensor, "B N"] | None = None,
     valid: Bool[Tensor, "B N"] | None = None,
     max_detections: int,
+    measure: Measure = "iou",
 ) -> tuple[Int[Tensor, "B K"], Bool[Tensor, "B K"]]:
     """The best ``max_detections`` survivors of every image, with shapes that do not depend on values.
 
@@ -84,7 +91,7 @@ def nms_padded(
     >>> nms_padded(boxes, torch.tensor([[0.8, 0.9, 0.7]]), 0.5, max_detections=3)
     (tensor([[1, 2, 0]]), tensor([[ True,  True, False]]))
     """
-    check_fraction(iou_threshold, name="iou_threshold", function="nms_padded")
+    _check_options("nms_padded", iou_threshold, measure)
     if max_detections < 1:
         raise ValueError(f"nms_padded: max_detections={max_detections} must be at least 1")
     if boxes.ndim != 3 or boxes.shape[-1] != 4:
@@ -92,11 +99,16 @@ def nms_padded(
     for name, rows in (("scores", scores), ("groups", groups), ("valid", valid)):
         if rows is not None and rows.shape != boxes.shape[:2]:
             raise ValueError(f"nms_padded: {name} has shape {tuple(rows.shape)}; allowed is {tuple(boxes.shape[:2])}")
-    return torch.ops.detkit.nms_padded(boxes, scores, iou_threshold, groups, valid, max_detections)
+    return torch.ops.detkit.nms_padded(boxes, scores, iou_threshold, groups, valid, max_detections, measure)
 
 
-def _check_rows(function: str, boxes: Tensor, scores: Tensor, iou_threshold: float, nonfinite: str) -> None:
+def _check_options(function: str, iou_threshold: float, measure: str) -> None:
     check_fraction(iou_threshold, name="iou_threshold", function=function)
+    if measure not in ("iou", "diou"):
+        raise ValueError(f"{function}: measure={measure!r}; allowed is 'iou' or 'diou'")
+
+
+def _check_rows(function: str, boxes: Tensor, scores: Tensor, nonfinite: str) -> None:
     if nonfinite not in ("raise", "drop"):
         raise ValueError(f"{function}: nonfinite={nonfinite!r}; allowed is 'raise' or 'drop'")
     empty = boxes.ndim == 1 and boxes.shape[0] == 0
@@ -110,21 +122,25 @@ def _check_rows(function: str, boxes: Tensor, scores: Tensor, iou_threshold: flo
 
 
 @torch.library.custom_op("detkit::nms", mutates_args=())
-def _nms(boxes: Tensor, scores: Tensor, groups: Tensor | None, iou_threshold: float, drop: bool) -> Tensor:
+def _nms(
+    boxes: Tensor, scores: Tensor, groups: Tensor | None, iou_threshold: float, measure: str, drop: bool
+) -> Tensor:
     function = "nms" if groups is None else "batched_nms"
     boxes, scores = as_boxes(boxes, function=function), promote(scores)
     if drop:
-        rows = _usable(boxes, scores).nonzero().squeeze(1)
-        groups = None if groups is None else groups[rows]
-        return rows[_suppress(boxes[rows], scores[rows], groups, iou_threshold)]
-    if boxes.device.type == "cpu":
-        check_box_values(boxes, function=function)
-        check_finite(scores, function=function, name="scores")
-    return _suppress(boxes, scores, groups, iou_threshold)
+        order = _best(torch.where(_usable(boxes, scores), scores, -torch.inf), len(scores))
+        order = order[: int(_usable(boxes, scores).sum())]
+    else:
+        if boxes.device.type == "cpu":
+            check_box_values(boxes, function=function)
+            check_finite(scores, function=function, name="scores")
+        order = _best(scores, len(scores))
+    segments = None if groups is None else groups[order].to(torch.int64)
+    return order[_survive(boxes.index_select(0, order), segments, iou_threshold, cast(Measure, measure))]
 
 
 @_nms.register_fake
-def _(boxes: Tensor, scores: Tensor, groups: Tensor | None, iou_threshold: float, drop: bool) -> Tensor:
+def _(boxes: Tensor, scores: Tensor, groups: Tensor | None, iou_threshold: float, measure: str, drop: bool) -> Tensor:
     return boxes.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=torch.int64)
 
 
@@ -136,20 +152,31 @@ def _nms_padded(
     groups: Tensor | None,
     valid: Tensor | None,
     max_detections: int,
+    measure: str,
 ) -> tuple[Tensor, Tensor]:
+    """A worse box never changes the fate of a better one. So for the best few of an image, look at a prefix of its
+    candidates: if that holds enough survivors they are the answer, else look at one twice as long."""
     boxes, scores = promote(boxes), promote(scores)
-    candidates = _usable(boxes, scores)
-    candidates = candidates if valid is None else candidates & valid
+    usable = _usable(boxes, scores) if valid is None else _usable(boxes, scores) & valid
+    scores, counts = torch.where(usable, scores, -torch.inf), usable.sum(1)
     width = min(max_detections, boxes.shape[1])
     indices = torch.zeros(len(boxes), width, dtype=torch.int64, device=boxes.device)
-    counts = []
-    for image, rows in enumerate(candidates):
-        rows = rows.nonzero().squeeze(1)
-        image_groups = None if groups is None else groups[image, rows]
-        best = _suppress(boxes[image, rows], scores[image, rows], image_groups, iou_threshold, limit=width)
-        indices[image, : len(best)] = rows[best]
-        counts.append(len(best))
-    filled = torch.arange(width, device=boxes.device) < torch.tensor(counts, device=boxes.device)[:, None]
+    filled = torch.zeros_like(indices, dtype=torch.bool)
+    images, length = counts.nonzero().squeeze(1), 4 * width
+    while len(images):
+        order = _best(scores[images], length)
+        real = torch.arange(order.shape[1], device=order.device) < counts[images, None]
+        owner, chosen = images[:, None].expand_as(order)[real], order[real]
+        segments = owner if groups is None else _segments(owner, groups[owner, chosen])
+        keep = torch.zeros_like(real)
+        keep[real] = _survive(boxes[owner, chosen], segments, iou_threshold, cast(Measure, measure))
+        place = keep.cumsum(1) - 1
+        keep &= place < width
+        row, column = keep.nonzero(as_tuple=True)
+        indices[images[row], place[row, column]] = order[row, column]
+        filled[images[row], place[row, column]] = True
+        images = images[~filled[images, -1] & (counts[images] > length)]
+        length *= 2
     return indices, filled
 
 
@@ -161,6 +188,7 @@ def _(
     groups: Tensor | None,
     valid: Tensor | None,
     max_detections: int,
+    measure: str,
 ) -> tuple[Tensor, Tensor]:
     shape = (boxes.shape[0], torch.sym_min(max_detections, boxes.shape[1]))
     return boxes.new_empty(shape, dtype=torch.int64), boxes.new_empty(shape, dtype=torch.bool)
@@ -171,36 +199,26 @@ def _usable(boxes: Float[Tensor, "*B N 4"], scores: Float[Tensor, "*B N"]) -> Bo
     return torch.isfinite(boxes).all(-1) & torch.isfinite(scores)
 
 
-def _suppress(
-    boxes: Tensor, scores: Tensor, groups: Tensor | None, iou_threshold: float, limit: int | None = None
-) -> Tensor:
-    """Indices of the survivors, best first; with ``limit`` only the best so many.
-
-    A worse box never changes the fate of a better one. So for the best few, look at a prefix of the order: if it holds
-    enough survivors they are the answer, else look at one twice as long.
-    """
-    order = scores.sort(descending=True, stable=True).indices
-    scores = scores.to(boxes.dtype)  # the kernel wants one type; what that makes equal keeps its order
-    limit = len(order) if limit is None else limit
-    length = 4 * limit
-    while True:
-        prefix = order[:length]
-        prefix_groups = None if groups is None else groups[prefix]
-        kept = prefix[_survivors(boxes[prefix], scores[prefix], prefix_groups, iou_threshold)]
-        if len(kept) >= limit or len(prefix) == len(order):
-            return kept[:limit]
-        length *= 2
+def _best(scores: Float[Tensor, "*B N"], count: int) -> Int[Tensor, "*B K"]:
+    """The order of the best ``count`` scores of each row, ties by lower index."""
+    if scores.dtype == torch.float32 and count < scores.shape[-1]:
+        return stable_topk(scores, count)
+    return scores.sort(dim=-1, descending=True, stable=True).indices[..., :count]
 
 
-def _survivors(boxes: Tensor, scores: Tensor, groups: Tensor | None, iou_threshold: float) -> Tensor:
-    """Places, in rising order, that survive among candidates which already stand in order of score."""
-    if groups is None:
-        return torchvision.ops.nms(boxes, scores, iou_threshold)
-    by_group = groups.sort(stable=True).indices
-    counts = groups[by_group].unique_consecutive(return_counts=True)[1].tolist()
-    segments = zip(boxes[by_group].split(counts), scores[by_group].split(counts), strict=True)
-    kept, start = [], 0
-    for group_boxes, group_scores in segments:
-        kept.append(torchvision.ops.nms(group_boxes, group_scores, iou_threshold) + start)
-        start += len(group_boxes)
-    return by_group[torch.cat(kept)].sort().values if kept else by_group
+def _segments(owner: Int[Tensor, "N"], groups: Int[Tensor, "N"]) -> Int[Tensor, "N"]:
+    """One number for each pair of an image and a group, whatever integers groups are."""
+    groups = groups.unique(return_inverse=True)[1]
+    return owner * (groups.amax() + 1) + groups
+
+
+def _survive(
+    boxes: Float[Tensor, "N 4"], segments: Int[Tensor, "N"] | None, iou_threshold: float, measure: Measure
+) -> Bool[Tensor, "N"]:
+    """Which rows survive, of rows in order of score that may be suppressed by those of their own segment."""
+    if segments is None:
+        return survivors(boxes, [len(boxes)], iou_threshold, measure)
+    ordered, order = segments.sort(stable=True)
+    lengths = ordered.unique_consecutive(return_counts=True)[1].tolist()
+    keep = torch.zeros_like(segments, dtype=torch.bool)
+    return keep.index_fill_(0, order[survivors(boxes.index_select(0, order), lengths, iou_threshold, measure)], True)

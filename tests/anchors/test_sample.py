@@ -1,11 +1,16 @@
-"""Hard negatives: how many, which, and over what they are ranked."""
+"""Samplers: how many anchors each takes, which, and how evenly chance treats them."""
+
+from collections import Counter
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from strategies import unhooked
+from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 
 from detkit.anchors import HardNegativeSampler
+from detkit.anchors.sample import BalancedSampler
 
 
 def slow_choice(losses: list[float], labels: list[int], ratio: float, minimum: int) -> list[bool]:
@@ -68,7 +73,156 @@ def test_a_ratio_that_makes_no_sense_is_refused(ratio):
 def test_a_negative_minimum_and_another_scope_are_refused():
     with pytest.raises(ValueError, match="minimum=-1 must be at least 0"):
         HardNegativeSampler(minimum=-1)
+    with pytest.raises(ValueError, match="HardNegativeSampler: scope='all'; allowed is 'image' or 'batch'"):
+        unhooked(HardNegativeSampler.__init__)(HardNegativeSampler.__new__(HardNegativeSampler), scope="all")
 
 
 def test_printing_shows_the_settings():
     assert repr(HardNegativeSampler(2.0, scope="batch")) == "HardNegativeSampler(2.0, scope='batch', minimum=0)"
+
+
+def test_the_defaults_are_three_to_one_in_each_image_and_no_minimum():
+    labels = torch.tensor([[5, -1, -1, -1, -1], [-1, -1, -1, -1, -1]])
+    losses = torch.tensor([[9.0, 1, 4, 3, 2], [8, 8, 8, 8, 8]])
+    chosen = HardNegativeSampler()(losses, labels)
+    assert chosen.tolist() == [[False, False, True, True, True], [False] * 5]
+    whole = HardNegativeSampler(scope="batch")(losses, labels)
+    assert whole.tolist() == [[False] * 5, [True, True, True, False, False]]
+
+
+def test_a_share_of_a_negative_is_rounded_down():
+    labels = torch.tensor([[0, 0, 0, -1, -1, -1]])
+    for ratio, count in ((0.3, 0), (0.34, 1), (0.66, 1), (0.67, 2), (1.0, 3)):
+        assert HardNegativeSampler(ratio)(torch.ones(1, 6), labels).sum() == count
+
+
+def test_an_ignored_anchor_is_neither_a_positive_nor_a_negative():
+    labels = torch.tensor([[-2, -2, -1, 3, -1]])
+    assert HardNegativeSampler(1.0)(torch.ones(1, 5), labels).tolist() == [[False, False, True, False, False]]
+    assert HardNegativeSampler(0.0, minimum=9)(torch.ones(1, 5), labels).sum() == 2
+
+
+@pytest.mark.parametrize("scope", ["image", "batch"])
+def test_no_anchors_leave_nothing_to_choose(scope):
+    chosen = HardNegativeSampler(scope=scope, minimum=3)(torch.zeros(2, 0), torch.zeros(2, 0).long())
+    assert chosen.shape == (2, 0)
+
+
+# Random samples
+
+
+def counts(chosen: torch.Tensor, labels: torch.Tensor) -> tuple[list[int], list[int]]:
+    """Chosen positives and negatives of each image."""
+    return (chosen & (labels >= 0)).sum(1).tolist(), (chosen & (labels == -1)).sum(1).tolist()
+
+
+def label_rows(images: int = 2, most: int = 30):
+    return st.integers(0, most).flatmap(
+        lambda n: st.lists(
+            st.lists(st.sampled_from([-2, -1, -1, 0, 7]), min_size=n, max_size=n), min_size=images, max_size=images
+        ).map(lambda rows: torch.tensor(rows, dtype=torch.int64).reshape(images, n))
+    )
+
+
+@given(labels=label_rows(), count=st.integers(0, 20), fraction=st.sampled_from([0.0, 0.25, 0.3, 0.5, 1.0]))
+@settings(max_examples=100)
+def test_each_image_gets_the_positives_of_its_quota_and_is_filled_with_negatives(labels, count, fraction):
+    chosen = BalancedSampler(count, positive_fraction=fraction)(labels)
+    positives = [min(n, int(count * fraction)) for n in (labels >= 0).sum(1).tolist()]
+    negatives = [min(n, count - p) for n, p in zip((labels == -1).sum(1).tolist(), positives, strict=True)]
+    assert counts(chosen, labels) == (positives, negatives)
+    assert not chosen[labels == -2].any()
+    assert chosen.dtype == torch.bool
+
+
+@given(labels=label_rows(), count=st.integers(0, 20), fraction=st.floats(0, 1))
+@settings(max_examples=100)
+def test_as_many_of_each_are_taken_as_torchvision_takes(labels, count, fraction):
+    peer = BalancedPositiveNegativeSampler(count, fraction)
+    theirs = peer(list(torch.where(labels >= 0, 1, torch.where(labels == -1, 0, -1))))
+    expected = tuple([int(mask.sum()) for mask in masks] for masks in theirs)
+    assert counts(BalancedSampler(count, positive_fraction=fraction)(labels), labels) == expected
+
+
+@given(labels=label_rows(), count=st.integers(0, 20), seed=st.integers(0, 9))
+@settings(max_examples=60)
+def test_one_state_of_the_generator_gives_one_choice(labels, count, seed):
+    sampler = BalancedSampler(count)
+    once, again = (sampler(labels, generator=torch.Generator().manual_seed(seed)) for _ in range(2))
+    assert torch.equal(once, again)
+    torch.manual_seed(seed)
+    assert torch.equal(once, sampler(labels))
+
+
+def test_another_state_of_the_generator_gives_another_choice(generator):
+    labels = torch.full((1, 1000), -1)
+    first, second = (BalancedSampler(20)(labels, generator=generator) for _ in range(2))
+    assert not torch.equal(first, second)
+
+
+def test_the_number_of_threads_does_not_change_the_choice():
+    labels = torch.randint(-2, 3, (3, 200_000), generator=torch.Generator().manual_seed(0))
+    before, choices = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 8):
+            torch.set_num_threads(threads)
+            choices.append(BalancedSampler()(labels, generator=torch.Generator().manual_seed(1)))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(choices[0], choices[1])
+    assert torch.equal(choices[0], choices[2])
+    assert counts(choices[0], labels) == ([128] * 3, [128] * 3)
+
+
+def chi_squared(observed: list[int], expected: float) -> float:
+    return sum((count - expected) ** 2 / expected for count in observed)
+
+
+def test_every_anchor_is_chosen_as_often_as_any_other_of_its_kind(generator):
+    """6000 draws of 3 of 12 positives and 5 of 20 negatives; chi-squared at one in ten thousand."""
+    labels = torch.tensor([0, -1, -2, -1] * 4 + [5, -1] * 8 + [-1] * 4).expand(6000, -1).contiguous()
+    times = BalancedSampler(8, positive_fraction=0.4)(labels, generator=generator).sum(0)
+    positives, negatives = times[labels[0] >= 0].tolist(), times[labels[0] == -1].tolist()
+    assert (len(positives), len(negatives)) == (12, 20)
+    assert (sum(positives), sum(negatives)) == (18_000, 30_000)
+    assert chi_squared(positives, 1500) < 37.4
+    assert chi_squared(negatives, 1500) < 52.4
+    assert min(*positives, *negatives) > 1300
+
+
+def test_every_set_is_chosen_as_often_as_any_other(generator):
+    """12,000 draws of 2 of 5: all 10 pairs; chi-squared of 9 degrees at one in ten thousand."""
+    chosen = BalancedSampler(2, positive_fraction=1.0)(torch.zeros(12_000, 5).long(), generator=generator)
+    pairs = Counter(tuple(row) for row in chosen.tolist())
+    assert len(pairs) == 10
+    assert chi_squared(list(pairs.values()), 1200) < 33.7
+
+
+def test_images_of_a_batch_are_drawn_each_for_itself(generator):
+    chosen = BalancedSampler(50)(torch.full((2, 1000), -1), generator=generator)
+    assert not torch.equal(chosen[0], chosen[1])
+
+
+def test_the_defaults_are_those_of_rpn():
+    labels = torch.cat((torch.zeros(1, 1000), -torch.ones(1, 1000)), dim=1).long()
+    assert counts(BalancedSampler()(labels), labels) == ([128], [128])
+    assert counts(BalancedSampler(512, positive_fraction=0.25)(labels), labels) == ([128], [384])
+    few = torch.cat((torch.zeros(1, 10), -torch.ones(1, 1000)), dim=1).long()
+    assert counts(BalancedSampler()(few), few) == ([10], [246])
+
+
+@pytest.mark.parametrize(
+    ("message", "options"),
+    [
+        ("BalancedSampler: count=-1 must be at least 0", {"count": -1}),
+        (r"BalancedSampler: positive_fraction=1.5 must lie in \[0, 1\]", {"positive_fraction": 1.5}),
+        (r"BalancedSampler: positive_fraction=nan must lie", {"positive_fraction": float("nan")}),
+    ],
+)
+def test_a_sample_that_makes_no_sense_is_refused(message, options):
+    with pytest.raises(ValueError, match=message):
+        BalancedSampler(**options)
+
+
+def test_printing_a_balanced_sampler_shows_the_settings():
+    assert repr(BalancedSampler(9, positive_fraction=0.25)) == "BalancedSampler(9, positive_fraction=0.25)"

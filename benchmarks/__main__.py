@@ -1,0 +1,56 @@
+"""``python -m benchmarks [words] [--write]``: run the cases whose file, name or size contains all words.
+
+``--write`` keeps the table under benchmarks/results/, named by date and device.
+"""
+
+import argparse
+import datetime
+import importlib
+import platform
+from pathlib import Path
+
+import torch
+import torchvision
+from tqdm import tqdm
+
+from benchmarks.harness import measure, table
+
+HERE = Path(__file__).parent
+
+
+def main() -> None:
+    """Measure what was asked for, print the table, and write it where asked."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("words", nargs="*", help="run only cases whose file, name or size contains all of these")
+    parser.add_argument("--budget", type=float, default=8.0, help="seconds for each case")
+    parser.add_argument("--write", action="store_true", help="keep the table under benchmarks/results/")
+    options = parser.parse_args()
+    measured = []
+    for file in tqdm(sorted(HERE.glob("bench_*.py")), unit="file"):
+        for case in importlib.import_module(f"benchmarks.{file.stem}").cases():
+            if all(word in f"{file.stem} {case.name} {case.size}" for word in options.words):
+                measured.append(measure(case, budget=options.budget))
+                tqdm.write(f"{case.name}, {case.size}: {measured[-1].ratio:.2f}x")
+    text = f"{_setting()}\n\n{table(measured)}\n"
+    print(text)
+    if options.write:
+        path = HERE / "results" / f"{datetime.date.today()}-{_device().split(',')[0].replace(' ', '-')}.md"
+        path.write_text(f"# `python -m benchmarks`\n\n{text}")
+
+
+def _device() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    return f"CPU, {models[0].split(': ')[1] if models else platform.processor()}"
+
+
+def _setting() -> str:
+    return (
+        f"{datetime.date.today()}, {_device()}, {torch.get_num_threads()} threads, Python {platform.python_version()}, "
+        f"torch {torch.__version__}, torchvision {torchvision.__version__}. Ratio: the peer's median time over ours."
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""Suppression against torchvision's: one set, many groups, whole batches, and the post-processing of two detectors."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+import torchvision
+from torch import Tensor
+
+from benchmarks.harness import Case
+from benchmarks.inputs import detector_boxes, labels_of, scores_of, uniform_boxes
+from detkit.boxes import batched_nms, nms, nms_padded
+from detkit.detectors import Postprocess
+
+NMS, BATCHED = "torchvision.ops.nms", "torchvision batched_nms, a loop over images"
+
+
+def cases() -> Iterator[Case]:
+    """Every row of suppression and post-processing."""
+    yield from _single()
+    yield from _hostile()
+    yield from _many_images()
+    yield from _post_processing()
+
+
+def _single() -> Iterator[Case]:
+    for name, boxes, threshold, target in (
+        ("30,000 uniform, IoU .7", uniform_boxes(30_000), 0.7, 45.0),
+        ("30,000 detector-like, IoU .5", detector_boxes(30_000), 0.5, 8.0),
+        ("30,000 detector-like, IoU .7", detector_boxes(30_000), 0.7, 14.0),
+        ("5,000 detector-like, IoU .5", detector_boxes(5_000), 0.5, 2.5),
+        ("1,000 uniform, IoU .5", uniform_boxes(1_000), 0.5, 0.95),
+        ("1,000 detector-like, IoU .5", detector_boxes(1_000), 0.5, 0.95),
+    ):
+        yield _nms_case(name, boxes, threshold, target)
+
+
+def _hostile() -> Iterator[Case]:
+    spread = scores_of(30_000 * 4).view(-1, 4)
+    for name, boxes in (
+        ("30,000 identical", torch.tensor([[10.0, 10, 50, 50]]).repeat(30_000, 1)),
+        ("30,000 in 10 clusters", uniform_boxes(10)[labels_of(30_000, 10)] + spread),
+        ("30,000 in 300 clusters", uniform_boxes(300)[labels_of(30_000, 300)] + spread),
+        ("15,000 uniform before one cluster", torch.cat((uniform_boxes(15_000), 2000 + spread[:15_000] * 4 + _UNIT))),
+        ("100 uniform", uniform_boxes(100)),
+    ):
+        yield _nms_case(name, boxes, 0.5, 0.95, falling="before" in name)
+
+
+_UNIT = torch.tensor([0.0, 0.0, 50.0, 50.0])
+
+
+def _nms_case(name: str, boxes: Tensor, threshold: float, target: float, *, falling: bool = False) -> Case:
+    scores = torch.linspace(1, 0, len(boxes)) if falling else scores_of(len(boxes))
+    return Case(
+        "nms",
+        name,
+        NMS,
+        lambda: nms(boxes, scores, threshold),
+        lambda: torchvision.ops.nms(boxes, scores, threshold),
+        _same_sets,
+        target,
+    )
+
+
+def _many_images() -> Iterator[Case]:
+    for images, count, classes, target in ((4, 30_000, 1203, 5.0), (16, 1000, 80, 2.0), (4, 32_000, 80, 1.5)):
+        batch = [
+            (detector_boxes(count, seed=i), scores_of(count, seed=i), labels_of(count, classes, seed=i))
+            for i in range(images)
+        ]
+        boxes, scores, groups = (torch.cat(rows) for rows in zip(*batch, strict=True))
+        owner = torch.arange(images).repeat_interleave(count)
+        yield Case(
+            "batched_nms",
+            f"{images} x {count:,}, {classes:,} classes",
+            BATCHED,
+            lambda b=boxes, s=scores, g=owner * classes + groups: batched_nms(b, s, g, 0.5),
+            _loop(batch, 0.5),
+            _same_rows(count),
+            target,
+        )
+
+
+def _loop(batch: list[tuple[Tensor, Tensor, Tensor]], threshold: float) -> Callable[[], list[Tensor]]:
+    return lambda: [torchvision.ops.batched_nms(*image, threshold) for image in batch]
+
+
+def _same_rows(count: int) -> Callable[[Tensor, list[Tensor]], None]:
+    def agree(ours: Tensor, theirs: list[Tensor]) -> None:
+        _same_sets(ours, torch.cat([rows + i * count for i, rows in enumerate(theirs)]))
+
+    return agree
+
+
+def _same_sets(ours: Tensor, theirs: Tensor) -> None:
+    assert torch.equal(ours.sort().values, theirs.sort().values)
+
+
+def _post_processing() -> Iterator[Case]:
+    return iter(())

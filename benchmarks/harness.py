@@ -1,0 +1,75 @@
+"""How one case is measured: results compared first, then both sides timed in turns, and the ratio of medians kept.
+
+Interleaving makes the ratio survive a machine whose speed drifts; a faster wrong answer never gets as far as a clock.
+"""
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import torch
+
+
+class Case(NamedTuple):
+    """One comparison. ``agree(ours, theirs)`` raises AssertionError where the results differ; ``target`` is the ratio
+    that the project aims at, ``floor`` what bounds any implementation, in words."""
+
+    name: str
+    size: str
+    peer: str
+    ours: Callable[[], Any]
+    theirs: Callable[[], Any]
+    agree: Callable[[Any, Any], None]
+    target: float
+    floor: str = ""
+
+
+class Measured(NamedTuple):
+    """A case with its median seconds on both sides."""
+
+    case: Case
+    ours: float
+    theirs: float
+
+    @property
+    def ratio(self) -> float:
+        """How many times faster than the peer."""
+        return self.theirs / self.ours
+
+
+def measure(case: Case, *, budget: float = 8.0) -> Measured:
+    """Compare, then time both sides alternately for about ``budget`` seconds, at least 3 and at most 60 times each."""
+    case.agree(case.ours(), case.theirs())
+    times: tuple[list[float], list[float]] = ([], [])
+    end = time.perf_counter() + budget
+    gc.collect()
+    while len(times[0]) < 3 or (time.perf_counter() < end and len(times[0]) < 60):
+        for function, seconds in zip((case.ours, case.theirs), times, strict=True):
+            seconds.append(_seconds(function))
+    return Measured(case, statistics.median(times[0]), statistics.median(times[1]))
+
+
+def table(measured: Iterable[Measured]) -> str:
+    """The cases as a Markdown table: name, size, peer, times, ratio, target, floor."""
+    rows = [
+        "| operation | size | peer | ours ms | peer ms | ratio | target | floor |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    rows += [
+        f"| {m.case.name} | {m.case.size} | {m.case.peer} | {m.ours * 1e3:.2f} | {m.theirs * 1e3:.2f} "
+        f"| {m.ratio:.2f}x | {m.case.target:g}x{'' if m.ratio >= m.case.target else ' (missed)'} | {m.case.floor} |"
+        for m in measured
+    ]
+    return "\n".join(rows)
+
+
+def _seconds(function: Callable[[], Any]) -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    function()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start

@@ -1,0 +1,148 @@
+"""Anchor shapes learnt from a data set: k-means over the sizes of its boxes, with overlap as nearness."""
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
+
+from detkit.boxes.arguments import promote
+
+_LARGEST = 2.0**500
+
+
+def shape_iou(sizes: Shaped[Tensor, "*#B N 2"], shapes: Shaped[Tensor, "*#B K 2"]) -> Float[Tensor, "*B N K"]:
+    """IoU of every size with every shape, both (width, height), as if they had one centre; in [0, 1], 0 without area.
+
+    Where an object of YOLO goes: to the anchor shape with the highest value. Raises ValueError unless both end in 2.
+
+    >>> shape_iou(torch.tensor([[12.0, 14], [50, 50]]), torch.tensor([[10.0, 13], [62, 45]]))
+    tensor([[0.7738, 0.0602],
+            [0.0520, 0.7401]])
+    """
+    one, other = _as_sizes(sizes, "sizes")[..., :, None, :], _as_sizes(shapes, "shapes")[..., None, :, :]
+    kind = torch.promote_types(one.dtype, other.dtype)
+    (w, h), (v, g) = (rows.double().clamp(0, _LARGEST).unbind(-1) for rows in (one, other))  # no area overflows there
+    shared = torch.minimum(w, v) * torch.minimum(h, g)
+    union = w * h + v * g - shared
+    return torch.where(shared > 0, shared / torch.where(shared > 0, union, 1), 0).to(kind)
+
+
+def mean_shape_iou(sizes: Shaped[Tensor, "N 2"], shapes: Shaped[Tensor, "K 2"]) -> Float[Tensor, ""]:
+    """How well ``shapes`` fit ``sizes``, both (width, height): the mean over sizes of the IoU with the best shape.
+
+    Raises ValueError where either is empty. Source: Redmon and Farhadi 2017, section 2 ("Avg IOU", table 1).
+
+    >>> mean_shape_iou(torch.tensor([[10.0, 20], [20, 10]]), torch.tensor([[10.0, 10]]))
+    tensor(0.5000)
+    """
+    for name, rows in (("sizes", sizes), ("shapes", shapes)):
+        if rows.shape[0] == 0:
+            raise ValueError(f"mean_shape_iou: got no {name}; at least one is needed")
+    return shape_iou(sizes, shapes).amax(dim=1).mean()
+
+
+def cluster_anchors(
+    sizes: Shaped[Tensor, "N 2"],
+    count: int,
+    *,
+    restarts: int = 5,
+    iterations: int = 100,
+    generator: torch.Generator | None = None,
+) -> Float[Tensor, "{count} 2"]:
+    """The ``count`` anchor shapes (width, height) that fit boxes of these ``sizes``, smallest area first.
+
+    k-means where the distance of two shapes is 1 - IoU, as if they had one centre, so that large boxes weigh no more
+    than small ones. Every one of ``restarts`` runs starts from sizes drawn far apart (k-means++), goes on until no size
+    changes its cluster or ``iterations`` are done, and moves a centre that has lost all its sizes to the size that fits
+    worst; the shapes of the highest mean IoU seen win. The same ``generator`` state gives the same shapes. Computed on
+    the CPU in float64, wherever ``sizes`` are.
+
+    Raises ValueError for sizes that are not (N, 2), positive and finite, for fewer than ``count`` different ones, and
+    for a count, restarts or iterations below 1.
+
+    Source: Redmon and Farhadi 2017, section 2 ("Dimension Clusters").
+
+    >>> sizes = torch.tensor([[10.0, 10], [12, 10], [100, 50], [104, 50], [11, 10], [102, 50]])
+    >>> cluster_anchors(sizes, 2, generator=torch.Generator().manual_seed(0))
+    tensor([[ 11.,  10.],
+            [102.,  50.]])
+    """
+    for name, value in (("count", count), ("restarts", restarts), ("iterations", iterations)):
+        if value < 1:
+            raise ValueError(f"cluster_anchors: {name}={value} must be at least 1")
+    wanted = _as_sizes(sizes, "sizes", function="cluster_anchors")
+    _check_sizes(wanted)
+    distinct, weights = wanted.cpu().double().unique(dim=0, return_counts=True)
+    if count > len(distinct):
+        raise ValueError(
+            f"cluster_anchors: count={count} shapes from {len(distinct)} different sizes; allowed is at most that"
+        )
+    weights = weights.double() / len(wanted)
+    starts = (_spread(distinct, weights, count, generator) for _ in range(restarts))
+    runs = [_settle(distinct, weights, start, iterations) for start in starts]
+    _, best = max(runs, key=lambda run: run[0])
+    order = sorted(best.tolist(), key=lambda shape: (shape[0] * shape[1], shape[0]))
+    return wanted.new_tensor(order)
+
+
+def _spread(sizes: Tensor, weights: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
+    """``count`` different sizes, each drawn with a chance that grows as the squared distance from those before."""
+    chosen = [_draw(weights, generator)]
+    distance = torch.ones_like(weights)
+    while len(chosen) < count:
+        distance = distance.minimum(1 - shape_iou(sizes, sizes[chosen[-1:]])[:, 0])
+        chances = (weights * distance.square()).index_fill(0, torch.tensor(chosen, device=sizes.device), 0)
+        left = torch.ones_like(weights).index_fill(0, torch.tensor(chosen, device=sizes.device), 0)
+        chosen.append(_draw(chances if chances.sum() > 0 else left, generator))
+    return sizes[chosen]
+
+
+def _draw(chances: Tensor, generator: torch.Generator | None) -> int:
+    """An index with this chance; unlike multinomial it takes more than 2**24 rows."""
+    device = chances.device if generator is None else generator.device
+    steps = chances.cumsum(0)
+    place = torch.rand((), dtype=torch.float64, generator=generator, device=device).to(steps) * steps[-1]
+    index = int(torch.searchsorted(steps, place, right=True))
+    return index if index < len(chances) else int(chances.nonzero()[-1])
+
+
+def _settle(sizes: Tensor, weights: Tensor, centres: Tensor, iterations: int) -> tuple[float, Tensor]:
+    """The best mean IoU that Lloyd's rounds meet from ``centres`` on, and its centres.
+
+    A mean is not the shape nearest to its cluster in IoU, so a round may make things worse: the best is kept.
+    """
+    best, kept, before = -1.0, centres, None
+    for _ in range(iterations + 1):
+        overlaps, nearest = shape_iou(centres, sizes).max(dim=0)
+        fit = float(overlaps @ weights)
+        if fit > best:
+            best, kept = fit, centres
+        if before is not None and torch.equal(nearest, before):
+            break
+        before = nearest
+        centres = _means(sizes, weights, nearest, overlaps, len(centres))
+    return best, kept
+
+
+def _means(sizes: Tensor, weights: Tensor, nearest: Tensor, overlaps: Tensor, count: int) -> Tensor:
+    """Mean size of each cluster; those without any take the sizes that fit worst, each another."""
+    mass = weights.new_zeros(count).index_add_(0, nearest, weights)
+    sums = sizes.new_zeros(count, 2).index_add_(0, nearest, sizes * weights[:, None])
+    empty = (mass == 0).nonzero().squeeze(1)
+    centres = sums / torch.where(mass > 0, mass, 1)[:, None]
+    return centres.index_copy(0, empty, sizes[overlaps.argsort(stable=True)[: len(empty)]]) if len(empty) else centres
+
+
+def _as_sizes(sizes: Tensor, name: str, *, function: str = "shape_iou") -> Tensor:
+    if sizes.ndim < 2 or sizes.shape[-1] != 2 or (function == "cluster_anchors" and sizes.ndim != 2):
+        raise ValueError(f"{function}: {name} has shape {tuple(sizes.shape)}; allowed is (N, 2): width, height")
+    return promote(sizes)
+
+
+def _check_sizes(sizes: Tensor) -> None:
+    bad = ~((sizes > 0) & torch.isfinite(sizes))
+    if bad.any():
+        row, side = bad.nonzero()[0].tolist()
+        raise ValueError(
+            f"cluster_anchors: sizes[{row}, {side}]={sizes[row, side].item():g} must be positive and finite; "
+            f"{int(bad.any(1).sum())} of {len(sizes)} sizes are not"
+        )

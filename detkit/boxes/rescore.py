@@ -1,0 +1,400 @@
+"""Suppression that lowers scores instead of dropping boxes: Soft-NMS, one box after the other, and Matrix NMS at once.
+
+Soft-NMS is sequential by definition, but only within a group: boxes of other groups and images never meet. So
+``_soften`` sorts the candidates into segments, one for each group of each image, pads segments of similar length to one
+table (S, L), and lets all rows of a table take a step together: pick the best box, decay the rest. All of it runs on
+the host in float64; that is one copy, where steps on an accelerator would cost a launch each.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int, Shaped
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from detkit.boxes.arguments import as_boxes, check_box_values, check_finite, promote
+from detkit.boxes.iou import box_iou
+from detkit.checks import check_fraction, first_bad, full_checks
+
+DecayMethod = Literal["linear", "gaussian"]
+
+_LONGEST_MATRIX = 2048  # segments up to here know their IoU matrix; longer ones compute a row for each pick
+_MATRIX_NUMBERS = 2**22  # of the matrices that are held at one time
+_BLOCK_NUMBERS = 2**15  # of a matrix that are computed at one time: they fit the cache
+_GONE = -1.0  # below every score_threshold
+
+
+def soft_nms(
+    boxes: Shaped[Tensor, "N 4"],
+    scores: Shaped[Tensor, "N"],
+    *,
+    groups: Shaped[Tensor, "N"] | None = None,
+    method: DecayMethod = "gaussian",
+    sigma: float = 0.5,
+    iou_threshold: float = 0.3,
+    score_threshold: float = 0.001,
+    max_detections: int | None = None,
+    nonfinite: Literal["raise", "drop"] = "raise",
+) -> tuple[Int[Tensor, "K"], Float[Tensor, "K"]]:
+    """Indices of the boxes that keep a score, best first, and these lowered scores; ties to the lower index.
+
+    boxes (N, 4) xyxy; scores (N,); boxes of different ``groups`` (N,), integers, never meet. Again and again the box of
+    the highest score left is picked, and the scores of the rest of its group are multiplied: ``"gaussian"`` by
+    exp(-IoU^2 / ``sigma``), ``"linear"`` by 1 - IoU where IoU is above ``iou_threshold``. Scores below
+    ``score_threshold`` are dropped; ``max_detections`` stops earlier. Boxes without area overlap nothing. Computed in
+    float64 on the host, without a gradient. Raises ValueError as :func:`detkit.boxes.nms` does for rows that are not
+    finite (``nonfinite="drop"`` leaves them out) or inverted, on every device. Source: Bodla et al. 2017, section 3.
+
+    >>> boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 5], [20, 20, 30, 30]])
+    >>> soft_nms(boxes, torch.tensor([0.9, 0.8, 0.7]))
+    (tensor([0, 2, 1]), tensor([0.9000, 0.7000, 0.4852]))
+    """
+    _check_options("soft_nms", method, sigma, nonfinite, max_detections)
+    check_fraction(iou_threshold, name="iou_threshold", function="soft_nms")
+    check_fraction(score_threshold, name="score_threshold", function="soft_nms")
+    boxes = boxes.reshape(0, 4) if boxes.shape == (0,) else boxes
+    _check_shapes("soft_nms", boxes, scores, 1, groups=groups)
+    return torch.ops.detkit.soft_nms(
+        boxes, scores, groups, method, sigma, iou_threshold, score_threshold, max_detections, nonfinite == "drop"
+    )
+
+
+def soft_nms_padded(
+    boxes: Shaped[Tensor, "B N 4"],
+    scores: Shaped[Tensor, "B N"],
+    *,
+    groups: Shaped[Tensor, "B N"] | None = None,
+    valid: Bool[Tensor, "B N"] | None = None,
+    method: DecayMethod = "gaussian",
+    sigma: float = 0.5,
+    iou_threshold: float = 0.3,
+    score_threshold: float = 0.001,
+    max_detections: int,
+) -> tuple[Int[Tensor, "B K"], Float[Tensor, "B K"], Bool[Tensor, "B K"]]:
+    """:func:`soft_nms` of every image of a batch, with shapes that do not depend on values.
+
+    Arguments and indices as :func:`detkit.boxes.nms_padded`, options as :func:`soft_nms`. Returns (indices, scores,
+    valid), each (B, K) with K = min(max_detections, N), best first; where ``valid`` is False nothing was left, and
+    index and score are 0. Rows that are not finite or not ``valid`` take no part. Compiles and exports.
+
+    >>> boxes = torch.tensor([[[0.0, 0, 10, 10], [0, 0, 10, 5], [20, 20, 30, 30]]])
+    >>> soft_nms_padded(boxes, torch.tensor([[0.9, 0.8, 0.0]]), max_detections=9)
+    (tensor([[0, 1, 0]]), tensor([[0.9000, 0.4852, 0.0000]]), tensor([[ True,  True, False]]))
+    """
+    _check_options("soft_nms_padded", method, sigma, "drop", max_detections)
+    check_fraction(iou_threshold, name="iou_threshold", function="soft_nms_padded")
+    check_fraction(score_threshold, name="score_threshold", function="soft_nms_padded")
+    _check_shapes("soft_nms_padded", boxes, scores, 2, groups=groups, valid=valid)
+    return torch.ops.detkit.soft_nms_padded(
+        boxes, scores, groups, valid, method, sigma, iou_threshold, score_threshold, max_detections
+    )
+
+
+def matrix_nms(
+    boxes: Shaped[Tensor, "*B N 4"] | None,
+    scores: Shaped[Tensor, "*B N"],
+    *,
+    groups: Shaped[Tensor, "*B N"] | None = None,
+    overlaps: Float[Tensor, "*B N N"] | None = None,
+    method: DecayMethod = "gaussian",
+    sigma: float = 0.5,
+    nonfinite: Literal["raise", "drop"] = "raise",
+) -> Float[Tensor, "*B N"]:
+    """Scores (..., N) lowered where a better box of the same group covers the place; in the given order.
+
+    boxes (..., N, 4) xyxy, or None and ``overlaps`` (..., N, N) in [0, 1] instead: :func:`detkit.boxes.mask_iou` of
+    masks with themselves. A score is multiplied by the least, over all better boxes i, of f(IoU with i) / f(c_i), where
+    c_i is the largest IoU of i with one better than i; f(IoU) is exp(-IoU^2 / ``sigma``) or, ``"linear"``, 1 - IoU. Of
+    equal scores the lower index is better; scores below 0 stay. Nothing is dropped: compare with a threshold and take
+    the best. Rows that are not finite (or pairs, in ``overlaps``) lower nothing and score 0; on the host, or with
+    ``DETKIT_CHECKS=full``, they raise ValueError unless ``nonfinite="drop"``. Memory grows with N^2: choose the best
+    few hundred first. Source: Wang et al. 2020 (SOLOv2), section 3.3.
+
+    >>> boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 5], [20, 20, 30, 30]])
+    >>> matrix_nms(boxes, torch.tensor([0.9, 0.8, 0.7]), method="linear")
+    tensor([0.9000, 0.4000, 0.7000])
+    """
+    _check_options("matrix_nms", method, sigma, nonfinite, None)
+    if (boxes is None) == (overlaps is None):
+        raise ValueError("matrix_nms: give either boxes or, with boxes=None, overlaps")
+    host = scores.device.type == "cpu" and not torch.compiler.is_compiling()
+    check = nonfinite == "raise" and (host or full_checks())
+    scores = promote(scores)
+    if check:
+        check_finite(scores, function="matrix_nms", name="scores")
+    usable = torch.isfinite(scores)
+    if overlaps is None:
+        assert boxes is not None
+        boxes = boxes.reshape(0, 4) if boxes.shape == (0,) else boxes
+        _check_shapes("matrix_nms", boxes, scores, scores.ndim, groups=groups)
+        if check:
+            check_box_values(boxes, function="matrix_nms")
+        boxes = as_boxes(boxes, function="matrix_nms") if check else promote(boxes)
+        usable = usable & torch.isfinite(boxes).all(-1)
+        overlaps = box_iou(boxes, boxes)
+    else:
+        overlaps = _check_overlaps(overlaps, scores, groups, check)
+    worse = _worse(scores, usable, groups)
+    decay = (_linear_decay if method == "linear" else _gaussian_decay)(torch.where(worse, overlaps, 0), worse, sigma)
+    lowered = torch.where(scores > 0, scores * decay.to(scores.dtype), scores)
+    return torch.where(usable, lowered, 0)
+
+
+def _worse(scores: Tensor, usable: Tensor, groups: Tensor | None) -> Bool[Tensor, "*B N N"]:
+    """Where box j (column) is of the group of box i (row) and comes after it in order of score."""
+    place = torch.arange(scores.shape[-1], device=scores.device)
+    row, column = scores.unsqueeze(-1), scores.unsqueeze(-2)
+    worse = (row > column) | ((row == column) & (place[:, None] < place))
+    worse = worse & usable.unsqueeze(-1) & usable.unsqueeze(-2)
+    return worse if groups is None else worse & (groups.unsqueeze(-1) == groups.unsqueeze(-2))
+
+
+# Each decay starts with a row for nobody, who overlaps nothing: the largest and the least of no rows are then 0 and 1.
+
+
+def _gaussian_decay(overlaps: Tensor, worse: Tensor, sigma: float) -> Tensor:
+    squares = overlaps * overlaps
+    covered = functional.pad(squares, (0, 0, 1, 0)).amax(-2)
+    excess = torch.where(worse, squares - covered.unsqueeze(-1), 0)  # the least ratio has the largest exponent
+    return torch.exp(-functional.pad(excess, (0, 0, 1, 0)).amax(-2) / _safe(sigma, excess))
+
+
+def _linear_decay(overlaps: Tensor, worse: Tensor, sigma: float) -> Tensor:
+    rest = 1 - functional.pad(overlaps, (0, 0, 1, 0)).amax(-2).unsqueeze(-1)
+    # A box that equals a better one says nothing which that one has not said.
+    ratio = torch.where(worse & (rest > 0), (1 - overlaps) / torch.where(rest > 0, rest, 1), 1)
+    return functional.pad(ratio, (0, 0, 1, 0), value=1.0).amin(-2)
+
+
+def _safe(sigma: float, like: Tensor) -> float:
+    """``sigma`` as a number that the type of ``like`` does not round to 0."""
+    return max(sigma, torch.finfo(like.dtype).tiny)
+
+
+def _check_options(function: str, method: str, sigma: float, nonfinite: str, max_detections: int | None) -> None:
+    if method not in ("linear", "gaussian"):
+        raise ValueError(f"{function}: method={method!r}; allowed is 'linear' or 'gaussian'")
+    if not 0 < sigma < float("inf"):
+        raise ValueError(f"{function}: sigma={sigma} must be a positive finite number")
+    if nonfinite not in ("raise", "drop"):
+        raise ValueError(f"{function}: nonfinite={nonfinite!r}; allowed is 'raise' or 'drop'")
+    if max_detections is not None and max_detections < 1:
+        raise ValueError(f"{function}: max_detections={max_detections} must be at least 1")
+
+
+def _check_shapes(function: str, boxes: Tensor, scores: Tensor, ndim: int, **rows: Tensor | None) -> None:
+    """Boxes (..., N, 4) with ``ndim`` dimensions before the last, and one entry for each in everything else."""
+    if boxes.ndim != ndim + 1 or boxes.shape[-1] != 4:
+        allowed = {1: "(N, 4)", 2: "(B, N, 4)"}.get(ndim, "(..., N, 4)")
+        raise ValueError(f"{function}: boxes has shape {tuple(boxes.shape)}; allowed is {allowed}")
+    for name, entries in {"scores": scores, **rows}.items():
+        if entries is not None and entries.shape != boxes.shape[:-1]:
+            raise ValueError(
+                f"{function}: {name} has shape {tuple(entries.shape)}; allowed is {tuple(boxes.shape[:-1])}, "
+                "one for each box"
+            )
+    _check_groups(function, rows.get("groups"))
+
+
+def _check_groups(function: str, groups: Tensor | None) -> None:
+    if groups is not None and (groups.is_floating_point() or groups.is_complex()):
+        raise ValueError(f"{function}: groups has type {groups.dtype}; allowed is an integer for each box")
+
+
+def _check_overlaps(overlaps: Tensor, scores: Tensor, groups: Tensor | None, check: bool) -> Tensor:
+    """Overlaps in [0, 1]; a pair that is not finite counts as 0."""
+    if overlaps.ndim == 0 or overlaps.shape != (*scores.shape, scores.shape[-1]):
+        raise ValueError(
+            f"matrix_nms: overlaps has shape {tuple(overlaps.shape)}; allowed is {(*scores.shape, *scores.shape[-1:])}"
+        )
+    if groups is not None and groups.shape != scores.shape:
+        raise ValueError(f"matrix_nms: groups has shape {tuple(groups.shape)}; allowed is {tuple(scores.shape)}")
+    _check_groups("matrix_nms", groups)
+    overlaps = promote(overlaps)
+    if check:
+        check_finite(overlaps, function="matrix_nms", name="overlaps")
+        outside = (overlaps < 0) | (overlaps > 1)
+        if outside.any():
+            index, count = first_bad(outside)
+            place, value = ", ".join(map(str, index)), overlaps[index].item()
+            raise ValueError(f"matrix_nms: overlaps[{place}]={value:g} must lie in [0, 1]; {count} outside")
+    return torch.where(torch.isfinite(overlaps), overlaps, 0).clamp(0, 1)
+
+
+class _Decay(NamedTuple):
+    """What a picked box does to the scores of the boxes that it overlaps."""
+
+    method: str
+    sigma: float
+    iou_threshold: float
+
+    def __call__(self, overlaps: Tensor) -> Tensor:
+        if self.method == "linear":
+            return torch.where(overlaps > self.iou_threshold, 1 - overlaps, 1)
+        return torch.exp(-overlaps * overlaps / _safe(self.sigma, overlaps))
+
+
+@torch.library.custom_op("detkit::soft_nms", mutates_args=())
+def _soft_nms(
+    boxes: Tensor,
+    scores: Tensor,
+    groups: Tensor | None,
+    method: str,
+    sigma: float,
+    iou_threshold: float,
+    score_threshold: float,
+    max_detections: int | None,
+    drop: bool,
+) -> tuple[Tensor, Tensor]:
+    if not drop:
+        check_box_values(promote(boxes), function="soft_nms")
+        check_finite(promote(scores), function="soft_nms", name="scores")
+    groups = None if groups is None else groups[None]
+    limit = len(scores) if max_detections is None else min(max_detections, len(scores))
+    decay = _Decay(method, sigma, iou_threshold)
+    best, indices = _soften(boxes[None], scores[None], groups, None, decay, score_threshold, limit)
+    count = int((best[0] >= 0).sum())
+    return indices[0, :count].clone(), best[0, :count].clone()
+
+
+@_soft_nms.register_fake
+def _(boxes, scores, groups, method, sigma, iou_threshold, score_threshold, max_detections, drop):
+    count = torch.library.get_ctx().new_dynamic_size()
+    return scores.new_empty(count, dtype=torch.int64), promote(scores.new_empty(count))
+
+
+@torch.library.custom_op("detkit::soft_nms_padded", mutates_args=())
+def _soft_nms_padded(
+    boxes: Tensor,
+    scores: Tensor,
+    groups: Tensor | None,
+    valid: Tensor | None,
+    method: str,
+    sigma: float,
+    iou_threshold: float,
+    score_threshold: float,
+    max_detections: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    limit = min(max_detections, boxes.shape[1])
+    decay = _Decay(method, sigma, iou_threshold)
+    best, indices = _soften(boxes, scores, groups, valid, decay, score_threshold, limit)
+    filled = best >= 0
+    return torch.where(filled, indices, 0), torch.where(filled, best, 0), filled
+
+
+@_soft_nms_padded.register_fake
+def _(boxes, scores, groups, valid, method, sigma, iou_threshold, score_threshold, max_detections):
+    shape = (boxes.shape[0], torch.sym_min(max_detections, boxes.shape[1]))
+    return (
+        scores.new_empty(shape, dtype=torch.int64),
+        promote(scores.new_empty(shape)),
+        scores.new_empty(shape, dtype=torch.bool),
+    )
+
+
+def _soften(
+    boxes: Tensor,
+    scores: Tensor,
+    groups: Tensor | None,
+    valid: Tensor | None,
+    decay: _Decay,
+    score_threshold: float,
+    limit: int,
+) -> tuple[Tensor, Tensor]:
+    """The best ``limit`` lowered scores (B, limit) of each image and their places; ``_GONE`` where no more are left.
+
+    Scores only fall, so a box is not picked before its first score is the best left. For the best few, look at a prefix
+    of the candidates: if enough of them end above the best candidate outside, they are the answer, else double it.
+    """
+    rows, start = boxes.detach().to("cpu", torch.float64), scores.detach().to("cpu", torch.float64)
+    candidates = torch.isfinite(rows).all(-1) & (start >= score_threshold) & (start < torch.inf)
+    candidates = candidates if valid is None else candidates & valid.cpu()
+    start = torch.where(candidates, start, _GONE)
+    ranked = start.sort(dim=1, descending=True).values
+    lowered, length, unsure = torch.full_like(start, _GONE), 4 * limit, candidates.any(1, keepdim=True)
+    while limit and unsure.any():
+        outside = ranked[:, length : length + 1] if length < start.shape[1] else torch.full_like(ranked[:, :1], _GONE)
+        prefix = (start > outside) & unsure
+        _lower(lowered, rows, start, prefix, groups, decay, score_threshold, limit)
+        unsure = unsure & (outside > _GONE) & (lowered.topk(limit).values[:, -1:] <= outside)
+        length *= 2
+    result = lowered.to(scores.device, promote(scores[:0]).dtype)
+    best, indices = result.sort(dim=1, descending=True, stable=True)
+    return best[:, :limit], indices[:, :limit]
+
+
+def _lower(
+    lowered: Tensor,
+    boxes: Tensor,
+    start: Tensor,
+    candidates: Tensor,
+    groups: Tensor | None,
+    decay: _Decay,
+    score_threshold: float,
+    limit: int,
+) -> None:
+    """Write what the scores of ``candidates`` end as into ``lowered`` (B, N): the best ``limit`` of each segment."""
+    flat_boxes, flat_start, result = boxes.reshape(-1, 4), start.flatten().numpy(), lowered.view(-1).numpy()
+    for members, inside in _tables(candidates, groups):
+        current = np.where(inside, flat_start[members], _GONE)
+        steps = min(limit, int(inside.sum(1).max()))
+        places, tops = _picks(flat_boxes[torch.from_numpy(members)], current, decay, score_threshold, steps)
+        kept = tops >= score_threshold
+        result[np.take_along_axis(members, places, 1)[kept]] = tops[kept]
+
+
+def _tables(
+    candidates: Bool[Tensor, "B N"], groups: Tensor | None
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.bool_]]]:
+    """Tables (S, L) of places in the flat batch: a row is a segment, its boxes by index; and where a row is filled."""
+    places = candidates.flatten().numpy().nonzero()[0]
+    if len(places) == 0:
+        return
+    image = places // candidates.shape[1]
+    group = np.zeros_like(places) if groups is None else groups.flatten().cpu().numpy()[places]
+    order = np.lexsort((group, image))
+    places, image, group = places[order], image[order], group[order]
+    first = np.r_[0, ((image[1:] != image[:-1]) | (group[1:] != group[:-1])).nonzero()[0] + 1]
+    counts = np.diff(np.r_[first, len(places)])
+    size = np.ceil(np.log2(counts))
+    for exponent in np.unique(size):
+        segments = (size == exponent).nonzero()[0]
+        length = int(counts[segments].max())
+        together = max(1, _MATRIX_NUMBERS // length**2)
+        for some in range(0, len(segments), together):
+            rows = segments[some : some + together]
+            inside = np.arange(length) < counts[rows, None]
+            yield places[np.where(inside, first[rows, None] + np.arange(length), 0)], inside
+
+
+def _picks(
+    boxes: Float[Tensor, "S L 4"], current: NDArray[np.float64], decay: _Decay, score_threshold: float, steps: int
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The boxes that each row picks, step by step (S, steps), and the score that each had then."""
+    decays, rows = _decays(boxes, decay), np.arange(len(current))
+    left = current >= 0
+    places, tops = np.zeros((steps, len(rows)), np.int64), np.full((steps, len(rows)), _GONE)
+    for step in range(steps):
+        best = current.argmax(1)  # the first of equals
+        top = current[rows, best]
+        if top.max() < score_threshold:
+            break
+        places[step], tops[step] = best, top
+        current[rows, best], left[rows, best] = _GONE, False
+        np.multiply(current, decays(best), out=current, where=left)
+    return places.T, tops.T
+
+
+def _decays(boxes: Float[Tensor, "S L 4"], decay: _Decay) -> Callable[[NDArray[np.int64]], NDArray[np.float64]]:
+    """What tells for the picked box of each row (S,) the factors (S, L) of the boxes beside it."""
+    if boxes.shape[1] > _LONGEST_MATRIX:
+        rows = torch.arange(len(boxes))
+        return lambda best: decay(box_iou(boxes[rows, torch.from_numpy(best), None], boxes))[:, 0].numpy()
+    blocks = boxes.split(max(1, _BLOCK_NUMBERS // boxes[..., 0].numel()), dim=1)
+    matrix = torch.cat([decay(box_iou(block, boxes)) for block in blocks], dim=1).numpy()
+    rows = np.arange(len(boxes))
+    return lambda best: matrix[rows, best]

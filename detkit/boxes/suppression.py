@@ -1,0 +1,212 @@
+"""The engine of suppression: which boxes survive, for many segments of boxes at once, exactly as the greedy loop says.
+
+A segment is what may suppress each other, one class of one image say: a run of rows, best first. Segments are decided
+by length, always with the same answer:
+
+* up to 64 rows: all pairs of all such segments at once;
+* up to 2,048: torchvision's kernel on a view of the rows, several views on several threads;
+* longer: block after block, each against those survivors that are near it (``detkit.boxes.near``), then in itself.
+
+The pairs that conflict make a graph, and ``resolve`` turns it into survivors. Coordinates are never shifted to keep
+segments apart: that rounds them.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Literal
+
+import torch
+import torchvision
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from detkit.boxes.iou import paired_distance_box_iou
+from detkit.boxes.near import near_pairs
+from detkit.boxes.overlap import Mirrored, coordinate_limit, iou_matrix, mirror, paired_above, smallest_union
+
+Measure = Literal["iou", "diou"]
+
+_SHORT, _LONG = 64, 2048
+_BLOCK = 1024  # the first block of a long segment; later ones are as long as _GROWTH times all before
+_GROWTH, _LONGEST_BLOCK = 3, 1 << 14
+_FEW = 128  # so many survivors are compared with a whole block, more only with what is near
+_MOST_PAIRS = 1 << 22  # a block with more pairs to look at is halved: bounds memory on crowds of duplicates
+_LEAST_THRESHOLD = 0.2  # below, too much is near
+
+
+def survivors(
+    boxes: Float[Tensor, "N 4"], lengths: Sequence[int], iou_threshold: float, measure: Measure = "iou"
+) -> Bool[Tensor, "N"]:
+    """Which rows survive: those that no better survivor of their segment overlaps by more than ``iou_threshold``.
+
+    boxes (N, 4) xyxy, finite; ``lengths`` of the consecutive segments, each best first. Rows without area (up to 1e-36
+    square pixels in float32) neither suppress nor are suppressed.
+
+    >>> boxes = torch.tensor([[0.0, 0, 9, 9], [0, 0, 9, 8], [0, 0, 9, 8], [5, 5, 5, 5]])
+    >>> survivors(boxes, [2, 2], 0.5)
+    tensor([ True, False,  True,  True])
+    """
+    limit = coordinate_limit(boxes.dtype)
+    boxes = boxes.clamp(-limit, limit)
+    width, height = (boxes[:, 2:] - boxes[:, :2]).clamp_(min=0).unbind(1)
+    solid = width * height > smallest_union(boxes.dtype)
+    if not solid.all():
+        owners = torch.repeat_interleave(torch.tensor(lengths, dtype=torch.int64, device=boxes.device))
+        some = owners[solid].bincount(minlength=len(lengths)).tolist()
+        keep = ~solid
+        keep[solid] = survivors(boxes[solid], some, iou_threshold, measure)
+        return keep
+    if len(lengths) == 1:
+        return _one(boxes, iou_threshold, measure)
+    keep = resolve(len(boxes), *_short_conflicts(boxes, lengths, iou_threshold, measure))
+    stops = itertools.accumulate(lengths)
+    long = [slice(stop - length, stop) for stop, length in zip(stops, lengths, strict=True) if length > _SHORT]
+    decided = _threaded(lambda rows: _one(boxes[rows], iou_threshold, measure), long)
+    for rows, survived in zip(long, decided, strict=True):
+        keep[rows] = survived
+    return keep
+
+
+def _threaded(function: Callable[[slice], Tensor], segments: Sequence[slice]) -> Iterable[Tensor]:
+    """``function`` of each segment, on torch's number of threads: the kernel releases the interpreter's lock."""
+    workers = min(torch.get_num_threads(), len(segments))
+    if workers < 2:
+        return map(function, segments)
+    with ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(function, segments))
+
+
+def resolve(count: int, better: Int[Tensor, "P"], worse: Int[Tensor, "P"]) -> Bool[Tensor, "N"]:
+    """Who of ``count`` rows survives where ``better[p]``, if it survives itself, suppresses ``worse[p]``.
+
+    Starts with everybody alive and applies all conflicts at once, again and again: after k rounds everything is settled
+    that hangs on a chain of at most k conflicts, and nothing changes any more once all is.
+
+    >>> resolve(3, torch.tensor([0, 1]), torch.tensor([1, 2]))
+    tensor([ True, False,  True])
+    """
+    keep = torch.ones(count, dtype=torch.bool, device=better.device)
+    while True:
+        settled = torch.ones_like(keep).index_fill_(0, worse[keep[better]], False)
+        if torch.equal(settled, keep):
+            return keep
+        keep = settled
+
+
+def _above(better: Mirrored, worse: Mirrored, threshold: float, measure: Measure) -> Bool[Tensor, "P"]:
+    threshold = round_down(threshold, better.area.dtype)
+    if measure == "iou":
+        return paired_above(better, worse, threshold)
+    return paired_distance_box_iou(better.corners(), worse.corners()) > threshold
+
+
+def round_down(threshold: float, dtype: torch.dtype) -> float:
+    """The largest number of ``dtype`` that is not above ``threshold``: what is above the one is above the other.
+
+    >>> 0.6000000238418579 > 0.6 == round_down(0.6, torch.float64) > round_down(0.6, torch.float32)
+    True
+    """
+    rounded = torch.tensor(threshold, dtype=dtype)
+    return (rounded if rounded.item() <= threshold else rounded.nextafter(-torch.ones_like(rounded))).item()
+
+
+def _short_conflicts(
+    boxes: Tensor, lengths: Sequence[int], threshold: float, measure: Measure
+) -> tuple[Int[Tensor, "P"], Int[Tensor, "P"]]:
+    """Pairs (better row, worse row) that conflict in segments of 2 to 64 rows.
+
+    Segments lie one after the other, longest first: the rows that have a partner ``shift`` places below them are then
+    at the front, and all those pairs are two overlapping slices: nothing is gathered.
+    """
+    sizes = torch.tensor(lengths, dtype=torch.int64, device=boxes.device)
+    starts = sizes.cumsum(0) - sizes
+    chosen = sizes.argsort(descending=True)
+    chosen = chosen[(sizes[chosen] > 1) & (sizes[chosen] <= _SHORT)]
+    starts, sizes = starts[chosen], sizes[chosen]
+    place = torch.arange(int(sizes.sum()), device=boxes.device)
+    place -= torch.repeat_interleave(sizes.cumsum(0) - sizes, sizes)
+    origin = torch.repeat_interleave(starts, sizes) + place
+    following = torch.repeat_interleave(sizes, sizes) - place - 1
+    mirrored = mirror(boxes.index_select(0, origin))
+    found = [(origin[:0], origin[:0])]
+    for shift in range(1, int(sizes[0]) if len(sizes) else 0):
+        front = int(sizes[sizes > shift].sum())
+        better, worse = mirrored.cut(0, front - shift), mirrored.cut(shift, front)
+        above = _above(better, worse, threshold, measure) & (following[: front - shift] >= shift)
+        rows = above.nonzero().squeeze(1)
+        found.append((origin.index_select(0, rows), origin.index_select(0, rows + shift)))
+    first, second = zip(*found, strict=True)
+    return torch.cat(first), torch.cat(second)
+
+
+def _one(boxes: Float[Tensor, "N 4"], threshold: float, measure: Measure) -> Bool[Tensor, "N"]:
+    """One segment of any length."""
+    if measure == "iou" and (len(boxes) <= _LONG or threshold < _LEAST_THRESHOLD or boxes.device.type != "cpu"):
+        return _by_kernel(boxes, threshold)
+    return _by_blocks(boxes, threshold, measure)
+
+
+def _by_kernel(boxes: Float[Tensor, "N 4"], threshold: float) -> Bool[Tensor, "N"]:
+    falling = torch.arange(len(boxes), 0, -1, device=boxes.device).to(boxes.dtype)
+    keep = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
+    return keep.index_fill_(0, torchvision.ops.nms(boxes, falling, threshold), True)
+
+
+def _by_blocks(boxes: Float[Tensor, "N 4"], threshold: float, measure: Measure) -> Bool[Tensor, "N"]:
+    """One long segment, block by block: a block meets the survivors so far, what is left of it meets itself."""
+    mirrored = mirror(boxes)
+    first = boxes[:_BLOCK] if measure == "iou" else boxes[:0]
+    kept = _by_kernel(first, threshold).nonzero().squeeze(1)
+    start, length = len(first), _BLOCK
+    while start < len(boxes):
+        block = torch.arange(start, min(start + length, len(boxes)), device=boxes.device)
+        fresh = _outlive(mirrored, block, kept, threshold, measure)
+        keep = None if fresh is None else _among(mirrored, fresh, threshold, measure)
+        if fresh is None or keep is None:
+            length = max(1, length // 2)
+            continue
+        kept = torch.cat((kept, fresh[keep]))
+        start += len(block)
+        length = min(_GROWTH * start, _LONGEST_BLOCK)
+    return torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device).index_fill_(0, kept, True)
+
+
+def _among(boxes: Mirrored, rows: Tensor, threshold: float, measure: Measure) -> Bool[Tensor, "M"] | None:
+    """Which of ``rows`` survive each other; None where that takes too many pairs."""
+    pairs = _candidates(boxes, rows, rows, threshold)
+    if pairs is None:
+        return _by_kernel(boxes.take(rows).corners(), threshold) if measure == "iou" else None
+    better, worse = torch.minimum(*pairs), torch.maximum(*pairs)
+    first, second = boxes.take(rows.index_select(0, better)), boxes.take(rows.index_select(0, worse))
+    above = (better < worse) & _above(first, second, threshold, measure)
+    return resolve(len(rows), better[above], worse[above])
+
+
+def _outlive(
+    boxes: Mirrored, block: Tensor, kept: Tensor, threshold: float, measure: Measure
+) -> Int[Tensor, "M"] | None:
+    """Rows of ``block`` that none of ``kept`` suppresses; None where that takes too many pairs."""
+    if measure == "iou" and len(kept) <= _FEW:
+        overlaps = iou_matrix(boxes.take(kept), boxes.take(block))
+        return block[(overlaps <= round_down(threshold, overlaps.dtype)).all(0)]
+    pairs = _candidates(boxes, block, kept, threshold)
+    if pairs is None:
+        return None
+    queries, others = pairs
+    first, second = boxes.take(block.index_select(0, queries)), boxes.take(kept.index_select(0, others))
+    above = _above(first, second, threshold, measure)
+    return block[torch.ones_like(block, dtype=torch.bool).index_fill_(0, queries[above], False)]
+
+
+def _candidates(boxes: Mirrored, rows: Tensor, others: Tensor, threshold: float) -> tuple[Tensor, Tensor] | None:
+    """Places (in ``rows``, in ``others``) of pairs that may conflict; None if they are too many."""
+    if threshold >= _LEAST_THRESHOLD:
+        most = _MOST_PAIRS if len(rows) > 1 else math.inf
+        first = boxes.take(rows)
+        return near_pairs(first, first if others is rows else boxes.take(others), threshold, most=most)
+    if len(rows) * len(others) > _MOST_PAIRS and len(rows) > 1:
+        return None
+    first, second = torch.meshgrid(torch.arange(len(rows)), torch.arange(len(others)), indexing="ij")
+    return first.flatten(), second.flatten()

@@ -1,0 +1,630 @@
+"""Soft-NMS and Matrix NMS against slow loops over Python floats, on random and hostile boxes."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import boxes, random_boxes, unhooked
+
+from detkit.boxes import box_iou, mask_iou, nms, rescore
+from detkit.boxes.rescore import matrix_nms, soft_nms, soft_nms_padded
+
+METHODS = ("linear", "gaussian")
+SCORES = st.sampled_from([0.0, -0.0, 0.001, 0.25, 0.5, 0.5, 0.75, 1.0])
+TYPES = [torch.float16, torch.bfloat16, torch.float64, torch.int32, torch.int64, torch.uint8]
+PAIR = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 5]])  # IoU 1/2
+APART = torch.tensor([[0.0, 0, 10, 10], [20, 0, 30, 10], [40, 0, 50, 10]])
+
+
+def overlap(a, b) -> float:
+    """IoU of two boxes, 0 where both lack an area."""
+
+    def area(box):
+        return max(box[2] - box[0], 0) * max(box[3] - box[1], 0)
+
+    both = area([max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3])])
+    union = area(a) + area(b) - both
+    return both / union if union > 0 else 0.0
+
+
+def factor(method, iou, sigma, iou_threshold) -> float:
+    if method == "gaussian":
+        return math.exp(-iou * iou / sigma)
+    return 1 - iou if iou > iou_threshold else 1.0
+
+
+def softened(
+    rows, scores, groups=None, *, method="gaussian", sigma=0.5, iou_threshold=0.3, score_threshold=0.001
+) -> list[tuple[int, float]]:
+    """The definition: pick the best, lower the rest of its group, drop what is low, again."""
+    rows, groups = rows.double().tolist(), [0] * len(rows) if groups is None else groups.tolist()
+    left = {i: score for i, score in enumerate(scores.double().tolist()) if score >= score_threshold}
+    picked = []
+    while left:
+        best = max(left, key=lambda i: (left[i], -i))
+        picked.append((best, left.pop(best)))
+        for i in left:
+            if groups[i] == groups[best]:
+                left[i] *= factor(method, overlap(rows[best], rows[i]), sigma, iou_threshold)
+        left = {i: score for i, score in left.items() if score >= score_threshold}
+    return picked
+
+
+def matrixed(overlaps, scores, groups=None, *, method="gaussian", sigma=0.5) -> list[float]:
+    """The definition of Matrix NMS: for each box, the least ratio over all better boxes of its group."""
+    overlaps, scores = overlaps.double().tolist(), scores.double().tolist()
+    groups = [0] * len(scores) if groups is None else groups.tolist()
+
+    def better(j):
+        rivals = [i for i in range(len(scores)) if groups[i] == groups[j]]
+        return [i for i in rivals if scores[i] > scores[j] or (scores[i] == scores[j] and i < j)]
+
+    covered = [max((overlaps[k][i] for k in better(i)), default=0.0) for i in range(len(scores))]
+    lowered = []
+    for j, score in enumerate(scores):
+        decay = 1.0
+        for i in better(j):
+            if method == "gaussian":
+                decay = min(decay, math.exp(-(overlaps[i][j] ** 2 - covered[i] ** 2) / sigma))
+            elif covered[i] < 1:
+                decay = min(decay, (1 - overlaps[i][j]) / (1 - covered[i]))
+        lowered.append(score * decay if score > 0 else score)
+    return lowered
+
+
+def crowd(count: int, *, seed: int = 0, groups: int = 3, ties: bool = False):
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.rand(count, generator=generator, dtype=torch.float64)
+    scores = (scores * 8).round() / 8 if ties else scores
+    return (
+        random_boxes(count, seed=seed, dtype=torch.float64),
+        scores,
+        torch.randint(0, groups, (count,), generator=generator),
+    )
+
+
+def assert_picks(result, expected, *, tolerance: float = 1e-12) -> None:
+    indices, scores = result
+    assert indices.tolist() == [index for index, _ in expected]
+    assert scores.tolist() == pytest.approx([score for _, score in expected], rel=tolerance, abs=1e-300)
+
+
+def drawn(data, rows, most_groups: int = 2):
+    scores = torch.tensor(data.draw(st.lists(SCORES, min_size=len(rows), max_size=len(rows))), dtype=torch.float64)
+    groups = data.draw(st.lists(st.integers(-most_groups, most_groups), min_size=len(rows), max_size=len(rows)))
+    return scores, torch.tensor(groups, dtype=torch.int64)
+
+
+options = st.fixed_dictionaries(
+    {
+        "method": st.sampled_from(METHODS),
+        "sigma": st.sampled_from([1e-3, 0.1, 0.5, 10.0]),
+        "iou_threshold": st.sampled_from([0.0, 0.3, 0.51, 1.0]),
+        "score_threshold": st.sampled_from([0.0, 0.001, 0.2, 0.5, 1.0]),
+    }
+)
+
+
+class TestSoftNMS:
+    @settings(max_examples=150)
+    @given(data=st.data(), rows=boxes(most=8, inverted=False, huge=1e15), chosen=options)
+    def test_hostile_boxes_are_picked_as_in_the_loop(self, data, rows, chosen):
+        rows = rows[(rows.abs().amax(1) >= 1e-10) | (rows == 0).all(1)].double()
+        scores, groups = drawn(data, rows)
+        assert_picks(soft_nms(rows, scores, **chosen), softened(rows, scores, **chosen))
+        assert_picks(soft_nms(rows, scores, groups=groups, **chosen), softened(rows, scores, groups, **chosen))
+
+    @pytest.mark.parametrize("method", METHODS)
+    def test_ten_thousand_boxes_in_fifty_sets_are_picked_as_in_the_loop(self, method):
+        for seed in range(50):
+            rows, scores, groups = crowd(200, seed=seed, groups=1 + seed % 7, ties=seed % 2 == 0)
+            expected = softened(rows, scores, groups, method=method)
+            assert_picks(soft_nms(rows, scores, groups=groups, method=method), expected)
+
+    @settings(max_examples=60)
+    @given(data=st.data(), rows=boxes(most=8, inverted=False), chosen=options)
+    def test_scores_never_rise_fall_below_the_threshold_or_stand_out_of_order(self, data, rows, chosen):
+        scores, groups = drawn(data, rows)
+        indices, lowered = soft_nms(rows, scores, groups=groups, **chosen)
+        assert (lowered <= scores[indices]).all()
+        assert (lowered >= chosen["score_threshold"]).all()
+        assert sorted(zip((-lowered).tolist(), indices.tolist(), strict=True)) == list(
+            zip((-lowered).tolist(), indices.tolist(), strict=True)
+        )
+        assert len(set(indices.tolist())) == len(indices)
+
+    @settings(max_examples=60)
+    @given(data=st.data(), rows=boxes(most=8, inverted=False), method=st.sampled_from(METHODS))
+    def test_the_best_of_every_group_keeps_its_score(self, data, rows, method):
+        scores, groups = drawn(data, rows)
+        indices, lowered = soft_nms(rows, scores, groups=groups, method=method, score_threshold=0)
+        ends = dict(zip(indices.tolist(), lowered.tolist(), strict=True))
+        for group in set(groups.tolist()):
+            members = (groups == group).nonzero().squeeze(1)
+            best = int(members[scores[members].argmax()])
+            assert ends[best] == scores[best]
+
+    @settings(max_examples=60)
+    @given(data=st.data(), rows=boxes(most=8, inverted=False), chosen=options)
+    def test_groups_are_picked_as_each_alone(self, data, rows, chosen):
+        scores, groups = drawn(data, rows)
+        together = dict(zip(*(x.tolist() for x in soft_nms(rows, scores, groups=groups, **chosen)), strict=True))
+        alone = {}
+        for group in set(groups.tolist()):
+            members = (groups == group).nonzero().squeeze(1)
+            indices, lowered = soft_nms(rows[members], scores[members], **chosen)
+            alone |= dict(zip(members[indices].tolist(), lowered.tolist(), strict=True))
+        assert together == alone
+
+    @settings(max_examples=60)
+    @given(data=st.data(), count=st.integers(0, 12), method=st.sampled_from(METHODS))
+    def test_the_order_of_the_rows_does_not_matter_without_ties(self, data, count, method):
+        rows, scores, groups = crowd(count, seed=count)
+        order = torch.tensor(data.draw(st.permutations(range(count))), dtype=torch.int64)
+        indices, lowered = soft_nms(rows, scores, groups=groups, method=method)
+        shuffled, others = soft_nms(rows[order], scores[order], groups=groups[order], method=method)
+        assert torch.equal(order[shuffled], indices)
+        assert torch.equal(others, lowered)
+
+    @settings(max_examples=60)
+    @given(data=st.data(), rows=boxes(most=8, inverted=False), most=st.integers(1, 9), chosen=options)
+    def test_a_limit_gives_the_beginning_of_the_whole(self, data, rows, most, chosen):
+        scores, groups = drawn(data, rows)
+        whole = soft_nms(rows, scores, groups=groups, **chosen)
+        best = soft_nms(rows, scores, groups=groups, max_detections=most, **chosen)
+        assert [x.tolist() for x in best] == [x[:most].tolist() for x in whole]
+
+    @pytest.mark.parametrize("method", METHODS)
+    def test_boxes_apart_keep_their_scores(self, method):
+        scores = torch.tensor([0.3, 0.9, 0.5])
+        assert_picks(soft_nms(APART, scores, method=method), [(1, 0.9), (2, 0.5), (0, 0.3)], tolerance=1e-6)
+
+    @pytest.mark.parametrize("seed", range(5))
+    def test_a_vanishing_sigma_is_hard_suppression_of_all_that_overlap(self, seed):
+        rows, scores, _ = crowd(60, seed=seed)
+        for sigma in (1e-12, 1e-300, 5e-324):
+            indices, lowered = soft_nms(rows, scores, sigma=sigma)
+            assert torch.equal(indices, nms(rows, scores, 0.0)[scores[nms(rows, scores, 0.0)] >= 0.001])
+            assert torch.equal(lowered, scores[indices])
+
+    def test_a_large_sigma_and_a_threshold_of_one_lower_nothing(self):
+        rows, scores, _ = crowd(30)
+        for chosen in ({"sigma": 1e300}, {"method": "linear", "iou_threshold": 1.0}):
+            indices, lowered = soft_nms(rows, scores, score_threshold=0, **chosen)
+            assert torch.equal(indices, scores.argsort(descending=True))
+            assert torch.equal(lowered, scores[indices])
+
+    def test_numbers_of_both_methods(self):
+        scores = torch.tensor([0.5, 1.0], dtype=torch.float64)
+        assert_picks(soft_nms(PAIR, scores), [(1, 1.0), (0, 0.5 * math.exp(-0.5))])
+        assert_picks(soft_nms(PAIR, scores, sigma=0.25), [(1, 1.0), (0, 0.5 * math.exp(-1))])
+        assert_picks(soft_nms(PAIR, scores, method="linear"), [(1, 1.0), (0, 0.25)])
+
+    def test_overlap_equal_to_the_threshold_lowers_nothing(self):
+        scores = torch.tensor([1.0, 0.5])
+        assert_picks(soft_nms(PAIR, scores, method="linear", iou_threshold=0.5), [(0, 1.0), (1, 0.5)])
+        assert_picks(soft_nms(PAIR, scores, method="linear", iou_threshold=0.499), [(0, 1.0), (1, 0.25)])
+        nearly = torch.tensor([[0.0, 0, 100, 1], [0, 0, 31, 1], [0, 2, 100, 3], [0, 2, 29, 3]])
+        kept = soft_nms(nearly, torch.tensor([1.0, 0.5, 0.9, 0.4]), method="linear")  # the default is 0.3
+        assert_picks(kept, [(0, 1.0), (2, 0.9), (3, 0.4), (1, 0.5 * 0.69)], tolerance=1e-6)
+
+    def test_a_score_equal_to_the_threshold_stays(self):
+        scores = torch.tensor([1.0, 0.5], dtype=torch.float64)
+        assert len(soft_nms(PAIR, scores, method="linear", score_threshold=0.25)[0]) == 2
+        assert len(soft_nms(PAIR, scores, method="linear", score_threshold=0.2501)[0]) == 1
+        assert soft_nms(APART, torch.tensor([0.0011, 0.0009, -1.0]))[0].tolist() == [0]
+        assert soft_nms(APART, torch.tensor([1.0, 0.0, -0.5]), score_threshold=0)[0].tolist() == [0, 1]
+
+    def test_a_box_that_loses_all_stays_with_nothing_where_the_threshold_is_zero(self):
+        same = PAIR[[0, 0]]
+        assert_picks(soft_nms(same, torch.ones(2), method="linear", score_threshold=0), [(0, 1.0), (1, 0.0)])
+
+    def test_equal_scores_go_by_index(self):
+        rows = APART[0] + torch.arange(500)[:, None] * 20
+        assert soft_nms(rows, torch.ones(500))[0].tolist() == list(range(500))
+        assert soft_nms(rows, torch.ones(500), groups=torch.arange(500) % 7)[0].tolist() == list(range(500))
+        assert soft_nms(rows, torch.ones(500), max_detections=3)[0].tolist() == [0, 1, 2]
+
+    def test_boxes_without_area_lower_nothing_and_are_not_lowered(self):
+        rows = torch.tensor([[2.0, 2, 2, 2], [0, 0, 10, 10], [2, 2, 2, 2], [3, 0, 3, 10]])
+        scores = torch.tensor([0.9, 0.8, 0.7, 0.6])
+        for method in METHODS:
+            indices, lowered = soft_nms(rows, scores, method=method, iou_threshold=0)
+            assert indices.tolist() == [0, 1, 2, 3]
+            assert torch.equal(lowered, scores)
+
+    def test_groups_are_kept_apart_at_negative_coordinates(self):
+        rows = torch.tensor([[-200.0, -200, -100, -100], [0, 0, 100, 100], [-100, -100, 0, 0]])
+        scores = torch.tensor([0.9, 0.8, 0.7])
+        assert torch.equal(soft_nms(rows, scores, groups=torch.tensor([1, 0, 0]))[1], scores)
+
+    @pytest.mark.parametrize("method", METHODS)
+    def test_long_segments_computed_row_by_row_and_short_tables_give_the_same(self, method, monkeypatch):
+        rows, scores, groups = crowd(120, groups=4)
+        expected = soft_nms(rows, scores, groups=groups, method=method)
+        for name, value in (("_LONGEST_MATRIX", 3), ("_MATRIX_NUMBERS", 1), ("_BLOCK_NUMBERS", 1)):
+            monkeypatch.setattr(rescore, name, value)
+            found = soft_nms(rows, scores, groups=groups, method=method)
+            assert torch.equal(found[0], expected[0])
+            torch.testing.assert_close(found[1], expected[1], rtol=1e-14, atol=0)
+
+    def test_three_thousand_boxes_of_one_group_are_picked_as_in_a_vectorised_loop(self):
+        rows, scores, _ = crowd(2100, seed=4)
+        left, expected = scores.clone(), []
+        overlaps = box_iou(rows, rows)
+        for _ in range(2100):
+            best = int(left.argmax())
+            if left[best] < 0.001:
+                break
+            expected.append((best, float(left[best])))
+            left *= torch.exp(-overlaps[best] ** 2 / 0.5)
+            left[best] = -1
+        assert_picks(soft_nms(rows, scores), expected)
+        assert_picks(soft_nms(rows, scores, max_detections=20), expected[:20])
+
+    @pytest.mark.parametrize("dtype", TYPES, ids=str)
+    def test_every_type_is_picked_as_its_promoted_numbers(self, dtype):
+        rows, scores, groups = crowd(40)
+        rows = rows.to(dtype)
+        scores = (scores * 9).to(dtype) if not dtype.is_floating_point else scores.to(dtype)
+        indices, lowered = soft_nms(rows, scores, groups=groups.to(torch.uint8))
+        expected = soft_nms(rows.double(), scores.double(), groups=groups)
+        wide = torch.float64 if dtype in (torch.float64, torch.int32, torch.int64) else torch.float32
+        assert lowered.dtype == wide
+        torch.testing.assert_close(lowered, expected[1].to(wide), rtol=1e-6, atol=0)
+        assert indices.tolist() == expected[0].tolist()
+
+    @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+    def test_a_row_that_is_not_finite_is_named_or_left_out_alone(self, bad):
+        rows, scores, groups = crowd(40)
+        others = torch.tensor([i for i in range(40) if i != 7])
+        expected = soft_nms(rows[others], scores[others], groups=groups[others])
+        worse = rows.clone()
+        worse[7, 2] = bad
+        with pytest.raises(ValueError, match=rf"^soft_nms: boxes\[7, 2\]={bad:g} must be finite; 1 of 160 values"):
+            soft_nms(worse, scores, groups=groups)
+        found = soft_nms(worse, scores, groups=groups, nonfinite="drop")
+        assert torch.equal(others[expected[0]], found[0])
+        assert torch.equal(expected[1], found[1])
+        lower = scores.clone()
+        lower[7] = bad
+        with pytest.raises(ValueError, match=rf"^soft_nms: scores\[7\]={bad:g} must be finite; 1 of 40 values is not$"):
+            soft_nms(rows, lower, groups=groups)
+        assert torch.equal(soft_nms(rows, lower, groups=groups, nonfinite="drop")[1], expected[1])
+
+    def test_an_inverted_box_is_named(self):
+        with pytest.raises(ValueError, match=r"^soft_nms: boxes\[1\]: x2 < x1 \(0 < 10\); 1 box is inverted$"):
+            soft_nms(torch.tensor([[0.0, 0, 1, 1], [10, 10, 0, 0]]), torch.ones(2))
+
+    def test_inputs_are_left_alone_and_gradients_are_not_followed(self):
+        rows, scores, groups = crowd(40)
+        before = rows.clone(), scores.clone(), groups.clone()
+        soft_nms(rows, scores, groups=groups)
+        for one, other in zip((rows, scores, groups), before, strict=True):
+            assert torch.equal(one, other)
+        assert not soft_nms(rows.requires_grad_(), scores.requires_grad_())[1].requires_grad
+
+    def test_nothing_in_gives_nothing_out(self):
+        for rows in (torch.zeros(0, 4), torch.tensor([])):
+            indices, lowered = unhooked(soft_nms)(rows, torch.zeros(0))
+            assert (indices.tolist(), lowered.tolist()) == ([], [])
+            assert (indices.dtype, lowered.dtype) == (torch.int64, torch.float32)
+        low = soft_nms(APART, torch.zeros(3), max_detections=2)
+        assert (low[0].tolist(), low[1].tolist()) == ([], [])
+
+
+class TestSoftNMSPadded:
+    @settings(max_examples=60)
+    @given(data=st.data(), count=st.integers(1, 9), limit=st.integers(1, 10), chosen=options)
+    def test_a_batch_is_picked_as_each_image_alone(self, data, count, limit, chosen):
+        images = [crowd(count, seed=seed + count, groups=2, ties=seed == 1) for seed in range(3)]
+        rows, scores, groups = (torch.stack(column) for column in zip(*images, strict=True))
+        flags = data.draw(st.lists(st.booleans(), min_size=3 * count, max_size=3 * count))
+        valid = torch.tensor(flags).reshape(3, count)
+        indices, lowered, filled = soft_nms_padded(
+            rows, scores, groups=groups, valid=valid, max_detections=limit, **chosen
+        )
+        assert indices.shape == lowered.shape == filled.shape == (3, min(limit, count))
+        for b in range(3):
+            members = valid[b].nonzero().squeeze(1)
+            alone = soft_nms(rows[b, members], scores[b, members], groups=groups[b, members], **chosen)
+            assert indices[b][filled[b]].tolist() == members[alone[0]].tolist()[:limit]
+            assert torch.equal(lowered[b][filled[b]], alone[1][:limit])
+            assert (indices[b][~filled[b]] == 0).all()
+            assert (lowered[b][~filled[b]] == 0).all()
+            assert (filled[b].int().diff() <= 0).all()
+
+    @pytest.mark.parametrize("limit", [1, 2, 5, 20])
+    def test_few_picks_are_found_behind_many_duplicates(self, limit):
+        far = torch.tensor([[90.0, 90, 99, 99]])
+        rows = torch.cat((PAIR[:1].expand(300, 4), far)).double()
+        scores = torch.linspace(1, 0.1, 301, dtype=torch.float64)
+        images = torch.stack((rows, rows.flip(0))), torch.stack((scores, scores.flip(0)))
+        indices, lowered, valid = soft_nms_padded(*images, max_detections=limit, score_threshold=1e-9)
+        for b in range(2):
+            expected = softened(images[0][b], images[1][b], score_threshold=1e-9)[:limit]
+            assert indices[b][valid[b]].tolist() == [index for index, _ in expected]
+            assert lowered[b][valid[b]].tolist() == pytest.approx([score for _, score in expected])
+
+    @pytest.mark.parametrize("limit", [1, 7, 30])
+    def test_a_limit_far_below_the_number_of_boxes_gives_the_beginning(self, limit):
+        rows, scores, _ = crowd(400, seed=8, ties=True)
+        indices, lowered, valid = soft_nms_padded(rows[None], scores[None], max_detections=limit)
+        whole = soft_nms(rows, scores)
+        assert indices[0][valid[0]].tolist() == whole[0][:limit].tolist()
+        assert torch.equal(lowered[0][valid[0]], whole[1][:limit])
+
+    def test_padding_rows_change_nothing_whatever_they_hold(self):
+        rows, scores, _ = crowd(20)
+        plain = soft_nms_padded(rows[None], scores[None], max_detections=20)
+        wide = (
+            torch.cat((rows, torch.full((5, 4), torch.nan, dtype=torch.float64)))[None],
+            torch.cat((scores, torch.full((5,), torch.inf, dtype=torch.float64)))[None],
+        )
+        for valid in (None, (torch.arange(25) < 20)[None]):
+            for one, other in zip(soft_nms_padded(*wide, valid=valid, max_detections=20), plain, strict=True):
+                assert torch.equal(one, other)
+
+    def test_defaults_are_those_of_soft_nms(self):
+        rows, scores, _ = crowd(60)
+        for method in METHODS:
+            indices, lowered, valid = soft_nms_padded(rows[None], scores[None], method=method, max_detections=60)
+            alone = soft_nms(rows, scores, method=method)
+            assert indices[0][valid[0]].tolist() == alone[0].tolist()
+            assert torch.equal(lowered[0][valid[0]], alone[1])
+
+    def test_empty_batches_keep_their_shapes(self):
+        for shape, expected in (((2, 0), (2, 0)), ((0, 5), (0, 3))):
+            results = soft_nms_padded(torch.zeros(*shape, 4), torch.zeros(shape), max_detections=3)
+            assert [result.shape for result in results] == [expected] * 3
+
+
+class TestMatrixNMS:
+    @settings(max_examples=150)
+    @given(
+        data=st.data(),
+        rows=boxes(most=8, inverted=False, huge=1e15),
+        method=st.sampled_from(METHODS),
+        sigma=st.sampled_from([0.01, 0.5, 10.0]),
+    )
+    def test_hostile_boxes_are_lowered_as_in_the_loop(self, data, rows, method, sigma):
+        rows = rows.double()
+        scores, groups = drawn(data, rows)
+        expected = matrixed(box_iou(rows, rows), scores, groups, method=method, sigma=sigma)
+        found = matrix_nms(rows, scores, groups=groups, method=method, sigma=sigma)
+        assert found.tolist() == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+    @pytest.mark.parametrize("method", METHODS)
+    def test_ten_thousand_boxes_in_a_hundred_sets_are_lowered_as_in_the_loop(self, method):
+        for seed in range(100):
+            rows, scores, groups = crowd(100, seed=seed, groups=1 + seed % 5, ties=seed % 2 == 0)
+            expected = matrixed(box_iou(rows, rows), scores, groups, method=method)
+            assert matrix_nms(rows, scores, groups=groups, method=method).tolist() == pytest.approx(expected, rel=1e-9)
+
+    @settings(max_examples=60)
+    @given(data=st.data(), rows=boxes(most=8, inverted=False), method=st.sampled_from(METHODS))
+    def test_scores_never_rise_and_the_best_keeps_its_own(self, data, rows, method):
+        scores, _ = drawn(data, rows)
+        lowered = matrix_nms(rows, scores, method=method)
+        assert torch.isfinite(lowered).all()
+        assert ((lowered >= 0) & (lowered <= scores)).all()
+        if len(rows):
+            assert lowered[scores.argmax()] == scores.max()
+
+    @settings(max_examples=60)
+    @given(data=st.data(), rows=boxes(most=8, inverted=False), method=st.sampled_from(METHODS))
+    def test_groups_are_lowered_as_each_alone(self, data, rows, method):
+        scores, groups = drawn(data, rows)
+        together = matrix_nms(rows, scores, groups=groups, method=method)
+        for group in set(groups.tolist()):
+            members = groups == group
+            assert torch.equal(together[members], matrix_nms(rows[members], scores[members], method=method))
+
+    @settings(max_examples=40)
+    @given(data=st.data(), count=st.integers(1, 12), method=st.sampled_from(METHODS))
+    def test_the_order_of_the_rows_does_not_matter_without_ties(self, data, count, method):
+        rows, scores, groups = crowd(count, seed=count)
+        order = torch.tensor(data.draw(st.permutations(range(count))), dtype=torch.int64)
+        expected = matrix_nms(rows, scores, groups=groups, method=method)[order]
+        assert torch.equal(matrix_nms(rows[order], scores[order], groups=groups[order], method=method), expected)
+
+    @settings(max_examples=60)
+    @given(rows=boxes(most=6), method=st.sampled_from(METHODS), sigma=st.sampled_from([1e-300, 1e-3, 0.5, 1e300]))
+    def test_hostile_boxes_have_finite_scores_and_gradients(self, rows, method, sigma):
+        scores = torch.linspace(1, 0, len(rows)).requires_grad_()
+        lowered = matrix_nms(rows.requires_grad_(), scores, method=method, sigma=sigma, nonfinite="drop")
+        lowered.sum().backward()
+        assert torch.isfinite(lowered).all()
+        assert torch.isfinite(scores.grad).all()
+        assert torch.isfinite(rows.grad).all()
+
+    @pytest.mark.parametrize("method", METHODS)
+    def test_gradients_equal_finite_differences(self, method):
+        rows, scores, groups = crowd(6, seed=3, groups=2)
+
+        def lowered(rows, scores):
+            return matrix_nms(rows, scores, groups=groups, method=method)
+
+        assert torch.autograd.gradcheck(lowered, (rows.requires_grad_(), scores.requires_grad_()))
+
+    def test_numbers_of_both_methods(self):
+        scores = torch.tensor([0.5, 1.0], dtype=torch.float64)
+        assert matrix_nms(PAIR, scores).tolist() == pytest.approx([0.5 * math.exp(-0.5), 1.0])
+        assert matrix_nms(PAIR, scores, sigma=0.25).tolist() == pytest.approx([0.5 * math.exp(-1), 1.0])
+        assert matrix_nms(PAIR, scores, method="linear").tolist() == pytest.approx([0.25, 1.0])
+
+    def test_a_covered_box_lowers_others_less(self):
+        overlaps = torch.tensor([[0, 0.8, 0.0], [0.8, 0, 0.9], [0.0, 0.9, 0]], dtype=torch.float64)
+        lowered = matrix_nms(None, torch.tensor([1.0, 0.9, 0.8]), overlaps=overlaps, method="linear")
+        assert lowered.tolist() == pytest.approx([1, 0.9 * 0.2, 0.8 * 0.1 / 0.2])
+        gaussian = matrix_nms(None, torch.tensor([1.0, 0.9, 0.8]), overlaps=overlaps)
+        assert gaussian.tolist() == pytest.approx([1, 0.9 * math.exp(-1.28), 0.8 * math.exp(-2 * (0.81 - 0.64))])
+
+    @pytest.mark.parametrize("method", METHODS)
+    def test_of_equal_boxes_and_scores_the_first_keeps_its_score(self, method):
+        lowered = matrix_nms(PAIR[[0, 0, 0]], torch.full((3,), 0.5, dtype=torch.float64), method=method)
+        rest = 0.0 if method == "linear" else 0.5 * math.exp(-2)
+        assert lowered.tolist() == pytest.approx([0.5, rest, rest])
+
+    def test_scores_below_zero_stay(self):
+        assert matrix_nms(PAIR, torch.tensor([0.5, -1.0])).tolist() == [0.5, -1.0]
+
+    def test_masks_are_lowered_through_their_overlaps(self):
+        masks = torch.zeros(3, 4, 4)
+        masks[0, :, :], masks[1, :2, :], masks[2, 3, 3] = 1, 1, 1
+        overlaps, scores = mask_iou(masks, masks), torch.tensor([0.9, 0.8, 0.7])
+        lowered = matrix_nms(None, scores, overlaps=overlaps, method="linear")
+        assert lowered.tolist() == pytest.approx([0.9, 0.4, 0.7 * 15 / 16])
+        assert matrix_nms(None, scores, overlaps=overlaps, groups=torch.arange(3)).tolist() == scores.tolist()
+
+    @pytest.mark.parametrize("method", METHODS)
+    def test_a_batch_is_lowered_as_each_image_alone(self, method):
+        images = [crowd(15, seed=seed, groups=2) for seed in range(4)]
+        rows, scores, groups = (torch.stack(column) for column in zip(*images, strict=True))
+        alone = torch.stack([matrix_nms(a, b, groups=c, method=method) for a, b, c in images])
+        assert torch.equal(matrix_nms(rows, scores, groups=groups, method=method), alone)
+        deep = matrix_nms(
+            rows.reshape(2, 2, 15, 4), scores.reshape(2, 2, 15), groups=groups.reshape(2, 2, 15), method=method
+        )
+        assert torch.equal(deep.reshape(4, 15), alone)
+        overlaps = box_iou(rows, rows)
+        assert torch.equal(matrix_nms(None, scores, groups=groups, overlaps=overlaps, method=method), alone)
+
+    @pytest.mark.parametrize("dtype", TYPES, ids=str)
+    def test_every_type_is_lowered_as_its_promoted_numbers(self, dtype):
+        rows, scores, _ = crowd(20)
+        rows = rows.to(dtype)
+        scores = scores.to(dtype) if dtype.is_floating_point else (scores * 9).to(dtype)
+        wide = torch.float64 if dtype in (torch.float64, torch.int32, torch.int64) else torch.float32
+        assert torch.equal(matrix_nms(rows, scores), matrix_nms(rows.to(wide), scores.to(wide)))
+        assert matrix_nms(rows, scores).dtype == wide
+
+    @pytest.mark.parametrize("method", METHODS)
+    @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+    def test_a_row_that_is_not_finite_is_named_or_scores_zero_alone(self, bad, method):
+        rows, scores, _ = crowd(20)
+        others = torch.tensor([i for i in range(20) if i != 7])
+        expected = matrix_nms(rows[others], scores[others], method=method)
+        worse, lower = rows.clone(), scores.clone()
+        worse[7, 2] = lower[7] = bad
+        for arguments, message in (
+            ((worse, scores), rf"boxes\[7, 2\]={bad:g} must be finite; 1 of 80 values is not"),
+            ((rows, lower), rf"scores\[7\]={bad:g} must be finite; 1 of 20 values is not"),
+        ):
+            with pytest.raises(ValueError, match=f"^matrix_nms: {message}"):
+                matrix_nms(*arguments, method=method)
+            found = matrix_nms(*arguments, method=method, nonfinite="drop")
+            assert torch.equal(found[others], expected)
+            assert found[7] == 0
+
+    def test_overlaps_that_are_not_finite_or_outside_zero_to_one_are_named_or_made_so(self):
+        scores = torch.tensor([0.9, 0.8])
+        for value, message, same_as in (
+            (torch.nan, r"overlaps\[0, 1\]=nan must be finite", 0.0),
+            (torch.inf, r"overlaps\[0, 1\]=inf must be finite", 0.0),
+            (1.5, r"overlaps\[0, 1\]=1.5 must lie in \[0, 1\]; 1 outside", 1.0),
+            (-0.5, r"overlaps\[0, 1\]=-0.5 must lie in \[0, 1\]; 1 outside", 0.0),
+        ):
+            overlaps = torch.tensor([[1.0, value], [0.5, 1]])
+            with pytest.raises(ValueError, match=f"^matrix_nms: {message}"):
+                matrix_nms(None, scores, overlaps=overlaps)
+            good = torch.tensor([[1.0, same_as], [0.5, 1]])
+            expected = matrix_nms(None, scores, overlaps=good)
+            assert torch.equal(matrix_nms(None, scores, overlaps=overlaps, nonfinite="drop"), expected)
+
+    def test_an_inverted_box_is_named_or_overlaps_nothing(self):
+        rows = torch.tensor([[0.0, 0, 10, 10], [10, 10, 0, 0]])
+        with pytest.raises(ValueError, match=r"^matrix_nms: boxes\[1\]: x2 < x1 \(0 < 10\); 1 box is inverted$"):
+            matrix_nms(rows, torch.ones(2))
+        assert matrix_nms(rows, torch.ones(2), nonfinite="drop").tolist() == [1, 1]
+
+    def test_no_boxes_have_no_scores(self):
+        for method in METHODS:
+            assert matrix_nms(torch.zeros(0, 4), torch.zeros(0), method=method).shape == (0,)
+            assert unhooked(matrix_nms)(torch.tensor([]), torch.zeros(0), method=method).shape == (0,)
+            assert matrix_nms(torch.zeros(2, 0, 4), torch.zeros(2, 0), method=method).shape == (2, 0)
+            assert matrix_nms(torch.zeros(0, 3, 4), torch.zeros(0, 3), method=method).shape == (0, 3)
+            assert matrix_nms(None, torch.zeros(0), overlaps=torch.zeros(0, 0), method=method).shape == (0,)
+
+    def test_inputs_are_left_alone(self):
+        rows, scores, groups = crowd(20)
+        before = rows.clone(), scores.clone(), groups.clone()
+        matrix_nms(rows, scores, groups=groups)
+        for one, other in zip((rows, scores, groups), before, strict=True):
+            assert torch.equal(one, other)
+
+
+def soft(**chosen):
+    return unhooked(soft_nms)(**{"boxes": torch.zeros(3, 4), "scores": torch.zeros(3), **chosen})
+
+
+def padded(**chosen):
+    arguments = {"boxes": torch.zeros(1, 3, 4), "scores": torch.zeros(1, 3), "max_detections": 2, **chosen}
+    return unhooked(soft_nms_padded)(**arguments)
+
+
+def matrix(**chosen):
+    return unhooked(matrix_nms)(**{"boxes": torch.zeros(3, 4), "scores": torch.zeros(3), **chosen})
+
+
+@pytest.mark.parametrize("call", [soft, padded, matrix])
+@pytest.mark.parametrize("sigma", [0, -1.0, float("nan"), float("inf")])
+def test_a_sigma_that_is_no_positive_number_is_refused(call, sigma):
+    with pytest.raises(ValueError, match=rf"nms(_padded)?: sigma={sigma} must be a positive finite number$"):
+        call(sigma=sigma)
+
+
+@pytest.mark.parametrize("call", [soft, padded])
+@pytest.mark.parametrize("name", ["iou_threshold", "score_threshold"])
+@pytest.mark.parametrize("value", [float("nan"), -0.001, 1.001, 50])
+def test_a_threshold_outside_zero_to_one_is_refused(call, name, value):
+    with pytest.raises(ValueError, match=rf"^soft_nms(_padded)?: {name}={value} must lie in \[0, 1\]$"):
+        call(**{name: value})
+    call(**{name: 0}), call(**{name: 1})
+
+
+@pytest.mark.parametrize(
+    ("call", "chosen", "message"),
+    [
+        (soft, {"method": "hard"}, r"soft_nms: method='hard'; allowed is 'linear' or 'gaussian'"),
+        (padded, {"method": "hard"}, r"soft_nms_padded: method='hard'; allowed is 'linear' or 'gaussian'"),
+        (matrix, {"method": "hard"}, r"matrix_nms: method='hard'; allowed is 'linear' or 'gaussian'"),
+        (soft, {"nonfinite": "keep"}, r"soft_nms: nonfinite='keep'; allowed is 'raise' or 'drop'"),
+        (matrix, {"nonfinite": "keep"}, r"matrix_nms: nonfinite='keep'; allowed is 'raise' or 'drop'"),
+        (soft, {"max_detections": 0}, r"soft_nms: max_detections=0 must be at least 1"),
+        (padded, {"max_detections": 0}, r"soft_nms_padded: max_detections=0 must be at least 1"),
+        (soft, {"boxes": torch.zeros(3, 5)}, r"soft_nms: boxes has shape \(3, 5\); allowed is \(N, 4\)"),
+        (soft, {"boxes": torch.zeros(1, 3, 4)}, r"soft_nms: boxes has shape \(1, 3, 4\); allowed is \(N, 4\)"),
+        (padded, {"boxes": torch.zeros(3, 4)}, r"soft_nms_padded: boxes has shape \(3, 4\); allowed is \(B, N, 4\)"),
+        (matrix, {"boxes": torch.zeros(1, 3, 5)}, r"matrix_nms: boxes has shape \(1, 3, 5\); allowed is \(N, 4\)"),
+        (soft, {"scores": torch.zeros(2)}, r"soft_nms: scores has shape \(2,\); allowed is \(3,\), one for each box"),
+        (padded, {"scores": torch.zeros(1, 2)}, r"soft_nms_padded: scores has shape \(1, 2\); allowed is \(1, 3\)"),
+        (padded, {"valid": torch.ones(1, 2).bool()}, r"soft_nms_padded: valid has shape \(1, 2\); allowed is \(1, 3\)"),
+        (matrix, {"scores": torch.zeros(2)}, r"matrix_nms: scores has shape \(2,\); allowed is \(3,\)"),
+        (soft, {"groups": torch.zeros(2).long()}, r"soft_nms: groups has shape \(2,\); allowed is \(3,\)"),
+        (soft, {"groups": torch.zeros(3)}, r"soft_nms: groups has type torch.float32; allowed is an integer for each"),
+        (matrix, {"groups": torch.zeros(3)}, r"matrix_nms: groups has type torch.float32; allowed is an integer"),
+        (matrix, {"boxes": None}, r"matrix_nms: give either boxes or, with boxes=None, overlaps"),
+        (matrix, {"overlaps": torch.zeros(3, 3)}, r"matrix_nms: give either boxes or, with boxes=None, overlaps"),
+        (
+            matrix,
+            {"boxes": None, "overlaps": torch.zeros(3, 2)},
+            r"matrix_nms: overlaps has shape \(3, 2\); allowed is \(3, 3\)",
+        ),
+        (
+            matrix,
+            {"boxes": None, "overlaps": torch.zeros(3, 3), "groups": torch.zeros(2).long()},
+            r"matrix_nms: groups has shape \(2,\); allowed is \(3,\)",
+        ),
+        (
+            matrix,
+            {"boxes": None, "overlaps": torch.zeros(3, 3), "groups": torch.zeros(3)},
+            r"matrix_nms: groups has type torch.float32",
+        ),
+    ],
+)
+def test_wrong_shapes_and_options_are_refused_by_name(call, chosen, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        call(**chosen)
