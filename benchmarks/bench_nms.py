@@ -8,8 +8,10 @@ from torch import Tensor
 
 from benchmarks.harness import Case
 from benchmarks.inputs import detector_boxes, labels_of, scores_of, uniform_boxes
-from detkit.boxes import batched_nms, nms, nms_padded
+from detkit.boxes import DeltaCoder, batched_nms, nms
 from detkit.detectors import Postprocess
+from detkit.losses import MultiBoxLoss
+from detkit.structures import Detections
 
 NMS, BATCHED = "torchvision.ops.nms", "torchvision batched_nms, a loop over images"
 
@@ -97,4 +99,66 @@ def _same_sets(ours: Tensor, theirs: Tensor) -> None:
 
 
 def _post_processing() -> Iterator[Case]:
-    return iter(())
+    yield _ssd()
+    yield _yolo()
+
+
+def _ssd() -> Case:
+    """Logits and deltas of SSD300 to detections: softmax, decoding, thresholds, suppression, the best 200."""
+    generator = torch.Generator().manual_seed(0)
+    anchors = uniform_boxes(8732, frame=300)
+    logits, deltas = torch.randn(16, 8732, 91, generator=generator), torch.randn(16, 8732, 4, generator=generator)
+    logits[..., 0] += 1.5  # torchvision counts background first
+    peer = torchvision.models.detection.ssd300_vgg16(weights=None, weights_backbone=None, num_classes=91)
+    coder, criterion, postprocess = DeltaCoder((10.0, 10.0, 5.0, 5.0)), MultiBoxLoss(), Postprocess()
+    ours_logits, sizes = torch.cat((logits[..., 1:], logits[..., :1]), dim=-1), torch.full((16, 2), 300)
+    heads = {"cls_logits": logits, "bbox_regression": deltas}
+    return Case(
+        "SSD post-processing",
+        "16 x 8,732 x 91",
+        "torchvision SSD.postprocess_detections",
+        lambda: postprocess(criterion.scores(ours_logits), coder.decode(deltas, anchors), sizes),
+        lambda: peer.postprocess_detections(heads, [anchors] * 16, [(300, 300)] * 16),
+        _same_detections,
+        8.0,
+    )
+
+
+def _yolo() -> Case:
+    """Scores and boxes of 25,200 cells, everything above .001 a candidate, the best 300 kept."""
+    boxes = torch.stack([detector_boxes(25_200, seed=i, objects=60, frame=640) for i in range(16)])
+    generator = torch.Generator().manual_seed(0)
+    objectness = torch.sigmoid(torch.randn(16, 25_200, 1, generator=generator) * 2 - 11)
+    scores = objectness * torch.sigmoid(torch.randn(16, 25_200, 80, generator=generator) * 2 - 1)
+    sizes = torch.full((16, 2), 640)
+    postprocess = Postprocess(score_threshold=0.001, iou_threshold=0.65, max_detections=300, candidates_per_class=None)
+    clipped = boxes.clamp(0, 640)
+
+    def peer() -> list[dict[str, Tensor]]:
+        results = []
+        for image_boxes, image_scores in zip(clipped, scores, strict=True):
+            cell, label = (image_scores > 0.001).nonzero(as_tuple=True)
+            found = image_boxes[cell], image_scores[cell, label], label
+            keep = torchvision.ops.batched_nms(*found, 0.65)[:300]
+            results.append(dict(zip(("boxes", "scores", "labels"), (rows[keep] for rows in found), strict=True)))
+        return results
+
+    return Case(
+        "YOLO post-processing",
+        "16 x 25,200 x 80 at .001",
+        "torchvision batched_nms for each image",
+        lambda: postprocess(scores, boxes, sizes),
+        peer,
+        _same_detections,
+        8.0,
+    )
+
+
+def _same_detections(ours: Detections, theirs: list[dict[str, Tensor]]) -> None:
+    for i, image in enumerate(theirs):
+        count = int(ours.valid[i].sum())
+        assert count == len(image["scores"])
+        torch.testing.assert_close(ours.scores[i, :count], image["scores"], rtol=1e-5, atol=1e-6)
+        apart = torch.cdist(ours.boxes[i, :count], image["boxes"], p=1)  # scores equal but for rounding may swap places
+        assert apart.amin(0).amax() < 1e-2
+        assert apart.amin(1).amax() < 1e-2

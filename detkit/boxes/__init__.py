@@ -25,7 +25,8 @@ from detkit.boxes.iou import (
     paired_distance_box_iou,
     paired_generalized_box_iou,
 )
-from detkit.boxes.nms import batched_nms, nms, nms_padded
+from detkit.boxes.nms import batched_nms, nms
+from detkit.boxes.padded import multiclass_nms_padded, nms_padded
 
 __all__ = [
     "DeltaCoder",
@@ -38,6 +39,7 @@ __all__ = [
     "distance_box_iou",
     "generalized_box_iou",
     "mask_iou",
+    "multiclass_nms_padded",
     "nms",
     "nms_padded",
     "paired_box_iou",

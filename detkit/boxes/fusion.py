@@ -52,7 +52,7 @@ def weighted_boxes_fusion(
     boxes_list = [boxes.reshape(0, 4) if boxes.shape == (0,) else boxes for boxes in boxes_list]
     _check_lists(boxes_list, scores_list, labels_list)
     weights = _checked_weights(weights, len(boxes_list))
-    boxes, scores = (torch.cat([promote(rows) for rows in parts]) for parts in (boxes_list, scores_list))
+    boxes, scores = (torch.cat([promote(rows.detach()) for rows in parts]) for parts in (boxes_list, scores_list))
     labels, counts = torch.cat(list(labels_list)).to(torch.int64), [boxes.shape[0] for boxes in boxes_list]
     return torch.ops.detkit.weighted_boxes_fusion(
         boxes, scores, labels, counts, weights, iou_threshold, score_threshold, allow_overflow, nonfinite == "drop"
@@ -100,7 +100,7 @@ def _weighted_boxes_fusion(
 ) -> tuple[Tensor, Tensor, Tensor]:
     if not drop:
         _check_values(boxes.split(counts), scores.split(counts))
-    rows, numbers = boxes.detach().to("cpu", torch.float64), scores.detach().to("cpu", torch.float64)
+    rows, numbers = boxes.to("cpu", torch.float64), scores.to("cpu", torch.float64)
     used = (torch.isfinite(rows).all(1) & torch.isfinite(numbers) & (numbers >= score_threshold)).numpy()
     weighted = numbers.numpy() * np.repeat(np.array(weights), counts)
     order = np.argsort(-weighted, kind="stable")

@@ -58,6 +58,7 @@ def soft_nms(
     check_fraction(score_threshold, name="score_threshold", function="soft_nms")
     boxes = boxes.reshape(0, 4) if boxes.shape == (0,) else boxes
     _check_shapes("soft_nms", boxes, scores, 1, groups=groups)
+    boxes, scores = boxes.detach(), scores.detach()
     return torch.ops.detkit.soft_nms(
         boxes, scores, groups, method, sigma, iou_threshold, score_threshold, max_detections, nonfinite == "drop"
     )
@@ -89,6 +90,7 @@ def soft_nms_padded(
     check_fraction(iou_threshold, name="iou_threshold", function="soft_nms_padded")
     check_fraction(score_threshold, name="score_threshold", function="soft_nms_padded")
     _check_shapes("soft_nms_padded", boxes, scores, 2, groups=groups, valid=valid)
+    boxes, scores = boxes.detach(), scores.detach()
     return torch.ops.detkit.soft_nms_padded(
         boxes, scores, groups, valid, method, sigma, iou_threshold, score_threshold, max_detections
     )
@@ -310,7 +312,7 @@ def _soften(
     Scores only fall, so a box is not picked before its first score is the best left. For the best few, look at a prefix
     of the candidates: if enough of them end above the best candidate outside, they are the answer, else double it.
     """
-    rows, start = boxes.detach().to("cpu", torch.float64), scores.detach().to("cpu", torch.float64)
+    rows, start = boxes.to("cpu", torch.float64), scores.to("cpu", torch.float64)
     candidates = torch.isfinite(rows).all(-1) & (start >= score_threshold) & (start < torch.inf)
     candidates = candidates if valid is None else candidates & valid.cpu()
     start = torch.where(candidates, start, _GONE)

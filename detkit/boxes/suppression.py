@@ -25,6 +25,7 @@ from torch import Tensor
 from detkit.boxes.iou import paired_distance_box_iou
 from detkit.boxes.near import near_pairs
 from detkit.boxes.overlap import Mirrored, coordinate_limit, iou_matrix, mirror, paired_above, smallest_union
+from detkit.ranking import stable_topk
 
 Measure = Literal["iou", "diou"]
 
@@ -34,6 +35,42 @@ _GROWTH, _LONGEST_BLOCK = 3, 1 << 14
 _FEW = 128  # so many survivors are compared with a whole block, more only with what is near
 _MOST_PAIRS = 1 << 22  # a block with more pairs to look at is halved: bounds memory on crowds of duplicates
 _LEAST_THRESHOLD = 0.2  # below, too much is near
+
+
+def usable(boxes: Float[Tensor, "*B N 4"], scores: Float[Tensor, "*B N"]) -> Bool[Tensor, "*B N"]:
+    """Rows whose numbers are finite: the others can neither be kept nor suppress.
+
+    >>> usable(torch.tensor([[0.0, 0, 1, 1], [0, 0, torch.inf, 1]]), torch.ones(2))
+    tensor([ True, False])
+    """
+    return torch.isfinite(boxes).all(-1) & torch.isfinite(scores)
+
+
+def best_first(scores: Float[Tensor, "*B N"], count: int) -> Int[Tensor, "*B K"]:
+    """The order of the best ``count`` scores of each row, ties by lower index.
+
+    >>> best_first(torch.tensor([0.1, 0.9, 0.9]), 2)
+    tensor([1, 2])
+    """
+    if scores.dtype == torch.float32 and count < scores.shape[-1]:
+        return stable_topk(scores, count)
+    return scores.sort(dim=-1, descending=True, stable=True).indices[..., :count]
+
+
+def surviving(
+    boxes: Float[Tensor, "N 4"], segments: Int[Tensor, "N"] | None, iou_threshold: float, measure: Measure
+) -> Bool[Tensor, "N"]:
+    """Which rows survive, of rows in order of score that may be suppressed by those of their own segment.
+
+    >>> surviving(torch.tensor([[0.0, 0, 9, 9]] * 3), torch.tensor([7, 8, 7]), 0.5, "iou")
+    tensor([ True,  True, False])
+    """
+    if segments is None:
+        return survivors(boxes, [len(boxes)], iou_threshold, measure)
+    ordered, order = segments.sort(stable=True)
+    lengths = ordered.unique_consecutive(return_counts=True)[1].tolist()
+    keep = torch.zeros_like(segments, dtype=torch.bool)
+    return keep.index_fill_(0, order[survivors(boxes.index_select(0, order), lengths, iou_threshold, measure)], True)
 
 
 def survivors(

@@ -4,9 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from detkit.boxes import clip_boxes_to_image, nms_padded
+from detkit.boxes import clip_boxes_to_image, multiclass_nms_padded
 from detkit.checks import check_fraction
-from detkit.ranking import stable_topk
 from detkit.structures import Detections
 
 
@@ -15,7 +14,7 @@ class Postprocess(nn.Module):
 
     Of each class the best ``candidates_per_class`` boxes are looked at (None: all), those scoring strictly above
     ``score_threshold``; of two with IoU strictly above ``iou_threshold`` the better stays. One box may be detected as
-    several classes. Ties go to the lower class, then to the lower box. The defaults are SSD's (Liu et al. 2016, section
+    several classes. Ties go to the lower box, then to the lower class. The defaults are SSD's (Liu et al. 2016, section
     3.1). Raises ValueError for thresholds outside [0, 1] and counts below 1.
 
     >>> scores, boxes = torch.tensor([[[0.9, 0.2], [0.8, 0.0]]]), torch.tensor([[[0.0, 0, 9, 9], [0, 0, 9, 8]]])
@@ -50,20 +49,19 @@ class Postprocess(nn.Module):
         K is min(max_detections, candidates): rows that are not ``valid`` hold zeros.
         """
         boxes = clip_boxes_to_image(boxes, sizes)
-        scores, anchors, labels = self._candidates(scores)
-        boxes = boxes.gather(1, anchors[..., None].expand(-1, -1, 4))
-        rows, valid = nms_padded(
+        rows, labels, valid = multiclass_nms_padded(
             boxes,
             scores,
             self.iou_threshold,
-            groups=labels,
-            valid=scores > self.score_threshold,
+            score_threshold=self.score_threshold,
+            candidates_per_class=self.candidates_per_class,
             max_detections=self.max_detections,
         )
+        found = scores.gather(1, rows[..., None].expand(-1, -1, scores.shape[2])).gather(2, labels[..., None])
         return Detections(
             boxes=torch.where(valid[..., None], boxes.gather(1, rows[..., None].expand(-1, -1, 4)), 0),
-            scores=torch.where(valid, scores.gather(1, rows), 0),
-            labels=torch.where(valid, labels.gather(1, rows), 0),
+            scores=torch.where(valid, found.squeeze(2), 0),
+            labels=labels,
             valid=valid,
         )
 
@@ -73,14 +71,3 @@ class Postprocess(nn.Module):
             f"{name}={getattr(self, name)}"
             for name in ("score_threshold", "iou_threshold", "max_detections", "candidates_per_class")
         )
-
-    def _candidates(self, scores: Float[Tensor, "B N C"]) -> tuple[Tensor, Tensor, Tensor]:
-        """(score, anchor, class) of every (box, class) pair that suppression looks at, each (B, C * per class)."""
-        by_class = scores.transpose(1, 2)
-        if self.candidates_per_class is None:
-            anchors = torch.arange(by_class.shape[2], device=scores.device).expand_as(by_class)
-        else:
-            usable = torch.where(by_class > self.score_threshold, by_class, 0)
-            anchors = stable_topk(usable, self.candidates_per_class)
-        labels = torch.arange(by_class.shape[1], device=scores.device)[:, None].expand_as(anchors)
-        return by_class.gather(2, anchors).flatten(1), anchors.flatten(1), labels.flatten(1)

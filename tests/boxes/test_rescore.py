@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from references import matrixed, softened
 from strategies import boxes, random_boxes, unhooked
 
 from detkit.boxes import box_iou, mask_iou, nms, rescore
@@ -16,62 +17,6 @@ SCORES = st.sampled_from([0.0, -0.0, 0.001, 0.25, 0.5, 0.5, 0.75, 1.0])
 TYPES = [torch.float16, torch.bfloat16, torch.float64, torch.int32, torch.int64, torch.uint8]
 PAIR = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 5]])  # IoU 1/2
 APART = torch.tensor([[0.0, 0, 10, 10], [20, 0, 30, 10], [40, 0, 50, 10]])
-
-
-def overlap(a, b) -> float:
-    """IoU of two boxes, 0 where both lack an area."""
-
-    def area(box):
-        return max(box[2] - box[0], 0) * max(box[3] - box[1], 0)
-
-    both = area([max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3])])
-    union = area(a) + area(b) - both
-    return both / union if union > 0 else 0.0
-
-
-def factor(method, iou, sigma, iou_threshold) -> float:
-    if method == "gaussian":
-        return math.exp(-iou * iou / sigma)
-    return 1 - iou if iou > iou_threshold else 1.0
-
-
-def softened(
-    rows, scores, groups=None, *, method="gaussian", sigma=0.5, iou_threshold=0.3, score_threshold=0.001
-) -> list[tuple[int, float]]:
-    """The definition: pick the best, lower the rest of its group, drop what is low, again."""
-    rows, groups = rows.double().tolist(), [0] * len(rows) if groups is None else groups.tolist()
-    left = {i: score for i, score in enumerate(scores.double().tolist()) if score >= score_threshold}
-    picked = []
-    while left:
-        best = max(left, key=lambda i: (left[i], -i))
-        picked.append((best, left.pop(best)))
-        for i in left:
-            if groups[i] == groups[best]:
-                left[i] *= factor(method, overlap(rows[best], rows[i]), sigma, iou_threshold)
-        left = {i: score for i, score in left.items() if score >= score_threshold}
-    return picked
-
-
-def matrixed(overlaps, scores, groups=None, *, method="gaussian", sigma=0.5) -> list[float]:
-    """The definition of Matrix NMS: for each box, the least ratio over all better boxes of its group."""
-    overlaps, scores = overlaps.double().tolist(), scores.double().tolist()
-    groups = [0] * len(scores) if groups is None else groups.tolist()
-
-    def better(j):
-        rivals = [i for i in range(len(scores)) if groups[i] == groups[j]]
-        return [i for i in rivals if scores[i] > scores[j] or (scores[i] == scores[j] and i < j)]
-
-    covered = [max((overlaps[k][i] for k in better(i)), default=0.0) for i in range(len(scores))]
-    lowered = []
-    for j, score in enumerate(scores):
-        decay = 1.0
-        for i in better(j):
-            if method == "gaussian":
-                decay = min(decay, math.exp(-(overlaps[i][j] ** 2 - covered[i] ** 2) / sigma))
-            elif covered[i] < 1:
-                decay = min(decay, (1 - overlaps[i][j]) / (1 - covered[i]))
-        lowered.append(score * decay if score > 0 else score)
-    return lowered
 
 
 def crowd(count: int, *, seed: int = 0, groups: int = 3, ties: bool = False):
@@ -113,14 +58,17 @@ class TestSoftNMS:
     def test_hostile_boxes_are_picked_as_in_the_loop(self, data, rows, chosen):
         rows = rows[(rows.abs().amax(1) >= 1e-10) | (rows == 0).all(1)].double()
         scores, groups = drawn(data, rows)
-        assert_picks(soft_nms(rows, scores, **chosen), softened(rows, scores, **chosen))
-        assert_picks(soft_nms(rows, scores, groups=groups, **chosen), softened(rows, scores, groups, **chosen))
+        assert_picks(soft_nms(rows, scores, **chosen), softened(rows.tolist(), scores.tolist(), **chosen))
+        assert_picks(
+            soft_nms(rows, scores, groups=groups, **chosen),
+            softened(rows.tolist(), scores.tolist(), groups.tolist(), **chosen),
+        )
 
     @pytest.mark.parametrize("method", METHODS)
     def test_ten_thousand_boxes_in_fifty_sets_are_picked_as_in_the_loop(self, method):
         for seed in range(50):
             rows, scores, groups = crowd(200, seed=seed, groups=1 + seed % 7, ties=seed % 2 == 0)
-            expected = softened(rows, scores, groups, method=method)
+            expected = softened(rows.tolist(), scores.tolist(), groups.tolist(), method=method)
             assert_picks(soft_nms(rows, scores, groups=groups, method=method), expected)
 
     @settings(max_examples=60)
@@ -259,7 +207,7 @@ class TestSoftNMS:
             if left[best] < 0.001:
                 break
             expected.append((best, float(left[best])))
-            left *= torch.exp(-overlaps[best] ** 2 / 0.5)
+            left *= torch.exp(-(overlaps[best] ** 2) / 0.5)
             left[best] = -1
         assert_picks(soft_nms(rows, scores), expected)
         assert_picks(soft_nms(rows, scores, max_detections=20), expected[:20])
@@ -344,7 +292,7 @@ class TestSoftNMSPadded:
         images = torch.stack((rows, rows.flip(0))), torch.stack((scores, scores.flip(0)))
         indices, lowered, valid = soft_nms_padded(*images, max_detections=limit, score_threshold=1e-9)
         for b in range(2):
-            expected = softened(images[0][b], images[1][b], score_threshold=1e-9)[:limit]
+            expected = softened(images[0][b].tolist(), images[1][b].tolist(), score_threshold=1e-9)[:limit]
             assert indices[b][valid[b]].tolist() == [index for index, _ in expected]
             assert lowered[b][valid[b]].tolist() == pytest.approx([score for _, score in expected])
 
@@ -392,7 +340,7 @@ class TestMatrixNMS:
     def test_hostile_boxes_are_lowered_as_in_the_loop(self, data, rows, method, sigma):
         rows = rows.double()
         scores, groups = drawn(data, rows)
-        expected = matrixed(box_iou(rows, rows), scores, groups, method=method, sigma=sigma)
+        expected = matrixed(box_iou(rows, rows).tolist(), scores.tolist(), groups.tolist(), method=method, sigma=sigma)
         found = matrix_nms(rows, scores, groups=groups, method=method, sigma=sigma)
         assert found.tolist() == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
@@ -400,7 +348,7 @@ class TestMatrixNMS:
     def test_ten_thousand_boxes_in_a_hundred_sets_are_lowered_as_in_the_loop(self, method):
         for seed in range(100):
             rows, scores, groups = crowd(100, seed=seed, groups=1 + seed % 5, ties=seed % 2 == 0)
-            expected = matrixed(box_iou(rows, rows), scores, groups, method=method)
+            expected = matrixed(box_iou(rows, rows).tolist(), scores.tolist(), groups.tolist(), method=method)
             assert matrix_nms(rows, scores, groups=groups, method=method).tolist() == pytest.approx(expected, rel=1e-9)
 
     @settings(max_examples=60)

@@ -41,7 +41,7 @@ def reference(
             if column[i] > score_threshold and all(overlap(rows[i], rows[j]) <= iou_threshold for j in survivors):
                 survivors.append(i)
         kept += [(column[i], label, i) for i in survivors]
-    return sorted(kept, key=lambda found: (-found[0], found[1], found[2]))[:max_detections]
+    return sorted(kept, key=lambda found: (-found[0], found[2], found[1]))[:max_detections]
 
 
 def scene(images: int, count: int, classes: int, *, levels: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
