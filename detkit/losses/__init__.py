@@ -3,7 +3,30 @@
 A family's loss also says how its logits read as scores, so that training and inference cannot disagree.
 """
 
+from detkit.losses.classification import (
+    distribution_focal_loss,
+    label_smoothed_cross_entropy,
+    quality_focal_loss,
+    sigmoid_focal_loss,
+    varifocal_loss,
+)
 from detkit.losses.multibox import MultiBoxLoss
-from detkit.losses.regression import smooth_l1_loss
+from detkit.losses.regression import (
+    complete_box_iou_loss,
+    distance_box_iou_loss,
+    generalized_box_iou_loss,
+    smooth_l1_loss,
+)
 
-__all__ = ["MultiBoxLoss", "smooth_l1_loss"]
+__all__ = [
+    "MultiBoxLoss",
+    "complete_box_iou_loss",
+    "distance_box_iou_loss",
+    "distribution_focal_loss",
+    "generalized_box_iou_loss",
+    "label_smoothed_cross_entropy",
+    "quality_focal_loss",
+    "sigmoid_focal_loss",
+    "smooth_l1_loss",
+    "varifocal_loss",
+]

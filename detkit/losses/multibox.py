@@ -3,15 +3,15 @@
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from detkit.anchors import HardNegativeSampler
 from detkit.anchors.sample import Scope
 from detkit.boxes.arguments import promote
 from detkit.checks import first_bad, full_checks
 from detkit.dist import all_reduce_mean
+from detkit.losses.classification import label_smoothed_cross_entropy
 from detkit.losses.regression import smooth_l1_loss
-from detkit.structures import IGNORED
+from detkit.structures import IGNORED, NEGATIVE
 
 
 class MultiBoxLoss(nn.Module):
@@ -20,7 +20,8 @@ class MultiBoxLoss(nn.Module):
     Both sums are divided by the number of positives of the whole batch, averaged over processes, at least 1. A batch
     without positives costs nothing but keeps its gradients. ``negatives_per_positive``, ``scope`` and ``minimum`` are
     those of :class:`~detkit.anchors.HardNegativeSampler`; ``box_weight`` is SSD's alpha; ``beta`` the bend of smooth
-    L1; ``label_smoothing`` the mass taken from the true class, as ``torch.nn.functional.cross_entropy`` spreads it.
+    L1; ``label_smoothing`` the mass taken from the true class, shared by the others, of which background is one, as
+    in :func:`~detkit.losses.label_smoothed_cross_entropy`.
     Source: Liu et al. 2016, equations 1 to 3.
 
     >>> logits, deltas = torch.zeros(1, 4, 3), torch.zeros(1, 4, 4)
@@ -92,11 +93,8 @@ class MultiBoxLoss(nn.Module):
 
     def _classification(self, logits: Tensor, labels: Tensor) -> Tensor:
         background = logits.shape[-1] - 1
-        targets = torch.where(labels >= 0, labels, background)
-        costs = F.cross_entropy(
-            logits.flatten(0, 1), targets.flatten(), reduction="none", label_smoothing=self.label_smoothing
-        )
-        return torch.where(labels == IGNORED, 0, costs.reshape(labels.shape))
+        targets = torch.where(labels == NEGATIVE, background, labels)
+        return label_smoothed_cross_entropy(logits, targets, smoothing=self.label_smoothing)
 
 
 def _check_labels(labels: Tensor, num_classes: int) -> None:
