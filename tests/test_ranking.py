@@ -5,14 +5,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detkit.ranking import stable_topk
+from detkit.ranking import from_rising_bits, rising_bits, stable_topk
 
 
 def by_sorting(values: torch.Tensor, count: int) -> torch.Tensor:
     return values.sort(dim=-1, descending=True, stable=True).indices[..., :count]
 
 
-VALUES = [0.0, -0.0, 1e-45, 0.25, 0.5, 0.5 + 2**-24, 1.0, 3e38]
+VALUES = [0.0, -0.0, 1e-45, -1e-45, 0.25, -0.25, 0.5, 0.5 + 2**-24, 1.0, 3e38, -3e38, float("inf"), float("-inf")]
 
 
 @given(st.lists(st.sampled_from(VALUES), min_size=1, max_size=40), st.data())
@@ -35,3 +35,12 @@ def test_rows_that_do_not_lie_in_one_piece(generator):
 
 def test_five_thousand_equal_values_come_in_rising_order():
     assert torch.equal(stable_topk(torch.ones(5000), 5000), torch.arange(5000))
+
+
+def test_bits_rise_with_the_values_and_lead_back_to_them():
+    values = torch.tensor(sorted(VALUES))
+    bits = rising_bits(values)
+    assert bits.dtype == torch.int64
+    assert bits.abs().max() < 2**31
+    assert torch.equal(bits.diff() > 0, values.diff() > 0)
+    assert torch.equal(from_rising_bits(bits), values)

@@ -1,17 +1,33 @@
 """Anchors: where a detector looks, which target each anchor learns, and which anchors take part in the loss."""
 
+from detkit.anchors.adaptive import ATSSMatcher
 from detkit.anchors.assigned import Assigned, gather_assigned
 from detkit.anchors.bipartite import BipartiteMatcher
-from detkit.anchors.generate import DefaultBoxes
-from detkit.anchors.sample import HardNegativeSampler
+from detkit.anchors.cluster import cluster_anchors, mean_shape_iou, shape_iou
+from detkit.anchors.generate import DefaultBoxes, GridAnchors, multibox_anchors
+from detkit.anchors.hungarian import HungarianMatcher
+from detkit.anchors.sample import BalancedSampler, HardNegativeSampler
+from detkit.anchors.task_aligned import SimOTAMatcher, TaskAlignedMatcher
+from detkit.anchors.threshold import ThresholdMatcher
 from detkit.structures import IGNORED, NEGATIVE
 
 __all__ = [
     "IGNORED",
     "NEGATIVE",
+    "ATSSMatcher",
     "Assigned",
+    "BalancedSampler",
     "BipartiteMatcher",
     "DefaultBoxes",
+    "GridAnchors",
     "HardNegativeSampler",
+    "HungarianMatcher",
+    "SimOTAMatcher",
+    "TaskAlignedMatcher",
+    "ThresholdMatcher",
+    "cluster_anchors",
     "gather_assigned",
+    "mean_shape_iou",
+    "multibox_anchors",
+    "shape_iou",
 ]

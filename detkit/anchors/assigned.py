@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from detkit.boxes import box_area
+from detkit.anchors.overlap import Sides, intersection_of, sides_of
 from detkit.structures import Assignment, Targets
 
 _CROWD_SHARE = 0.5
@@ -42,19 +42,25 @@ def gather_assigned(assignment: Assignment, targets: Targets) -> Assigned:
 
 
 def in_crowd(
-    overlaps: Float[Tensor, "B T N"], anchors: Shaped[Tensor, "*B N 4"], targets: Targets
+    anchors: Shaped[Tensor, "*B N 4"], boxes: Shaped[Tensor, "B T 4"], crowds: Bool[Tensor, "B T"]
 ) -> Bool[Tensor, "B N"]:
-    """Anchors (N, 4) or (B, N, 4) with more than half their area inside one ignored target; ``overlaps`` is their IoU.
+    """Anchors with more than half their area in one of the boxes that are ``crowds``.
 
-    >>> from detkit.structures import pad_targets
-    >>> from detkit.boxes import box_iou
-    >>> crowd = {"boxes": torch.tensor([[0.0, 0, 10, 10]]), "labels": torch.tensor([0]), "iscrowd": torch.tensor([1])}
+    anchors (N, 4) or (B, N, 4) and ``boxes`` (B, T, 4) are of a floating type. Area and intersection are compared, so
+    exactly one half is not enough.
+
     >>> anchors = torch.tensor([[0.0, 0, 5, 5], [8, 8, 20, 20]])
-    >>> targets = pad_targets([crowd])
-    >>> in_crowd(box_iou(targets.boxes, anchors), anchors, targets)
+    >>> in_crowd(anchors, torch.tensor([[[0.0, 0, 10, 10]]]), torch.tensor([[True]]))
     tensor([[ True, False]])
     """
-    own = box_area(anchors).unsqueeze(-2)
-    shared = overlaps / (1 + overlaps) * (own + box_area(targets.boxes)[..., None])  # intersection, from IoU and areas
-    crowds = (targets.valid & targets.ignore)[..., None]
-    return (crowds & (shared > _CROWD_SHARE * own)).any(dim=1)
+    own, regions = (
+        Sides(*(values.unsqueeze(d) for values in sides_of(rows))) for rows, d in ((anchors, -2), (boxes, -1))
+    )
+    inside = torch.zeros(len(boxes), anchors.shape[-2], dtype=torch.bool, device=boxes.device)
+    # A host can look which rows are crowds, and take them one by one; a device would have to wait for the answer.
+    host = crowds.device.type == "cpu" and not torch.compiler.is_compiling()
+    pieces = [slice(row, row + 1) for row in crowds.any(0).nonzero().squeeze(1).tolist()] if host else [slice(None)]
+    for rows in pieces:
+        shared = intersection_of(Sides(*(values[:, rows] for values in regions)), own)
+        inside = inside | ((shared > _CROWD_SHARE * own.area) & crowds[:, rows, None]).any(1)
+    return inside

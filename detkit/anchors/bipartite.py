@@ -1,14 +1,28 @@
 """SSD's matcher: every object takes its best free anchor, and every anchor that fits well enough joins in."""
 
+from typing import NamedTuple
+
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from detkit.anchors.assigned import in_crowd
-from detkit.boxes import box_iou
+from detkit.anchors.overlap import OverlapIndex, Pairs
+from detkit.anchors.search import (
+    ImageGroup,
+    best_fit,
+    checked,
+    image_groups,
+    masked_overlaps,
+    no_matches,
+    pair_keys,
+    threshold_labels,
+    worth_searching,
+    write_labels,
+)
 from detkit.checks import check_fraction
 from detkit.ranking import stable_topk
-from detkit.structures import IGNORED, NEGATIVE, Assignment, Targets
+from detkit.structures import NEGATIVE, Assignment, Targets
 
 _SMALLEST_OVERLAP = 1e-6
 
@@ -52,66 +66,172 @@ class BipartiteMatcher(nn.Module):
         self.greedy, self.force_match_zero = greedy, force_match_zero
 
     @torch.no_grad()
-    def forward(self, anchors: Float[Tensor, "*B N 4"], targets: Targets) -> Assignment:
-        """Match ``anchors`` (N, 4) or (B, N, 4) xyxy with the objects of B images; quality is the IoU of the match."""
-        if targets.boxes.shape[1] == 0:
-            raise ValueError("BipartiteMatcher: targets have 0 rows; allowed is at least 1, as pad_targets makes")
-        everything = box_iou(targets.boxes, anchors).float().abs()  # abs: -0.0 has the bits of a large integer
-        objects = targets.valid & ~targets.ignore
-        overlaps = torch.where(objects[..., None], everything, -1)
-        quality, best = overlaps.max(dim=1)
-        matched = torch.where(quality >= self.positive, best, NEGATIVE)
-        unsure = (quality >= self.negative) | in_crowd(everything, anchors, targets)
-        matched = torch.where(unsure & (matched == NEGATIVE), IGNORED, matched)
-        claimed = self._greedy_claims(overlaps) if self.greedy else self._independent_claims(overlaps)
-        matched = torch.where(claimed >= 0, claimed, matched)
-        chosen = overlaps.gather(1, matched.clamp(min=0)[:, None]).squeeze(1)
-        return Assignment(matched, torch.where(matched >= 0, chosen, quality.clamp(min=0)))
+    def forward(self, anchors: Shaped[Tensor, "*B N 4"], targets: Targets) -> Assignment:
+        """Match ``anchors`` (N, 4) or (B, N, 4) xyxy with the objects of B images.
+
+        ``quality`` is the IoU of the match, 0 where an anchor has none.
+        """
+        boxes, anchors = checked("BipartiteMatcher", targets, anchors)
+        rule = (self.positive, self.negative, self.greedy, self.force_match_zero)
+        return Assignment(*torch.ops.detkit.match_bipartite(boxes, targets.valid, targets.ignore, anchors, *rule))
 
     def extra_repr(self) -> str:
         """The settings that ``print`` shows."""
         return f"positive={self.positive}, negative={self.negative}, greedy={self.greedy}"
 
-    def _worth_forcing(self, overlaps: Tensor) -> Tensor:
-        return overlaps >= 0 if self.force_match_zero else overlaps > _SMALLEST_OVERLAP
 
-    def _greedy_claims(self, overlaps: Float[Tensor, "B T N"]) -> Int[Tensor, "B N"]:
-        """For each anchor the object that takes it in the greedy part, else -1.
-
-        An object can lose at most T - 1 anchors to others, so its T best anchors are all it can ever need: the rounds
-        run on (T, T) candidates instead of (T, N) pairs.
-        """
-        images, length, count = overlaps.shape
-        claimed = overlaps.new_full((images, count), NEGATIVE, dtype=torch.int64)
-        if count == 0:
-            return claimed
-        anchors = stable_topk(overlaps.clamp(min=0), length)
-        values = overlaps.gather(2, anchors)
-        values = torch.where(self._worth_forcing(values), values, -1)
-        order = _rank(values, anchors, count)
-        for _ in range(length):
-            top, place = order.flatten(1).max(dim=1)
-            row = place // order.shape[2]
-            anchor = anchors.flatten(1).gather(1, place[:, None])
-            free = top[:, None] >= 0
-            claimed.scatter_(1, anchor, torch.where(free, row[:, None], claimed.gather(1, anchor)))
-            same_object = torch.arange(length, device=row.device) == row[:, None]
-            spent = (anchors == anchor[..., None]) | same_object[..., None]
-            order = torch.where(spent & free[..., None], -1, order)
-        return claimed
-
-    def _independent_claims(self, overlaps: Float[Tensor, "B T N"]) -> Int[Tensor, "B N"]:
-        """For each anchor the last object whose best anchor it is, else -1: torchvision's rule for SSD."""
-        claimed = overlaps.new_full((overlaps.shape[0], overlaps.shape[2]), NEGATIVE, dtype=torch.int64)
-        if overlaps.shape[2] == 0:
-            return claimed
-        values, anchors = overlaps.max(dim=2)
-        numbers = torch.arange(overlaps.shape[1], device=overlaps.device)
-        claims = torch.where(self._worth_forcing(values), numbers, NEGATIVE)
-        return claimed.scatter_reduce(1, anchors, claims, "amax")
+class _Rule(NamedTuple):
+    positive: float
+    negative: float
+    greedy: bool
+    force_match_zero: bool
 
 
-def _rank(values: Float[Tensor, "B T K"], anchors: Int[Tensor, "B T K"], total: int) -> Int[Tensor, "B T K"]:
-    """Integers that order pairs by value, then by lower anchor; -1 where the value is negative."""
-    order = (values.clamp(min=0).view(torch.int32).to(torch.int64) << 32) + (total - 1 - anchors)
-    return torch.where(values >= 0, order, -1)
+@torch.library.custom_op("detkit::match_bipartite", mutates_args=())
+def _match(
+    boxes: Tensor,
+    valid: Tensor,
+    ignore: Tensor,
+    anchors: Tensor,
+    positive: float,
+    negative: float,
+    greedy: bool,
+    force_match_zero: bool,
+) -> tuple[Tensor, Tensor]:
+    rule, objects = _Rule(positive, negative, greedy, force_match_zero), valid & ~ignore
+    result = no_matches(boxes, anchors)
+    if negative > 0 and not force_match_zero and worth_searching(objects, anchors):
+        index = OverlapIndex(anchors)
+        for group in image_groups(boxes, objects):
+            part = Assignment(*(rows[group.images] for rows in result))
+            if not _search(index, group, rule, part):
+                _compare_all(boxes[group.images], objects[group.images], anchors, rule, part)
+    elif anchors.shape[-2] > 0:
+        _compare_all(boxes, objects, anchors, rule, result)
+    crowded = in_crowd(anchors, boxes, valid & ignore) & (result.matched == NEGATIVE)
+    return result.matched.masked_fill_(crowded, IGNORED), result.quality
+
+
+@_match.register_fake
+def _(
+    boxes: Tensor,
+    valid: Tensor,
+    ignore: Tensor,
+    anchors: Tensor,
+    positive: float,
+    negative: float,
+    greedy: bool,
+    force_match_zero: bool,
+) -> tuple[Tensor, Tensor]:
+    matched, quality = no_matches(boxes, anchors)
+    return matched, quality
+
+
+def _compare_all(boxes: Tensor, objects: Tensor, anchors: Tensor, rule: _Rule, result: Assignment) -> None:
+    """The definition, on the matrix of all objects and anchors."""
+    overlaps = masked_overlaps(boxes, objects, anchors)
+    quality, best = overlaps.max(dim=1)
+    claims = _greedy_claims if rule.greedy else _independent_claims
+    claimed = claims(overlaps, rule.force_match_zero)
+    matched = torch.where(claimed >= 0, claimed, threshold_labels(best, quality, rule.positive, rule.negative))
+    chosen = overlaps.gather(1, matched.clamp(min=0)[:, None]).squeeze(1)
+    result.matched.copy_(matched)
+    result.quality.copy_(torch.where(matched >= 0, chosen, 0))
+
+
+def _worth_forcing(overlaps: Tensor, force_match_zero: bool) -> Tensor:
+    return overlaps >= 0 if force_match_zero else overlaps > _SMALLEST_OVERLAP
+
+
+def _greedy_claims(overlaps: Float[Tensor, "B T N"], force_match_zero: bool) -> Int[Tensor, "B N"]:
+    """For each anchor the object that takes it in the greedy part, else -1.
+
+    An object can lose at most T - 1 anchors to others, so its T best anchors are all it can ever need: the rounds
+    run on (T, T) candidates instead of (T, N) pairs.
+    """
+    images, length, count = overlaps.shape
+    claimed = overlaps.new_full((images, count), NEGATIVE, dtype=torch.int64)
+    anchors = stable_topk(overlaps.clamp(min=0), length)
+    values = overlaps.gather(2, anchors)
+    order = torch.where(_worth_forcing(values, force_match_zero), pair_keys(values.clamp(min=0), anchors), -1)
+    for _ in range(length):
+        top, place = order.flatten(1).max(dim=1)
+        row = place // order.shape[2]
+        anchor = anchors.flatten(1).gather(1, place[:, None])
+        free = top[:, None] >= 0
+        claimed.scatter_(1, anchor, torch.where(free, row[:, None], claimed.gather(1, anchor)))
+        same_object = torch.arange(length, device=row.device) == row[:, None]
+        spent = (anchors == anchor[..., None]) | same_object[..., None]
+        order = torch.where(spent & free[..., None], -1, order)
+    return claimed
+
+
+def _independent_claims(overlaps: Float[Tensor, "B T N"], force_match_zero: bool) -> Int[Tensor, "B N"]:
+    """For each anchor the last object whose best anchor it is, else -1: torchvision's rule for SSD."""
+    claimed = overlaps.new_full((overlaps.shape[0], overlaps.shape[2]), NEGATIVE, dtype=torch.int64)
+    values, anchors = overlaps.max(dim=2)
+    numbers = torch.arange(overlaps.shape[1], device=overlaps.device)
+    claims = torch.where(_worth_forcing(values, force_match_zero), numbers, NEGATIVE)
+    return claimed.scatter_reduce(1, anchors, claims, "amax")
+
+
+def _search(index: OverlapIndex, group: ImageGroup, rule: _Rule, result: Assignment) -> bool:
+    """The same from the pairs that matter; False where they are too many.
+
+    These are the pairs with IoU >= ``negative``, and for every object those that compete for its claim: first about
+    its best, then, as long as an object has lost all of them to others, more.
+    """
+    least = index.reachable(group.sides).clamp(max=rule.negative)
+    while True:
+        pairs = index.pairs(group.sides, least)
+        if pairs is None:
+            return False
+        cells = group.image[pairs.objects] * result.matched.shape[1] + pairs.anchors
+        rows = group.row[pairs.objects]
+        claims = _proposals(pairs, cells, rows, len(least)) if rule.greedy else _best_pairs(pairs, len(least))
+        unlucky = torch.ones_like(least, dtype=torch.bool).index_fill_(0, pairs.objects[claims], False)
+        again = unlucky & (least > _SMALLEST_OVERLAP)
+        if not rule.greedy or not again.any():
+            break
+        least = torch.where(again, least / 4, least)
+    matched, quality = (values.view(-1) for values in result)
+    fit = best_fit(cells, rows, pairs.overlaps, matched)
+    write_labels(matched, quality, cells, threshold_labels(*fit, rule.positive, rule.negative), fit.overlap)
+    order = rows[claims].argsort(stable=True)  # of two claims on one anchor the later object's is written last
+    claims = claims[order]
+    write_labels(matched, quality, cells[claims], rows[claims], pairs.overlaps[claims])
+    return True
+
+
+def _best_pairs(pairs: Pairs, count: int) -> Int[Tensor, "C"]:
+    """Of every object the pair with its best anchor, the lower one of equals, if it is worth forcing."""
+    keys = pair_keys(pairs.overlaps, pairs.anchors)
+    best = keys.new_zeros(count).scatter_reduce_(0, pairs.objects, keys, "amax")
+    return ((keys == best[pairs.objects]) & (pairs.overlaps > _SMALLEST_OVERLAP)).nonzero().squeeze(1)
+
+
+def _proposals(pairs: Pairs, cells: Int[Tensor, "P"], rows: Int[Tensor, "P"], count: int) -> Int[Tensor, "C"]:
+    """The pairs that the greedy part takes.
+
+    Every object proposes to its best anchor; an anchor holds on to its best proposal, and who is refused goes on to the
+    next. As both sides rank pairs by one order, this ends where taking the best pair of all, again and again, ends; but
+    objects far apart don't wait for each other.
+    """
+    order = pair_keys(pairs.overlaps, pairs.anchors).argsort(descending=True)
+    order = order[pairs.overlaps[order] > _SMALLEST_OVERLAP]
+    order = order[pairs.objects[order].argsort(stable=True)]
+    counts = pairs.objects[order].bincount(minlength=count)
+    last = counts.cumsum(0)
+    place = last - counts
+    offers = pair_keys(pairs.overlaps, rows)[order]
+    spots = cells[order]
+    names, spots = spots.unique(return_inverse=True)
+    held = offers.new_full(names.shape, -1)
+    asking = (place < last).nonzero().squeeze(1)
+    while len(asking):
+        held.scatter_reduce_(0, spots[place[asking]], offers[place[asking]], "amax")
+        live = (place < last).nonzero().squeeze(1)
+        asking = live[held[spots[place[live]]] != offers[place[live]]]
+        place[asking] += 1
+        asking = asking[place[asking] < last[asking]]
+    return order[place[place < last]]

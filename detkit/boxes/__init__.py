@@ -4,7 +4,7 @@ A box is xyxy in absolute continuous pixels. Half and integer boxes are promoted
 has the promoted type: float64 for float64, int32 and int64, else float32.
 """
 
-from detkit.boxes.coding import DeltaCoder
+from detkit.boxes.coding import DeltaCoder, DistanceCoder, GridCoder
 from detkit.boxes.convert import (
     box_area,
     clip_boxes_to_image,
@@ -14,6 +14,7 @@ from detkit.boxes.convert import (
     xyxy_to_cxcywh,
     xyxy_to_xywh,
 )
+from detkit.boxes.fusion import weighted_boxes_fusion
 from detkit.boxes.iou import (
     box_iou,
     complete_box_iou,
@@ -27,9 +28,12 @@ from detkit.boxes.iou import (
 )
 from detkit.boxes.nms import batched_nms, nms
 from detkit.boxes.padded import multiclass_nms_padded, nms_padded
+from detkit.boxes.rescore import matrix_nms, soft_nms, soft_nms_padded
 
 __all__ = [
     "DeltaCoder",
+    "DistanceCoder",
+    "GridCoder",
     "batched_nms",
     "box_area",
     "box_iou",
@@ -39,6 +43,7 @@ __all__ = [
     "distance_box_iou",
     "generalized_box_iou",
     "mask_iou",
+    "matrix_nms",
     "multiclass_nms_padded",
     "nms",
     "nms_padded",
@@ -47,6 +52,9 @@ __all__ = [
     "paired_distance_box_iou",
     "paired_generalized_box_iou",
     "remove_small_boxes",
+    "soft_nms",
+    "soft_nms_padded",
+    "weighted_boxes_fusion",
     "xywh_to_xyxy",
     "xyxy_to_cxcywh",
     "xyxy_to_xywh",

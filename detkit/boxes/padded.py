@@ -215,13 +215,7 @@ def _shapes(boxes: Tensor, total: int, max_detections: int) -> tuple[Tensor, Ten
 
 def _segments(owner: Int[Tensor, "N"], groups: Shaped[Tensor, "N"]) -> Int[Tensor, "N"]:
     """One number for each pair of an image and a group, whatever integers groups are."""
-    if not len(groups):
-        return owner
-    low, high = int(groups.amin()), int(groups.amax())
-    if (high - low + 1) * (int(owner.amax()) + 1) >= 2**62:
-        groups = groups.unique(return_inverse=True)[1]
-        low, high = 0, len(groups)
-    return owner * (high - low + 1) + (groups.to(torch.int64) - low)
+    return owner * len(groups) + groups.unique(return_inverse=True)[1]
 
 
 def _rank_within(labels: Int[Tensor, "B L"], classes: int) -> Int[Tensor, "B L"]:

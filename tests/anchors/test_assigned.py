@@ -1,9 +1,11 @@
 """What an assignment means: labels, boxes and weights of each anchor, and which lie in a crowd."""
 
+import pytest
 import torch
 from strategies import random_boxes, targets_of
 
 from detkit.anchors import gather_assigned
+from detkit.anchors.assigned import in_crowd
 from detkit.structures import Assignment
 
 
@@ -15,3 +17,36 @@ def test_assigned_labels_boxes_and_weights_are_those_of_the_object():
     assert torch.equal(assigned.boxes[0, [0, 3]], objects[[2, 0]])
     torch.testing.assert_close(assigned.weights, torch.tensor([[0.3, 1, 1, 0.1]]))
     assert (gather_assigned(assignment, targets_of(objects)).weights == 1).all()
+
+
+def crowded(anchors: torch.Tensor, boxes: torch.Tensor, crowds: list[list[bool]]) -> list[list[bool]]:
+    return in_crowd(anchors, boxes, torch.tensor(crowds)).tolist()
+
+
+def test_anchors_with_more_than_half_their_area_in_a_crowd_are_ignored():
+    region = torch.tensor([[[0.0, 0, 10, 10], [50, 50, 99, 99]]])
+    anchors = torch.tensor([[5.0, 0, 15, 10], [4.9, 0, 14.9, 10], [60, 60, 70, 70], [2, 2, 2, 2], [9, 9, 1, 1]])
+    assert crowded(anchors, region, [[True, False]]) == [[False, True, False, False, False]]
+    assert crowded(anchors, region, [[False, True]]) == [[False, False, True, False, False]]
+    assert crowded(anchors, region, [[True, True]]) == [[False, True, True, False, False]]
+    assert crowded(anchors, region, [[False, False]]) == [[False] * 5]
+
+
+@pytest.mark.parametrize("third", [1 / 3, 0.1, 0.7])
+def test_exactly_half_is_not_enough_whatever_the_numbers_round_to(third):
+    anchors = torch.tensor([[-third, -third, third, third]])
+    assert crowded(anchors, torch.tensor([[[-9.0, -9, 0, 9]]]), [[True]]) == [[False]]
+    assert crowded(anchors, torch.tensor([[[-9.0, -9, 1e-7, 9]]]), [[True]]) == [[True]]
+
+
+def test_crowds_touch_their_own_image_only():
+    boxes, anchors = torch.tensor([[[0.0, 0, 9, 9]], [[0, 0, 9, 9]]]), torch.tensor([[1.0, 1, 2, 2]])
+    assert crowded(anchors, boxes, [[False], [True]]) == [[False], [True]]
+    assert crowded(torch.stack((anchors, anchors + 20)), boxes, [[True], [True]]) == [[True], [False]]
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_rows_that_are_not_finite_lie_in_no_crowd(bad):
+    anchors = torch.tensor([[0, 0, bad, 5], [1, 1, 2, 2.0]])
+    assert crowded(anchors, torch.tensor([[[0.0, 0, 9, 9]]]), [[True]]) == [[False, True]]
+    assert crowded(anchors[1:], torch.tensor([[[0.0, 0, torch.nan, 9]]]), [[True]]) == [[False]]

@@ -7,10 +7,17 @@ from hypothesis import strategies as st
 from strategies import boxes, random_boxes, targets_of, unhooked
 from torchvision.models.detection._utils import SSDMatcher
 
-from detkit.anchors import IGNORED, NEGATIVE, BipartiteMatcher, gather_assigned
-from detkit.anchors import bipartite as module
+from detkit.anchors import IGNORED, NEGATIVE, BipartiteMatcher, bipartite, gather_assigned, overlap
+from detkit.anchors import search as module
 from detkit.boxes import box_iou
 from detkit.structures import Assignment, Targets
+
+
+@pytest.fixture(params=["matrix", "search"])
+def way(request, monkeypatch):
+    """Both ways to the result, on inputs of any size."""
+    monkeypatch.setattr(module, "_SMALLEST_SEARCH", 1 if request.param == "search" else 2**60)
+    return request.param
 
 
 def slow_match(overlaps: torch.Tensor, positive=0.5, negative=None, force_match_zero=False) -> list[int]:
@@ -60,9 +67,9 @@ def test_slide_example(monkeypatch):
     assert matched == [-1, 2, -1, -1, 3, -1, 0, -1, 1]
 
 
-def test_quality_is_the_overlap_of_the_match(monkeypatch):
+def test_quality_is_the_overlap_of_the_match_and_0_without_one(monkeypatch):
     quality = match_table(monkeypatch, CONFLICT).quality
-    torch.testing.assert_close(quality, torch.tensor([[0.7, 0.3, 0.2]]), rtol=0, atol=0)
+    torch.testing.assert_close(quality, torch.tensor([[0.7, 0.3, 0]]), rtol=0, atol=0)
 
 
 def test_targets_of_the_anchor_chapter():
@@ -91,16 +98,72 @@ def test_tables_full_of_ties_match_as_the_flat_argmax_loop(table, negative, forc
     assert ours == slow_match(torch.tensor(table).T, 0.5, negative, force)
 
 
+def assert_as_slow(anchors: torch.Tensor, objects: torch.Tensor, **settings) -> None:
+    overlaps = box_iou(objects, anchors)
+    found = BipartiteMatcher(**settings)(anchors, targets_of(objects))
+    matched = found.matched[0]
+    assert matched.tolist() == slow_match(overlaps, **settings)
+    expected = torch.cat((overlaps, torch.zeros(1, len(anchors))))[matched.clamp(min=-1), torch.arange(len(anchors))]
+    assert torch.equal(found.quality[0], expected)
+
+
 @pytest.mark.parametrize("force", [False, True])
 @given(anchors=boxes(most=9), objects=boxes(most=5))
 @settings(deadline=None, max_examples=60)
 def test_hostile_boxes_match_as_the_flat_argmax_loop(anchors, objects, force):
-    assignment = BipartiteMatcher(force_match_zero=force)(anchors, targets_of(objects))
-    assert assignment.matched[0].tolist() == slow_match(box_iou(objects, anchors), force_match_zero=force)
-    assert ((assignment.quality >= 0) & (assignment.quality <= 1)).all()
+    for least in (1, 2**60):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module, "_SMALLEST_SEARCH", least)
+            assert_as_slow(anchors, objects, force_match_zero=force)
 
 
-def test_random_boxes_match_as_the_flat_argmax_loop_and_as_torchvision():
+WHOLE = st.integers(0, 6)
+WHOLE_BOXES = st.lists(st.tuples(WHOLE, WHOLE, WHOLE, WHOLE), min_size=1, max_size=14)
+
+
+@given(anchors=WHOLE_BOXES, objects=WHOLE_BOXES, negative=st.sampled_from([0.0, 0.3, 0.5]))
+@settings(deadline=None, max_examples=150)
+def test_boxes_full_of_ties_and_rivals_match_as_the_flat_argmax_loop(anchors, objects, negative):
+    rows = [torch.tensor([(x, y, x + w, y + h) for x, y, w, h in some]).float() for some in (anchors, objects)]
+    for least in (1, 2**60):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module, "_SMALLEST_SEARCH", least)
+            assert_as_slow(*rows, negative=negative)
+
+
+def test_many_objects_in_one_place_take_ever_worse_anchors(way):
+    steps = torch.arange(0, 64, 4).float()
+    corners = torch.cartesian_prod(steps, steps)
+    anchors = torch.cat((corners, corners + 16), dim=1)
+    objects = torch.tensor([[20.0, 20, 24, 24]]).repeat(40, 1)  # 0.06 of an anchor: far below both thresholds
+    objects[20:] += torch.arange(20)[:, None] / 8
+    assert_as_slow(anchors, objects)
+    touched = box_iou(objects, anchors).amax(0) > 1e-6
+    assert 12 < touched.sum() < 40
+    assert torch.equal(BipartiteMatcher()(anchors, targets_of(objects)).matched[0] >= 0, touched)
+
+
+@pytest.mark.parametrize("greedy", [True, False])
+def test_all_ways_through_the_search_agree(monkeypatch, greedy):
+    anchors, images = random_boxes(3000, seed=1), [random_boxes(12, seed=2 + i) for i in range(4)]
+    targets, matcher = targets_of(*images), BipartiteMatcher(positive=0.6, negative=0.4, greedy=greedy)
+    assert module.worth_searching(targets.valid, anchors)
+    expected = matcher(anchors, targets)
+    for place, name, value in (
+        (module, "_SMALLEST_SEARCH", 2**60),
+        (module, "_OBJECTS_TOGETHER", 20),
+        (overlap, "_MOST_LEAVES", 0),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, name, value)
+            found = matcher(anchors, targets)
+        assert torch.equal(found.matched, expected.matched)
+        assert torch.equal(found.quality, expected.quality)
+    monkeypatch.setattr(bipartite, "_compare_all", None)
+    assert torch.equal(matcher(anchors, targets).matched, expected.matched)
+
+
+def test_random_boxes_match_as_the_flat_argmax_loop_and_as_torchvision(way):
     anchors, objects = random_boxes(300, seed=1), random_boxes(12, seed=2)
     overlaps = box_iou(objects, anchors)
     for positive in (0.3, 0.5, 0.9):
@@ -110,7 +173,7 @@ def test_random_boxes_match_as_the_flat_argmax_loop_and_as_torchvision():
         assert theirs.tolist() == SSDMatcher(positive)(overlaps).tolist()
 
 
-def test_more_objects_than_anchors_leave_some_without():
+def test_more_objects_than_anchors_leave_some_without(way):
     anchors, objects = random_boxes(3, seed=1), random_boxes(20, seed=2)
     matched = BipartiteMatcher(positive=1.0)(anchors, targets_of(objects)).matched[0]
     assert matched.tolist() == slow_match(box_iou(objects, anchors), 1.0)
@@ -123,10 +186,10 @@ def test_minus_zero_overlap_ties_with_zero(monkeypatch):
 
 
 def test_overlap_of_one_millionth_or_less_is_not_forced_unless_asked(monkeypatch):
-    for overlap, matched in ((1e-6, -1), (2e-6, 0), (0.0, -1)):
-        assert match_table(monkeypatch, [[overlap]]).matched.tolist() == [[matched]]
-        assert match_table(monkeypatch, [[overlap]], greedy=False).matched.tolist() == [[matched]]
-        assert match_table(monkeypatch, [[overlap]], force_match_zero=True).matched.tolist() == [[0]]
+    for value, matched in ((1e-6, -1), (2e-6, 0), (0.0, -1)):
+        assert match_table(monkeypatch, [[value]]).matched.tolist() == [[matched]]
+        assert match_table(monkeypatch, [[value]], greedy=False).matched.tolist() == [[matched]]
+        assert match_table(monkeypatch, [[value]], force_match_zero=True).matched.tolist() == [[0]]
 
 
 def test_anchors_between_the_thresholds_are_ignored(monkeypatch):
@@ -135,7 +198,7 @@ def test_anchors_between_the_thresholds_are_ignored(monkeypatch):
 
 
 @pytest.mark.parametrize("greedy", [True, False])
-def test_a_batch_equals_a_loop_and_padding_changes_nothing(greedy):
+def test_a_batch_equals_a_loop_and_padding_changes_nothing(way, greedy):
     images = [random_boxes(count, seed=count) for count in (5, 0, 2)]
     anchors = torch.stack([random_boxes(60, seed=seed) for seed in (10, 11, 12)])
     matcher = BipartiteMatcher(greedy=greedy, force_match_zero=True)
@@ -150,7 +213,7 @@ def test_a_batch_equals_a_loop_and_padding_changes_nothing(greedy):
 
 
 @pytest.mark.parametrize("greedy", [True, False])
-def test_no_anchors_give_an_empty_assignment(greedy):
+def test_no_anchors_give_an_empty_assignment(way, greedy):
     assignment = BipartiteMatcher(greedy=greedy)(torch.zeros(0, 4), targets_of(random_boxes(3), random_boxes(0)))
     assert assignment.matched.shape == assignment.quality.shape == (2, 0)
 
@@ -164,7 +227,7 @@ def test_targets_without_rows_are_refused():
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
-def test_a_row_that_is_not_finite_is_no_positive_and_spoils_no_other(bad):
+def test_a_row_that_is_not_finite_is_no_positive_and_spoils_no_other(way, bad):
     anchors, objects = random_boxes(40, seed=1), random_boxes(3, seed=2)
     expected = BipartiteMatcher()(anchors, targets_of(objects)).matched[0]
     worse = torch.cat((anchors, anchors[:1]))
@@ -176,7 +239,7 @@ def test_a_row_that_is_not_finite_is_no_positive_and_spoils_no_other(bad):
     assert torch.equal(BipartiteMatcher()(anchors, targets_of(spoilt)).matched[0], expected)
 
 
-def test_anchors_mostly_inside_a_crowd_are_ignored_unless_positive():
+def test_anchors_mostly_inside_a_crowd_are_ignored_unless_positive(way):
     objects = torch.tensor([[0.0, 0, 10, 10], [20, 0, 120, 100]])
     anchors = torch.tensor([[0.0, 0, 10, 10], [30, 30, 40, 40], [15.5, 0, 24, 10], [15, 0, 24, 10], [24, 0, 15, 10]])
     targets = targets_of(objects, iscrowd=[torch.tensor([0, 1])])
@@ -186,7 +249,7 @@ def test_anchors_mostly_inside_a_crowd_are_ignored_unless_positive():
     assert BipartiteMatcher()(objects[1:], only_crowd).matched.tolist() == [[IGNORED]]
 
 
-def test_order_of_the_anchors_only_reorders_the_result():
+def test_order_of_the_anchors_only_reorders_the_result(way):
     anchors, objects = random_boxes(80, seed=1), random_boxes(6, seed=2)
     order = torch.randperm(80, generator=torch.Generator().manual_seed(0))
     matched = BipartiteMatcher()(anchors, targets_of(objects)).matched[0]
@@ -194,7 +257,7 @@ def test_order_of_the_anchors_only_reorders_the_result():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_anchors_of_other_types_match_as_their_promoted_numbers(dtype):
+def test_anchors_of_other_types_match_as_their_promoted_numbers(way, dtype):
     anchors, targets = random_boxes(40, seed=1).to(dtype), targets_of(random_boxes(4, seed=2))
     expected = BipartiteMatcher()(anchors.float(), targets)
     ours = BipartiteMatcher()(anchors, targets)

@@ -220,7 +220,7 @@ def test_scores_below_the_threshold_are_left_out_before_weights_count():
 
 
 def test_boxes_whose_scores_are_all_zero_weigh_alike():
-    found = fuse([one([[0, 0, 10, 10], [0, 0, 10, 8], [0, 0, 10, 9]], [0.0, 0.0, 0.0])])
+    found = fuse([one([[0, 0, 10, 10], [0, 0, 10, 9], [0, 0, 10, 8]], [0.0, 0.0, 0.0])])
     assert found[0][0].tolist() == pytest.approx([0, 0, 10, 9])
     assert found[1].tolist() == [0]
 
@@ -246,6 +246,9 @@ def test_huge_boxes_meet_only_their_equals():
     found = fuse(endless)
     assert torch.isfinite(found[0]).all()
     assert found[0][0].tolist() == [0, 0, 1, 1]
+    most = 1.7e308
+    found = fuse([one([[-most, -most, most, most], [-most, -most, -1.6e308, -1.6e308]], [0.5, 0.5])])
+    assert torch.isfinite(found[0]).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.int32, torch.int64, torch.uint8])

@@ -296,6 +296,13 @@ class TestSoftNMSPadded:
             assert indices[b][valid[b]].tolist() == [index for index, _ in expected]
             assert lowered[b][valid[b]].tolist() == pytest.approx([score for _, score in expected])
 
+    def test_a_tie_with_a_box_that_was_not_yet_looked_at_goes_by_index(self):
+        rows = torch.cat((APART[1:2], PAIR[:1], PAIR[1:].expand(7, 4)))
+        scores = torch.tensor([0.5, *[1.0] * 8])  # all but the first fall to 0.5 or less
+        indices, lowered, _ = soft_nms_padded(rows[None], scores[None], method="linear", max_detections=2)
+        assert indices.tolist() == [[1, 0]]
+        assert lowered.tolist() == [[1.0, 0.5]]
+
     @pytest.mark.parametrize("limit", [1, 7, 30])
     def test_a_limit_far_below_the_number_of_boxes_gives_the_beginning(self, limit):
         rows, scores, _ = crowd(400, seed=8, ties=True)
@@ -409,6 +416,14 @@ class TestMatrixNMS:
         assert lowered.tolist() == pytest.approx([1, 0.9 * 0.2, 0.8 * 0.1 / 0.2])
         gaussian = matrix_nms(None, torch.tensor([1.0, 0.9, 0.8]), overlaps=overlaps)
         assert gaussian.tolist() == pytest.approx([1, 0.9 * math.exp(-1.28), 0.8 * math.exp(-2 * (0.81 - 0.64))])
+
+    def test_a_duplicate_says_nothing_that_its_better_has_not_said(self):
+        overlaps = torch.tensor(
+            [[1, 0.5, 0.5, 0], [0.5, 1, 1, 0.75], [0.5, 1, 1, 0.75], [0, 0.75, 0.75, 1]], dtype=torch.float64
+        )
+        scores = torch.tensor([1.0, 0.9, 0.8, 0.7], dtype=torch.float64)
+        lowered = matrix_nms(None, scores, overlaps=overlaps, method="linear")
+        assert lowered.tolist() == pytest.approx([1.0, 0.45, 0.0, 0.7 * 0.25 / 0.5])
 
     @pytest.mark.parametrize("method", METHODS)
     def test_of_equal_boxes_and_scores_the_first_keeps_its_score(self, method):

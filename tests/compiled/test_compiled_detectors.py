@@ -12,8 +12,7 @@ from detkit.detectors import Detector, fpn_ssd
 from detkit.structures import Images, Target, Targets, pad_targets
 
 COUNTS = (0, 1, 2, 7, 1000, 1001)
-# (images, objects of each); objects are padded to T = 4, 4, 4, 8. The greedy rounds of the matcher are unrolled: each T
-# has a graph of its own, which is why pad_targets() rounds T up to a power of two.
+# (images, objects of each); objects are padded to T = 4, 4, 4, 8.
 BATCHES = ((2, 3), (3, 4), (5, 3), (3, 6))
 SIZES = ((2, (96, 128)), (3, (130, 90)), (5, (64, 200)))
 

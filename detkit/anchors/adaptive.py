@@ -1,0 +1,178 @@
+"""ATSS: an object takes the anchors near it that overlap it unusually well; and how rival claims are settled."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Float, Int, Shaped
+from torch import Tensor, nn
+
+from detkit.anchors.assigned import in_crowd
+from detkit.boxes import paired_box_iou
+from detkit.boxes.arguments import as_boxes
+from detkit.ranking import from_rising_bits, rising_bits, stable_topk
+from detkit.structures import IGNORED, NEGATIVE, Assignment, Targets
+
+_FARTHEST = 1e18  # coordinates count as at most this: squared distances stay finite
+_PAIRS_AT_ONCE = 2**24
+
+
+class ATSSMatcher(nn.Module):
+    """Adaptive training sample selection: each object sets its own IoU threshold.
+
+    Candidates of an object are, on every level, the ``candidates`` anchors whose centres are nearest to its own. Those
+    whose IoU is at least the mean plus the standard deviation (unbiased, as the authors compute it; 0 for a single
+    candidate) of the candidates' IoUs, and above 0, and whose centre lies strictly inside the object, are positive. An
+    anchor that several objects claim takes the one with the highest IoU. Ties go to the lower anchor and the lower
+    object. The other anchors are NEGATIVE, or IGNORED where they lie with more than half their area in an ignored
+    target (a crowd). Quality is the IoU of the match, 0 without one. An object may go without: all its candidates equal
+    but none inside, say. Anchors that are not finite are no candidates. Overlaps are compared in float32.
+
+    Raises ValueError for fewer than 1 candidate, shapes that disagree, and level counts that do not add up to the
+    number of anchors; with ``DETKIT_CHECKS=full`` for boxes that are not finite or inverted.
+
+    Source: Zhang et al. 2020, algorithm 1.
+
+    >>> from detkit.structures import pad_targets
+    >>> targets = pad_targets([{"boxes": torch.tensor([[0.0, 0, 10, 9]]), "labels": torch.tensor([7])}])
+    >>> anchors = torch.tensor([[0.0, 0, 10, 10], [4, 4, 14, 14], [8, 8, 18, 18], [20, 0, 40, 20]])
+    >>> ATSSMatcher(candidates=3)(anchors, targets, level_counts=[3, 1]).matched
+    tensor([[ 0, -1, -1, -1]])
+    """
+
+    def __init__(self, *, candidates: int = 9) -> None:
+        super().__init__()
+        if candidates < 1:
+            raise ValueError(f"ATSSMatcher: candidates={candidates} must be at least 1")
+        self.candidates = candidates
+
+    @torch.no_grad()
+    def forward(
+        self, anchors: Shaped[Tensor, "*B N 4"], targets: Targets, *, level_counts: Sequence[int]
+    ) -> Assignment:
+        """Match ``anchors`` (N, 4) or (B, N, 4) xyxy, level after level, with the objects of B images.
+
+        level_counts: how many of the N anchors each level has, in their order.
+        """
+        anchors = as_boxes(anchors, function="ATSSMatcher", name="anchors")
+        truth = as_boxes(targets.boxes, function="ATSSMatcher", name="targets.boxes")
+        check_rows("ATSSMatcher", targets, anchors, name="anchors")
+        if sum(level_counts) != anchors.shape[-2]:
+            raise ValueError(
+                f"ATSSMatcher: level_counts={list(level_counts)} add up to {sum(level_counts)}; "
+                f"allowed is one count for each level, together the {anchors.shape[-2]} anchors"
+            )
+        anchors = torch.where(torch.isfinite(anchors), anchors, torch.nan)
+        places = self._candidates(anchors, truth, level_counts)
+        near = anchors.expand(truth.shape[0], -1, 4).gather(1, places.flatten(1)[..., None].expand(-1, -1, 4))
+        near = near.unflatten(1, places.shape[1:])
+        overlaps = paired_box_iou(near, truth[:, :, None]).float()
+        fits = overlaps >= _threshold(overlaps, torch.isfinite(near).all(-1))[..., None]
+        chosen = fits & (overlaps > 0) & contains(truth[:, :, None], centres(near))
+        matched, quality = highest_claim(places, overlaps, chosen & objects(targets)[..., None], anchors.shape[-2])
+        crowded = in_crowd(anchors, truth, targets.valid & targets.ignore) & (matched == NEGATIVE)
+        return Assignment(torch.where(crowded, IGNORED, matched), quality)
+
+    def extra_repr(self) -> str:
+        """The settings that ``print`` shows."""
+        return f"candidates={self.candidates}"
+
+    def _candidates(self, anchors: Tensor, truth: Tensor, level_counts: Sequence[int]) -> Int[Tensor, "B T K"]:
+        """Places of the nearest anchors of every level, for every object."""
+        points, goals = centres(anchors), centres(truth)
+        places, start = [], 0
+        for level in points.split(list(level_counts), dim=-2):
+            places.append(_nearest(level.expand(truth.shape[0], -1, 2), goals, self.candidates) + start)
+            start = start + level.shape[-2]
+        return torch.cat(places, dim=2) if places else goals.new_zeros((*goals.shape[:2], 0), dtype=torch.int64)
+
+
+def centres(boxes: Float[Tensor, "*B 4"]) -> Float[Tensor, "*B 2"]:
+    """Middle of each xyxy box.
+
+    >>> centres(torch.tensor([[0.0, 0, 10, 4]]))
+    tensor([[5., 2.]])
+    """
+    return boxes[..., :2] / 2 + boxes[..., 2:] / 2
+
+
+def contains(boxes: Float[Tensor, "*#B 4"], points: Float[Tensor, "*#B 2"]) -> Bool[Tensor, "*B"]:
+    """Whether each point lies strictly inside its box; leading dimensions broadcast.
+
+    >>> contains(torch.tensor([0.0, 0, 10, 4]), torch.tensor([[5.0, 2], [5, 4]]))
+    tensor([ True, False])
+    """
+    x, y = points.unbind(-1)
+    x1, y1, x2, y2 = boxes.unbind(-1)
+    return (x > x1) & (x < x2) & (y > y1) & (y < y2)
+
+
+def objects(targets: Targets) -> Bool[Tensor, "B T"]:
+    """Rows that are objects: neither padding nor crowds.
+
+    >>> no = torch.tensor([[False, False]])
+    >>> objects(Targets(torch.zeros(1, 2, 4), torch.zeros(1, 2).long(), torch.tensor([[True, False]]), no))
+    tensor([[ True, False]])
+    """
+    return targets.valid & ~targets.ignore
+
+
+def check_rows(function: str, targets: Targets, rows: Tensor, *, name: str) -> None:
+    """Raise ValueError unless ``rows`` are (N, ...) or (B, N, ...) for targets of B images with at least one row each.
+
+    >>> no = torch.zeros(1, 0).bool()
+    >>> check_rows("f", Targets(torch.zeros(1, 0, 4), torch.zeros(1, 0).long(), no, no), torch.ones(3, 4), name="boxes")
+    Traceback (most recent call last):
+    ValueError: f: targets have 0 rows; allowed is at least 1, as pad_targets makes
+    """
+    images, length = targets.valid.shape
+    if length == 0:
+        raise ValueError(f"{function}: targets have 0 rows; allowed is at least 1, as pad_targets makes")
+    width = rows.shape[-1]
+    if rows.ndim != 2 and (rows.ndim != 3 or rows.shape[0] != images):
+        raise ValueError(
+            f"{function}: {name} has shape {tuple(rows.shape)}; allowed is (N, {width}) or ({images}, N, {width})"
+        )
+
+
+def highest_claim(
+    places: Int[Tensor, "B T K"], values: Float[Tensor, "B T K"], claimed: Bool[Tensor, "B T K"], count: int
+) -> tuple[Int[Tensor, "B N"], Float[Tensor, "B N"]]:
+    """For each of ``count`` anchors the object that claims it with the highest value, and that value; NEGATIVE and 0.
+
+    Object t of an image claims anchor ``places[..., t, k]`` with ``values``, compared in float32, where ``claimed``.
+    Ties go to the lower object. Value and object are packed into one integer, so that one scatter decides.
+
+    >>> places, claimed = torch.tensor([[[0, 1], [1, 2]]]), torch.tensor([[[True, True], [True, False]]])
+    >>> highest_claim(places, torch.tensor([[[0.5, 0.5], [0.7, 0.9]]]), claimed, 3)
+    (tensor([[ 0,  1, -1]]), tensor([[0.5000, 0.7000, 0.0000]]))
+    """
+    length, nobody = places.shape[1], torch.iinfo(torch.int64).min
+    backwards = length - 1 - torch.arange(length, device=places.device)[:, None]
+    keys = torch.where(claimed, (rising_bits(values) << 32) + backwards, nobody)
+    best = keys.new_full((places.shape[0], count), nobody)
+    best = best.scatter_reduce(1, places.flatten(1), keys.flatten(1), "amax")
+    won = best > nobody
+    matched = torch.where(won, length - 1 - (best & 0xFFFFFFFF), NEGATIVE)
+    return matched, torch.where(won, from_rising_bits(best >> 32), 0)
+
+
+def _nearest(points: Float[Tensor, "B N 2"], goals: Float[Tensor, "B T 2"], count: int) -> Int[Tensor, "B T K"]:
+    """The points nearest to each goal; a few goals at a time, so that no whole matrix of distances is in memory."""
+    points, goals = (rows.clamp(-_FARTHEST, _FARTHEST) for rows in (points, goals))
+    step = goals.shape[1]
+    if not torch.compiler.is_compiling():
+        step = max(1, min(step, _PAIRS_AT_ONCE // max(1, points[..., 0].numel())))
+    parts = []
+    for some in goals.split(step, dim=1):
+        x, y = (points[:, None] - some[:, :, None]).unbind(-1)
+        parts.append(stable_topk(torch.nan_to_num(-(x * x + y * y), nan=-torch.inf), count))
+    return torch.cat(parts, dim=1)
+
+
+def _threshold(overlaps: Float[Tensor, "B T K"], usable: Bool[Tensor, "B T K"]) -> Tensor:
+    """Mean plus standard deviation of the usable overlaps; in float64, where equal numbers have exactly their mean."""
+    values = torch.where(usable, overlaps, 0).double()
+    number = usable.sum(-1)
+    mean = values.sum(-1) / number.clamp(min=1)
+    squares = torch.where(usable, values - mean[..., None], 0).square().sum(-1)
+    return mean + (squares / (number - 1).clamp(min=1)).sqrt()

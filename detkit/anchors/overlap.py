@@ -1,0 +1,244 @@
+"""Which anchors overlap an object enough to matter, found without the matrix of all objects and all anchors.
+
+Anchors are sorted by shape, then along a Z-shaped curve over their centres, so that 16 neighbours in this order are
+mostly one small tile of one grid of equal boxes. A *leaf* is 16 of them, a *node* is 16 leaves. Of every leaf and node
+we keep the hull, the largest sides and the smallest area: together they bound the IoU of any anchor inside with an
+object. A search compares all objects with all nodes, then the leaves of the nodes that may hold a good anchor, and
+computes exact IoUs for the anchors of what is left: about one pair in two hundred. The order is only a guess at what
+lies together; bounds hold for any anchors, so results are exact for any anchors.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from detkit.boxes.overlap import coordinate_limit, smallest_union
+
+_LEAF = 16
+_NODE = 16  # leaves in a node
+_PROBES = 4  # nodes of which one leaf is tried before the search
+_SLACK = 1 - 1e-5  # rounding of a bound must never hide an anchor
+_OBJECTS_AT_ONCE = 128
+_LEAVES_AT_ONCE = 8192  # their overlaps fit a core's cache
+_MOST_LEAVES = 2**18
+
+
+class Sides(NamedTuple):
+    """Corners and areas of boxes, each (...)."""
+
+    x1: Tensor
+    y1: Tensor
+    x2: Tensor
+    y2: Tensor
+    area: Tensor
+
+    def at(self, index: Int[Tensor, "*P"]) -> "Sides":
+        """The boxes, or rows of boxes, that ``index`` picks."""
+        return Sides(*(_rows(values, index) for values in self))
+
+    def column(self) -> "Sides":
+        """Boxes (M,) as (M, 1), to meet many others each."""
+        return Sides(*(values[:, None] for values in self))
+
+    def split(self, size: int) -> "list[Sides]":
+        """Boxes (M,) in pieces of at most ``size``."""
+        return [Sides(*piece) for piece in zip(*(values.split(size) for values in self), strict=True)]
+
+
+def _rows(values: Tensor, index: Tensor) -> Tensor:
+    return values.index_select(0, index.flatten()).unflatten(0, index.shape)  # faster than values[index]
+
+
+class Pairs(NamedTuple):
+    """Objects and anchors that overlap, and by how much."""
+
+    objects: Int[Tensor, "P"]
+    anchors: Int[Tensor, "P"]
+    overlaps: Float[Tensor, "P"]
+
+
+def sides_of(boxes: Float[Tensor, "*B 4"]) -> Sides:
+    """Columns of ``boxes`` (..., 4) as :func:`detkit.boxes.box_iou` sees them: bounded; NaN boxes have no area.
+
+    >>> sides_of(torch.tensor([[0.0, 1, 2, 4]])).area
+    tensor([6.])
+    """
+    limit = coordinate_limit(boxes.dtype)
+    x1, y1, x2, y2 = boxes.movedim(-1, 0).contiguous().clamp(-limit, limit).unbind(0)
+    area = (x2 - x1).clamp_(min=0).mul_((y2 - y1).clamp_(min=0))
+    bad = area.isnan()
+    return Sides(*(values.masked_fill(bad, 0) for values in (x1, y1, x2, y2, area)))
+
+
+def intersection_of(one: Sides, other: Sides) -> Float[Tensor, "*B"]:
+    """Area that boxes share, broadcast.
+
+    >>> intersection_of(sides_of(torch.tensor([0.0, 0, 4, 4])), sides_of(torch.tensor([3.0, 2, 9, 9])))
+    tensor(2.)
+    """
+    width = (torch.minimum(one.x2, other.x2) - torch.maximum(one.x1, other.x1)).clamp_(min=0)
+    height = (torch.minimum(one.y2, other.y2) - torch.maximum(one.y1, other.y1)).clamp_(min=0)
+    return width.mul_(height)
+
+
+def overlap_of(one: Sides, other: Sides) -> Float[Tensor, "*B"]:
+    """IoU in float32, broadcast: bit for bit that of :func:`detkit.boxes.box_iou`, with fewer passes over memory.
+
+    >>> overlap_of(sides_of(torch.tensor([0.0, 0, 2, 2])), sides_of(torch.tensor([1.0, 1, 3, 3])))
+    tensor(0.1429)
+    """
+    shared = intersection_of(one, other)
+    union = (one.area + other.area).sub_(shared)
+    empty = union <= smallest_union(union.dtype)
+    return shared.div_(union.masked_fill_(empty, 1)).masked_fill_(empty, 0).float()
+
+
+class OverlapIndex:
+    """Anchors (N, 4), N at least 1, in an order that lets a search skip nearly all of them; building it sorts them.
+
+    >>> index = OverlapIndex(torch.tensor([[0.0, 0, 10, 10], [50, 50, 60, 60], [0, 0, 10, 9]]))
+    >>> index.pairs(sides_of(torch.tensor([[0.0, 0, 10, 10]])), torch.tensor([0.5]))
+    Pairs(objects=tensor([0, 0]), anchors=tensor([2, 0]), overlaps=tensor([0.9000, 1.0000]))
+    """
+
+    def __init__(self, anchors: Float[Tensor, "N 4"]) -> None:
+        every = sides_of(anchors)
+        shapes, order = _neighbours(every)
+        places, filling = _whole_nodes(shapes)
+        self._order = order[places].view(-1, _LEAF)
+        self._members = every.at(self._order)
+        self._leaves = _Hulls.around(self._members)
+        self._nodes = self._leaves.merged()
+        for column in self._members:
+            column.view(-1).masked_fill_(filling, 0)  # copies are never found
+
+    def reachable(self, objects: Sides) -> Float[Tensor, "M"]:
+        """An IoU that each object reaches with some anchor, mostly near its best: where its search may start."""
+        probes = min(_PROBES, len(self._nodes.area))
+        pieces = objects.split(_OBJECTS_AT_ONCE)
+        nodes = torch.cat([self._nodes.promise(piece.column()).topk(probes, sorted=False).indices for piece in pieces])
+        cube = Sides(*(values[:, None, None] for values in objects))
+        best = self._leaves.children(nodes).promise(cube).argmax(2)
+        return overlap_of(cube, self._members.at(nodes * _NODE + best)).amax((1, 2))
+
+    def pairs(self, objects: Sides, least: Float[Tensor, "M"]) -> Pairs | None:
+        """All pairs with IoU > 0 and at least ``least`` of its object; None where they are too many to be worth it."""
+        rows, leaves = self._promising(objects, least)
+        if len(rows) > _MOST_LEAVES:
+            return None
+        pieces = zip(rows.split(_LEAVES_AT_ONCE), leaves.split(_LEAVES_AT_ONCE), strict=True)
+        found = [self._exact(objects, least, *piece) for piece in pieces]
+        return Pairs(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+
+    def _promising(self, objects: Sides, least: Tensor) -> tuple[Tensor, Tensor]:
+        """(object, leaf) pairs that may hold what is looked for."""
+        found, start = [], 0
+        for piece, floor in zip(objects.split(_OBJECTS_AT_ONCE), least.split(_OBJECTS_AT_ONCE), strict=True):
+            rows, nodes = self._nodes.may_reach(floor[:, None], piece.column()).nonzero().unbind(1)
+            leaves = self._leaves.children(nodes).may_reach(floor[rows, None], piece.at(rows).column())
+            pairs, children = leaves.nonzero().unbind(1)
+            found.append((rows[pairs] + start, nodes[pairs] * _NODE + children))
+            start += len(floor)
+        rows, leaves = (torch.cat(parts) for parts in zip(*found, strict=True))
+        return rows, leaves
+
+    def _exact(self, objects: Sides, least: Tensor, rows: Tensor, leaves: Tensor) -> Pairs:
+        overlaps = overlap_of(objects.at(rows).column(), self._members.at(leaves))
+        enough = least.index_select(0, rows)[:, None]
+        hits = (overlaps >= enough).logical_and_(overlaps > 0).view(-1).nonzero().squeeze(1)
+        pairs = hits // _LEAF
+        anchors = _rows(self._order.view(-1), leaves[pairs] * _LEAF + hits % _LEAF)
+        return Pairs(rows[pairs], anchors, _rows(overlaps.view(-1), hits))
+
+
+class _Hulls(NamedTuple):
+    """Of each group of anchors the hull, the smallest area and the largest sides."""
+
+    x1: Tensor
+    y1: Tensor
+    area: Tensor
+    x2: Tensor
+    y2: Tensor
+    width: Tensor
+    height: Tensor
+
+    @staticmethod
+    def around(members: Sides) -> "_Hulls":
+        """Hulls of groups (L, 16) of anchors."""
+        x1, y1, x2, y2, area = members
+        return _Hulls(x1, y1, area, x2, y2, x2 - x1, y2 - y1)._reduced()
+
+    def merged(self) -> "_Hulls":
+        """Hulls of every 16 of these."""
+        return _Hulls(*(values.view(-1, _NODE) for values in self))._reduced()
+
+    def children(self, nodes: Int[Tensor, "*P"]) -> "_Hulls":
+        """Of leaves: the 16 in each of ``nodes``."""
+        return _Hulls(*(_rows(values.view(-1, _NODE), nodes) for values in self))
+
+    def promise(self, objects: Sides) -> Tensor:
+        """A guess at the best IoU inside, lower where shapes are mixed and the bound therefore says little."""
+        shared, union = self._shared_and_union(objects)
+        return shared.mul_(self.area / (self.width * self.height)).div_(union).nan_to_num_(0)
+
+    def may_reach(self, least: Tensor, objects: Sides) -> Tensor:
+        """False where no anchor inside overlaps an object by as much as ``least``."""
+        shared, union = self._shared_and_union(objects)
+        return (shared >= union.mul_(least * _SLACK)).logical_and_(shared > 0)
+
+    def _reduced(self) -> "_Hulls":
+        return _Hulls(*(values.amin(1) for values in self[:3]), *(values.amax(1) for values in self[3:]))
+
+    def _shared_and_union(self, objects: Sides) -> tuple[Tensor, Tensor]:
+        width = torch.minimum(self.x2, objects.x2).sub_(torch.maximum(self.x1, objects.x1))
+        height = torch.minimum(self.y2, objects.y2).sub_(torch.maximum(self.y1, objects.y1))
+        width = torch.minimum(width, self.width, out=width).clamp_(min=0)
+        shared = torch.minimum(height, self.height, out=height).clamp_(min=0).mul_(width)
+        return shared, torch.maximum(shared, self.area, out=width).add_(objects.area).sub_(shared)
+
+
+def _neighbours(boxes: Sides) -> tuple[Int[Tensor, "N"], Int[Tensor, "N"]]:
+    """An order in which boxes of one shape stand together, the near ones side by side; and their shapes' numbers."""
+    shape = [_octave_eighths(high - low) for low, high in ((boxes.x1, boxes.x2), (boxes.y1, boxes.y2))]
+    place = [_every_other_bit(_cells(low + high)) for low, high in ((boxes.x1, boxes.x2), (boxes.y1, boxes.y2))]
+    curve = place[0] | (place[1] << 1)
+    keys, order = ((((shape[0] << 8) | shape[1]).long() << 24) | curve.long()).sort(stable=True)
+    return keys >> 24, order
+
+
+def _whole_nodes(shapes: Int[Tensor, "N"]) -> tuple[Int[Tensor, "S"], Bool[Tensor, "S"]]:
+    """Places that fill whole nodes with one shape each, by repeating the last of a shape; and which are repetitions.
+
+    Where shapes are so many that this would double the places, nodes mix them.
+    """
+    counts = shapes.unique_consecutive(return_counts=True)[1]
+    size = _LEAF * _NODE
+    if (-counts % size).sum() > len(shapes):
+        counts = torch.tensor([len(shapes)])
+    ends, filled = counts.cumsum(0), counts + -counts % size
+    skipped = (filled.cumsum(0) - filled) - (ends - counts)
+    places = torch.arange(int(filled.sum())) - skipped.repeat_interleave(filled)
+    last = (ends - 1).repeat_interleave(filled)
+    return places.minimum(last), places > last
+
+
+def _octave_eighths(sides: Tensor) -> Tensor:
+    """Lengths on a logarithmic scale, 0 to 255; grids of one shape differ by rounding, so 2**k stays off the steps."""
+    return ((sides.clamp(2.0**-15, 2.0**15).log2() + 15) * 8 + 0.2).int()
+
+
+def _cells(places: Tensor) -> Tensor:
+    """Places on a scale of 0 to 4095, with steps of a power of two, as strides mostly are."""
+    low, high = places.aminmax()
+    step = 2.0 ** math.ceil(math.log2(max(float(high - low), 1e-30) / 4095))
+    return ((places - low) / step).int()
+
+
+def _every_other_bit(numbers: Tensor) -> Tensor:
+    """Bits 0 to 11 moved to the places 0, 2, 4 ... 22."""
+    for shift, mask in ((8, 0x00FF00FF), (4, 0x0F0F0F0F), (2, 0x33333333), (1, 0x55555555)):
+        numbers = (numbers | (numbers << shift)) & mask
+    return numbers

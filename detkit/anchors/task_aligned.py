@@ -1,0 +1,259 @@
+"""Matchers that look at what the network predicts: task-aligned (TOOD) and simplified optimal transport (YOLOX)."""
+
+import math
+
+import torch
+from jaxtyping import Bool, Float, Int, Shaped
+from torch import Tensor, nn
+
+from detkit.anchors.adaptive import centres, check_rows, contains, highest_claim, objects
+from detkit.boxes import box_iou
+from detkit.boxes.arguments import as_boxes, check_finite, promote
+from detkit.checks import first_bad, full_checks
+from detkit.ranking import stable_topk
+from detkit.structures import IGNORED, NEGATIVE, Assignment, Targets
+
+_SMALLEST_IOU = 1e-8
+_LARGEST_LOSS = 100.0  # of one class, as torch's binary cross-entropy bounds its logarithms
+_BEST_OVERLAPS = 10
+_OUTSIDE = 2.0**40
+
+
+class TaskAlignedMatcher(nn.Module):
+    """An object takes the anchors whose predictions of class and box are best together.
+
+    The alignment of an anchor with an object is score ** ``alpha`` * IoU ** ``beta``: the predicted score of the
+    object's class, and the IoU of the predicted box. Of the anchors whose centre lies strictly inside the object, the
+    ``candidates`` best aligned are positive; an anchor that several objects take goes to the one with the highest IoU.
+    Ties go to the lower anchor and the lower object; all numbers are compared in float32. An object with fewer anchors
+    inside takes those; one that no centre lies in, or that no prediction inside overlaps (alignment 0), goes without.
+
+    Quality is what the score of a positive shall learn: its alignment, scaled so that the best of the object's
+    positives has the highest IoU among them (TOOD, section 3.2.1, "normalised t"); 0 for the others. The others are
+    NEGATIVE, or IGNORED where their centre lies inside an ignored target (a crowd) and where their prediction is not
+    finite: such an anchor is never positive and changes no other.
+
+    Raises ValueError for fewer than 1 candidate, negative exponents, and shapes that disagree; with
+    ``DETKIT_CHECKS=full`` for numbers that are not finite, inverted boxes, scores outside [0, 1] and labels out of
+    range. Source: Feng et al. 2021 (TOOD), section 3.2; alpha and beta are those of later YOLO detectors.
+
+    >>> from detkit.structures import pad_targets
+    >>> targets = pad_targets([{"boxes": torch.tensor([[0.0, 0, 10, 10]]), "labels": torch.tensor([0])}])
+    >>> boxes = torch.tensor([[[0.0, 0, 10, 10], [0, 0, 10, 5], [0, 0, 10, 10]]])
+    >>> points = torch.tensor([[5.0, 5], [2, 2], [20, 20]])
+    >>> TaskAlignedMatcher(beta=1.0)(torch.full((1, 3, 1), 0.5), boxes, points, targets)
+    Assignment(matched=tensor([[ 0,  0, -1]]), quality=tensor([[1.0000, 0.5000, 0.0000]]))
+    """
+
+    def __init__(self, *, candidates: int = 13, alpha: float = 1.0, beta: float = 6.0) -> None:
+        super().__init__()
+        _check_settings("TaskAlignedMatcher", candidates, alpha=alpha, beta=beta)
+        self.candidates, self.alpha, self.beta = candidates, alpha, beta
+
+    @torch.no_grad()
+    def forward(
+        self,
+        scores: Float[Tensor, "B N C"],
+        boxes: Shaped[Tensor, "B N 4"],
+        anchors: Shaped[Tensor, "*B N two_or_four"],
+        targets: Targets,
+    ) -> Assignment:
+        """Match predictions with objects: scores (B, N, C) in [0, 1], predicted boxes (B, N, 4) xyxy pixels.
+
+        anchors: (N, 2) or (B, N, 2) points x, y, or (N, 4) or (B, N, 4) boxes, of which only the centre counts.
+        """
+        scores, boxes, points, usable = _predictions("TaskAlignedMatcher", scores, boxes, anchors, targets)
+        inside = contains(promote(targets.boxes)[:, :, None], points.unsqueeze(-3))
+        overlaps = box_iou(targets.boxes, boxes).float()
+        alignment = _of_labels(scores, targets) ** self.alpha * overlaps**self.beta
+        alignment = torch.where(inside & _pairs(targets, usable), alignment, 0)
+        places = stable_topk(alignment, self.candidates)
+        alignment, overlaps = alignment.gather(2, places), overlaps.gather(2, places)
+        matched, _ = highest_claim(places, overlaps, alignment > 0, boxes.shape[1])
+        quality = _normalised(alignment, overlaps, _winners(matched, places) & (alignment > 0))
+        quality = torch.zeros_like(scores[..., 0]).scatter_reduce(1, places.flatten(1), quality.flatten(1), "amax")
+        return Assignment(_leave_out(matched, inside, usable, targets), quality)
+
+    def extra_repr(self) -> str:
+        """The settings that ``print`` shows."""
+        return f"candidates={self.candidates}, alpha={self.alpha}, beta={self.beta}"
+
+
+class SimOTAMatcher(nn.Module):
+    """Each object takes as many anchors as its predictions deserve, the cheapest ones first.
+
+    Candidates of an object are the anchors (grid cells) whose centre lies strictly inside it, or nearer to its centre
+    than ``radius`` cells along both axes. The cost of a candidate is the binary cross-entropy of all its class scores
+    with the object's class as truth, plus ``iou_weight`` * -log(IoU + 1e-8) of its predicted box; candidates that are
+    not both inside and near come after all that are. The object takes the k cheapest, where k is the sum of the
+    ``candidates`` highest IoUs of its candidates, rounded down, at least 1. An anchor that several objects take goes to
+    the one where it costs least. Ties go to the lower anchor and the lower object; costs are compared in float32.
+    Quality is the IoU of the match, 0 without one. The others are NEGATIVE, or IGNORED where their centre lies inside
+    an ignored target (a crowd) and where their prediction is not finite: such an anchor is never positive and changes
+    no other. An object without candidates goes without.
+
+    Differs from YOLOX in this: an object never takes candidates of other objects only, and the penalty for candidates
+    not both inside and near is a rule instead of 100,000, which in float32 would round their costs.
+
+    Raises ValueError for fewer than 1 candidate, negative settings, and shapes that disagree; with
+    ``DETKIT_CHECKS=full`` as :class:`TaskAlignedMatcher`. Source: Ge et al. 2021 (YOLOX), section 2.1 ("SimOTA").
+
+    >>> from detkit.structures import pad_targets
+    >>> targets = pad_targets([{"boxes": torch.tensor([[0.0, 0, 16, 8]]), "labels": torch.tensor([0])}])
+    >>> cells = torch.tensor([[0.0, 0, 8, 8], [8, 0, 16, 8], [40, 0, 48, 8]])
+    >>> boxes = torch.tensor([[[0.0, 0, 16, 8], [0, 0, 16, 4], [0, 0, 16, 8]]])
+    >>> SimOTAMatcher()(torch.full((1, 3, 1), 0.5), boxes, cells, targets)
+    Assignment(matched=tensor([[ 0, -1, -1]]), quality=tensor([[1., 0., 0.]]))
+    """
+
+    def __init__(self, *, candidates: int = _BEST_OVERLAPS, radius: float = 2.5, iou_weight: float = 3.0) -> None:
+        super().__init__()
+        _check_settings("SimOTAMatcher", candidates, radius=radius, iou_weight=iou_weight)
+        self.candidates, self.radius, self.iou_weight = candidates, radius, iou_weight
+
+    @torch.no_grad()
+    def forward(
+        self,
+        scores: Float[Tensor, "B N C"],
+        boxes: Shaped[Tensor, "B N 4"],
+        anchors: Shaped[Tensor, "*B N 4"],
+        targets: Targets,
+    ) -> Assignment:
+        """Match predictions with objects: scores (B, N, C) in [0, 1], predicted boxes (B, N, 4) xyxy pixels.
+
+        scores: YOLOX hands over the root of class probability times objectness. anchors: (N, 4) or (B, N, 4) xyxy, the
+        grid cells: their sides are the strides.
+        """
+        if anchors.shape[-1] != 4:
+            raise ValueError(f"SimOTAMatcher: anchors has shape {tuple(anchors.shape)}; allowed is (N, 4) or (B, N, 4)")
+        scores, boxes, points, usable = _predictions("SimOTAMatcher", scores, boxes, anchors, targets)
+        truth, pairs = promote(targets.boxes), _pairs(targets, usable)
+        inside = contains(truth[:, :, None], points.unsqueeze(-3))
+        near = self._near(truth, promote(anchors), points)
+        overlaps = torch.where((inside | near) & pairs, box_iou(truth, boxes).float(), 0)
+        costs = self._costs(scores, overlaps, targets)
+        costs = torch.where(inside & near, costs, (costs + 1) * _OUTSIDE)
+        costs = torch.where((inside | near) & pairs, costs, torch.inf)
+        places = stable_topk(-costs, self.candidates)
+        costs = costs.gather(2, places)
+        best = overlaps.gather(2, stable_topk(overlaps, self.candidates))
+        wanted = best.sum(-1, dtype=torch.float64).long().clamp(min=1)
+        taken = (torch.arange(places.shape[2], device=places.device) < wanted[..., None]) & torch.isfinite(costs)
+        matched, _ = highest_claim(places, -costs, taken, boxes.shape[1])
+        quality = overlaps.gather(1, matched.clamp(min=0)[:, None]).squeeze(1)
+        return Assignment(_leave_out(matched, inside, usable, targets), torch.where(matched >= 0, quality, 0))
+
+    def extra_repr(self) -> str:
+        """The settings that ``print`` shows."""
+        return f"candidates={self.candidates}, radius={self.radius}, iou_weight={self.iou_weight}"
+
+    def _near(
+        self, truth: Float[Tensor, "B T 4"], anchors: Float[Tensor, "*B N 4"], points: Float[Tensor, "*B N 2"]
+    ) -> Bool[Tensor, "B T N"]:
+        reach = (anchors[..., 2:] - anchors[..., :2]) * self.radius
+        apart = (points.unsqueeze(-3) - centres(truth)[:, :, None]).abs()
+        return (apart < reach.unsqueeze(-3)).all(-1)
+
+    def _costs(
+        self, scores: Float[Tensor, "B N C"], overlaps: Float[Tensor, "B T N"], targets: Targets
+    ) -> Float[Tensor, "B T N"]:
+        """Cross-entropy of all classes against one of them: that of none, corrected where the class is the object's."""
+        nothing = -torch.log1p(-scores).clamp(min=-_LARGEST_LOSS)
+        score = _of_labels(scores, targets)
+        yes, no = (-logarithm.clamp(min=-_LARGEST_LOSS) for logarithm in (score.log(), torch.log1p(-score)))
+        classes = (nothing.sum(-1)[:, None] - no).clamp(min=0) + yes
+        return (classes - self.iou_weight * (overlaps + _SMALLEST_IOU).log()).clamp(min=0)
+
+
+def _check_settings(function: str, candidates: int, **numbers: float) -> None:
+    if candidates < 1:
+        raise ValueError(f"{function}: candidates={candidates} must be at least 1")
+    for name, value in numbers.items():
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{function}: {name}={value} must be at least 0 and finite")
+
+
+def _predictions(
+    function: str, scores: Tensor, boxes: Tensor, anchors: Tensor, targets: Targets
+) -> tuple[Float[Tensor, "B N C"], Float[Tensor, "B N 4"], Float[Tensor, "*B N 2"], Bool[Tensor, "B N"]]:
+    """Scores and boxes (zero where not finite), the points of the anchors, and which predictions are usable."""
+    _check_shapes(function, scores, boxes, anchors, targets)
+    scores, boxes = promote(scores).float(), as_boxes(boxes, function=function)
+    usable = torch.isfinite(scores).all(-1) & torch.isfinite(boxes).all(-1)
+    if anchors.shape[-1] == 4:
+        points = centres(as_boxes(anchors, function=function, name="anchors"))
+    else:
+        points = promote(anchors)
+    if full_checks():
+        as_boxes(targets.boxes, function=function, name="targets.boxes")
+        check_finite(points, function=function, name="anchors")
+        _check_values(function, scores, targets)
+    scores = torch.where(usable[..., None], scores, 0).clamp(0, 1)
+    return scores, torch.where(usable[..., None], boxes, 0), points, usable
+
+
+def _check_shapes(function: str, scores: Tensor, boxes: Tensor, anchors: Tensor, targets: Targets) -> None:
+    if scores.ndim != 3 or scores.shape[2] < 1 or boxes.shape != (*scores.shape[:2], 4):
+        raise ValueError(
+            f"{function}: scores have shape {tuple(scores.shape)} and boxes {tuple(boxes.shape)}; "
+            "allowed is (B, N, C) with at least one class, and (B, N, 4)"
+        )
+    check_rows(function, targets, boxes, name="boxes")
+    check_rows(function, targets, anchors, name="anchors")
+    if anchors.shape[-1] not in (2, 4) or anchors.shape[-2] != boxes.shape[1]:
+        raise ValueError(
+            f"{function}: anchors has shape {tuple(anchors.shape)}; allowed are points (x, y) or boxes, "
+            f"one for each of the {boxes.shape[1]} predictions"
+        )
+
+
+def _check_values(function: str, scores: Tensor, targets: Targets) -> None:
+    """Raise ValueError for the first score that is no probability and the first label without a score."""
+    check_finite(scores, function=function, name="scores")
+    outside = (scores < 0) | (scores > 1)
+    if outside.any():
+        index, count = first_bad(outside)
+        place = ", ".join(map(str, index))
+        raise ValueError(f"{function}: scores[{place}]={scores[index].item():g} must lie in [0, 1]; {count} do not")
+    strange = objects(targets) & ((targets.labels < 0) | (targets.labels >= scores.shape[2]))
+    if strange.any():
+        (image, target), _ = first_bad(strange)
+        label = targets.labels[image, target].item()
+        raise ValueError(
+            f"{function}: image {image}, target {target}: label {label} must lie in 0..{scores.shape[2] - 1}"
+        )
+
+
+def _of_labels(scores: Float[Tensor, "B N C"], targets: Targets) -> Float[Tensor, "B T N"]:
+    """The score that every anchor gives to the class of every target."""
+    labels = targets.labels.clamp(0, scores.shape[2] - 1)
+    return scores[torch.arange(labels.shape[0], device=labels.device)[:, None], :, labels]
+
+
+def _pairs(targets: Targets, usable: Bool[Tensor, "B N"]) -> Bool[Tensor, "B T N"]:
+    return objects(targets)[..., None] & usable[:, None]
+
+
+def _winners(matched: Int[Tensor, "B N"], places: Int[Tensor, "B T K"]) -> Bool[Tensor, "B T K"]:
+    """Which candidates an object kept."""
+    numbers = torch.arange(places.shape[1], device=places.device)[:, None]
+    return matched.gather(1, places.flatten(1)).view(places.shape) == numbers
+
+
+def _normalised(
+    alignment: Float[Tensor, "B T K"], overlaps: Float[Tensor, "B T K"], kept: Bool[Tensor, "B T K"]
+) -> Float[Tensor, "B T K"]:
+    """Alignment of the kept candidates, scaled so that the highest of an object equals its highest IoU; others 0."""
+    if kept.shape[2] == 0:
+        return alignment
+    alignment, overlaps = torch.where(kept, alignment, 0), torch.where(kept, overlaps, 0)
+    top = alignment.amax(-1, keepdim=True)
+    return alignment / torch.where(top > 0, top, 1) * overlaps.amax(-1, keepdim=True).clamp(max=1)
+
+
+def _leave_out(
+    matched: Int[Tensor, "B N"], inside: Bool[Tensor, "B T N"], usable: Bool[Tensor, "B N"], targets: Targets
+) -> Int[Tensor, "B N"]:
+    """IGNORED instead of NEGATIVE where a centre lies in a crowd or the prediction is not finite."""
+    crowded = (inside & (targets.valid & targets.ignore)[..., None]).any(dim=1)
+    return torch.where((crowded | ~usable) & (matched == NEGATIVE), IGNORED, matched)

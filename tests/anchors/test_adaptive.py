@@ -1,0 +1,280 @@
+"""ATSS against the loop of its algorithm 1 in plain Python, and the settling of rival claims."""
+
+import math
+import random
+import statistics
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import boxes, random_boxes, targets_of, unhooked
+
+from detkit.anchors import IGNORED, NEGATIVE
+from detkit.anchors import adaptive as module
+from detkit.anchors.adaptive import ATSSMatcher, centres, contains, highest_claim
+from detkit.boxes import box_iou
+from detkit.structures import Targets
+
+
+def levels(*sides: float, extent: int = 32) -> tuple[torch.Tensor, list[int]]:
+    """Square anchors of these sides, one a cell of as many pixels, level after level; and how many each level has."""
+    parts = []
+    for side in sides:
+        steps = torch.arange(0, extent, side)
+        y, x = torch.meshgrid(steps, steps, indexing="ij")
+        corner = torch.stack((x, y), -1).reshape(-1, 2).float()
+        parts.append(torch.cat((corner, corner + side), 1))
+    return torch.cat(parts), [len(part) for part in parts]
+
+
+def slow_match(anchors: torch.Tensor, objects: torch.Tensor, counts: list[int], candidates: int = 9) -> list[int]:
+    """Algorithm 1, line by line; overlaps are given by box_iou, which has its own tests."""
+    overlaps = box_iou(objects, anchors).float().tolist()
+    middles = [((x1 + x2) / 2, (y1 + y2) / 2) for x1, y1, x2, y2 in anchors.tolist()]
+    claims: list[list[tuple[float, int]]] = [[] for _ in middles]
+    for target, (x1, y1, x2, y2) in enumerate(objects.tolist()):
+        near: list[int] = []
+        start = 0
+        for count in counts:
+
+            def distance(anchor: int) -> float:
+                x, y = middles[anchor]
+                return (x - (x1 + x2) / 2) ** 2 + (y - (y1 + y2) / 2) ** 2  # noqa: B023
+
+            near += sorted(range(start, start + count), key=lambda anchor: (distance(anchor), anchor))[:candidates]
+            start += count
+        values = [overlaps[target][anchor] for anchor in near]
+        threshold = statistics.mean(values) + (statistics.stdev(values) if len(values) > 1 else 0) if values else 0
+        for anchor in near:
+            x, y = middles[anchor]
+            if overlaps[target][anchor] >= threshold and overlaps[target][anchor] > 0 and x1 < x < x2 and y1 < y < y2:
+                claims[anchor].append((-overlaps[target][anchor], target))
+    return [min(claim)[1] if claim else NEGATIVE for claim in claims]
+
+
+def test_an_object_takes_the_anchors_above_mean_plus_deviation_with_a_centre_inside():
+    anchors, counts = levels(8, 16)
+    objects = torch.tensor([[1.0, 1, 17, 15], [20, 20, 27, 30]])
+    matched = ATSSMatcher(candidates=4)(anchors, targets_of(objects), level_counts=counts).matched[0]
+    assert matched.tolist() == slow_match(anchors, objects, counts, 4)
+    assert matched[16] == 0  # the anchor of 16 pixels that fits the first object
+    assert (matched == 1).any()
+
+
+@pytest.mark.parametrize("candidates", [1, 3, 9])
+def test_ten_thousand_small_images_match_as_in_the_loop(candidates):
+    """On whole pixels, where distances and overlaps tie often and float32 computes every distance exactly."""
+    rng = random.Random(candidates)
+    anchors, counts = levels(8, 16)
+    anchors = torch.cat((anchors, anchors[:3]))  # the same anchor twice, on a third level
+    counts = [*counts, 3]
+    positives = 0
+    for _ in range(40):
+        images = []
+        for _ in range(84):
+            rows = [[rng.randrange(0, 24) for _ in range(2)] for _ in range(rng.randrange(3))]
+            sides = [[rng.randrange(0, 20) for _ in range(2)] for _ in rows]
+            images.append(
+                torch.tensor([[x, y, x + w, y + h] for (x, y), (w, h) in zip(rows, sides, strict=True)]).float()
+            )
+        images = [image.reshape(-1, 4) for image in images]
+        matched = ATSSMatcher(candidates=candidates)(anchors, targets_of(*images), level_counts=counts).matched
+        for row, image in zip(matched.tolist(), images, strict=True):
+            assert row == slow_match(anchors, image, counts, candidates)
+            positives += sum(value >= 0 for value in row)
+    assert positives > 500
+
+
+@given(anchors=boxes(most=10, huge=1e6), objects=boxes(most=4, huge=1e6), data=st.data())
+def test_hostile_boxes_match_within_the_rules(anchors, objects, data):
+    cut = data.draw(st.integers(0, len(anchors)))
+    counts = [cut, len(anchors) - cut]
+    assignment = ATSSMatcher(candidates=2)(anchors, targets_of(objects), level_counts=counts)
+    overlaps = box_iou(objects, anchors)
+    for anchor, target in enumerate(assignment.matched[0].tolist()):
+        assert (assignment.quality[0, anchor] > 0) == (target >= 0)
+        if target >= 0:
+            assert contains(objects[target], centres(anchors[anchor]))
+            assert assignment.quality[0, anchor] == overlaps[target, anchor]
+
+
+@given(seed=st.integers(0, 2**20))
+def test_every_object_has_at_most_candidates_times_levels_positives(seed):
+    anchors, counts = levels(8, 16)
+    matched = ATSSMatcher(candidates=2)(anchors, targets_of(random_boxes(3, seed=seed, extent=30)), level_counts=counts)
+    for target in range(3):
+        assert int((matched.matched == target).sum()) <= 4
+
+
+@given(seed=st.integers(0, 2**20), shift=st.integers(-64, 64))
+def test_moving_everything_by_whole_pixels_changes_nothing(seed, shift):
+    anchors, counts = levels(8, 16)
+    objects = (random_boxes(3, seed=seed, extent=30) * 4).round() / 4
+    expected = ATSSMatcher()(anchors, targets_of(objects), level_counts=counts)
+    moved = ATSSMatcher()(anchors + shift, targets_of(objects + shift), level_counts=counts)
+    assert torch.equal(moved.matched, expected.matched)
+
+
+@given(seed=st.integers(0, 2**20), data=st.data())
+def test_the_order_of_the_objects_only_renames_them(seed, data):
+    anchors, counts = levels(8, 16)
+    objects = random_boxes(4, seed=seed, extent=30)
+    order = torch.tensor(data.draw(st.permutations(range(4))))
+    expected = ATSSMatcher()(anchors, targets_of(objects), level_counts=counts)
+    mixed = ATSSMatcher()(anchors, targets_of(objects[order]), level_counts=counts)
+    assert torch.equal(mixed.quality, expected.quality)
+    assert torch.equal(torch.where(mixed.matched >= 0, order[mixed.matched.clamp(min=0)], NEGATIVE), expected.matched)
+
+
+def test_a_level_with_fewer_anchors_than_candidates_gives_all_of_them():
+    anchors, counts = levels(8, 16, 32)
+    objects = torch.tensor([[0.0, 0, 30, 30]])
+    matched = ATSSMatcher()(anchors, targets_of(objects), level_counts=counts).matched[0]
+    assert matched.tolist() == slow_match(anchors, objects, counts)
+    assert matched[-1] == 0
+
+
+def test_a_single_candidate_is_its_own_threshold():
+    objects = torch.tensor([[0.0, 0, 10, 10]])
+    assert ATSSMatcher()(objects - 2, targets_of(objects), level_counts=[1]).matched.tolist() == [[0]]
+    apart = torch.tensor([[4.0, 4, 4, 4]])  # the centre is inside, but nothing overlaps
+    assert ATSSMatcher()(apart, targets_of(objects), level_counts=[1]).matched.tolist() == [[NEGATIVE]]
+
+
+def test_equal_overlaps_reach_their_mean_in_spite_of_rounding():
+    anchors = torch.tensor([[0.0, 0, 7, 3]]).repeat(11, 1)
+    matched = ATSSMatcher(candidates=11)(anchors, targets_of(torch.tensor([[0.0, 0, 9, 9]])), level_counts=[11]).matched
+    assert matched.tolist() == [[0] * 11]
+
+
+def test_a_centre_on_the_border_is_outside():
+    anchors = torch.tensor([[0.0, 0, 10, 10]])
+    for objects, matched in (([5.0, 0, 20, 10], -1), ([4.9, 0, 20, 10], 0), ([0, 5, 10, 9], -1), ([0, 4.9, 10, 9], 0)):
+        assert ATSSMatcher()(anchors, targets_of(torch.tensor([objects])), level_counts=[1]).matched.item() == matched
+    for objects, matched in (([0.0, 0, 5, 10], -1), ([0.0, 0, 5.1, 10], 0), ([0, 0, 9, 5], -1), ([0, 0, 9, 5.1], 0)):
+        assert ATSSMatcher()(anchors, targets_of(torch.tensor([objects])), level_counts=[1]).matched.item() == matched
+
+
+def test_nine_candidates_a_level_are_the_default():
+    assert ATSSMatcher().candidates == 9
+    assert repr(ATSSMatcher(candidates=5)) == "ATSSMatcher(candidates=5)"
+
+
+def test_few_objects_at_a_time_give_the_same_as_all_at_once(monkeypatch):
+    anchors, counts = levels(8, 16)
+    targets = targets_of(random_boxes(5, seed=1, extent=30), random_boxes(7, seed=2, extent=30))
+    expected = ATSSMatcher()(anchors, targets, level_counts=counts)
+    monkeypatch.setattr(module, "_PAIRS_AT_ONCE", 70)
+    assert torch.equal(ATSSMatcher()(anchors, targets, level_counts=counts).matched, expected.matched)
+
+
+def test_a_batch_equals_a_loop_with_shared_anchors_and_with_those_of_each_image():
+    anchors, counts = levels(8, 16)
+    images = [random_boxes(count, seed=count, extent=30) for count in (5, 0, 2)]
+    own = torch.stack([anchors, anchors + 1, anchors + 2])
+    shared = ATSSMatcher()(anchors, targets_of(*images), level_counts=counts)
+    batch = ATSSMatcher()(own, targets_of(*images), level_counts=counts)
+    for i, rows in enumerate(images):
+        alone = ATSSMatcher()(anchors, targets_of(rows), level_counts=counts)
+        assert torch.equal(shared.matched[i], alone.matched[0])
+        assert torch.equal(shared.quality[i], alone.quality[0])
+        alone = ATSSMatcher()(own[i], targets_of(rows), level_counts=counts)
+        assert torch.equal(batch.matched[i], alone.matched[0])
+    assert (shared.matched[1] == NEGATIVE).all()
+    assert (shared.matched[0] >= 0).any()
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_a_row_that_is_not_finite_is_no_positive_and_spoils_no_other(bad):
+    anchors, counts = levels(8, 16)
+    objects = random_boxes(3, seed=2, extent=30)
+    expected = ATSSMatcher(candidates=5)(anchors, targets_of(objects), level_counts=counts).matched[0]
+    worse = torch.cat((anchors, torch.tensor([[0, 0, bad, bad], [-bad, -bad, bad, bad]])))
+    # The last level has 6 anchors now, two of them bad, for 5 candidates.
+    matched = ATSSMatcher(candidates=5)(worse, targets_of(objects), level_counts=[counts[0], counts[1] + 2]).matched[0]
+    assert matched.tolist() == [*expected.tolist(), NEGATIVE, NEGATIVE]
+    spoilt = torch.cat((objects, torch.full((1, 4), bad)))
+    assert torch.equal(ATSSMatcher(candidates=5)(anchors, targets_of(spoilt), level_counts=counts).matched[0], expected)
+
+
+def test_huge_coordinates_stay_finite():
+    anchors = torch.tensor([[0.0, 0, 1e38, 1e38], [-3e38, -3e38, 3e38, 3e38], [0, 0, 10, 10]])
+    assignment = ATSSMatcher(candidates=1)(anchors, targets_of(torch.tensor([[0.0, 0, 10, 10]])), level_counts=[3])
+    assert assignment.matched.tolist() == [[-1, -1, 0]]
+    assert assignment.quality.tolist() == [[0, 0, 1]]
+
+
+def test_anchors_mostly_inside_a_crowd_are_ignored_unless_positive():
+    anchors, counts = levels(8)
+    targets = targets_of(torch.tensor([[0.0, 0, 8, 8], [0, 0, 21, 8]]), iscrowd=[torch.tensor([0, 1])])
+    matched = ATSSMatcher()(anchors, targets, level_counts=counts).matched[0]
+    assert matched[:5].tolist() == [0, IGNORED, IGNORED, NEGATIVE, NEGATIVE]
+    only = targets_of(torch.tensor([[0.0, 0, 8, 8]]), iscrowd=[torch.tensor([1])])
+    assert ATSSMatcher()(anchors, only, level_counts=counts).matched[0, :2].tolist() == [IGNORED, NEGATIVE]
+
+
+def test_no_anchors_and_no_levels_give_an_empty_assignment():
+    targets = targets_of(random_boxes(3), random_boxes(0))
+    for counts in ([], [0], [0, 0]):
+        assignment = ATSSMatcher()(torch.zeros(0, 4), targets, level_counts=counts)
+        assert assignment.matched.shape == assignment.quality.shape == (2, 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.int32, torch.int64])
+def test_anchors_of_other_types_match_as_their_promoted_numbers(dtype):
+    anchors, counts = levels(8, 16)
+    targets = targets_of(random_boxes(4, seed=2, extent=30))
+    expected = ATSSMatcher()(anchors, targets, level_counts=counts)
+    ours = ATSSMatcher()(anchors.to(dtype), targets, level_counts=counts)
+    assert torch.equal(ours.matched, expected.matched)
+    assert ours.quality.dtype == torch.float32
+
+
+def test_what_does_not_fit_together_is_refused():
+    anchors, counts = levels(8, 16)
+    targets, matcher = targets_of(random_boxes(2)), ATSSMatcher()
+    with pytest.raises(ValueError, match=r"^ATSSMatcher: candidates=0 must be at least 1"):
+        ATSSMatcher(candidates=0)
+    with pytest.raises(
+        ValueError, match=r"level_counts=\[16\] add up to 16; allowed is one .* together the 20 anchors"
+    ):
+        matcher(anchors, targets, level_counts=[16])
+    with pytest.raises(
+        ValueError, match=r"ATSSMatcher: anchors has shape \(2, 20, 4\); allowed is \(N, 4\) or \(1, N, 4\)"
+    ):
+        unhooked(ATSSMatcher.forward)(matcher, anchors.expand(2, -1, 4), targets, level_counts=counts)
+    with pytest.raises(ValueError, match="ATSSMatcher: targets have 0 rows; allowed is at least 1"):
+        matcher(anchors, Targets(*(entry[:, :0] for entry in targets[:4])), level_counts=counts)
+
+
+@pytest.mark.parametrize("name", ["anchors", "targets.boxes"])
+def test_full_checks_name_a_box_that_is_inverted(monkeypatch, name):
+    monkeypatch.setenv("DETKIT_CHECKS", "full")
+    anchors, counts = levels(8, 16)
+    objects = random_boxes(2)
+    (anchors if name == "anchors" else objects)[1] = torch.tensor([9.0, 0, 1, 5])
+    with pytest.raises(ValueError, match=rf"^ATSSMatcher: {name}\[[0, ]*1\]: x2 < x1 \(1 < 9\)"):
+        ATSSMatcher()(anchors, targets_of(objects), level_counts=counts)
+
+
+CLAIMS = st.lists(
+    st.tuples(st.integers(0, 4), st.sampled_from([-math.inf, -2.0, -1e-45, -0.0, 0.0, 0.5, 0.5, 3e38]), st.booleans()),
+    min_size=4,
+    max_size=4,
+)
+
+
+@given(rows=st.lists(CLAIMS, min_size=1, max_size=4))
+def test_the_highest_claim_wins_and_ties_go_to_the_lower_object(rows):
+    places, values, claimed = (torch.tensor([[[claim[i] for claim in row] for row in rows]]) for i in range(3))
+    matched, value = highest_claim(places, values, claimed, 5)
+    for anchor in range(5):
+        rivals = [
+            (-number, target)
+            for target, row in enumerate(rows)
+            for place, number, claims in row
+            if place == anchor and claims
+        ]
+        assert matched[0, anchor] == (min(rivals)[1] if rivals else NEGATIVE)
+        assert value[0, anchor] == (-min(rivals)[0] if rivals else 0)

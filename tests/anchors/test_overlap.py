@@ -1,0 +1,150 @@
+"""The index of anchors finds exactly the pairs that the whole matrix holds, whatever the anchors are."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import boxes, random_boxes
+
+from detkit.anchors import overlap as module
+from detkit.anchors.overlap import OverlapIndex, Pairs, intersection_of, overlap_of, sides_of
+from detkit.boxes import box_iou
+
+
+def grid(*strides: int, extent: int = 256, ratios=(0.5, 1.0, 2.0)) -> torch.Tensor:
+    """Anchors of several shapes at every cell of every level, cells row by row, as detectors lay them."""
+    levels = []
+    for stride in strides:
+        shapes = torch.tensor([(4 * stride * r**0.5, 4 * stride / r**0.5) for r in ratios]).round()
+        steps = torch.arange(0, extent, stride).float()
+        centres = torch.cartesian_prod(steps, steps).flip(1)[:, None]
+        levels.append(torch.cat((centres - shapes / 2, centres + shapes / 2), dim=-1).reshape(-1, 4))
+    return torch.cat(levels)
+
+
+def pairs_of(anchors: torch.Tensor, objects: torch.Tensor, least: torch.Tensor) -> Pairs:
+    found = OverlapIndex(anchors).pairs(sides_of(objects), least)
+    assert found is not None
+    return found
+
+
+def assert_finds_all(anchors: torch.Tensor, objects: torch.Tensor, least: torch.Tensor) -> None:
+    overlaps = box_iou(objects, anchors).float()
+    expected = (overlaps >= least[:, None]) & (overlaps > 0)
+    found = pairs_of(anchors, objects, least)
+    pairs = list(zip(found.objects.tolist(), found.anchors.tolist(), strict=True))
+    assert len(set(pairs)) == len(pairs)
+    assert sorted(pairs) == [tuple(pair) for pair in expected.nonzero().tolist()]
+    assert torch.equal(found.overlaps, overlaps[found.objects, found.anchors])
+
+
+@given(one=boxes(), other=boxes())
+@settings(deadline=None, max_examples=150)
+def test_overlaps_are_bit_for_bit_those_of_box_iou(one, other):
+    found = overlap_of(sides_of(one).column(), sides_of(other))
+    assert torch.equal(found, box_iou(one, other))
+    assert torch.equal(
+        overlap_of(sides_of(one.double()).column(), sides_of(other)), box_iou(one.double(), other).float()
+    )
+
+
+@given(one=boxes(), other=boxes())
+@settings(deadline=None, max_examples=60)
+def test_intersections_are_symmetric_and_at_most_either_area(one, other):
+    first, second = sides_of(one), sides_of(other)
+    shared = intersection_of(first.column(), second)
+    assert torch.equal(shared, intersection_of(second.column(), first).T)
+    assert (shared <= first.area[:, None]).all()
+    assert (shared <= second.area).all()
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("column", range(4))
+def test_boxes_that_are_not_finite_overlap_as_in_box_iou(bad, column):
+    one, other = random_boxes(5, seed=1), random_boxes(4, seed=2)
+    one[2, column] = bad
+    assert torch.equal(overlap_of(sides_of(one).column(), sides_of(other)), box_iou(one, other))
+    assert_finds_all(one, other, torch.zeros(4))
+
+
+@given(anchors=boxes(most=40), objects=boxes(), data=st.data())
+@settings(deadline=None, max_examples=150)
+def test_hostile_anchors_are_found_like_any_others(anchors, objects, data):
+    if len(anchors) and len(objects):
+        floors = st.sampled_from([0.0, 1e-7, 0.1, 0.4, 0.5, 1.0])
+        least = data.draw(st.lists(floors, min_size=len(objects), max_size=len(objects)))
+        assert_finds_all(anchors, objects, torch.tensor(least))
+
+
+@pytest.mark.parametrize("least", [0.0, 0.05, 0.4, 0.5, 0.75, 1.0])
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_anchors_on_grids_are_found(least, shuffled):
+    anchors = grid(8, 16, 32)
+    anchors = anchors[torch.randperm(len(anchors), generator=torch.Generator().manual_seed(0))] if shuffled else anchors
+    objects = torch.cat((random_boxes(140, extent=256, seed=3), anchors[::97]))
+    assert_finds_all(anchors, objects, torch.full((len(objects),), least))
+
+
+@pytest.mark.parametrize("count", [1, 2, 15, 16, 17, 255, 256, 257, 1000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_any_number_of_anchors_of_many_shapes_is_found(count, dtype):
+    anchors, objects = random_boxes(count, seed=count, dtype=dtype), random_boxes(9, seed=1)
+    assert_finds_all(anchors, objects, torch.linspace(0, 0.8, 9))
+    assert_finds_all(anchors, objects.double(), torch.linspace(0, 0.8, 9))
+
+
+def test_an_overlap_equal_to_the_least_is_found_and_the_next_smaller_is_not():
+    anchors, objects = grid(8), random_boxes(20, extent=256, seed=5)
+    best = box_iou(objects, anchors).amax(1)
+    assert_finds_all(anchors, objects, best)
+    assert set(pairs_of(anchors, objects, best).objects.tolist()) == set(range(20))
+    above = torch.nextafter(best, torch.tensor(2.0))
+    assert len(pairs_of(anchors, objects, above).objects) == 0
+
+
+@given(anchors=boxes(most=40), objects=boxes())
+@settings(deadline=None, max_examples=80)
+def test_what_is_reachable_is_an_overlap_with_some_anchor(anchors, objects):
+    if len(anchors) and len(objects):
+        overlaps = torch.cat((box_iou(objects, anchors), torch.zeros(len(objects), 1)), dim=1)  # or with none
+        reached = OverlapIndex(anchors).reachable(sides_of(objects))
+        assert (overlaps == reached[:, None]).any(1).all()
+
+
+def test_what_is_reachable_on_grids_is_mostly_the_best():
+    anchors, objects = grid(8, 16, 32), random_boxes(300, extent=250, seed=4)
+    reached, best = OverlapIndex(anchors).reachable(sides_of(objects)), box_iou(objects, anchors).amax(1)
+    assert (reached <= best).all()
+    assert (reached == best).float().mean() > 0.6
+    assert (reached > 0.8 * best).float().mean() > 0.9
+
+
+def test_a_search_looks_at_few_pairs_only():
+    anchors, objects = grid(8, 16, 32, 64, extent=800), random_boxes(200, extent=790, seed=4)
+    rows, _ = OverlapIndex(anchors)._promising(sides_of(objects), torch.full((200,), 0.4))
+    assert 16 * len(rows) < 0.02 * len(anchors) * len(objects)
+
+
+def test_a_search_that_would_skip_nothing_says_so(monkeypatch):
+    anchors, objects = torch.tensor([[0.0, 0, 9, 9]]).expand(256, 4), random_boxes(30, extent=9)
+    monkeypatch.setattr(module, "_MOST_LEAVES", 480)
+    assert len(pairs_of(anchors, objects, torch.zeros(30)).objects) == 30 * 256
+    monkeypatch.setattr(module, "_MOST_LEAVES", 479)
+    assert OverlapIndex(anchors).pairs(sides_of(objects), torch.zeros(30)) is None
+
+
+def test_searches_in_pieces_find_the_same(monkeypatch):
+    monkeypatch.setattr(module, "_OBJECTS_AT_ONCE", 7)
+    monkeypatch.setattr(module, "_LEAVES_AT_ONCE", 11)
+    assert_finds_all(grid(16, 32), random_boxes(40, extent=256, seed=2), torch.full((40,), 0.2))
+
+
+def test_nodes_hold_one_shape_each_where_shapes_are_few():
+    shapes = torch.tensor([5] * 300 + [7] * 256 + [9])
+    places, filling = module._whole_nodes(shapes)
+    assert len(places) == 512 + 256 + 256
+    assert torch.equal(places[~filling], torch.arange(557))
+    assert all(len(node.unique()) == 1 for node in shapes[places].view(-1, 256))
+    places, filling = module._whole_nodes(torch.arange(300))
+    assert places.tolist() == [*range(300), *[299] * 212]
+    assert filling.sum() == 212

@@ -1,0 +1,158 @@
+"""Slow, obvious references in plain Python floats: what the fast operations on boxes must equal."""
+
+import math
+
+
+def area(box) -> float:
+    return max(box[2] - box[0], 0) * max(box[3] - box[1], 0)
+
+
+def ratio(part: float, whole: float) -> float:
+    return part / whole if whole > 0 else 0.0
+
+
+def overlap(a, b) -> float:
+    """IoU of two boxes, 0 where both lack an area."""
+    both = area([max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3])])
+    return ratio(both, area(a) + area(b) - both)
+
+
+def hull(a, b) -> list[float]:
+    return [min(a[0], b[0]), min(a[1], b[1]), max(a[2], b[2]), max(a[3], b[3])]
+
+
+def generalized(a, b) -> float:
+    both = area([max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3])])
+    return overlap(a, b) - ratio(area(hull(a, b)) - (area(a) + area(b) - both), area(hull(a, b)))
+
+
+def distance(a, b) -> float:
+    x1, y1, x2, y2 = hull(a, b)
+    apart = sum(((a[i] + a[i + 2] - b[i] - b[i + 2]) / 2) ** 2 for i in (0, 1))
+    return overlap(a, b) - ratio(apart, (x2 - x1) ** 2 + (y2 - y1) ** 2)
+
+
+def complete(a, b) -> float:
+    if not (area(a) and area(b)):
+        return distance(a, b)
+    angles = [math.atan2(box[2] - box[0], box[3] - box[1]) for box in (a, b)]
+    penalty = 4 / math.pi**2 * (angles[0] - angles[1]) ** 2
+    return distance(a, b) - penalty * ratio(penalty, 1 - overlap(a, b) + penalty)
+
+
+def mask_overlap(a, b) -> float:
+    """IoU of two masks given as lists of rows."""
+    first, second = ([bool(pixel) for row in mask for pixel in row] for mask in (a, b))
+    both = sum(p and q for p, q in zip(first, second, strict=True))
+    return ratio(both, sum(first) + sum(second) - both)
+
+
+def greedy(rows, scores, threshold, groups=None) -> list[int]:
+    """NMS: best first, ties to the lower index; a box goes if a better survivor of its group overlaps it more."""
+    kept: list[int] = []
+    for i in sorted(range(len(rows)), key=lambda i: (-scores[i], i)):
+        rivals = [j for j in kept if groups is None or groups[j] == groups[i]]
+        if all(overlap(rows[j], rows[i]) <= threshold for j in rivals):
+            kept.append(i)
+    return kept
+
+
+def encoded(box, anchor, weights) -> list[float]:
+    """A box as shift and log-scale from its anchor; zeros where one of them has no area."""
+    if not (area(box) and area(anchor)):
+        return [0.0] * 4
+    deltas = []
+    for i in (0, 1):
+        size, other = box[i + 2] - box[i], anchor[i + 2] - anchor[i]
+        shift = ((box[i] + box[i + 2]) - (anchor[i] + anchor[i + 2])) / 2 / other
+        deltas.append((shift, math.log(size / other)))
+    (dx, dw), (dy, dh) = deltas
+    return [delta * weight for delta, weight in zip((dx, dy, dw, dh), weights, strict=True)]
+
+
+def decoded(deltas, anchor, weights) -> list[float]:
+    numbers = [delta / weight for delta, weight in zip(deltas, weights, strict=True)]
+    corners = []
+    for i in (0, 1):
+        size = anchor[i + 2] - anchor[i]
+        centre = (anchor[i] + anchor[i + 2]) / 2 + numbers[i] * size
+        half = size * math.exp(min(numbers[i + 2], math.log(1000 / 16))) / 2
+        corners.append((centre - half, centre + half))
+    (x1, x2), (y1, y2) = corners
+    return [x1, y1, x2, y2]
+
+
+def decay(method, iou, sigma, iou_threshold) -> float:
+    if method == "gaussian":
+        return math.exp(-iou * iou / sigma)
+    return 1 - iou if iou > iou_threshold else 1.0
+
+
+def softened(
+    rows, scores, groups=None, *, method="gaussian", sigma=0.5, iou_threshold=0.3, score_threshold=0.001
+) -> list[tuple[int, float]]:
+    """Soft-NMS: pick the best, lower the rest of its group, drop what is low, again."""
+    left = {i: score for i, score in enumerate(scores) if score >= score_threshold}
+    picked = []
+    while left:
+        best = max(left, key=lambda i: (left[i], -i))
+        picked.append((best, left.pop(best)))
+        for i in left:
+            if groups is None or groups[i] == groups[best]:
+                left[i] *= decay(method, overlap(rows[best], rows[i]), sigma, iou_threshold)
+        left = {i: score for i, score in left.items() if score >= score_threshold}
+    return picked
+
+
+def matrixed(overlaps, scores, groups=None, *, method="gaussian", sigma=0.5) -> list[float]:
+    """Matrix NMS: for each box, the least ratio over all better boxes of its group."""
+
+    def better(j):
+        rivals = [i for i in range(len(scores)) if groups is None or groups[i] == groups[j]]
+        return [i for i in rivals if scores[i] > scores[j] or (scores[i] == scores[j] and i < j)]
+
+    covered = [max((overlaps[k][i] for k in better(i)), default=0.0) for i in range(len(scores))]
+    lowered = []
+    for j, score in enumerate(scores):
+        least = 1.0
+        for i in better(j):
+            if method == "gaussian":
+                least = min(least, math.exp(-(overlaps[i][j] ** 2 - covered[i] ** 2) / sigma))
+            elif covered[i] < 1:
+                least = min(least, (1 - overlaps[i][j]) / (1 - covered[i]))
+        lowered.append(score * least if score > 0 else score)
+    return lowered
+
+
+def mean_box(members) -> list[float]:
+    """The mean of (box, score) pairs weighted by score; a plain one where all scores are 0."""
+    total = sum(score for _, score in members)
+    shares = [score / total if total else 1 / len(members) for _, score in members]
+    return [sum(share * box[i] for (box, _), share in zip(members, shares, strict=True)) for i in range(4)]
+
+
+def clustered(models, *, weights=None, iou_threshold=0.55, score_threshold=0.0, allow_overflow=False):
+    """Weighted boxes fusion of models (boxes, scores, labels): (box, score, label, members) a cluster, best first."""
+    weights = weights or [1.0] * len(models)
+    found = [
+        (box, score * weight, label)
+        for detections, weight in zip(models, weights, strict=True)
+        for box, score, label in zip(*detections, strict=True)
+        if score >= score_threshold
+    ]
+    clusters: list[tuple[int, list]] = []  # founder, members
+    for i in sorted(range(len(found)), key=lambda i: (-found[i][1], i)):
+        box, score, label = found[i]
+        rivals = [members for founder, members in clusters if found[founder][2] == label]
+        best = max(rivals, key=lambda members: overlap(mean_box(members), box), default=None)
+        if best is not None and overlap(mean_box(best), box) > iou_threshold:
+            best.append((box, score))
+        else:
+            clusters.append((i, [(box, score)]))
+    results = []
+    for founder, members in clusters:
+        count = len(members) if allow_overflow else min(len(members), len(models))
+        mean = sum(score for _, score in members) / len(members)
+        results.append((founder, mean_box(members), mean * count / sum(weights), found[founder][2], members))
+    results.sort(key=lambda result: (-round(result[2], 12), result[0]))
+    return [result[1:] for result in results]
