@@ -22,7 +22,7 @@ from detkit.anchors.search import (
 )
 from detkit.checks import check_fraction
 from detkit.ranking import stable_topk
-from detkit.structures import NEGATIVE, Assignment, Targets
+from detkit.structures import IGNORED, NEGATIVE, Assignment, Targets
 
 _SMALLEST_OVERLAP = 1e-6
 

@@ -208,7 +208,7 @@ def _(
     return _shapes(boxes, each * scores.shape[2], max_detections)
 
 
-def _shapes(boxes: Tensor, total: int, max_detections: int) -> tuple[Tensor, Tensor]:
+def _shapes(boxes: Tensor, total: int | torch.SymInt, max_detections: int) -> tuple[Tensor, Tensor]:
     shape = (boxes.shape[0], torch.sym_min(max_detections, total))
     return boxes.new_empty(shape, dtype=torch.int64), boxes.new_empty(shape, dtype=torch.bool)
 
