@@ -11,7 +11,13 @@ import torch
 collect_ignore = [] if os.environ.get("DETKIT_COMPILED_TESTS") else ["compiled"]
 
 # The machine may be slow, and CI must say the same thing twice.
-hypothesis.settings.register_profile("detkit", deadline=None, derandomize="CI" in os.environ)
+# mutmut runs a test several times in one process, each time from another instance of its class.
+hypothesis.settings.register_profile(
+    "detkit",
+    deadline=None,
+    derandomize="CI" in os.environ,
+    suppress_health_check=[hypothesis.HealthCheck.differing_executors],
+)
 hypothesis.settings.load_profile("detkit")
 
 

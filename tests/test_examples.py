@@ -15,6 +15,10 @@ COMPLETE_SCRIPT = "train.py"
 SMALL: dict[str, tuple[list[str], list[str], str]] = {
     "compose_ssd.py": (["--steps", "2"], [], ""),
     "draw_anchors.py": (["anchors.png"], ["anchors.png"], ""),
+    "draw_losses.py": (["losses.png"], ["losses.png"], "quality focal: 0.000 at probability 0.70"),
+    "draw_matching.py": (["matching.png"], ["matching.png"], "Hungarian: 4 positive, 0 ignored, of 20"),
+    "draw_overlap.py": (["overlap.png"], ["overlap.png"], "GIoU: -0.429"),
+    "draw_suppression.py": (["kept.png"], ["kept.png"], 'nms, measure="diou": 4 boxes'),
     "evaluate_coco.py": (["--images", "4"], [], "bbox/AP"),
     "train.py": (
         [
