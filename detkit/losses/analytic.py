@@ -15,7 +15,7 @@ Derivatives = tuple[Tensor | None, ...]
 Formula = Callable[..., tuple[Tensor, Derivatives]]
 """(*inputs, needs) -> (losses, derivatives): ``needs`` says for each input whether its derivative is wanted."""
 
-CHUNK = 1 << 17
+CHUNK = 1 << 18
 """Numbers of the first input in a piece: with a few intermediates of that size it fills the cache of a core."""
 
 
@@ -61,8 +61,16 @@ class _WithGradient(torch.autograd.Function):
             derivatives, ctx.derivatives = ctx.derivatives, None
             if derivatives is None:
                 derivatives = evaluate(ctx.formula, ctx.saved_tensors, ctx.needs_input_grad[1:])[1]
-            scaled = [None if rows is None else rows.mul_(_like(upstream, rows)) for rows in derivatives]
+            scaled = [None if rows is None else _scale_(rows, upstream) for rows in derivatives]
         return None, *(None if rows is None else rows.to(dtype) for rows, dtype in zip(scaled, ctx.types, strict=True))
+
+
+def _scale_(rows: Tensor, upstream: Tensor) -> Tensor:
+    """``rows`` times ``upstream``, in place; a sum hands the same number to all of them, mostly 1."""
+    if upstream.device.type != "cpu" or not upstream.numel() or any(upstream.stride()):
+        return rows.mul_(_like(upstream, rows))
+    factor = upstream.flatten()[0].item()
+    return rows if factor == 1 else rows.mul_(factor)
 
 
 def _like(upstream: Tensor, rows: Tensor) -> Tensor:
