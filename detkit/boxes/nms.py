@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor
 
-from detkit.boxes.arguments import as_boxes, check_box_values, check_finite, promote
+from detkit.boxes.arguments import check_box_values, check_finite, promote
 from detkit.boxes.suppression import Measure, best_first, surviving, usable
 from detkit.checks import check_fraction
 
@@ -93,7 +93,7 @@ def _nms(
     boxes: Tensor, scores: Tensor, groups: Tensor | None, iou_threshold: float, measure: str, drop: bool
 ) -> Tensor:
     function = "nms" if groups is None else "batched_nms"
-    boxes, scores = as_boxes(boxes, function=function), promote(scores)
+    boxes, scores = promote(boxes.reshape(-1, 4)), promote(scores)  # (0,) is an empty list of boxes
     if drop:
         order = best_first(torch.where(usable(boxes, scores), scores, -torch.inf), len(scores))
         order = order[: int(usable(boxes, scores).sum())]

@@ -239,11 +239,11 @@ def _outlive(
 
 def _candidates(boxes: Mirrored, rows: Tensor, others: Tensor, threshold: float) -> tuple[Tensor, Tensor] | None:
     """Places (in ``rows``, in ``others``) of pairs that may conflict; None if they are too many."""
-    if threshold >= _LEAST_THRESHOLD:
+    if threshold >= _LEAST_THRESHOLD and rows.device.type == "cpu":
         most = _MOST_PAIRS if len(rows) > 1 else math.inf
         first = boxes.take(rows)
         return near_pairs(first, first if others is rows else boxes.take(others), threshold, most=most)
     if len(rows) * len(others) > _MOST_PAIRS and len(rows) > 1:
         return None
-    first, second = torch.meshgrid(torch.arange(len(rows)), torch.arange(len(others)), indexing="ij")
-    return first.flatten(), second.flatten()
+    places = torch.arange(len(rows) * len(others), device=rows.device)
+    return places // max(len(others), 1), places % max(len(others), 1)

@@ -98,6 +98,14 @@ def test_a_box_that_is_not_finite_is_named_or_dropped_alone(bad):
     assert torch.equal(nms(rows, scores, 0.5, nonfinite="drop"), others[nms(rows[others], scores[others], 0.5)])
 
 
+def test_full_checks_do_not_undo_dropping(monkeypatch):
+    monkeypatch.setenv("DETKIT_CHECKS", "full")
+    rows = torch.tensor([[0.0, 0, torch.nan, 9], [0, 0, 9, 9]])
+    assert nms(rows, torch.ones(2), 0.5, nonfinite="drop").tolist() == [1]
+    with pytest.raises(ValueError, match="boxes"):
+        nms(rows, torch.ones(2), 0.5)
+
+
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 def test_a_score_that_is_not_finite_is_named_and_never_wins(bad):
     rows, scores = torch.tensor([[0.0, 0, 9, 9], [0, 0, 9, 9]]), torch.tensor([bad, 0.9])
