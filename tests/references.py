@@ -1,4 +1,4 @@
-"""Slow, obvious references in plain Python floats: what the fast operations on boxes must equal."""
+"""Slow, obvious references in plain Python floats: what the fast operations on boxes and logits must equal."""
 
 import math
 
@@ -26,10 +26,10 @@ def generalized(a, b) -> float:
     return overlap(a, b) - ratio(area(hull(a, b)) - (area(a) + area(b) - both), area(hull(a, b)))
 
 
-def distance(a, b) -> float:
+def distance(a, b, *, power=2) -> float:
     x1, y1, x2, y2 = hull(a, b)
-    apart = sum(((a[i] + a[i + 2] - b[i] - b[i + 2]) / 2) ** 2 for i in (0, 1))
-    return overlap(a, b) - ratio(apart, (x2 - x1) ** 2 + (y2 - y1) ** 2)
+    apart = math.hypot(*((a[i] + a[i + 2] - b[i] - b[i + 2]) / 2 for i in (0, 1)))
+    return overlap(a, b) - ratio(apart**power, (x2 - x1) ** 2 + (y2 - y1) ** 2)
 
 
 def complete(a, b) -> float:
@@ -57,6 +57,17 @@ def greedy(rows, scores, threshold, groups=None) -> list[int]:
     return kept
 
 
+def greedy_by_class(rows, scores, threshold, *, score_threshold, candidates, most) -> list[tuple[int, int]]:
+    """(box, class): NMS of the best candidates of each class alone, then all by score, box and class."""
+    found = []
+    for label, column in enumerate(zip(*scores, strict=True)):
+        above = [i for i, score in enumerate(column) if score > score_threshold]
+        best = sorted(above, key=lambda i: (-column[i], i))[:candidates]
+        kept = greedy([rows[i] for i in best], [column[i] for i in best], threshold)
+        found += [(-column[best[place]], best[place], label) for place in kept]
+    return [(box, label) for _, box, label in sorted(found)[:most]]
+
+
 def encoded(box, anchor, weights) -> list[float]:
     """A box as shift and log-scale from its anchor; zeros where one of them has no area."""
     if not (area(box) and area(anchor)):
@@ -80,6 +91,51 @@ def decoded(deltas, anchor, weights) -> list[float]:
         corners.append((centre - half, centre + half))
     (x1, x2), (y1, y2) = corners
     return [x1, y1, x2, y2]
+
+
+def distances(box, anchor, unit=None) -> list[float]:
+    """From the centre of an anchor, or a point (x, y), to left, top, right and bottom, in pixels or shares of it."""
+    anchor = anchor if len(anchor) == 4 else [*anchor, *anchor]
+    if unit and not area(anchor):
+        return [0.0] * 4
+    centre = [(anchor[i] + anchor[i + 2]) / 2 for i in (0, 1)]
+    units = [unit * (anchor[i + 2] - anchor[i]) if unit else 1 for i in (0, 1)]
+    return [(centre[i] - box[i]) / units[i] for i in (0, 1)] + [(box[i + 2] - centre[i]) / units[i] for i in (0, 1)]
+
+
+def at_distances(numbers, anchor, unit=None) -> list[float]:
+    anchor = anchor if len(anchor) == 4 else [*anchor, *anchor]
+    centre = [(anchor[i] + anchor[i + 2]) / 2 for i in (0, 1)]
+    units = [unit * (anchor[i + 2] - anchor[i]) if unit else 1 for i in (0, 1)]
+    low = [centre[i] - numbers[i] * units[i] for i in (0, 1)]
+    return low + [centre[i] + numbers[i + 2] * units[i] for i in (0, 1)]
+
+
+def in_grid(box, anchor, cell, form) -> list[float]:
+    """Place in the cell and scale of the anchor, in both forms of YOLO; zeros where one has no area."""
+    if not (area(box) and area(anchor)):
+        return [0.0] * 4
+    places, scales = [], []
+    for i in (0, 1):
+        places.append((box[i] + box[i + 2] - anchor[i] - anchor[i + 2]) / 2 / cell[i] + 0.5)
+        scales.append((box[i + 2] - box[i]) / (anchor[i + 2] - anchor[i]))
+    if form == "root":
+        return places + [math.sqrt(scale) for scale in scales]
+    places = [min(max(place, 1e-6), 1 - 1e-6) for place in places]
+    return [math.log(place / (1 - place)) for place in places] + [math.log(scale) for scale in scales]
+
+
+def out_of_grid(deltas, anchor, cell, form, clamp) -> list[float]:
+    low, high = [], []
+    for i in (0, 1):
+        place, scale = deltas[i], min(deltas[i + 2] ** 2, math.exp(clamp))
+        if form == "log":
+            place, scale = sigmoid(place), math.exp(min(deltas[i + 2], clamp))
+        centre = (anchor[i] + anchor[i + 2]) / 2 + (place - 0.5) * cell[i]
+        half = (anchor[i + 2] - anchor[i]) * scale / 2
+        low.append(centre - half)
+        high.append(centre + half)
+    return low + high
 
 
 def decay(method, iou, sigma, iou_threshold) -> float:
@@ -156,3 +212,52 @@ def clustered(models, *, weights=None, iou_threshold=0.55, score_threshold=0.0, 
         results.append((founder, mean_box(members), mean * count / sum(weights), found[founder][2], members))
     results.sort(key=lambda result: (-round(result[2], 12), result[0]))
     return [result[1:] for result in results]
+
+
+def sigmoid(x) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+def softplus(x) -> float:
+    return max(x, 0.0) + math.log1p(math.exp(-abs(x)))
+
+
+def entropy(x, y) -> float:
+    """Binary cross-entropy of a logit and a target in [0, 1]."""
+    return y * softplus(-x) + (1 - y) * softplus(x)
+
+
+def focal(x, y, *, alpha=0.25, gamma=2.0) -> float:
+    wrong = y * sigmoid(-x) + (1 - y) * sigmoid(x)
+    balance = 1 if alpha is None else alpha * y + (1 - alpha) * (1 - y)
+    return balance * wrong**gamma * entropy(x, y)
+
+
+def varifocal(x, y, *, alpha=0.75, gamma=2.0) -> float:
+    return (y if y > 0 else alpha * sigmoid(x) ** gamma) * entropy(x, y)
+
+
+def quality_focal(x, y, *, beta=2.0) -> float:
+    return abs(y - sigmoid(x)) ** beta * entropy(x, y)
+
+
+def log_shares(logits) -> list[float]:
+    """The logarithm of softmax."""
+    total = max(logits) + math.log(sum(math.exp(x - max(logits)) for x in logits))
+    return [x - total for x in logits]
+
+
+def distribution_focal(logits, target) -> float:
+    target = min(max(target, 0), len(logits) - 1)
+    return -sum(max(1 - abs(i - target), 0) * share for i, share in enumerate(log_shares(logits)))
+
+
+def smoothed_entropy(logits, shares, *, smoothing=0.1) -> float:
+    rest = smoothing / (len(logits) - 1)
+    wanted = [share * (1 - smoothing) + (1 - share) * rest for share in shares]
+    return -sum(share * score for share, score in zip(wanted, log_shares(logits), strict=True))
+
+
+def smooth_l1(a, b, *, beta=1.0) -> float:
+    apart = abs(a - b)
+    return apart**2 / (2 * beta) if apart < beta else apart - beta / 2

@@ -1,23 +1,22 @@
-"""What holds for every operation on boxes, run over every record in tests/records.py."""
+"""What holds for every operation on boxes and every elementary loss, run over every record in tests/records.py."""
 
+import inspect
+import re
 from collections.abc import Iterable
+from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
-from records import FLOATS, RECORDS, TYPES, OpSpec
+from records import FLOATS, RECORDS, OpSpec
 from torch import Tensor
 
-from detkit import boxes
+from detkit import boxes, losses
 from detkit.boxes.arguments import promote
 
 SIZE = 7
-NOT_RECORDED = {  # what brings tests of its own instead
-    "DistanceCoder",
-    "GridCoder",
-    "TokenCoder",
-    "multiclass_nms_padded",
-}
+# torch.sigmoid rounds strided numbers otherwise than contiguous ones, and this loss alone hands it strided ones.
+ROUNDED_BY_LAYOUT = {"sigmoid_focal_loss of labels"}
 every_record = pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.name)
 
 
@@ -27,8 +26,7 @@ def results(record: OpSpec, arguments: Iterable[Tensor]) -> tuple[Tensor, ...]:
 
 
 def expected(record: OpSpec, arguments: Iterable[Tensor]) -> tuple[np.ndarray, ...]:
-    plain = [a.double().tolist() if a.is_floating_point() or a.dtype in TYPES[:-3] else a.tolist() for a in arguments]
-    found = record.reference(*plain)
+    found = record.reference(*(a.double().tolist() if a.is_floating_point() else a.tolist() for a in arguments))
     return tuple(np.array(column, dtype=np.float64) for column in (found if isinstance(found, tuple) else (found,)))
 
 
@@ -37,7 +35,7 @@ def assert_as_reference(record: OpSpec, arguments: tuple[Tensor, ...]) -> None:
     assert len(found) == len(wanted)
     for column, truth in zip(found, wanted, strict=True):
         tolerance = 1e-5 if column.dtype == torch.float32 else 1e-9
-        assert column.numel() == truth.size
+        assert column.shape == truth.shape or column.numel() == truth.size == 0
         scale = max(1.0, float(np.abs(truth).max(initial=0)))
         np.testing.assert_allclose(
             column.detach().double().numpy(), truth.reshape(column.shape), rtol=tolerance, atol=tolerance * scale
@@ -69,9 +67,19 @@ def expanded(rows: Tensor) -> Tensor:
     return rows[:1].expand_as(rows)
 
 
-def test_every_operation_of_the_unit_has_its_record():
-    recorded = {record.name.split(".")[0] for record in RECORDS}
-    assert set(boxes.__all__) - recorded - NOT_RECORDED == set()
+def followed(record: OpSpec, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """``arguments``, those that may have a gradient asking for one."""
+    return tuple(a.requires_grad_(a.is_floating_point() and i not in record.constants) for i, a in enumerate(arguments))
+
+
+def classes_of(unit: ModuleType) -> set[str]:
+    return {name for name in unit.__all__ if inspect.isclass(getattr(unit, name))}
+
+
+def test_every_operation_has_its_record():
+    coded = {f"{coder}.{method}" for coder in classes_of(boxes) for method in ("encode", "decode")}
+    functions = {name for unit in (boxes, losses) for name in set(unit.__all__) - classes_of(unit)}
+    assert {record.name.split()[0] for record in RECORDS} == functions | coded
     assert len({record.name for record in RECORDS}) == len(RECORDS)
 
 
@@ -97,7 +105,11 @@ def test_every_memory_layout_gives_what_contiguous_numbers_give(record, layout):
     for dtype in record.dtypes:
         views = tuple(layout(argument) for argument in record.make(SIZE, dtype))
         assert any(not view.is_contiguous() for view in views) or layout is transposed
-        assert_identical(results(record, views), results(record, [view.clone().contiguous() for view in views]))
+        found, wanted = results(record, views), results(record, [view.clone().contiguous() for view in views])
+        if record.name in ROUNDED_BY_LAYOUT:
+            torch.testing.assert_close(found, wanted, rtol=4 * torch.finfo(found[0].dtype).eps, atol=0)
+        else:
+            assert_identical(found, wanted)
 
 
 @every_record
@@ -119,7 +131,7 @@ def test_arguments_are_left_as_they_were(record):
 
 @every_record
 def test_one_thread_and_two_give_the_same_bits(record):
-    arguments = record.make(1000, record.dtypes[2])
+    arguments = record.make(1000, torch.float32)
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
@@ -132,22 +144,22 @@ def test_one_thread_and_two_give_the_same_bits(record):
 
 @pytest.mark.parametrize("record", [r for r in RECORDS if r.gradient == "checked"], ids=lambda record: record.name)
 def test_gradients_equal_finite_differences(record):
-    arguments = tuple(a.requires_grad_(a.is_floating_point()) for a in record.make(3, torch.float64))
+    arguments = followed(record, record.make(3, torch.float64))
     assert torch.autograd.gradcheck(lambda *args: results(record, args), arguments)
 
 
 @every_record
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_finite_numbers_give_finite_results_and_gradients(record, dtype):
-    arguments = tuple(a.requires_grad_(a.is_floating_point()) for a in record.make(SIZE, dtype))
+    arguments = followed(record, record.make(SIZE, dtype))
     found = results(record, arguments)
     assert all(torch.isfinite(column).all() for column in found)
     if record.gradient == "none":
         return
     sum(column.sum() for column in found).backward()
-    followed = [argument for argument in arguments if argument.requires_grad]
-    assert followed
-    for argument in followed:
+    learning = [argument for argument in arguments if argument.requires_grad]
+    assert learning
+    for argument in learning:
         assert argument.grad is not None
         assert torch.isfinite(argument.grad).all()
 
@@ -155,6 +167,6 @@ def test_finite_numbers_give_finite_results_and_gradients(record, dtype):
 @every_record
 def test_what_is_wrong_is_refused_in_words_that_name_it(record):
     assert record.errors
-    for call, pattern in record.errors:
-        with pytest.raises(ValueError, match=f"^{pattern}"):
+    for message, call in record.errors.items():
+        with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
             call()

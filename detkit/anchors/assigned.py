@@ -56,7 +56,7 @@ def in_crowd(
     own, regions = (
         Sides(*(values.unsqueeze(d) for values in sides_of(rows))) for rows, d in ((anchors, -2), (boxes, -1))
     )
-    inside = torch.zeros(len(boxes), anchors.shape[-2], dtype=torch.bool, device=boxes.device)
+    inside = boxes.new_zeros((boxes.shape[0], anchors.shape[-2]), dtype=torch.bool)
     # A host can look which rows are crowds, and take them one by one; a device would have to wait for the answer.
     host = crowds.device.type == "cpu" and not torch.compiler.is_compiling()
     pieces = [slice(row, row + 1) for row in crowds.any(0).nonzero().squeeze(1).tolist()] if host else [slice(None)]
