@@ -802,11 +802,12 @@ LOSSES = (
             {"predictions": BOXES, "targets": BOXES},
             {
                 "predictions have shape (3, 4) and targets (3, 5); they must be equal": {"targets": torch.zeros(3, 5)},
-                "beta=-1 must be at least 0": {"beta": -1},
-                "beta=nan must be at least 0": {"beta": math.nan},
+                "beta=-1 must be finite and at least 0": {"beta": -1},
+                "beta=nan must be finite and at least 0": {"beta": math.nan},
+                "beta=inf must be finite and at least 0": {"beta": math.inf},
             },
         ),
-        FLOATS[2:],  # half precision is computed in half precision
+        FLOATS,
         gradient="checked",
     ),
     box_loss(losses.generalized_box_iou_loss, slow.generalized),

@@ -46,6 +46,20 @@ def as_boxes(boxes: Tensor, *, function: str, name: str = "boxes", corners: bool
     return boxes
 
 
+def check_broadcast(function: str, allowed: str, **shapes: torch.Size) -> None:
+    """Raise ValueError unless ``shapes`` broadcast, in words that say what is ``allowed``.
+
+    >>> check_broadcast("f", "one for each", boxes=torch.Size([3]), anchors=torch.Size([2]))
+    Traceback (most recent call last):
+    ValueError: f: boxes (3,) and anchors (2,) do not broadcast; allowed is one for each
+    """
+    try:
+        torch.broadcast_shapes(*shapes.values())
+    except RuntimeError:
+        named = " and ".join(f"{name} {tuple(shape)}" for name, shape in shapes.items())
+        raise ValueError(f"{function}: {named} do not broadcast; allowed is {allowed}") from None
+
+
 def check_box_values(boxes: Tensor, *, function: str, name: str = "boxes") -> None:
     """Raise ValueError for the first box that is NaN, infinite or inverted; looks at values, so it syncs a device.
 

@@ -8,9 +8,10 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
-from detkit.boxes.arguments import as_boxes, promote
+from detkit.boxes.arguments import as_boxes, check_broadcast, promote
 from detkit.boxes.convert import cxcywh_to_xyxy, xyxy_to_cxcywh
 
+_EACH = "an anchor for each, or one for all"
 _SMALLEST_SIDE, _LARGEST_SIDE = 2.0**-40, 2.0**40
 _FARTHEST = 2.0**60  # no pixel lies beyond; sums and products of such coordinates stay finite in float32
 _INSIDE = 1e-6  # how near the border of its cell a centre may lie, as logits of 0 and 1 are infinite
@@ -53,6 +54,7 @@ class DeltaCoder(nn.Module):
         """
         target = xyxy_to_cxcywh(as_boxes(boxes, function="DeltaCoder.encode"))
         source = xyxy_to_cxcywh(as_boxes(anchors, function="DeltaCoder.encode", name="anchors"))
+        check_broadcast("DeltaCoder.encode", _EACH, boxes=target.shape, anchors=source.shape)
         solid = _solid(target[..., 2:]) & _solid(source[..., 2:])
         target, source = torch.where(solid, target, 1), torch.where(solid, source, 1)
         shift = (target[..., :2] - source[..., :2]) / source[..., 2:]
@@ -67,7 +69,9 @@ class DeltaCoder(nn.Module):
         tensor([[2., 0., 6., 4.]])
         """
         source = _bounded_cxcywh(anchors, function="DeltaCoder.decode")
-        deltas = promote(deltas) / self.weights.to(source)
+        deltas = as_boxes(deltas, function="DeltaCoder.decode", name="deltas", corners=False)
+        check_broadcast("DeltaCoder.decode", _EACH, deltas=deltas.shape, anchors=source.shape)
+        deltas = deltas / self.weights.to(source)
         centre = source[..., :2] + deltas[..., :2] * source[..., 2:]
         size = source[..., 2:] * deltas[..., 2:].clamp(max=self.clamp).exp()
         return cxcywh_to_xyxy(torch.cat((centre, size), dim=-1))
@@ -118,7 +122,7 @@ class DistanceCoder(nn.Module):
         tensor([[ 9., 18., 13., 24.]])
         """
         points, units = self._read(anchors, "DistanceCoder.decode")
-        distances = promote(distances)
+        distances = as_boxes(distances, function="DistanceCoder.decode", name="distances", corners=False)
         return torch.cat((points - distances[..., :2] * units, points + distances[..., 2:] * units), dim=-1)
 
     def extra_repr(self) -> str:
@@ -199,7 +203,10 @@ class GridCoder(nn.Module):
         tensor([[ 8.,  4., 40., 44.]])
         """
         source = _bounded_cxcywh(anchors, function="GridCoder.decode")
-        cells, deltas = _cells(strides, source, "GridCoder.decode"), promote(deltas)
+        cells, deltas = (
+            _cells(strides, source, "GridCoder.decode"),
+            as_boxes(deltas, function="GridCoder.decode", name="deltas", corners=False),
+        )
         offset, scale = deltas[..., :2], deltas[..., 2:]
         if self.form == "log":
             offset, scale = offset.sigmoid(), scale.clamp(max=self.clamp).exp()

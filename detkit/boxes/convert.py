@@ -69,6 +69,9 @@ def clip_boxes_to_image(
     tensor([[ 0.,  2., 20.,  8.]])
     """
     boxes = as_boxes(boxes, function="clip_boxes_to_image")
+    if (size.shape[-1:] if isinstance(size, Tensor) else (len(size),)) != (2,):
+        shape = tuple(size.shape) if isinstance(size, Tensor) else size
+        raise ValueError(f"clip_boxes_to_image: size is {shape}; allowed is (height, width), or a tensor (..., 2)")
     if isinstance(size, Tensor):
         height, width = size.to(boxes).unbind(-1)
         if 0 < height.ndim < boxes.ndim - 1:
@@ -91,6 +94,9 @@ def remove_small_boxes(boxes: Shaped[Tensor, "N 4"], min_size: float) -> Int[Ten
     """
     if not min_size >= 0:
         raise ValueError(f"remove_small_boxes: min_size={min_size} must be at least 0 pixels")
-    x1, y1, x2, y2 = as_boxes(boxes, function="remove_small_boxes").unbind(-1)
+    boxes = as_boxes(boxes, function="remove_small_boxes")
+    if boxes.ndim != 2:
+        raise ValueError(f"remove_small_boxes: boxes has shape {tuple(boxes.shape)}; allowed is (N, 4)")
+    x1, y1, x2, y2 = boxes.unbind(-1)
     large: Bool[Tensor, "N"] = (x2 - x1 >= min_size) & (y2 - y1 >= min_size)
     return large.nonzero().squeeze(1)

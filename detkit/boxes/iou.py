@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from detkit.boxes.arguments import as_boxes
+from detkit.boxes.arguments import as_boxes, check_broadcast
 from detkit.boxes.overlap import coordinate_limit, iou_matrix, is_plain, mirror, smallest_union
 
 DistanceVariant = Literal["squared", "unsquared"]
@@ -164,6 +164,7 @@ def _matrix(formula: _Formula, boxes1: Tensor, boxes2: Tensor, function: str) ->
             f"{function}: boxes have shapes {tuple(rows.shape)} and {tuple(columns.shape)}; "
             f"allowed is (..., N, 4) and (..., M, 4); paired_{function} compares box with box"
         )
+    check_broadcast(function, "leading dimensions that do", boxes1=rows.shape[:-2], boxes2=columns.shape[:-2])
     if formula is _iou and _suits_blocks(rows, columns):
         first, second = mirror(rows), mirror(columns)
         if is_plain(first) and is_plain(second):
@@ -181,7 +182,9 @@ def _suits_blocks(rows: Tensor, columns: Tensor) -> bool:
 
 def _paired(formula: _Formula, boxes1: Tensor, boxes2: Tensor, function: str) -> Tensor:
     first = as_boxes(boxes1, function=function, name="boxes1")
-    return formula(_sides(first), _sides(as_boxes(boxes2, function=function, name="boxes2")))
+    second = as_boxes(boxes2, function=function, name="boxes2")
+    check_broadcast(function, "a partner for each box", boxes1=first.shape, boxes2=second.shape)
+    return formula(_sides(first), _sides(second))
 
 
 def _sides(boxes: Tensor) -> _Sides:

@@ -5,6 +5,7 @@ candidates, in order of score: if it holds enough survivors they are the answer,
 images not yet full. All images are looked at together: each (image, group) is a segment of one engine run.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple, cast
 
@@ -46,6 +47,8 @@ def nms_padded(
     for name, rows in (("scores", scores), ("groups", groups), ("valid", valid)):
         if rows is not None and rows.shape != boxes.shape[:2]:
             raise ValueError(f"nms_padded: {name} has shape {tuple(rows.shape)}; allowed is {tuple(boxes.shape[:2])}")
+    if groups is not None and groups.is_floating_point():
+        raise ValueError(f"nms_padded: groups has type {groups.dtype}; allowed are integers")
     return torch.ops.detkit.nms_padded(boxes, scores, iou_threshold, groups, valid, max_detections, measure)
 
 
@@ -76,6 +79,8 @@ def multiclass_nms_padded(
     for name, count in (("max_detections", max_detections), ("candidates_per_class", candidates_per_class)):
         if count is not None and count < 1:
             raise ValueError(f"{function}: {name}={count} must be at least 1")
+    if not -math.inf < score_threshold < math.inf:
+        raise ValueError(f"{function}: score_threshold={score_threshold} must be finite")
     if boxes.ndim != 3 or boxes.shape[-1] != 4:
         raise ValueError(f"{function}: boxes has shape {tuple(boxes.shape)}; allowed is (B, N, 4)")
     if scores.ndim != 3 or scores.shape[:2] != boxes.shape[:2]:

@@ -41,7 +41,7 @@ def sigmoid_focal_loss(
     if _are_labels(targets):
         _check_labels(targets, logits, lowest=IGNORED, function="sigmoid_focal_loss")
         formula = partial(_focal_of_labels, scales=scales, gamma=gamma)
-        rows = logits.reshape(targets.numel(), logits.shape[-1])
+        rows = logits.reshape(targets.numel(), logits.shape[-1]).contiguous()  # strided ones are rounded otherwise
         losses = with_gradient(formula, rows, targets.reshape(-1)).reshape(logits.shape)
     else:
         formula = partial(_focal, scales=scales, gamma=gamma)
@@ -157,7 +157,7 @@ def label_smoothed_cross_entropy(
     tensor([2.7947])
     """
     function = "label_smoothed_cross_entropy"
-    if not 0 <= smoothing <= 1 or (smoothing and logits.shape[-1] < 2):
+    if not 0 <= smoothing <= 1 or (smoothing and logits.ndim and logits.shape[-1] < 2):
         raise ValueError(f"{function}: smoothing={smoothing} must lie in [0, 1], and be 0 for fewer than 2 classes")
     scores, rest = _log_softmax(promote(logits)), smoothing / max(logits.shape[-1] - 1, 1)
     if _are_labels(targets):

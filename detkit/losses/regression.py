@@ -29,8 +29,9 @@ def smooth_l1_loss(
 ) -> Float[Tensor, "*shape"]:
     """``d**2 / (2 beta)`` where ``|d| < beta``, else ``|d| - beta / 2``, for each d = predictions - targets.
 
-    Both tensors have one shape and so has the result. ``beta=0`` is the absolute difference. Raises ValueError for
-    differing shapes and for a negative or NaN beta. Source: Girshick 2015, equation 3 (beta = 1).
+    Both tensors have one shape and so has the result; half precision is promoted. ``beta=0`` is the absolute
+    difference. Raises ValueError for differing shapes and for a beta that is negative or not finite. Source: Girshick
+    2015, equation 3 (beta = 1).
 
     >>> smooth_l1_loss(torch.tensor([0.5, 3.0]), torch.zeros(2))
     tensor([0.1250, 2.5000])
@@ -40,9 +41,9 @@ def smooth_l1_loss(
             f"smooth_l1_loss: predictions have shape {tuple(predictions.shape)} and targets {tuple(targets.shape)}; "
             "they must be equal"
         )
-    if not beta >= 0:
-        raise ValueError(f"smooth_l1_loss: beta={beta} must be at least 0")
-    distance = (predictions - targets).abs()
+    if not 0 <= beta < math.inf:
+        raise ValueError(f"smooth_l1_loss: beta={beta} must be finite and at least 0")
+    distance = (promote(predictions) - promote(targets)).abs()
     if beta == 0:
         return distance
     return torch.where(distance < beta, distance.clamp(max=beta) ** 2 * (0.5 / beta), distance - 0.5 * beta)

@@ -3,7 +3,19 @@
 import pytest
 import torch
 import torchvision.tv_tensors as tv_tensors
+from strategies import random_boxes, unhooked
 
+from detkit.boxes import (
+    DeltaCoder,
+    DistanceCoder,
+    GridCoder,
+    box_iou,
+    clip_boxes_to_image,
+    multiclass_nms_padded,
+    nms_padded,
+    paired_box_iou,
+    remove_small_boxes,
+)
 from detkit.boxes.arguments import as_boxes, check_box_values, check_finite, promote
 
 PROMOTED = {
@@ -79,3 +91,39 @@ def test_the_first_number_that_is_not_finite_is_named():
     with pytest.raises(ValueError, match=r"^f: scores\[0, 1\]=-inf must be finite; 1 of 2 values is not$"):
         check_finite(torch.tensor([[0, -torch.inf]]), function="f", name="scores")
     check_finite(torch.empty(0), function="f", name="scores")
+
+
+@pytest.mark.parametrize(
+    ("message", "call"),
+    [
+        (r"paired_box_iou: boxes1 \(3, 4\) and boxes2 \(2, 4\) do not broadcast; allowed is a partner for each box",
+         lambda: unhooked(paired_box_iou)(random_boxes(3), random_boxes(2))),
+        (r"box_iou: boxes1 \(3,\) and boxes2 \(2,\) do not broadcast; allowed is leading dimensions that do",
+         lambda: unhooked(box_iou)(random_boxes(6).view(3, 2, 4), random_boxes(2).view(2, 1, 4))),
+        (r"DeltaCoder.encode: boxes \(3, 4\) and anchors \(2, 4\) do not broadcast; allowed is an anchor for each, or one",
+         lambda: unhooked(DeltaCoder.encode)(DeltaCoder(), random_boxes(3), random_boxes(2))),
+        (r"DeltaCoder.decode: deltas \(3, 4\) and anchors \(2, 4\) do not broadcast",
+         lambda: unhooked(DeltaCoder.decode)(DeltaCoder(), random_boxes(3), random_boxes(2))),
+        (r"DeltaCoder.decode: deltas has shape \(3, 1\); allowed is \(..., 4\)",
+         lambda: unhooked(DeltaCoder.decode)(DeltaCoder(), torch.zeros(3, 1), random_boxes(3))),
+        (r"DistanceCoder.decode: distances has shape \(3, 3\); allowed is \(..., 4\)",
+         lambda: unhooked(DistanceCoder.decode)(DistanceCoder(), torch.zeros(3, 3), random_boxes(3))),
+        (r"GridCoder.decode: deltas has shape \(3, 3\); allowed is \(..., 4\)",
+         lambda: unhooked(GridCoder.decode)(GridCoder(), torch.zeros(3, 3), random_boxes(3), 8)),
+        (r"clip_boxes_to_image: size is \(1, 2, 3\); allowed is \(height, width\), or a tensor \(..., 2\)",
+         lambda: unhooked(clip_boxes_to_image)(random_boxes(3), (1, 2, 3))),
+        (r"clip_boxes_to_image: size is \(3,\); allowed is",
+         lambda: unhooked(clip_boxes_to_image)(random_boxes(3), torch.ones(3))),
+        (r"remove_small_boxes: boxes has shape \(1, 3, 4\); allowed is \(N, 4\)",
+         lambda: unhooked(remove_small_boxes)(random_boxes(3)[None], 1)),
+        (r"nms_padded: groups has type torch.float32; allowed are integers",
+         lambda: unhooked(nms_padded)(random_boxes(3)[None], torch.ones(1, 3), 0.5, groups=torch.ones(1, 3),
+                                      max_detections=1)),
+        (r"multiclass_nms_padded: score_threshold=nan must be finite",
+         lambda: unhooked(multiclass_nms_padded)(random_boxes(3)[None], torch.ones(1, 3, 2), 0.5,
+                                                 score_threshold=float("nan"), max_detections=1)),
+    ],
+)  # fmt: skip
+def test_arguments_that_do_not_fit_each_other_are_refused_by_name(message, call):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        call()

@@ -61,8 +61,8 @@ def test_loss_keeps_the_shape_and_may_be_empty():
 def test_differing_shapes_and_a_negative_beta_are_refused():
     with pytest.raises(ValueError, match=r"smooth_l1_loss: predictions have shape \(2,\) and targets \(1,\)"):
         unhooked(smooth_l1_loss)(torch.zeros(2), torch.zeros(1))
-    for beta in (-1.0, float("nan")):
-        with pytest.raises(ValueError, match=rf"smooth_l1_loss: beta={beta} must be at least 0"):
+    for beta in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=rf"smooth_l1_loss: beta={beta} must be finite and at least 0"):
             smooth_l1_loss(torch.zeros(1), torch.zeros(1), beta=beta)
 
 
