@@ -56,7 +56,7 @@ class ATSSMatcher(nn.Module):
         anchors = as_boxes(anchors, function="ATSSMatcher", name="anchors")
         truth = as_boxes(targets.boxes, function="ATSSMatcher", name="targets.boxes")
         check_rows("ATSSMatcher", targets, anchors, name="anchors")
-        if sum(level_counts) != anchors.shape[-2]:
+        if sum(level_counts) != anchors.shape[-2] or any(count < 0 for count in level_counts):
             raise ValueError(
                 f"ATSSMatcher: level_counts={list(level_counts)} add up to {sum(level_counts)}; "
                 f"allowed is one count for each level, together the {anchors.shape[-2]} anchors"

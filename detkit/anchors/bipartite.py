@@ -128,7 +128,13 @@ def _(
 
 
 def _compare_all(boxes: Tensor, objects: Tensor, anchors: Tensor, rule: _Rule, result: Assignment) -> None:
-    """The definition, on the matrix of all objects and anchors."""
+    """The definition, on the matrix of all objects and anchors of an image; on a device, which likes it, of all."""
+    if boxes.device.type == "cpu" and len(boxes) > 1:
+        for image in range(len(boxes)):
+            own = anchors if anchors.ndim == 2 else anchors[image : image + 1]
+            part = Assignment(*(rows[image : image + 1] for rows in result))
+            _compare_all(boxes[image : image + 1], objects[image : image + 1], own, rule, part)
+        return
     overlaps = masked_overlaps(boxes, objects, anchors)
     quality, best = overlaps.max(dim=1)
     claims = _greedy_claims if rule.greedy else _independent_claims
@@ -151,7 +157,7 @@ def _greedy_claims(overlaps: Float[Tensor, "B T N"], force_match_zero: bool) -> 
     """
     images, length, count = overlaps.shape
     claimed = overlaps.new_full((images, count), NEGATIVE, dtype=torch.int64)
-    anchors = stable_topk(overlaps.clamp(min=0), length)
+    anchors = stable_topk(overlaps, length)
     values = overlaps.gather(2, anchors)
     order = torch.where(_worth_forcing(values, force_match_zero), pair_keys(values.clamp(min=0), anchors), -1)
     for _ in range(length):

@@ -14,6 +14,7 @@ from detkit.anchors.adaptive import centres, check_rows
 from detkit.anchors.assigned import in_crowd
 from detkit.boxes import cxcywh_to_xyxy
 from detkit.boxes.arguments import as_boxes, check_finite, promote
+from detkit.boxes.overlap import smallest_union
 from detkit.checks import first_bad, full_checks
 from detkit.structures import IGNORED, NEGATIVE, Assignment, Targets
 
@@ -162,7 +163,7 @@ def _overlaps(
         shared.append(part.clamp_(min=0))
     intersection, around = shared[0].mul_(shared[1]), hull[0].mul_(hull[1])
     union = (_areas(corners)[:, None] + _areas(truth)[..., None]).sub_(intersection)
-    tiny = 64 * torch.finfo(union.dtype).tiny
+    tiny = smallest_union(union.dtype)
     waste = (around - union).clamp_(min=0).div_(around.clamp_(min=tiny))
     return intersection.div_(union.clamp_(min=tiny)), waste
 

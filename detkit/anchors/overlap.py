@@ -21,6 +21,7 @@ _LEAF = 16
 _NODE = 16  # leaves in a node
 _PROBES = 4  # nodes of which one leaf is tried before the search
 _SLACK = 1 - 1e-5  # rounding of a bound must never hide an anchor
+_INEXACT = 1e-30
 _OBJECTS_AT_ONCE = 128
 _LEAVES_AT_ONCE = 8192  # their overlaps fit a core's cache
 _MOST_LEAVES = 2**18
@@ -134,7 +135,7 @@ class OverlapIndex:
         return Pairs(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
     def _promising(self, objects: Sides, least: Tensor) -> tuple[Tensor, Tensor]:
-        """(object, leaf) pairs that may hold what is looked for."""
+        """(object, leaf) pairs that may hold what is looked for; the rest is left out once they are too many."""
         found, start = [], 0
         for piece, floor in zip(objects.split(_OBJECTS_AT_ONCE), least.split(_OBJECTS_AT_ONCE), strict=True):
             rows, nodes = self._nodes.may_reach(floor[:, None], piece.column()).nonzero().unbind(1)
@@ -142,6 +143,8 @@ class OverlapIndex:
             pairs, children = leaves.nonzero().unbind(1)
             found.append((rows[pairs] + start, nodes[pairs] * _NODE + children))
             start += len(floor)
+            if sum(len(some) for some, _ in found) > _MOST_LEAVES:
+                break
         rows, leaves = (torch.cat(parts) for parts in zip(*found, strict=True))
         return rows, leaves
 
@@ -187,6 +190,7 @@ class _Hulls(NamedTuple):
     def may_reach(self, least: Tensor, objects: Sides) -> Tensor:
         """False where no anchor inside overlaps an object by as much as ``least``."""
         shared, union = self._shared_and_union(objects)
+        least = least.masked_fill(least < _INEXACT, 0)  # so small a ratio is rounded by more than the slack
         return (shared >= union.mul_(least * _SLACK)).logical_and_(shared > 0)
 
     def _reduced(self) -> "_Hulls":

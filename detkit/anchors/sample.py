@@ -48,6 +48,11 @@ class HardNegativeSampler(nn.Module):
 
         losses (B, N) is what each anchor costs as background; labels (B, N) its class, NEGATIVE or IGNORED.
         """
+        if losses.shape != labels.shape:
+            raise ValueError(
+                f"HardNegativeSampler: losses have shape {tuple(losses.shape)} and labels {tuple(labels.shape)}; "
+                "they must be equal"
+            )
         shape = losses.shape
         if self.scope == "batch":
             losses, labels = losses.reshape(1, -1), labels.reshape(1, -1)

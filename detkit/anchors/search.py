@@ -36,7 +36,10 @@ class Fit(NamedTuple):
 
 
 def checked(function: str, targets: Targets, anchors: Tensor) -> tuple[Tensor, Tensor]:
-    """Boxes of the targets and anchors in a promoted type; raises ValueError where their shapes don't fit."""
+    """Boxes of the targets and anchors in a promoted type; raises ValueError where their shapes don't fit.
+
+    Rows that are not finite come back as NaN: they overlap nothing, and match nothing.
+    """
     boxes = as_boxes(targets.boxes, function=function, name="targets.boxes")
     anchors = as_boxes(anchors, function=function, name="anchors")
     if boxes.shape[1] == 0:
@@ -46,6 +49,9 @@ def checked(function: str, targets: Targets, anchors: Tensor) -> tuple[Tensor, T
             f"{function}: anchors have shape {tuple(anchors.shape)} for {boxes.shape[0]} images; "
             "allowed is (N, 4) for all images or (B, N, 4)"
         )
+    boxes, anchors = (
+        torch.where(torch.isfinite(rows).all(-1, keepdim=True), rows, torch.nan) for rows in (boxes, anchors)
+    )
     return boxes, anchors
 
 
@@ -119,5 +125,7 @@ def matrix_pieces(objects: Bool[Tensor, "B T"], anchors: Shaped[Tensor, "*B N 4"
 def masked_overlaps(
     boxes: Shaped[Tensor, "B T 4"], objects: Bool[Tensor, "B T"], anchors: Shaped[Tensor, "*B N 4"]
 ) -> Float[Tensor, "B T N"]:
-    """IoU in float32 of objects and anchors, -1 in rows that are no objects."""
-    return torch.where(objects[..., None], box_iou(boxes, anchors).float().abs(), -1)  # abs: the bits of -0.0 sort high
+    """IoU in float32 of objects and anchors, -1 in rows that are no objects and where one is NaN."""
+    objects = objects & ~boxes[..., 0].isnan()
+    pairs = objects[..., None] & ~anchors[..., 0].isnan().unsqueeze(-2)
+    return torch.where(pairs, box_iou(boxes, anchors).float().abs(), -1)  # abs: the bits of -0.0 sort high

@@ -24,7 +24,7 @@ def with_gradient(formula: Formula, *inputs: Tensor) -> Tensor:
 
     All inputs have the same number of rows; a loss depends on its own row only. The derivatives are new tensors: they
     are scaled in place by the first backward pass and computed again by a second one through a retained graph.
-    Backward with ``create_graph=True`` raises RuntimeError.
+    Backward with ``create_graph=True`` raises RuntimeError; the transforms of ``torch.func`` are not supported.
 
     >>> x = torch.tensor([1.0, 3.0], requires_grad=True)
     >>> loss = with_gradient(lambda x, needs: (x * x, (2 * x,)), x)

@@ -9,6 +9,7 @@ from torch import Tensor
 from detkit.boxes.arguments import promote
 from detkit.checks import first_bad, full_checks
 from detkit.losses.analytic import Derivatives, with_gradient
+from detkit.losses.labels import check_labels
 from detkit.structures import IGNORED, NEGATIVE
 
 
@@ -39,7 +40,7 @@ def sigmoid_focal_loss(
     _check_exponent(gamma, name="gamma", function="sigmoid_focal_loss")
     scales = (1.0, 1.0) if alpha is None else (1 - alpha, alpha)
     if _are_labels(targets):
-        _check_labels(targets, logits, lowest=IGNORED, function="sigmoid_focal_loss")
+        targets = _labels(targets, logits, lowest=NEGATIVE, function="sigmoid_focal_loss")
         formula = partial(_focal_of_labels, scales=scales, gamma=gamma)
         rows = logits.reshape(targets.numel(), logits.shape[-1]).contiguous()  # strided ones are rounded otherwise
         losses = with_gradient(formula, rows, targets.reshape(-1)).reshape(logits.shape)
@@ -100,11 +101,12 @@ def quality_focal_loss(
         if quality is not None:
             raise ValueError(f"{function}: quality goes with integer targets; these are {targets.dtype}")
         return _weighted(_elementwise(formula, logits, targets, function=function), weights, function=function)
-    _check_labels(targets, logits, lowest=IGNORED, function=function)
+    targets = _labels(targets, logits, lowest=NEGATIVE, function=function)
     if quality is not None and quality.shape != targets.shape:
         raise ValueError(
             f"{function}: quality has shape {tuple(quality.shape)}; allowed is that of targets, {tuple(targets.shape)}"
         )
+    logits = torch.where(targets[..., None] == IGNORED, 0, logits)  # before the formula: a NaN there has a gradient
     hit = targets[..., None] == torch.arange(logits.shape[-1], device=logits.device)
     soft = hit if quality is None else torch.where(hit, quality[..., None], 0)
     losses = _elementwise(formula, logits, soft, function=function)
@@ -159,13 +161,16 @@ def label_smoothed_cross_entropy(
     function = "label_smoothed_cross_entropy"
     if not 0 <= smoothing <= 1 or (smoothing and logits.ndim and logits.shape[-1] < 2):
         raise ValueError(f"{function}: smoothing={smoothing} must lie in [0, 1], and be 0 for fewer than 2 classes")
-    scores, rest = _log_softmax(promote(logits)), smoothing / max(logits.shape[-1] - 1, 1)
     if _are_labels(targets):
-        _check_labels(targets, logits, lowest=0, function=function)
-        hit = scores.gather(-1, targets.clamp(0, logits.shape[-1] - 1).to(torch.int64)[..., None]).squeeze(-1)
+        targets = _labels(targets, logits, lowest=0, function=function)
+        logits = torch.where(targets[..., None] == IGNORED, 0, logits)  # before the logarithm: NaN has a gradient there
+        scores = _log_softmax(promote(logits))
+        hit = scores.gather(-1, targets.clamp(0, logits.shape[-1] - 1)[..., None]).squeeze(-1)
     else:
         _check_dense(targets, logits, function=function)
+        scores = _log_softmax(promote(logits))
         hit = (scores * targets.to(scores.dtype)).sum(-1)
+    rest = smoothing / max(logits.shape[-1] - 1, 1)
     losses = hit * (rest + smoothing - 1)
     if smoothing:
         losses = losses - scores.sum(-1) * rest
@@ -309,20 +314,13 @@ def _check_dense(targets: Tensor, logits: Tensor, *, function: str) -> None:
         )
 
 
-def _check_labels(labels: Tensor, logits: Tensor, *, lowest: int, function: str) -> None:
+def _labels(labels: Tensor, logits: Tensor, *, lowest: int, function: str) -> Tensor:
+    """Checked labels in int64: bytes cannot hold the special ones."""
     if logits.ndim == 0 or labels.shape != logits.shape[:-1]:
         raise ValueError(
             f"{function}: logits have shape {tuple(logits.shape)} and integer targets {tuple(labels.shape)}; "
             "allowed is (..., C) and (...)"
         )
-    if torch.compiler.is_compiling() or not (labels.device.type == "cpu" or full_checks()):
-        return
-    bad = ((labels < lowest) & (labels != IGNORED)) | (labels >= logits.shape[-1])
-    if bad.any():
-        index, count = first_bad(bad)
-        place = ", ".join(map(str, index))
-        special = "NEGATIVE (-1) or IGNORED (-2)" if lowest <= NEGATIVE else "IGNORED (-2)"
-        raise ValueError(
-            f"{function}: targets[{place}]={labels[index].item()} must lie in 0..{logits.shape[-1] - 1}, or be "
-            f"{special}; {count} of {labels.numel()} do not"
-        )
+    labels = labels.to(torch.int64)
+    check_labels(labels, logits.shape[-1], lowest=lowest, function=function, name="targets")
+    return labels

@@ -1,5 +1,7 @@
 """The loss of SSD: softmax over classes with hard negatives, smooth L1 on the deltas of the positives."""
 
+import math
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -7,11 +9,11 @@ from torch import Tensor, nn
 from detkit.anchors import HardNegativeSampler
 from detkit.anchors.sample import Scope
 from detkit.boxes.arguments import promote
-from detkit.checks import first_bad, full_checks
 from detkit.dist import all_reduce_mean
 from detkit.losses.classification import label_smoothed_cross_entropy
+from detkit.losses.labels import check_labels
 from detkit.losses.regression import smooth_l1_loss
-from detkit.structures import IGNORED, NEGATIVE
+from detkit.structures import NEGATIVE
 
 
 class MultiBoxLoss(nn.Module):
@@ -43,6 +45,12 @@ class MultiBoxLoss(nn.Module):
     ) -> None:
         super().__init__()
         self.sampler = HardNegativeSampler(negatives_per_positive, scope=scope, minimum=minimum)
+        settings = {"box_weight": box_weight, "beta": beta}
+        if not all(0 <= value < math.inf for value in settings.values()) or not 0 <= label_smoothing <= 1:
+            raise ValueError(
+                f"MultiBoxLoss: box_weight={box_weight}, beta={beta}, label_smoothing={label_smoothing}; allowed are "
+                "two finite numbers that are not negative, and a fraction"
+            )
         self.box_weight, self.beta, self.label_smoothing = box_weight, beta, label_smoothing
 
     def forward(
@@ -57,7 +65,7 @@ class MultiBoxLoss(nn.Module):
 
         logits (B, N, C + 1) with background last; labels (B, N): class 0..C-1, NEGATIVE or IGNORED; ``weights`` (B, N)
         scale each anchor's share, as mixup wants. Half precision is promoted. Raises ValueError where shapes disagree,
-        and with ``DETKIT_CHECKS=full`` for a label outside the range.
+        and for a label outside the range (on accelerators with ``DETKIT_CHECKS=full``).
         """
         if logits.shape[:2] != labels.shape or deltas.shape != delta_targets.shape or deltas.shape[:2] != labels.shape:
             raise ValueError(
@@ -65,8 +73,12 @@ class MultiBoxLoss(nn.Module):
                 f"{tuple(labels.shape)}, delta_targets {tuple(delta_targets.shape)}; allowed is (B, N, C + 1), "
                 "(B, N, 4), (B, N), (B, N, 4)"
             )
-        if full_checks():
-            _check_labels(labels, logits.shape[-1] - 1)
+        if weights is not None and weights.shape != labels.shape:
+            raise ValueError(
+                f"MultiBoxLoss: weights have shape {tuple(weights.shape)}; allowed is that of labels, "
+                f"{tuple(labels.shape)}"
+            )
+        check_labels(labels, logits.shape[-1] - 1, lowest=NEGATIVE, function="MultiBoxLoss", name="labels")
         logits, deltas, delta_targets = promote(logits), promote(deltas), promote(delta_targets)
         positive = labels >= 0
         share = torch.ones_like(labels, dtype=torch.float32) if weights is None else promote(weights)
@@ -95,14 +107,3 @@ class MultiBoxLoss(nn.Module):
         background = logits.shape[-1] - 1
         targets = torch.where(labels == NEGATIVE, background, labels)
         return label_smoothed_cross_entropy(logits, targets, smoothing=self.label_smoothing)
-
-
-def _check_labels(labels: Tensor, num_classes: int) -> None:
-    bad = (labels < IGNORED) | (labels >= num_classes)
-    if bad.any():
-        index, count = first_bad(bad)
-        place = ", ".join(map(str, index))
-        raise ValueError(
-            f"MultiBoxLoss: labels[{place}]={labels[index].item()} must lie in "
-            f"0..{num_classes - 1}, or be NEGATIVE (-1) or IGNORED (-2); {count} of {labels.numel()} labels do not"
-        )

@@ -46,7 +46,8 @@ def smooth_l1_loss(
     distance = (promote(predictions) - promote(targets)).abs()
     if beta == 0:
         return distance
-    return torch.where(distance < beta, distance.clamp(max=beta) ** 2 * (0.5 / beta), distance - 0.5 * beta)
+    near = distance.clamp(max=beta)
+    return torch.where(distance < beta, near / beta * 0.5 * near, distance - 0.5 * beta)
 
 
 def generalized_box_iou_loss(
@@ -72,7 +73,8 @@ def distance_box_iou_loss(
 ) -> Float[Tensor, "..."]:
     """``1 - DIoU`` of each box with its partner, in [0, 2]: (..., 4) and (..., 4), broadcast, to (...).
 
-    ``variant`` as in :func:`~detkit.boxes.distance_box_iou`; the rest as :func:`generalized_box_iou_loss`. Source:
+    ``variant`` as in :func:`~detkit.boxes.distance_box_iou`; "unsquared" has no upper bound, and inverted boxes far
+    larger than their partner overflow it; the rest as :func:`generalized_box_iou_loss`. Source:
     Zheng et al. 2020, equation 7.
 
     >>> distance_box_iou_loss(torch.tensor([[0.0, 0, 2, 2]]), torch.tensor([[1.0, 1, 3, 3]]))

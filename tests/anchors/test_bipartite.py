@@ -281,3 +281,13 @@ def test_thresholds_that_make_no_sense_are_refused(message, thresholds):
 def test_printing_shows_the_settings():
     assert repr(BipartiteMatcher()) == "BipartiteMatcher(positive=0.5, negative=0.5, greedy=True)"
     assert unhooked(BipartiteMatcher.extra_repr)(BipartiteMatcher(greedy=False)).endswith("greedy=False")
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize(
+    "settings", [{"force_match_zero": True}, {"positive": 0.0}, {"greedy": False, "force_match_zero": True}]
+)
+def test_rows_that_are_not_finite_match_nothing_even_where_overlap_zero_would_do(settings, bad):
+    good, broken = torch.tensor([[0.0, 0, 9, 9]]), torch.tensor([[0.0, 0, bad, 9]])
+    assert BipartiteMatcher(**settings)(broken, targets_of(good)).matched.tolist() == [[NEGATIVE]]
+    assert BipartiteMatcher(**settings)(good, targets_of(broken)).matched.tolist() == [[NEGATIVE]]

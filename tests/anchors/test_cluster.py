@@ -136,7 +136,7 @@ def test_no_start_is_better_than_where_it_settles_and_every_start_has_different_
     start = module._spread(distinct, weights.double(), count, seeded(seed))
     assert len(start.unique(dim=0)) == count
     fit, centres = module._settle(distinct, weights.double(), start, 50)
-    assert fit >= mean_shape_iou(sizes.double(), start) - 1e-9
+    assert fit >= mean_shape_iou(sizes.double(), start) - 1e-6  # float32 shapes
     assert fit == pytest.approx(mean_shape_iou(sizes.double(), centres).item())
 
 

@@ -226,3 +226,8 @@ def test_a_sample_that_makes_no_sense_is_refused(message, options):
 
 def test_printing_a_balanced_sampler_shows_the_settings():
     assert repr(BalancedSampler(9, positive_fraction=0.25)) == "BalancedSampler(9, positive_fraction=0.25)"
+
+
+def test_losses_and_labels_of_differing_shapes_are_refused():
+    with pytest.raises(ValueError, match=r"^HardNegativeSampler: losses have shape \(1, 4\) and labels \(2, 4\); they"):
+        unhooked(HardNegativeSampler.forward)(HardNegativeSampler(), torch.ones(1, 4), torch.ones(2, 4).long())

@@ -287,3 +287,11 @@ def test_shapes_that_do_not_fit_are_refused():
 
 def test_printing_shows_the_settings():
     assert repr(ThresholdMatcher()) == "ThresholdMatcher(positive=0.5, negative=0.4, low_quality=True)"
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("settings", [{"positive": 0.0, "negative": 0.0}, {}])
+def test_rows_that_are_not_finite_match_nothing_even_where_overlap_zero_would_do(settings, bad):
+    good, broken = torch.tensor([[0.0, 0, 9, 9]]), torch.tensor([[0.0, 0, bad, 9]])
+    assert ThresholdMatcher(**settings)(broken, targets_of(good)).matched.tolist() == [[NEGATIVE]]
+    assert ThresholdMatcher(**settings)(good, targets_of(broken)).matched.tolist() == [[NEGATIVE]]

@@ -591,3 +591,13 @@ def test_full_checks_name_a_target_outside_zero_to_one(bad, monkeypatch):
         with pytest.raises(ValueError, match=rf"targets\[1, 1\]={bad:g} must lie in \[0, 1\]; 1 of 4 do not"):
             function(torch.zeros(2, 2), targets)
     sigmoid_focal_loss(torch.zeros(2, 2), targets.clamp(0, 1).nan_to_num(0))
+
+
+@pytest.mark.parametrize("loss", [sigmoid_focal_loss, quality_focal_loss, label_smoothed_cross_entropy])
+def test_a_nan_in_an_ignored_row_reaches_neither_loss_nor_gradient(loss):
+    logits = torch.tensor([[torch.nan, 1.0], [0.0, 0.5]], requires_grad=True)
+    values = loss(logits, torch.tensor([-2, 0]))
+    values.sum().backward()
+    assert values.isfinite().all()
+    assert logits.grad[0].tolist() == [0, 0]
+    assert logits.grad[1].abs().sum() > 0

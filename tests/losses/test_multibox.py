@@ -172,3 +172,20 @@ def test_shapes_that_disagree_are_refused():
 
 def test_printing_shows_the_settings():
     assert "box_weight=0.5, beta=1.0, label_smoothing=0.0" in repr(MultiBoxLoss(box_weight=0.5))
+
+
+@pytest.mark.parametrize(
+    "settings", [{"box_weight": math.nan}, {"box_weight": -1.0}, {"beta": -1.0}, {"beta": math.inf},
+                 {"label_smoothing": 5.0}, {"label_smoothing": -0.1}]
+)  # fmt: skip
+def test_settings_that_make_no_sense_are_refused_at_once(settings):
+    with pytest.raises(ValueError, match=r"^MultiBoxLoss: box_weight=.*, beta=.*, label_smoothing=.*; allowed are"):
+        MultiBoxLoss(**settings)
+
+
+def test_weights_must_have_the_shape_of_the_labels():
+    arguments = torch.zeros(1, 2, 3), torch.zeros(1, 2, 4), torch.zeros(1, 2).long(), torch.zeros(1, 2, 4)
+    with pytest.raises(
+        ValueError, match=r"MultiBoxLoss: weights have shape \(2, 1\); allowed is that of labels, \(1, 2\)"
+    ):
+        unhooked(MultiBoxLoss.forward)(MultiBoxLoss(), *arguments, torch.ones(2, 1))

@@ -349,3 +349,12 @@ def test_full_checks_name_a_box_that_is_not_finite(monkeypatch):
     for function in PUBLIC:
         with pytest.raises(ValueError, match=rf"{function.__name__}: boxes2\[1, 2\]=nan must be finite"):
             function(torch.zeros(2, 4), torch.tensor([[0.0, 0, 1, 1], [0, 0, torch.nan, 1]]))
+
+
+@pytest.mark.parametrize(("beta", "distance", "value"), [(1e-45, 0.0, 0.0), (1e-45, 2.0, 2.0), (1e30, 1e25, 5e19)])
+def test_extreme_bends_stay_finite(beta, distance, value):
+    predictions = torch.tensor([distance], requires_grad=True)
+    loss = smooth_l1_loss(predictions, torch.zeros(1), beta=beta)
+    loss.sum().backward()
+    torch.testing.assert_close(loss.detach(), torch.tensor([value]))
+    assert predictions.grad.isfinite().all()
