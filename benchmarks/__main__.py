@@ -35,6 +35,7 @@ def main() -> None:
     print(text)
     if options.write:
         path = HERE / "results" / f"{datetime.date.today()}-{_device().split(',')[0].replace(' ', '-')}.md"
+        path.parent.mkdir(exist_ok=True)
         path.write_text(f"# `python -m benchmarks`\n\n{text}")
 
 

@@ -29,7 +29,10 @@ def rising_bits(values: Float[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
     >>> rising_bits(torch.tensor([-2.0, -1.0, -0.0, 0.0, 3.0])).diff().sign()
     tensor([1, 1, 0, 1])
     """
-    bits = (values.float().contiguous() + 0.0).view(torch.int32)  # the bits of -0.0 would be those of the lowest number
+    values = values.float().contiguous()
+    bits = torch.where(values == 0, 0.0, values).view(
+        torch.int32
+    )  # the bits of -0.0 would be those of the lowest number
     return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(torch.int64)  # those of a negative number count downwards
 
 

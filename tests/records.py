@@ -697,8 +697,10 @@ CODERS = (
         (pairs, deltas),
         (partial(slow.encoded, weights=WEIGHTS), partial(slow.decoded, weights=WEIGHTS)),
         {
-            "weights=(1, 1, 1) must be four positive numbers (x, y, w, h)": {"weights": [1, 1, 1]},
-            "weights=(1, 1, 1, 0) must be four positive numbers (x, y, w, h)": {"weights": [1, 1, 1, 0]},
+            "weights=(1, 1, 1) must be four positive numbers (x, y, w, h), of 1e-12 to 1e12": {"weights": [1, 1, 1]},
+            "weights=(1, 1, 1, 0) must be four positive numbers (x, y, w, h), of 1e-12 to 1e12": {
+                "weights": [1, 1, 1, 0]
+            },
         },
     ),
     *of_distances(0.125, (pairs, deltas), ""),

@@ -38,8 +38,12 @@ class DeltaCoder(nn.Module):
         self, weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0), *, clamp: float = math.log(1000 / 16), eps: float = 0.0
     ) -> None:
         super().__init__()
-        if len(weights) != 4 or not all(0 < weight < math.inf for weight in weights):
-            raise ValueError(f"DeltaCoder: weights={tuple(weights)} must be four positive numbers (x, y, w, h)")
+        if len(weights) != 4 or not all(_SMALLEST_SIDE <= weight <= _LARGEST_SIDE for weight in weights):
+            raise ValueError(
+                f"DeltaCoder: weights={tuple(weights)} must be four positive numbers (x, y, w, h), of 1e-12 to 1e12"
+            )
+        if not (0 <= clamp < math.inf and 0 <= eps < math.inf):
+            raise ValueError(f"DeltaCoder: clamp={clamp} and eps={eps} must be at least 0 and finite")
         self.clamp, self.eps = clamp, eps
         self.register_buffer("weights", torch.tensor(weights, dtype=torch.float64), persistent=False)
 

@@ -53,7 +53,8 @@ def weighted_boxes_fusion(
     _check_lists(boxes_list, scores_list, labels_list)
     weights = _checked_weights(weights, len(boxes_list))
     boxes, scores = (torch.cat([promote(rows.detach()) for rows in parts]) for parts in (boxes_list, scores_list))
-    labels, counts = torch.cat(list(labels_list)).to(torch.int64), [boxes.shape[0] for boxes in boxes_list]
+    labels = torch.cat([labels.to(torch.int64) for labels in labels_list])  # an empty list of floats among them
+    counts = [boxes.shape[0] for boxes in boxes_list]
     return torch.ops.detkit.weighted_boxes_fusion(
         boxes, scores, labels, counts, weights, iou_threshold, score_threshold, allow_overflow, nonfinite == "drop"
     )
@@ -83,7 +84,7 @@ def _checked_weights(weights: Sequence[float] | None, models: int) -> list[float
     weights = [1.0] * models if weights is None else [float(weight) for weight in weights]
     if len(weights) != models or not all(0 < weight < float("inf") for weight in weights):
         raise ValueError(f"{_FUNCTION}: weights={weights} must be a positive finite number for each of {models} models")
-    return weights
+    return [weight / max(weights) for weight in weights]  # only their ratios matter, and their sum stays finite
 
 
 @torch.library.custom_op("detkit::weighted_boxes_fusion", mutates_args=())

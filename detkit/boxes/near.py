@@ -21,6 +21,7 @@ _SLOTS = 16  # slots of the table for each box: with fewer more strangers meet, 
 _ROUNDING = 1e-5  # a computed IoU may be above t where the exact one is a little below
 _LARGEST = 0.99  # nearer to 1 every size would be a level of its own
 _ULP = 2.0**-51  # how far a centre in float64 may be rounded, relative to itself
+_MOST_ROWS = 4  # of cells that a box may reach into; two, but for rounding
 _PRIMES = (73856093, 19349663, 83492791)
 
 
@@ -30,7 +31,8 @@ def near_pairs(
     """Index pairs (into ``boxes``, into ``others``) among which all with IoU above ``threshold`` are, and some more.
 
     All boxes have an area; ``threshold`` in (0, 1]. Pairs may come twice; where ``others is boxes`` a pair may come in
-    one order only. None where there are more than ``most``.
+    one order only. None where there are more than ``most``, and where the boxes are so small, so far from the origin,
+    that rounding spreads each over many cells.
 
     >>> from detkit.boxes.overlap import mirror
     >>> boxes = mirror(torch.tensor([[0.0, 0, 9, 9], [0, 1, 9, 10], [500, 0, 509, 9]]))
@@ -42,7 +44,10 @@ def near_pairs(
         return torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
     cells = _Cells(min(threshold, _LARGEST) * (1 - _ROUNDING), others)
     larger_only = others is boxes  # the other half of the pairs is found from the other side
-    starts, counts, order = cells.ranges(boxes, wider=(0, 1) if larger_only else (-1, 0, 1))
+    ranges = cells.ranges(boxes, wider=(0, 1) if larger_only else (-1, 0, 1))
+    if ranges is None:
+        return None
+    starts, counts, order = ranges
     places = counts.nonzero().squeeze(1)
     starts, counts = starts.index_select(0, places), counts.index_select(0, places)
     total = int(counts.sum())
@@ -84,17 +89,20 @@ class _Cells:
 
     def ranges(
         self, boxes: Mirrored, *, wider: tuple[int, ...]
-    ) -> tuple[Int[Tensor, "R"], Int[Tensor, "R"], Int[Tensor, "M"]]:
+    ) -> tuple[Int[Tensor, "R"], Int[Tensor, "R"], Int[Tensor, "M"]] | None:
         """Starts and counts of ranges in the returned order; range r belongs to box r modulo their number.
 
-        ``wider`` lists how many levels wider partners may be.
+        ``wider`` lists how many levels wider partners may be. None where boxes reach into more than a few rows.
         """
         centres, sides = _centres_and_sides(boxes)
         levels = self._levels(sides)
         columns = self._interval(0, centres[0], sides[0], levels[0], wider)
         rows = self._interval(1, centres[1], sides[1], levels[1], (-1, 0, 1))
         spans = (columns.high - columns.low + 1).clamp(0, self.mask)
-        row = rows.low[:, None] + torch.arange(int((rows.high - rows.low).amax()) + 1)[:, None]
+        height = int((rows.high - rows.low).amax()) + 1
+        if height > _MOST_ROWS:
+            return None
+        row = rows.low[:, None] + torch.arange(height)[:, None]
         slots = _hash(columns.level[:, None, None], rows.level[:, None], row) + columns.low[:, None, None]
         slots &= self.mask
         around = int(spans.amax())  # a range may run over the end of the table: its beginning is repeated there

@@ -98,9 +98,8 @@ def _nms(
         order = best_first(torch.where(usable(boxes, scores), scores, -torch.inf), len(scores))
         order = order[: int(usable(boxes, scores).sum())]
     else:
-        if boxes.device.type == "cpu":
-            check_box_values(boxes, function=function)
-            check_finite(scores, function=function, name="scores")
+        check_box_values(boxes, function=function)  # on a device too: the op waits for it anyway
+        check_finite(scores, function=function, name="scores")
         order = best_first(scores, len(scores))
     segments = None if groups is None else groups[order].to(torch.int64)
     return order[surviving(boxes.index_select(0, order), segments, iou_threshold, cast(Measure, measure))]

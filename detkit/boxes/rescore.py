@@ -321,6 +321,7 @@ def _soften(
     while limit and unsure.any():
         outside = ranked[:, length : length + 1] if length < start.shape[1] else torch.full_like(ranked[:, :1], _GONE)
         prefix = (start > outside) & unsure
+        lowered[unsure.squeeze(1)] = _GONE  # what a shorter prefix picked may not be picked by a longer one
         _lower(lowered, rows, start, prefix, groups, decay, score_threshold, limit)
         unsure = unsure & (outside > _GONE) & (lowered.topk(limit).values[:, -1:] <= outside)
         length *= 2

@@ -12,11 +12,11 @@ segments apart: that rounds them.
 """
 
 import itertools
-import math
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
+import numpy as np
 import torch
 import torchvision
 from jaxtyping import Bool, Float, Int
@@ -34,7 +34,8 @@ _BLOCK = 1024  # the first block of a long segment; later ones are as long as _G
 _GROWTH, _LONGEST_BLOCK = 3, 1 << 14
 _FEW = 128  # so many survivors are compared with a whole block, more only with what is near
 _MOST_PAIRS = 1 << 22  # a block with more pairs to look at is halved: bounds memory on crowds of duplicates
-_LEAST_THRESHOLD = 0.2  # below, too much is near
+_LEAST_THRESHOLD, _LARGEST_THRESHOLD = 0.2, 0.99  # below, too much is near; above, sizes differ too little
+_ROUNDS = 32  # of settling everything at once, before the rest is settled row by row
 
 
 def usable(boxes: Float[Tensor, "*B N 4"], scores: Float[Tensor, "*B N"]) -> Bool[Tensor, "*B N"]:
@@ -118,18 +119,32 @@ def _threaded(function: Callable[[slice], Tensor], segments: Sequence[slice]) ->
 def resolve(count: int, better: Int[Tensor, "P"], worse: Int[Tensor, "P"]) -> Bool[Tensor, "N"]:
     """Who of ``count`` rows survives where ``better[p]``, if it survives itself, suppresses ``worse[p]``.
 
-    Starts with everybody alive and applies all conflicts at once, again and again: after k rounds everything is settled
-    that hangs on a chain of at most k conflicts, and nothing changes any more once all is.
+    ``better[p] < worse[p]``. Starts with everybody alive and applies all conflicts at once, again and again: after k
+    rounds everything is settled that hangs on a chain of at most k conflicts. What hangs on longer chains is settled
+    row by row.
 
     >>> resolve(3, torch.tensor([0, 1]), torch.tensor([1, 2]))
     tensor([ True, False,  True])
     """
     keep = torch.ones(count, dtype=torch.bool, device=better.device)
-    while True:
+    for _ in range(_ROUNDS):
         settled = torch.ones_like(keep).index_fill_(0, worse[keep[better]], False)
         if torch.equal(settled, keep):
             return keep
         keep = settled
+    return _resolve_in_order(count, better, worse)
+
+
+def _resolve_in_order(count: int, better: Int[Tensor, "P"], worse: Int[Tensor, "P"]) -> Bool[Tensor, "N"]:
+    rivals, order = better.cpu().sort()
+    victims = worse.cpu()[order].numpy()
+    rows, lengths = rivals.unique_consecutive(return_counts=True)
+    keep, start = np.ones(count, dtype=bool), 0
+    for row, length in zip(rows.tolist(), lengths.tolist(), strict=True):
+        if keep[row]:
+            keep[victims[start : start + length]] = False
+        start += length
+    return torch.from_numpy(keep).to(better.device)
 
 
 def _above(better: Mirrored, worse: Mirrored, threshold: float, measure: Measure) -> Bool[Tensor, "P"]:
@@ -180,7 +195,8 @@ def _short_conflicts(
 
 def _one(boxes: Float[Tensor, "N 4"], threshold: float, measure: Measure) -> Bool[Tensor, "N"]:
     """One segment of any length."""
-    if measure == "iou" and (len(boxes) <= _LONG or threshold < _LEAST_THRESHOLD or boxes.device.type != "cpu"):
+    near = _LEAST_THRESHOLD <= threshold <= _LARGEST_THRESHOLD and boxes.device.type == "cpu"
+    if measure == "iou" and (len(boxes) <= _LONG or not near):
         return _by_kernel(boxes, threshold)
     return _by_blocks(boxes, threshold, measure)
 
@@ -196,17 +212,19 @@ def _by_blocks(boxes: Float[Tensor, "N 4"], threshold: float, measure: Measure) 
     mirrored = mirror(boxes)
     first = boxes[:_BLOCK] if measure == "iou" else boxes[:0]
     kept = _by_kernel(first, threshold).nonzero().squeeze(1)
-    start, length = len(first), _BLOCK
+    start, length, crowded = len(first), _BLOCK, False
     while start < len(boxes):
         block = torch.arange(start, min(start + length, len(boxes)), device=boxes.device)
         fresh = _outlive(mirrored, block, kept, threshold, measure)
         keep = None if fresh is None else _among(mirrored, fresh, threshold, measure)
-        if fresh is None or keep is None:
-            length = max(1, length // 2)
-            continue
-        kept = torch.cat((kept, fresh[keep]))
-        start += len(block)
-        length = min(_GROWTH * start, _LONGEST_BLOCK)
+        if fresh is not None and keep is not None:
+            kept, start = torch.cat((kept, fresh[keep])), start + len(block)
+            length = min(_GROWTH * start, _LONGEST_BLOCK, 2 * length if crowded else _LONGEST_BLOCK)
+        elif measure == "iou":  # too crowded for looking at pairs; what is kept suppresses nothing that is kept
+            rest = torch.cat((kept, torch.arange(start, len(boxes), device=boxes.device)))
+            kept, start = rest[_by_kernel(boxes[rest], threshold)], len(boxes)
+        else:
+            length, crowded = max(1, length // 2), True
     return torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device).index_fill_(0, kept, True)
 
 
@@ -240,9 +258,10 @@ def _outlive(
 def _candidates(boxes: Mirrored, rows: Tensor, others: Tensor, threshold: float) -> tuple[Tensor, Tensor] | None:
     """Places (in ``rows``, in ``others``) of pairs that may conflict; None if they are too many."""
     if threshold >= _LEAST_THRESHOLD and rows.device.type == "cpu":
-        most = _MOST_PAIRS if len(rows) > 1 else math.inf
         first = boxes.take(rows)
-        return near_pairs(first, first if others is rows else boxes.take(others), threshold, most=most)
+        pairs = near_pairs(first, first if others is rows else boxes.take(others), threshold, most=_MOST_PAIRS)
+        if pairs is not None:
+            return pairs
     if len(rows) * len(others) > _MOST_PAIRS and len(rows) > 1:
         return None
     places = torch.arange(len(rows) * len(others), device=rows.device)

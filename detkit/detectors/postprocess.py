@@ -48,7 +48,10 @@ class Postprocess(nn.Module):
 
         K is min(max_detections, candidates): rows that are not ``valid`` hold zeros.
         """
-        boxes = clip_boxes_to_image(boxes, sizes)
+        finite = torch.isfinite(boxes).all(-1, keepdim=True)
+        boxes = torch.where(
+            finite, clip_boxes_to_image(boxes, sizes), torch.nan
+        )  # clipping would make infinite ones good
         rows, labels, valid = multiclass_nms_padded(
             boxes,
             scores,

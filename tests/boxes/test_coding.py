@@ -495,3 +495,17 @@ def test_printing_shows_the_settings_of_every_coder():
     assert repr(GridCoder()) == "GridCoder(form='log', clamp=6.908)"
     assert repr(DistanceCoder(unit=0.125)) == "DistanceCoder(unit=0.125)"
     assert repr(DeltaCoder()) == "DeltaCoder(weights=(1.0, 1.0, 1.0, 1.0), clamp=4.135)"
+
+
+@pytest.mark.parametrize(
+    "settings", [{"clamp": math.nan}, {"clamp": math.inf}, {"clamp": -1.0}, {"eps": -5.0}, {"eps": math.nan}]
+)
+def test_delta_coders_settings_that_make_no_sense_are_refused(settings):
+    with pytest.raises(ValueError, match=r"^DeltaCoder: clamp=.* and eps=.* must be at least 0 and finite$"):
+        DeltaCoder(**settings)
+
+
+@pytest.mark.parametrize("weight", [1e-46, 1e300, 0.0, -1.0, math.nan])
+def test_weights_that_float32_cannot_work_with_are_refused(weight):
+    with pytest.raises(ValueError, match=r"must be four positive numbers \(x, y, w, h\), of 1e-12 to 1e12$"):
+        DeltaCoder((weight, 1, 1, 1))

@@ -365,3 +365,17 @@ def test_weights_that_are_not_one_positive_number_a_model_are_refused(weights):
 def test_wrong_shapes_and_options_are_refused_by_name(chosen, message):
     with pytest.raises(ValueError, match=f"^weighted_boxes_fusion: {message}"):
         call(**chosen)
+
+
+def test_a_model_that_found_nothing_leaves_the_labels_of_others_as_they_are():
+    boxes, scores = random_boxes(1), torch.tensor([0.5])
+    lists = [boxes, torch.tensor([])], [scores, torch.tensor([])], [torch.tensor([2**24 + 1]), torch.tensor([])]
+    assert unhooked(weighted_boxes_fusion)(*lists)[2].tolist() == [2**24 + 1]
+
+
+def test_only_the_ratio_of_weights_matters_however_large_they_are():
+    boxes, labels = random_boxes(1), torch.tensor([0])
+    lists = [boxes, boxes + 1], [torch.tensor([0.5]), torch.tensor([0.7])], [labels, labels]
+    expected = weighted_boxes_fusion(*lists)
+    for one, other in zip(weighted_boxes_fusion(*lists, weights=[1e308, 1e308]), expected, strict=True):
+        torch.testing.assert_close(one, other)

@@ -5,6 +5,8 @@ import torch
 import torchvision
 from hypothesis import given, settings
 from strategies import boxes, random_boxes
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
 
 from detkit.boxes import box_iou, paired_box_iou
 from detkit.boxes import overlap as module
@@ -92,3 +94,12 @@ def test_pairs_are_above_a_threshold_strictly():
     overlaps = paired_box_iou(first, second)
     for threshold in (0.0, 0.1, overlaps.max().item()):
         assert torch.equal(paired_above(mirror(first), mirror(second), threshold), overlaps > threshold)
+
+
+def test_forward_gradients_and_fake_tensors_see_the_formula():
+    rows, columns = random_boxes(3), random_boxes(4, seed=1)
+    with forward_ad.dual_level():
+        overlaps = box_iou(forward_ad.make_dual(rows, torch.ones_like(rows)), columns)
+        assert forward_ad.unpack_dual(overlaps).tangent is not None
+    with FakeTensorMode() as mode:
+        assert box_iou(mode.from_tensor(rows), mode.from_tensor(columns)).shape == (3, 4)

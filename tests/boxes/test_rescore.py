@@ -591,3 +591,21 @@ def test_a_threshold_outside_zero_to_one_is_refused(call, name, value):
 def test_wrong_shapes_and_options_are_refused_by_name(call, chosen, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         call(**chosen)
+
+
+@settings(max_examples=80)
+@given(
+    seed=st.integers(0, 10_000),
+    most=st.integers(1, 5),
+    method=st.sampled_from(["linear", "gaussian"]),
+)
+def test_the_best_few_of_clusters_that_fall_one_after_the_other_are_those_of_the_loop(seed, most, method):
+    """A short prefix holds one cluster only: what it picks late, the whole set may never pick."""
+    generator = torch.Generator().manual_seed(seed)
+    base = random_boxes(6, seed=seed).repeat_interleave(6, dim=0)
+    rows = base + torch.rand(36, 4, generator=generator) * 0.4
+    scores = torch.rand(36, generator=generator) * 0.1 + torch.linspace(0.9, 0.5, 6).repeat_interleave(6)
+    everything = soft_nms(rows, scores, method=method)
+    few = soft_nms(rows, scores, method=method, max_detections=most)
+    assert few[0].tolist() == everything[0][:most].tolist()
+    torch.testing.assert_close(few[1], everything[1][:most])

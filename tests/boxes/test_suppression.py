@@ -143,3 +143,37 @@ def test_the_number_of_threads_changes_nothing(threads):
 def test_nothing_in_gives_nothing_out():
     for lengths in ([], [0], [0, 0]):
         assert survivors(torch.zeros(0, 4), lengths, 0.5).tolist() == []
+
+
+@pytest.mark.parametrize("shift", [0.2, 2.0])
+@pytest.mark.parametrize("falling", [True, False])
+def test_long_chains_are_settled_as_by_the_kernel(shift, falling):
+    left = torch.arange(5000.0) * shift
+    rows = torch.stack((left, torch.zeros(5000), left + 10, torch.full((5000,), 10.0)), dim=1)
+    rows = rows if falling else rows.flip(0)
+    assert survivors(rows, [5000], 0.5).tolist() == kernel(rows, 0.5)
+
+
+def test_chains_longer_than_the_rounds_are_settled_row_by_row(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    better, worse = torch.randint(0, 60, (2, 90), generator=generator).sort(dim=0).values
+    better, worse = better[better < worse], worse[better < worse]
+    expected = resolve(60, better, worse)
+    monkeypatch.setattr(module, "_ROUNDS", 0)
+    assert torch.equal(resolve(60, better, worse), expected)
+    assert not expected.all()
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.95, 0.99, 0.999, 1.0])
+def test_crowds_at_tight_thresholds_are_decided_as_by_the_kernel(threshold):
+    rows = torch.tensor([100.0, 100, 200, 200]) + torch.rand(4000, 4, generator=torch.Generator().manual_seed(0)) * 8
+    assert survivors(rows, [4000], threshold).tolist() == kernel(rows, threshold)
+
+
+@pytest.mark.parametrize("measure", ["iou", "diou"])
+def test_boxes_as_small_as_the_rounding_of_their_place_are_decided_at_once(measure):
+    generator = torch.Generator().manual_seed(0)
+    corner = 2.0**56 + torch.randint(0, 1000, (2100, 2), generator=generator).double() * 16
+    rows = torch.cat((corner, corner + 16 * torch.randint(1, 3, (2100, 2), generator=generator)), dim=1)
+    expected = kernel(rows, 0.9) if measure == "iou" else greedy(rows, 0.9)
+    assert survivors(rows, [2100], 0.9, measure).tolist() == expected

@@ -155,3 +155,11 @@ def test_wrong_settings_are_named(settings, message):
 
 def test_it_prints_its_settings():
     assert "max_detections=7" in repr(Postprocess(max_detections=7))
+
+
+@pytest.mark.parametrize("bad", [torch.inf, torch.nan])
+def test_a_box_that_is_not_finite_is_no_detection_and_suppresses_none(bad):
+    boxes, scores = torch.tensor([[[0, 0, bad, 9], [0, 0, 10, 9.0]]]), torch.tensor([[[0.9], [0.8]]])
+    found = Postprocess(max_detections=2)(scores, boxes, torch.tensor([[10, 10]]))
+    assert found.valid.tolist() == [[True, False]]
+    assert found.boxes[0, 0].tolist() == [0, 0, 10, 9]
