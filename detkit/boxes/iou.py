@@ -44,7 +44,7 @@ def generalized_box_iou(
     >>> generalized_box_iou(torch.tensor([[0.0, 0, 1, 1]]), torch.tensor([[2.0, 0, 3, 1]]))
     tensor([[-0.3333]])
     """
-    return _matrix(_generalized, boxes1, boxes2, "generalized_box_iou")
+    return _matrix(generalized_formula, boxes1, boxes2, "generalized_box_iou")
 
 
 def distance_box_iou(
@@ -58,7 +58,7 @@ def distance_box_iou(
     >>> 1 - distance_box_iou(torch.tensor([[0.0, 0, 2, 2]]), torch.tensor([[1.0, 1, 3, 3]]))
     tensor([[0.9683]])
     """
-    return _matrix(_distance_formula(variant, "distance_box_iou"), boxes1, boxes2, "distance_box_iou")
+    return _matrix(distance_formula(variant, "distance_box_iou"), boxes1, boxes2, "distance_box_iou")
 
 
 def complete_box_iou(boxes1: Shaped[Tensor, "... N 4"], boxes2: Shaped[Tensor, "... M 4"]) -> Float[Tensor, "... N M"]:
@@ -70,7 +70,7 @@ def complete_box_iou(boxes1: Shaped[Tensor, "... N 4"], boxes2: Shaped[Tensor, "
     >>> complete_box_iou(torch.tensor([[0.0, 0, 2, 2]]), torch.tensor([[0.0, 0, 2, 2], [0, 0, 4, 1]]))
     tensor([[1.0000, 0.2530]])
     """
-    return _matrix(_complete, boxes1, boxes2, "complete_box_iou")
+    return _matrix(complete_formula, boxes1, boxes2, "complete_box_iou")
 
 
 def paired_box_iou(boxes1: Shaped[Tensor, "... 4"], boxes2: Shaped[Tensor, "... 4"]) -> Float[Tensor, "..."]:
@@ -90,7 +90,7 @@ def paired_generalized_box_iou(
     >>> paired_generalized_box_iou(torch.tensor([[0.0, 0, 1, 1]]), torch.tensor([[2.0, 0, 3, 1]]))
     tensor([-0.3333])
     """
-    return _paired(_generalized, boxes1, boxes2, "paired_generalized_box_iou")
+    return _paired(generalized_formula, boxes1, boxes2, "paired_generalized_box_iou")
 
 
 def paired_distance_box_iou(
@@ -101,7 +101,7 @@ def paired_distance_box_iou(
     >>> 1 - paired_distance_box_iou(torch.tensor([[0.0, 0, 2, 2]]), torch.tensor([[1.0, 1, 3, 3]]))
     tensor([0.9683])
     """
-    formula = _distance_formula(variant, "paired_distance_box_iou")
+    formula = distance_formula(variant, "paired_distance_box_iou")
     return _paired(formula, boxes1, boxes2, "paired_distance_box_iou")
 
 
@@ -111,7 +111,7 @@ def paired_complete_box_iou(boxes1: Shaped[Tensor, "... 4"], boxes2: Shaped[Tens
     >>> paired_complete_box_iou(torch.tensor([[0.0, 0, 2, 2]]), torch.tensor([[0.0, 0, 4, 1]]))
     tensor([0.2530])
     """
-    return _paired(_complete, boxes1, boxes2, "paired_complete_box_iou")
+    return _paired(complete_formula, boxes1, boxes2, "paired_complete_box_iou")
 
 
 def mask_iou(masks1: Shaped[Tensor, "N H W"], masks2: Shaped[Tensor, "M H W"]) -> Float[Tensor, "N M"]:
@@ -134,7 +134,7 @@ def mask_iou(masks1: Shaped[Tensor, "N H W"], masks2: Shaped[Tensor, "M H W"]) -
     return _ratio(intersection, rows.sum(1)[:, None] + columns.sum(1) - intersection)
 
 
-class _Sides(NamedTuple):
+class BoxSides(NamedTuple):
     """Coordinates of boxes, shaped to broadcast against those of others."""
 
     x1: Tensor
@@ -155,7 +155,7 @@ class _Sides(NamedTuple):
         return self.width * self.height
 
 
-_Formula = Callable[[_Sides, _Sides], Tensor]
+_Formula = Callable[[BoxSides, BoxSides], Tensor]
 
 
 def _matrix(formula: _Formula, boxes1: Tensor, boxes2: Tensor, function: str) -> Tensor:
@@ -199,10 +199,10 @@ def _paired(formula: _Formula, boxes1: Tensor, boxes2: Tensor, function: str) ->
     return formula(_sides(first), _sides(second))
 
 
-def _sides(boxes: Tensor) -> _Sides:
+def _sides(boxes: Tensor) -> BoxSides:
     """Coordinates bounded so that no area, sum of areas or squared distance overflows."""
     limit = coordinate_limit(boxes.dtype)
-    return _Sides(*boxes.clamp(-limit, limit).unbind(-1))
+    return BoxSides(*boxes.clamp(-limit, limit).unbind(-1))
 
 
 def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
@@ -211,63 +211,66 @@ def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
     return torch.where(positive, numerator / torch.where(positive, denominator, 1), 0)
 
 
-def _intersection_and_union(a: _Sides, b: _Sides) -> tuple[Tensor, Tensor]:
+def _intersection_and_union(a: BoxSides, b: BoxSides) -> tuple[Tensor, Tensor]:
     width = (torch.minimum(a.x2, b.x2) - torch.maximum(a.x1, b.x1)).clamp(min=0)
     height = (torch.minimum(a.y2, b.y2) - torch.maximum(a.y1, b.y1)).clamp(min=0)
     intersection = width * height
     return intersection, (a.area + b.area) - intersection
 
 
-def _hull(a: _Sides, b: _Sides) -> tuple[Tensor, Tensor]:
+def _hull(a: BoxSides, b: BoxSides) -> tuple[Tensor, Tensor]:
     """Width and height of the smallest box around both."""
     width = torch.maximum(a.x2, b.x2) - torch.minimum(a.x1, b.x1)
     height = torch.maximum(a.y2, b.y2) - torch.minimum(a.y1, b.y1)
     return width.clamp(min=0), height.clamp(min=0)
 
 
-def _iou(a: _Sides, b: _Sides) -> Tensor:
+def _iou(a: BoxSides, b: BoxSides) -> Tensor:
     return _ratio(*_intersection_and_union(a, b))
 
 
-def _generalized(a: _Sides, b: _Sides) -> Tensor:
+def generalized_formula(a: BoxSides, b: BoxSides) -> Tensor:
+    """GIoU of sides that broadcast."""
     intersection, union = _intersection_and_union(a, b)
     width, height = _hull(a, b)
     hull = width * height
     return _ratio(intersection, union) - _ratio((hull - union).clamp(min=0), hull)
 
 
-def _distance_formula(variant: str, function: str) -> _Formula:
+def distance_formula(variant: str, function: str) -> _Formula:
+    """The DIoU of ``variant``; raises ValueError in the name of ``function`` for an unknown one."""
     formulas: dict[str, _Formula] = {"squared": _distance, "unsquared": _distance_unsquared}
     if variant not in formulas:
         raise ValueError(f"{function}: variant={variant!r}; allowed is 'squared' or 'unsquared'")
     return formulas[variant]
 
 
-def _centre_distance_squared(a: _Sides, b: _Sides) -> Tensor:
+def _centre_distance_squared(a: BoxSides, b: BoxSides) -> Tensor:
     dx = ((a.x1 + a.x2) - (b.x1 + b.x2)) / 2
     dy = ((a.y1 + a.y2) - (b.y1 + b.y2)) / 2
     return dx * dx + dy * dy
 
 
-def _diagonal_squared(a: _Sides, b: _Sides) -> Tensor:
+def _diagonal_squared(a: BoxSides, b: BoxSides) -> Tensor:
     width, height = _hull(a, b)
     return width * width + height * height
 
 
-def _distance(a: _Sides, b: _Sides) -> Tensor:
+def _distance(a: BoxSides, b: BoxSides) -> Tensor:
     diagonal = _diagonal_squared(a, b)
     apart = torch.minimum(_centre_distance_squared(a, b), diagonal)  # centres of inverted boxes lie outside their hull
     return _iou(a, b) - _ratio(apart, diagonal)
 
 
-def _distance_unsquared(a: _Sides, b: _Sides) -> Tensor:
+def _distance_unsquared(a: BoxSides, b: BoxSides) -> Tensor:
     squared = _centre_distance_squared(a, b)
     apart = squared > 0
     distance = torch.where(apart, torch.where(apart, squared, 1).sqrt(), 0)  # the root has no gradient at 0
     return _iou(a, b) - _ratio(distance, _diagonal_squared(a, b))
 
 
-def _complete(a: _Sides, b: _Sides) -> Tensor:
+def complete_formula(a: BoxSides, b: BoxSides) -> Tensor:
+    """CIoU of sides that broadcast."""
     penalty = (4 / math.pi**2) * (_aspect_angle(a) - _aspect_angle(b)) ** 2
     penalty = torch.where((a.area > 0) & (b.area > 0), penalty, 0)
     with torch.no_grad():
@@ -275,7 +278,7 @@ def _complete(a: _Sides, b: _Sides) -> Tensor:
     return _distance(a, b) - alpha * penalty
 
 
-def _aspect_angle(a: _Sides) -> Tensor:
+def _aspect_angle(a: BoxSides) -> Tensor:
     width, height = (torch.where(a.area > 0, side, 1) for side in (a.width, a.height))
     larger = torch.maximum(width, height).detach()  # the angle's gradient squares the sides
     return torch.atan2(width / larger, height / larger)

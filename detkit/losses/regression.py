@@ -15,11 +15,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from detkit.boxes.arguments import as_boxes, promote
-from detkit.boxes.iou import DistanceVariant
-from detkit.boxes.iou import _complete as complete_formula
-from detkit.boxes.iou import _distance_formula as distance_formula
-from detkit.boxes.iou import _generalized as generalized_formula
-from detkit.boxes.iou import _Sides as BoxSides
+from detkit.boxes.iou import BoxSides, DistanceVariant, complete_formula, distance_formula, generalized_formula
 from detkit.boxes.overlap import coordinate_limit, smallest_union
 from detkit.losses.analytic import Derivatives, with_gradient
 
