@@ -44,6 +44,7 @@ class Detection(TypedDict):
     labels: Tensor
     masks: NotRequired[Tensor]
     keypoints: NotRequired[Tensor]
+    keypoints_scores: NotRequired[Tensor]
 
 
 class Images(NamedTuple):
@@ -79,6 +80,7 @@ class Detections(NamedTuple):
     class_scores: Float[Tensor, "B K C"] | None = None
     masks: Shaped[Tensor, "B K ..."] | None = None
     keypoints: Float[Tensor, "B K P 3"] | None = None
+    keypoint_scores: Float[Tensor, "B K P"] | None = None
     embeddings: Float[Tensor, "B K D"] | None = None
     segmentation: Shaped[Tensor, "B ..."] | None = None
     image_scores: Float[Tensor, "B ..."] | None = None

@@ -1,0 +1,204 @@
+"""Proposals that another program made: read from a COCO result file, checked, and padded for a detector.
+
+BING, EdgeBoxes, objectness, or yesterday's RPN: whatever writes ``[{"image_id", "bbox", "score"}, ...]``.
+"""
+
+import json
+import stat
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from reprlib import Repr
+from typing import Any, Literal, TypedDict
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from detkit.structures import Detections
+
+MAX_JSON_BYTES = 1 << 32
+"""Larger files are refused before they are read."""
+MAX_COORDINATE = float(1 << 31)
+"""Larger numbers, in either direction, are refused."""
+
+_short = Repr()
+_short.maxstring = _short.maxother = 120
+
+
+class Proposals(TypedDict):
+    """Boxes of one image that may hold an object, best first: boxes (N, 4) xyxy in its pixels, scores (N,)."""
+
+    boxes: Tensor
+    scores: Tensor
+
+
+def load_proposals(
+    path: str | Path,
+    image_ids: Sequence[int],
+    sizes: Sequence[tuple[int, int]],
+    *,
+    max_proposals: int | None = None,
+    unknown: Literal["raise", "drop"] = "raise",
+) -> list[Proposals]:
+    """The proposals of each image from a COCO result file, best first, ties in the order of the file.
+
+    path: a JSON list of dicts with image_id, bbox (x, y, width, height in pixels) and score; other keys, category_id
+    say, are not read. image_ids (B,) are the images wanted, in the order that comes back, and sizes their (height,
+    width): ``CocoDataset`` has ``image_ids`` and ``image_size(index)``. Boxes are clipped to the image; those of which
+    nothing is left are dropped. An image without proposals has boxes (0, 4). max_proposals: the best so many of each.
+
+    Raises ValueError naming the file and the entry: no list, a key missing or ill-typed, numbers that are not finite,
+    negative sizes, an image that was not asked for (``unknown="drop"`` passes over those, for a file of a larger set).
+
+    >>> import tempfile
+    >>> rows = [{"image_id": 7, "bbox": [1, 2, 3, 4], "score": 0.5}, {"image_id": 7, "bbox": [0, 0, 9, 9], "score": 1}]
+    >>> with tempfile.TemporaryDirectory() as root:
+    ...     written = Path(root, "boxes.json").write_text(json.dumps(rows))
+    ...     found = load_proposals(Path(root, "boxes.json"), [7, 8], [(6, 8), (6, 8)])
+    >>> [image["boxes"].tolist() for image in found]
+    [[[0.0, 0.0, 8.0, 6.0], [1.0, 2.0, 4.0, 6.0]], []]
+    """
+    _check(image_ids, sizes, max_proposals, unknown)
+    source = f"load_proposals: {path}"
+    rows = _read(Path(path), source)
+    owners, boxes, scores = _columns(rows, {image: i for i, image in enumerate(image_ids)}, unknown, source)
+    boxes = _clipped(
+        boxes, np.array([(width, height) * 2 for height, width in sizes], np.float64).reshape(-1, 4)[owners]
+    )
+    keep = np.flatnonzero((boxes[:, 2:] > boxes[:, :2]).all(axis=1))
+    order = keep[np.lexsort((-scores[keep], owners[keep]))]  # stable: by image, then by score
+    cuts = np.searchsorted(owners[order], np.arange(len(image_ids) + 1))
+    parts = [order[start:stop][:max_proposals] for start, stop in pairwise(cuts)]
+    return [{"boxes": _tensor(boxes[part]), "scores": _tensor(scores[part])} for part in parts]
+
+
+def pad_proposals(
+    proposals: Sequence[Proposals], *, max_proposals: int | None = None, device: torch.device | None = None
+) -> Detections:
+    """Proposals of B images as one padded batch of class 0, what ``Detector(images, proposals=)`` starts from.
+
+    They come best first, boxes (N_i, 4) and scores (N_i,), and stay so. K is ``max_proposals``, the best so many of
+    each image: it does not depend on values, so compiles once; without it the most that any image has, at least 1.
+    Raises ValueError for an empty list, and where boxes and scores disagree, naming the image.
+
+    >>> padded = pad_proposals([{"boxes": torch.ones(1, 4), "scores": torch.ones(1)},
+    ...                         {"boxes": torch.ones(3, 4), "scores": torch.ones(3)}], max_proposals=2)
+    >>> padded.boxes.shape, padded.valid.tolist()
+    (torch.Size([2, 2, 4]), [[True, False], [True, True]])
+    """
+    if not proposals or (max_proposals is not None and max_proposals < 1):
+        raise ValueError(
+            f"pad_proposals: {len(proposals)} images, max_proposals={max_proposals}; allowed is at least one of each"
+        )
+    boxes = [_rows(i, image) for i, image in enumerate(proposals)]
+    length = max_proposals or max(1, *map(len, boxes))
+    counts = torch.tensor([min(len(rows), length) for rows in boxes])
+    padded = Detections(
+        boxes=_padded(boxes, length),
+        scores=_padded([image["scores"] for image in proposals], length),
+        labels=torch.zeros(len(boxes), length, dtype=torch.int64),
+        valid=torch.arange(length) < counts[:, None],
+    )
+    return Detections._make(None if rows is None else rows.to(device) for rows in padded)
+
+
+def _check(image_ids: Sequence[int], sizes: Sequence[tuple[int, int]], count: int | None, unknown: str) -> None:
+    if len(set(image_ids)) != len(image_ids) or len(sizes) != len(image_ids):
+        raise ValueError(
+            f"load_proposals: {len(image_ids)} image_ids, {len(set(image_ids))} of them different, and {len(sizes)} "
+            "sizes; allowed are different ids, with a size for each"
+        )
+    if count is not None and count < 1:
+        raise ValueError(f"load_proposals: max_proposals={count}; allowed is at least 1, or None for all")
+    if unknown not in ("raise", "drop"):
+        raise ValueError(f"load_proposals: unknown={unknown!r}; allowed is 'raise' or 'drop'")
+
+
+def _read(path: Path, source: str) -> list[Any]:
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_JSON_BYTES:
+        raise ValueError(
+            f"{source} has {status.st_size} bytes; allowed is a regular file of at most {MAX_JSON_BYTES} bytes"
+        )
+    try:
+        rows = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{source} is not valid JSON: {error}") from error
+    if not isinstance(rows, list):
+        raise ValueError(f"{source} holds a {type(rows).__name__}; allowed is a list of image_id, bbox and score")
+    return rows
+
+
+def _columns(
+    rows: list[Any], positions: dict[int, int], unknown: str, source: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The image's position, xyxy box and score of every row of a wanted image."""
+    owners, boxes, scores = [], [], []
+    for i, row in enumerate(rows):
+        problem = _problem(row)
+        if problem:
+            raise ValueError(f"{source}: entry {i}: {problem}")
+        owner = positions.get(row["image_id"])
+        if owner is not None:
+            owners.append(owner)
+            boxes.append(row["bbox"])
+            scores.append(row["score"])
+        elif unknown == "raise":
+            raise ValueError(
+                f"{source}: entry {i}: image_id={row['image_id']} is none of the {len(positions)} image_ids; "
+                "unknown='drop' passes over such entries"
+            )
+    corners = np.array(boxes, np.float64).reshape(-1, 4)
+    corners[:, 2:] += corners[:, :2]
+    return np.array(owners, np.int64), corners, np.array(scores, np.float64)
+
+
+def _problem(row: Any) -> str:
+    """What is wrong with an entry, or nothing."""
+    if not isinstance(row, dict):
+        return f"is {_short.repr(row)}; allowed is a dict with image_id, bbox and score"
+    missing = [key for key in ("image_id", "bbox", "score") if key not in row]
+    if missing:
+        return f"{missing[0]} is missing"
+    if type(row["image_id"]) is not int:
+        return f"image_id={_short.repr(row['image_id'])}; allowed is an integer"
+    box = row["bbox"]
+    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)) or min(box[2:]) < 0:
+        return (
+            f"bbox={_short.repr(box)}; allowed are x, y, width, height: finite numbers within {MAX_COORDINATE:g}, "
+            "width and height from 0 on"
+        )
+    return "" if _is_number(row["score"]) else f"score={_short.repr(row['score'])}; allowed is a finite number"
+
+
+def _is_number(value: Any) -> bool:
+    # NaN is not within anything; an integer too long for a float is compared all the same.
+    return type(value) in (int, float) and abs(value) <= MAX_COORDINATE
+
+
+def _clipped(boxes: Float[np.ndarray, "n 4"], limits: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, "n 4"]:
+    return np.minimum(np.maximum(boxes, 0), limits)
+
+
+def _tensor(rows: Float[np.ndarray, "..."]) -> Tensor:
+    return torch.from_numpy(rows.astype(np.float32))
+
+
+def _rows(image: int, entries: Proposals) -> Tensor:
+    boxes, scores = entries["boxes"], entries["scores"]
+    boxes = boxes.reshape(-1, 4) if boxes.numel() == 0 else boxes
+    if boxes.ndim != 2 or boxes.shape[1] != 4 or scores.shape != boxes.shape[:1]:
+        raise ValueError(
+            f"pad_proposals: proposals[{image}] has boxes of shape {tuple(boxes.shape)} and scores of shape "
+            f"{tuple(scores.shape)}; allowed is (N, 4) and (N,)"
+        )
+    return boxes
+
+
+def _padded(rows: Sequence[Tensor], length: int) -> Tensor:
+    padded = rows[0].new_zeros(len(rows), length, *rows[0].shape[1:])
+    for image, own in zip(padded, rows, strict=True):
+        image[: min(len(own), length)] = own[:length]
+    return padded
