@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detkit.checks import check_fraction
+from detkit.ranking import stable_topk
 from detkit.structures import NEGATIVE
 
 Scope = Literal["image", "batch"]
@@ -91,6 +92,11 @@ class BalancedSampler(nn.Module):
         check_fraction(positive_fraction, name="positive_fraction", function="BalancedSampler")
         self.count, self.positive_fraction = count, positive_fraction
 
+    @property
+    def most_positives(self) -> int:
+        """How many positives an image can have among its ``count``."""
+        return int(self.count * self.positive_fraction)
+
     @torch.no_grad()
     def forward(self, labels: Int[Tensor, "B N"], *, generator: torch.Generator | None = None) -> Bool[Tensor, "B N"]:
         """True for each chosen anchor, positive or negative.
@@ -103,13 +109,30 @@ class BalancedSampler(nn.Module):
         else:
             lots = torch.rand(labels.shape, generator=generator, device=generator.device).to(labels.device)
         lots = 1 - lots  # in (0, 1]: whoever is not eligible draws 0
-        positives = _best(lots, labels >= 0, int(self.count * self.positive_fraction))
+        positives = _best(lots, labels >= 0, self.most_positives)
         room = self.count - positives.sum(1, keepdim=True)
         return positives | _best(lots, labels == NEGATIVE, self.count, room)
 
     def extra_repr(self) -> str:
         """The settings that ``print`` shows."""
         return f"{self.count}, positive_fraction={self.positive_fraction}"
+
+
+def sampled_rows(
+    chosen: Bool[Tensor, "B N"], labels: Int[Tensor, "B N"], count: int
+) -> tuple[Int[Tensor, "B K"], Bool[Tensor, "B K"]]:
+    """Where a sampler's choice lies, positives first, in rows of one length: what a head is run on.
+
+    ``chosen`` (B, N) is a sampler's mask of at most ``count`` in each image, ``labels`` (B, N) what it chose from.
+    Returns indices (B, K) into N, by rising index within positives and negatives, and which of them are valid;
+    K = min(count, N).
+
+    >>> chosen, labels = torch.tensor([[True, False, True]]), torch.tensor([[-1, -1, 4]])
+    >>> sampled_rows(chosen, labels, 2)
+    (tensor([[2, 0]]), tensor([[True, True]]))
+    """
+    rows = stable_topk(chosen.float() * (1 + (labels >= 0)), count)
+    return rows, chosen.gather(1, rows)
 
 
 def _best(

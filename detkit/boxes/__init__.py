@@ -14,6 +14,7 @@ from detkit.boxes.convert import (
     xyxy_to_cxcywh,
     xyxy_to_xywh,
 )
+from detkit.boxes.crop import crop_and_resize
 from detkit.boxes.fusion import weighted_boxes_fusion
 from detkit.boxes.iou import (
     box_iou,
@@ -28,17 +29,21 @@ from detkit.boxes.iou import (
 )
 from detkit.boxes.nms import batched_nms, nms
 from detkit.boxes.padded import multiclass_nms_padded, nms_padded
+from detkit.boxes.pooling import project_to_cells, roi_align, roi_pool, spatial_pyramid_pool
+from detkit.boxes.pyramid import PyramidRoIAlign
 from detkit.boxes.rescore import matrix_nms, soft_nms, soft_nms_padded
 
 __all__ = [
     "DeltaCoder",
     "DistanceCoder",
     "GridCoder",
+    "PyramidRoIAlign",
     "batched_nms",
     "box_area",
     "box_iou",
     "clip_boxes_to_image",
     "complete_box_iou",
+    "crop_and_resize",
     "cxcywh_to_xyxy",
     "distance_box_iou",
     "generalized_box_iou",
@@ -51,9 +56,13 @@ __all__ = [
     "paired_complete_box_iou",
     "paired_distance_box_iou",
     "paired_generalized_box_iou",
+    "project_to_cells",
     "remove_small_boxes",
+    "roi_align",
+    "roi_pool",
     "soft_nms",
     "soft_nms_padded",
+    "spatial_pyramid_pool",
     "weighted_boxes_fusion",
     "xywh_to_xyxy",
     "xyxy_to_cxcywh",

@@ -53,7 +53,7 @@ def nms_padded(
 
 
 def multiclass_nms_padded(
-    boxes: Shaped[Tensor, "B N 4"],
+    boxes: Shaped[Tensor, "B N 4"] | Shaped[Tensor, "B N C 4"],
     scores: Shaped[Tensor, "B N C"],
     iou_threshold: float,
     *,
@@ -64,7 +64,8 @@ def multiclass_nms_padded(
 ) -> tuple[Int[Tensor, "B K"], Int[Tensor, "B K"], Bool[Tensor, "B K"]]:
     """The best ``max_detections`` of all (box, class) pairs above ``score_threshold`` that survive in their class.
 
-    boxes (B, N, 4), scores (B, N, C); of each class only the best ``candidates_per_class`` are looked at (None: all).
+    boxes (B, N, 4), or (B, N, C, 4) where every class has its own; scores (B, N, C); of each class only the best
+    ``candidates_per_class`` are looked at (None: all).
     Returns (indices, labels, valid), each (B, K) with K the smaller of ``max_detections`` and the number of candidates:
     box and class of every detection, best first, ties by lower box, then by lower class; zeros where ``valid`` is
     False. A pair that is not finite neither survives nor suppresses. Compiles and exports. No array of all N * C pairs
@@ -81,11 +82,15 @@ def multiclass_nms_padded(
             raise ValueError(f"{function}: {name}={count} must be at least 1")
     if not -math.inf < score_threshold < math.inf:
         raise ValueError(f"{function}: score_threshold={score_threshold} must be finite")
-    if boxes.ndim != 3 or boxes.shape[-1] != 4:
-        raise ValueError(f"{function}: boxes has shape {tuple(boxes.shape)}; allowed is (B, N, 4)")
+    if boxes.ndim not in (3, 4) or boxes.shape[-1] != 4:
+        raise ValueError(f"{function}: boxes has shape {tuple(boxes.shape)}; allowed is (B, N, 4) or (B, N, C, 4)")
     if scores.ndim != 3 or scores.shape[:2] != boxes.shape[:2]:
         raise ValueError(
             f"{function}: scores has shape {tuple(scores.shape)}; allowed is {tuple(boxes.shape[:2])} and the classes"
+        )
+    if boxes.ndim == 4 and boxes.shape[:3] != scores.shape:
+        raise ValueError(
+            f"{function}: boxes of each class have shape {tuple(boxes.shape)}; allowed is {tuple(scores.shape)} and 4"
         )
     pairs, valid = torch.ops.detkit.multiclass_nms_padded(
         boxes, scores, iou_threshold, score_threshold, candidates_per_class, max_detections, measure
@@ -178,7 +183,8 @@ def _multiclass_nms_padded(
     (batch, count, classes), boxes = scores.shape, promote(boxes)
     best = scores.amax(2) if classes else scores.new_zeros(batch, count)
     if not (torch.isfinite(best).all() and torch.isfinite(boxes).all()):
-        finite = torch.isfinite(boxes).all(-1, keepdim=True) & torch.isfinite(scores)
+        solid = torch.isfinite(boxes).all(-1)
+        finite = (solid if boxes.ndim == 4 else solid[..., None]) & torch.isfinite(scores)
         scores = torch.where(finite, scores, -torch.inf)
         best = scores.amax(2)
     best = promote(best)
@@ -192,7 +198,8 @@ def _multiclass_nms_padded(
         index, labels = rows.gather(1, order // classes), order % classes
         if candidates_per_class is not None:
             real = real & (_rank_within(labels, classes) < candidates_per_class)
-        return _Prefix(index * classes + labels, boxes[images[:, None], index], labels, real, more)
+        place = (images[:, None], index) if boxes.ndim == 3 else (images[:, None], index, labels)
+        return _Prefix(index * classes + labels, boxes[place], labels, real, more)
 
     width = min(max_detections, min(count, candidates_per_class or count) * classes)
     nms = (iou_threshold, cast(Measure, measure))

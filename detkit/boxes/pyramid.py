@@ -1,0 +1,184 @@
+"""RoIAlign over a feature pyramid: every box is read from the one level whose cells suit its size.
+
+The work is torchvision's kernel, once a level, on the boxes of that level. Which boxes those are depends on values, so
+this is a custom op: compiled and exported code sees one node with a known shape, and its gradient is another.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from detkit.boxes.arguments import promote
+
+_FARTHEST_CELL = 2.0**20  # the kernel holds cells in 32-bit integers
+
+
+class PyramidRoIAlign(nn.Module):
+    """Reads S x S values for each box from the pyramid level that suits its size.
+
+    A box of ``canonical_size`` pixels (the square root of its area) is read from level ``canonical_level``, counted so
+    that level l has stride 2**l; half the size is one level finer. Levels that are not there give way to the nearest.
+    ``strides`` are those of the levels, finest first, powers of 2; ``sampling_ratio`` points in each direction are
+    averaged for a value, 0: as many as cells. Source: Lin et al. 2017, "Feature Pyramid Networks", equation 1;
+    He et al. 2017, section 3 ("RoIAlign"), without the half-pixel offset, as torchvision.
+
+    Raises ValueError for an output size below 1, and for strides that are not powers of 2, rising by 2.
+
+    >>> pool = PyramidRoIAlign(7, strides=(4, 8))
+    >>> features = [torch.zeros(2, 16, 32, 32), torch.zeros(2, 16, 16, 16)]
+    >>> pool(features, torch.tensor([[[0.0, 0, 60, 60]], [[0, 0, 99, 90]]])).shape
+    torch.Size([2, 16, 7, 7])
+    """
+
+    def __init__(
+        self,
+        output_size: int,
+        *,
+        strides: Sequence[int],
+        sampling_ratio: int = 2,
+        canonical_size: float = 224,
+        canonical_level: int = 4,
+    ) -> None:
+        super().__init__()
+        levels = [math.log2(stride) if stride > 0 else -1.0 for stride in strides]
+        if not levels or any(level != levels[0] + i or level % 1 for i, level in enumerate(levels)):
+            raise ValueError(f"PyramidRoIAlign: strides={tuple(strides)}; allowed are powers of 2, each twice the last")
+        if output_size < 1 or sampling_ratio < 0 or not canonical_size > 0:
+            raise ValueError(
+                f"PyramidRoIAlign: output_size={output_size}, sampling_ratio={sampling_ratio}, canonical_size="
+                f"{canonical_size}; allowed are at least 1, at least 0, above 0"
+            )
+        self.output_size, self.sampling_ratio, self.strides = output_size, sampling_ratio, tuple(strides)
+        self.canonical_size, self.canonical_level = canonical_size, canonical_level
+
+    def forward(
+        self,
+        features: Sequence[Float[Tensor, "B D _ _"]],
+        boxes: Float[Tensor, "B K 4"],
+        rows: Int[Tensor, " M"] | None = None,
+    ) -> Float[Tensor, "M D S S"]:
+        """Values (B * K, D, S, S) of all boxes xyxy in image pixels; of the flat ``rows`` of B * K only, where given.
+
+        ``features`` has a level for each stride (further levels are not read). Half precision comes back as it came.
+        Nothing is read for a box that is not finite: its values are 0. Raises ValueError for too few levels, and where
+        features and boxes differ in the number of images.
+        """
+        if len(features) < len(self.strides):
+            raise ValueError(f"PyramidRoIAlign: got {len(features)} feature levels for {len(self.strides)} strides")
+        if features[0].shape[0] != boxes.shape[0]:
+            raise ValueError(
+                f"PyramidRoIAlign: boxes are of {boxes.shape[0]} images; allowed are the {features[0].shape[0]} of "
+                "features"
+            )
+        images = torch.arange(boxes.shape[0], device=boxes.device).repeat_interleave(boxes.shape[1])
+        flat = boxes.detach().flatten(0, 1)
+        if rows is not None:
+            images, flat = images.index_select(0, rows), flat.index_select(0, rows)
+        maps = [promote(level) for level in features[: len(self.strides)]]
+        flat = flat.to(maps[0].dtype)
+        rois = torch.cat((images[:, None].to(flat), self._bounded(flat, maps[0])), dim=1)
+        levels = torch.where(torch.isfinite(flat).all(1), self.levels_of(flat), -1)
+        scales = [1 / stride for stride in self.strides]
+        pooled = torch.ops.detkit.pyramid_roi_align(maps, rois, levels, scales, self.output_size, self.sampling_ratio)
+        return pooled.to(features[0].dtype)
+
+    def levels_of(self, boxes: Float[Tensor, "*B 4"]) -> Int[Tensor, "*B"]:
+        """The level that each box is read from, as an index into ``strides``.
+
+        >>> PyramidRoIAlign(7, strides=(4, 8, 16, 32)).levels_of(torch.tensor([[0.0, 0, 224, 224], [0, 0, 111, 112]]))
+        tensor([2, 0])
+        """
+        sides = (boxes[..., 2:] - boxes[..., :2]).clamp(min=0)
+        size = (sides[..., 0] * sides[..., 1]).sqrt()
+        level = torch.floor(self.canonical_level + torch.log2(size / self.canonical_size) + 1e-6)
+        finest = round(math.log2(self.strides[0]))
+        return level.nan_to_num(finest).clamp(finest, finest + len(self.strides) - 1).to(torch.int64) - finest
+
+    def extra_repr(self) -> str:
+        """The settings that ``print`` shows."""
+        return f"{self.output_size}, strides={self.strides}, sampling_ratio={self.sampling_ratio}"
+
+    def _bounded(self, boxes: Float[Tensor, "M 4"], finest: Float[Tensor, "B D _ _"]) -> Float[Tensor, "M 4"]:
+        """Corners held to where the kernel is safe; as many points as cells are bounded by the size of the map only."""
+        if self.sampling_ratio > 0:
+            return boxes.clamp(-_FARTHEST_CELL * self.strides[0], _FARTHEST_CELL * self.strides[0])
+        height, width = (boxes.new_full((), side * self.strides[0]) for side in finest.shape[2:])
+        sides = torch.stack((width, height, width, height))
+        return boxes.clamp(-sides, 2 * sides)
+
+
+@torch.library.custom_op("detkit::pyramid_roi_align", mutates_args=())
+def _pool(
+    features: Sequence[Tensor], rois: Tensor, levels: Tensor, scales: Sequence[float], size: int, sampling_ratio: int
+) -> Tensor:
+    result = features[0].new_zeros((rois.shape[0], features[0].shape[1], size, size))
+    for level, (feature, scale) in enumerate(zip(features, scales, strict=True)):
+        rows = _rows_of(level, levels)
+        if rows.numel():
+            own = torch.ops.torchvision.roi_align(feature, rois[rows], scale, size, size, sampling_ratio, False)
+            chosen = levels[rows][:, None, None, None] == level
+            result.index_copy_(0, rows, torch.where(chosen, own, result[rows]))
+    return result
+
+
+def _rows_of(level: int, levels: Tensor) -> Tensor:
+    """The rois to look at for a level: on a CPU its own, on a device all, as it would have to wait for their number."""
+    everything = torch.arange(len(levels), device=levels.device)
+    return everything[levels == level] if levels.device.type == "cpu" else everything
+
+
+@_pool.register_fake
+def _(
+    features: Sequence[Tensor], rois: Tensor, levels: Tensor, scales: Sequence[float], size: int, sampling_ratio: int
+) -> Tensor:
+    return features[0].new_empty((rois.shape[0], features[0].shape[1], size, size))
+
+
+@torch.library.custom_op("detkit::pyramid_roi_align_backward", mutates_args=())
+def _unpool(
+    gradient: Tensor,
+    features: Sequence[Tensor],
+    rois: Tensor,
+    levels: Tensor,
+    scales: Sequence[float],
+    sampling_ratio: int,
+) -> list[Tensor]:
+    size, results = gradient.shape[-1], []
+    for level, (feature, scale) in enumerate(zip(features, scales, strict=True)):
+        rows = _rows_of(level, levels)
+        own = torch.where(levels[rows][:, None, None, None] == level, gradient[rows], 0)
+        arguments = (scale, size, size, *feature.shape, sampling_ratio, False)
+        results.append(torch.ops.torchvision._roi_align_backward(own, rois[rows], *arguments))
+    return results
+
+
+@_unpool.register_fake
+def _(
+    gradient: Tensor,
+    features: Sequence[Tensor],
+    rois: Tensor,
+    levels: Tensor,
+    scales: Sequence[float],
+    sampling_ratio: int,
+) -> list[Tensor]:
+    return [torch.empty_like(feature, memory_format=torch.contiguous_format) for feature in features]
+
+
+def _keep(ctx, inputs, output) -> None:
+    features, rois, levels, ctx.scales, _, ctx.sampling_ratio = inputs
+    ctx.levels = len(features)
+    ctx.save_for_backward(*features, rois, levels)
+
+
+def _backward(ctx, gradient: Tensor):
+    *features, rois, levels = ctx.saved_tensors
+    gradients = torch.ops.detkit.pyramid_roi_align_backward(
+        gradient.contiguous(), features, rois, levels, ctx.scales, ctx.sampling_ratio
+    )
+    return gradients, None, None, None, None, None
+
+
+_pool.register_autograd(_backward, setup_context=_keep)

@@ -1,0 +1,252 @@
+"""PyramidRoIAlign against plain loops, torchvision's MultiScaleRoIAlign with its gradients, and hostile boxes."""
+
+import math
+
+import pytest
+import torch
+from strategies import unhooked
+from torch import Tensor
+from torchvision.ops import MultiScaleRoIAlign
+
+from detkit.boxes import PyramidRoIAlign
+
+STRIDES = (4, 8, 16, 32)
+FRAME = (256, 320)
+
+
+def pyramid(
+    *, images: int = 2, channels: int = 3, dtype: torch.dtype = torch.float64, strides: tuple[int, ...] = STRIDES
+) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(images, channels, FRAME[0] // stride, FRAME[1] // stride) for stride in strides]
+    return [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes]
+
+
+def all_sizes(images: int = 2, count: int = 40) -> Tensor:
+    """Boxes (B, K, 4) from a pixel to twice the frame, centred in its middle half, so that every level is read."""
+    generator = torch.Generator().manual_seed(3)
+    draws = torch.rand(2, images, count, 2, generator=generator, dtype=torch.float64)
+    centres = (0.25 + 0.5 * draws[0]) * torch.tensor(FRAME).flip(0)
+    sides = torch.logspace(0, math.log10(520), count, dtype=torch.float64)[:, None] * (0.9 + 0.2 * draws[1])
+    return torch.cat((centres - sides / 2, centres + sides / 2), dim=-1)
+
+
+HOSTILE = torch.tensor(
+    [
+        [5.0, 5, 5, 5],  # no size
+        [5.0, 9, 60, 9],  # no height
+        [60.0, 50, 10, 5],  # inverted
+        [-90.0, -80, -20, -10],  # outside
+        [500.0, 500, 900, 900],  # outside too
+        [-30.0, -20, 500, 400],  # larger than the frame
+        [320.0, 256, 330, 270],  # behind the last cell
+        [3.0, 3, 3.001, 3.002],  # much less than a pixel
+    ],
+    dtype=torch.float64,
+)
+
+
+def level_of(box: list[float], strides: tuple[int, ...], size: float = 224, level: int = 4) -> int:
+    """Equation 1 of the paper, with torchvision's small addition."""
+    area = max(box[2] - box[0], 0) * max(box[3] - box[1], 0)
+    wanted = -math.inf if area == 0 else math.floor(level + math.log2(math.sqrt(area) / size) + 1e-6)
+    own = [int(math.log2(stride)) for stride in strides]
+    return own.index(int(min(max(wanted, own[0]), own[-1])))
+
+
+def read(plane: list[list[float]], y: float, x: float) -> float:
+    """Bilinear between cells, the border repeated for one cell, 0 beyond."""
+    height, width = len(plane), len(plane[0])
+    if y < -1 or y > height or x < -1 or x > width:
+        return 0.0
+    y, x = min(max(y, 0), height - 1), min(max(x, 0), width - 1)
+    top, left = int(y), int(x)
+    bottom, right = min(top + 1, height - 1), min(left + 1, width - 1)
+    upper = plane[top][left] * (1 - x + left) + plane[top][right] * (x - left)
+    lower = plane[bottom][left] * (1 - x + left) + plane[bottom][right] * (x - left)
+    return upper * (1 - y + top) + lower * (y - top)
+
+
+def slow_align(plane: list[list[float]], box: list[float], stride: int, size: int, ratio: int) -> list[list[float]]:
+    x1, y1, x2, y2 = (side / stride for side in box)
+    width, height = max(x2 - x1, 1) / size, max(y2 - y1, 1) / size
+    ny, nx = (ratio, ratio) if ratio else (math.ceil(height), math.ceil(width))
+
+    def value(row: int, column: int) -> float:
+        ys = [y1 + row * height + (i + 0.5) * height / ny for i in range(ny)]
+        xs = [x1 + column * width + (i + 0.5) * width / nx for i in range(nx)]
+        return sum(read(plane, y, x) for y in ys for x in xs) / (ny * nx)
+
+    return [[value(row, column) for column in range(size)] for row in range(size)]
+
+
+@pytest.mark.parametrize("ratio", [0, 1, 2])
+def test_every_box_is_read_as_plain_loops_read_it(ratio):
+    strides, features = (8, 16, 32), pyramid(channels=1, strides=(8, 16, 32))
+    boxes = torch.cat((all_sizes(count=10), HOSTILE.expand(2, -1, -1)), dim=1)
+    found = PyramidRoIAlign(3, strides=strides, sampling_ratio=ratio, canonical_size=100)(features, boxes)
+    seen = set()
+    for i, (image, box) in enumerate((b, box) for b in range(2) for box in boxes[b].tolist()):
+        level = level_of(box, strides, size=100)
+        seen.add(level)
+        if ratio == 0:  # the number of points has no bound, so corners come no farther than a frame away
+            box = [min(max(side, -limit), 2 * limit) for side, limit in zip(box, FRAME[::-1] * 2, strict=True)]
+        expected = slow_align(features[level][image, 0].tolist(), box, strides[level], 3, ratio)
+        torch.testing.assert_close(found[i, 0], torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-9)
+    assert seen == {0, 1, 2}
+
+
+@pytest.mark.parametrize("ratio", [0, 2])
+def test_values_and_gradients_are_torchvisions(ratio):
+    ours, theirs = ([level.requires_grad_() for level in pyramid()] for _ in range(2))
+    boxes = all_sizes()
+    peer = MultiScaleRoIAlign([str(i) for i in range(4)], 7, ratio)
+    peer.scales, peer.map_levels = [1 / stride for stride in STRIDES], None
+    wanted = peer({str(i): level for i, level in enumerate(theirs)}, list(boxes), [FRAME, FRAME])
+    found = PyramidRoIAlign(7, strides=STRIDES, sampling_ratio=ratio)(ours, boxes)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
+    weights = torch.randn(found.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    (found * weights).sum().backward()
+    (wanted * weights).sum().backward()
+    for one, other in zip(ours, theirs, strict=True):
+        assert other.grad.any()
+        torch.testing.assert_close(one.grad, other.grad, rtol=0, atol=1e-10)
+
+
+def test_gradients_are_those_of_differences():
+    features = [level.requires_grad_() for level in pyramid(images=1, channels=1, strides=(16, 32))]
+    boxes = torch.tensor([[[3.0, 5, 60, 90], [-20, 10, 220, 270], [9, 9, 9, 9]]], dtype=torch.float64)
+    pool = PyramidRoIAlign(2, strides=(16, 32), canonical_size=100)
+    assert pool.levels_of(boxes).tolist() == [[0, 1, 0]]
+    assert torch.autograd.gradcheck(lambda *levels: pool(levels, boxes), features)
+
+
+def test_boxes_get_no_gradient():
+    boxes = all_sizes().requires_grad_()
+    pooled = PyramidRoIAlign(2, strides=STRIDES)([level.requires_grad_() for level in pyramid()], boxes)
+    pooled.sum().backward()
+    assert boxes.grad is None
+
+
+def test_a_level_that_no_box_reads_gets_a_gradient_of_zeros():
+    features = [level.requires_grad_() for level in pyramid()]
+    PyramidRoIAlign(2, strides=STRIDES)(features, torch.tensor([[[0.0, 0, 9, 9]]] * 2)).sum().backward()
+    assert features[0].grad.any()
+    for level in features[1:]:
+        assert level.grad.shape == level.shape
+        assert not level.grad.any()
+
+
+@pytest.mark.parametrize("extent", [1e-3, 30, 111.99, 112, 224, 447, 448, 1e6])
+def test_the_level_is_that_of_the_formula(extent):
+    box = [5.0, 7, 5 + extent, 7 + extent]
+    for strides in (STRIDES, (16,), (8, 16)):
+        pool = PyramidRoIAlign(7, strides=strides)
+        assert pool.levels_of(torch.tensor(box, dtype=torch.float64)).item() == level_of(box, strides)
+
+
+def test_rows_pick_boxes_and_their_order_is_kept():
+    pool, features, boxes = PyramidRoIAlign(3, strides=STRIDES), pyramid(), all_sizes(count=5)
+    rows = torch.tensor([9, 0, 4, 4, 6])
+    assert torch.equal(pool(features, boxes, rows), pool(features, boxes)[rows])
+
+
+@pytest.mark.parametrize("rows", [None, torch.zeros(0, dtype=torch.int64)])
+def test_no_boxes_give_no_values_and_a_gradient_of_zeros(rows):
+    features = [level.requires_grad_() for level in pyramid()]
+    boxes = torch.zeros(2, 0 if rows is None else 3, 4)
+    pooled = PyramidRoIAlign(7, strides=STRIDES)(features, boxes, rows)
+    assert pooled.shape == (0, 3, 7, 7)
+    pooled.sum().backward()
+    assert all(level.grad is not None and not level.grad.any() for level in features)
+
+
+@pytest.mark.parametrize("ratio", [0, 2])
+@pytest.mark.parametrize("bad", [[math.nan] * 4, [0, 0, math.inf, 9], [-math.inf] * 4, [math.nan, 0, 9, 9]])
+def test_a_box_that_is_not_finite_reads_nothing_and_leaves_the_others_alone(bad, ratio):
+    pool = PyramidRoIAlign(3, strides=STRIDES, sampling_ratio=ratio)
+    features, boxes = [level.requires_grad_() for level in pyramid()], all_sizes(count=6)
+    expected = pool(features, boxes)
+    spoilt = boxes.clone()
+    spoilt[1, 2] = torch.tensor(bad)
+    found = pool(features, spoilt)
+    assert not found[8].any()
+    others = torch.arange(12) != 8
+    assert torch.equal(found[others], expected[others])
+    found.sum().backward()
+    assert all(torch.isfinite(level.grad).all() for level in features)
+
+
+@pytest.mark.parametrize("ratio", [0, 2])
+def test_huge_boxes_neither_hang_nor_crash(ratio):
+    boxes = torch.tensor([[[-3e38, -3e38, 3e38, 3e38], [1e30, 0, 2e30, 9], [-1e20, 0, 9, 9], [0, 0, 1e9, 1e-9]]] * 2)
+    features = pyramid(dtype=torch.float32)
+    found = PyramidRoIAlign(3, strides=STRIDES, sampling_ratio=ratio)(features, boxes)
+    assert torch.isfinite(found).all()
+    assert found.abs().max() <= max(level.abs().max() for level in features)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_promoted_and_comes_back_as_it_came(dtype):
+    pool, features, boxes = PyramidRoIAlign(3, strides=STRIDES), pyramid(dtype=dtype), all_sizes().float()
+    found = pool(features, boxes)
+    assert found.dtype == dtype
+    assert torch.equal(found, pool([level.float() for level in features], boxes).to(dtype))
+    assert torch.equal(found, pool(features, boxes.double()))
+
+
+def test_half_precision_learns_in_half_precision():
+    features = [level.requires_grad_() for level in pyramid(dtype=torch.bfloat16)]
+    PyramidRoIAlign(3, strides=STRIDES)(features, all_sizes().float()).sum().backward()
+    assert all(level.grad.dtype == torch.bfloat16 and level.grad.any() for level in features)
+
+
+def test_levels_beyond_the_strides_are_not_read():
+    features, boxes = pyramid(), all_sizes()
+    pool = PyramidRoIAlign(3, strides=STRIDES[:2])
+    nothing = [torch.full_like(level, torch.nan) for level in features[2:]]
+    assert torch.equal(pool(features[:2], boxes), pool([*features[:2], *nothing], boxes))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"strides": ()}, r"strides=\(\); allowed are powers of 2, each twice the last"),
+        ({"strides": (4, 16)}, r"strides=\(4, 16\); allowed"),
+        ({"strides": (6, 12)}, r"strides=\(6, 12\); allowed"),
+        ({"strides": (8, 4)}, r"strides=\(8, 4\); allowed"),
+        ({"strides": (0, 4)}, r"strides=\(0, 4\); allowed"),
+        ({"output_size": 0}, "output_size=0, sampling_ratio=2, canonical_size=224; allowed are at least 1"),
+        ({"sampling_ratio": -1}, "output_size=7, sampling_ratio=-1"),
+        ({"canonical_size": 0.0}, r"canonical_size=0\.0; allowed"),
+        ({"canonical_size": math.nan}, "canonical_size=nan; allowed"),
+    ],
+)
+def test_wrong_settings_are_named(settings, message):
+    with pytest.raises(ValueError, match=f"^PyramidRoIAlign: .*{message}"):
+        PyramidRoIAlign(**{"output_size": 7, "strides": (4, 8), **settings})
+
+
+def test_too_few_levels_and_another_number_of_images_are_refused():
+    pool = PyramidRoIAlign(7, strides=STRIDES)
+    with pytest.raises(ValueError, match="^PyramidRoIAlign: got 3 feature levels for 4 strides"):
+        unhooked(PyramidRoIAlign.forward)(pool, pyramid()[:3], all_sizes())
+    with pytest.raises(ValueError, match="^PyramidRoIAlign: boxes are of 3 images; allowed are the 2 of features"):
+        unhooked(PyramidRoIAlign.forward)(pool, pyramid(), all_sizes(images=3))
+
+
+@pytest.mark.parametrize("count", [0, 4])
+def test_the_operators_keep_what_torch_asks_of_them(count):
+    features = [level.requires_grad_() for level in pyramid(images=1, channels=1, strides=(16, 32))]
+    boxes = torch.cat((torch.zeros(count, 1), HOSTILE[:count]), dim=1).double()
+    levels, scales = torch.arange(count) % 3 - 1, [1 / 16, 1 / 32]
+    torch.library.opcheck(torch.ops.detkit.pyramid_roi_align.default, (features, boxes, levels, scales, 2, 2))
+    gradient = torch.ones(count, 1, 2, 2, dtype=torch.float64)
+    plain = [level.detach() for level in features]
+    torch.library.opcheck(
+        torch.ops.detkit.pyramid_roi_align_backward.default, (gradient, plain, boxes, levels, scales, 2)
+    )
+
+
+def test_printing_shows_the_settings():
+    assert repr(PyramidRoIAlign(7, strides=(4, 8))) == "PyramidRoIAlign(7, strides=(4, 8), sampling_ratio=2)"
