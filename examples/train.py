@@ -47,6 +47,8 @@ from detkit.tricks import ExponentialMovingAverage, warmup_cosine
 from detkit.viz import plot_curves, save_picture, side_by_side
 from detkit.weights import load_checkpoint, load_weights, save_checkpoint, save_weights
 
+OTHERWISE = {"ssd", "fast_rcnn", "rcnn"}
+"""Recipes that need a trunk, or proposals, handed over."""
 AUGMENTATIONS = {
     "none": v2.Identity,
     "flip": flip_augmentation,
@@ -67,7 +69,8 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--folders", nargs=3, default=tuple(VocFolders()), metavar=("XML", "IMAGES", "SPLITS"))
     add("--minus-one", action="store_true", help="voc: pixels are counted from 1, as PASCAL's own files do")
     add("--scenes", type=int, default=2000, help="scenes: how many to train on; a tenth of it to validate and to test")
-    add("--recipe", choices=sorted(set(recipes.__all__) - {"ssd"}), default="fpn_ssd")
+    add("--recipe", choices=sorted(set(recipes.__all__) - OTHERWISE), default="fpn_ssd")
+    add("--masks", action="store_true", help="coco and scenes: read masks, and judge them, for recipes that draw some")
     add("--size", type=int, nargs=2, metavar=("H", "W"), help="input size, for recipes that take one")
     add("--group-norm", action="store_true", help="for recipes with a norm: N processes then equal one, to rounding")
     add("--augment", choices=AUGMENTATIONS, default="flip")
@@ -93,6 +96,8 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("--data coco needs --images, --train-json and --val-json")
     if args.data == "voc" and not args.root:
         parser.error("--data voc needs --root")
+    if args.data == "voc" and args.masks:
+        parser.error("--data voc has no --masks")
     if importlib.util.find_spec("matplotlib") is None:
         parser.error('curves need matplotlib: pip install "torch-detkit[viz]"')
     return args
@@ -103,7 +108,10 @@ def datasets(args: argparse.Namespace) -> tuple[Dataset[Any], Any, Any, list[str
     if args.data == "scenes":
         counts = {"train": args.scenes, "val": max(1, args.scenes // 10), "test": max(1, args.scenes // 10)}
         size = tuple(args.size or (96, 96))
-        train, val, test = (DigitScenes(count, split=split, size=size) for split, count in counts.items())  # pyright: ignore[reportArgumentType]
+        train, val, test = (
+            DigitScenes(count, split=split, size=size, masks=args.masks)  # pyright: ignore[reportArgumentType]
+            for split, count in counts.items()
+        )
         return train, val, test, train.categories
     if args.data == "voc":
         folders = VocFolders(*args.folders)
@@ -113,7 +121,7 @@ def datasets(args: argparse.Namespace) -> tuple[Dataset[Any], Any, Any, list[str
         val, test = (VocDataset(args.root, s, classes=train.categories, **options) for s in ("val", last))
         return train, val, test, train.categories
     train, val, test = (
-        [CocoDataset(args.images, file) for file in files]
+        [CocoDataset(args.images, file, masks=args.masks) for file in files]
         for files in (args.train_json, args.val_json, args.test_json or args.val_json)
     )
     names = [dataset.categories for dataset in (*train, *val, *test)]
@@ -254,7 +262,7 @@ def evaluate(run: Run, data: Any, categories: list[str]) -> CocoMetrics:
     for buffer in model.buffers():  # running statistics are each process's own: take the first one's
         if dist.world_size() > 1:
             torch_dist.broadcast(buffer, 0)
-    metrics = CocoMetrics(categories)
+    metrics = CocoMetrics(categories, iou_types=("bbox", "segm") if run.args.masks else ("bbox",))
     sampler = ResumableSampler(len(data), shuffle=False)
     mine = iter(sampler)
     batches = DataLoader(data, run.batch, sampler=sampler, num_workers=run.args.workers, collate_fn=collate)
@@ -328,7 +336,7 @@ def report(args: argparse.Namespace, records: list[dict[str, float]], writer: An
         writer.flush()  # it would lose what it still holds when the process ends
 
 
-SHOWN = ("bbox/AP", "bbox/AP50")
+SHOWN = ("bbox/AP", "bbox/AP50", "segm/AP", "segm/AP50")
 
 
 def finish(run: Run, data: Any, categories: list[str]) -> dict[str, float]:
@@ -342,7 +350,9 @@ def finish(run: Run, data: Any, categories: list[str]) -> dict[str, float]:
         return result
     output, names = run.args.output, list(run.sums)
     (output / "result.json").write_text(json.dumps(result | {row.name: row._asdict() for row in rows}, indent=1))
-    save_picture(output / "curve.png", plot_curves(run.records, losses=names, metrics=list(SHOWN)))
+    save_picture(
+        output / "curve.png", plot_curves(run.records, losses=names, metrics=[name for name in SHOWN if name in result])
+    )
     images, targets = collate([data[i] for i in range(min(6, len(data)))])
     with torch.no_grad():
         found = run.average.module(images)

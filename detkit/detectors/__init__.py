@@ -2,22 +2,63 @@
 
 from detkit.detectors.dense import DenseCriterion, DenseOutputs, DenseStage
 from detkit.detectors.detector import Detector, Stage
+from detkit.detectors.keypoint import KeypointStage, decode_heatmaps
+from detkit.detectors.mask import MaskStage
+from detkit.detectors.paste import paste_masks
 from detkit.detectors.postprocess import Postprocess
 from detkit.detectors.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess, resize_target
-from detkit.detectors.recipes import fpn_ssd, ssd, ssd300, ssd512, tiny_ssd
+from detkit.detectors.recipes import (
+    fast_rcnn,
+    faster_rcnn,
+    fpn_ssd,
+    keypoint_rcnn,
+    mask_rcnn,
+    rcnn,
+    small_faster_rcnn,
+    small_mask_rcnn,
+    ssd,
+    ssd300,
+    ssd512,
+    tiny_ssd,
+)
+from detkit.detectors.region import Pixels, RegionFeatures, RegionStage
+from detkit.detectors.region_fit import RCNNFit, fit_rcnn
+from detkit.detectors.region_svm import SVMSettings
+from detkit.detectors.roi import BoxStage
+from detkit.detectors.rpn import ProposalPostprocess, RPNStage
 
 __all__ = [
     "IMAGENET_MEAN",
     "IMAGENET_STD",
+    "BoxStage",
     "DenseCriterion",
     "DenseOutputs",
     "DenseStage",
     "Detector",
+    "KeypointStage",
+    "MaskStage",
+    "Pixels",
     "Postprocess",
     "Preprocess",
+    "ProposalPostprocess",
+    "RCNNFit",
+    "RPNStage",
+    "RegionFeatures",
+    "RegionStage",
+    "SVMSettings",
     "Stage",
+    "decode_heatmaps",
+    "fast_rcnn",
+    "faster_rcnn",
+    "fit_rcnn",
     "fpn_ssd",
+    "keypoint_rcnn",
+    "mask_rcnn",
+    "paste_masks",
+    "rcnn",
     "resize_target",
+    "small_faster_rcnn",
+    "small_mask_rcnn",
     "ssd",
     "ssd300",
     "ssd512",

@@ -1,6 +1,7 @@
 """The stage of one-shot detectors: classes and boxes for every anchor, at once."""
 
-from typing import NamedTuple, Protocol, runtime_checkable
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -8,16 +9,18 @@ from torch import Tensor, nn
 from detkit.anchors import gather_assigned
 from detkit.boxes import DeltaCoder
 from detkit.detectors.detector import Stage
+from detkit.detectors.levelwise import LevelwisePostprocess
 from detkit.detectors.postprocess import Postprocess
 from detkit.structures import Detections, Images, Targets
 
 
 class DenseOutputs(NamedTuple):
-    """Predictions for every anchor of every image, and the anchors, which all images share."""
+    """Predictions for every anchor of every image, the anchors, which all images share, and the cells of each level."""
 
     logits: Float[Tensor, "B N classes"]
     deltas: Float[Tensor, "B N 4"]
     anchors: Float[Tensor, "N 4"]
+    cells: Sequence[Any] = ()
 
 
 @runtime_checkable
@@ -40,7 +43,9 @@ class DenseStage(Stage):
 
     ``class_head`` and ``box_head`` map the list of features to (B, N, Q) and (B, N, 4); ``anchors(features, images)``
     gives (N, 4) in the same order; ``matcher(anchors, targets)`` an Assignment; ``coder`` translates boxes to deltas
-    and back; ``criterion`` is a :class:`DenseCriterion`; ``postprocess(scores, boxes, sizes)`` gives Detections.
+    and back; ``criterion`` is a :class:`DenseCriterion`; ``postprocess(scores, boxes, sizes)`` gives Detections. A
+    :class:`~detkit.detectors.LevelwisePostprocess` is also told how many anchors each level has, by
+    ``anchors.per_cell``.
 
     >>> from detkit.detectors import tiny_ssd
     >>> type(tiny_ssd(num_classes=2).dense).__name__
@@ -56,7 +61,7 @@ class DenseStage(Stage):
         matcher: nn.Module,
         coder: DeltaCoder,
         criterion: DenseCriterion,
-        postprocess: Postprocess,
+        postprocess: Postprocess | LevelwisePostprocess,
     ) -> None:
         super().__init__()
         self.class_head, self.box_head, self.anchors = class_head, box_head, anchors
@@ -66,7 +71,8 @@ class DenseStage(Stage):
         self, features: list[Tensor], images: Images, detections: Detections | None, targets: Targets | None = None
     ) -> DenseOutputs:
         """Logits and deltas for every anchor; the same with targets as without."""
-        return DenseOutputs(self.class_head(features), self.box_head(features), self.anchors(features, images))
+        cells = [level.shape[-2] * level.shape[-1] for level in features]
+        return DenseOutputs(self.class_head(features), self.box_head(features), self.anchors(features, images), cells)
 
     def loss(self, outputs: DenseOutputs, targets: Targets) -> dict[str, Tensor]:
         """The criterion's losses against the targets that the matcher gives the anchors."""
@@ -78,4 +84,9 @@ class DenseStage(Stage):
     def detections(self, outputs: DenseOutputs, images: Images) -> Detections:
         """Decoded, thresholded and suppressed boxes."""
         boxes = self.coder.decode(outputs.deltas, outputs.anchors)
-        return self.postprocess(self.criterion.scores(outputs.logits), boxes, images.sizes)
+        scores = self.criterion.scores(outputs.logits)
+        if not isinstance(self.postprocess, LevelwisePostprocess):
+            return self.postprocess(scores, boxes, images.sizes)
+        per_cell: Sequence[int] = cast(Any, self.anchors).per_cell
+        counts = [cells * each for cells, each in zip(outputs.cells, per_cell, strict=True)]
+        return self.postprocess(scores, boxes, images.sizes, counts=counts)

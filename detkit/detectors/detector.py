@@ -6,9 +6,11 @@ from typing import Any, cast, overload
 from torch import Tensor, nn
 
 from detkit.detectors.preprocess import Preprocess
+from detkit.proposals import Proposals
 from detkit.structures import Detection, Detections, Images, Target, Targets
 
 Features = list[Tensor] | dict[str, list[Tensor]]
+Given = Sequence[Proposals] | Detections
 
 
 class Stage(nn.Module):
@@ -58,7 +60,9 @@ class Detector(nn.Module):
     - an :class:`Images` batch, already preprocessed, goes straight in with padded :class:`Targets`, and padded
       :class:`Detections` come out: that form compiles and exports.
 
-    ``proposals`` enter as the detections before the first stage. Raises ValueError without stages.
+    ``proposals`` enter as the detections before the first stage: with a list of images a list of dicts of boxes (N, 4)
+    in each image's own pixels and scores (N,), best first; or padded, in the batch's pixels. Raises ValueError without
+    stages.
 
     >>> import torch
     >>> from detkit.detectors import tiny_ssd
@@ -86,13 +90,13 @@ class Detector(nn.Module):
 
     @overload
     def forward(
-        self, images: Sequence[Tensor], targets: None = None, proposals: Detections | None = None
+        self, images: Sequence[Tensor], targets: None = None, proposals: Given | None = None
     ) -> list[Detection]: ...
     @overload
     def forward(self, images: Images, targets: None = None, proposals: Detections | None = None) -> Detections: ...
     @overload
     def forward(
-        self, images: Sequence[Tensor], targets: Sequence[Target], proposals: Detections | None = None
+        self, images: Sequence[Tensor], targets: Sequence[Target], proposals: Given | None = None
     ) -> dict[str, Tensor]: ...
     @overload
     def forward(self, images: Images, targets: Targets, proposals: Detections | None = None) -> dict[str, Tensor]: ...
@@ -100,14 +104,20 @@ class Detector(nn.Module):
         self,
         images: Sequence[Tensor] | Images,
         targets: Sequence[Target] | Targets | None = None,
-        proposals: Detections | None = None,
+        proposals: Given | None = None,
     ) -> list[Detection] | Detections | dict[str, Tensor]:
         """Detections, or with ``targets`` losses; see the class."""
         if isinstance(images, Images):
+            if proposals is not None and not isinstance(proposals, Detections):
+                raise ValueError(
+                    "Detector: images came as Images, so proposals must be Detections; see pad_proposals()"
+                )
             return self._fold(images, _padded(targets), proposals)
         if isinstance(targets, Targets):
             raise ValueError("Detector: images came as a list, so targets must be a list of dicts, one for each image")
         batch, padded = self.preprocess(images, targets)
+        if proposals is not None and not isinstance(proposals, Detections):
+            proposals = self.preprocess.proposals(proposals, batch)
         result = self._fold(batch, padded, proposals)
         return self.preprocess.undo(result, batch) if isinstance(result, Detections) else result
 

@@ -14,8 +14,9 @@ class Postprocess(nn.Module):
 
     Of each class the best ``candidates_per_class`` boxes are looked at (None: all), those scoring strictly above
     ``score_threshold``; of two with IoU strictly above ``iou_threshold`` the better stays. One box may be detected as
-    several classes. Ties go to the lower box, then to the lower class. The defaults are SSD's (Liu et al. 2016, section
-    3.1). Raises ValueError for thresholds outside [0, 1] and counts below 1.
+    several classes. Ties go to the lower box, then to the lower class. Boxes that clipping leaves narrower or lower
+    than ``min_size`` pixels are dropped. The defaults are SSD's (Liu et al. 2016, section 3.1).
+    Raises ValueError for thresholds outside [0, 1], counts below 1, and a negative ``min_size``.
 
     >>> scores, boxes = torch.tensor([[[0.9, 0.2], [0.8, 0.0]]]), torch.tensor([[[0.0, 0, 9, 9], [0, 0, 9, 8]]])
     >>> found = Postprocess(score_threshold=0.1, max_detections=3)(scores, boxes, torch.tensor([[10, 10]]))
@@ -30,6 +31,7 @@ class Postprocess(nn.Module):
         iou_threshold: float = 0.45,
         max_detections: int = 200,
         candidates_per_class: int | None = 400,
+        min_size: float = 0.0,
     ) -> None:
         super().__init__()
         check_fraction(score_threshold, name="score_threshold", function="Postprocess")
@@ -37,33 +39,36 @@ class Postprocess(nn.Module):
         for name, count in (("max_detections", max_detections), ("candidates_per_class", candidates_per_class)):
             if count is not None and count < 1:
                 raise ValueError(f"Postprocess: {name}={count} must be at least 1")
+        if not min_size >= 0:
+            raise ValueError(f"Postprocess: min_size={min_size} must be at least 0 pixels")
         self.score_threshold, self.iou_threshold = score_threshold, iou_threshold
         self.max_detections, self.candidates_per_class = max_detections, candidates_per_class
+        self.min_size = min_size
 
     @torch.no_grad()
     def forward(
-        self, scores: Float[Tensor, "B N C"], boxes: Float[Tensor, "B N 4"], sizes: Float[Tensor, "B 2"] | Tensor
+        self,
+        scores: Float[Tensor, "B N C"],
+        boxes: Float[Tensor, "B N 4"] | Float[Tensor, "B N C 4"],
+        sizes: Float[Tensor, "B 2"] | Tensor,
     ) -> Detections:
-        """Detections of B images from scores (B, N, C) in [0, 1] and boxes (B, N, 4), clipped to ``sizes`` (B, 2).
+        """Detections of B images from scores (B, N, C) in [0, 1], clipped to ``sizes`` (B, 2).
 
-        K is min(max_detections, candidates): rows that are not ``valid`` hold zeros.
+        boxes are (B, N, 4), or (B, N, C, 4) where every class has its own. K is min(max_detections, candidates): rows
+        that are not ``valid`` hold zeros.
         """
-        finite = torch.isfinite(boxes).all(-1, keepdim=True)
-        boxes = torch.where(
-            finite, clip_boxes_to_image(boxes, sizes), torch.nan
-        )  # clipping would make infinite ones good
-        rows, labels, valid = multiclass_nms_padded(
-            boxes,
-            scores,
-            self.iou_threshold,
-            score_threshold=self.score_threshold,
-            candidates_per_class=self.candidates_per_class,
-            max_detections=self.max_detections,
-        )
-        found = scores.gather(1, rows[..., None].expand(-1, -1, scores.shape[2])).gather(2, labels[..., None])
+        usable = torch.isfinite(boxes).all(-1, keepdim=True)  # clipping would make infinite ones good
+        boxes = clip_boxes_to_image(boxes.flatten(1, -2), sizes).view_as(boxes)
+        if self.min_size > 0:
+            usable = usable & (boxes[..., 2:] - boxes[..., :2] >= self.min_size).all(-1, keepdim=True)
+        boxes = torch.where(usable, boxes, torch.nan)
+        rows, labels, valid = self._best(scores, boxes)
+        places = rows if boxes.ndim == 3 else rows * boxes.shape[2] + labels
+        chosen = boxes.flatten(1, -2).gather(1, places[..., None].expand(-1, -1, 4))
+        found = scores.flatten(1).gather(1, rows * scores.shape[2] + labels)
         return Detections(
-            boxes=torch.where(valid[..., None], boxes.gather(1, rows[..., None].expand(-1, -1, 4)), 0),
-            scores=torch.where(valid, found.squeeze(2), 0),
+            boxes=torch.where(valid[..., None], chosen, 0),
+            scores=torch.where(valid, found, 0),
             labels=labels,
             valid=valid,
         )
@@ -72,5 +77,16 @@ class Postprocess(nn.Module):
         """The settings that ``print`` shows."""
         return ", ".join(
             f"{name}={getattr(self, name)}"
-            for name in ("score_threshold", "iou_threshold", "max_detections", "candidates_per_class")
+            for name in ("score_threshold", "iou_threshold", "max_detections", "candidates_per_class", "min_size")
+        )
+
+    def _best(self, scores: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Row, class and validity (B, K) of the detections."""
+        return multiclass_nms_padded(
+            boxes,
+            scores,
+            self.iou_threshold,
+            score_threshold=self.score_threshold,
+            candidates_per_class=self.candidates_per_class,
+            max_detections=self.max_detections,
         )

@@ -10,7 +10,10 @@ from detkit.losses.classification import (
     sigmoid_focal_loss,
     varifocal_loss,
 )
+from detkit.losses.keypoint import keypoint_loss, keypoint_targets
+from detkit.losses.mask import mask_loss, mask_targets
 from detkit.losses.multibox import MultiBoxLoss
+from detkit.losses.rcnn import RCNNLoss, RPNLoss
 from detkit.losses.regression import (
     complete_box_iou_loss,
     distance_box_iou_loss,
@@ -20,11 +23,17 @@ from detkit.losses.regression import (
 
 __all__ = [
     "MultiBoxLoss",
+    "RCNNLoss",
+    "RPNLoss",
     "complete_box_iou_loss",
     "distance_box_iou_loss",
     "distribution_focal_loss",
     "generalized_box_iou_loss",
+    "keypoint_loss",
+    "keypoint_targets",
     "label_smoothed_cross_entropy",
+    "mask_loss",
+    "mask_targets",
     "quality_focal_loss",
     "sigmoid_focal_loss",
     "smooth_l1_loss",

@@ -1,118 +1,13 @@
-"""The SSD recipes: what they consist of, and SSD300 against torchvision's with the same weights."""
-
-from typing import NamedTuple
+"""The SSD recipes and what they consist of; tests/weights compares SSD300 with torchvision's."""
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torchvision.models.detection import ssd300_vgg16
-from torchvision.models.detection.image_list import ImageList
-from torchvision.models.detection.ssd import SSD
+from torch import Tensor
 
-from detkit.anchors import BipartiteMatcher, DefaultBoxes
-from detkit.backbones import SmallBackbone, ssd_trunk_from_torchvision, vgg_features
+from detkit.anchors import DefaultBoxes
+from detkit.backbones import SmallBackbone, vgg_features
 from detkit.detectors import Detector, Postprocess, Preprocess, fpn_ssd, ssd, ssd300, ssd512, tiny_ssd
 from detkit.structures import Images, Target
-
-CLASSES = 5
-
-
-class PeerAnchors(nn.Module):
-    """torchvision's default boxes, whose sizes differ a little from those of the authors' release."""
-
-    def __init__(self, generator: nn.Module) -> None:
-        super().__init__()
-        self.generator = generator
-
-    def forward(self, features: list[Tensor], images: Images) -> Tensor:
-        sizes = [tuple(size) for size in images.sizes.tolist()]
-        return self.generator(ImageList(images.tensors, sizes), features)[0]
-
-
-class Pair(NamedTuple):
-    ours: Detector
-    peer: SSD
-    images: list[Tensor]
-    targets: list[Target]
-
-
-def background_last(values: Tensor) -> Tensor:
-    """Channels box * (C + 1) + class of torchvision's class head, with class 0 moved behind the others."""
-    rows = values.unflatten(0, (-1, CLASSES + 1))
-    return torch.cat((rows[:, 1:], rows[:, :1]), dim=1).flatten(0, 1)
-
-
-def copy_weights(peer: SSD, ours: Detector) -> None:
-    ours.trunk.load_state_dict(ssd_trunk_from_torchvision(peer.backbone.state_dict()))
-    for theirs, head, change in (
-        (peer.head.classification_head, ours.dense.class_head, background_last),
-        (peer.head.regression_head, ours.dense.box_head, lambda values: values),
-    ):
-        for source, level in zip(theirs.module_list, head.levels, strict=True):
-            level.load_state_dict({name: change(values) for name, values in source.state_dict().items()})
-
-
-@pytest.fixture(scope="module")
-def pair() -> Pair:
-    torch.manual_seed(3)
-    peer = ssd300_vgg16(weights=None, weights_backbone=None, num_classes=CLASSES + 1).eval()
-    with torch.no_grad():
-        for module in peer.head.modules():
-            if isinstance(module, nn.Conv2d):
-                module.weight *= 0.2  # untrained features are large: keep softmax and exp away from their limits
-                module.bias.normal_(std=0.1)
-    ours = ssd300(CLASSES).eval()
-    copy_weights(peer, ours)
-    ours.dense.anchors = PeerAnchors(peer.anchor_generator)
-    ours.dense.matcher = BipartiteMatcher(positive=0.5, greedy=False, force_match_zero=True)
-    images = [torch.rand(3, 240, 320), torch.rand(3, 400, 300)]
-    targets = [
-        Target(
-            boxes=torch.tensor([[10.0, 20, 100, 120], [15, 22, 110, 121], [150, 30, 310, 230], [3, 3, 14, 20]]),
-            labels=torch.tensor([0, 4, 2, 1]),
-        ),
-        Target(boxes=torch.tensor([[50.0, 60, 200, 380]]), labels=torch.tensor([3])),
-    ]
-    return Pair(ours, peer, images, targets)
-
-
-def test_ssd300_predicts_what_torchvision_predicts(pair):
-    batch, _ = pair.ours.preprocess(pair.images)
-    theirs, _ = pair.peer.transform([image.clone() for image in pair.images])
-    torch.testing.assert_close(batch.tensors, theirs.tensors, rtol=1e-5, atol=1e-4)
-    with torch.no_grad():
-        expected = pair.peer.head(list(pair.peer.backbone(theirs.tensors).values()))
-        outputs = pair.ours.dense(pair.ours.trunk(batch.tensors), batch, None)
-    logits = torch.cat((expected["cls_logits"][..., 1:], expected["cls_logits"][..., :1]), dim=-1)
-    assert outputs.logits.shape == (2, 8732, CLASSES + 1)
-    assert logits.std() > 0.1
-    torch.testing.assert_close(outputs.logits, logits, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(outputs.deltas, expected["bbox_regression"], rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("objects", ["on every image", "on the second image only"])
-def test_ssd300_costs_what_torchvision_costs(pair, objects):
-    targets = list(pair.targets)
-    if objects == "on the second image only":
-        targets[0] = Target(boxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64))
-    with torch.no_grad():
-        losses = pair.ours(pair.images, targets)
-        theirs = [{"boxes": one["boxes"].clone(), "labels": one["labels"] + 1} for one in targets]
-        expected = pair.peer.train()([image.clone() for image in pair.images], theirs)
-        pair.peer.eval()
-    torch.testing.assert_close(losses["dense.classification"], expected["classification"], rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(losses["dense.box"], expected["bbox_regression"], rtol=1e-4, atol=1e-4)
-
-
-def test_ssd300_finds_what_torchvision_finds(pair):
-    with torch.no_grad():
-        found = pair.ours(pair.images)
-        expected = pair.peer([image.clone() for image in pair.images])
-    for one, other in zip(found, expected, strict=True):
-        assert len(one["scores"]) == 200
-        torch.testing.assert_close(one["scores"], other["scores"], rtol=1e-4, atol=1e-4)
-        assert one["labels"].tolist() == (other["labels"] - 1).tolist()
-        torch.testing.assert_close(one["boxes"], other["boxes"], rtol=1e-4, atol=1e-3)
 
 
 def levels_and_anchors(detector: Detector, size: tuple[int, int]) -> tuple[list[tuple[int, int]], Tensor]:

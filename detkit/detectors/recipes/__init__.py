@@ -1,5 +1,27 @@
 """Published detectors as functions: each puts parts together and returns a Detector; nothing here holds logic."""
 
+from detkit.detectors.recipes.rcnn import (
+    fast_rcnn,
+    faster_rcnn,
+    keypoint_rcnn,
+    mask_rcnn,
+    small_faster_rcnn,
+    small_mask_rcnn,
+)
+from detkit.detectors.recipes.regions import rcnn
 from detkit.detectors.recipes.ssd import fpn_ssd, ssd, ssd300, ssd512, tiny_ssd
 
-__all__ = ["fpn_ssd", "ssd", "ssd300", "ssd512", "tiny_ssd"]
+__all__ = [
+    "fast_rcnn",
+    "faster_rcnn",
+    "fpn_ssd",
+    "keypoint_rcnn",
+    "mask_rcnn",
+    "rcnn",
+    "small_faster_rcnn",
+    "small_mask_rcnn",
+    "ssd",
+    "ssd300",
+    "ssd512",
+    "tiny_ssd",
+]

@@ -1,0 +1,171 @@
+"""The stage that places keypoints in every box: what makes Faster R-CNN Keypoint R-CNN."""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Shaped
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from detkit.boxes.arguments import as_boxes, promote
+from detkit.detectors.detector import Stage
+from detkit.detectors.mask import (
+    checked_boxes,
+    matched_objects,
+    object_weights,
+    refuse_objects_without,
+    weighted_mean,
+)
+from detkit.detectors.roi import learns_from_rows, on_valid_rows
+from detkit.losses.keypoint import keypoint_loss, keypoint_targets
+from detkit.structures import Detections, Images, Targets
+
+_LONGEST = 4096  # cells of an enlarged heatmap's side: a longer box is read more coarsely, to bound memory
+_MOST_CELLS = 1 << 24  # of heatmaps enlarged at a time, or one heatmap
+
+
+class KeypointOutputs(NamedTuple):
+    """For each box the logits of its heatmaps, and the boxes."""
+
+    logits: Float[Tensor, "B K P S S"]
+    detections: Detections
+
+
+class KeypointStage(Stage):
+    """Pools each box, draws a heatmap for every keypoint, and adds the best places to the detections.
+
+    ``pool(features, boxes, rows)`` reads regions (M, D, R, R) as :class:`~detkit.boxes.PyramidRoIAlign` does; ``head``
+    maps them to logits (M, P, S, S). It learns on what the stage before hands over: boxes with ``matched``, positives
+    ``valid``. ``criterion(logits, cells, usable)`` gives costs (M, P), 0 where a keypoint is not usable; their mean
+    over the usable keypoints of all processes, at least 1, times ``weight`` is the loss, each object's share scaled by
+    its weight. Source: He et al. 2017 (Mask R-CNN), section 5.
+
+    >>> from detkit.boxes import PyramidRoIAlign
+    >>> from detkit.heads.keypoint import KeypointHead
+    >>> stage = KeypointStage(PyramidRoIAlign(14, strides=(4,)), KeypointHead(8, 17, channels=(4,)))
+    >>> images, boxes = Images(torch.zeros(1, 3, 64, 64), torch.tensor([[64, 64]])), torch.tensor([[[8.0, 8, 40, 50]]])
+    >>> found = Detections(boxes, torch.ones(1, 1), torch.zeros(1, 1, dtype=torch.int64), torch.tensor([[True]]))
+    >>> stage.detections(stage([torch.zeros(1, 8, 16, 16)], images, found), images).keypoints.shape
+    torch.Size([1, 1, 17, 3])
+    """
+
+    def __init__(
+        self,
+        pool: nn.Module,
+        head: nn.Module,
+        *,
+        criterion: Callable[[Tensor, Tensor, Tensor], Tensor] = keypoint_loss,
+        weight: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.pool, self.head, self.criterion, self.weight = pool, head, criterion, weight
+
+    def forward(
+        self, features: list[Tensor], images: Images, detections: Detections | None, targets: Targets | None = None
+    ) -> KeypointOutputs:
+        """Heatmap logits for every box, promoted from half precision."""
+        detections = checked_boxes("KeypointStage", detections, targets)
+
+        def run(rows: Tensor | None) -> Tensor:
+            return promote(self.head(self.pool(features, detections.boxes, rows)))
+
+        logits = on_valid_rows(run, detections.valid, always=learns_from_rows(self.head))
+        return KeypointOutputs(logits, detections)
+
+    def loss(self, outputs: KeypointOutputs, targets: Targets) -> dict[str, Tensor]:
+        """ "keypoint": the criterion's mean over usable keypoints; 0, with a gradient of zeros, without any.
+
+        Raises ValueError where targets have objects but no keypoints, or another number of them than the head.
+        """
+        logits, found = outputs.logits, outputs.detections
+        keypoints = targets.keypoints
+        if keypoints is None:
+            refuse_objects_without("keypoints", "KeypointStage", targets)
+            keypoints = logits.new_zeros((*targets.valid.shape, logits.shape[2], 3))
+        if keypoints.shape[2] != logits.shape[2]:
+            raise ValueError(
+                f"KeypointStage: targets have {keypoints.shape[2]} keypoints; the head draws {logits.shape[2]}"
+            )
+        cells, usable = keypoint_targets(keypoints, found.boxes, matched_objects(found), logits.shape[-1])
+        usable = usable & found.valid[..., None]
+        costs = self.criterion(logits.flatten(0, 1), cells.flatten(0, 1), usable.flatten(0, 1))
+        weights, count = object_weights(found, targets)[..., None], usable.sum().to(costs)
+        return {"keypoint": self.weight * weighted_mean(costs.unflatten(0, found.valid.shape), weights, count)}
+
+    def detections(self, outputs: KeypointOutputs, images: Images) -> Detections:
+        """The detections as they came, with ``keypoints`` (B, K, P, 3) as x, y, 1 in batch pixels, and their scores.
+
+        ``keypoint_scores`` (B, K, P) are logits; rows of padding hold zeros.
+        """
+        found = outputs.detections
+        points, scores = decode_heatmaps(outputs.logits.flatten(0, 1), found.boxes.flatten(0, 1), found.valid.flatten())
+        rows = found.valid.shape
+        return found._replace(keypoints=points.unflatten(0, rows), keypoint_scores=scores.unflatten(0, rows))
+
+    def extra_repr(self) -> str:
+        """The settings that ``print`` shows."""
+        return f"weight={self.weight}"
+
+
+def decode_heatmaps(
+    logits: Float[Tensor, "M P S S"], boxes: Shaped[Tensor, "M 4"], valid: Bool[Tensor, "M"] | None = None
+) -> tuple[Float[Tensor, "M P 3"], Float[Tensor, "M P"]]:
+    """The place of each heatmap's maximum, as x, y, 1 in the pixels of its box, and the logit there.
+
+    Every heatmap (M, P, S, S) is enlarged, bicubically, to its box in pixels (M, 4), sides rounded up and at least 1;
+    of equal maxima the first counts, row by row. The place is the centre of its cell, scaled back to the box. Rows that
+    are not ``valid`` or not finite give zeros. A side longer than 4,096 pixels is enlarged to 4,096 cells only: there
+    torchvision takes the memory. Compiles and exports. Raises ValueError where shapes disagree.
+    Source: He et al. 2017, section 5; the rule is torchvision's.
+
+    >>> heatmaps = torch.zeros(1, 1, 4, 4)
+    >>> heatmaps[0, 0, 1, 2] = 5.0
+    >>> decode_heatmaps(heatmaps, torch.tensor([[10.0, 10, 14, 18]]))
+    (tensor([[[12.5000, 12.5000,  1.0000]]]), tensor([[4.3945]]))
+    """
+    valid = torch.ones_like(boxes[:, 0], dtype=torch.bool) if valid is None else valid
+    if logits.ndim != 4 or boxes.shape != (logits.shape[0], 4) or valid.shape != logits.shape[:1]:
+        raise ValueError(
+            f"decode_heatmaps: logits {tuple(logits.shape)}, boxes {tuple(boxes.shape)}, valid {tuple(valid.shape)}; "
+            "allowed is (M, P, S, S), (M, 4), (M,)"
+        )
+    return torch.ops.detkit.decode_heatmaps(
+        promote(logits.detach()), as_boxes(boxes.detach(), function="decode_heatmaps"), valid
+    )
+
+
+@torch.library.custom_op("detkit::decode_heatmaps", mutates_args=())
+def _decode(logits: Tensor, boxes: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    rows, count, cells = logits.shape[0], logits.shape[1], logits.shape[2] * logits.shape[3]
+    points, scores = logits.new_zeros((rows, count, 3)), logits.new_zeros((rows, count))
+    sides = (boxes[:, 2:] - boxes[:, :2]).clamp(min=1)
+    usable = valid & torch.isfinite(boxes).all(1) & torch.isfinite(sides).all(1)
+    if not cells * count:
+        return points, scores
+    for row in usable.nonzero().squeeze(1).tolist():
+        width, height = sides[row].tolist()
+        wide, high = (min(math.ceil(side), _LONGEST) for side in (width, height))
+        scores[row], best = _maxima(logits[row], high, wide)
+        place = torch.stack((best % wide, best // wide), dim=1)
+        correction = sides[row] / sides.new_tensor((wide, high))
+        points[row, :, :2] = (place + 0.5) * correction + boxes[row, :2]
+        points[row, :, 2] = 1
+    return points, scores
+
+
+def _maxima(heatmaps: Float[Tensor, "P S S"], height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Of every heatmap enlarged to (height, width) the largest value, and its first place counted row by row."""
+    found = []
+    for maps in heatmaps.split(max(_MOST_CELLS // (height * width), 1)):
+        large = F.interpolate(maps[:, None], size=(height, width), mode="bicubic", align_corners=False)
+        found.append(large.flatten(1).max(1))
+    values, places = zip(*found, strict=True)
+    return torch.cat(values), torch.cat(places)
+
+
+@_decode.register_fake
+def _(logits: Tensor, boxes: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    rows, count = logits.shape[:2]
+    return logits.new_empty((rows, count, 3)), logits.new_empty((rows, count))

@@ -1,0 +1,105 @@
+"""From scores of every anchor to detections, each feature level putting forward its own best: RetinaNet and FCOS."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from detkit.boxes import clip_boxes_to_image, nms_padded
+from detkit.checks import check_fraction
+from detkit.ranking import stable_topk
+from detkit.structures import Detections
+
+
+class LevelwisePostprocess(nn.Module):
+    """The best pairs of anchor and class of each level, suppressed within each class, the best of all.
+
+    Of each level the ``candidates_per_level`` highest scores strictly above ``score_threshold`` are looked at; of two
+    boxes of a class with IoU strictly above ``iou_threshold`` the better stays, whatever their levels;
+    ``max_detections`` remain in an image. Scores are ranked in float32; ties go to the lower anchor, then to the lower
+    class. A box that is not finite, or has a score that is NaN, is left out. The defaults are RetinaNet's; those of
+    torchvision's FCOS are .2, .6 and 100. Source: Lin et al. 2017, "Focal Loss", section 4.1. Raises ValueError for
+    thresholds outside [0, 1] and counts below 1.
+
+    >>> scores, boxes = torch.tensor([[[0.9, 0.2], [0.8, 0.0]]]), torch.tensor([[[0.0, 0, 9, 9], [0, 0, 9, 8]]])
+    >>> postprocess = LevelwisePostprocess(max_detections=3)
+    >>> found = postprocess(scores, boxes, torch.tensor([[10, 10]]), counts=[1, 1])
+    >>> found.scores, found.labels, found.valid
+    (tensor([[0.9000, 0.2000, 0.0000]]), tensor([[0, 1, 0]]), tensor([[ True,  True, False]]))
+    """
+
+    def __init__(
+        self,
+        *,
+        score_threshold: float = 0.05,
+        iou_threshold: float = 0.5,
+        max_detections: int = 300,
+        candidates_per_level: int = 1000,
+    ) -> None:
+        super().__init__()
+        check_fraction(score_threshold, name="score_threshold", function="LevelwisePostprocess")
+        check_fraction(iou_threshold, name="iou_threshold", function="LevelwisePostprocess")
+        for name, count in (("max_detections", max_detections), ("candidates_per_level", candidates_per_level)):
+            if count < 1:
+                raise ValueError(f"LevelwisePostprocess: {name}={count} must be at least 1")
+        self.score_threshold, self.iou_threshold = score_threshold, iou_threshold
+        self.max_detections, self.candidates_per_level = max_detections, candidates_per_level
+
+    @torch.no_grad()
+    def forward(
+        self,
+        scores: Float[Tensor, "B N C"],
+        boxes: Float[Tensor, "B N 4"],
+        sizes: Shaped[Tensor, "B 2"],
+        *,
+        counts: Sequence[Any],
+    ) -> Detections:
+        """Detections of B images, clipped to ``sizes`` (B, 2); ``counts`` anchors of each level add up to N.
+
+        K is min(max_detections, candidates of all levels): rows that are not ``valid`` hold zeros.
+        """
+        finite = torch.isfinite(boxes).all(-1, keepdim=True)  # clipping would make infinite ones good
+        boxes = torch.where(finite, clip_boxes_to_image(boxes, sizes), torch.nan)
+        pairs, levels, start = [], scores.split(list(counts), dim=1), 0
+        for level, length in zip(levels, counts, strict=True):
+            pairs.append(self._best_pairs(level, start, isinstance(length, torch.SymInt)))
+            start += length
+        rows, labels, found = (torch.cat(columns, dim=1) for columns in zip(*pairs, strict=True))
+        boxes = boxes.gather(1, rows[..., None].expand(-1, -1, 4))
+        valid = found > self.score_threshold
+        limits = {"groups": labels, "valid": valid, "max_detections": self.max_detections}
+        kept, valid = nms_padded(boxes, found, self.iou_threshold, **limits)
+        return Detections(
+            boxes=torch.where(valid[..., None], boxes.gather(1, kept[..., None].expand(-1, -1, 4)), 0),
+            scores=torch.where(valid, found.gather(1, kept), 0),
+            labels=torch.where(valid, labels.gather(1, kept), 0),
+            valid=valid,
+        )
+
+    def extra_repr(self) -> str:
+        """The settings that ``print`` shows."""
+        names = "score_threshold", "iou_threshold", "max_detections", "candidates_per_level"
+        return ", ".join(f"{name}={getattr(self, name)}" for name in names)
+
+    def _best_pairs(
+        self, scores: Float[Tensor, "B N C"], start: Any, symbolic: bool
+    ) -> tuple[Int[Tensor, "B K"], Int[Tensor, "B K"], Float[Tensor, "B K"]]:
+        """Anchor, class and score of the best pairs of one level; scores that must not win are -1.
+
+        Each of the best L pairs belongs to one of the L anchors whose best class is highest: so anchors are chosen
+        first, which is far less to sort.
+        """
+        classes = scores.shape[2]
+        best = scores.amax(2).nan_to_num(-1.0, -1.0, -1.0)
+        if symbolic:  # export cannot ask whether a level has as many anchors as are wanted
+            best = F.pad(best, (0, self.candidates_per_level), value=-1.0)
+        rows = stable_topk(best, self.candidates_per_level).sort(dim=1).values  # in order of anchors, for ties
+        real = best.gather(1, rows) > self.score_threshold
+        rows = torch.where(real, rows, 0)
+        own = scores.gather(1, rows[..., None].expand(-1, -1, classes))
+        own = torch.where(real[..., None] & (own > self.score_threshold), own, -1.0).flatten(1)
+        pairs = stable_topk(own, self.candidates_per_level)
+        return rows.gather(1, pairs // classes) + start, pairs % classes, own.gather(1, pairs)

@@ -1,0 +1,167 @@
+"""The stage that draws a mask for every box: what makes Faster R-CNN Mask R-CNN."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from detkit.detectors.detector import Stage
+from detkit.detectors.roi import learns_from_rows, on_valid_rows
+from detkit.dist import all_reduce_mean
+from detkit.losses.mask import mask_loss, mask_targets, own_class_masks
+from detkit.structures import Detections, Images, Targets
+
+
+class MaskOutputs(NamedTuple):
+    """For each box the mask logits of its own class; the boxes, and where their images end."""
+
+    logits: Float[Tensor, "B K S S"]
+    detections: Detections
+    images: Images
+
+
+class MaskStage(Stage):
+    """Pools each box, draws the mask of its class, and adds it to the detections.
+
+    ``pool(features, boxes, rows)`` reads regions (M, D, R, R) as :class:`~detkit.boxes.PyramidRoIAlign` does; ``head``
+    maps them to logits (M, C, S, S), of which the box's own class counts. It learns on what the stage before hands
+    over: boxes with ``matched``, positives ``valid``. ``criterion(logits, targets)`` gives a cost (M,) for logits and
+    targets (M, S, S); their mean over the positives of all processes, at least 1, times ``weight`` is the loss, each
+    object's share scaled by its weight. ``binarise`` cuts the targets at 0.5.
+    Source: He et al. 2017 (Mask R-CNN), section 3.
+
+    >>> from detkit.boxes import PyramidRoIAlign
+    >>> from detkit.heads.mask import MaskHead
+    >>> stage = MaskStage(PyramidRoIAlign(14, strides=(4,)), MaskHead(8, 3, channels=(4,)))
+    >>> images, boxes = Images(torch.zeros(1, 3, 64, 64), torch.tensor([[64, 64]])), torch.tensor([[[8.0, 8, 40, 50]]])
+    >>> found = Detections(boxes, torch.ones(1, 1), torch.ones(1, 1, dtype=torch.int64), torch.tensor([[True]]))
+    >>> stage.detections(stage([torch.zeros(1, 8, 16, 16)], images, found), images).masks.shape
+    torch.Size([1, 1, 28, 28])
+    """
+
+    def __init__(
+        self,
+        pool: nn.Module,
+        head: nn.Module,
+        *,
+        criterion: Callable[[Tensor, Tensor], Tensor] = mask_loss,
+        weight: float = 1.0,
+        binarise: bool = False,
+    ) -> None:
+        super().__init__()
+        self.pool, self.head, self.criterion = pool, head, criterion
+        self.weight, self.binarise = weight, binarise
+
+    def forward(
+        self, features: list[Tensor], images: Images, detections: Detections | None, targets: Targets | None = None
+    ) -> MaskOutputs:
+        """Mask logits for every box; with targets the class is that of the object, else the one detected."""
+        detections = checked_boxes("MaskStage", detections, targets)
+        labels = detections.labels if targets is None else targets.labels.gather(1, matched_objects(detections))
+        labels = torch.where(detections.valid, labels, 0).flatten()
+
+        def run(rows: Tensor | None) -> Tensor:
+            logits = self.head(self.pool(features, detections.boxes, rows))
+            return own_class_masks(logits, labels if rows is None else labels[rows])
+
+        logits = on_valid_rows(run, detections.valid, always=learns_from_rows(self.head))
+        return MaskOutputs(logits, detections, images)
+
+    def loss(self, outputs: MaskOutputs, targets: Targets) -> dict[str, Tensor]:
+        """ "mask": the criterion's mean over the positives; 0, with a gradient of zeros, without any.
+
+        Raises ValueError where targets have objects but no masks.
+        """
+        logits, found = outputs.logits, outputs.detections
+        masks = targets.masks
+        if masks is None:
+            refuse_objects_without("masks", "MaskStage", targets)
+            masks = logits.new_zeros((*targets.valid.shape, 1, 1))
+        wanted = mask_targets(
+            masks,
+            torch.where(found.valid[..., None], found.boxes, 0),
+            matched_objects(found),
+            logits.shape[-1],
+            sizes=outputs.images.sizes,
+            binarise=self.binarise,
+        )
+        logits = torch.where(found.valid[..., None, None], logits, 0)  # rows of padding may hold anything
+        costs = self.criterion(logits.flatten(0, 1), wanted.to(logits).flatten(0, 1)).unflatten(0, found.valid.shape)
+        count = found.valid.sum().to(costs)
+        return {"mask": self.weight * weighted_mean(costs, object_weights(found, targets), count)}
+
+    def detections(self, outputs: MaskOutputs, images: Images) -> Detections:
+        """The detections as they came, with ``masks`` (B, K, S, S): probabilities inside each box, 0 in padding."""
+        found = outputs.detections
+        return found._replace(masks=torch.where(found.valid[..., None, None], outputs.logits.sigmoid(), 0))
+
+    def extra_repr(self) -> str:
+        """The settings that ``print`` shows."""
+        return f"weight={self.weight}, binarise={self.binarise}"
+
+
+def checked_boxes(stage: str, detections: Detections | None, targets: Targets | None) -> Detections:
+    """``detections``, or ValueError where the stage before gave none, or in training none with ``matched``.
+
+    >>> checked_boxes("MaskStage", None, None)
+    Traceback (most recent call last):
+    ValueError: MaskStage: got no boxes; put a stage that finds them before it
+    """
+    if detections is None:
+        raise ValueError(f"{stage}: got no boxes; put a stage that finds them before it")
+    if targets is not None and detections.matched is None:
+        raise ValueError(
+            f"{stage}: the boxes to learn on have no matched; the stage before must hand over which object each has"
+        )
+    return detections
+
+
+def matched_objects(detections: Detections) -> Tensor:
+    """The object of each box (B, K), 0 where there is none.
+
+    >>> boxes = Detections(torch.zeros(1, 2, 4), torch.ones(1, 2), torch.zeros(1, 2), torch.tensor([[True, False]]))
+    >>> matched_objects(boxes._replace(matched=torch.tensor([[3, 5]])))
+    tensor([[3, 0]])
+    """
+    assert detections.matched is not None
+    return torch.where(detections.valid, detections.matched, 0).clamp(min=0)
+
+
+def object_weights(detections: Detections, targets: Targets) -> Float[Tensor, "B K"]:
+    """The weight of each box's object: 1 where targets have none, 0 where the box is padding.
+
+    >>> boxes = Detections(torch.zeros(1, 2, 4), torch.ones(1, 2), torch.zeros(1, 2), torch.tensor([[True, False]]))
+    >>> object_weights(boxes, Targets(*(torch.zeros(1, 1),) * 4))
+    tensor([[1., 0.]])
+    """
+    share = detections.valid.to(detections.boxes)
+    if targets.weights is None:
+        return share
+    return share * targets.weights.to(share).gather(1, matched_objects(detections))
+
+
+def weighted_mean(costs: Float[Tensor, "*B"], weights: Float[Tensor, "*#B"], count: Float[Tensor, ""]) -> Tensor:
+    """The sum of ``weights * costs`` over the mean ``count`` of all processes, which is taken as at least 1.
+
+    >>> weighted_mean(torch.tensor([2.0, 4.0]), torch.tensor([1.0, 0.5]), torch.tensor(2.0))
+    tensor(2.)
+    """
+    return (costs * weights).sum() / all_reduce_mean(count).clamp(min=1)
+
+
+def refuse_objects_without(name: str, stage: str, targets: Targets) -> None:
+    """Raise ValueError where there are objects to learn from but ``name`` is missing; compiled code always needs it.
+
+    >>> targets = Targets(torch.zeros(1, 1, 4), torch.zeros(1, 1), torch.tensor([[True]]), torch.tensor([[False]]))
+    >>> refuse_objects_without("masks", "MaskStage", targets)
+    Traceback (most recent call last):
+    ValueError: MaskStage: targets have no masks; give every target with objects its own (and, where the training is
+    compiled, images without objects empty ones)
+    """
+    if torch.compiler.is_compiling() or bool((targets.valid & ~targets.ignore).any()):
+        raise ValueError(
+            f"{stage}: targets have no {name}; give every target with objects its own (and, where the training is "
+            "compiled, images without objects empty ones)"
+        )

@@ -1,0 +1,89 @@
+"""From the small mask of a detection to the pixels of its image."""
+
+import torch
+from jaxtyping import Bool, Float, Int, Shaped
+from torch import Tensor
+from torch.nn import functional as F
+
+from detkit.boxes.arguments import as_boxes, promote
+
+_FARTHEST = 2.0**30  # pixels; farther corners are moved here, where integers still hold
+
+
+@torch.no_grad()
+def paste_masks(
+    masks: Shaped[Tensor, "K S S"],
+    boxes: Shaped[Tensor, "K 4"],
+    size: tuple[int, int],
+    *,
+    threshold: float | None = 0.5,
+) -> Bool[Tensor, "K H W"] | Float[Tensor, "K H W"]:
+    """Every mask stretched over its box, in an image of ``size`` (height, width).
+
+    masks (K, S, S) probabilities, boxes (K, 4) in the image's pixels. A mask is framed by one cell of zeros and the box
+    grown to match, its corners cut to whole pixels, then the mask is enlarged bilinearly: torchvision's rule, after
+    Detectron's. Gives probabilities, or with ``threshold`` True where they reach it. Nothing is drawn outside the
+    image, nor for a box that is inverted or not finite. Memory is that of the result and of one box's visible part.
+    Raises ValueError where shapes disagree, and for a size below 0.
+
+    >>> paste_masks(torch.ones(1, 4, 4), torch.tensor([[1.0, 1, 4, 3]]), (5, 6))[0].int()
+    tensor([[0, 0, 0, 0, 0, 0],
+            [0, 1, 1, 1, 0, 0],
+            [0, 1, 1, 1, 0, 0],
+            [0, 0, 0, 0, 0, 0],
+            [0, 0, 0, 0, 0, 0]], dtype=torch.int32)
+    """
+    if masks.ndim != 3 or boxes.shape != (len(masks), 4) or masks.shape[1] != masks.shape[2]:
+        raise ValueError(
+            f"paste_masks: masks {tuple(masks.shape)} and boxes {tuple(boxes.shape)}; allowed is (K, S, S) and (K, 4)"
+        )
+    if min(size) < 0 or masks.shape[1] < 1:
+        raise ValueError(f"paste_masks: size={size} and masks of {masks.shape[1]} cells; allowed are >= 0 and >= 1")
+    framed = F.pad(promote(masks), (1, 1, 1, 1))
+    dtype = framed.dtype if threshold is None else torch.bool
+    canvas = torch.zeros((len(masks), *size), dtype=dtype, device=masks.device)
+    corners = _grown(as_boxes(boxes, function="paste_masks"), masks.shape[1]).tolist()  # one wait for a device, not K
+    for image, mask, (x1, y1, x2, y2) in zip(canvas, framed, corners, strict=True):
+        rows, columns = _visible(y1, y2, size[0]), _visible(x1, x2, size[1])
+        if rows and columns:
+            drawn = _stretched(mask, rows, columns, y1, y2 - y1 + 1, x1, x2 - x1 + 1)
+            image[rows.start : rows.stop, columns.start : columns.stop] = (
+                drawn if threshold is None else drawn >= threshold
+            )
+    return canvas
+
+
+def _grown(boxes: Float[Tensor, "K 4"], cells: int) -> Int[Tensor, "K 4"]:
+    """Boxes with room for one more cell on each side, in whole pixels; empty ones where a box has no meaning."""
+    low, high = boxes[:, :2], boxes[:, 2:]
+    reach, centre = (high - low) * 0.5 * ((cells + 2) / cells), (high + low) * 0.5
+    grown = torch.cat((centre - reach, centre + reach), dim=1)
+    good = torch.isfinite(grown).all(1) & (high >= low).all(1)
+    whole = grown.nan_to_num(0.0).clamp(-_FARTHEST, _FARTHEST).to(torch.int64)
+    return torch.where(good[:, None], whole, whole.new_tensor((0, 0, -2, -2)))
+
+
+def _visible(low: int, high: int, length: int) -> range:
+    """The pixels from ``low`` to ``high``, both included, that the image has."""
+    return range(max(low, 0), min(high + 1, length))
+
+
+def _stretched(
+    mask: Float[Tensor, "S S"], rows: range, columns: range, top: int, height: int, left: int, width: int
+) -> Float[Tensor, "h w"]:
+    """The visible part of ``mask`` enlarged to (height, width): columns first, while there are few rows."""
+    low, high, share = _sources(columns, left, width, mask)
+    wide = mask[:, low] * (1 - share) + mask[:, high] * share
+    low, high, share = _sources(rows, top, height, mask)
+    return (wide[low] * (1 - share)[:, None]).addcmul_(wide[high], share[:, None])
+
+
+def _sources(
+    pixels: range, start: int, length: int, mask: Tensor
+) -> tuple[Int[Tensor, "n"], Int[Tensor, "n"], Float[Tensor, "n"]]:
+    """For each pixel the two cells that it lies between, and the share of the second."""
+    cells = mask.shape[0]
+    offsets = torch.arange(pixels.start - start, pixels.stop - start, device=mask.device).to(mask.dtype)
+    places = ((offsets + 0.5) * (cells / length) - 0.5).clamp(0, cells - 1)
+    low = places.to(torch.int64)
+    return low, (low + 1).clamp(max=cells - 1), places - low

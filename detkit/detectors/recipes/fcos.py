@@ -1,0 +1,110 @@
+"""FCOS: one trunk with a feature pyramid, no anchors but points, each learning the object around it."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from torch import nn
+
+from detkit.anchors import GridAnchors
+from detkit.anchors.centre import CentreMatcher
+from detkit.backbones import Backbone
+from detkit.boxes import DistanceCoder
+from detkit.detectors.detector import Detector
+from detkit.detectors.fcos import FCOSStage
+from detkit.detectors.levelwise import LevelwisePostprocess
+from detkit.detectors.preprocess import Preprocess
+from detkit.detectors.recipes.retinanet import pyramid, small_pyramid
+from detkit.heads import ClassificationHead
+from detkit.heads.centre import CentreHead
+from detkit.layers import init_convolutions
+from detkit.losses.fcos import FCOSLoss
+
+Norm = Callable[[int], nn.Module]
+
+
+def fcos(num_classes: int, *, backbone: Backbone | None = None, preprocess: Preprocess | None = None) -> Detector:
+    """FCOS: five pyramid levels of 256 channels, two of them on top of ``backbone``, towers with group norm.
+
+    ``backbone`` has strides 8, 16 and 32 (default: an untrained ResNet-50); images go to 800 pixels, at most 1333,
+    unless ``preprocess`` says otherwise. Level P6 is made of the backbone's last map (torchvision takes the pyramid's).
+    Source: Tian et al. 2019, with the centre sampling, GIoU and centreness branch of the version of 2020.
+
+    >>> sum(parameter.numel() for parameter in fcos(num_classes=91).parameters())
+    36451488
+    """
+    trunk, neck = pyramid(backbone)
+    stage = fcos_stage(256, fcos_anchors(neck.strides), num_classes)
+    preprocess = Preprocess(800, max_size=1333, multiple_of=32) if preprocess is None else preprocess
+    return Detector(trunk, preprocess=preprocess, dense=stage)
+
+
+def small_fcos(
+    num_classes: int,
+    *,
+    size: tuple[int, int] = (320, 320),
+    channels: int = 64,
+    blocks: int = 1,
+    norm: Norm = nn.BatchNorm2d,
+) -> Detector:
+    """A small FCOS to train from scratch, also on a CPU: a residual net, a pyramid at strides 8, 16 and 32.
+
+    Images are resized to ``size`` (height, width). ``channels``, which 8 divides, is the width of the pyramid,
+    ``blocks`` the residual blocks of a backbone stage, ``norm`` what its convolutions are normalised by.
+
+    >>> small_fcos(num_classes=3, size=(240, 320)).preprocess.size
+    (240, 320)
+    """
+    trunk, strides = small_pyramid(channels, blocks, norm)
+    stage = fcos_stage(channels, fcos_anchors(strides), num_classes, depth=1, norm=partial(nn.GroupNorm, 8))
+    return Detector(trunk, preprocess=Preprocess(size), dense=stage)
+
+
+def fcos_anchors(strides: Sequence[int]) -> GridAnchors:
+    """One square of the width of the stride at each cell: its centre is the point. As torchvision lays them.
+
+    >>> fcos_anchors((8, 16)).per_cell
+    (1, 1)
+    """
+    sizes = [(stride,) for stride in strides]
+    return GridAnchors(sizes, aspect_ratios=(1.0,), ratio_is="h/w", centred=False, whole_pixels=True)
+
+
+def fcos_stage(
+    channels: int,
+    anchors: GridAnchors,
+    num_classes: int,
+    *,
+    depth: int = 4,
+    norm: Norm | None = None,
+    postprocess: LevelwisePostprocess | None = None,
+) -> FCOSStage:
+    """FCOS's stage on levels of ``channels``: centre sampling within 1.5 strides, towers of ``depth``.
+
+    ``norm`` is built for each convolution of the towers (default: group norm of 32 groups).
+
+    >>> fcos_stage(64, fcos_anchors((8, 16)), num_classes=3, depth=1).matcher
+    CentreMatcher(radius=1.5, reach=(4.0, 8.0))
+    """
+    norm = partial(nn.GroupNorm, 32) if norm is None else norm
+    towers = [_tower(channels, depth, norm) for _ in range(2)]
+    if postprocess is None:
+        postprocess = LevelwisePostprocess(score_threshold=0.2, iou_threshold=0.6, max_detections=100)
+    return FCOSStage(
+        class_head=ClassificationHead(channels, 1, num_classes=num_classes, tower=towers[0], prior=0.01),
+        box_head=CentreHead(channels, tower=towers[1]),
+        anchors=anchors,
+        matcher=CentreMatcher(),
+        coder=DistanceCoder(unit=1.0),
+        criterion=FCOSLoss(),
+        postprocess=postprocess,
+    )
+
+
+def _tower(channels: int, depth: int, norm: Norm) -> nn.Sequential:
+    """Convolution, norm and ReLU in one row; the convolutions keep their bias before the norm, as published."""
+    layers: list[nn.Module] = []
+    for _ in range(depth):
+        layers += [nn.Conv2d(channels, channels, 3, padding=1), norm(channels), nn.ReLU()]
+    tower = nn.Sequential(*layers)
+    init_convolutions(tower, partial(nn.init.normal_, std=0.01))
+    return tower

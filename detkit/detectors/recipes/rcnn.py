@@ -1,0 +1,265 @@
+"""Two-stage detectors: Fast, Faster, Mask and Keypoint R-CNN on a feature pyramid, and small ones to train at home."""
+
+from collections.abc import Callable, Sequence
+
+from torch import nn
+from torchvision.models.resnet import resnet50
+
+from detkit.anchors import BalancedSampler, GridAnchors, ThresholdMatcher
+from detkit.backbones import Backbone, ResNetBackbone, SmallBackbone
+from detkit.boxes import DeltaCoder, PyramidRoIAlign
+from detkit.detectors.detector import Detector
+from detkit.detectors.keypoint import KeypointStage
+from detkit.detectors.mask import MaskStage
+from detkit.detectors.postprocess import Postprocess
+from detkit.detectors.preprocess import Preprocess
+from detkit.detectors.roi import BoxStage
+from detkit.detectors.rpn import ProposalPostprocess, RPNStage
+from detkit.heads import BoxHead, KeypointHead, MaskHead, RPNHead, dense_body
+from detkit.losses import RCNNLoss, RPNLoss
+from detkit.necks import FPN
+
+Norm = Callable[[int], nn.Module]
+
+
+def faster_rcnn(
+    num_classes: int, *, backbone: Backbone | None = None, preprocess: Preprocess | None = None
+) -> Detector:
+    """Faster R-CNN with a feature pyramid: proposals from five levels, boxes read from the finest four.
+
+    ``backbone`` has strides 4, 8, 16 and 32 (default: an untrained ResNet-50); images go to 800 pixels, at most 1333,
+    unless ``preprocess`` says otherwise. Settings are torchvision's.
+    Source: Ren et al. 2015; Lin et al. 2017, "Feature Pyramid Networks".
+
+    >>> sum(parameter.numel() for parameter in faster_rcnn(num_classes=90).parameters())
+    41804306
+    """
+    trunk, channels, strides = _pyramid(backbone)
+    return Detector(
+        trunk,
+        preprocess=preprocess or _short_side_800(),
+        rpn=rpn_stage(channels, rpn_anchors(strides)),
+        box=box_stage(channels, strides[:-1], num_classes),
+    )
+
+
+def fast_rcnn(num_classes: int, *, backbone: Backbone | None = None, preprocess: Preprocess | None = None) -> Detector:
+    """Fast R-CNN with a feature pyramid: proposals come from outside, ``detector(images, targets, proposals)``.
+
+    Arguments as in :func:`faster_rcnn`. Source: Girshick 2015.
+
+    >>> list(fast_rcnn(num_classes=2).stages)
+    ['box']
+    """
+    trunk, channels, strides = _pyramid(backbone)
+    return Detector(
+        trunk,
+        preprocess=preprocess or _short_side_800(),
+        box=box_stage(channels, strides[:-1], num_classes),
+    )
+
+
+def mask_rcnn(num_classes: int, *, backbone: Backbone | None = None, preprocess: Preprocess | None = None) -> Detector:
+    """Mask R-CNN: :func:`faster_rcnn`, and a mask for each detection. Targets need ``masks``. Source: He et al. 2017.
+
+    >>> sum(parameter.numel() for parameter in mask_rcnn(num_classes=90).parameters())
+    44450156
+    """
+    trunk, channels, strides = _pyramid(backbone)
+    return Detector(
+        trunk,
+        preprocess=preprocess or _short_side_800(),
+        rpn=rpn_stage(channels, rpn_anchors(strides)),
+        box=box_stage(channels, strides[:-1], num_classes),
+        mask=mask_stage(channels, strides[:-1], num_classes),
+    )
+
+
+def keypoint_rcnn(
+    num_classes: int = 1,
+    *,
+    num_keypoints: int = 17,
+    backbone: Backbone | None = None,
+    preprocess: Preprocess | None = None,
+) -> Detector:
+    """Keypoint R-CNN: :func:`faster_rcnn`, and the points of each detection. Targets need ``keypoints``.
+
+    Source: He et al. 2017, section 5.
+
+    >>> list(keypoint_rcnn().stages)
+    ['rpn', 'box', 'keypoint']
+    """
+    trunk, channels, strides = _pyramid(backbone)
+    return Detector(
+        trunk,
+        preprocess=preprocess or _short_side_800(),
+        rpn=rpn_stage(channels, rpn_anchors(strides)),
+        box=box_stage(channels, strides[:-1], num_classes),
+        keypoint=keypoint_stage(channels, strides[:-1], num_keypoints),
+    )
+
+
+def small_faster_rcnn(
+    num_classes: int,
+    *,
+    size: tuple[int, int] = (320, 320),
+    channels: int = 64,
+    blocks: int = 1,
+    norm: Norm = nn.BatchNorm2d,
+) -> Detector:
+    """A small Faster R-CNN to train from scratch, also on a CPU: a residual net, a pyramid at strides 8, 16 and 32.
+
+    Images are resized to ``size`` (height, width); anchors are 4 strides wide. ``channels`` is the width of the
+    pyramid, ``blocks`` the residual blocks of a backbone stage, ``norm`` what its convolutions are normalised by.
+
+    >>> small_faster_rcnn(num_classes=3, size=(240, 320)).preprocess.size
+    (240, 320)
+    """
+    trunk, strides = _small_pyramid(channels, blocks, norm)
+    return Detector(trunk, preprocess=Preprocess(size), **_small_stages(num_classes, channels, strides))
+
+
+def small_mask_rcnn(
+    num_classes: int,
+    *,
+    size: tuple[int, int] = (320, 320),
+    channels: int = 64,
+    blocks: int = 1,
+    norm: Norm = nn.BatchNorm2d,
+) -> Detector:
+    """:func:`small_faster_rcnn` with masks: two convolutions and a deconvolution on regions of 14 x 14.
+
+    >>> list(small_mask_rcnn(num_classes=3).stages)
+    ['rpn', 'box', 'mask']
+    """
+    trunk, strides = _small_pyramid(channels, blocks, norm)
+    mask = mask_stage(channels, strides, num_classes, widths=(channels, channels), canonical_size=_SMALL_CANONICAL)
+    return Detector(trunk, preprocess=Preprocess(size), **_small_stages(num_classes, channels, strides), mask=mask)
+
+
+def rpn_anchors(strides: Sequence[int], *, size: float = 8.0) -> GridAnchors:
+    """Anchors of one size, ``size`` strides, at each level, in ratios h/w of 1/2, 1 and 2, as torchvision rounds them.
+
+    >>> rpn_anchors((4, 8)).per_cell
+    (3, 3)
+    """
+    sizes = [(size * stride,) for stride in strides]
+    return GridAnchors(sizes, aspect_ratios=(0.5, 1.0, 2.0), ratio_is="h/w", centred=False, whole_pixels=True)
+
+
+def rpn_stage(
+    channels: int,
+    anchors: GridAnchors,
+    *,
+    depth: int = 1,
+    postprocess: ProposalPostprocess | None = None,
+    training_postprocess: ProposalPostprocess | None = None,
+) -> RPNStage:
+    """A region proposal network on levels of ``channels``: positive at IoU .7, negative below .3, 256 sampled.
+
+    At most 1000 proposals come out, 2000 to learn on, unless the postprocesses say otherwise.
+
+    >>> rpn_stage(16, rpn_anchors((8, 16))).sampler
+    BalancedSampler(256, positive_fraction=0.5)
+    """
+    if postprocess is None:
+        postprocess = ProposalPostprocess()
+        training_postprocess = ProposalPostprocess(candidates_per_level=2000, max_proposals=2000)
+    return RPNStage(
+        head=RPNHead(channels, anchors.per_cell[0], depth=depth),
+        anchors=anchors,
+        matcher=ThresholdMatcher(positive=0.7, negative=0.3, low_quality=True),
+        sampler=BalancedSampler(256, positive_fraction=0.5),
+        coder=DeltaCoder(),
+        criterion=RPNLoss(),
+        postprocess=postprocess,
+        training_postprocess=training_postprocess,
+    )
+
+
+def box_stage(
+    channels: int,
+    strides: Sequence[int],
+    num_classes: int,
+    *,
+    head: BoxHead | None = None,
+    sampler: BalancedSampler | None = None,
+    canonical_size: float = 224,
+) -> BoxStage:
+    """Fast R-CNN's stage on levels of ``channels``: 7 x 7 regions, positive at IoU .5, 512 sampled, a quarter positive.
+
+    >>> box_stage(16, (8, 16), num_classes=3).pool
+    PyramidRoIAlign(7, strides=(8, 16), sampling_ratio=2)
+    """
+    return BoxStage(
+        pool=PyramidRoIAlign(7, strides=strides, canonical_size=canonical_size),
+        head=BoxHead(dense_body(channels, 7), 1024, num_classes=num_classes) if head is None else head,
+        matcher=ThresholdMatcher(positive=0.5, negative=0.5, low_quality=False),
+        sampler=BalancedSampler(512, positive_fraction=0.25) if sampler is None else sampler,
+        coder=DeltaCoder((10.0, 10.0, 5.0, 5.0)),
+        criterion=RCNNLoss(),
+        postprocess=Postprocess(
+            score_threshold=0.05, iou_threshold=0.5, max_detections=100, candidates_per_class=None, min_size=1e-2
+        ),
+    )
+
+
+def mask_stage(
+    channels: int,
+    strides: Sequence[int],
+    num_classes: int,
+    *,
+    widths: Sequence[int] = (256, 256, 256, 256),
+    canonical_size: float = 224,
+) -> MaskStage:
+    """Mask R-CNN's stage on levels of ``channels``: 14 x 14 regions to masks of 28 x 28.
+
+    >>> mask_stage(16, (8, 16), num_classes=3).pool.output_size
+    14
+    """
+    return MaskStage(
+        pool=PyramidRoIAlign(14, strides=strides, canonical_size=canonical_size),
+        head=MaskHead(channels, num_classes, channels=widths),
+    )
+
+
+def keypoint_stage(channels: int, strides: Sequence[int], num_keypoints: int) -> KeypointStage:
+    """Keypoint R-CNN's stage on levels of ``channels``: 14 x 14 regions to heatmaps of 56 x 56.
+
+    >>> keypoint_stage(16, (8, 16), num_keypoints=5).pool.output_size
+    14
+    """
+    return KeypointStage(pool=PyramidRoIAlign(14, strides=strides), head=KeypointHead(channels, num_keypoints))
+
+
+_SMALL_CANONICAL = 96.0
+
+
+def _pyramid(backbone: Backbone | None) -> tuple[nn.Sequential, int, tuple[int, ...]]:
+    """Backbone and pyramid, and the pyramid's channels and strides; its last level is for proposals only."""
+    if backbone is None:
+        backbone = ResNetBackbone(resnet50(weights=None), levels=("layer1", "layer2", "layer3", "layer4"))
+    neck = FPN(backbone.out_channels, backbone.strides, extra=1)
+    return nn.Sequential(backbone, neck), neck.out_channels[0], neck.strides
+
+
+def _small_pyramid(channels: int, blocks: int, norm: Norm) -> tuple[nn.Sequential, tuple[int, ...]]:
+    widths = (channels // 2, channels, channels * 2, channels * 4)
+    backbone = SmallBackbone(widths, levels=(1, 2, 3), blocks=blocks, norm=norm)
+    neck = FPN(backbone.out_channels, backbone.strides, channels=channels)
+    return nn.Sequential(backbone, neck), neck.strides
+
+
+def _small_stages(num_classes: int, channels: int, strides: Sequence[int]) -> dict[str, RPNStage | BoxStage]:
+    proposals = ProposalPostprocess(candidates_per_level=300, max_proposals=300)
+    width = 4 * channels
+    head = BoxHead(dense_body(channels, 7, width=width), width, num_classes=num_classes)
+    sampler = BalancedSampler(128, positive_fraction=0.25)
+    return {
+        "rpn": rpn_stage(channels, rpn_anchors(strides, size=4.0), postprocess=proposals),
+        "box": box_stage(channels, strides, num_classes, head=head, sampler=sampler, canonical_size=_SMALL_CANONICAL),
+    }
+
+
+def _short_side_800() -> Preprocess:
+    return Preprocess(800, max_size=1333, multiple_of=32)

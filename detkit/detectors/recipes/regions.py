@@ -1,0 +1,44 @@
+"""R-CNN: regions that others propose, each warped and shown to a network."""
+
+from torch import nn
+
+from detkit.boxes import DeltaCoder
+from detkit.detectors.detector import Detector
+from detkit.detectors.postprocess import Postprocess
+from detkit.detectors.preprocess import Preprocess
+from detkit.detectors.region import Pixels, RegionFeatures, RegionStage
+
+
+def rcnn(
+    backbone: nn.Module,
+    num_classes: int,
+    *,
+    feature_size: int,
+    size: int = 227,
+    context: int = 16,
+    grid: int | None = 1,
+    preprocess: Preprocess | None = None,
+) -> Detector:
+    """R-CNN on any network, which ``fit_rcnn`` fits and ``detector(images, proposals=)`` runs.
+
+    ``backbone`` maps crops (M, 3, size, size) to vectors or maps; maps are averaged in ``grid`` x ``grid`` parts to
+    ``feature_size`` numbers. ``context`` pixels on each side of a crop surround the box. Images are not resized, unless
+    ``preprocess`` does. Detections are suppressed within a class at IoU 0.3, the best 100 of an image are kept.
+    Source: Girshick et al. 2014, "Rich feature hierarchies". Raises ValueError for settings out of range.
+
+    >>> import torch
+    >>> from detkit.backbones import SmallBackbone
+    >>> from detkit.proposals import pad_proposals
+    >>> detector = rcnn(SmallBackbone((8, 16)), 2, feature_size=16, size=32, context=2).eval()
+    >>> proposals = pad_proposals([{"boxes": torch.tensor([[4.0, 4, 20, 30]]), "scores": torch.ones(1)}])
+    >>> detector([torch.zeros(3, 40, 40)], proposals=proposals)[0]["scores"]
+    tensor([0.5000, 0.5000])
+    """
+    describe = RegionFeatures(backbone, feature_size=feature_size, size=size, context=context, grid=grid)
+    region = RegionStage(
+        describe,
+        num_classes=num_classes,
+        coder=DeltaCoder(),
+        postprocess=Postprocess(score_threshold=0.0, iou_threshold=0.3, max_detections=100, candidates_per_class=None),
+    )
+    return Detector(Pixels(), preprocess=preprocess or Preprocess(None), region=region)

@@ -1,0 +1,149 @@
+"""RetinaNet: one trunk with a feature pyramid, nine anchors at every cell, a focal loss over all of them."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from torch import nn
+from torchvision.models.resnet import resnet50
+
+from detkit.anchors import GridAnchors, ThresholdMatcher
+from detkit.backbones import Backbone, ResNetBackbone, SmallBackbone
+from detkit.boxes import DeltaCoder
+from detkit.detectors.dense import DenseStage
+from detkit.detectors.detector import Detector
+from detkit.detectors.levelwise import LevelwisePostprocess
+from detkit.detectors.preprocess import Preprocess
+from detkit.heads import ClassificationHead, RegressionHead
+from detkit.layers import ConvNormActivation, init_convolutions
+from detkit.losses.retinanet import DeltaGIoU, DeltaL1, RetinaNetLoss
+from detkit.necks import FPN
+
+Norm = Callable[[int], nn.Module]
+
+
+def retinanet(num_classes: int, *, backbone: Backbone | None = None, preprocess: Preprocess | None = None) -> Detector:
+    """RetinaNet: five pyramid levels of 256 channels, two of them on top of ``backbone``, L1 on the deltas.
+
+    ``backbone`` has strides 8, 16 and 32 (default: an untrained ResNet-50); images go to 800 pixels, at most 1333,
+    unless ``preprocess`` says otherwise. Level P6 is made of the backbone's last map, as in the paper (torchvision's
+    first version takes the pyramid's). Source: Lin et al. 2017, "Focal Loss", section 4; box loss as in torchvision.
+
+    >>> sum(parameter.numel() for parameter in retinanet(num_classes=91).parameters())
+    38196887
+    """
+    trunk, neck = pyramid(backbone)
+    stage = retinanet_stage(256, retinanet_anchors(neck.strides), num_classes)
+    return Detector(trunk, preprocess=_short_side_800() if preprocess is None else preprocess, dense=stage)
+
+
+def retinanet_v2(
+    num_classes: int, *, backbone: Backbone | None = None, preprocess: Preprocess | None = None
+) -> Detector:
+    """:func:`retinanet` with group norm in the heads and a GIoU loss on the boxes: torchvision's second version.
+
+    Source: Zhang et al. 2020 (ATSS), section 3.1, for both improvements.
+
+    >>> sum(parameter.numel() for parameter in retinanet_v2(num_classes=91).parameters())
+    38198935
+    """
+    trunk, neck = pyramid(backbone)
+    stage = retinanet_stage(
+        256,
+        retinanet_anchors(neck.strides),
+        num_classes,
+        norm=partial(nn.GroupNorm, 32),
+        criterion=RetinaNetLoss(DeltaGIoU(DeltaCoder())),
+    )
+    return Detector(trunk, preprocess=_short_side_800() if preprocess is None else preprocess, dense=stage)
+
+
+def small_retinanet(
+    num_classes: int,
+    *,
+    size: tuple[int, int] = (320, 320),
+    channels: int = 64,
+    blocks: int = 1,
+    norm: Norm = nn.BatchNorm2d,
+) -> Detector:
+    """A small RetinaNet to train from scratch, also on a CPU: a residual net, a pyramid at strides 8, 16 and 32.
+
+    Images are resized to ``size`` (height, width); anchors are 3 to 4.8 strides wide. ``channels`` is the width of the
+    pyramid, ``blocks`` the residual blocks of a backbone stage, ``norm`` what its convolutions are normalised by.
+
+    >>> small_retinanet(num_classes=3, size=(240, 320)).preprocess.size
+    (240, 320)
+    """
+    trunk, strides = small_pyramid(channels, blocks, norm)
+    stage = retinanet_stage(channels, retinanet_anchors(strides, size=3.0), num_classes, depth=1)
+    return Detector(trunk, preprocess=Preprocess(size), dense=stage)
+
+
+def retinanet_anchors(strides: Sequence[int], *, size: float = 4.0) -> GridAnchors:
+    """Anchors of 1, 1.26 and 1.59 times ``size`` strides in ratios h/w of 1/2, 1 and 2, as torchvision rounds them.
+
+    >>> retinanet_anchors((8, 16)).per_cell
+    (9, 9)
+    """
+    sizes = [[int(size * stride * 2 ** (step / 3)) for step in range(3)] for stride in strides]
+    return GridAnchors(sizes, aspect_ratios=(0.5, 1.0, 2.0), ratio_is="h/w", centred=False, whole_pixels=True)
+
+
+def retinanet_stage(
+    channels: int,
+    anchors: GridAnchors,
+    num_classes: int,
+    *,
+    depth: int = 4,
+    norm: Norm | None = None,
+    criterion: RetinaNetLoss | None = None,
+    postprocess: LevelwisePostprocess | None = None,
+) -> DenseStage:
+    """RetinaNet's stage on levels of ``channels``: positive at IoU .5, negative below .4, towers of ``depth``.
+
+    >>> retinanet_stage(16, retinanet_anchors((8, 16)), num_classes=3, depth=1).matcher
+    ThresholdMatcher(positive=0.5, negative=0.4, low_quality=True)
+    """
+    towers = [_tower(channels, depth, norm) for _ in range(2)]
+    per_cell = anchors.per_cell[0]
+    return DenseStage(
+        class_head=ClassificationHead(channels, per_cell, num_classes=num_classes, tower=towers[0], prior=0.01),
+        box_head=RegressionHead(channels, per_cell, tower=towers[1]),
+        anchors=anchors,
+        matcher=ThresholdMatcher(positive=0.5, negative=0.4, low_quality=True),
+        coder=DeltaCoder(),
+        criterion=RetinaNetLoss(DeltaL1()) if criterion is None else criterion,
+        postprocess=LevelwisePostprocess() if postprocess is None else postprocess,
+    )
+
+
+def pyramid(backbone: Backbone | None) -> tuple[nn.Sequential, FPN]:
+    """``backbone``, or an untrained ResNet-50, with a pyramid of 256 channels and two further levels; and that pyramid.
+
+    >>> pyramid(None)[1].strides
+    (8, 16, 32, 64, 128)
+    """
+    backbone = ResNetBackbone(resnet50(weights=None)) if backbone is None else backbone
+    neck = FPN(backbone.out_channels, backbone.strides, extra=2, extra_from="input")
+    return nn.Sequential(backbone, neck), neck
+
+
+def small_pyramid(channels: int, blocks: int, norm: Norm) -> tuple[nn.Sequential, tuple[int, ...]]:
+    """A small residual net with a pyramid of ``channels`` at strides 8, 16 and 32; and these strides.
+
+    >>> small_pyramid(8, 1, nn.BatchNorm2d)[1]
+    (8, 16, 32)
+    """
+    widths = (channels // 2, channels, channels * 2, channels * 4)
+    backbone = SmallBackbone(widths, levels=(1, 2, 3), blocks=blocks, norm=norm)
+    neck = FPN(backbone.out_channels, backbone.strides, channels=channels)
+    return nn.Sequential(backbone, neck), neck.strides
+
+
+def _tower(channels: int, depth: int, norm: Norm | None) -> nn.Sequential:
+    tower = nn.Sequential(*(ConvNormActivation(channels, channels, norm=norm) for _ in range(depth)))
+    init_convolutions(tower, partial(nn.init.normal_, std=0.01))
+    return tower
+
+
+def _short_side_800() -> Preprocess:
+    return Preprocess(800, max_size=1333, multiple_of=32)

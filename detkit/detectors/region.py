@@ -1,0 +1,171 @@
+"""R-CNN's only stage: every proposal is warped, described by a network, and judged by linear machines.
+
+The machines are not learnt by gradient steps: :func:`detkit.detectors.region_fit.fit_rcnn` fits them.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple, NoReturn
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from detkit.boxes import DeltaCoder
+from detkit.boxes.crop import crop_and_resize
+from detkit.detectors.detector import Stage
+from detkit.detectors.postprocess import Postprocess
+from detkit.structures import Detections, Images, Targets
+
+
+class RegionOutputs(NamedTuple):
+    """For every proposal and class: the decision value of its SVM, and its refined box."""
+
+    decisions: Float[Tensor, "B K C"]
+    boxes: Float[Tensor, "B K C 4"]
+    valid: Bool[Tensor, "B K"]
+
+
+class RegionFeatures(nn.Module):
+    """One vector for every box: the box is warped to a square, with what surrounds it, and shown to a network.
+
+    ``backbone`` is any module of crops (M, 3, size, size); of several maps the last counts; maps (M, D, h, w) are
+    averaged in ``grid`` x ``grid`` parts (None: not at all), then flattened to the ``feature_size`` numbers (1: D).
+    ``context`` pixels on each side of a crop show the surroundings (Girshick et al. 2014: 16 of 227).
+    ``crops_at_once`` bounds the memory. Vectors are multiplied by ``scale``, which fit_rcnn sets.
+    Raises ValueError for settings below 1.
+
+    >>> from detkit.backbones import SmallBackbone
+    >>> describe = RegionFeatures(SmallBackbone((8, 16)), feature_size=64, size=32, context=2, grid=2).eval()
+    >>> describe(torch.zeros(2, 3, 50, 60), torch.tensor([[[5.0, 5, 20, 30]], [[0, 0, 60, 50]]])).shape
+    torch.Size([2, 1, 64])
+    """
+
+    scale: Tensor
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        *,
+        feature_size: int,
+        size: int = 227,
+        context: int = 16,
+        grid: int | None = 1,
+        crops_at_once: int = 256,
+    ) -> None:
+        super().__init__()
+        settings = {"feature_size": feature_size, "size": size, "grid": grid, "crops_at_once": crops_at_once}
+        if bad := [f"{name}={value}" for name, value in settings.items() if value is not None and value < 1]:
+            raise ValueError(f"RegionFeatures: {bad[0]} must be at least 1")
+        if not 0 <= 2 * context < size:
+            raise ValueError(f"RegionFeatures: context={context} must be at least 0 and less than half of {size=}")
+        self.backbone, self.feature_size, self.size, self.context = backbone, feature_size, size, context
+        self.grid, self.crops_at_once = grid, crops_at_once
+        self.register_buffer("scale", torch.ones(()))
+
+    def forward(
+        self, pixels: Float[Tensor, "B D H W"], boxes: Float[Tensor, "B K 4"], sizes: Tensor | None = None
+    ) -> Float[Tensor, "B K F"]:
+        """Vectors of boxes (B, K, 4) in images that end at ``sizes`` (B, 2) in their padded frame.
+
+        Raises ValueError where the backbone gives another number of values than ``feature_size``.
+        """
+        batch, count = boxes.shape[:2]
+        if torch.compiler.is_compiling():
+            return self._describe(pixels, boxes, sizes)
+        if batch * count == 0:
+            return pixels.new_zeros(batch, count, self.feature_size)
+        parts = boxes.split(max(1, self.crops_at_once // batch), dim=1)
+        return torch.cat([self._describe(pixels, part, sizes) for part in parts], dim=1)
+
+    def extra_repr(self) -> str:
+        """The settings that ``print`` shows."""
+        names = "feature_size", "size", "context", "grid", "crops_at_once"
+        return ", ".join(f"{name}={getattr(self, name)}" for name in names)
+
+    def _describe(self, pixels: Tensor, boxes: Tensor, sizes: Tensor | None) -> Tensor:
+        crops = crop_and_resize(pixels, boxes, self.size, context=self.context, sizes=sizes)
+        maps = self.backbone(crops)
+        if isinstance(maps, Sequence):
+            maps = maps[-1]
+        if maps.ndim == 4 and self.grid is not None:
+            maps = F.adaptive_avg_pool2d(maps, self.grid)
+        vectors = maps.flatten(1)
+        if vectors.shape[1] != self.feature_size:
+            raise ValueError(
+                f"RegionFeatures: the backbone gives {tuple(maps.shape[1:])} values for a crop; "
+                f"feature_size={self.feature_size}"
+            )
+        return vectors.unflatten(0, boxes.shape[:2]) * self.scale
+
+
+class RegionStage(Stage):
+    """R-CNN: a linear SVM and a linear box regression for each class, on the vector of each proposal.
+
+    ``describe`` is a :class:`RegionFeatures`; the trunk hands over the pixels themselves (``Pixels``). The score of a
+    detection is the logistic function of the SVM's decision value: the same order, in [0, 1], 0.5 on the SVM's border.
+    ``coder`` reads the regressed numbers; of ``postprocess`` R-CNN's settings are IoU 0.3 and the best 100. Machines
+    are zero until :func:`~detkit.detectors.region_fit.fit_rcnn` fits them, and part of the ``state_dict``. Proposals
+    come from the caller, ``detector(images, proposals=)``.
+    Source: Girshick et al. 2014, sections 2.2 and 2.3, appendix C.
+
+    >>> from detkit.detectors.recipes.regions import rcnn
+    >>> stage = rcnn(nn.Flatten(), num_classes=2, feature_size=3 * 8 * 8, size=8, context=1).region
+    >>> stage.svm, stage.regression
+    (Linear(in_features=192, out_features=2, bias=True), Linear(in_features=192, out_features=8, bias=True))
+    """
+
+    def __init__(
+        self, describe: RegionFeatures, *, num_classes: int, coder: DeltaCoder, postprocess: Postprocess
+    ) -> None:
+        super().__init__()
+        if num_classes < 1:
+            raise ValueError(f"RegionStage: num_classes={num_classes} must be at least 1")
+        self.describe, self.coder, self.postprocess = describe, coder, postprocess
+        self.num_classes = num_classes
+        self.svm = nn.Linear(describe.feature_size, num_classes)
+        self.regression = nn.Linear(describe.feature_size, 4 * num_classes)
+        for machine in (self.svm, self.regression):
+            nn.init.zeros_(machine.weight)
+            nn.init.zeros_(machine.bias)
+
+    def forward(
+        self, features: list[Tensor], images: Images, detections: Detections | None, targets: Targets | None = None
+    ) -> RegionOutputs:
+        """Decision values and refined boxes of all proposals; ``targets`` are refused: see fit_rcnn."""
+        if targets is not None:
+            _refuse_to_learn()
+        if detections is None:
+            raise ValueError("RegionStage: got no proposals; give detector(images, proposals=[...])")
+        vectors = self.describe(features[0], detections.boxes, images.sizes)
+        deltas = self.regression(vectors).unflatten(-1, (self.num_classes, 4))
+        boxes = self.coder.decode(deltas, detections.boxes[:, :, None])
+        return RegionOutputs(self.svm(vectors), boxes, detections.valid)
+
+    def loss(self, outputs: RegionOutputs, targets: Targets) -> dict[str, Tensor]:
+        """Refused: there is no loss to descend. Raises ValueError naming fit_rcnn."""
+        _refuse_to_learn()
+
+    def detections(self, outputs: RegionOutputs, images: Images) -> Detections:
+        """Suppressed within each class, the best of all classes."""
+        scores = torch.where(outputs.valid[..., None], outputs.decisions.sigmoid(), 0)
+        return self.postprocess(scores, outputs.boxes, images.sizes)
+
+
+class Pixels(nn.Module):
+    """The trunk of a detector whose stages look at the pixels themselves.
+
+    >>> Pixels()(torch.zeros(1, 3, 4, 4))[0].shape
+    torch.Size([1, 3, 4, 4])
+    """
+
+    def forward(self, images: Float[Tensor, "B D H W"]) -> list[Tensor]:
+        """The images as the only level."""
+        return [images]
+
+
+def _refuse_to_learn() -> NoReturn:
+    raise ValueError(
+        "RegionStage: has no loss; its SVMs and box regressions are fitted by fit_rcnn(detector, data, proposals), "
+        "and its backbone is trained beforehand, as a classifier of crops"
+    )

@@ -1,0 +1,159 @@
+"""The second stage of two: the class of each proposal, and a better box."""
+
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from detkit.anchors import BalancedSampler, gather_assigned
+from detkit.anchors.assigned import Assigned
+from detkit.anchors.sample import sampled_rows
+from detkit.boxes import DeltaCoder
+from detkit.detectors.dense import DenseCriterion
+from detkit.detectors.detector import Stage
+from detkit.detectors.postprocess import Postprocess
+from detkit.structures import IGNORED, Assignment, Detections, Images, Targets
+
+Result = TypeVar("Result", Tensor, tuple[Tensor, ...])
+
+
+class BoxOutputs(NamedTuple):
+    """Predictions for every box that was pooled; in training, what each is to learn."""
+
+    logits: Float[Tensor, "B K classes"]
+    deltas: Float[Tensor, "B K C 4"]
+    boxes: Float[Tensor, "B K 4"]
+    valid: Bool[Tensor, "B K"]
+    matched: Int[Tensor, "B K"] | None = None
+    assigned: Assigned | None = None
+
+
+class BoxStage(Stage):
+    """Fast R-CNN: pools each proposal, says its class, and refines its box.
+
+    ``pool(features, boxes, rows)`` reads regions (M, D, S, S) as :class:`~detkit.boxes.PyramidRoIAlign` does;
+    ``head`` maps them to logits (M, C + 1) and deltas (M, C or 1, 4). In training the objects join the proposals,
+    ``matcher`` assigns them, ``sampler`` chooses those to learn on, and the next stage gets the positives among these,
+    as they came. Proposals come from the stage before, or from the caller of the detector.
+
+    >>> from detkit.detectors import faster_rcnn
+    >>> type(faster_rcnn(num_classes=2).box).__name__
+    'BoxStage'
+    """
+
+    def __init__(
+        self,
+        *,
+        pool: nn.Module,
+        head: nn.Module,
+        matcher: nn.Module,
+        sampler: BalancedSampler,
+        coder: DeltaCoder,
+        criterion: DenseCriterion,
+        postprocess: Postprocess,
+    ) -> None:
+        super().__init__()
+        self.pool, self.head, self.matcher, self.sampler = pool, head, matcher, sampler
+        self.coder, self.criterion, self.postprocess = coder, criterion, postprocess
+
+    def forward(
+        self, features: list[Tensor], images: Images, detections: Detections | None, targets: Targets | None = None
+    ) -> BoxOutputs:
+        """Logits and deltas for every proposal, or with targets for those sampled."""
+        if detections is None:
+            raise ValueError("BoxStage: got no proposals; put a stage that makes them before it, or give proposals=")
+        boxes, valid, matched, assigned = detections.boxes, detections.valid, None, None
+        if targets is not None:
+            boxes, valid, matched, assigned = self._sample(detections, targets)
+        logits, deltas = on_valid_rows(
+            lambda rows: self.head(self.pool(features, boxes, rows)), valid, always=learns_from_rows(self.head)
+        )
+        return BoxOutputs(logits, deltas, boxes, valid, matched, assigned)
+
+    def loss(self, outputs: BoxOutputs, targets: Targets) -> dict[str, Tensor]:
+        """The criterion's losses over the sampled proposals; each box learns by the deltas of its own class."""
+        assert outputs.assigned is not None
+        labels, deltas = outputs.assigned.labels, outputs.deltas
+        own = torch.zeros_like(labels) if deltas.shape[2] == 1 else labels.clamp(min=0)
+        return self.criterion(
+            outputs.logits,
+            deltas.gather(2, own[..., None, None].expand(-1, -1, 1, 4)).squeeze(2),
+            labels,
+            self.coder.encode(outputs.assigned.boxes, outputs.boxes),
+            None if targets.weights is None else outputs.assigned.weights,
+        )
+
+    def detections(self, outputs: BoxOutputs, images: Images) -> Detections:
+        """Decoded, thresholded and suppressed boxes."""
+        boxes = self.coder.decode(outputs.deltas, outputs.boxes[:, :, None])
+        boxes = boxes.squeeze(2) if boxes.shape[2] == 1 else boxes
+        scores = self.criterion.scores(outputs.logits)
+        return self.postprocess(torch.where(outputs.valid[..., None], scores, 0), boxes, images.sizes)
+
+    def handover(self, outputs: BoxOutputs, images: Images, targets: Targets) -> Detections:
+        """The sampled positives, as they were proposed."""
+        assert outputs.matched is not None
+        assert outputs.assigned is not None
+        most = min(max(self.sampler.most_positives, 1), outputs.boxes.shape[1])
+        labels, matched = outputs.assigned.labels[:, :most], outputs.matched[:, :most]
+        positive = labels >= 0
+        return Detections(
+            boxes=outputs.boxes[:, :most],
+            scores=positive.to(outputs.boxes),
+            labels=labels.clamp(min=0),
+            valid=positive,
+            matched=matched.clamp(min=0),
+        )
+
+    @torch.no_grad()
+    def _sample(self, proposals: Detections, targets: Targets) -> tuple[Tensor, Tensor, Tensor, Assigned]:
+        """Proposals and objects to learn on, positives first: boxes, which rows count, their object, what to learn."""
+        boxes = torch.cat((proposals.boxes, targets.boxes.to(proposals.boxes)), dim=1)
+        valid = torch.cat((proposals.valid, targets.valid & ~targets.ignore), dim=1)
+        assignment = self.matcher(boxes, targets)
+        candidates = torch.where(valid, assignment.matched, IGNORED)
+        rows, valid = sampled_rows(self.sampler(candidates), candidates, self.sampler.count)
+        matched = torch.where(valid, candidates.gather(1, rows), IGNORED)
+        boxes = boxes.gather(1, rows[..., None].expand(-1, -1, 4))
+        boxes = torch.where(valid[..., None], boxes, 0)
+        assigned = gather_assigned(Assignment(matched, assignment.quality.gather(1, rows)), targets)
+        return boxes, valid, matched, assigned
+
+
+def on_valid_rows(
+    run: Callable[[Int[Tensor, " M"] | None], Result], valid: Bool[Tensor, "B K"], *, always: bool = False
+) -> Result:
+    """What ``run`` gives for each of B * K rows, as (B, K, ...), without working on padding where that is free.
+
+    ``run(rows)`` gives (M, ...) for the flat ``rows`` (M,), ``run(None)`` for all of them; a tuple of tensors will do.
+    On a CPU only valid rows are run, and the others are zeros. A device would have to wait for their number, and
+    compiled code knows none: there all rows are run, unless ``always``, and those that are not valid hold anything.
+
+    >>> on_valid_rows(lambda rows: torch.ones(2 if rows is None else len(rows)), torch.tensor([[True, False]]))
+    tensor([[1., 0.]])
+    """
+    choose = always or (valid.device.type == "cpu" and not torch.compiler.is_compiling())
+    if not choose or bool(valid.all()):
+        return _each(run(None), lambda values: values.unflatten(0, tuple(valid.shape)))
+    rows = valid.flatten().nonzero().squeeze(1)
+
+    def spread(values: Tensor) -> Tensor:
+        whole = values.new_zeros((valid.numel(), *values.shape[1:]))
+        return whole.index_copy(0, rows, values).unflatten(0, tuple(valid.shape))
+
+    return _each(run(rows), spread)
+
+
+def learns_from_rows(head: nn.Module) -> bool:
+    """Whether ``head`` holds a batch norm that is learning, which padding rows would mislead.
+
+    >>> learns_from_rows(nn.Sequential(nn.BatchNorm2d(3))), learns_from_rows(nn.GroupNorm(1, 3))
+    (True, False)
+    """
+    return any(isinstance(part, nn.modules.batchnorm._BatchNorm) and part.training for part in head.modules())
+
+
+def _each(values, change):
+    return tuple(map(change, values)) if isinstance(values, tuple) else change(values)

@@ -1,0 +1,42 @@
+"""The head that draws a heatmap for every keypoint of every region: that of Mask R-CNN for human poses."""
+
+from collections.abc import Sequence
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from detkit.heads.mask import conv_tower, kaiming_fan_out
+
+
+class KeypointHead(nn.Module):
+    """Heatmap logits of every keypoint for pooled regions, four times as fine as these.
+
+    One 3 x 3 convolution with ReLU for each of ``channels``, a 4 x 4 transposed convolution of stride 2 to
+    ``num_keypoints``, and a bilinear enlargement by 2. Weights start as torchvision's do: normal, of He's variance by
+    fan-out, biases 0. Raises ValueError for counts below 1.
+    Source: He et al. 2017 (Mask R-CNN), section 5.
+
+    >>> import torch
+    >>> KeypointHead(8, 17, channels=(4, 4))(torch.zeros(5, 8, 14, 14)).shape
+    torch.Size([5, 17, 56, 56])
+    """
+
+    def __init__(self, in_channels: int, num_keypoints: int, *, channels: Sequence[int] = (512,) * 8) -> None:
+        super().__init__()
+        if min(in_channels, num_keypoints, *channels) < 1:
+            raise ValueError(
+                f"KeypointHead: in_channels={in_channels}, num_keypoints={num_keypoints}, channels={tuple(channels)}; "
+                "allowed are numbers of at least 1"
+            )
+        self.num_keypoints = num_keypoints
+        self.tower = conv_tower(in_channels, channels)
+        last = (in_channels, *channels)[-1]
+        self.upsample = nn.ConvTranspose2d(last, num_keypoints, kernel_size=4, stride=2, padding=1)
+        kaiming_fan_out(self.upsample.weight)
+        nn.init.zeros_(self.upsample.get_parameter("bias"))
+
+    def forward(self, pooled: Float[Tensor, "M D _ _"]) -> Float[Tensor, "M P _ _"]:
+        """Logits (M, P, 4 S, 4 S) of pooled regions (M, D, S, S)."""
+        coarse = self.upsample(self.tower(pooled))
+        return F.interpolate(coarse, scale_factor=2.0, mode="bilinear", align_corners=False)

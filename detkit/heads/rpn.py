@@ -1,0 +1,41 @@
+"""The head of a region proposal network: is there an object at this anchor, and where."""
+
+from collections.abc import Sequence
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from detkit.heads.multibox import flatten_levels
+
+
+class RPNHead(nn.Module):
+    """Objectness and deltas for every anchor: 3 x 3 convolutions that all levels share, then a 1 x 1 for each output.
+
+    ``depth`` counts the 3 x 3 convolutions. Weights are normal with a deviation of .01, biases 0.
+    Source: Ren et al. 2015, section 3.1.
+
+    >>> import torch
+    >>> logits, deltas = RPNHead(8, 3)([torch.zeros(2, 8, 4, 4), torch.zeros(2, 8, 2, 2)])
+    >>> [tuple(level.shape) for level in logits], [tuple(level.shape) for level in deltas]
+    ([(2, 48, 1), (2, 12, 1)], [(2, 48, 4), (2, 12, 4)])
+    """
+
+    def __init__(self, in_channels: int, per_cell: int, *, depth: int = 1) -> None:
+        super().__init__()
+        self.tower = nn.Sequential()
+        for _ in range(depth):
+            self.tower.extend([nn.Conv2d(in_channels, in_channels, 3, padding=1), nn.ReLU()])
+        self.logits = nn.Conv2d(in_channels, per_cell, 1)
+        self.deltas = nn.Conv2d(in_channels, per_cell * 4, 1)
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.normal_(layer.weight, std=0.01)
+                nn.init.zeros_(layer.get_parameter("bias"))
+
+    def forward(
+        self, features: Sequence[Float[Tensor, "B _ _ _"]]
+    ) -> tuple[list[Float[Tensor, "B _ 1"]], list[Float[Tensor, "B _ 4"]]]:
+        """Logits (B, N_l, 1) and deltas (B, N_l, 4) of each level, in the order of the anchors: row, column, anchor."""
+        towers = [self.tower(level) for level in features]
+        logits = [flatten_levels([self.logits(level)], 1) for level in towers]
+        return logits, [flatten_levels([self.deltas(level)], 4) for level in towers]

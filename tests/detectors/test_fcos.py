@@ -1,0 +1,100 @@
+"""FCOSStage: how heads, points, matcher, coder and loss meet; test_retinanet.py holds it to the contract."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from detkit.anchors.centre import CentreMatcher, centreness
+from detkit.backbones import SmallBackbone
+from detkit.boxes import DistanceCoder
+from detkit.detectors import Preprocess
+from detkit.detectors.fcos import FCOSOutputs, FCOSStage
+from detkit.detectors.levelwise import LevelwisePostprocess
+from detkit.detectors.recipes.fcos import fcos
+from detkit.losses.fcos import FCOSLoss
+from detkit.structures import Images, Target, pad_targets
+
+POINTS = torch.tensor([[24.0, 24, 32, 32], [8, 8, 16, 16], [16, 8, 24, 16], [64, 64, 80, 80]])
+IMAGES = Images(torch.zeros(1, 3, 160, 160), torch.tensor([[160, 160]]))
+FEATURES = [torch.zeros(1, 1, 1, 3), torch.zeros(1, 1, 1, 1)]
+
+
+class Fixed(nn.Module):
+    """Answers every call with one value."""
+
+    def __init__(self, answer: Tensor | tuple[Tensor, ...]) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, *inputs: object) -> Tensor | tuple[Tensor, ...]:
+        return self.answer
+
+
+class Recorder(FCOSLoss):
+    """A criterion that keeps what it is asked to judge."""
+
+    def forward(self, *seen: Tensor | None) -> dict[str, Tensor]:
+        self.seen = seen
+        return super().forward(*seen)
+
+
+def stage(logits: Tensor, distances: Tensor, centre: Tensor, **settings) -> FCOSStage:
+    return FCOSStage(
+        class_head=Fixed(logits),
+        box_head=Fixed((distances, centre)),
+        anchors=Fixed(POINTS),
+        matcher=CentreMatcher(),
+        coder=DistanceCoder(unit=1.0),
+        criterion=Recorder(),
+        postprocess=LevelwisePostprocess(**settings),
+    )
+
+
+def test_its_outputs_are_those_of_heads_and_points_and_how_many_each_level_has():
+    values = torch.rand(1, 4, 2), torch.rand(1, 4, 4), torch.rand(1, 4)
+    outputs = stage(*values)(FEATURES, IMAGES, None)
+    assert isinstance(outputs, FCOSOutputs)
+    assert all(one is other for one, other in zip(outputs, (*values, POINTS), strict=False))
+    assert outputs.counts == [3, 1]
+
+
+@pytest.mark.parametrize("weights", [None, torch.tensor([0.25, 3.0])])
+def test_its_criterion_judges_against_distances_in_strides_to_the_matched_objects(weights):
+    dense = stage(torch.zeros(1, 4, 2), torch.ones(1, 4, 4), torch.zeros(1, 4))
+    more = {} if weights is None else {"weights": weights}
+    truth = Target(boxes=torch.tensor([[2.0, 2, 26, 22], [0, 0, 150, 140]]), labels=torch.tensor([1, 0]), **more)
+    losses = dense.loss(dense(FEATURES, IMAGES, None), pad_targets([truth]))
+    *_, labels, targets, given = dense.criterion.seen
+    assert labels.tolist() == [[-1, 1, 1, 0]]
+    torch.testing.assert_close(targets[0, 1], torch.tensor([10, 10, 14, 10]) / 8.0)
+    torch.testing.assert_close(targets[0, 3], torch.tensor([72, 72, 78, 68]) / 16.0)
+    assert (given is None) if weights is None else (given.tolist() == [[1, 0.25, 0.25, 3]])
+    assert losses.keys() == {"classification", "box", "centreness"}
+
+
+def test_perfect_predictions_cost_next_to_nothing_and_find_the_objects():
+    boxes = torch.tensor([[2.0, 2, 26, 22], [0, 0, 150, 140]])
+    distances = DistanceCoder(unit=1.0).encode(boxes[[0, 0, 0, 1]], POINTS)[None]
+    logits = torch.tensor([[[-20.0, -20], [-20, 20], [-20, -20], [20, -20]]])
+    dense = stage(logits, distances, torch.full((1, 4), 20.0), max_detections=5)
+    found = dense.detections(dense(FEATURES, IMAGES, None), IMAGES)
+    assert found.labels[found.valid].sort().values.tolist() == [0, 1]
+    order = found.labels[found.valid].argsort(descending=True)
+    torch.testing.assert_close(found.boxes[found.valid][order], boxes)
+    target = pad_targets([Target(boxes=boxes, labels=torch.tensor([1, 0]))])
+    sure = dense.criterion.scores(logits, torch.full((1, 4), 20.0))
+    assert sure.max() > 0.999
+    assert dense.loss(dense(FEATURES, IMAGES, None), target)["box"] < 1e-5
+    assert centreness(distances).max() <= 1
+
+
+def test_the_recipe_takes_given_parts_and_lays_one_point_in_each_cell():
+    backbone, preprocess = SmallBackbone((8, 16, 16, 16), levels=(1, 2, 3)), Preprocess((64, 64))
+    detector = fcos(2, backbone=backbone, preprocess=preprocess)
+    assert detector.trunk[0] is backbone
+    assert detector.preprocess is preprocess
+    assert detector.dense.anchors.per_cell == (1,) * 5
+    assert detector.trunk[1].strides == (8, 16, 32, 64, 128)
+    images = Images(torch.zeros(1, 3, 128, 128), torch.tensor([[128, 128]]))
+    points = detector.dense.anchors([torch.zeros(1, 1, 128 // s, 128 // s) for s in (8, 16, 32, 64, 128)], images)
+    assert (points[:, 2:] - points[:, :2]).unique().tolist() == [8, 16, 32, 64, 128]

@@ -1,0 +1,110 @@
+"""The RetinaNet recipes: what they consist of, the contract of detectors, and that a small one learns."""
+
+import pytest
+import torch
+from contracts import CONTRACT, Case, Check, assert_trainable, empty_target, two_images
+from torch import nn
+
+from detkit.backbones import SmallBackbone
+from detkit.detectors import Detector, Preprocess
+from detkit.detectors.fcos import FCOSStage
+from detkit.detectors.recipes.fcos import small_fcos
+from detkit.detectors.recipes.retinanet import retinanet, retinanet_v2, small_retinanet
+from detkit.structures import Target
+
+EVERYTHING_BUT_ZERO = [
+    check
+    for check in CONTRACT
+    if check.__name__
+    not in (  # a focal loss learns from background, where SSD's costs nothing without an object
+        "a_batch_without_objects_trains_every_parameter",
+        "a_batch_without_positives_trains_every_parameter",
+        "crowds_teach_nothing",
+    )
+]
+
+
+def eager(recipe) -> Detector:
+    """A small detector whose scores start at one half, so that it finds something."""
+    detector = recipe(3, size=(96, 128), channels=16)
+    nn.init.zeros_(detector.dense.class_head.logits.bias)
+    if isinstance(detector.dense, FCOSStage):
+        nn.init.constant_(detector.dense.box_head.distances.bias, 3.0)  # strides: else no box reaches the border
+    return detector
+
+
+CASES = {recipe.__name__: Case(lambda recipe=recipe: eager(recipe), 3) for recipe in (small_retinanet, small_fcos)}
+
+
+@pytest.mark.parametrize("check", EVERYTHING_BUT_ZERO, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_a_small_detector_with_a_focal_loss_keeps_the_contract(case: Case, check: Check):
+    check(case)
+
+
+@pytest.mark.parametrize("flat", [[], [[20, 20, 20, 60], [30, 30, 30, 30]]], ids=["no objects", "flat objects"])
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_without_positives_only_background_costs_and_every_parameter_has_a_gradient(case: Case, flat):
+    detector = case.detector().train()
+    detector.preprocess.degenerate = "drop"
+    losses = assert_trainable(detector, two_images()[0], [empty_target(flat), empty_target()])
+    assert losses.pop("dense.classification") > 0
+    assert all(loss == 0 for loss in losses.values())
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_a_crowd_hides_the_background_under_it(case: Case):
+    detector, (images, _) = case.detector(), two_images()
+    everywhere = Target(
+        boxes=torch.tensor([[-500.0, -500, 900, 900]]), labels=torch.tensor([0]), iscrowd=torch.tensor([1])
+    )
+    assert all(loss == 0 for loss in detector(images, [everywhere, everywhere]).values())
+
+
+def test_levels_and_anchors_are_those_of_the_paper():
+    detector = retinanet(2, backbone=SmallBackbone((8, 16, 16, 16), levels=(1, 2, 3)))
+    assert detector.trunk[1].strides == (8, 16, 32, 64, 128)
+    assert detector.dense.anchors.per_cell == (9,) * 5
+    shapes = [detector.dense.anchors.get_buffer(f"shapes_{level}") for level in (0, 4)]
+    assert shapes[0][3:6].tolist() == [[32, 32], [40, 40], [50, 50]]
+    assert shapes[1][3].tolist() == [512, 512]
+    assert detector.preprocess.size == 800
+    assert torch.sigmoid(detector.dense.class_head.logits.bias).unique().item() == pytest.approx(0.01)
+
+
+def test_given_parts_are_taken():
+    backbone, preprocess = SmallBackbone((8, 16, 16, 16), levels=(1, 2, 3)), Preprocess((64, 64))
+    for recipe in (retinanet, retinanet_v2):
+        detector = recipe(2, backbone=backbone, preprocess=preprocess)
+        assert detector.trunk[0] is backbone
+        assert detector.preprocess is preprocess
+    assert any(isinstance(part, nn.GroupNorm) for part in detector.dense.class_head.modules())
+
+
+def test_heads_have_towers_of_their_own():
+    detector = small_retinanet(2, channels=8)
+    parts = [
+        {id(weights) for weights in head.parameters()} for head in (detector.dense.class_head, detector.dense.box_head)
+    ]
+    assert not parts[0] & parts[1]
+
+
+@pytest.mark.parametrize("recipe", [small_retinanet, small_fcos])
+def test_it_learns_one_image_by_heart(recipe):
+    torch.manual_seed(0)
+    detector = recipe(2, size=(64, 64), channels=16)
+    image = torch.zeros(3, 64, 64)
+    image[0, 8:32, 8:32] = 1.0
+    image[1, 30:60, 24:60] = 1.0
+    boxes = torch.tensor([[8.0, 8, 32, 32], [24, 30, 60, 60]])
+    target = Target(boxes=boxes, labels=torch.tensor([0, 1]))
+    optimizer = torch.optim.Adam(detector.parameters(), lr=5e-3)
+    for _ in range(100):
+        optimizer.zero_grad()
+        sum(detector([image, image], [target, target]).values()).backward()
+        optimizer.step()
+    (found,) = detector.eval()([image])
+    assert found["scores"][:2].min() > 0.4
+    order = found["labels"][:2].argsort()
+    assert found["labels"][:2][order].tolist() == [0, 1]
+    torch.testing.assert_close(found["boxes"][:2][order], boxes, rtol=0, atol=4)

@@ -1,0 +1,82 @@
+"""RPNHead: torchvision's outputs with the same weights, in the order of the anchors."""
+
+import pytest
+import torch
+from torch import nn
+from torchvision.models.detection import rpn as peer
+
+from detkit.anchors import GridAnchors
+from detkit.heads import RPNHead
+
+
+def levels(*sizes: tuple[int, int], channels: int = 6, images: int = 2) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(images, channels, *size, generator=generator, dtype=torch.float64) for size in sizes]
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_it_says_what_torchvisions_head_of_the_same_weights_says(depth):
+    head, theirs = RPNHead(6, 3, depth=depth).double(), peer.RPNHead(6, 3, conv_depth=depth).double()
+    own = [layer for layer in head.modules() if isinstance(layer, nn.Conv2d)]
+    for one, other in zip(own, (m for m in theirs.modules() if isinstance(m, nn.Conv2d)), strict=True):
+        one.load_state_dict(other.state_dict())
+    features = levels((5, 7), (3, 4), (1, 1))
+    logits, deltas = head(features)
+    expected_logits, expected_deltas = peer.concat_box_prediction_layers(*theirs(features))
+    torch.testing.assert_close(torch.cat(logits, 1).flatten(0, 1), expected_logits, rtol=0, atol=1e-12)
+    torch.testing.assert_close(torch.cat(deltas, 1).flatten(0, 1), expected_deltas, rtol=0, atol=1e-12)
+    assert [level.shape for level in logits] == [(2, 105, 1), (2, 36, 1), (2, 3, 1)]
+    assert [level.shape for level in deltas] == [(2, 105, 4), (2, 36, 4), (2, 3, 4)]
+
+
+def test_rows_stand_in_the_order_of_the_anchors():
+    """A head of 1 x 1 filters that copy: anchor a of the cell (y, x) must say what its channels hold there."""
+    head = RPNHead(6, 3, depth=0).double()
+    with torch.no_grad():
+        head.logits.weight.copy_(torch.eye(3, 6)[..., None, None])
+        head.deltas.weight.copy_(torch.eye(6).repeat(2, 1)[..., None, None])
+    (feature,) = levels((4, 5))
+    logits, deltas = head([feature])
+    for y, x, a in ((0, 0, 0), (0, 1, 2), (3, 4, 1), (2, 0, 2)):
+        row = (y * 5 + x) * 3 + a
+        assert torch.equal(logits[0][:, row, 0], feature[:, a, y, x])
+        for side in range(4):
+            assert torch.equal(deltas[0][:, row, side], feature[:, (a * 4 + side) % 6, y, x])
+
+
+def test_all_levels_share_the_weights():
+    (feature,) = levels((4, 4))
+    logits, deltas = RPNHead(6, 2).double()([feature, feature])
+    assert torch.equal(logits[0], logits[1])
+    assert torch.equal(deltas[0], deltas[1])
+
+
+def test_it_starts_as_in_the_paper_so_that_anchors_are_as_likely_objects_as_not():
+    torch.manual_seed(0)
+    head = RPNHead(64, 3, depth=2)
+    for layer in head.modules():
+        if isinstance(layer, nn.Conv2d):
+            assert not layer.bias.any()
+            assert layer.weight.std() == pytest.approx(0.01, rel=0.1)
+    logits, _ = head([torch.rand(1, 64, 8, 8)])
+    assert logits[0].sigmoid().sub(0.5).abs().max() < 0.05
+
+
+def test_anchors_of_three_sizes_are_torchvisions():
+    """The golden of torchvision's (128, 256, 512) in ratios h/w of .5, 1 and 2, around the corner of the first cell."""
+    anchors = GridAnchors(
+        [(size,) for size in (128, 256, 512)],
+        aspect_ratios=(0.5, 1.0, 2.0),
+        ratio_is="h/w",
+        centred=False,
+        whole_pixels=True,
+    )
+    images = peer.ImageList(torch.zeros(1, 3, 64, 64), [(64, 64)])
+    features = [torch.zeros(1, 8, *size) for size in ((4, 4), (2, 2), (1, 1))]
+    found = anchors(features, images)
+    flat = [(91, 45), (181, 91), (362, 181)]
+    for first, (long, short) in zip((0, 48, 60), flat, strict=True):
+        square = {45: 64, 91: 128, 181: 256}[short]
+        expected = [(-long, -short, long, short), (-square,) * 2 + (square,) * 2, (-short, -long, short, long)]
+        assert [tuple(row) for row in found[first : first + 3].tolist()] == expected
+    assert found.shape == (63, 4)

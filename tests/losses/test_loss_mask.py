@@ -1,0 +1,159 @@
+"""The mask loss and its targets: torchvision's, for a whole padded batch at once."""
+
+import pytest
+import torch
+from strategies import unhooked
+from torch import Tensor
+from torchvision.models.detection.roi_heads import maskrcnn_loss, project_masks_on_boxes
+
+from detkit.losses.mask import mask_loss, mask_targets, own_class_masks
+
+HOSTILE = torch.tensor(
+    [
+        [-9.0, -7, 12, 15],  # reaches out at the top left
+        [20.0, 10, 47, 39],  # and at the bottom right
+        [5.2, 5.3, 5.6, 5.4],  # less than a pixel
+        [8.0, 8, 8, 8],  # no size
+        [0.0, 0, 32, 24],  # the whole image
+        [-50.0, -50, -40, -40],  # outside
+        [15.0, 12, 10, 6],  # inverted
+    ]
+)
+
+
+def random_masks(*shape: int, seed: int = 0, dtype: torch.dtype = torch.uint8) -> Tensor:
+    return torch.randint(0, 2, shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def random_boxes(images: int, count: int, *, height: float, width: float, seed: int = 0) -> Tensor:
+    corners = torch.rand(2, images, count, 2, generator=torch.Generator().manual_seed(seed))
+    corners = corners * torch.tensor([width, height])
+    return torch.cat((corners.amin(0), corners.amax(0)), dim=-1)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.bool, torch.float32, torch.int64])
+def test_targets_are_torchvisions_for_every_image(dtype):
+    masks = random_masks(3, 4, 24, 32, dtype=dtype)
+    boxes = torch.cat((random_boxes(3, 9, height=24, width=32), HOSTILE.expand(3, -1, -1)), dim=1)
+    matched = torch.randint(0, 4, boxes.shape[:2], generator=torch.Generator().manual_seed(2))
+    found = mask_targets(masks, boxes, matched, 7)
+    for i in range(3):
+        expected = project_masks_on_boxes(masks[i], boxes[i], matched[i], 7)
+        torch.testing.assert_close(found[i], expected, rtol=1e-6, atol=1e-6)
+    assert ((found > 0) & (found < 1)).float().mean() > 0
+
+
+def test_padding_a_mask_to_a_batch_changes_nothing_inside_its_image():
+    sizes = torch.tensor([[24, 32], [17, 20], [24, 19], [11, 32]])
+    masks = torch.zeros(4, 2, 24, 32, dtype=torch.uint8)
+    for i, (height, width) in enumerate(sizes.tolist()):
+        masks[i, :, :height, :width] = random_masks(2, height, width, seed=i)
+    limits = sizes.flip(1).repeat(1, 2)[:, None].float()
+    corners = random_boxes(4, 21, height=1, width=1) * limits
+    boxes = torch.cat((corners[..., :2], torch.maximum(corners[..., 2:], corners[..., :2] + 1)), dim=2)
+    boxes = boxes - (boxes[..., 2:] - limits[..., 2:]).clamp(min=0).repeat(1, 1, 2)
+    boxes[:, 9:, 2:] = limits[..., 2:]  # many end where their image does
+    boxes[:, 20, :2] = 0
+    matched = torch.arange(21).expand(4, -1) % 2
+    found = mask_targets(masks, boxes, matched, 5, sizes=sizes)
+    naive = mask_targets(masks, boxes, matched, 5)
+    for i, (height, width) in enumerate(sizes.tolist()):
+        expected = project_masks_on_boxes(masks[i, :, :height, :width], boxes[i], matched[i], 5)
+        torch.testing.assert_close(found[i], expected, rtol=1e-6, atol=1e-6)
+    assert not torch.allclose(naive[1:], found[1:], atol=1e-2)  # what the sizes are for
+
+
+def test_binarised_targets_are_cut_at_one_half():
+    masks = torch.zeros(1, 1, 8, 8)
+    masks[..., :4] = 1
+    boxes, matched = torch.tensor([[[0.5, 0.5, 8, 8], [2.5, 0.5, 5.5, 3.5]]]), torch.zeros(1, 2, dtype=torch.int64)
+    soft = mask_targets(masks, boxes, matched, 3)
+    hard = mask_targets(masks, boxes, matched, 3, binarise=True)
+    assert torch.equal(hard, (soft >= 0.5).float())
+    assert ((soft > 0) & (soft < 1)).any()
+
+
+def test_integer_masks_are_nonzero_inside_and_a_negative_match_has_some_target():
+    masks = random_masks(1, 2, 8, 8)
+    boxes = torch.tensor([[[0.0, 0, 8, 8], [1, 1, 5, 5]]])
+    matched = torch.tensor([[1, -1]])
+    expected = mask_targets(masks, boxes, matched, 4)
+    assert torch.equal(mask_targets(masks * 255, boxes, matched, 4), expected)
+    assert torch.isfinite(expected).all()
+
+
+def test_absurd_boxes_are_cut_and_take_no_time():
+    masks = torch.ones(1, 1, 16, 16, dtype=torch.uint8)
+    boxes = torch.tensor([[[-1e30, -1e30, 1e30, 1e30], [torch.nan, 0, 9, 9], [0, 0, torch.inf, 9], [2, 2, 14, 14]]])
+    found = mask_targets(masks, boxes, torch.zeros(1, 4, dtype=torch.int64), 4)
+    assert ((found >= 0) & (found <= 1)).all()
+    torch.testing.assert_close(found[0, 3], torch.ones(4, 4))
+
+
+@pytest.mark.parametrize("count", [0, 1, 9])
+def test_the_mean_over_positives_is_torchvisions_loss(count):
+    generator = torch.Generator().manual_seed(count)
+    masks = random_masks(2, 3, 24, 32)
+    labels = torch.randint(0, 5, (2, 3), generator=generator)
+    boxes = torch.cat((random_boxes(2, count, height=24, width=32), HOSTILE[: min(count, 6)].expand(2, -1, -1)), dim=1)
+    matched = torch.randint(0, 3, boxes.shape[:2], generator=generator)
+    logits = torch.randn(2 * boxes.shape[1], 5, 6, 6, generator=generator)
+    own = logits.clone().requires_grad_()
+    costs = mask_loss(own, mask_targets(masks, boxes, matched, 6).flatten(0, 1), labels.gather(1, matched).flatten())
+    loss = costs.sum() / max(len(costs), 1)
+    logits.requires_grad_()
+    expected = maskrcnn_loss(logits, list(boxes), list(masks), list(labels), list(matched))
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=1e-6)
+    loss.backward()
+    expected.backward()
+    torch.testing.assert_close(own.grad, logits.grad, rtol=1e-6, atol=1e-7)
+
+
+def test_classes_do_not_compete_and_rows_are_apart():
+    logits = torch.randn(3, 4, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    targets, labels = torch.tensor([0.0, 0.25, 1]).double()[:, None, None].expand(3, 2, 2), torch.tensor([3, 0, 1])
+    costs = mask_loss(logits, targets, labels)
+    for row, label in enumerate(labels.tolist()):
+        scores, wanted = logits[row, label].sigmoid(), targets[row]
+        slow = -(wanted * scores.log() + (1 - wanted) * (1 - scores).log()).mean()
+        torch.testing.assert_close(costs[row], slow)
+    others = logits + 7 * (torch.arange(4) != labels[:, None])[..., None, None]
+    assert torch.equal(mask_loss(others, targets, labels), costs)
+    assert torch.equal(mask_loss(own_class_masks(logits, labels), targets), costs)
+
+
+def test_its_gradient_is_that_of_finite_differences():
+    logits = torch.randn(2, 3, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    targets, labels = torch.rand(2, 2, 2, dtype=torch.float64), torch.tensor([2, 0])
+    assert torch.autograd.gradcheck(lambda rows: mask_loss(rows, targets, labels), logits.requires_grad_())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_promoted_and_extreme_logits_stay_finite(dtype):
+    logits = torch.tensor([6e4, -6e4, 0.0, 9.0]).reshape(1, 1, 2, 2).to(dtype).requires_grad_()
+    costs = mask_loss(logits, torch.tensor([[[0.0, 1], [0.5, 1]]]), torch.tensor([0]))
+    costs.sum().backward()
+    assert costs.dtype == torch.float32
+    assert torch.isfinite(costs).all()
+    assert torch.isfinite(logits.grad).all()
+
+
+def test_a_negative_label_reads_as_class_0_and_one_too_large_is_refused():
+    logits = torch.arange(8.0).reshape(1, 2, 2, 2)
+    for label in (-1, -2):
+        assert torch.equal(own_class_masks(logits, torch.tensor([label])), logits[:, 0])
+    with pytest.raises(ValueError, match=r"^own_class_masks: labels\[0\]=2 must lie in 0\.\.1"):
+        own_class_masks(logits, torch.tensor([2]))
+
+
+def test_shapes_that_disagree_are_refused():
+    logits, targets = torch.zeros(2, 3, 4, 4), torch.zeros(2, 5, 5)
+    with pytest.raises(ValueError, match=r"^mask_loss: logits \(2, 3, 4, 4\) and targets \(2, 5, 5\)"):
+        unhooked(mask_loss)(logits, targets, torch.tensor([0, 1]))
+    with pytest.raises(ValueError, match=r"^own_class_masks: logits \(2, 3, 4, 4\) and labels \(3,\)"):
+        unhooked(own_class_masks)(logits, torch.tensor([0, 1, 2]))
+    masks, boxes, matched = torch.zeros(2, 1, 8, 8), torch.zeros(2, 3, 4), torch.zeros(2, 3, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"^mask_targets: masks \(1, 1, 8, 8\), boxes \(2, 3, 4\)"):
+        unhooked(mask_targets)(masks[:1], boxes, matched, 4)
+    with pytest.raises(ValueError, match=r"^mask_targets: resolution=0 must be at least 1"):
+        mask_targets(masks, boxes, matched, 0)

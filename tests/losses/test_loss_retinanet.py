@@ -1,0 +1,129 @@
+"""RetinaNet's loss: its normalisers, what ignored anchors and weights do, and the two costs of boxes."""
+
+import pytest
+import torch
+from strategies import unhooked
+from torch import Tensor
+
+from detkit.boxes import DeltaCoder
+from detkit.losses import generalized_box_iou_loss, sigmoid_focal_loss
+from detkit.losses.retinanet import DeltaGIoU, DeltaL1, RetinaNetLoss, check_dense_shapes
+
+
+@pytest.fixture
+def batch(generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Two images of 6 anchors; the second has no positive."""
+    logits = torch.randn(2, 6, 3, generator=generator, dtype=torch.float64)
+    deltas, targets = (torch.randn(2, 6, 4, generator=generator, dtype=torch.float64) * 0.3 for _ in range(2))
+    labels = torch.tensor([[0, 2, -1, -2, 1, -1], [-1, -1, -2, -1, -1, -1]])
+    return logits, deltas, labels, targets
+
+
+def one_image(logits: Tensor, deltas: Tensor, labels: Tensor, targets: Tensor) -> tuple[float, float, int]:
+    """Sums of one image, anchor by anchor, and its positives."""
+    focal = box = positives = 0.0
+    for anchor, label in enumerate(labels.tolist()):
+        if label != -2:
+            hot = torch.zeros(logits.shape[1], dtype=logits.dtype)
+            if label >= 0:
+                hot[label] = 1
+                box += (deltas[anchor] - targets[anchor]).abs().sum().item()
+                positives += 1
+            focal += sigmoid_focal_loss(logits[anchor], hot).sum().item()
+    return focal, box, int(positives)
+
+
+def test_each_image_is_divided_by_its_own_positives_then_images_are_averaged(batch):
+    losses = RetinaNetLoss(DeltaL1())(*batch)
+    sums = [one_image(*(rows[i] for rows in batch)) for i in range(2)]
+    assert [positives for _, _, positives in sums] == [3, 0]
+    assert losses["classification"].item() == pytest.approx((sums[0][0] / 3 + sums[1][0]) / 2)
+    assert losses["box"].item() == pytest.approx(sums[0][1] / 3 / 2)
+
+
+def test_scope_batch_divides_by_the_positives_of_all_images(batch):
+    losses = RetinaNetLoss(DeltaL1(), scope="batch", box_weight=2.0)(*batch)
+    sums = [one_image(*(rows[i] for rows in batch)) for i in range(2)]
+    assert losses["classification"].item() == pytest.approx((sums[0][0] + sums[1][0]) / 3)
+    assert losses["box"].item() == pytest.approx(2 * sums[0][1] / 3)
+
+
+def test_weights_scale_each_anchor_but_not_the_normaliser(batch):
+    weights = torch.rand(2, 6, dtype=torch.float64)
+    losses = RetinaNetLoss(DeltaL1())(*batch, weights)
+    first = RetinaNetLoss(DeltaL1())(*batch, torch.zeros(2, 6))
+    assert first == {"classification": 0, "box": 0}
+    parts = torch.eye(12, dtype=torch.float64).reshape(12, 2, 6)
+    apart = [RetinaNetLoss(DeltaL1())(*batch, part * weights) for part in parts]
+    for name, loss in losses.items():
+        assert loss.item() == pytest.approx(sum(one[name].item() for one in apart))
+
+
+def test_ignored_anchors_have_no_gradient(batch):
+    logits, deltas, labels, targets = batch
+    logits, deltas = logits.requires_grad_(), deltas.requires_grad_()
+    sum(RetinaNetLoss(DeltaL1())(logits, deltas, labels, targets).values()).backward()
+    assert not logits.grad[labels == -2].any()
+    assert not deltas.grad[labels < 0].any()
+    assert logits.grad[labels >= -1].all()
+
+
+@pytest.mark.parametrize("count", [0, 4])
+def test_no_positives_cost_no_box_and_keep_a_gradient(count):
+    logits, deltas = torch.zeros(2, count, 3, requires_grad=True), torch.zeros(2, count, 4, requires_grad=True)
+    labels = torch.full((2, count), -2)
+    losses = RetinaNetLoss(DeltaL1())(logits, deltas, labels, torch.zeros(2, count, 4))
+    assert {name: loss.item() for name, loss in losses.items()} == {"classification": 0, "box": 0}
+    sum(losses.values()).backward()
+    assert logits.grad is not None
+    assert deltas.grad is not None
+
+
+@pytest.mark.parametrize("weights", [(1.0, 1.0, 1.0, 1.0), (10.0, 10.0, 5.0, 5.0)])
+def test_giou_of_deltas_is_giou_of_the_boxes_they_describe(weights, generator):
+    coder = DeltaCoder(weights)
+    corners = torch.rand(2, 50, 2, generator=generator, dtype=torch.float64) * 100
+    anchors = torch.cat((corners.amin(0), corners.amax(0) + 1), dim=1)
+    deltas, targets = (torch.randn(50, 4, generator=generator, dtype=torch.float64) for _ in range(2))
+    expected = generalized_box_iou_loss(coder.decode(deltas, anchors), coder.decode(targets, anchors))
+    torch.testing.assert_close(DeltaGIoU(coder)(deltas, targets), expected)
+    assert expected.std() > 0.1
+
+
+def test_smooth_l1_bends_at_beta():
+    deltas = torch.tensor([[0.1, 0.5, 2.0, 0.0]])
+    assert DeltaL1()(deltas, torch.zeros(1, 4)).item() == pytest.approx(2.6)
+    assert DeltaL1(beta=1.0)(deltas, torch.zeros(1, 4)).item() == pytest.approx(0.005 + 0.125 + 1.5)
+
+
+def test_half_precision_is_promoted(batch):
+    logits, deltas, labels, targets = batch
+    losses = RetinaNetLoss(DeltaGIoU(DeltaCoder()))(logits.half(), deltas.bfloat16(), labels, targets.half())
+    assert {loss.dtype for loss in losses.values()} == {torch.float32}
+
+
+def test_scores_are_sigmoids():
+    assert RetinaNetLoss(DeltaL1()).scores(torch.tensor([[[0.0, 100.0]]])).tolist() == [[[0.5, 1.0]]]
+
+
+def test_wrong_arguments_are_named(batch):
+    logits, deltas, labels, targets = batch
+    loss = RetinaNetLoss(DeltaL1())
+    with pytest.raises(ValueError, match="scope='level'; allowed is 'image' or 'batch'"):
+        unhooked(RetinaNetLoss.__init__)(loss, DeltaL1(), scope="level")
+    with pytest.raises(ValueError, match="box_weight=-1 must be at least 0"):
+        RetinaNetLoss(DeltaL1(), box_weight=-1)
+    with pytest.raises(ValueError, match="beta=nan must be at least 0"):
+        DeltaL1(beta=float("nan"))
+    with pytest.raises(ValueError, match=r"RetinaNetLoss: weights have shape \(2, 5\); allowed is that of labels"):
+        unhooked(RetinaNetLoss.forward)(loss, logits, deltas, labels, targets, torch.ones(2, 5))
+    with pytest.raises(ValueError, match=r"labels\[0, 1\]=3 must lie in 0..2|targets\[0, 1\]=3 must lie in 0..2"):
+        loss(logits, deltas, labels.masked_fill(labels == 2, 3), targets)
+    with pytest.raises(ValueError, match=r"f: logits \(2, 6, 3\), deltas \(2, 5, 4\)"):
+        check_dense_shapes("f", logits, deltas[:, :5], labels, targets[:, :5], None)
+
+
+def test_it_prints_its_settings():
+    text = repr(RetinaNetLoss(DeltaL1(beta=0.5), gamma=1.5))
+    assert "gamma=1.5" in text
+    assert "DeltaL1(beta=0.5)" in text
