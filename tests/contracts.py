@@ -11,20 +11,42 @@ import pytest
 import torch
 from torch import Tensor
 
-from detkit.detectors import Detector
+from detkit.anchors import BalancedSampler
+from detkit.detectors import Detector, ProposalPostprocess
 from detkit.structures import Detections, Images, Target, Targets, pad_targets
 
 
 class Case(NamedTuple):
-    """A detector under contract: ``build()`` makes it with fresh random weights."""
+    """A detector under contract: ``build()`` makes it with fresh random weights.
+
+    ``background`` names the losses that an image without objects costs: where hard negatives are mined, none.
+    """
 
     build: Callable[[], Detector]
     num_classes: int
+    background: frozenset[str] = frozenset()
 
     def detector(self, seed: int = 0) -> Detector:
-        """The detector, in eval mode, with the weights of this seed."""
+        """The detector, in eval mode, with the weights of this seed; nothing in it is left to chance."""
         torch.manual_seed(seed)
-        return self.build().eval()
+        return without_chance(self.build()).eval()
+
+    def assert_nothing_but_background(self, losses: dict[str, Tensor]) -> None:
+        """Losses are 0 but for those of background."""
+        assert losses.keys() >= self.background
+        for name, loss in losses.items():
+            assert (loss > 0) == (name in self.background), (name, loss)
+
+
+def without_chance(detector: Detector) -> Detector:
+    """Samplers take all there is, from few proposals; masks stay probabilities, which no rounding flips."""
+    for module in detector.modules():
+        if isinstance(module, BalancedSampler):
+            module.count, module.positive_fraction = 10_000, 1.0
+        elif isinstance(module, ProposalPostprocess):
+            module.candidates_per_level, module.max_proposals = 40, 40
+    detector.preprocess.mask_threshold = None
+    return detector
 
 
 Check = Callable[[Case], None]
@@ -47,12 +69,21 @@ def target(boxes: list[list[float]], labels: list[int], **more: list[float]) -> 
 
 
 def two_images() -> tuple[list[Tensor], list[Target]]:
-    """Two images of different size with two and one objects, each as large as some default box."""
+    """Two images of different size with two and one objects, each as large as some default box; masks fill the boxes."""
     targets = [
         target([[8, 8, 56, 56], [40, 20, 100, 76]], [0, 1]),
         target([[10, 30, 50, 90]], [1]),
     ]
-    return pictures((96, 128), (120, 100)), targets
+    sizes = (96, 128), (120, 100)
+    return pictures(*sizes), [filled(one, size) for one, size in zip(targets, sizes, strict=True)]
+
+
+def filled(one: Target, size: tuple[int, int]) -> Target:
+    """The target with masks (T, height, width): all of each box."""
+    masks = torch.zeros(len(one["boxes"]), *size, dtype=torch.uint8)
+    for mask, (x1, y1, x2, y2) in zip(masks, one["boxes"].int().tolist(), strict=True):
+        mask[y1:y2, x1:x2] = 1
+    return Target(**{**one, "masks": masks})
 
 
 def losses_and_gradients(detector: Detector, images, targets) -> tuple[dict[str, Tensor], dict[str, Tensor | None]]:
@@ -92,6 +123,9 @@ def assert_same_found(found, expected) -> None:
             torch.testing.assert_close(one[key], other[key], rtol=1e-4, atol=1e-4)
 
 
+FLAT = [[20.0, 20, 20, 60], [30, 30, 30, 30]]
+
+
 def empty_target(boxes: list[list[float]] = ()) -> Target:
     """Objects that no anchor can fit: none at all, or boxes without area."""
     return target(list(boxes), [0] * len(boxes))
@@ -121,14 +155,26 @@ def losses_depend_on_the_arguments_not_on_the_mode(case: Case) -> None:
 def a_batch_without_objects_trains_every_parameter(case: Case) -> None:
     images, _ = two_images()
     losses = assert_trainable(case.detector().train(), images, [empty_target(), empty_target()])
-    assert all(loss == 0 for loss in losses.values())
+    case.assert_nothing_but_background(losses)
 
 
 def a_batch_without_positives_trains_every_parameter(case: Case) -> None:
-    images, _ = two_images()
-    flat = empty_target([[20, 20, 20, 60], [30, 30, 30, 30]])
-    losses = assert_trainable(case.detector().train(), images, [flat, empty_target()])
-    assert all(loss == 0 for loss in losses.values())
+    """Objects without area, which the preprocess would not let through."""
+    detector, (images, _) = case.detector().train(), two_images()
+    batch, _ = detector.preprocess(images)
+    flat = filled(empty_target(FLAT), (96, 128))
+    losses = assert_trainable(detector, batch, pad_targets([flat, empty_target()]))
+    case.assert_nothing_but_background(losses)
+
+
+def objects_without_area_are_refused_or_dropped_as_the_policy_says(case: Case) -> None:
+    detector, (images, targets) = case.detector(), two_images()
+    flat = filled(empty_target(FLAT), (120, 100))
+    assert detector.preprocess.degenerate == "raise"
+    with pytest.raises(ValueError, match=r"targets\[1\]: boxes\[0\] is .* x2 > x1 and y2 > y1 are allowed, 2 are not so"):
+        detector(images, [targets[0], flat])
+    detector.preprocess.degenerate = "drop"
+    assert_same_losses(detector(images, [targets[0], flat]), detector(images, [targets[0], empty_target()]))
 
 
 def an_image_without_objects_beside_one_with_some_trains_every_parameter(case: Case) -> None:
@@ -153,7 +199,7 @@ def padding_targets_further_changes_nothing(case: Case) -> None:
 def crowds_teach_nothing(case: Case) -> None:
     detector, (images, targets) = case.detector(), two_images()
     crowd = [Target(**one, iscrowd=torch.ones(len(one["labels"]))) for one in targets]
-    assert all(loss == 0 for loss in detector(images, crowd).values())
+    case.assert_nothing_but_background(detector(images, crowd))
     other_class = [Target(**{**one, "labels": one["labels"] * 0 + case.num_classes - 1}) for one in crowd]
     both = [joined(plain, extra) for plain, extra in zip(targets, crowd, strict=True)]
     relabelled = [joined(plain, extra) for plain, extra in zip(targets, other_class, strict=True)]
@@ -165,6 +211,7 @@ def joined(first: Target, crowd: Target) -> Target:
     return Target(
         boxes=torch.cat((first["boxes"], crowd["boxes"] * 0.5)),
         labels=torch.cat((first["labels"], crowd["labels"])),
+        masks=torch.cat((first["masks"], crowd["masks"])),
         iscrowd=torch.cat((torch.zeros(len(first["labels"])), crowd["iscrowd"])),
     )
 
@@ -219,8 +266,8 @@ def detections_are_sorted_clipped_counted_and_zero_where_not_valid(case: Case) -
     assert (found.scores[:, :-1] >= found.scores[:, 1:]).all()
     assert ((found.scores >= 0) & (found.scores <= 1)).all()
     assert ((found.labels >= 0) & (found.labels < case.num_classes)).all()
-    for part in (found.boxes, found.scores, found.labels):
-        assert not part[~found.valid].any()
+    for part in (found.boxes, found.scores, found.labels, found.masks):
+        assert part is None or not part[~found.valid].any()
     limits = batch.sizes.flip(-1).repeat(1, 2)[:, None]
     assert ((found.boxes >= 0) & (found.boxes <= limits)).all()
     assert (found.boxes[..., 2:] >= found.boxes[..., :2]).all()
@@ -259,8 +306,13 @@ def bfloat16_autocast_stays_finite_and_close(case: Case) -> None:
     detector, (images, targets) = case.detector(), two_images()
     exact = detector(images, targets)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert_same_losses(assert_trainable(detector, images, targets), exact, rtol=0.05, atol=0.02)
+        losses = assert_trainable(detector, images, targets)
         found = detector(images)
+    first = next(iter(detector.stages))  # rounding changes which boxes later stages learn on
+    close = [{key: loss for key, loss in own.items() if key.startswith(first)} for own in (losses, exact)]
+    assert close[0]
+    assert_same_losses(*close, rtol=0.05, atol=0.02)
+    assert losses.keys() == exact.keys()
     for one, image in zip(found, images, strict=True):
         assert torch.isfinite(one["boxes"]).all()
         assert one["boxes"].dtype == one["scores"].dtype == torch.float32
@@ -293,6 +345,7 @@ CONTRACT: list[Check] = [
     losses_depend_on_the_arguments_not_on_the_mode,
     a_batch_without_objects_trains_every_parameter,
     a_batch_without_positives_trains_every_parameter,
+    objects_without_area_are_refused_or_dropped_as_the_policy_says,
     an_image_without_objects_beside_one_with_some_trains_every_parameter,
     padding_targets_further_changes_nothing,
     crowds_teach_nothing,

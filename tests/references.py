@@ -1,4 +1,4 @@
-"""Slow, obvious references in plain Python floats: what the fast operations on boxes and logits must equal."""
+"""Slow, obvious references in plain Python floats: what the fast operations on boxes, maps and logits must equal."""
 
 import math
 
@@ -58,12 +58,16 @@ def greedy(rows, scores, threshold, groups=None) -> list[int]:
 
 
 def greedy_by_class(rows, scores, threshold, *, score_threshold, candidates, most) -> list[tuple[int, int]]:
-    """(box, class): NMS of the best candidates of each class alone, then all by score, box and class."""
+    """(box, class): NMS of the best candidates of each class alone, then all by score, box and class.
+
+    A row is a box, or a list of one box for each class.
+    """
     found = []
     for label, column in enumerate(zip(*scores, strict=True)):
         above = [i for i, score in enumerate(column) if score > score_threshold]
         best = sorted(above, key=lambda i: (-column[i], i))[:candidates]
-        kept = greedy([rows[i] for i in best], [column[i] for i in best], threshold)
+        own = [rows[i][label] if isinstance(rows[i][0], list) else rows[i] for i in best]
+        kept = greedy(own, [column[i] for i in best], threshold)
         found += [(-column[best[place]], best[place], label) for place in kept]
     return [(box, label) for _, box, label in sorted(found)[:most]]
 
@@ -261,3 +265,44 @@ def smoothed_entropy(logits, shares, *, smoothing=0.1) -> float:
 def smooth_l1(a, b, *, beta=1.0) -> float:
     apart = abs(a - b)
     return apart**2 / (2 * beta) if apart < beta else apart - beta / 2
+
+
+def between(plane, y, x) -> float:
+    """The bilinear value of a map at a point counted in cells; 0 a cell or more outside."""
+    height, width = len(plane), len(plane[0])
+    if not (-1 <= y <= height and -1 <= x <= width):
+        return 0.0
+    y, x = min(max(y, 0), height - 1), min(max(x, 0), width - 1)
+    y0, x0 = int(y), int(x)
+    y1, x1 = min(y0 + 1, height - 1), min(x0 + 1, width - 1)
+    fy, fx = y - y0, x - x0
+    upper = plane[y0][x0] * (1 - fx) + plane[y0][x1] * fx
+    lower = plane[y1][x0] * (1 - fx) + plane[y1][x1] * fx
+    return upper * (1 - fy) + lower * fy
+
+
+def aligned(plane, box, size, points=None) -> list[list[float]]:
+    """RoIAlign of one map and a box in cells: ``points`` in each direction of a bin, or as many as it covers cells."""
+    x1, y1, x2, y2 = box
+    width, height = max(x2 - x1, 1) / size, max(y2 - y1, 1) / size
+    rows, columns = ([(k + 0.5) / n for k in range(n)] for n in (points or math.ceil(s) for s in (height, width)))
+    return [
+        [
+            sum(between(plane, y1 + (i + a) * height, x1 + (j + b) * width) for a in rows for b in columns)
+            / (len(rows) * len(columns))
+            for j in range(size)
+        ]
+        for i in range(size)
+    ]
+
+
+def cell_of(point, box, cells) -> tuple[int, bool]:
+    """Of a keypoint (x, y, visibility): its cell, row by row, in a box of ``cells`` x ``cells``; whether it counts."""
+    places = []
+    for i in (1, 0):
+        low, high = box[i], box[i + 2]
+        inside = low <= point[i] <= high
+        if not inside or point[2] <= 0:
+            return 0, False
+        places.append(cells - 1 if point[i] == high else math.floor((point[i] - low) * cells / (high - low)))
+    return places[0] * cells + places[1], True

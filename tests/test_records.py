@@ -75,7 +75,8 @@ def classes_of(unit: ModuleType) -> set[str]:
 
 
 def test_every_operation_has_its_record():
-    coded = {f"{coder}.{method}" for coder in classes_of(boxes) for method in ("encode", "decode")}
+    coders = {name for name in classes_of(boxes) if hasattr(getattr(boxes, name), "encode")}
+    coded = {f"{coder}.{method}" for coder in coders for method in ("encode", "decode")}
     functions = {name for unit in (boxes, losses) for name in set(unit.__all__) - classes_of(unit)}
     assert {record.name.split()[0] for record in RECORDS} == functions | coded
     assert len({record.name for record in RECORDS}) == len(RECORDS)
@@ -103,7 +104,11 @@ def test_every_memory_layout_gives_what_contiguous_numbers_give(record, layout):
     for dtype in record.dtypes:
         views = tuple(layout(argument) for argument in record.make(SIZE, dtype))
         assert any(not view.is_contiguous() for view in views) or layout is transposed
-        assert_identical(results(record, views), results(record, [view.clone().contiguous() for view in views]))
+        found, wanted = results(record, views), results(record, [view.clone().contiguous() for view in views])
+        if record.sums:
+            torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-6)
+        else:
+            assert_identical(found, wanted)
 
 
 @every_record

@@ -3,6 +3,7 @@
 from detkit.anchors.adaptive import ATSSMatcher
 from detkit.anchors.assigned import Assigned, gather_assigned
 from detkit.anchors.bipartite import BipartiteMatcher
+from detkit.anchors.centre import CentreMatcher, centreness
 from detkit.anchors.cluster import cluster_anchors, mean_shape_iou, shape_iou
 from detkit.anchors.generate import DefaultBoxes, GridAnchors, multibox_anchors
 from detkit.anchors.hungarian import HungarianMatcher
@@ -18,6 +19,7 @@ __all__ = [
     "Assigned",
     "BalancedSampler",
     "BipartiteMatcher",
+    "CentreMatcher",
     "DefaultBoxes",
     "GridAnchors",
     "HardNegativeSampler",
@@ -25,6 +27,7 @@ __all__ = [
     "SimOTAMatcher",
     "TaskAlignedMatcher",
     "ThresholdMatcher",
+    "centreness",
     "cluster_anchors",
     "gather_assigned",
     "mean_shape_iou",

@@ -2,7 +2,9 @@
 
 from detkit.detectors.dense import DenseCriterion, DenseOutputs, DenseStage
 from detkit.detectors.detector import Detector, Stage
+from detkit.detectors.fcos import FCOSStage
 from detkit.detectors.keypoint import KeypointStage, decode_heatmaps
+from detkit.detectors.levelwise import LevelwisePostprocess
 from detkit.detectors.mask import MaskStage
 from detkit.detectors.paste import paste_masks
 from detkit.detectors.postprocess import Postprocess
@@ -10,12 +12,17 @@ from detkit.detectors.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess,
 from detkit.detectors.recipes import (
     fast_rcnn,
     faster_rcnn,
+    fcos,
     fpn_ssd,
     keypoint_rcnn,
     mask_rcnn,
     rcnn,
+    retinanet,
+    retinanet_v2,
     small_faster_rcnn,
+    small_fcos,
     small_mask_rcnn,
+    small_retinanet,
     ssd,
     ssd300,
     ssd512,
@@ -35,7 +42,9 @@ __all__ = [
     "DenseOutputs",
     "DenseStage",
     "Detector",
+    "FCOSStage",
     "KeypointStage",
+    "LevelwisePostprocess",
     "MaskStage",
     "Pixels",
     "Postprocess",
@@ -50,6 +59,7 @@ __all__ = [
     "decode_heatmaps",
     "fast_rcnn",
     "faster_rcnn",
+    "fcos",
     "fit_rcnn",
     "fpn_ssd",
     "keypoint_rcnn",
@@ -57,8 +67,12 @@ __all__ = [
     "paste_masks",
     "rcnn",
     "resize_target",
+    "retinanet",
+    "retinanet_v2",
     "small_faster_rcnn",
+    "small_fcos",
     "small_mask_rcnn",
+    "small_retinanet",
     "ssd",
     "ssd300",
     "ssd512",

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from detkit.anchors.assigned import in_crowd
 from detkit.boxes import box_area, box_iou
 from detkit.boxes.arguments import as_boxes
 from detkit.checks import check_fraction
@@ -68,7 +69,7 @@ def fit_rcnn(
     They are rescaled so that their mean norm is ``feature_norm``; the factor is stored in the stage. For each class:
 
     - positives are the true boxes alone; negatives the proposals whose IoU with every object of that class is below
-      ``negative_iou``; other proposals are left out, as are those that lie at least by half in a crowd region;
+      ``negative_iou``; other proposals are left out, as are those that lie by more than half in a crowd region;
     - the SVM goes through the images once and mines its hard negatives: see :class:`SVMSettings`;
     - the regression learns from proposals whose best object is of the class and has IoU above ``regression_iou``.
 
@@ -172,7 +173,7 @@ def _regions(
     vectors = stage.describe(level, torch.cat((own, objects))[None], batch.sizes)[0].float().cpu().numpy()
     if not np.isfinite(vectors).all():
         raise ValueError(f"fit_rcnn: the features of image {index} are not all finite")
-    crowd = _in_crowd(own, targets.boxes[0][real & targets.ignore[0]].to(own))
+    crowd = in_crowd(own, targets.boxes.to(own), targets.valid & targets.ignore)[0]
     return _Regions(
         boxes=own.cpu(),
         features=vectors[: len(own)],
@@ -190,14 +191,6 @@ def _check_labels(labels: Tensor, num_classes: int, index: int) -> None:
         raise ValueError(
             f"fit_rcnn: targets of image {index} have label {bad[0].item()}; allowed is 0..{num_classes - 1}"
         )
-
-
-def _in_crowd(boxes: Tensor, crowds: Tensor) -> Bool[Tensor, " N"]:
-    """Which boxes lie at least by half in a crowd region."""
-    low = torch.maximum(boxes[:, None, :2], crowds[None, :, :2])
-    high = torch.minimum(boxes[:, None, 2:], crowds[None, :, 2:])
-    shared = (high - low).clamp(min=0).prod(-1)
-    return (shared >= 0.5 * box_area(boxes)[:, None]).any(1)
 
 
 def _rescaled(images: list[_Regions], feature_norm: float) -> tuple[list[_Regions], float]:

@@ -1,7 +1,7 @@
 """The second stage of two: the class of each proposal, and a better box."""
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -14,6 +14,7 @@ from detkit.boxes import DeltaCoder
 from detkit.detectors.dense import DenseCriterion
 from detkit.detectors.detector import Stage
 from detkit.detectors.postprocess import Postprocess
+from detkit.ranking import stable_topk
 from detkit.structures import IGNORED, Assignment, Detections, Images, Targets
 
 Result = TypeVar("Result", Tensor, tuple[Tensor, ...])
@@ -87,10 +88,15 @@ class BoxStage(Stage):
 
     def detections(self, outputs: BoxOutputs, images: Images) -> Detections:
         """Decoded, thresholded and suppressed boxes."""
-        boxes = self.coder.decode(outputs.deltas, outputs.boxes[:, :, None])
+        scores = torch.where(outputs.valid[..., None], self.criterion.scores(outputs.logits), 0)
+        deltas, boxes = outputs.deltas, outputs.boxes
+        if scores.device.type == "cpu" and not torch.compiler.is_compiling():
+            rows = self._promising(scores)[..., None]
+            scores, boxes = (values.take_along_dim(rows, 1) for values in (scores, boxes))
+            deltas = deltas.take_along_dim(rows[..., None], 1)
+        boxes = self.coder.decode(deltas, boxes[:, :, None])
         boxes = boxes.squeeze(2) if boxes.shape[2] == 1 else boxes
-        scores = self.criterion.scores(outputs.logits)
-        return self.postprocess(torch.where(outputs.valid[..., None], scores, 0), boxes, images.sizes)
+        return self.postprocess(scores, boxes, images.sizes)
 
     def handover(self, outputs: BoxOutputs, images: Images, targets: Targets) -> Detections:
         """The sampled positives, as they were proposed."""
@@ -106,6 +112,12 @@ class BoxStage(Stage):
             valid=positive,
             matched=matched.clamp(min=0),
         )
+
+    def _promising(self, scores: Float[Tensor, "B K C"]) -> Int[Tensor, "B L"]:
+        """Rows with a score that can be detected, in their order; decoding the others would be most of the work."""
+        likely = (scores > self.postprocess.score_threshold).any(2)
+        least = -(-self.postprocess.max_detections // scores.shape[2])  # rows that leave the padded length as it is
+        return stable_topk(likely.float(), max(least, int(likely.sum(1).max())))
 
     @torch.no_grad()
     def _sample(self, proposals: Detections, targets: Targets) -> tuple[Tensor, Tensor, Tensor, Assigned]:
@@ -155,5 +167,5 @@ def learns_from_rows(head: nn.Module) -> bool:
     return any(isinstance(part, nn.modules.batchnorm._BatchNorm) and part.training for part in head.modules())
 
 
-def _each(values, change):
+def _each(values: Any, change: Callable[[Tensor], Tensor]) -> Any:
     return tuple(map(change, values)) if isinstance(values, tuple) else change(values)

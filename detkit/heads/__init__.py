@@ -1,5 +1,6 @@
 """Heads: modules that turn feature maps into predictions for every anchor, (B, N, outputs), and know nothing else."""
 
+from detkit.heads.centre import CentreHead
 from detkit.heads.classification import ClassificationHead
 from detkit.heads.keypoint import KeypointHead
 from detkit.heads.mask import MaskHead
@@ -10,6 +11,7 @@ from detkit.heads.rpn import RPNHead
 
 __all__ = [
     "BoxHead",
+    "CentreHead",
     "ClassificationHead",
     "KeypointHead",
     "MaskHead",

@@ -10,6 +10,7 @@ from detkit.losses.classification import (
     sigmoid_focal_loss,
     varifocal_loss,
 )
+from detkit.losses.fcos import FCOSLoss
 from detkit.losses.keypoint import keypoint_loss, keypoint_targets
 from detkit.losses.mask import mask_loss, mask_targets
 from detkit.losses.multibox import MultiBoxLoss
@@ -20,11 +21,16 @@ from detkit.losses.regression import (
     generalized_box_iou_loss,
     smooth_l1_loss,
 )
+from detkit.losses.retinanet import DeltaGIoU, DeltaL1, RetinaNetLoss
 
 __all__ = [
+    "DeltaGIoU",
+    "DeltaL1",
+    "FCOSLoss",
     "MultiBoxLoss",
     "RCNNLoss",
     "RPNLoss",
+    "RetinaNetLoss",
     "complete_box_iou_loss",
     "distance_box_iou_loss",
     "distribution_focal_loss",

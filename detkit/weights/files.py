@@ -3,7 +3,6 @@
 Weights are safetensors files that hold every key of a module's ``state_dict``; training states are ``torch.save``
 archives read with ``weights_only``. Every file is written beside its final name, flushed to the disk and renamed, so
 a process killed while saving leaves the earlier file whole (and at worst a file ``.NAME.*.tmp`` to delete).
-This is also the home of the key maps that carry published torchvision and transformers checkpoints into detkit.
 """
 
 import os

@@ -3,11 +3,14 @@
 import pytest
 from contracts import CONTRACT, SHORT_CONTRACT, Case, Check
 
-from detkit.detectors import fpn_ssd, ssd300, tiny_ssd
+from detkit.detectors import fpn_ssd, small_faster_rcnn, small_mask_rcnn, ssd300, tiny_ssd
 
+TWO_STAGES = frozenset({"rpn.objectness", "box.classification"})
 SMALL = {
     "fpn_ssd": Case(lambda: fpn_ssd(3, size=(96, 128), channels=8), num_classes=3),
     "tiny_ssd": Case(lambda: tiny_ssd(2), num_classes=2),
+    "small_faster_rcnn": Case(lambda: small_faster_rcnn(3, size=(96, 128), channels=8), 3, TWO_STAGES),
+    "small_mask_rcnn": Case(lambda: small_mask_rcnn(3, size=(96, 128), channels=8), 3, TWO_STAGES),
 }
 
 

@@ -1,5 +1,6 @@
 """Published detectors as functions: each puts parts together and returns a Detector; nothing here holds logic."""
 
+from detkit.detectors.recipes.fcos import fcos, small_fcos
 from detkit.detectors.recipes.rcnn import (
     fast_rcnn,
     faster_rcnn,
@@ -9,17 +10,23 @@ from detkit.detectors.recipes.rcnn import (
     small_mask_rcnn,
 )
 from detkit.detectors.recipes.regions import rcnn
+from detkit.detectors.recipes.retinanet import retinanet, retinanet_v2, small_retinanet
 from detkit.detectors.recipes.ssd import fpn_ssd, ssd, ssd300, ssd512, tiny_ssd
 
 __all__ = [
     "fast_rcnn",
     "faster_rcnn",
+    "fcos",
     "fpn_ssd",
     "keypoint_rcnn",
     "mask_rcnn",
     "rcnn",
+    "retinanet",
+    "retinanet_v2",
     "small_faster_rcnn",
+    "small_fcos",
     "small_mask_rcnn",
+    "small_retinanet",
     "ssd",
     "ssd300",
     "ssd512",

@@ -1,0 +1,66 @@
+"""torchvision's detection models as Detectors of this library, and their state_dicts back."""
+
+from torch import Tensor, nn
+from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
+from torchvision.models.detection.ssd import SSD
+
+from detkit.detectors import Detector
+from detkit.detectors.rpn import RPNStage
+from detkit.weights.torchvision_dense import dense_renames, fcos_from, retinanet_from, ssd_from
+from detkit.weights.torchvision_rcnn import rcnn_from, rcnn_renames
+from detkit.weights.torchvision_trunk import state_to_theirs
+
+
+def from_torchvision(model: nn.Module) -> Detector:
+    """A Detector with the weights and the behaviour of a torchvision detection model, which stays as it is.
+
+    ``model`` is a FasterRCNN, MaskRCNN, KeypointRCNN, RetinaNet or FCOS on a backbone with a feature pyramid, or
+    ``ssd300_vgg16``, with whatever weights it holds. Resizing, colours, anchors, thresholds, precision, device, frozen
+    parameters and train/eval mode are taken over; of several training sizes the one used for inference. Losses and
+    detections are the same up to rounding, with two differences. Labels of SSD and the R-CNNs are one less than
+    torchvision's, which counts background as 0 (RetinaNet's and FCOS's stay as they are, as its models use class 0).
+    And NMS keeps classes apart exactly, where torchvision shifts their coordinates.
+    Raises ValueError for another model, naming what does not fit.
+
+    >>> from torchvision.models.detection import fcos_resnet50_fpn
+    >>> detector = from_torchvision(fcos_resnet50_fpn(weights=None, weights_backbone=None, num_classes=3))
+    >>> detector.preprocess
+    Preprocess(size=800, max_size=1333, multiple_of=32)
+    """
+    match model:
+        case RetinaNet():
+            return retinanet_from(model)
+        case FCOS():
+            return fcos_from(model)
+        case SSD():
+            return ssd_from(model)
+        case FasterRCNN():
+            return rcnn_from(model)
+    raise ValueError(
+        f"from_torchvision: model is a {type(model).__name__}; allowed are torchvision's FasterRCNN, MaskRCNN, "
+        "KeypointRCNN, RetinaNet, FCOS and SSD"
+    )
+
+
+def to_torchvision(detector: Detector) -> dict[str, Tensor]:
+    """The state_dict of ``detector`` under torchvision's keys: what the model that it came from loads strictly.
+
+    Works for whatever :func:`from_torchvision` makes and for detectors of the same parts, as the recipes build them.
+    Rows of a background class that torchvision never reads are zeros. Values are shared where they need no change.
+    Raises ValueError for a detector that torchvision has no model for.
+
+    >>> from detkit.detectors import ssd300
+    >>> list(to_torchvision(ssd300(2)))[-1]
+    'head.regression_head.module_list.5.bias'
+    """
+    stages = list(detector.stages.values())
+    if any(isinstance(stage, RPNStage) for stage in stages):
+        renames = rcnn_renames(detector)
+    elif len(stages) == 1:
+        renames = dense_renames(detector)
+    else:
+        raise ValueError(
+            f"to_torchvision: stages are {', '.join(type(stage).__name__ for stage in stages)}; allowed are one "
+            "DenseStage or FCOSStage, or an RPNStage with those behind it"
+        )
+    return state_to_theirs(detector.state_dict(), renames)

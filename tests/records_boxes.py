@@ -1,0 +1,530 @@
+"""Records of the operations on boxes: see tests/records.py."""
+
+import math
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any, Literal
+
+import references as slow
+import torch
+from opspec import (
+    BOXES,
+    FLOATS,
+    LABELS,
+    SCORES,
+    TWO_SETS,
+    TYPES,
+    UNSQUARED,
+    VARIANT,
+    Changes,
+    OpSpec,
+    each,
+    misshapen,
+    numbers,
+    pairs,
+    refusals,
+    rows,
+)
+from torch import Tensor
+
+from detkit import boxes as ops
+
+WEIGHTS = (10.0, 10.0, 5.0, 5.0)
+CELLS = (256.0, 192.0)  # so large that no centre lies outside its cell
+
+
+def groups(count: int) -> Tensor:
+    return torch.arange(count) % 3
+
+
+def one(count: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    return (rows(count, dtype),)
+
+
+def against_five(count: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    return rows(count, dtype), rows(5, dtype, seed=2)
+
+
+def masks(count: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    generator = torch.Generator().manual_seed(count)
+    return tuple(torch.randint(0, 2, (n, 5, 6), generator=generator).to(dtype) for n in (count, 4))
+
+
+def deltas(count: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    made = torch.randn(count, 4, generator=torch.Generator().manual_seed(4)) * 3
+    made[:1, 2] = 99  # beyond every clamp
+    return made.to(dtype), rows(count, dtype)
+
+
+def scored(count: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    return rows(count, dtype), numbers(count, dtype)
+
+
+def grouped(count: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    return *scored(count, dtype), groups(count)
+
+
+def batched(count: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Two images; the number of boxes is the second dimension."""
+    images = [(rows(count, dtype, seed=s), numbers(count, dtype, seed=s), groups(count)) for s in (1, 2)]
+    return tuple(torch.stack(column) for column in zip(*images, strict=True))
+
+
+def from_points(count: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    return rows(count, dtype), rows(count, dtype, seed=2)[:, :2]
+
+
+def to_points(count: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    return deltas(count, dtype)[0], rows(count, dtype, seed=2)[:, :2]
+
+
+def multiclass(count: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Two images, three classes."""
+    images = [(rows(count, dtype, seed=s), numbers(3 * count, dtype, seed=s).reshape(count, 3)) for s in (1, 2)]
+    return tuple(torch.stack(column) for column in zip(*images, strict=True))
+
+
+def multiclass_boxes(count: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """The same, every class with boxes of its own."""
+    boxes = torch.stack([rows(3 * count, dtype, seed=s).reshape(count, 3, 4) for s in (3, 4)])
+    return boxes, multiclass(count, dtype)[1]
+
+
+def matrix(function: Callable[..., float]) -> Callable[..., Any]:
+    return lambda first, second: [[function(a, b) for b in second] for a in first]
+
+
+def columns_of(images: list[list[Any]], width: int, empty: Any) -> list[list[Any]]:
+    """(B, width): the first entries of every image, and ``empty`` behind them."""
+    return [[*image[:width], *[empty] * (width - len(image))] for image in images]
+
+
+def slow_clip(first):
+    return [[min(max(c, 0), limit) for c, limit in zip(box, (50, 40, 50, 40), strict=True)] for box in first]
+
+
+def slow_nms_padded(first, scores, labels):
+    width = min(4, len(scores[0])) if scores else 4
+    kept = [slow.greedy(*image[:2], 0.3, image[2]) for image in zip(first, scores, labels, strict=True)]
+    return columns_of(kept, width, 0), columns_of([[True] * len(image) for image in kept], width, False)
+
+
+def slow_soft_nms(first, scores, labels):
+    picked = slow.softened(first, scores, labels)
+    return [index for index, _ in picked], [score for _, score in picked]
+
+
+def slow_soft_nms_padded(first, scores, labels):
+    width = min(4, len(scores[0])) if scores else 4
+    picked = [slow.softened(*image, method="linear") for image in zip(first, scores, labels, strict=True)]
+    indices, lowered = ([[row[i] for row in image] for image in picked] for i in (0, 1))
+    filled = [[True] * len(image) for image in picked]
+    return columns_of(indices, width, 0), columns_of(lowered, width, 0.0), columns_of(filled, width, False)
+
+
+def slow_matrix_nms(first, scores, labels):
+    return slow.matrixed(matrix(slow.overlap)(first, first), scores, labels)
+
+
+def fusion_of_two(first: Tensor, scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Every second box is of the second model."""
+    columns = ([column[::2], column[1::2]] for column in (first, scores, labels))
+    return ops.weighted_boxes_fusion(*columns, iou_threshold=0.31)
+
+
+def slow_fusion_of_two(first, scores, labels):
+    models = [tuple(column[i::2] for column in (first, scores, labels)) for i in (0, 1)]
+    found = slow.clustered(models, iou_threshold=0.31)
+    return [row[0] for row in found], [row[1] for row in found], [row[2] for row in found]
+
+
+def multiclass_of_two(first: Tensor, scores: Tensor) -> tuple[Tensor, ...]:
+    """At most two candidates of a class."""
+    limits = {"score_threshold": 0.2, "candidates_per_class": 2, "max_detections": 5}
+    return ops.multiclass_nms_padded(first, scores, 0.3, **limits)
+
+
+def slow_multiclass(first, scores):
+    width = min(5, 3 * min(2, len(scores[0]))) if scores else 5
+    options = {"score_threshold": 0.2, "candidates": 2, "most": 5}
+    kept = [slow.greedy_by_class(*image, 0.3, **options) for image in zip(first, scores, strict=True)]
+    indices, labels = ([[pair[i] for pair in image] for image in kept] for i in (0, 1))
+    filled = [[True] * len(image) for image in kept]
+    return columns_of(indices, width, 0), columns_of(labels, width, 0), columns_of(filled, width, False)
+
+
+NOT_FINITE = torch.tensor([0.0, math.nan, math.inf])
+ONE_SET = {"boxes": BOXES, "scores": SCORES}
+ONE_BATCH = {"boxes": BOXES[None], "scores": SCORES[None]}
+THRESHOLD: Changes = {
+    "iou_threshold=2 must lie in [0, 1]": {"iou_threshold": 2},
+    "iou_threshold=-0.5 must lie in [0, 1]": {"iou_threshold": -0.5},
+}
+SCORE_THRESHOLD: Changes = {"score_threshold=2 must lie in [0, 1]": {"score_threshold": 2}}
+MEASURE: Changes = {"measure='giou'; allowed is 'iou' or 'diou'": {"measure": "giou"}}
+NONFINITE: Changes = {"nonfinite='keep'; allowed is 'raise' or 'drop'": {"nonfinite": "keep"}}
+MOST: Changes = {"max_detections=0 must be at least 1": {"max_detections": 0}}
+DECAY: Changes = {
+    "method='hard'; allowed is 'linear' or 'gaussian'": {"method": "hard"},
+    "sigma=0 must be a positive finite number": {"sigma": 0},
+    "sigma=inf must be a positive finite number": {"sigma": math.inf},
+}
+RANKED: Changes = {
+    "scores has shape (2,); allowed is one score for each of the 3 boxes": {"scores": torch.zeros(2)},
+    "scores[1]=nan must be finite; 2 of 3 values are not": {"scores": NOT_FINITE},
+    "boxes[2]: x2 < x1 (-1 < 0); 1 box is inverted": {"boxes": torch.tensor([[0.0] * 4, [0.0] * 4, [0, 0, -1, 1]])},
+}
+ROWS: Changes = {
+    "scores has shape (2,); allowed is (3,), one for each box": {"scores": torch.zeros(2)},
+    "groups has shape (2,); allowed is (3,), one for each box": {"groups": LABELS[:2]},
+    "groups has type torch.float32; allowed is an integer for each box": {"groups": SCORES},
+}
+PADDED_ROWS: Changes = {
+    "boxes has shape (3, 4); allowed is (B, N, 4)": {"boxes": BOXES},
+    "boxes has shape (1, 3, 5); allowed is (B, N, 4)": {"boxes": torch.zeros(1, 3, 5)},
+}
+PADDED_CLASSES: Changes = {f"{message} or (B, N, C, 4)": change for message, change in PADDED_ROWS.items()}
+ONE_MULTICLASS = {
+    **ONE_BATCH,
+    "scores": torch.zeros(1, 3, 2),
+    "iou_threshold": 0.3,
+    "score_threshold": 0.1,
+    "max_detections": 1,
+}
+
+
+def padded_entries(rest: str) -> Changes:
+    """That scores, groups and marks must be as many as the boxes."""
+    bad = {"scores": torch.zeros(1, 2), "groups": torch.zeros(1, 2).long(), "valid": torch.zeros(1, 2).bool()}
+    return {f"{name} has shape (1, 2); allowed is (1, 3){rest}": {name: rows} for name, rows in bad.items()}
+
+
+def of_format(op: Callable[..., Any], reference: Callable[..., Any]) -> OpSpec:
+    errors = refusals(op, {}, misshapen("boxes"))
+    return OpSpec(op.__name__, op, one, each(reference), errors, gradient="checked")
+
+
+def measures(
+    name: str,
+    reference: Callable[..., float],
+    gradient: Literal["checked", "finite"] = "checked",
+    *,
+    form: str = "",
+    wrong: Changes | None = None,
+    **options: Any,
+) -> Iterable[OpSpec]:
+    """A measure of overlap as a matrix and in pairs."""
+    words = f"allowed is (..., N, 4) and (..., M, 4); paired_{name} compares box with box"
+    single: Changes = {
+        f"boxes have shapes (4,) and (3, 4); {words}": {"boxes1": BOXES[0]},
+        f"boxes have shapes (3, 4) and (4,); {words}": {"boxes2": BOXES[0]},
+    }
+    kinds = ((name, against_five, matrix, single), (f"paired_{name}", pairs, each, {}))
+    for called, make, arranged, more in kinds:
+        op = getattr(ops, called)
+        errors = refusals(op, TWO_SETS, {**misshapen("boxes1", "boxes2"), **more, **(wrong or {})})
+        with_options = partial(op, **options) if options else op
+        yield OpSpec(called + form, with_options, make, arranged(reference), errors, gradient=gradient)
+
+
+def coding(
+    coder: Any,
+    makes: tuple[Callable[..., Any], ...],
+    references: tuple[Callable[..., Any], ...],
+    made: Changes,
+    *,
+    written: str = "deltas",
+    wrong: Changes | None = None,
+    form: str = "",
+    **more: Any,
+) -> Iterable[OpSpec]:
+    """``encode`` and ``decode`` of a coder: arguments, and the reference of a row, of each.
+
+    ``made`` is what the constructor refuses, ``wrong`` what both refuse of ``more``, the arguments behind boxes and
+    anchors; ``written`` is the name of what ``decode`` reads.
+    """
+    kind, wrong = type(coder), wrong or {}
+    good = {"self": coder, "anchors": BOXES, **more}
+    errors = (
+        refusals(kind.__init__, {"self": kind.__new__(kind)}, made)
+        | refusals(kind.encode, {**good, "boxes": BOXES}, {**misshapen("boxes", "anchors"), **wrong}),
+        refusals(kind.decode, {**good, written: BOXES}, {**misshapen("anchors"), **wrong}),
+    )
+    for i, (name, dtypes) in enumerate((("encode", TYPES), ("decode", FLOATS))):
+        op, reference = partial(getattr(coder, name), **more), each(references[i])
+        yield OpSpec(f"{kind.__name__}.{name}{form}", op, makes[i], reference, errors[i], dtypes, "checked")
+
+
+def grid(
+    form: Literal["log", "root"], strides: float | Tensor, cell: tuple[float, float], clamp: float
+) -> Iterable[OpSpec]:
+    """A form of YOLO's coding, in cells of one size."""
+    references = (
+        lambda box, anchor: slow.in_grid(box, anchor, cell, form),
+        lambda read, anchor: slow.out_of_grid(read, anchor, cell, form, clamp),
+    )
+    made: Changes = {
+        "form='exp'; allowed is 'log' or 'root'": {"form": "exp"},
+        "clamp=0 must be a positive number": {"clamp": 0},
+        "clamp=inf must be a positive number": {"clamp": math.inf},
+    }
+    wrong: Changes = {
+        "strides=0 must be positive": {"strides": 0},
+        "strides=inf must be positive": {"strides": math.inf},
+        "strides have shape (3, 1); allowed is a number or (..., 2)": {"strides": BOXES[:, :1]},
+        "strides have shape (); allowed is a number or (..., 2)": {"strides": BOXES[0, 0]},
+    }
+    coder = ops.GridCoder(form=form) if form == "log" else ops.GridCoder(form=form, clamp=clamp)
+    yield from coding(coder, (pairs, deltas), references, made, wrong=wrong, form=f" {form}", strides=strides)
+
+
+def of_distances(unit: float | None, makes: tuple[Callable[..., Any], ...], form: str) -> Iterable[OpSpec]:
+    references = partial(slow.distances, unit=unit), partial(slow.at_distances, unit=unit)
+    allowed = "must be None (pixels) or a positive fraction of the anchor"
+    made: Changes = {f"unit={bad} {allowed}": {"unit": bad} for bad in (0, -1.0, math.inf)}
+    yield from coding(ops.DistanceCoder(unit=unit), makes, references, made, written="distances", form=form)
+
+
+FORMATS = (
+    of_format(ops.xyxy_to_cxcywh, lambda b: [(b[0] + b[2]) / 2, (b[1] + b[3]) / 2, b[2] - b[0], b[3] - b[1]]),
+    of_format(ops.cxcywh_to_xyxy, lambda b: [b[0] - b[2] / 2, b[1] - b[3] / 2, b[0] + b[2] / 2, b[1] + b[3] / 2]),
+    of_format(ops.xyxy_to_xywh, lambda b: [b[0], b[1], b[2] - b[0], b[3] - b[1]]),
+    of_format(ops.xywh_to_xyxy, lambda b: [b[0], b[1], b[0] + b[2], b[1] + b[3]]),
+    of_format(ops.box_area, slow.area),
+    OpSpec(
+        "clip_boxes_to_image",
+        lambda first: ops.clip_boxes_to_image(first, (40, 50)),
+        one,
+        slow_clip,
+        refusals(ops.clip_boxes_to_image, {"size": (4, 5)}, misshapen("boxes")),
+        gradient="checked",
+    ),
+    OpSpec(
+        "remove_small_boxes",
+        lambda first: ops.remove_small_boxes(first, 20),
+        one,
+        lambda first: [i for i, b in enumerate(first) if min(b[2] - b[0], b[3] - b[1]) >= 20],
+        refusals(
+            ops.remove_small_boxes,
+            {"boxes": BOXES, "min_size": 1},
+            {
+                **misshapen("boxes"),
+                "min_size=-1 must be at least 0 pixels": {"min_size": -1},
+                "min_size=nan must be at least 0 pixels": {"min_size": math.nan},
+            },
+        ),
+    ),
+)
+MASK_SHAPES = "allowed is (N, H, W) and (M, H, W) with the same height and width"
+OVERLAPS = (
+    *measures("box_iou", slow.overlap),
+    *measures("generalized_box_iou", slow.generalized),
+    *measures("distance_box_iou", slow.distance, wrong=VARIANT),
+    *measures("distance_box_iou", UNSQUARED, form=" unsquared", wrong=VARIANT, variant="unsquared"),
+    *measures("complete_box_iou", slow.complete, "finite"),  # alpha takes no gradient
+    OpSpec(
+        "mask_iou",
+        ops.mask_iou,
+        masks,
+        matrix(slow.mask_overlap),
+        refusals(
+            ops.mask_iou,
+            {"masks1": torch.zeros(1, 2, 3)},
+            {
+                f"masks have shapes (1, 2, 3) and (1, 3, 3); {MASK_SHAPES}": {"masks2": torch.zeros(1, 3, 3)},
+                f"masks have shapes (4, 3) and (5, 3); {MASK_SHAPES}": {
+                    "masks1": torch.zeros(4, 3),
+                    "masks2": torch.zeros(5, 3),
+                },
+            },
+        ),
+        (*TYPES, torch.bool),
+    ),
+)
+GROUPED = "allowed is an integer for each of the 3 scores"
+SUPPRESSION = (
+    OpSpec(
+        "nms",
+        lambda first, scores: ops.nms(first, scores, 0.3),
+        scored,
+        lambda first, scores: slow.greedy(first, scores, 0.3),
+        refusals(
+            ops.nms,
+            {**ONE_SET, "iou_threshold": 0.3},
+            {**misshapen("boxes", allowed="(N, 4)"), **RANKED, **THRESHOLD, **MEASURE, **NONFINITE},
+        ),
+    ),
+    OpSpec(
+        "batched_nms",
+        lambda first, scores, labels: ops.batched_nms(first, scores, labels, 0.3),
+        grouped,
+        lambda first, scores, labels: slow.greedy(first, scores, 0.3, labels),
+        refusals(
+            ops.batched_nms,
+            {**ONE_SET, "groups": LABELS, "iou_threshold": 0.3},
+            {
+                **misshapen("boxes", allowed="(N, 4)"),
+                **RANKED,
+                **THRESHOLD,
+                **MEASURE,
+                **NONFINITE,
+                f"groups has shape (2,) and type torch.int64; {GROUPED}": {"groups": LABELS[:2]},
+                f"groups has shape (3,) and type torch.float32; {GROUPED}": {"groups": SCORES},
+            },
+        ),
+    ),
+    OpSpec(
+        "nms_padded",
+        lambda first, scores, labels: ops.nms_padded(first, scores, 0.3, groups=labels, max_detections=4),
+        batched,
+        slow_nms_padded,
+        refusals(
+            ops.nms_padded,
+            {**ONE_BATCH, "iou_threshold": 0.3, "max_detections": 1},
+            {**PADDED_ROWS, **padded_entries(""), **THRESHOLD, **MEASURE, **MOST},
+        ),
+    ),
+    OpSpec(
+        "multiclass_nms_padded",
+        multiclass_of_two,
+        multiclass,
+        slow_multiclass,
+        refusals(
+            ops.multiclass_nms_padded,
+            ONE_MULTICLASS,
+            {
+                **PADDED_CLASSES,
+                **THRESHOLD,
+                **MEASURE,
+                **MOST,
+                "candidates_per_class=0 must be at least 1": {"candidates_per_class": 0},
+                "scores has shape (1, 3); allowed is (1, 3) and the classes": {"scores": SCORES[None]},
+                "scores has shape (1, 2, 5); allowed is (1, 3) and the classes": {"scores": torch.zeros(1, 2, 5)},
+            },
+        ),
+    ),
+    OpSpec(
+        "multiclass_nms_padded of boxes of classes",
+        multiclass_of_two,
+        multiclass_boxes,
+        slow_multiclass,
+        refusals(
+            ops.multiclass_nms_padded,
+            ONE_MULTICLASS,
+            {
+                "boxes of each class have shape (1, 3, 1, 4); allowed is (1, 3, 2) and 4": {
+                    "boxes": torch.zeros(1, 3, 1, 4)
+                }
+            },
+        ),
+    ),
+    OpSpec(
+        "soft_nms",
+        lambda first, scores, labels: ops.soft_nms(first, scores, groups=labels),
+        grouped,
+        slow_soft_nms,
+        refusals(
+            ops.soft_nms,
+            ONE_SET,
+            {
+                **misshapen("boxes", allowed="(N, 4)"),
+                **ROWS,
+                **THRESHOLD,
+                **SCORE_THRESHOLD,
+                **DECAY,
+                **NONFINITE,
+                **MOST,
+            },
+        ),
+    ),
+    OpSpec(
+        "soft_nms_padded",
+        lambda first, scores, labels: ops.soft_nms_padded(
+            first, scores, groups=labels, method="linear", max_detections=4
+        ),
+        batched,
+        slow_soft_nms_padded,
+        refusals(
+            ops.soft_nms_padded,
+            {**ONE_BATCH, "max_detections": 1},
+            {
+                **PADDED_ROWS,
+                **padded_entries(", one for each box"),
+                **THRESHOLD,
+                **SCORE_THRESHOLD,
+                **DECAY,
+                **MOST,
+                "groups has type torch.float32; allowed is an integer for each box": {"groups": SCORES[None]},
+            },
+        ),
+    ),
+    OpSpec(
+        "matrix_nms",
+        lambda first, scores, labels: ops.matrix_nms(first, scores, groups=labels),
+        grouped,
+        slow_matrix_nms,
+        refusals(
+            ops.matrix_nms,
+            ONE_SET,
+            {
+                **misshapen("boxes", allowed="(N, 4)"),
+                **ROWS,
+                **DECAY,
+                **NONFINITE,
+                "give either boxes or, with boxes=None, overlaps": {"overlaps": torch.zeros(3, 3)},
+                "overlaps has shape (3, 2); allowed is (3, 3)": {"boxes": None, "overlaps": torch.zeros(3, 2)},
+                "overlaps[0, 1]=2 must lie in [0, 1]; 3 outside": {
+                    "boxes": None,
+                    "overlaps": torch.eye(3).roll(1, 1) * 2,
+                },
+            },
+        ),
+        gradient="checked",
+    ),
+    OpSpec(
+        "weighted_boxes_fusion",
+        fusion_of_two,
+        grouped,
+        slow_fusion_of_two,
+        refusals(
+            ops.weighted_boxes_fusion,
+            {"boxes_list": [BOXES], "scores_list": [SCORES], "labels_list": [LABELS]},
+            {
+                "boxes_list[0] has shape (3, 5); allowed is (N, 4)": {"boxes_list": [torch.zeros(3, 5)]},
+                "scores_list[0] has shape (2,); allowed is one entry for each of the 3 boxes": {
+                    "scores_list": [SCORES[:2]]
+                },
+                "labels_list[0] has shape (2,); allowed is one entry for each of the 3 boxes": {
+                    "labels_list": [LABELS[:2]]
+                },
+                "labels_list[0] has type torch.float32; allowed is an integer type": {"labels_list": [SCORES]},
+                "boxes_list, scores_list and labels_list have 1, 2 and 1 entries; allowed is one of each for every "
+                "model, and at least one model": {"scores_list": [SCORES, SCORES]},
+                "weights=[1.0, 1.0] must be a positive finite number for each of 1 models": {"weights": [1, 1]},
+                "weights=[0.0] must be a positive finite number for each of 1 models": {"weights": [0]},
+                "scores_list[0][1]=nan must be finite; 2 of 3 values are not": {"scores_list": [NOT_FINITE]},
+                "scores_list[0][0]=-1 must be at least 0; 3 of 3 below": {"scores_list": [SCORES - 1]},
+                **THRESHOLD,
+                **SCORE_THRESHOLD,
+                **NONFINITE,
+            },
+        ),
+    ),
+)
+CODERS = (
+    *coding(
+        ops.DeltaCoder(WEIGHTS),
+        (pairs, deltas),
+        (partial(slow.encoded, weights=WEIGHTS), partial(slow.decoded, weights=WEIGHTS)),
+        {
+            "weights=(1, 1, 1) must be four positive numbers (x, y, w, h), of 1e-12 to 1e12": {"weights": [1, 1, 1]},
+            "weights=(1, 1, 1, 0) must be four positive numbers (x, y, w, h), of 1e-12 to 1e12": {
+                "weights": [1, 1, 1, 0]
+            },
+        },
+    ),
+    *of_distances(0.125, (pairs, deltas), ""),
+    *of_distances(None, (from_points, to_points), " of points"),
+    *grid("log", CELLS[0], (CELLS[0],) * 2, math.log(1000)),
+    *grid("root", torch.tensor(CELLS), CELLS, 2.0),
+)
