@@ -130,7 +130,8 @@ def without_layers(model: Any, detector: Any, *, training: bool) -> None:
         *shape: int, theirs: Callable[[Tensor], Tensor] = Tensor.contiguous, ours: Callable[[Tensor], Tensor]
     ) -> tuple[Stored, Stored]:
         one, other = theirs, lambda drawn: ours(theirs(drawn))
-        return tuple(Stored(lambda x: (len(x), *shape), change, alike=training) for change in (one, other))
+        first, second = (Stored(lambda x: (len(x), *shape), change, alike=training) for change in (one, other))
+        return first, second
 
     def dull(logits: Tensor) -> Tensor:  # four boxes in five are background, as a trained model's are
         logits = 2 * logits
@@ -138,7 +139,7 @@ def without_layers(model: Any, detector: Any, *, training: bool) -> None:
         return logits
 
     model.rpn.head.conv, detector.rpn.head.tower = nn.Identity(), nn.Identity()
-    model.rpn.head.cls_logits = detector.rpn.head.logits = cells(3, 4.0)
+    model.rpn.head.cls_logits = detector.rpn.head.logits = cells(3, 1.0)  # far from where a sigmoid is 1 and all tie
     model.rpn.head.bbox_pred = detector.rpn.head.deltas = cells(12, 0.3)
     heads = model.roi_heads
     heads.box_roi_pool, detector.box.pool = _Regions(), _Regions()
@@ -186,7 +187,7 @@ class Both(NamedTuple):
         images = Images(self._blank(), torch.tensor([scene.size] * scene.images))
         if not training:
             return self.detector(images)
-        own = [target | {"labels": target["labels"] - 1} for target in scene.targets]
+        own: list[Any] = [target | {"labels": target["labels"] - 1} for target in scene.targets]
         return self.detector(images, pad_targets(own))
 
     def _blank(self) -> Tensor:
@@ -241,8 +242,7 @@ def both_of(name: str, scene: Scene, *, layers: bool, training: bool) -> Both:
     with torch.no_grad():
         model.rpn.head.cls_logits.weight.mul_(10)
         model.rpn.head.bbox_pred.weight.mul_(5)
-        model.roi_heads.box_predictor.cls_score.weight.mul_(4)
-        model.roi_heads.box_predictor.cls_score.bias[0] = 4.0
+        model.roi_heads.box_predictor.cls_score.weight.mul_(40)
     detector: Any = from_torchvision(model)
     if not layers:
         without_layers(model, detector, training=training)

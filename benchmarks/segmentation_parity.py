@@ -100,7 +100,7 @@ def pictures(split: str, count: int) -> Pairs:
     """The images of ``split`` with crowds first, then those with 2 to 8 objects; masks included."""
     root = Path(os.environ["DETKIT_DATA"]) / "coco_open"
     data = CocoDataset(root / "images", root / "annotations" / f"instances_{split}.json", masks=True)
-    targets = [data.target(i) for i in range(len(data))]
+    targets: list[Any] = [data.target(i) for i in range(len(data))]
     crowds = [i for i, target in enumerate(targets) if bool(target["iscrowd"].any()) and len(target["labels"]) <= 20]
     plain = [i for i, target in enumerate(targets) if i not in crowds and 2 <= len(target["labels"]) <= 8]
     chosen = [*crowds[: count // 4], *plain][:count]

@@ -69,7 +69,7 @@ def target(boxes: list[list[float]], labels: list[int], **more: list[float]) -> 
 
 
 def two_images() -> tuple[list[Tensor], list[Target]]:
-    """Two images of different size with two and one objects, each as large as some default box; masks fill the boxes."""
+    """Two images of different size with two and one objects, as large as some default box; masks fill the boxes."""
     targets = [
         target([[8, 8, 56, 56], [40, 20, 100, 76]], [0, 1]),
         target([[10, 30, 50, 90]], [1]),
@@ -171,7 +171,9 @@ def objects_without_area_are_refused_or_dropped_as_the_policy_says(case: Case) -
     detector, (images, targets) = case.detector(), two_images()
     flat = filled(empty_target(FLAT), (120, 100))
     assert detector.preprocess.degenerate == "raise"
-    with pytest.raises(ValueError, match=r"targets\[1\]: boxes\[0\] is .* x2 > x1 and y2 > y1 are allowed, 2 are not so"):
+    with pytest.raises(
+        ValueError, match=r"targets\[1\]: boxes\[0\] is .* x2 > x1 and y2 > y1 are allowed, 2 are not so"
+    ):
         detector(images, [targets[0], flat])
     detector.preprocess.degenerate = "drop"
     assert_same_losses(detector(images, [targets[0], flat]), detector(images, [targets[0], empty_target()]))

@@ -18,7 +18,9 @@ SMALL: dict[str, tuple[list[str], list[str], str]] = {
     "draw_losses.py": (["losses.png"], ["losses.png"], "quality focal: 0.000 at probability 0.70"),
     "draw_matching.py": (["matching.png"], ["matching.png"], "Hungarian: 4 positive, 0 ignored, of 20"),
     "draw_overlap.py": (["overlap.png"], ["overlap.png"], "GIoU: -0.429"),
+    "draw_proposals.py": (["proposals.png"], ["proposals.png"], "IoU 0.99"),
     "draw_suppression.py": (["kept.png"], ["kept.png"], 'nms, measure="diou": 4 boxes'),
+    "draw_two_stages.py": (["stages.png"], ["stages.png"], "sampled: 8 + 20"),
     "evaluate_coco.py": (["--images", "4"], [], "bbox/AP"),
     "train.py": (
         [
@@ -28,6 +30,7 @@ SMALL: dict[str, tuple[list[str], list[str], str]] = {
         ["out/checkpoint.pt", "out/weights.safetensors", "out/metrics.jsonl"],
         "",
     ),
+    "train_rcnn.py": (["--scenes", "4", "--steps", "2", "--picture", "rcnn.png"], ["rcnn.png"], "bbox/AP"),
 }
 
 

@@ -78,9 +78,10 @@ class PyramidRoIAlign(nn.Module):
         if rows is not None:
             images, flat = images.index_select(0, rows), flat.index_select(0, rows)
         maps = [promote(level) for level in features[: len(self.strides)]]
-        flat = flat.to(maps[0].dtype)
+        finite = torch.isfinite(flat).all(1)
+        flat = torch.where(finite[:, None], flat, 0).to(maps[0].dtype)
         rois = torch.cat((images[:, None].to(flat), self._bounded(flat, maps[0])), dim=1)
-        levels = torch.where(torch.isfinite(flat).all(1), self.levels_of(flat), -1)
+        levels = torch.where(finite, self.levels_of(flat), -1)
         scales = [1 / stride for stride in self.strides]
         pooled = torch.ops.detkit.pyramid_roi_align(maps, rois, levels, scales, self.output_size, self.sampling_ratio)
         return pooled.to(features[0].dtype)

@@ -32,7 +32,7 @@ def mask_loss(
             "labels or (M, S, S) without, and (M, S, S)"
         )
     costs = F.binary_cross_entropy_with_logits(own, targets.to(own), reduction="none")
-    return costs.mean((1, 2))
+    return costs.flatten(1).mean(1)
 
 
 def own_class_masks(logits: Float[Tensor, "M C S S"], labels: Int[Tensor, "M"]) -> Float[Tensor, "M S S"]:
@@ -94,21 +94,21 @@ def mask_targets(
     boxes = boxes.nan_to_num(0.0).clamp(-_FARTHEST * limits, (_FARTHEST + 1) * limits)
     first = torch.arange(images, device=masks.device)[:, None] * objects
     rows = (first + matched.clamp(min=0)).to(boxes)  # every mask is an image of its own
-    pixels = masks if masks.dtype == torch.bool else masks.clamp(0, 1)
-    pixels = (pixels if sizes is None else _extend(pixels, sizes)).to(boxes.dtype)
+    pixels = (masks if masks.dtype == torch.bool else masks.clamp(0, 1)).to(boxes.dtype)  # a copy in any case
+    if sizes is not None:
+        _extend_(pixels, sizes)
     rois = torch.cat((rows[..., None], boxes), dim=2).flatten(0, 1)
     cut = roi_align(pixels.flatten(0, 1)[:, None], rois, (resolution, resolution))
     cut = cut.reshape(images, regions, resolution, resolution)
     return (cut >= 0.5).to(cut) if binarise else cut
 
 
-def _extend(pixels: Shaped[Tensor, "B T H W"], sizes: Shaped[Tensor, "B 2"]) -> Shaped[Tensor, "B T H W"]:
-    """Masks with the last row and column of each image repeated once in the padding."""
+def _extend_(pixels: Float[Tensor, "B T H W"], sizes: Shaped[Tensor, "B 2"]) -> None:
+    """Repeat the last row and column of each image once in the padding, in place: masks are large."""
     for dim in (2, 3):
         length, end = pixels.shape[dim], sizes[:, dim - 2].to(torch.int64)
         padded = (end < length).reshape(-1, 1, 1, 1)
         shape = [*pixels.shape[:2], *(1 if d == dim else pixels.shape[d] for d in (2, 3))]
         beyond, last = ((end - back).clamp(0, length - 1).reshape(-1, 1, 1, 1).expand(shape) for back in (0, 1))
         source = torch.where(padded, last, beyond)
-        pixels = pixels.scatter(dim, beyond, pixels.gather(dim, source))
-    return pixels
+        pixels.scatter_(dim, beyond, pixels.gather(dim, source))

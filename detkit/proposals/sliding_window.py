@@ -48,7 +48,7 @@ def scan_windows(
 ) -> tuple[Float[Tensor, "N 4"], Float[Tensor, "N C"]]:
     """Logits of all :func:`sliding_windows` of an image by one pass of a fully convolutional network.
 
-    network: (1, D, H, W) to (1, C, h, w); what it says of one window (1, D, *size) has h = w = 1. Returns the boxes
+    network: (1, D, H, W) to (1, C, h, w); what it says of one window ``(1, D, *size)`` has h = w = 1. Returns the boxes
     (N, 4) and logits (N, C): those of each window alone, as long as nothing in the network pads or pools the whole
     image (Sermanet et al. 2014, section 3.5). Raises ValueError where h x w is not the number of windows: a network
     with padding, or of another size or stride.
@@ -80,7 +80,7 @@ def crop_windows(
     """Logits (N, C) of a classifier for boxes (N, 4) cut out of an image, each on its own.
 
     boxes: whole pixels inside the image, of any shape; crops of another shape than ``size`` are resized to it
-    (bilinear, antialiased). classifier: (M, D, *size) to (M, C) or (M, C, 1, 1). Raises ValueError for other boxes.
+    (bilinear, antialiased). classifier: ``(M, D, *size)`` to (M, C) or (M, C, 1, 1). Raises ValueError for other boxes.
 
     >>> image = torch.arange(12.0).reshape(1, 3, 4)
     >>> crop_windows(nn.AdaptiveAvgPool2d(1), image, torch.tensor([[0.0, 0, 2, 2], [2, 1, 4, 3]]), size=2)
@@ -100,8 +100,8 @@ def crop_windows(
 class SlidingWindow(nn.Module):
     """A detector of windows and a classifier: softmax over the classes and background, a threshold, and NMS per class.
 
-    classifier: (M, D, *size) to logits (M, C + 1), or (M, C + 1, 1, 1), the background last. The windows are those of
-    :func:`sliding_windows`, at every scale: ``scales`` multiply size and stride. Crops are resized to ``size``.
+    classifier: ``(M, D, *size)`` to logits (M, C + 1), or (M, C + 1, 1, 1), the background last. The windows are those
+    of :func:`sliding_windows`, at every scale: ``scales`` multiply size and stride. Crops are resized to ``size``.
     score_threshold and iou_threshold in [0, 1]; at most max_detections are kept per image.
 
     >>> class Bright(nn.Module):

@@ -10,7 +10,7 @@ from strategies import unhooked
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 
 from detkit.anchors import HardNegativeSampler
-from detkit.anchors.sample import BalancedSampler
+from detkit.anchors.sample import BalancedSampler, sampled_rows
 
 
 def slow_choice(losses: list[float], labels: list[int], ratio: float, minimum: int) -> list[bool]:
@@ -231,3 +231,26 @@ def test_printing_a_balanced_sampler_shows_the_settings():
 def test_losses_and_labels_of_differing_shapes_are_refused():
     with pytest.raises(ValueError, match=r"^HardNegativeSampler: losses have shape \(1, 4\) and labels \(2, 4\); they"):
         unhooked(HardNegativeSampler.forward)(HardNegativeSampler(), torch.ones(1, 4), torch.ones(2, 4).long())
+
+
+@given(labels=label_rows(), count=st.integers(0, 20), fraction=st.sampled_from([0.0, 0.25, 0.5, 1.0]))
+@settings(max_examples=100)
+def test_rows_of_a_choice_are_its_positives_then_its_negatives(labels, count, fraction):
+    sampler = BalancedSampler(count, positive_fraction=fraction)
+    chosen = sampler(labels)
+    rows, valid = sampled_rows(chosen, labels, count)
+    assert rows.shape == valid.shape == (len(labels), min(count, labels.shape[1]))
+    for i, row in enumerate(labels.tolist()):
+        mask = chosen[i].tolist()
+        positives = [n for n, label in enumerate(row) if mask[n] and label >= 0]
+        expected = positives + [n for n, label in enumerate(row) if mask[n] and label < 0]
+        assert rows[i][valid[i]].tolist() == expected
+        assert valid[i].tolist() == [place < len(expected) for place in range(len(valid[i]))]
+        assert len(set(rows[i].tolist())) == rows.shape[1]
+        assert len(positives) <= sampler.most_positives
+
+
+@pytest.mark.parametrize(("count", "fraction", "most"), [(256, 0.5, 128), (512, 0.25, 128), (5, 0.3, 1), (3, 0.3, 0)])
+def test_the_number_of_positives_is_rounded_down(count, fraction, most):
+    assert BalancedSampler(count, positive_fraction=fraction).most_positives == most
+    assert BalancedSampler(count, positive_fraction=fraction)(torch.zeros(1, 999).long()).sum() == most

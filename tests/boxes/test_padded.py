@@ -78,6 +78,77 @@ def test_scores_of_every_type_decide_as_their_promoted_numbers(dtype):
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 
 
+def own_boxes(count: int, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Every class has boxes of its own, near the shared ones and near each other."""
+    boxes, scores = crowd(2, count, classes=classes, seed=count)
+    generator = torch.Generator().manual_seed(5)
+    return boxes[:, :, None] + torch.rand(2, count, classes, 2, generator=generator).repeat(1, 1, 1, 2) * 3, scores
+
+
+@settings(max_examples=40)
+@given(
+    count=st.sampled_from([1, 5, 40, 90]),
+    classes=st.sampled_from([1, 3]),
+    most=st.sampled_from([1, 7, 50, 400]),
+    candidates=st.sampled_from([None, 1, 4, 30]),
+    iou_threshold=st.sampled_from([0.0, 0.4, 1.0]),
+)
+def test_where_every_class_has_its_boxes_the_best_pairs_are_those_of_a_loop(
+    count, classes, most, candidates, iou_threshold
+):
+    boxes, scores = own_boxes(count, classes)
+    indices, labels, valid = multiclass_nms_padded(
+        boxes, scores, iou_threshold, score_threshold=0.1, candidates_per_class=candidates, max_detections=most
+    )
+    assert indices.shape == labels.shape == valid.shape == (2, min(most, min(count, candidates or count) * classes))
+    for b in range(2):
+        found = []
+        for label in range(classes):
+            alone = slow(boxes[b, :, label], scores[b, :, label, None], iou_threshold, 0.1, candidates, None)
+            found += [(-scores[b, box, label].item(), box, label) for box, _ in alone]
+        expected = [(box, label) for _, box, label in sorted(found)[:most]]
+        assert list(zip(indices[b][valid[b]].tolist(), labels[b][valid[b]].tolist(), strict=True)) == expected
+        assert (indices[b][~valid[b]] == 0).all()
+
+
+def test_boxes_that_all_classes_share_may_be_repeated_for_each():
+    boxes, scores = crowd(2, 70)
+    options = {"score_threshold": 0.1, "candidates_per_class": 20, "max_detections": 60}
+    expected = multiclass_nms_padded(boxes, scores, 0.5, **options)
+    found = multiclass_nms_padded(boxes[:, :, None].expand(-1, -1, 3, -1), scores, 0.5, **options)
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_a_box_that_is_not_finite_takes_only_its_own_class_away(bad):
+    boxes, scores = own_boxes(60, 3)
+    clean, spoilt = scores.clone(), boxes.clone()
+    scores[0, 7], clean[0, 7] = 0.99, 0.99
+    clean[0, 7, 1], spoilt[0, 7, 1, 2] = -9.0, bad
+    options = {"score_threshold": 0.1, "max_detections": 100}
+    found = multiclass_nms_padded(spoilt, scores, 0.5, **options)
+    expected = multiclass_nms_padded(boxes, clean, 0.5, **options)
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    assert {(7, 0), (7, 2)} <= set(zip(found[0][0].tolist(), found[1][0].tolist(), strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_boxes_of_every_class_decide_as_their_promoted_numbers(dtype):
+    boxes, scores = (values.to(dtype) for values in own_boxes(50, 3))
+    options = {"score_threshold": 0.2, "max_detections": 30}
+    expected = multiclass_nms_padded(boxes.float(), scores.float(), 0.5, **options)
+    found = multiclass_nms_padded(boxes, scores, 0.5, **options)
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+def test_the_operator_with_boxes_of_every_class_keeps_what_torch_asks_of_it():
+    boxes, scores = own_boxes(6, 2)
+    checks = ("test_schema", "test_faketensor")
+    operator = torch.ops.detkit.multiclass_nms_padded.default
+    for candidates in (None, 3):
+        torch.library.opcheck(operator, (boxes, scores, 0.5, 0.1, candidates, 5, "iou"), test_utils=checks)
+
+
 def test_one_class_that_fills_the_prefix_does_not_hide_the_others():
     """Of 100 best pairs, all of class 0, only 2 may be looked at: the other detections stand behind them."""
     boxes = torch.arange(200.0)[None, :, None] * 20 + torch.tensor([0.0, 0, 9, 9])
@@ -120,11 +191,10 @@ def test_negative_scores_are_scores_too():
 
 def test_nothing_in_gives_nothing_out():
     for shape in ((2, 0, 3), (0, 5, 3), (2, 5, 0)):
-        found = multiclass_nms_padded(
-            torch.zeros(*shape[:2], 4), torch.zeros(shape), 0.5, score_threshold=0.1, max_detections=4
-        )
-        assert [rows.shape for rows in found] == [(shape[0], min(4, shape[1] * shape[2]))] * 3
-        assert not found[2].any()
+        for boxes in (torch.zeros(*shape[:2], 4), torch.zeros(*shape, 4)):
+            found = multiclass_nms_padded(boxes, torch.zeros(shape), 0.5, score_threshold=0.1, max_detections=4)
+            assert [rows.shape for rows in found] == [(shape[0], min(4, shape[1] * shape[2]))] * 3
+            assert not found[2].any()
 
 
 @pytest.mark.parametrize(
@@ -134,7 +204,11 @@ def test_nothing_in_gives_nothing_out():
         ("measure='giou'; allowed is 'iou' or 'diou'", {"measure": "giou"}),
         ("max_detections=0 must be at least 1", {"max_detections": 0}),
         ("candidates_per_class=0 must be at least 1", {"candidates_per_class": 0}),
-        (r"boxes has shape \(3, 4\); allowed is \(B, N, 4\)", {"boxes": torch.zeros(3, 4)}),
+        (r"boxes has shape \(3, 4\); allowed is \(B, N, 4\) or \(B, N, C, 4\)", {"boxes": torch.zeros(3, 4)}),
+        (
+            r"boxes of each class have shape \(1, 3, 1, 4\); allowed is \(1, 3, 2\) and 4",
+            {"boxes": torch.zeros(1, 3, 1, 4)},
+        ),
         (r"scores has shape \(1, 2, 5\); allowed is \(1, 3\) and the classes", {"scores": torch.zeros(1, 2, 5)}),
         (r"scores has shape \(1, 3\); allowed is \(1, 3\) and the classes", {"scores": torch.zeros(1, 3)}),
     ],

@@ -9,6 +9,7 @@ from torch import Tensor
 from torchvision.ops import MultiScaleRoIAlign
 
 from detkit.boxes import PyramidRoIAlign
+from detkit.boxes import pyramid as module
 
 STRIDES = (4, 8, 16, 32)
 FRAME = (256, 320)
@@ -229,9 +230,9 @@ def test_wrong_settings_are_named(settings, message):
 
 def test_too_few_levels_and_another_number_of_images_are_refused():
     pool = PyramidRoIAlign(7, strides=STRIDES)
-    with pytest.raises(ValueError, match="^PyramidRoIAlign: got 3 feature levels for 4 strides"):
+    with pytest.raises(ValueError, match=r"^PyramidRoIAlign: got 3 feature levels for 4 strides"):
         unhooked(PyramidRoIAlign.forward)(pool, pyramid()[:3], all_sizes())
-    with pytest.raises(ValueError, match="^PyramidRoIAlign: boxes are of 3 images; allowed are the 2 of features"):
+    with pytest.raises(ValueError, match=r"^PyramidRoIAlign: boxes are of 3 images; allowed are the 2 of features"):
         unhooked(PyramidRoIAlign.forward)(pool, pyramid(), all_sizes(images=3))
 
 
@@ -250,3 +251,21 @@ def test_the_operators_keep_what_torch_asks_of_them(count):
 
 def test_printing_shows_the_settings():
     assert repr(PyramidRoIAlign(7, strides=(4, 8))) == "PyramidRoIAlign(7, strides=(4, 8), sampling_ratio=2)"
+
+
+def test_the_form_of_a_device_which_looks_at_every_box_on_every_level_is_the_same(monkeypatch):
+    generator = torch.Generator().manual_seed(5)
+    features = [torch.randn(2, 3, 64 // s, 80 // s, generator=generator, requires_grad=True) for s in (1, 2, 4)]
+    boxes = torch.rand(2, 30, 4, generator=generator) * 300
+    boxes[..., 2:] += boxes[..., :2]
+    pool = PyramidRoIAlign(5, strides=(4, 8, 16))
+    upstream = torch.randn(60, 3, 5, 5, generator=generator)
+
+    def pooled_and_gradients() -> list[Tensor]:
+        pooled = pool(features, boxes)
+        return [pooled, *torch.autograd.grad((pooled * upstream).sum(), features)]
+
+    expected = pooled_and_gradients()
+    monkeypatch.setattr(module, "_rows_of", lambda level, levels: torch.arange(len(levels)))
+    for one, other in zip(pooled_and_gradients(), expected, strict=True):
+        torch.testing.assert_close(one, other)

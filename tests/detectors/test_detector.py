@@ -133,6 +133,31 @@ def test_proposals_enter_before_the_first_stage(training):
     assert [call[2] is proposals for call in stage.calls] == [True, True]
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_proposals_as_dicts_are_padded_and_resized_with_their_images(training):
+    stage = Step(1)
+    model = Detector(Trunk(), preprocess=Preprocess((8, 16), **PREPROCESS), only=stage)
+    images = [torch.rand(3, 4, 4), torch.rand(3, 16, 16)]
+    given = [
+        {"boxes": torch.tensor([[0.0, 1, 2, 3], [1, 1, 4, 4]]), "scores": torch.tensor([0.9, 0.8])},
+        {"boxes": torch.zeros(0, 4), "scores": torch.zeros(0)},
+    ]
+    model(images, [target()] * 2 if training else None, given)
+    seen = stage.calls[0][2]
+    assert isinstance(seen, Detections)
+    assert seen.boxes[0, :2].tolist() == [[0, 2, 8, 6], [4, 2, 16, 8]]
+    assert seen.valid[0, :2].all()
+    assert not seen.valid[1].any()
+
+
+def test_dicts_of_proposals_need_a_list_of_images_and_one_for_each():
+    model, one = detector(only=Step(1)), {"boxes": torch.zeros(0, 4), "scores": torch.zeros(0)}
+    with pytest.raises(ValueError, match=r"Detector: images came as Images, so proposals must be Detections; see pad_"):
+        model(batch(), proposals=[one, one])
+    with pytest.raises(ValueError, match="2 images but 1 proposals; each needs its own"):
+        model([torch.rand(3, 8, 8)] * 2, proposals=[one])
+
+
 def test_each_stage_reads_its_branch():
     first, second = Step(1, branch="negated"), Step(2, branch="plain")
     images = batch()

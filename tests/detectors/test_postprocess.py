@@ -25,17 +25,23 @@ def reference(
     iou_threshold: float,
     max_detections: int,
     candidates_per_class: int | None,
+    min_size: float = 0.0,
 ) -> list[tuple[float, int, int]]:
-    """(score, label, box number) of what is found in one image, scores (N, C) and boxes (N, 4), in plain Python."""
+    """(score, label, box number) of what is found in one image, in plain Python; scores (N, C).
+
+    Boxes are (N, 4), or (N, C, 4) where every class has its own.
+    """
     height, width = size
-    rows = [
-        [min(max(x, 0), limit) for x, limit in zip(box, (width, height) * 2, strict=False)]
-        for box in boxes.double().tolist()
-    ]
     kept: list[tuple[float, int, int]] = []
     for label in range(scores.shape[1]):
+        own = boxes if boxes.ndim == 2 else boxes[:, label]
+        rows = [
+            [min(max(x, 0), limit) for x, limit in zip(box, (width, height) * 2, strict=False)]
+            for box in own.double().tolist()
+        ]
         column = scores[:, label].tolist()
-        order = sorted(range(len(column)), key=lambda i: (-column[i], i))[:candidates_per_class]
+        solid = [i for i, row in enumerate(rows) if min(row[2] - row[0], row[3] - row[1]) >= min_size]
+        order = sorted(solid, key=lambda i: (-column[i], i))[:candidates_per_class]
         survivors: list[int] = []
         for i in order:
             if column[i] > score_threshold and all(overlap(rows[i], rows[j]) <= iou_threshold for j in survivors):
@@ -80,6 +86,42 @@ def test_it_finds_what_the_reference_finds_ties_included(settings, levels, gener
             limits = torch.tensor([size[1], size[0]] * 2)
             wanted = boxes[i, [number for _, _, number in expected]].clamp(min=0).minimum(limits)
             assert torch.equal(found.boxes[i, valid], wanted)
+
+
+@pytest.mark.parametrize("min_size", [0.0, 4.0, 12.0])
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_boxes_of_each_class_and_a_smallest_size_are_those_of_the_reference(settings, min_size, generator):
+    postprocess = Postprocess(**settings, min_size=min_size)
+    sizes = torch.tensor([[40, 44], [37, 60]])
+    scores, boxes = scene(2, 60, 3, levels=7, generator=generator)
+    moved = boxes[:, :, None] + torch.randint(-2, 3, (2, 60, 3, 1), generator=generator) * 2.0
+    for given in (boxes, moved):
+        found = postprocess(scores, given, sizes)
+        for i, size in enumerate(sizes.tolist()):
+            expected = reference(scores[i], given[i], size, **settings, min_size=min_size)
+            assert expected
+            valid = found.valid[i]
+            assert valid.sum() == len(expected)
+            assert found.labels[i, valid].tolist() == [label for _, label, _ in expected]
+            assert found.scores[i, valid].tolist() == [score for score, _, _ in expected]
+            rows = [given[i, n] if given.ndim == 3 else given[i, n, label] for _, label, n in expected]
+            limits = torch.tensor([size[1], size[0]] * 2)
+            assert torch.equal(found.boxes[i, valid], torch.stack(rows).clamp(min=0).minimum(limits))
+
+
+def test_a_box_of_one_class_that_is_not_finite_leaves_the_other_classes_theirs():
+    boxes = torch.tensor([[[[0.0, 0, 9, 9], [0, 0, torch.nan, 9]], [[0, 0, torch.inf, 9], [20, 20, 30, 30]]]])
+    found = Postprocess()(torch.tensor([[[0.9, 0.8], [0.7, 0.6]]]), boxes, torch.tensor([[40, 40]]))
+    assert found.scores[found.valid].tolist() == pytest.approx([0.9, 0.6])
+    assert found.labels[found.valid].tolist() == [0, 1]
+    assert found.boxes[found.valid].tolist() == [[0, 0, 9, 9], [20, 20, 30, 30]]
+
+
+def test_a_box_too_small_after_clipping_suppresses_none_and_one_just_large_enough_is_found():
+    boxes = torch.tensor([[[39.0, 0, 60, 10], [38, 0, 60, 10], [0, 0, 2, 2], [0, 0, 1.9, 9]]])
+    scores = torch.tensor([[[0.9], [0.8], [0.7], [0.6]]])
+    found = Postprocess(min_size=2.0, iou_threshold=0.1)(scores, boxes, torch.tensor([[40, 40]]))
+    assert found.boxes[found.valid].tolist() == [[38, 0, 40, 10], [0, 0, 2, 2]]
 
 
 def test_equal_scores_go_to_the_lower_box_even_where_candidates_are_cut():
@@ -146,6 +188,8 @@ def test_a_score_that_is_not_a_number_takes_no_place_among_the_candidates(candid
         ({"iou_threshold": 50}, "iou_threshold=50"),
         ({"max_detections": 0}, "max_detections=0 must be at least 1"),
         ({"candidates_per_class": 0}, "candidates_per_class=0 must be at least 1"),
+        ({"min_size": -1.0}, "min_size=-1.0 must be at least 0 pixels"),
+        ({"min_size": float("nan")}, "min_size=nan must be at least 0 pixels"),
     ],
 )
 def test_wrong_settings_are_named(settings, message):

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from strategies import unhooked
 from torch import Tensor
+from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from detkit.detectors import IMAGENET_MEAN, IMAGENET_STD, Preprocess, resize_target
@@ -162,9 +164,112 @@ def test_the_state_dict_holds_no_constants():
     assert Preprocess(10).state_dict() == {}
 
 
+# What is wrong with targets
+
+
+SOLID, FLAT = [1.0, 2, 9, 8], [5.0, 5, 5, 9]
+
+
+def with_boxes(*boxes: list[float]) -> Target:
+    return Target(boxes=torch.tensor(boxes).reshape(-1, 4), labels=torch.arange(len(boxes)))
+
+
+@pytest.mark.parametrize(
+    "bad", [FLAT, [1.0, 5, 9, 5], [9.0, 1, 3, 8], [1.0, 9, 8, 3], [float("nan"), 0, 5, 5], [0.0, 0, 5, float("nan")]]
+)
+def test_a_degenerate_box_is_an_error_that_names_it_or_taken_out(bad):
+    images, targets = [torch.zeros(3, 10, 10)] * 2, [with_boxes(SOLID), with_boxes(SOLID, bad, SOLID)]
+    with pytest.raises(
+        ValueError, match=r"^Preprocess: targets\[1\]: boxes\[1\] is .*; x2 > x1 and y2 > y1 .*, 1 are not so"
+    ):
+        Preprocess(None, **PLAIN)(images, targets)
+    _, padded = Preprocess(None, degenerate="drop", **PLAIN)(images, targets)
+    assert padded.valid.tolist() == [[True, False, False, False], [True, False, True, False]]
+    assert padded.labels[1][padded.valid[1]].tolist() == [0, 2]
+
+
+def test_without_a_degenerate_box_the_policies_agree():
+    images, targets = [torch.zeros(3, 10, 10)] * 2, [with_boxes(SOLID), with_boxes()]
+    for target in (targets, [with_boxes()] * 2):
+        both = [Preprocess(7, degenerate=policy)(images, target)[1] for policy in ("raise", "drop")]
+        for one, other in zip(*both, strict=True):
+            assert one is other is None or torch.equal(one, other)
+
+
+# Masks, keypoints and proposals
+
+
+def with_parts(**parts: Tensor) -> Detections:
+    """Two detections in each of two images, the second of the second not valid."""
+    boxes = torch.tensor([[[2.0, 4, 12, 14], [0, 0, 20, 20]], [[1, 1, 9, 9], [0, 0, 5, 5]]])
+    valid = torch.tensor([[True, True], [True, False]])
+    return Detections(boxes, valid.float(), torch.zeros(2, 2, dtype=torch.int64), valid, **parts)
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.3, 0.5, 1.0, None])
+def test_masks_come_back_as_torchvision_pastes_them_into_images_of_their_own_size(threshold, generator):
+    masks = torch.rand(2, 2, 28, 28, generator=generator)
+    preprocess = Preprocess((20, 20), mask_threshold=threshold, **PLAIN)
+    batch, _ = preprocess([torch.zeros(3, 40, 30), torch.zeros(3, 10, 60)])
+    found = preprocess.undo(with_parts(masks=masks), batch)
+    for i, (result, size) in enumerate(zip(found, ((40, 30), (10, 60)), strict=True)):
+        count = 2 - i
+        expected = paste_masks_in_image(masks[i, :count, None], result["boxes"], size)[:, 0]
+        assert result["masks"].shape == (count, *size)
+        if threshold is None:
+            torch.testing.assert_close(result["masks"], expected, rtol=0, atol=1e-5)
+        else:
+            assert result["masks"].dtype == torch.bool
+            clear = (expected - threshold).abs() > 1e-5
+            assert clear.float().mean() > 0.05
+            assert torch.equal(result["masks"][clear], (expected >= threshold)[clear])
+
+
+def test_keypoints_come_back_in_the_pixels_of_each_image():
+    points = torch.tensor([4.0, 10, 2]).repeat(2, 2, 3, 1)
+    preprocess = Preprocess((20, 20), **PLAIN)
+    batch, _ = preprocess([torch.zeros(3, 40, 30), torch.zeros(3, 10, 60)])
+    scores = torch.arange(12.0).reshape(2, 2, 3)
+    first, second = preprocess.undo(with_parts(keypoints=points, keypoint_scores=scores), batch)
+    assert first["keypoints"].tolist() == [[[6, 20, 2]] * 3] * 2
+    assert second["keypoints"].tolist() == [[[12, 5, 2]] * 3]
+    assert first["keypoints_scores"].tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert second["keypoints_scores"].tolist() == [[6, 7, 8]]
+    plain = preprocess.undo(with_parts(), batch)
+    assert all(sorted(one) == ["boxes", "labels", "scores"] for one in plain)
+
+
+def test_no_detections_have_no_masks_but_their_size():
+    preprocess = Preprocess((20, 20), **PLAIN)
+    batch, _ = preprocess([torch.zeros(3, 40, 30), torch.zeros(3, 10, 60)])
+    nothing = Detections(*(part[:, :0] for part in with_parts()[:4]), masks=torch.zeros(2, 0, 28, 28))
+    assert [one["masks"].shape for one in preprocess.undo(nothing, batch)] == [(0, 40, 30), (0, 10, 60)]
+
+
+def test_proposals_go_where_targets_go(generator):
+    pictures, targets = random_batch(generator)
+    preprocess = Preprocess(48, max_size=70)
+    batch, padded = preprocess(pictures, targets)
+    given = [{"boxes": one["boxes"], "scores": torch.linspace(1, 0.5, len(one["boxes"]))} for one in targets]
+    found = preprocess.proposals(given, batch)
+    counts = [len(one["boxes"]) for one in targets]
+    assert found.valid.sum(1).tolist() == counts
+    for i, count in enumerate(counts):
+        torch.testing.assert_close(found.boxes[i, :count], padded.boxes[i, :count], rtol=1e-5, atol=1e-4)
+        assert torch.equal(found.scores[i, :count], given[i]["scores"])
+        assert not found.boxes[i, count:].any()
+
+
+def test_each_image_needs_proposals_of_its_own():
+    batch, _ = Preprocess(None)([torch.zeros(3, 9, 9)] * 2)
+    with pytest.raises(ValueError, match=r"^Preprocess: 2 images but 1 proposals; each needs its own"):
+        Preprocess(None).proposals([{"boxes": torch.zeros(0, 4), "scores": torch.zeros(0)}], batch)
+
+
 @pytest.mark.parametrize(
     ("size", "settings", "message"),
     [
+        (10, {"mask_threshold": 1.5}, r"mask_threshold=1.5 must lie in \[0, 1\]"),
         (0, {}, "size=0"),
         ((10, -1), {}, r"size=\(10, -1\)"),
         (10, {"multiple_of": 0}, "multiple_of=0 must be at least 1 pixel"),
@@ -176,3 +281,8 @@ def test_the_state_dict_holds_no_constants():
 def test_wrong_settings_are_named(size, settings, message):
     with pytest.raises(ValueError, match=f"Preprocess: .*{message}"):
         Preprocess(size, **settings)
+
+
+def test_another_policy_for_degenerate_boxes_is_refused():
+    with pytest.raises(ValueError, match=r"^Preprocess: degenerate='skip'; allowed are 'drop' and 'raise'"):
+        unhooked(Preprocess.__init__)(Preprocess.__new__(Preprocess), 10, degenerate="skip")

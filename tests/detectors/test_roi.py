@@ -135,7 +135,9 @@ def test_its_losses_and_gradients_are_torchvisions(agnostic):
     images = torch.cat([torch.full((len(own),), i) for i, own in enumerate(boxes)])
     rows = torch.cat(boxes)
     box.zero_grad()
-    regions = torch.cat([box.pool([level[i : i + 1] for level in features()], own[None]) for i, own in enumerate(boxes)])
+    regions = torch.cat(
+        [box.pool([level[i : i + 1] for level in features()], own[None]) for i, own in enumerate(boxes)]
+    )
     logits, deltas = box.head(regions)
     numbers = torch.tensor([number for own in samples for _, number in own])
     labels = torch.where(numbers >= 0, targets.labels[images, numbers.clamp(min=0)] + 1, 0)
@@ -339,7 +341,9 @@ def test_padding_of_proposals_changes_no_detection():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_promoted_before_boxes_are_made(dtype):
     outputs = predictions()
-    half = outputs._replace(logits=outputs.logits.to(dtype), deltas=outputs.deltas.to(dtype), boxes=outputs.boxes.float())
+    half = outputs._replace(
+        logits=outputs.logits.to(dtype), deltas=outputs.deltas.to(dtype), boxes=outputs.boxes.float()
+    )
     exact = half._replace(logits=half.logits.float(), deltas=half.deltas.float())
     found, expected = (stage(score=0.05).float().detections(one, IMAGES) for one in (half, exact))
     assert found.boxes.dtype == found.scores.dtype == torch.float32
@@ -348,7 +352,9 @@ def test_half_precision_is_promoted_before_boxes_are_made(dtype):
 
 @pytest.mark.parametrize("targets", [None, nothing()])
 def test_without_anything_that_proposes_it_says_so(targets):
-    with pytest.raises(ValueError, match="^BoxStage: got no proposals; put a stage that makes them before it, or give"):
+    with pytest.raises(
+        ValueError, match=r"^BoxStage: got no proposals; put a stage that makes them before it, or give"
+    ):
         stage()(features(), IMAGES, None, targets)
 
 
@@ -376,7 +382,9 @@ def test_only_valid_rows_are_run_and_the_others_are_zeros(always):
 def test_where_all_rows_are_valid_they_are_not_picked(shape):
     valid = torch.ones(shape, dtype=torch.bool)
     values = torch.rand(valid.numel(), 4)
-    assert torch.equal(on_valid_rows(lambda rows: values if rows is None else values * 0, valid), values.reshape(*shape, 4))
+    assert torch.equal(
+        on_valid_rows(lambda rows: values if rows is None else values * 0, valid), values.reshape(*shape, 4)
+    )
 
 
 def test_without_a_valid_row_the_result_still_has_the_shape_of_one():

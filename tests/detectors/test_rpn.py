@@ -40,8 +40,10 @@ def decoded(anchor: list[float], deltas: list[float], size: list[int]) -> list[f
     """Ren et al., equation 2, clipped to the image."""
     width, height = anchor[2] - anchor[0], anchor[3] - anchor[1]
     x, y = anchor[0] + (0.5 + deltas[0]) * width, anchor[1] + (0.5 + deltas[1]) * height
-    half = [side * math.exp(min(delta, math.log(1000 / 16))) / 2 for side, delta in ((width, deltas[2]), (height, deltas[3]))]  # fmt: skip
-    corners = x - half[0], y - half[1], x + half[0], y + half[1]
+    across, down = (
+        side / 2 * math.exp(min(d, math.log(62.5))) for side, d in ((width, deltas[2]), (height, deltas[3]))
+    )
+    corners = x - across, y - down, x + across, y + down
     return [min(max(side, 0.0), limit) for side, limit in zip(corners, (size[1], size[0]) * 2, strict=True)]
 
 
@@ -113,9 +115,7 @@ def test_proposals_are_torchvisions(before, after, iou_threshold):
     boxes = DeltaCoder().decode(given.deltas, given.anchors)
     sizes = [(int(height), int(width)) for height, width in SIZES.tolist()]
     expected, scores = peer.filter_proposals(boxes, given.logits.flatten(0, 1), sizes, COUNTS)
-    postprocess = ProposalPostprocess(
-        candidates_per_level=before, max_proposals=after, iou_threshold=iou_threshold
-    )
+    postprocess = ProposalPostprocess(candidates_per_level=before, max_proposals=after, iou_threshold=iou_threshold)
     found = postprocess(given, DeltaCoder(), SIZES)
     for i in range(2):
         assert len(expected[i]) > 5
@@ -205,7 +205,8 @@ def test_the_best_of_each_level_are_found_ties_to_the_lower_index(counts, most, 
     for i in range(3):
         expected, start = [], 0
         for level, count in enumerate(counts):
-            order = sorted(range(start, start + count), key=lambda n: (-scores[i, n].nan_to_num(-torch.inf, torch.inf).item(), n))  # fmt: skip
+            row = scores[i].nan_to_num(-math.inf, math.inf).tolist()
+            order = sorted(range(start, start + count), key=lambda n, row=row: (-row[n], n))
             expected += [(n, level) for n in order[:most]]
             start += count
         assert levels.tolist() == [level for _, level in expected]
@@ -354,7 +355,8 @@ def test_it_proposes_less_at_inference_than_in_training_where_told_so():
     few, many = ProposalPostprocess(max_proposals=4), ProposalPostprocess(max_proposals=30, iou_threshold=0.9)
     rpn = stage(given, postprocess=few, training_postprocess=many)
     predicted = rpn([], IMAGES, None)
-    for found, postprocess in ((rpn.detections(predicted, IMAGES), few), (rpn.handover(predicted, IMAGES, targets), many)):  # fmt: skip
+    at_inference, in_training = rpn.detections(predicted, IMAGES), rpn.handover(predicted, IMAGES, targets)
+    for found, postprocess in ((at_inference, few), (in_training, many)):
         expected = postprocess(given, DeltaCoder(), SIZES)
         assert all(torch.equal(one, other) for one, other in zip(found[:4], expected[:4], strict=True))
     same = stage(given, postprocess=few)

@@ -188,7 +188,8 @@ def test_half_precision_is_promoted_before_any_sum(kind, dtype):
 def test_an_image_more_of_padding_changes_nothing_and_a_batch_twice_as_long_nothing_either(kind):
     logits, deltas, labels, wanted = batch(kind)
     expected = kind()(logits, deltas, labels, wanted)
-    padded = kind()(*(torch.cat((v, v)) for v in (logits, deltas)), torch.cat((labels, labels * 0 - 2)), wanted.repeat(2, 1, 1))  # fmt: skip
+    ignored = torch.cat((labels, torch.full_like(labels, -2)))
+    padded = kind()(*(torch.cat((v, v)) for v in (logits, deltas)), ignored, wanted.repeat(2, 1, 1))
     doubled = kind()(*(torch.cat((v, v)) for v in (logits, deltas, labels, wanted)))
     for name, loss in expected.items():
         torch.testing.assert_close(padded[name], loss, rtol=1e-12, atol=0)

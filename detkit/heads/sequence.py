@@ -1,0 +1,136 @@
+"""How a sequence head picks its next token: by which rule, and from which tokens a well-formed box may continue."""
+
+import math
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from detkit.boxes.arguments import promote
+from detkit.boxes.tokens import TOKENS_PER_BOX, TokenCoder
+from detkit.checks import check_fraction
+
+Rule = Literal["argmax", "reference", "standard"]
+
+
+class TokenSampler(nn.Module):
+    """Draws one token from logits: the likeliest, or at random from the ``top_p`` likeliest.
+
+    ``rule="argmax"`` takes the likeliest, ties to the lower token. The others draw from the kept tokens in proportion
+    to their probabilities at ``temperature``: ``"reference"`` keeps the longest run of the likeliest whose sum is at
+    most ``top_p``, at least one (the release of Pix2Seq); ``"standard"`` the shortest whose sum reaches it (Holtzman et
+    al. 2020). Raises ValueError for another rule, ``top_p`` outside [0, 1], a temperature that is not positive.
+    Source: Chen et al. 2022, "Pix2seq", section 2.2.
+
+    >>> TokenSampler("argmax")(torch.tensor([[0.1, 2.0, 0.3]]))
+    tensor([1])
+    """
+
+    def __init__(self, rule: Rule = "reference", *, top_p: float = 0.4, temperature: float = 1.0) -> None:
+        super().__init__()
+        if rule not in ("argmax", "reference", "standard"):
+            raise ValueError(f"TokenSampler: rule={rule!r}; allowed is 'argmax', 'reference' or 'standard'")
+        check_fraction(top_p, name="top_p", function="TokenSampler")
+        if not 0 < temperature < math.inf:
+            raise ValueError(f"TokenSampler: temperature={temperature} must be positive and finite")
+        self.rule: Rule = rule
+        self.top_p, self.temperature = top_p, temperature
+
+    @torch.no_grad()
+    def forward(
+        self,
+        logits: Float[Tensor, "*B V"],
+        allowed: Bool[Tensor, "*#B V"] | None = None,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Int[Tensor, "*B"]:
+        """A token (...) for each row of ``logits`` (..., V), only where ``allowed`` (..., V) is True.
+
+        Some token must be allowed. NaN counts as the lowest logit, so that even a diverged network says what is
+        allowed. One ``generator`` state gives one choice; under fullgraph compilation it must be None.
+        """
+        logits = _finite(promote(logits))
+        logits = logits if allowed is None else logits.masked_fill(~allowed, -torch.inf)
+        if self.rule == "argmax":
+            return logits.argmax(-1)
+        probabilities = (logits / self.temperature).softmax(-1)
+        kept = top_p_tokens(probabilities, self.top_p, rule=self.rule)
+        lots = uniform_like(probabilities, generator)
+        # Of independent exponential clocks, each at its token's rate, the first to ring is that token's in proportion.
+        return torch.where(kept, probabilities / -torch.log1p(-lots).clamp(max=-1e-30), -1).argmax(-1)
+
+    def extra_repr(self) -> str:
+        """The settings that ``print`` shows."""
+        return f"{self.rule!r}" + (
+            f", top_p={self.top_p}, temperature={self.temperature}" if self.rule != "argmax" else ""
+        )
+
+
+class BoxGrammar(nn.Module):
+    """Which tokens may come next, so that every five of them are a box of ``coder`` with x2 >= x1, y2 >= y1 and a class.
+
+    >>> grammar = BoxGrammar(TokenCoder(2, bins=3, vocabulary="paper"))
+    >>> grammar(3, torch.tensor([[1, 2, 3]])).int()  # xmax after xmin = 2
+    tensor([[0, 0, 1, 1, 0, 0, 0, 0]], dtype=torch.int32)
+    """
+
+    def __init__(self, coder: TokenCoder) -> None:
+        super().__init__()
+        self.coder = coder
+
+    def forward(self, position: int, tokens: Int[Tensor, "B L"]) -> Bool[Tensor, "B V"]:
+        """True for each token that may stand at ``position`` of the sequence, after ``tokens`` (B, L), L >= position."""
+        vocabulary = torch.arange(self.coder.size, device=tokens.device).expand(len(tokens), -1)
+        place = position % TOKENS_PER_BOX
+        if place == TOKENS_PER_BOX - 1:
+            first, count = self.coder.first_class, self.coder.num_classes
+            return (vocabulary >= first) & (vocabulary < first + count)
+        first = self.coder.first_coordinate
+        coordinates = (vocabulary >= first) & (vocabulary < first + self.coder.bins)
+        return coordinates if place < 2 else coordinates & (vocabulary >= tokens[:, position - 2, None])
+
+
+def top_p_tokens(
+    probabilities: Float[Tensor, "*B V"], top_p: float, *, rule: Literal["reference", "standard"] = "reference"
+) -> Bool[Tensor, "*B V"]:
+    """True for each token that is kept: see :class:`TokenSampler`; ties go to the lower token.
+
+    >>> probabilities = torch.tensor([0.15, 0.5, 0.05, 0.3])
+    >>> top_p_tokens(probabilities, 0.9), top_p_tokens(probabilities, 0.9, rule="standard")
+    (tensor([False,  True, False,  True]), tensor([ True,  True, False,  True]))
+    """
+    ranked, order = probabilities.sort(dim=-1, descending=True, stable=True)
+    reached = ranked.cumsum(-1)
+    kept = reached <= top_p if rule == "reference" else reached.roll(1, dims=-1) < top_p
+    kept = kept | (torch.arange(kept.shape[-1], device=kept.device) == 0)
+    return torch.zeros_like(kept).scatter(-1, order, kept)
+
+
+def class_scores(logits: Float[Tensor, "*B V"], coder: TokenCoder) -> Float[Tensor, "*B C"]:
+    """Probabilities (..., C) of the class tokens among all tokens, from logits (..., V) at a class's place.
+
+    What a noise or end token takes is lost to the classes, so that a row of noise scores low.
+
+    >>> class_scores(torch.zeros(1, 8), TokenCoder(2, bins=3, vocabulary="paper"))
+    tensor([[0.1250, 0.1250]])
+    """
+    first = coder.first_class
+    return _finite(promote(logits)).softmax(-1)[..., first : first + coder.num_classes]
+
+
+def uniform_like(values: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Uniform numbers in [0, 1) of the shape, type and device of ``values``; the generator may live elsewhere.
+
+    >>> uniform_like(torch.zeros(2, 3), None).shape
+    torch.Size([2, 3])
+    """
+    if generator is None:
+        return torch.rand_like(values)
+    return torch.rand(values.shape, generator=generator, device=generator.device, dtype=values.dtype).to(values.device)
+
+
+def _finite(logits: Tensor) -> Tensor:
+    """``logits`` with NaN as the lowest number and infinities as the farthest whose difference is finite."""
+    limit = torch.finfo(logits.dtype).max / 4
+    return logits.nan_to_num(nan=-limit, posinf=limit, neginf=-limit).clamp(-limit, limit)

@@ -1,0 +1,46 @@
+"""The loss of Pix2Seq: which token comes next."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from detkit.boxes.arguments import promote
+from detkit.dist import all_reduce_mean
+
+
+class SequenceLoss(nn.Module):
+    """Cross-entropy of every token, averaged with the tokens' weights: sum(weight * cost) / sum(weight).
+
+    Both sums go over the whole batch; the second is averaged over processes. Source: Chen et al. 2022, "Pix2seq",
+    equation 1. Raises ValueError where shapes disagree.
+
+    >>> loss = SequenceLoss()(torch.zeros(1, 2, 4), torch.tensor([[3, 0]]), torch.tensor([[1.0, 0.1]]))
+    >>> round(float(loss["tokens"]), 4)
+    1.3863
+    """
+
+    def forward(
+        self,
+        logits: Float[Tensor, "B L V"],
+        tokens: Int[Tensor, "B L"],
+        weights: Float[Tensor, "B L"],
+        scales: Float[Tensor, "B L"] | None = None,
+    ) -> dict[str, Float[Tensor, ""]]:
+        """Loss "tokens" of ``logits`` (B, L, V) against the ``tokens`` (B, L) that should come, with their ``weights``.
+
+        Tokens of weight 0 count for nothing, whatever their logits are. ``scales`` multiply costs but not the divisor:
+        by them objects weigh more or less. Half precision is promoted. A batch that weighs nothing costs 0.
+        """
+        shapes = [tuple(given.shape) for given in (tokens, weights, scales) if given is not None]
+        if any(shape != logits.shape[:2] for shape in shapes):
+            raise ValueError(
+                f"SequenceLoss: logits {tuple(logits.shape)}, tokens, weights and scales {shapes}; "
+                "allowed is (B, L, V) and (B, L) each"
+            )
+        weights, counted = promote(weights), weights > 0
+        # A NaN at a token that counts for nothing must reach neither loss nor gradient.
+        logits = torch.where(counted[..., None], promote(logits), 0)
+        costs = -logits.log_softmax(-1).gather(2, torch.where(counted, tokens, 0)[..., None]).squeeze(2)
+        shares = weights if scales is None else weights * promote(scales)
+        total = all_reduce_mean(weights.sum())
+        return {"tokens": (costs * shares).sum() / torch.where(total > 0, total, 1)}
