@@ -7,7 +7,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from detkit.anchors.assigned import in_crowd
-from detkit.anchors.overlap import OverlapIndex, Pairs
+from detkit.anchors.overlap import OverlapIndex, Pairs, overlap_index
 from detkit.anchors.search import (
     ImageGroup,
     best_fit,
@@ -101,7 +101,7 @@ def _match(
     rule, objects = _Rule(positive, negative, greedy, force_match_zero), valid & ~ignore
     result = no_matches(boxes, anchors)
     if negative > 0 and not force_match_zero and worth_searching(objects, anchors):
-        index = OverlapIndex(anchors)
+        index = overlap_index(anchors)
         for group in image_groups(boxes, objects):
             part = Assignment(*(rows[group.images] for rows in result))
             if not _search(index, group, rule, part):

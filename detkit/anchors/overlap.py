@@ -157,6 +157,23 @@ class OverlapIndex:
         return Pairs(rows[pairs], anchors, _rows(overlaps.view(-1), hits))
 
 
+_kept: tuple[Tensor, OverlapIndex] | None = None
+
+
+def overlap_index(anchors: Float[Tensor, "N 4"]) -> OverlapIndex:
+    """The index of ``anchors``. The last one is kept: a detector mostly asks for the same anchors at every step.
+
+    >>> anchors = torch.tensor([[0.0, 0, 10, 10]])
+    >>> overlap_index(anchors) is overlap_index(anchors.clone())
+    True
+    """
+    global _kept
+    kept = _kept  # another thread may keep its own meanwhile
+    if kept is None or kept[0].dtype != anchors.dtype or not torch.equal(kept[0], anchors):
+        _kept = kept = (anchors.clone(), OverlapIndex(anchors))
+    return kept[1]
+
+
 class _Hulls(NamedTuple):
     """Of each group of anchors the hull, the smallest area and the largest sides."""
 

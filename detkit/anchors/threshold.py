@@ -7,7 +7,7 @@ from jaxtyping import Bool, Shaped
 from torch import Tensor, nn
 
 from detkit.anchors.assigned import in_crowd
-from detkit.anchors.overlap import OverlapIndex
+from detkit.anchors.overlap import OverlapIndex, overlap_index
 from detkit.anchors.search import (
     ImageGroup,
     best_fit,
@@ -92,7 +92,7 @@ def _match(
     rule, objects = _Rule(positive, negative, low_quality), valid & ~ignore
     result = no_matches(boxes, anchors)
     if negative > 0 and worth_searching(objects, anchors):
-        index = OverlapIndex(anchors)
+        index = overlap_index(anchors)
         for group in image_groups(boxes, objects):
             part = Assignment(*(rows[group.images] for rows in result))
             if not _search(index, boxes[group.images], objects[group.images], anchors, group, rule, part):

@@ -17,6 +17,8 @@ from detkit.boxes.arguments import promote
 from detkit.boxes.nms import check_options
 from detkit.boxes.suppression import Measure, best_first, surviving, usable
 
+_SHORT_PREFIX = 1024  # candidates to look at first, where that is 2 to 4 times what is wanted
+
 
 def nms_padded(
     boxes: Shaped[Tensor, "B N 4"],
@@ -115,7 +117,8 @@ def _best_survivors(
     """Places of the best ``width`` survivors of every image: ``look`` shows prefixes of up to ``total`` candidates."""
     indices = torch.zeros(batch, width, dtype=torch.int64, device=like.device)
     filled = torch.zeros_like(indices, dtype=torch.bool)
-    images, length = torch.arange(batch if width else 0, device=like.device), 4 * width
+    images = torch.arange(batch if width else 0, device=like.device)
+    length = max(2 * width, min(4 * width, _SHORT_PREFIX))
     while len(images):
         places, boxes, groups, real, more = look(images, min(length, total))
         owner = images[:, None].expand_as(places)[real]

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from strategies import boxes, random_boxes
 
 from detkit.anchors import overlap as module
-from detkit.anchors.overlap import OverlapIndex, Pairs, intersection_of, overlap_of, sides_of
+from detkit.anchors.overlap import OverlapIndex, Pairs, intersection_of, overlap_index, overlap_of, sides_of
 from detkit.boxes import box_iou
 
 
@@ -148,3 +148,18 @@ def test_nodes_hold_one_shape_each_where_shapes_are_few():
     places, filling = module._whole_nodes(torch.arange(300))
     assert places.tolist() == [*range(300), *[299] * 212]
     assert filling.sum() == 212
+
+
+def test_the_last_index_is_kept_and_used_for_equal_anchors_only():
+    anchors = torch.tensor([[0.0, 0, 10, 10], [5, 5, 30, 20]])
+    index = overlap_index(anchors)
+    assert overlap_index(anchors.clone()) is index
+    assert overlap_index(anchors.double()) is not index
+    assert overlap_index(anchors[:1]) is not overlap_index(anchors)
+
+
+def test_anchors_that_change_in_place_get_an_index_of_their_own():
+    anchors = torch.tensor([[0.0, 0, 10, 10]])
+    overlap_index(anchors)
+    anchors += 20
+    assert overlap_index(anchors).pairs(sides_of(anchors), torch.tensor([0.5])).overlaps.tolist() == [1.0]
