@@ -5,6 +5,7 @@ detections, C classes (background never counted), H x W pixels, P keypoints, L f
 Boxes are xyxy in absolute continuous pixels, labels 0..C-1, sizes (height, width), points (x, y).
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple, NotRequired, TypedDict
 
@@ -174,7 +175,8 @@ def _target_boxes(image: int, target: Target) -> Tensor:
 def _pad_rows(rows: Sequence[Tensor], length: int, fill: float = 0) -> Tensor:
     """(T_i, *S_i) each, to one (B, length, *max S)."""
     shape = [max(sizes) for sizes in zip(*(row.shape[1:] for row in rows), strict=True)]
-    padded = rows[0].new_full((len(rows), length, *shape), fill)
+    dtype = functools.reduce(torch.promote_types, (row.dtype for row in rows))
+    padded = rows[0].new_full((len(rows), length, *shape), fill, dtype=dtype)
     for image, row in zip(padded, rows, strict=True):
         image[tuple(slice(size) for size in row.shape)] = row
     return padded

@@ -7,6 +7,11 @@ import hypothesis
 import pytest
 import torch
 
+# Two workers on two cores: threads of their own would only wait for one another.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
+
 # What torch.compile traces must not carry the shape checks: tests/test_compiled.py runs that folder on its own.
 collect_ignore = [] if os.environ.get("DETKIT_COMPILED_TESTS") else ["compiled"]
 

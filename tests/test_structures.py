@@ -135,3 +135,11 @@ def test_an_image_without_objects_needs_no_masks_of_the_right_shape():
     nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64), "masks": torch.tensor([])}
     one = {"boxes": torch.ones(1, 4), "labels": torch.tensor([1]), "masks": torch.ones(1, 5, 6, dtype=torch.uint8)}
     assert pad_targets([nothing, one]).masks.sum((1, 2, 3)).tolist() == [0, 30]
+
+
+@pytest.mark.parametrize("entry", ["weights", "keypoints"])
+def test_whole_numbers_of_one_image_do_not_round_those_of_another(entry):
+    shape = (1,) if entry == "weights" else (1, 2, 3)
+    rows = [torch.ones(shape, dtype=torch.int64), torch.full(shape, 0.5)]
+    targets = [{"boxes": torch.ones(1, 4), "labels": torch.tensor([0]), entry: own} for own in rows]
+    assert getattr(pad_targets(targets), entry)[1].unique().tolist() == [0.5]

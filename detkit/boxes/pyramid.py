@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from detkit.boxes.arguments import promote
@@ -86,12 +86,13 @@ class PyramidRoIAlign(nn.Module):
         pooled = torch.ops.detkit.pyramid_roi_align(maps, rois, levels, scales, self.output_size, self.sampling_ratio)
         return pooled.to(features[0].dtype)
 
-    def levels_of(self, boxes: Float[Tensor, "*B 4"]) -> Int[Tensor, "*B"]:
+    def levels_of(self, boxes: Shaped[Tensor, "*B 4"]) -> Int[Tensor, "*B"]:
         """The level that each box is read from, as an index into ``strides``.
 
         >>> PyramidRoIAlign(7, strides=(4, 8, 16, 32)).levels_of(torch.tensor([[0.0, 0, 224, 224], [0, 0, 111, 112]]))
         tensor([2, 0])
         """
+        boxes = promote(boxes)
         sides = (boxes[..., 2:] - boxes[..., :2]).clamp(min=0)
         size = (sides[..., 0] * sides[..., 1]).sqrt()
         level = torch.floor(self.canonical_level + torch.log2(size / self.canonical_size) + 1e-6)

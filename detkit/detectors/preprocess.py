@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detkit.boxes import clip_boxes_to_image
-from detkit.boxes.arguments import as_boxes
+from detkit.boxes.arguments import as_boxes, promote
 from detkit.checks import check_fraction, first_bad, full_checks
 from detkit.detectors.paste import paste_masks
 from detkit.proposals import Proposals, pad_proposals
@@ -187,8 +187,12 @@ def resize_target(target: Target, new: Sequence[int], old: Sequence[int]) -> Tar
     resized["boxes"] = boxes * boxes.new_tensor((fx, fy, fx, fy))
     if "masks" in target:
         masks = target["masks"].as_subclass(Tensor)
-        resized["masks"] = F.interpolate(masks[:, None].float(), size=tuple(new), mode="nearest")[:, 0].to(masks.dtype)
+        resized["masks"] = (
+            F.interpolate(masks[:, None].float(), size=tuple(new), mode="nearest")[:, 0].to(masks.dtype)
+            if len(masks)
+            else masks.new_zeros((0, *new))  # whatever shape nothing came in
+        )
     if "keypoints" in target:
-        keypoints = target["keypoints"].as_subclass(Tensor)
-        resized["keypoints"] = keypoints * keypoints.new_tensor((fx, fy, 1.0))
+        keypoints = promote(target["keypoints"].as_subclass(Tensor))
+        resized["keypoints"] = keypoints * keypoints.new_tensor((fx, fy, 1.0)) if len(keypoints) else keypoints
     return cast(Target, resized)

@@ -11,9 +11,11 @@ from detkit.anchors import BalancedSampler, gather_assigned
 from detkit.anchors.assigned import Assigned
 from detkit.anchors.sample import sampled_rows
 from detkit.boxes import DeltaCoder
+from detkit.boxes.arguments import promote
 from detkit.detectors.dense import DenseCriterion
 from detkit.detectors.detector import Stage
 from detkit.detectors.postprocess import Postprocess
+from detkit.losses.labels import check_labels
 from detkit.ranking import stable_topk
 from detkit.structures import IGNORED, Assignment, Detections, Images, Targets
 
@@ -74,9 +76,14 @@ class BoxStage(Stage):
         return BoxOutputs(logits, deltas, boxes, valid, matched, assigned)
 
     def loss(self, outputs: BoxOutputs, targets: Targets) -> dict[str, Tensor]:
-        """The criterion's losses over the sampled proposals; each box learns by the deltas of its own class."""
+        """The criterion's losses over the sampled proposals; each box learns by the deltas of its own class.
+
+        Raises ValueError for an object whose label is no class (on accelerators with ``DETKIT_CHECKS=full``).
+        """
         assert outputs.assigned is not None
-        labels, deltas = outputs.assigned.labels, outputs.deltas
+        labels, deltas, background = outputs.assigned.labels, outputs.deltas, outputs.logits.shape[2] - 1
+        objects = torch.where(targets.valid & ~targets.ignore, targets.labels, 0)
+        check_labels(objects, background, lowest=0, function="BoxStage", name="targets.labels")
         own = torch.zeros_like(labels) if deltas.shape[2] == 1 else labels.clamp(min=0)
         return self.criterion(
             outputs.logits,
@@ -117,12 +124,13 @@ class BoxStage(Stage):
         """Rows with a score that can be detected, in their order; decoding the others would be most of the work."""
         likely = (scores > self.postprocess.score_threshold).any(2)
         least = -(-self.postprocess.max_detections // scores.shape[2])  # rows that leave the padded length as it is
-        return stable_topk(likely.float(), max(least, int(likely.sum(1).max())))
+        return stable_topk(likely.float(), max([least, *likely.sum(1).tolist()]))
 
     @torch.no_grad()
     def _sample(self, proposals: Detections, targets: Targets) -> tuple[Tensor, Tensor, Tensor, Assigned]:
         """Proposals and objects to learn on, positives first: boxes, which rows count, their object, what to learn."""
-        boxes = torch.cat((proposals.boxes, targets.boxes.to(proposals.boxes)), dim=1)
+        given = promote(proposals.boxes)
+        boxes = torch.cat((given, targets.boxes.to(given)), dim=1)
         valid = torch.cat((proposals.valid, targets.valid & ~targets.ignore), dim=1)
         assignment = self.matcher(boxes, targets)
         candidates = torch.where(valid, assignment.matched, IGNORED)

@@ -30,9 +30,10 @@ class ProposalPostprocess(nn.Module):
     """From objectness to proposals: the best of each level, decoded, suppressed within the level, the best of all.
 
     ``candidates_per_level`` anchors of each level are decoded; boxes that clipping leaves narrower or lower than
-    ``min_size`` pixels are dropped; of two with IoU strictly above ``iou_threshold`` the better stays;
-    ``max_proposals`` remain. Defaults are torchvision's. Source: Ren et al. 2015, section 3.3; Lin et al. 2017,
-    "Feature Pyramid Networks", section 4.1. Raises ValueError for a threshold outside [0, 1] and counts below 1.
+    ``min_size`` pixels are dropped, and those scoring below ``score_threshold``; of two with IoU strictly above
+    ``iou_threshold`` the better stays; ``max_proposals`` remain. Defaults are torchvision's. Source: Ren et al. 2015,
+    section 3.3; Lin et al. 2017, "Feature Pyramid Networks", section 4.1. Raises ValueError for a threshold outside
+    [0, 1] and counts below 1.
 
     >>> ProposalPostprocess(max_proposals=300)
     ProposalPostprocess(candidates_per_level=1000, max_proposals=300, iou_threshold=0.7, min_size=0.001)
@@ -45,8 +46,10 @@ class ProposalPostprocess(nn.Module):
         max_proposals: int = 1000,
         iou_threshold: float = 0.7,
         min_size: float = 1e-3,
+        score_threshold: float = 0.0,
     ) -> None:
         super().__init__()
+        check_fraction(score_threshold, name="score_threshold", function="ProposalPostprocess")
         check_fraction(iou_threshold, name="iou_threshold", function="ProposalPostprocess")
         if candidates_per_level < 1 or max_proposals < 1 or not min_size >= 0:
             raise ValueError(
@@ -54,7 +57,7 @@ class ProposalPostprocess(nn.Module):
                 f"min_size={min_size}; allowed are at least 1, at least 1, at least 0"
             )
         self.candidates_per_level, self.max_proposals = candidates_per_level, max_proposals
-        self.iou_threshold, self.min_size = iou_threshold, min_size
+        self.iou_threshold, self.min_size, self.score_threshold = iou_threshold, min_size, score_threshold
 
     @torch.no_grad()
     def forward(self, outputs: RPNOutputs, coder: DeltaCoder, sizes: Tensor) -> Detections:
@@ -66,6 +69,7 @@ class ProposalPostprocess(nn.Module):
         boxes = clip_boxes_to_image(boxes, sizes)
         valid &= (boxes[..., 2:] - boxes[..., :2] >= self.min_size).all(-1)
         scores = logits.gather(1, rows).to(boxes.dtype).sigmoid()
+        valid &= scores >= self.score_threshold
         kept, valid = nms_padded(
             boxes,
             scores,
@@ -83,7 +87,13 @@ class ProposalPostprocess(nn.Module):
 
     def extra_repr(self) -> str:
         """The settings that ``print`` shows."""
-        names = "candidates_per_level", "max_proposals", "iou_threshold", "min_size"
+        names = (
+            "candidates_per_level",
+            "max_proposals",
+            "iou_threshold",
+            "min_size",
+            *(("score_threshold",) if self.score_threshold else ()),
+        )
         return ", ".join(f"{name}={getattr(self, name)}" for name in names)
 
 

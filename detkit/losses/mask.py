@@ -88,12 +88,14 @@ def mask_targets(
         )
     if resolution < 1:
         raise ValueError(f"mask_targets: resolution={resolution} must be at least 1")
+    if boxes.numel() and not masks.numel():
+        raise ValueError(f"mask_targets: masks {tuple(masks.shape)} have no pixels to cut {boxes.shape[1]} boxes from")
     boxes = as_boxes(boxes, function="mask_targets")
     (images, objects, height, width), regions = masks.shape, boxes.shape[1]
     limits = boxes.new_tensor((width, height)).repeat(2)
     boxes = boxes.nan_to_num(0.0).clamp(-_FARTHEST * limits, (_FARTHEST + 1) * limits)
     first = torch.arange(images, device=masks.device)[:, None] * objects
-    rows = (first + matched.clamp(min=0)).to(boxes)  # every mask is an image of its own
+    rows = (first + matched.clamp(min=0, max=max(objects - 1, 0))).to(boxes)  # every mask is an image of its own
     pixels = (masks if masks.dtype == torch.bool else masks.clamp(0, 1)).to(boxes.dtype)  # a copy in any case
     if sizes is not None:
         _extend_(pixels, sizes)

@@ -56,7 +56,7 @@ class RPNLoss(nn.Module):
         logits, share, count = _only(labels != IGNORED, logits), _share(labels, weights), _count(labels)
         costs = F.binary_cross_entropy_with_logits(logits[..., 0], (labels >= 0).to(logits), reduction="none")
         return {
-            "objectness": (torch.where(labels != IGNORED, costs, 0) * share).sum() / count,
+            "objectness": (costs * share).sum() / count,
             "box": self.box_weight * _box_sum(deltas, delta_targets, labels, share, self.beta) / count,
         }
 
@@ -105,7 +105,7 @@ class RCNNLoss(nn.Module):
         costs = -logits.log_softmax(dim=-1).gather(2, classes[..., None]).squeeze(2)
         share, count = _share(labels, weights), _count(labels)
         return {
-            "classification": (torch.where(labels != IGNORED, costs, 0) * share).sum() / count,
+            "classification": (costs * share).sum() / count,
             "box": self.box_weight * _box_sum(deltas, delta_targets, labels, share, self.beta) / count,
         }
 
@@ -143,7 +143,8 @@ def _check_shapes(
 
 
 def _share(labels: Tensor, weights: Tensor | None) -> Tensor:
-    return torch.ones_like(labels, dtype=torch.float32) if weights is None else promote(weights)
+    share = torch.ones_like(labels, dtype=torch.float32) if weights is None else promote(weights)
+    return torch.where(labels != IGNORED, share, 0)
 
 
 def _count(labels: Tensor) -> Tensor:

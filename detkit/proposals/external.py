@@ -3,6 +3,7 @@
 BING, EdgeBoxes, objectness, or yesterday's RPN: whatever writes ``[{"image_id", "bbox", "score"}, ...]``.
 """
 
+import functools
 import json
 import stat
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from detkit.boxes.arguments import promote
 from detkit.structures import Detections
 
 MAX_JSON_BYTES = 1 << 32
@@ -81,6 +83,7 @@ def pad_proposals(
 
     They come best first, boxes (N_i, 4) and scores (N_i,), and stay so. K is ``max_proposals``, the best so many of
     each image: it does not depend on values, so compiles once; without it the most that any image has, at least 1.
+    The result is on ``device``, by default that of the first boxes, and in the widest type of all images, promoted.
     Raises ValueError for an empty list, and where boxes and scores disagree, naming the image.
 
     >>> padded = pad_proposals([{"boxes": torch.ones(1, 4), "scores": torch.ones(1)},
@@ -92,15 +95,16 @@ def pad_proposals(
         raise ValueError(
             f"pad_proposals: {len(proposals)} images, max_proposals={max_proposals}; allowed is at least one of each"
         )
-    boxes = [_rows(i, image) for i, image in enumerate(proposals)]
+    boxes = [promote(_rows(i, image)) for i, image in enumerate(proposals)]
     length = max_proposals or max(1, *map(len, boxes))
     counts = torch.tensor([min(len(rows), length) for rows in boxes])
     padded = Detections(
         boxes=_padded(boxes, length),
-        scores=_padded([image["scores"] for image in proposals], length),
+        scores=_padded([promote(image["scores"]) for image in proposals], length),
         labels=torch.zeros(len(boxes), length, dtype=torch.int64),
         valid=torch.arange(length) < counts[:, None],
     )
+    device = padded.boxes.device if device is None else device
     return Detections._make(None if rows is None else rows.to(device) for rows in padded)
 
 
@@ -198,7 +202,8 @@ def _rows(image: int, entries: Proposals) -> Tensor:
 
 
 def _padded(rows: Sequence[Tensor], length: int) -> Tensor:
-    padded = rows[0].new_zeros(len(rows), length, *rows[0].shape[1:])
+    dtype = functools.reduce(torch.promote_types, (own.dtype for own in rows))
+    padded = rows[0].new_zeros(len(rows), length, *rows[0].shape[1:], dtype=dtype)
     for image, own in zip(padded, rows, strict=True):
         image[: min(len(own), length)] = own[:length]
     return padded

@@ -16,6 +16,8 @@ from detkit.proposals.hierarchy import Hierarchy, group
 from detkit.proposals.segments import segment, to_color_space
 from detkit.proposals.similarity import describe, pixel_bins
 
+MAX_PIXELS = 1 << 24
+"""An image that would be enlarged beyond is refused: every pixel takes some 300 bytes."""
 Mode = Literal["single", "fast", "quality"]
 Order = Literal["paper", "opencv"]
 
@@ -56,8 +58,9 @@ def selective_search(
     A region's rank is its position times a random number from ``generator`` (section 3.3): with order="paper" the
     position in its hierarchy counted from the whole image, so large regions tend to come first; with "opencv" its
     level, as OpenCV does, so small ones do. The score is 1 / (1 + rank), and of equal boxes the best remains.
+    Both are on the CPU.
 
-    Raises ValueError for another image or option, ModuleNotFoundError without scikit-image.
+    Raises ValueError for another image or option, one that ``width`` would enlarge beyond :data:`MAX_PIXELS`, ModuleNotFoundError without scikit-image.
 
     >>> image = torch.zeros(3, 60, 80, dtype=torch.uint8)
     >>> image[0, 10:40, 20:60] = 255
@@ -116,6 +119,11 @@ def _resized(image: Shaped[Tensor, "3 H W"], width: int | None) -> Float[np.ndar
     pixels = image.detach().cpu().to(torch.float32) / (1 if image.is_floating_point() else 255)
     if width is not None and width != image.shape[2]:
         size = (max(1, round(image.shape[1] * width / image.shape[2])), width)
+        if size[0] * width > max(MAX_PIXELS, image[0].numel()):
+            raise ValueError(
+                f"selective_search: an image of {image.shape[1]} x {image.shape[2]} (height x width) would become "
+                f"{size[0]} x {width}; allowed are {MAX_PIXELS} pixels: choose a smaller width, or width=None"
+            )
         pixels = F.interpolate(pixels[None], size=size, mode="bilinear", antialias=True)[0].clamp(0, 1)
     return np.ascontiguousarray(pixels.permute(1, 2, 0).numpy())
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detkit.boxes import batched_nms
+from detkit.boxes.arguments import as_boxes
 from detkit.checks import check_fraction
 from detkit.structures import Detection
 
@@ -137,6 +138,7 @@ class SlidingWindow(nn.Module):
         self.score_threshold, self.iou_threshold = score_threshold, iou_threshold
         self.max_detections = max_detections
 
+    @torch.no_grad()
     def forward(
         self, images: Sequence[Float[Tensor, "D _ _"]], *, scores_by: Literal["crops", "scan"] = "crops"
     ) -> list[Detection]:
@@ -144,7 +146,7 @@ class SlidingWindow(nn.Module):
 
         scores_by="scan" runs the classifier, which must then be fully convolutional, over the image, resized so that
         a window becomes ``size``: far less work; the same scores where scale and aspect ratio are 1, else up to
-        resampling and to where the resized image ends.
+        resampling and to where the resized image ends. Raises ValueError where the classifier gives fewer than 2 logits.
         """
         if scores_by not in ("crops", "scan"):
             raise ValueError(f"SlidingWindow: scores_by={scores_by!r}; allowed is 'crops' or 'scan'")
@@ -176,6 +178,11 @@ class SlidingWindow(nn.Module):
         return max(1, round(scale * self.stride[0])), max(1, round(scale * self.stride[1]))
 
     def _decide(self, boxes: Tensor, logits: Tensor) -> Detection:
+        if logits.shape[1] < 2:
+            raise ValueError(
+                f"SlidingWindow: the classifier gives {logits.shape[1]} logits for a window; allowed are C + 1, at least "
+                "2: the background has the last one"
+            )
         scores = logits.softmax(dim=1)[:, :-1]  # the background wins nothing, but takes its share
         rows, labels = torch.nonzero(scores > self.score_threshold, as_tuple=True)
         kept = batched_nms(boxes[rows], scores[rows, labels], labels, self.iou_threshold)[: self.max_detections]
@@ -220,6 +227,7 @@ def _grid(image: tuple[int, int], window: tuple[int, int], stride: tuple[int, in
 def _whole_corners(boxes: Tensor, image: Tensor) -> list[list[int]]:
     """The boxes as integers, all of them inside the image."""
     height, width = image.shape[1:]
+    boxes = as_boxes(boxes, function="crop_windows")
     whole = boxes.to(torch.int64)
     fits = (whole == boxes) & (whole >= 0) & (whole <= whole.new_tensor([width, height] * 2))
     fits[:, 2:] &= whole[:, 2:] > whole[:, :2]

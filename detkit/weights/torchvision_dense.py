@@ -136,15 +136,16 @@ def dense_renames(detector: Detector) -> list[Rename]:
         change = background_last(stage.class_head.outputs - 1)
         heads = [("module_list.", "levels.", change)], [("module_list.", "levels.", None)]
         rules = _ssd_trunk_renames()
-    elif isinstance(stage, FCOSStage) or isinstance(stage.class_head, ClassificationHead):
+    elif isinstance(stage, DenseStage | FCOSStage) and isinstance(stage.class_head, ClassificationHead):
         box = [("bbox_reg.", "distances."), ("bbox_ctrness.", "centre.")]
         box = box if isinstance(stage, FCOSStage) else [("bbox_reg.", "deltas.")]
         heads = [("conv.", "tower."), ("cls_logits.", "logits.")], [("conv.", "tower."), *box]
         rules = trunk_renames(detector.trunk)
     else:
+        head = type(getattr(stage, "class_head", None)).__name__
         raise ValueError(
-            f"to_torchvision: {type(stage).__name__} has a {type(stage.class_head).__name__}; allowed are MultiBoxHead "
-            "(SSD) and ClassificationHead (RetinaNet, FCOS)"
+            f"to_torchvision: the stage is a {type(stage).__name__} with a class head {head}; allowed are a DenseStage "
+            "with a MultiBoxHead (SSD) or a ClassificationHead (RetinaNet), and an FCOSStage with a ClassificationHead"
         )
     parts = zip(old, new, heads, strict=True)
     return rules + [Rename(a + b, c + d, *change) for a, c, rows in parts for b, d, *change in rows]

@@ -1,5 +1,7 @@
 """torchvision's Faster, Mask and Keypoint R-CNN as Detectors, and the key table that serves both directions."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -9,7 +11,7 @@ from torchvision.models.detection.keypoint_rcnn import KeypointRCNNHeads, Keypoi
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.rpn import RPNHead as TheirRPNHead
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
-from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 
 from detkit.anchors import BalancedSampler, ThresholdMatcher
 from detkit.boxes import DeltaCoder, PyramidRoIAlign
@@ -81,14 +83,13 @@ def _rpn(model: Any, trunk: Trunk) -> RPNStage:
     rpn = model.rpn
     depth = len(_expect(rpn.head, TheirRPNHead).conv)
     anchors = anchors_from(rpn.anchor_generator)
-    if rpn.score_thresh > 0:
-        raise ValueError(f"from_torchvision: rpn_score_thresh={rpn.score_thresh}; allowed is 0")
     postprocesses = [
         ProposalPostprocess(
             candidates_per_level=rpn._pre_nms_top_n[mode],
             max_proposals=rpn._post_nms_top_n[mode],
             iou_threshold=rpn.nms_thresh,
             min_size=rpn.min_size,
+            score_threshold=rpn.score_thresh,
         )
         for mode in ("testing", "training")
     ]
@@ -128,7 +129,7 @@ def _box(model: Any, trunk: Trunk) -> BoxStage:
 def _mask(model: Any, trunk: Trunk) -> MaskStage:
     heads = model.roi_heads
     blocks, predictor = _expect(heads.mask_head, MaskRCNNHeads), _expect(heads.mask_predictor, MaskRCNNPredictor)
-    norm = type(blocks[0][1]) if len(blocks[0]) == 3 else None
+    norm = _norm(blocks[0])
     return MaskStage(
         _pool(heads.mask_roi_pool, trunk),
         MaskHead(
@@ -157,16 +158,38 @@ def _body(head: Any, channels: int, size: int) -> tuple[nn.Module, int]:
     linear = [layer for layer in head.children() if isinstance(layer, nn.Linear)]
     if len(linear) != 1:
         raise ValueError(f"from_torchvision: the box head has {len(linear)} linear layers; allowed is 1")
-    norm = type(blocks[0][1]) if blocks and len(blocks[0]) == 3 else None
+    norm = _norm(blocks[0]) if blocks else None
     widths = [block[0].out_channels for block in blocks]
     return conv_body(channels, size, channels=widths, width=linear[0].out_features, norm=norm), linear[0].out_features
 
 
+def _norm(block: Any) -> Callable[[int], nn.Module] | None:
+    """What builds the norm of a convolution, its activation and perhaps a norm between them."""
+    if len(block) < 3:
+        return None
+    kinds: Any = (nn.BatchNorm2d, FrozenBatchNorm2d)
+    layer = block[1]
+    if isinstance(layer, nn.GroupNorm):
+        return partial(nn.GroupNorm, layer.num_groups, eps=layer.eps)
+    if not isinstance(layer, kinds):
+        raise ValueError(
+            f"from_torchvision: the model holds a {type(layer).__name__} where a BatchNorm2d, FrozenBatchNorm2d or "
+            "GroupNorm is allowed"
+        )
+    return partial(type(layer), eps=layer.eps)
+
+
 def _pool(pool: Any, trunk: Trunk) -> PyramidRoIAlign:
-    levels = len(_expect(pool, MultiScaleRoIAlign).featmap_names)
+    names = _expect(pool, MultiScaleRoIAlign).featmap_names
+    levels = len(names)
+    if list(names) != [str(level) for level in range(levels)]:
+        raise ValueError(f"from_torchvision: regions are read from {names}; allowed are the finest levels, from '0' on")
+    present = trunk.strides[: len(list(trunk.module.get_submodule("1.laterals").children()))][
+        :levels
+    ]  # it passes over the others
     return PyramidRoIAlign(
         pool.output_size[0],
-        strides=trunk.strides[:levels],
+        strides=sorted(set(present)),  # of two levels with one stride (MobileNet) it reads the first
         sampling_ratio=pool.sampling_ratio,
         canonical_size=pool.canonical_scale,
         canonical_level=pool.canonical_level,

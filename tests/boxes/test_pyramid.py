@@ -269,3 +269,10 @@ def test_the_form_of_a_device_which_looks_at_every_box_on_every_level_is_the_sam
     monkeypatch.setattr(module, "_rows_of", lambda level, levels: torch.arange(len(levels)))
     for one, other in zip(pooled_and_gradients(), expected, strict=True):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.uint8, torch.int16])
+def test_levels_of_half_and_integer_boxes_are_those_of_float_ones(dtype):
+    boxes = torch.tensor([[0, 0, 255, 255], [0, 0, 120, 120], [10, 10, 20, 20], [90, 90, 20, 20]]).to(dtype)
+    pool = PyramidRoIAlign(7, strides=STRIDES)
+    assert torch.equal(pool.levels_of(boxes), pool.levels_of(boxes.double()))

@@ -286,3 +286,22 @@ def test_wrong_settings_are_named(size, settings, message):
 def test_another_policy_for_degenerate_boxes_is_refused():
     with pytest.raises(ValueError, match=r"^Preprocess: degenerate='skip'; allowed are 'drop' and 'raise'"):
         unhooked(Preprocess.__init__)(Preprocess.__new__(Preprocess), 10, degenerate="skip")
+
+
+def test_whole_numbers_of_keypoints_are_resized_as_others():
+    points = torch.tensor([[[10, 21, 2], [30, 33, 1]]])
+    target: Target = {"boxes": torch.tensor([[5.0, 5, 40, 40]]), "labels": torch.tensor([0]), "keypoints": points}
+    found = resize_target(target, (32, 96), (64, 64))["keypoints"]
+    assert found.tolist() == [[[15.0, 10.5, 2.0], [45.0, 16.5, 1.0]]]
+
+
+@pytest.mark.parametrize("nothing", [torch.zeros(0), torch.zeros(0, 0, 0), torch.zeros(0, 64, 64)])
+def test_an_image_without_objects_may_say_so_in_any_shape(nothing):
+    image, boxes = torch.rand(3, 64, 64), torch.tensor([[4.0, 4, 40, 40]])
+    empty: Target = {"boxes": torch.zeros(0), "labels": torch.zeros(0, dtype=torch.int64)}
+    full: Target = {"boxes": boxes, "labels": torch.tensor([0])}
+    objects = full | {"masks": torch.ones(1, 64, 64), "keypoints": torch.ones(1, 2, 3)}
+    _, padded = Preprocess((32, 32))([image, image], [empty | {"masks": nothing, "keypoints": torch.zeros(0)}, objects])
+    assert padded is not None
+    assert padded.masks.shape == (2, 1, 32, 32)
+    assert padded.keypoints.shape == (2, 1, 2, 3)

@@ -177,3 +177,10 @@ def test_an_image_smaller_than_a_cell_of_the_coarsest_level_is_looked_at():
     detector = small_mask_rcnn(2, size=(20, 24), channels=8).eval()
     (found,) = detector([torch.rand(3, 10, 12)])
     assert found["masks"].shape[1:] == (10, 12)
+
+
+def test_proposals_to_learn_on_may_be_set_alone():
+    own = ProposalPostprocess(max_proposals=7)
+    stage = rpn_stage(8, rpn_anchors((8, 16)), training_postprocess=own)
+    assert stage.training_postprocess is own
+    assert stage.postprocess.max_proposals == 1000

@@ -418,3 +418,38 @@ def test_a_batch_norm_learns_from_rows_in_training_only(norm):
 @pytest.mark.parametrize("layer", [nn.GroupNorm(1, 3), nn.LayerNorm(3), nn.Linear(3, 3), nn.Dropout()])
 def test_what_looks_at_one_row_only_does_not(layer):
     assert not learns_from_rows(layer)
+
+
+@pytest.mark.parametrize("agnostic", [False, True])
+@pytest.mark.parametrize("label", [-1, CLASSES, 99])
+def test_a_label_that_is_no_class_is_named(label, agnostic):
+    box, targets = stage(agnostic=agnostic), truth()
+    targets.labels[1, 1] = label
+    message = rf"^BoxStage: targets\.labels\[1, 1\]={label} must lie in 0\.\.2"
+    with pytest.raises(ValueError, match=message):
+        box.loss(box(features(), IMAGES, proposals(), targets), targets)
+
+
+def test_labels_of_padding_and_of_crowds_may_be_anything():
+    box, targets = stage(), truth(iscrowd=[torch.tensor([0, 0, 1]), torch.zeros(2)])
+    expected = box.loss(box(features(), IMAGES, proposals(), targets), targets)
+    targets.labels[~targets.valid | targets.ignore] = 99
+    assert box.loss(box(features(), IMAGES, proposals(), targets), targets) == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float16])
+def test_objects_join_proposals_of_any_type_as_they_are(dtype):
+    found, targets = proposals(), truth()
+    targets = targets._replace(boxes=targets.boxes.float() + 0.4)
+    outputs = stage().float()(
+        [level.float() for level in features()], IMAGES, found._replace(boxes=found.boxes.to(dtype)), targets
+    )
+    for i, objects in enumerate(targets.boxes.tolist()):
+        rows = [[round(side, 3) for side in row] for row in outputs.boxes[i].tolist()]
+        assert [round(side, 3) for side in objects[0]] in rows
+
+
+def test_a_batch_of_no_images_has_no_detections():
+    none = BoxOutputs(*(part[:0] for part in predictions()[:4]))
+    found = stage().detections(none, Images(IMAGES.tensors[:0], SIZES[:0]))
+    assert found.boxes.shape == (0, 20, 4)

@@ -376,3 +376,12 @@ def test_it_proposes_less_at_inference_than_in_training_where_told_so():
 def test_wrong_settings_are_named(settings, message):
     with pytest.raises(ValueError, match=f"^ProposalPostprocess: .*{message}"):
         unhooked(ProposalPostprocess)(**settings)
+
+
+def test_scores_below_the_threshold_are_not_proposed():
+    given = outputs()
+    everything, some = (ProposalPostprocess(score_threshold=s)(given, DeltaCoder(), SIZES) for s in (0.0, 0.5))
+    for i in range(2):
+        expected = everything.scores[i][everything.valid[i]]
+        assert (expected < 0.5).any()
+        assert torch.equal(some.scores[i][some.valid[i]], expected[expected >= 0.5])

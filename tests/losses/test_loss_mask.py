@@ -157,3 +157,16 @@ def test_shapes_that_disagree_are_refused():
         unhooked(mask_targets)(masks[:1], boxes, matched, 4)
     with pytest.raises(ValueError, match=r"^mask_targets: resolution=0 must be at least 1"):
         mask_targets(masks, boxes, matched, 0)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 0, 0), (1, 0, 8, 8), (1, 2, 8, 0)])
+def test_masks_without_a_pixel_are_an_error_not_a_crash(shape):
+    with pytest.raises(ValueError, match=r"^mask_targets: masks \(.*\) have no pixels to cut 1 boxes from"):
+        mask_targets(torch.zeros(shape), torch.tensor([[[0.0, 0, 8, 8]]]), torch.zeros(1, 1, dtype=torch.int64), 4)
+
+
+def test_an_object_that_is_not_there_reads_no_memory_but_the_masks():
+    masks = torch.stack((torch.zeros(2, 8, 8), torch.ones(2, 8, 8)))
+    boxes, beyond = torch.tensor([[[0.0, 0, 8, 8]]] * 2), torch.tensor([[2], [10**6]])
+    found = mask_targets(masks, boxes, beyond, 4)
+    assert found.flatten(1).unique(dim=1).tolist() == [[0.0], [1.0]]

@@ -245,3 +245,14 @@ def test_more_than_one_objectness_and_labels_outside_are_refused():
 def test_printing_shows_the_settings(kind):
     assert repr(kind(box_weight=2.0, beta=1.0)) == f"{kind.__name__}(box_weight=2.0, beta=1)"
     assert repr(kind()) == f"{kind.__name__}(box_weight=1.0, beta=0.1111)"
+
+
+@BOTH
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_the_weight_of_a_row_that_was_not_sampled_counts_for_nothing(kind, bad):
+    logits, deltas, labels, wanted = batch(kind)
+    weights = weights_for(labels)
+    expected = kind()(logits, deltas, labels, wanted, weights)
+    assert (labels == -2).any()
+    found = kind()(logits, deltas, labels, wanted, torch.where(labels == -2, bad, weights))
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)

@@ -185,3 +185,9 @@ def test_real_detections_of_another_program_are_read_and_judged(detkit_data):
     recall.update(found, [dataset.target(i) for i in range(len(dataset))])
     judged = recall.compute()
     assert 0.05 < judged["AR@10"] < judged["AR@100"] < 0.9
+
+
+def test_integer_boxes_of_one_image_do_not_round_those_of_another():
+    boxes = [torch.tensor([[1, 1, 9, 9]]), torch.tensor([[1.5, 1, 9, 9.5]])]
+    padded = pad_proposals([{"boxes": own, "scores": torch.ones(1)} for own in boxes])
+    assert padded.boxes.tolist() == [own.tolist() for own in boxes]

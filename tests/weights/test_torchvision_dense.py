@@ -121,7 +121,9 @@ def test_ssd300_costs_and_finds_the_same():
 
 
 @pytest.mark.parametrize(
-    "build", [small_retinanet, mobile_retinanet, small_fcos, partial(ssd300_vgg16, **published())], ids=str
+    "build",
+    [small_retinanet, mobile_retinanet, small_fcos, partial(ssd300_vgg16, **published())],
+    ids=("retinanet", "mobile", "fcos", "ssd"),
 )
 def test_weights_go_there_and_back(build):
     peer = build()

@@ -1,6 +1,7 @@
 """from_torchvision on the R-CNN family: the same losses and detections as torchvision's own models, and back."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -8,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import detection
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor
+from torchvision.ops import MultiScaleRoIAlign
 
 from detkit.detectors import Detector, faster_rcnn
 from detkit.weights import from_torchvision, to_torchvision
@@ -40,10 +43,25 @@ def small(kind: type[nn.Module], **more: Any) -> nn.Module:
     return kind(backbone, **SETTINGS, **more)
 
 
+def convolutional(head: FastRCNNConvFCHead) -> nn.Module:
+    """A model of torchvision's with a box head of 16 numbers."""
+    backbone = resnet_fpn_backbone(backbone_name="resnet18", weights=None, trainable_layers=5)
+    settings = {key: value for key, value in SETTINGS.items() if key != "num_classes"}
+    predictor = FastRCNNPredictor(16, CLASSES + 1)
+    return detection.FasterRCNN(backbone, **settings, box_head=head, box_predictor=predictor)
+
+
 SMALL: dict[str, Callable[[], nn.Module]] = {
     "faster": lambda: small(detection.FasterRCNN),
     "mask": lambda: small(detection.MaskRCNN),
     "keypoint": lambda: small(detection.KeypointRCNN, num_keypoints=5),
+    "score": lambda: small(detection.FasterRCNN, rpn_score_thresh=0.5),
+    "batch norm": lambda: convolutional(
+        FastRCNNConvFCHead((256, 7, 7), [8], [16], norm_layer=partial(nn.BatchNorm2d, eps=0.5))
+    ),
+    "group norm": lambda: convolutional(
+        FastRCNNConvFCHead((256, 7, 7), [8], [16], norm_layer=partial(nn.GroupNorm, 4))
+    ),
 }
 FULL: dict[str, Callable[[], nn.Module]] = {
     "fasterrcnn_resnet50_fpn": lambda: detection.fasterrcnn_resnet50_fpn(**RANDOM),
@@ -191,11 +209,27 @@ def test_parts_that_torchvisions_builders_do_not_use_are_named():
     model.roi_heads.box_head = nn.Flatten()
     with pytest.raises(ValueError, match="from_torchvision: the model holds a Flatten where a FastRCNNConvFCHead is"):
         from_torchvision(model)
-    with pytest.raises(ValueError, match=r"from_torchvision: rpn_score_thresh=0\.5; allowed is 0"):
-        from_torchvision(small(detection.FasterRCNN, rpn_score_thresh=0.5))
+    pool = MultiScaleRoIAlign(["1", "2"], 7, 2)
+    with pytest.raises(ValueError, match=r"regions are read from \['1', '2'\]; allowed are the finest levels"):
+        from_torchvision(small(detection.FasterRCNN, box_roi_pool=pool))
+    head = FastRCNNConvFCHead((256, 7, 7), [8], [16], norm_layer=nn.InstanceNorm2d)
+    with pytest.raises(ValueError, match=r"holds a InstanceNorm2d where a BatchNorm2d, FrozenBatchNorm2d or GroupNorm"):
+        from_torchvision(convolutional(head))
 
 
 def test_stages_that_torchvision_does_not_have_are_named():
     detector = faster_rcnn(CLASSES)
     with pytest.raises(ValueError, match="stages are rpn=RPNStage, first=BoxStage; allowed are rpn=RPNStage and box="):
         to_torchvision(Detector(detector.trunk, preprocess=detector.preprocess, rpn=detector.rpn, first=detector.box))
+
+
+@pytest.mark.parametrize("name", ["fasterrcnn_mobilenet_v3_large_320_fpn", "fasterrcnn_mobilenet_v3_large_fpn"])
+def test_detections_of_mobile_nets_are_torchvisions(name: str):
+    def build() -> nn.Module:
+        model = getattr(detection, name)(**{**RANDOM, "rpn_score_thresh": 0.05})
+        for layer in model.backbone.fpn.layer_blocks:
+            layer[0].weight.data *= 1e8  # an untrained one makes features so small that all scores tie
+        return model
+
+    model, detector = theirs_and_ours(build, torch.float64)
+    assert detection_difference(model, detector, torch.float64) < 1e-6

@@ -164,7 +164,9 @@ def rpn_stage(
     """
     if postprocess is None:
         postprocess = ProposalPostprocess()
-        training_postprocess = ProposalPostprocess(candidates_per_level=2000, max_proposals=2000)
+        training_postprocess = training_postprocess or ProposalPostprocess(
+            candidates_per_level=2000, max_proposals=2000
+        )
     return RPNStage(
         head=RPNHead(channels, anchors.per_cell[0], depth=depth),
         anchors=anchors,
