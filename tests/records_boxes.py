@@ -30,6 +30,7 @@ from torch import Tensor
 from detkit import boxes as ops
 
 WEIGHTS = (10.0, 10.0, 5.0, 5.0)
+TOKEN_BINS = 100
 CELLS = (256.0, 192.0)  # so large that no centre lies outside its cell
 
 
@@ -76,6 +77,27 @@ def from_points(count: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
 
 def to_points(count: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
     return deltas(count, dtype)[0], rows(count, dtype, seed=2)[:, :2]
+
+
+def in_images(count: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """As many images of three boxes each, labels with noise among them, sizes in which halves are exact, and marks."""
+    places = torch.arange(3 * count).reshape(count, 3)
+    sizes = torch.tensor([64, 128]).expand(count, 2) * (torch.arange(count) % 2 + 1)[:, None]
+    return rows(3 * count, dtype).reshape(count, 3, 4), places % 4 - 1, sizes, places % 5 != 4
+
+
+def in_tokens(count: int, dtype: torch.dtype, *, coordinate: int, label: int) -> tuple[Tensor, ...]:
+    """As many images of three rows, one upright, one with a token at an end of its range, one inverted; and sizes."""
+    generator = torch.Generator().manual_seed(5)
+    first, second = torch.randint(0, TOKEN_BINS, (2, count, 3, 2), generator=generator) + coordinate
+    labels = torch.randint(0, 3, (count, 3, 1), generator=generator) + label
+    tokens = torch.cat((first.minimum(second), first.maximum(second), labels), dim=-1)
+    ends = torch.tensor([coordinate, coordinate + TOKEN_BINS, label, label + 3])
+    edges = torch.cat((ends - 1, ends))
+    places, others = (torch.randint(0, most, (count, 1), generator=generator) for most in (5, len(edges)))
+    tokens[:, 1].scatter_(1, places, edges[others])
+    tokens[:, 2] = tokens[:, 2, [2, 3, 0, 1, 4]]
+    return tokens, in_images(count, dtype)[2].to(dtype)
 
 
 def multiclass(count: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
@@ -193,6 +215,32 @@ ONE_MULTICLASS = {
 }
 
 
+ONE_IMAGE = {"boxes": BOXES, "labels": LABELS, "sizes": torch.ones(2)}
+VOCABULARY: Changes = {
+    "vocabulary='latin'; allowed is 'code' or 'paper'": {"vocabulary": "latin"},
+    "num_classes=0 must be at least 1, bins=1000 at least 2": {"num_classes": 0},
+    "num_classes=3 must be at least 1, bins=1 at least 2": {"bins": 1},
+    "num_classes=900, bins=1000; vocabulary 'code' holds at most 899 classes and 2000 bins, 'paper' any number": {
+        "num_classes": 900
+    },
+    "num_classes=3, bins=2001; vocabulary 'code' holds at most 899 classes and 2000 bins, 'paper' any number": {
+        "bins": 2001
+    },
+}
+IMAGE_SIZES: Changes = {
+    "sizes has shape (3,); allowed is (2,)": {"sizes": SCORES},
+    "sizes has shape (3, 2); allowed is (2,)": {"sizes": BOXES[:, :2]},
+}
+LABELLED: Changes = {
+    **IMAGE_SIZES,
+    "labels has shape (2,); allowed is (3,)": {"labels": LABELS[:2]},
+    "valid has shape (2,); allowed is (3,)": {"valid": LABELS[:2].bool()},
+    "labels[0]=3 must lie in 0..2, or be NEGATIVE (-1) for noise; 3 of 3 do not": {"labels": LABELS + 3},
+    "labels[0]=-2 must lie in 0..2, or be NEGATIVE (-1) for noise; 3 of 3 do not": {"labels": LABELS - 2},
+}
+READ: Changes = {**IMAGE_SIZES, "tokens has shape (3, 4); allowed is (..., 5)": {"tokens": BOXES.long()}}
+
+
 def padded_entries(rest: str) -> Changes:
     """That scores, groups and marks must be as many as the boxes."""
     bad = {"scores": torch.zeros(1, 2), "groups": torch.zeros(1, 2).long(), "valid": torch.zeros(1, 2).bool()}
@@ -283,6 +331,33 @@ def of_distances(unit: float | None, makes: tuple[Callable[..., Any], ...], form
     allowed = "must be None (pixels) or a positive fraction of the anchor"
     made: Changes = {f"unit={bad} {allowed}": {"unit": bad} for bad in (0, -1.0, math.inf)}
     yield from coding(ops.DistanceCoder(unit=unit), makes, references, made, written="distances", form=form)
+
+
+def in_words(vocabulary: Literal["code", "paper"], *, coordinate: int, label: int, noise: int) -> Iterable[OpSpec]:
+    """A vocabulary of Pix2Seq for three classes, as the numbers of its tokens."""
+    kind, numbers = ops.TokenCoder, {"bins": TOKEN_BINS, "coordinate": coordinate, "label": label}
+    coder = kind(3, bins=TOKEN_BINS, vocabulary=vocabulary)
+
+    def heard(images, sizes):
+        found = [slow.understood(*image, classes=3, **numbers) for image in zip(images, sizes, strict=True)]
+        return tuple([image[i] for image in found] for i in range(3))
+
+    yield OpSpec(
+        f"TokenCoder.encode {vocabulary}",
+        lambda first, labels, sizes, valid: coder.encode(first, labels, sizes, valid=valid),
+        in_images,
+        each(partial(slow.spoken, noise=noise, **numbers)),
+        refusals(kind.__init__, {"self": kind.__new__(kind), "num_classes": 3}, VOCABULARY)
+        | refusals(kind.encode, {"self": coder, **ONE_IMAGE}, {**misshapen("boxes"), **LABELLED}),
+    )
+    yield OpSpec(
+        f"TokenCoder.decode {vocabulary}",
+        coder.decode,
+        partial(in_tokens, coordinate=coordinate, label=label),
+        heard,
+        refusals(kind.decode, {"self": coder, "tokens": torch.zeros(3, 5).long(), "sizes": torch.ones(2)}, READ),
+        FLOATS[:3],  # of the sizes: tokens say no more than float32 holds
+    )
 
 
 FORMATS = (
@@ -527,4 +602,6 @@ CODERS = (
     *of_distances(None, (from_points, to_points), " of points"),
     *grid("log", CELLS[0], (CELLS[0],) * 2, math.log(1000)),
     *grid("root", torch.tensor(CELLS), CELLS, 2.0),
+    *in_words("code", coordinate=1000, label=101, noise=30),
+    *in_words("paper", coordinate=1, label=TOKEN_BINS + 1, noise=TOKEN_BINS + 4),
 )

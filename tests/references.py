@@ -142,6 +142,28 @@ def out_of_grid(deltas, anchor, cell, form, clamp) -> list[float]:
     return low + high
 
 
+def spoken(rows, labels, size, valid, *, bins, coordinate, label, noise) -> list[list[int]]:
+    """The five tokens of each box of an image; ``coordinate`` and ``label`` are the first of their kinds, 0 ends."""
+    said = []
+    for (x1, y1, x2, y2), kind, counts in zip(rows, labels, valid, strict=True):
+        shares = (min(max(c / size[i % 2], 0), 1) for i, c in enumerate((y1, x1, y2, x2)))
+        bin_of = [coordinate + round(share * (bins - 1)) for share in shares]  # Python rounds halves to even
+        said.append([*bin_of, noise if kind == -1 else label + kind] if counts else [0] * 5)
+    return said
+
+
+def understood(rows, size, *, classes, bins, coordinate, label) -> tuple[list[list[float]], list[int], list[bool]]:
+    """Box, label and whether it is one, of each five tokens of an image."""
+    boxes, labels, valid = [], [], []
+    for row in rows:
+        y1, x1, y2, x2 = ((token - coordinate) / (bins - 1) for token in row[:4])
+        inside = all(coordinate <= token < coordinate + bins for token in row[:4])
+        valid.append(inside and label <= row[4] < label + classes and y1 <= y2 and x1 <= x2)
+        boxes.append([x1 * size[1], y1 * size[0], x2 * size[1], y2 * size[0]] if valid[-1] else [0.0] * 4)
+        labels.append(row[4] - label if valid[-1] else 0)
+    return boxes, labels, valid
+
+
 def decay(method, iou, sigma, iou_threshold) -> float:
     if method == "gaussian":
         return math.exp(-iou * iou / sigma)

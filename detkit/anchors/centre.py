@@ -75,9 +75,9 @@ def _match(
 ) -> tuple[Tensor, Tensor]:
     objects, result = valid & ~ignore, no_matches(boxes, anchors)
     if len(anchors):
-        sides = anchors[:, 2] - anchors[:, 0]
-        low = torch.where(sides == sides.amin(), 0, sides * least)
-        high = torch.where(sides == sides.amax(), math.inf, sides * most)
+        sides = anchors[:, 2] - anchors[:, 0]  # NaN where an anchor is not finite, which must not decide for others
+        low = torch.where(sides == sides.nan_to_num(math.inf).amin(), 0, sides * least)
+        high = torch.where(sides == sides.nan_to_num(-math.inf).amax(), math.inf, sides * most)
         for piece in matrix_pieces(objects, anchors):
             points = (anchors[piece, :2] + anchors[piece, 2:]) / 2
             rows = points, radius * sides[piece], low[piece], high[piece]

@@ -32,12 +32,14 @@ from detkit.boxes.padded import multiclass_nms_padded, nms_padded
 from detkit.boxes.pooling import project_to_cells, roi_align, roi_pool, spatial_pyramid_pool
 from detkit.boxes.pyramid import PyramidRoIAlign
 from detkit.boxes.rescore import matrix_nms, soft_nms, soft_nms_padded
+from detkit.boxes.tokens import TokenCoder
 
 __all__ = [
     "DeltaCoder",
     "DistanceCoder",
     "GridCoder",
     "PyramidRoIAlign",
+    "TokenCoder",
     "batched_nms",
     "box_area",
     "box_iou",

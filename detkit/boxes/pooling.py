@@ -40,7 +40,7 @@ def roi_pool(
     size = _output_size(output_size, function)
     _check_scale(spatial_scale, function)
     maps, rois, usable = _rois(features, boxes, function)
-    limit = rois.new_tensor(_FARTHEST_CELL / spatial_scale)
+    limit = rois.new_full((), _FARTHEST_CELL / spatial_scale)
     pooled, _ = torch.ops.torchvision.roi_pool(maps, _near(rois, -limit, limit), spatial_scale, *size)
     return _masked(pooled, usable, features)
 
@@ -70,7 +70,7 @@ def roi_align(
     _check_scale(spatial_scale, function)
     maps, rois, usable = _rois(features, boxes, function)
     if sampling_ratio > 0:
-        limit = rois.new_tensor(_FARTHEST_CELL / spatial_scale)
+        limit = rois.new_full((), _FARTHEST_CELL / spatial_scale)
         low, high = -limit, limit
     else:
         extent = _sides(rois, maps).repeat(2) / spatial_scale

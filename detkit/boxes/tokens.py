@@ -35,8 +35,8 @@ class TokenCoder(nn.Module):
       tokens in all; so at most 899 classes and 2000 bins;
     - ``"paper"``: 0 ends, coordinates from 1, classes from bins + 1, behind them noise and start.
 
-    ``end``, ``start``, ``noise`` are tokens, ``first_coordinate`` and ``first_class`` the first of their ranges, ``size``
-    is the number of tokens. Raises ValueError for fewer than 2 bins, less than 1 class, more than the vocabulary holds.
+    ``end``, ``start``, ``noise`` are tokens, ``first_coordinate`` and ``first_class`` the first of their ranges,
+    ``size`` is the number of tokens. Raises ValueError for fewer than 2 bins, no class, more than the vocabulary holds.
     Source: Chen et al. 2022, "Pix2seq", section 2.1.
 
     >>> coder = TokenCoder(80)
@@ -70,14 +70,16 @@ class TokenCoder(nn.Module):
     ) -> Int[Tensor, "*B T 5"]:
         """Tokens of boxes xyxy in pixels of images of ``sizes`` (height, width).
 
-        ``labels`` are 0..C-1, or NEGATIVE for the noise token. Coordinates outside the image, and infinite ones, become
-        the nearest bin, NaN bin 0. Rows that are not ``valid`` are all ``end``. Raises ValueError for another label in a
-        valid row (on accelerators with ``DETKIT_CHECKS=full``).
+        ``labels`` are 0..C-1, or NEGATIVE for the noise token. Coordinates outside the image, and infinite ones,
+        become the nearest bin, NaN bin 0. Rows that are not ``valid`` are all ``end``. Raises ValueError for other
+        shapes, and for another label in a valid row (on accelerators with ``DETKIT_CHECKS=full``).
 
-        >>> TokenCoder(3, vocabulary="paper").encode(torch.tensor([[0.0, 0, 8, 6]]), torch.tensor([2]), torch.tensor([6, 8]))
+        >>> coder, boxes = TokenCoder(3, vocabulary="paper"), torch.tensor([[0.0, 0, 8, 6]])
+        >>> coder.encode(boxes, torch.tensor([2]), torch.tensor([6, 8]))
         tensor([[   1,    1, 1000, 1000, 1003]])
         """
         boxes = as_boxes(boxes, function="TokenCoder.encode")
+        _check_shapes("TokenCoder.encode", boxes, sizes, labels=labels, valid=valid)
         valid = torch.ones_like(labels, dtype=torch.bool) if valid is None else valid
         self._check_labels(labels, valid)
         fractions = (boxes[..., [1, 0, 3, 2]] / _yxyx(sizes, boxes)).nan_to_num(0, posinf=1, neginf=0).clamp(0, 1)
@@ -89,7 +91,8 @@ class TokenCoder(nn.Module):
     def decode(self, tokens: Int[Tensor, "*B T 5"], sizes: Shaped[Tensor, "*B 2"]) -> DecodedTokens:
         """Boxes xyxy in pixels, their labels, and which of them are well-formed.
 
-        That are those of four coordinates and a class, with xmax >= xmin and ymax >= ymin.
+        That are those of four coordinates and a class, with xmax >= xmin and ymax >= ymin. Raises ValueError for other
+        shapes.
 
         >>> coder = TokenCoder(3, bins=5, vocabulary="paper")
         >>> found = coder.decode(torch.tensor([[1, 2, 5, 4, 8], [1, 1, 1, 1, 0]]), torch.tensor([8, 16]))
@@ -97,6 +100,9 @@ class TokenCoder(nn.Module):
         (tensor([[ 4.,  0., 12.,  8.],
                  [ 0.,  0.,  0.,  0.]]), tensor([2, 0]), tensor([ True, False]))
         """
+        if tokens.ndim == 0 or tokens.shape[-1] != TOKENS_PER_BOX:
+            raise ValueError(f"TokenCoder.decode: tokens has shape {tuple(tokens.shape)}; allowed is (..., 5)")
+        _check_shapes("TokenCoder.decode", tokens, sizes)
         coordinates, classes = tokens[..., :4] - self.first_coordinate, tokens[..., 4] - self.first_class
         written = ((coordinates >= 0) & (coordinates < self.bins)).all(-1) & (classes >= 0)
         upright = (coordinates[..., 2:] >= coordinates[..., :2]).all(-1)
@@ -129,6 +135,14 @@ class TokenCoder(nn.Module):
                 f"TokenCoder.encode: labels[{', '.join(map(str, index))}]={labels[index].item()} must lie in "
                 f"0..{self.num_classes - 1}, or be NEGATIVE (-1) for noise; {count} of {labels.numel()} do not"
             )
+
+
+def _check_shapes(function: str, rows: Tensor, sizes: Tensor, **entries: Tensor | None) -> None:
+    """Raises unless ``rows`` (..., T, numbers) have a size for each image and one of each of ``entries`` a row."""
+    allowed = {"sizes": (*rows.shape[:-2], 2), **dict.fromkeys(entries, tuple(rows.shape[:-1]))}
+    for name, values in {"sizes": sizes, **entries}.items():
+        if values is not None and values.shape != allowed[name]:
+            raise ValueError(f"{function}: {name} has shape {tuple(values.shape)}; allowed is {allowed[name]}")
 
 
 def _yxyx(sizes: Tensor, like: Tensor) -> Tensor:

@@ -10,18 +10,23 @@ from detkit.detectors.paste import paste_masks
 from detkit.detectors.postprocess import Postprocess
 from detkit.detectors.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess, resize_target
 from detkit.detectors.recipes import (
+    detr,
+    detr_dc5,
     fast_rcnn,
     faster_rcnn,
     fcos,
     fpn_ssd,
     keypoint_rcnn,
     mask_rcnn,
+    pix2seq,
     rcnn,
     retinanet,
     retinanet_v2,
+    small_detr,
     small_faster_rcnn,
     small_fcos,
     small_mask_rcnn,
+    small_pix2seq,
     small_retinanet,
     ssd,
     ssd300,
@@ -33,6 +38,9 @@ from detkit.detectors.region_fit import RCNNFit, fit_rcnn
 from detkit.detectors.region_svm import SVMSettings
 from detkit.detectors.roi import BoxStage
 from detkit.detectors.rpn import ProposalPostprocess, RPNStage
+from detkit.detectors.sequence import SequenceStage
+from detkit.detectors.sequence_targets import SequenceTargetBuilder
+from detkit.detectors.set_prediction import SetPredictionStage
 
 __all__ = [
     "IMAGENET_MEAN",
@@ -55,8 +63,13 @@ __all__ = [
     "RegionFeatures",
     "RegionStage",
     "SVMSettings",
+    "SequenceStage",
+    "SequenceTargetBuilder",
+    "SetPredictionStage",
     "Stage",
     "decode_heatmaps",
+    "detr",
+    "detr_dc5",
     "fast_rcnn",
     "faster_rcnn",
     "fcos",
@@ -65,13 +78,16 @@ __all__ = [
     "keypoint_rcnn",
     "mask_rcnn",
     "paste_masks",
+    "pix2seq",
     "rcnn",
     "resize_target",
     "retinanet",
     "retinanet_v2",
+    "small_detr",
     "small_faster_rcnn",
     "small_fcos",
     "small_mask_rcnn",
+    "small_pix2seq",
     "small_retinanet",
     "ssd",
     "ssd300",

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -11,6 +12,7 @@ from detkit.boxes import DeltaCoder
 from detkit.detectors.detector import Stage
 from detkit.detectors.levelwise import LevelwisePostprocess
 from detkit.detectors.postprocess import Postprocess
+from detkit.losses.labels import check_labels
 from detkit.structures import Detections, Images, Targets
 
 
@@ -75,7 +77,11 @@ class DenseStage(Stage):
         return DenseOutputs(self.class_head(features), self.box_head(features), self.anchors(features, images), cells)
 
     def loss(self, outputs: DenseOutputs, targets: Targets) -> dict[str, Tensor]:
-        """The criterion's losses against the targets that the matcher gives the anchors."""
+        """The criterion's losses against the targets that the matcher gives the anchors.
+
+        Raises ValueError for an object whose label is no class (on accelerators with ``DETKIT_CHECKS=full``).
+        """
+        check_objects("DenseStage", targets, self.criterion.scores(outputs.logits[:, :0]).shape[-1])
         assigned = gather_assigned(self.matcher(outputs.anchors, targets), targets)
         delta_targets = self.coder.encode(assigned.boxes, outputs.anchors)
         weights = None if targets.weights is None else assigned.weights
@@ -90,3 +96,15 @@ class DenseStage(Stage):
         per_cell: Sequence[int] = cast(Any, self.anchors).per_cell
         counts = [cells * each for cells, each in zip(outputs.cells, per_cell, strict=True)]
         return self.postprocess(scores, boxes, images.sizes, counts=counts)
+
+
+def check_objects(function: str, targets: Targets, num_classes: int) -> None:
+    """Raise ValueError for an object whose label is no class: -1 would else be learnt as background.
+
+    >>> from detkit.structures import pad_targets
+    >>> check_objects("f", pad_targets([{"boxes": torch.ones(1, 4), "labels": torch.tensor([-1])}]), 3)
+    Traceback (most recent call last):
+    ValueError: f: targets.labels[0, 0]=-1 must lie in 0..2, ...
+    """
+    labels = torch.where(targets.valid & ~targets.ignore, targets.labels, 0)
+    check_labels(labels, num_classes, lowest=0, function=function, name="targets.labels")

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from detkit.anchors import gather_assigned
 from detkit.boxes import DistanceCoder
+from detkit.detectors.dense import check_objects
 from detkit.detectors.detector import Stage
 from detkit.detectors.levelwise import LevelwisePostprocess
 from detkit.losses.fcos import FCOSLoss
@@ -60,7 +61,11 @@ class FCOSStage(Stage):
         return FCOSOutputs(self.class_head(features), distances, centre_logits, self.anchors(features, images), counts)
 
     def loss(self, outputs: FCOSOutputs, targets: Targets) -> dict[str, Tensor]:
-        """The criterion's losses against the targets that the matcher gives the points."""
+        """The criterion's losses against the targets that the matcher gives the points.
+
+        Raises ValueError for an object whose label is no class (on accelerators with ``DETKIT_CHECKS=full``).
+        """
+        check_objects("FCOSStage", targets, outputs.logits.shape[-1])
         assigned = gather_assigned(self.matcher(outputs.anchors, targets), targets)
         return self.criterion(
             outputs.logits,

@@ -59,8 +59,10 @@ class LevelwisePostprocess(nn.Module):
     ) -> Detections:
         """Detections of B images, clipped to ``sizes`` (B, 2); ``counts`` anchors of each level add up to N.
 
-        K is min(max_detections, candidates of all levels): rows that are not ``valid`` hold zeros.
+        K is min(max_detections, candidates of all levels): rows that are not ``valid`` hold zeros. Raises ValueError
+        where anchors, boxes and scores are not equally many.
         """
+        _check(scores, boxes, counts)
         finite = torch.isfinite(boxes).all(-1, keepdim=True)  # clipping would make infinite ones good
         boxes = torch.where(finite, clip_boxes_to_image(boxes, sizes), torch.nan)
         pairs, levels, start = [], scores.split(list(counts), dim=1), 0
@@ -103,3 +105,11 @@ class LevelwisePostprocess(nn.Module):
         own = torch.where(real[..., None] & (own > self.score_threshold), own, -1.0).flatten(1)
         pairs = stable_topk(own, self.candidates_per_level)
         return rows.gather(1, pairs // classes) + start, pairs % classes, own.gather(1, pairs)
+
+
+def _check(scores: Tensor, boxes: Tensor, counts: Sequence[Any]) -> None:
+    if not counts or sum(counts) != scores.shape[1] or boxes.shape[1] != scores.shape[1]:
+        raise ValueError(
+            f"LevelwisePostprocess: scores of {scores.shape[1]} anchors, boxes of {boxes.shape[1]}, and levels of "
+            f"{list(counts)}; allowed are equally many, and at least one level"
+        )

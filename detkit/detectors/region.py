@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detkit.boxes import DeltaCoder
+from detkit.boxes.arguments import promote
 from detkit.boxes.crop import crop_and_resize
 from detkit.detectors.detector import Stage
 from detkit.detectors.postprocess import Postprocess
@@ -103,7 +104,8 @@ class RegionStage(Stage):
     """R-CNN: a linear SVM and a linear box regression for each class, on the vector of each proposal.
 
     ``describe`` is a :class:`RegionFeatures`; the trunk hands over the pixels themselves (``Pixels``). The score of a
-    detection is the logistic function of the SVM's decision value: the same order, in [0, 1], 0.5 on the SVM's border.
+    detection is the logistic function of the SVM's decision value: the same order as far as float32 goes (it is 1 from
+    17 on), in [0, 1], 0.5 on the SVM's border.
     ``coder`` reads the regressed numbers; of ``postprocess`` R-CNN's settings are IoU 0.3 and the best 100. Machines
     are zero until :func:`~detkit.detectors.region_fit.fit_rcnn` fits them, and part of the ``state_dict``. Proposals
     come from the caller, ``detector(images, proposals=)``.
@@ -148,7 +150,7 @@ class RegionStage(Stage):
 
     def detections(self, outputs: RegionOutputs, images: Images) -> Detections:
         """Suppressed within each class, the best of all classes."""
-        scores = torch.where(outputs.valid[..., None], outputs.decisions.sigmoid(), 0)
+        scores = torch.where(outputs.valid[..., None], promote(outputs.decisions).sigmoid(), 0)
         return self.postprocess(scores, outputs.boxes, images.sizes)
 
 

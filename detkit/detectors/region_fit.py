@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from detkit.anchors.assigned import in_crowd
 from detkit.boxes import box_area, box_iou
-from detkit.boxes.arguments import as_boxes
+from detkit.boxes.arguments import as_boxes, check_box_values
 from detkit.checks import check_fraction
 from detkit.detectors.detector import Detector
 from detkit.detectors.region import RegionStage
@@ -52,7 +52,7 @@ class _Regions(NamedTuple):
 def fit_rcnn(
     detector: Detector,
     data: Samples,
-    proposals: Iterable[Tensor],
+    proposals: Iterable[Tensor | Proposals],
     *,
     negative_iou: float = 0.3,
     regression_iou: float = 0.6,
@@ -64,9 +64,10 @@ def fit_rcnn(
 ) -> RCNNFit:
     """Fit the SVMs and box regressions of an R-CNN whose last stage is a RegionStage; its backbone stays as it is.
 
-    data: pairs of image (3, H, W) and target, as the detector takes them. proposals: boxes (N, 4) for each image, in
-    its own pixels. One pass: the features of all proposals and objects are held in memory, 4 bytes a number.
-    They are rescaled so that their mean norm is ``feature_norm``; the factor is stored in the stage. For each class:
+    data: pairs of image (3, H, W) and target, as the detector takes them. proposals: for each image its boxes (N, 4),
+    or a dict of them as :func:`~detkit.proposals.load_proposals` gives, in its own pixels. One pass: the features of
+    all proposals and objects are held in memory, 4 bytes a number. They are rescaled so that their mean
+    norm is ``feature_norm``; the factor is stored in the stage. For each class:
 
     - positives are the true boxes alone; negatives the proposals whose IoU with every object of that class is below
       ``negative_iou``; other proposals are left out, as are those that lie by more than half in a crowd region;
@@ -76,7 +77,7 @@ def fit_rcnn(
     Images without objects give negatives for every class, images without proposals only positives. A class without a
     positive warns and is never detected afterwards; one without proposals to regress keeps boxes as they are. Raises
     ValueError for a detector of another kind, data and proposals of different length, no images, labels outside the
-    classes, features that are not finite, and a class without any negative.
+    classes, proposals that are not finite or inverted, features that are not finite, and a class without any negative.
     Source: Girshick et al. 2014, sections 2.3 and appendices B and C.
 
     >>> from detkit.detectors.recipes.regions import rcnn
@@ -94,7 +95,7 @@ def fit_rcnn(
     if not 0 < feature_norm < float("inf"):
         raise ValueError(f"fit_rcnn: feature_norm={feature_norm} must be a positive finite number")
     images = _described(detector, stage, data, proposals, progress)
-    images, factor = _rescaled(images, feature_norm)
+    factor = _rescale(images, feature_norm)
     machines = [
         _fit_class(images, label, stage, negative_iou, svm)
         for label in tqdm(range(stage.num_classes), "SVMs", disable=not progress, leave=False)
@@ -121,7 +122,7 @@ def _described(
     detector: Detector,
     stage: RegionStage,
     data: Samples,
-    proposals: Iterable[Tensor],
+    proposals: Iterable[Tensor | Proposals],
     progress: bool,
 ) -> list[_Regions]:
     """The regions of every image; the detector is in eval mode meanwhile, and features are not rescaled."""
@@ -152,15 +153,21 @@ def _one_by_one(data: Samples) -> Iterator[tuple[Any, Target]]:
 
 
 def _regions(
-    detector: Detector, stage: RegionStage, index: int, sample: tuple[Any, Target] | None, boxes: Tensor | None
+    detector: Detector,
+    stage: RegionStage,
+    index: int,
+    sample: tuple[Any, Target] | None,
+    boxes: Tensor | Proposals | None,
 ) -> _Regions:
     if sample is None or boxes is None:
         kind = "proposals" if boxes is None else "data"
         raise ValueError(f"fit_rcnn: {kind} end after {index} images; allowed is one set of proposals for each image")
     image, target = sample
-    boxes = as_boxes(torch.as_tensor(boxes), function="fit_rcnn", name=f"proposals[{index}]")
+    name = f"proposals[{index}]"
+    boxes = as_boxes(boxes if isinstance(boxes, Tensor) else boxes["boxes"], function="fit_rcnn", name=name)
     if boxes.ndim != 2:
-        raise ValueError(f"fit_rcnn: proposals[{index}] has shape {tuple(boxes.shape)}; allowed is (N, 4)")
+        raise ValueError(f"fit_rcnn: {name} has shape {tuple(boxes.shape)}; allowed is (N, 4)")
+    check_box_values(boxes, function="fit_rcnn", name=name)  # they would be learnt as background
     batch, targets = detector.preprocess([image], [target])
     assert targets is not None
     given = Proposals(boxes=boxes, scores=boxes.new_ones(len(boxes)))
@@ -193,18 +200,17 @@ def _check_labels(labels: Tensor, num_classes: int, index: int) -> None:
         )
 
 
-def _rescaled(images: list[_Regions], feature_norm: float) -> tuple[list[_Regions], float]:
-    """The images with features of the wanted mean norm, and the factor."""
-    norms = [np.linalg.norm(rows, axis=1) for image in images for rows in (image.features, image.object_features)]
-    mean = float(np.concatenate(norms).mean()) if any(len(rows) for rows in norms) else 0.0
+def _rescale(images: list[_Regions], feature_norm: float) -> float:
+    """Give the features the wanted mean norm, in place: a copy would take as much memory again. Returns the factor."""
+    vectors = [rows for image in images for rows in (image.features, image.object_features)]
+    norms = np.concatenate([np.linalg.norm(rows, axis=1) for rows in vectors])
+    mean = float(norms.mean()) if len(norms) else 0.0
     if not mean > 0:
         raise ValueError("fit_rcnn: all features are 0, or there are neither proposals nor objects")
     factor = np.float32(feature_norm / mean)
-    scaled = [
-        image._replace(features=image.features * factor, object_features=image.object_features * factor)
-        for image in images
-    ]
-    return scaled, float(factor)
+    for rows in vectors:
+        np.multiply(rows, factor, out=rows)
+    return float(factor)
 
 
 def _fit_class(

@@ -44,10 +44,15 @@ class MinedSVM:
             raise ValueError(f"MinedSVM: positives has shape {positives.shape}; allowed is (P, F) with P of at least 1")
         self.settings = settings
         self.positives = positives
-        self.negatives = positives[:0]
+        self._kept = positives[:0]
         self.weight, self.bias = np.zeros(positives.shape[1]), 0.0
         self.added, self.retrained, self.dropped = 0, 0, 0
-        self._fresh = 0
+        self._fresh: list[np.ndarray] = []  # joined when needed: joining at every image would copy them all each time
+
+    @property
+    def negatives(self) -> Float[np.ndarray, "N F"]:
+        """Those that the next fitting would learn from, in the order they came."""
+        return np.concatenate((self._kept, *self._fresh))
 
     def decide(self, features: Float[np.ndarray, "N F"]) -> Float[np.ndarray, "N"]:
         """Decision values."""
@@ -56,10 +61,11 @@ class MinedSVM:
     def add(self, negatives: Float[np.ndarray, "N F"]) -> None:
         """Keep those that are hard for now, and fit anew where enough have come together."""
         hard = negatives[self.decide(negatives) > self.settings.hard_above]
-        self.negatives = np.concatenate((self.negatives, hard))
+        if len(hard) == 0:
+            return
+        self._fresh.append(hard)
         self.added += len(hard)
-        self._fresh += len(hard)
-        if self._fresh >= self.settings.retrain_every:
+        if sum(map(len, self._fresh)) >= self.settings.retrain_every:
             self._retrain()
 
     def finish(self) -> None:
@@ -70,12 +76,12 @@ class MinedSVM:
             self._retrain()
 
     def _retrain(self) -> None:
-        self.weight, self.bias = fit_svm(self.positives, self.negatives, self.settings)
-        easy = self.decide(self.negatives) < self.settings.easy_below
-        self.negatives = self.negatives[~easy]
+        negatives = self.negatives
+        self.weight, self.bias = fit_svm(self.positives, negatives, self.settings)
+        easy = self.decide(negatives) < self.settings.easy_below
+        self._kept, self._fresh = negatives[~easy], []
         self.dropped += int(easy.sum())
         self.retrained += 1
-        self._fresh = 0
 
 
 def fit_svm(

@@ -12,10 +12,9 @@ from detkit.anchors.assigned import Assigned
 from detkit.anchors.sample import sampled_rows
 from detkit.boxes import DeltaCoder
 from detkit.boxes.arguments import promote
-from detkit.detectors.dense import DenseCriterion
+from detkit.detectors.dense import DenseCriterion, check_objects
 from detkit.detectors.detector import Stage
 from detkit.detectors.postprocess import Postprocess
-from detkit.losses.labels import check_labels
 from detkit.ranking import stable_topk
 from detkit.structures import IGNORED, Assignment, Detections, Images, Targets
 
@@ -81,9 +80,8 @@ class BoxStage(Stage):
         Raises ValueError for an object whose label is no class (on accelerators with ``DETKIT_CHECKS=full``).
         """
         assert outputs.assigned is not None
-        labels, deltas, background = outputs.assigned.labels, outputs.deltas, outputs.logits.shape[2] - 1
-        objects = torch.where(targets.valid & ~targets.ignore, targets.labels, 0)
-        check_labels(objects, background, lowest=0, function="BoxStage", name="targets.labels")
+        labels, deltas = outputs.assigned.labels, outputs.deltas
+        check_objects("BoxStage", targets, outputs.logits.shape[2] - 1)
         own = torch.zeros_like(labels) if deltas.shape[2] == 1 else labels.clamp(min=0)
         return self.criterion(
             outputs.logits,
@@ -149,7 +147,8 @@ def on_valid_rows(
 
     ``run(rows)`` gives (M, ...) for the flat ``rows`` (M,), ``run(None)`` for all of them; a tuple of tensors will do.
     On a CPU only valid rows are run, and the others are zeros. A device would have to wait for their number, and
-    compiled code knows none: there all rows are run, unless ``always``, and those that are not valid hold anything.
+    compiled code knows none: there all rows are run, unless ``always``, and those that are not valid hold anything. So
+    training with a batch norm in the head, which needs ``always``, does not compile whole: freeze it, or use GroupNorm.
 
     >>> on_valid_rows(lambda rows: torch.ones(2 if rows is None else len(rows)), torch.tensor([[True, False]]))
     tensor([[1., 0.]])

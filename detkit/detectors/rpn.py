@@ -14,7 +14,7 @@ from detkit.boxes import DeltaCoder, clip_boxes_to_image, nms_padded
 from detkit.checks import check_fraction
 from detkit.detectors.detector import Stage
 from detkit.ranking import stable_topk
-from detkit.structures import IGNORED, Detections, Images, Targets
+from detkit.structures import IGNORED, Assignment, Detections, Images, Targets
 
 
 class RPNOutputs(NamedTuple):
@@ -139,11 +139,12 @@ class RPNStage(Stage):
         """The criterion's losses over the sampled anchors."""
         assignment = self.matcher(outputs.anchors, targets)
         rows, valid = sampled_rows(self.sampler(assignment.matched), assignment.matched, self.sampler.count)
-        assigned = gather_assigned(type(assignment)(*(column.gather(1, rows) for column in assignment)), targets)
+        sampled = Assignment(*(column.gather(1, rows) for column in assignment))
+        assigned = gather_assigned(sampled, targets)
         return self.criterion(
             _rows(outputs.logits, rows),
             _rows(outputs.deltas, rows),
-            torch.where(valid, assigned.labels, IGNORED),
+            torch.where(valid, sampled.matched, IGNORED),  # an object of any class
             self.coder.encode(assigned.boxes, outputs.anchors[rows]),
             None if targets.weights is None else assigned.weights,
         )

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
-from detkit.boxes import clip_boxes_to_image, cxcywh_to_xyxy, xyxy_to_cxcywh
+from detkit.boxes import clip_boxes_to_image, cxcywh_to_xyxy
 from detkit.boxes.arguments import promote
 from detkit.boxes.tokens import TOKENS_PER_BOX, TokenCoder
 from detkit.heads.sequence import uniform_like
@@ -21,7 +21,7 @@ RANDOM_SIDE, LARGEST_SIDE = 0.5, 1.0
 
 
 class SequenceTargets(NamedTuple):
-    """For every step: the token read, the token to say next, what it weighs in the mean, and by what its cost scales."""
+    """For every step: the token read, the one to say next, its weight in the mean, and by what its cost scales."""
 
     inputs: Int[Tensor, "B L"]
     tokens: Int[Tensor, "B L"]
@@ -72,7 +72,8 @@ class SequenceTargetBuilder(nn.Module):
                 f"SequenceTargetBuilder: max_objects={max_objects} must be at least 1, noise_weight={noise_weight} and "
                 f"end_weight={end_weight} at least 0 and finite"
             )
-        self.coder, self.max_objects, self.order, self.noise = coder, max_objects, order, noise
+        self.coder, self.max_objects, self.noise = coder, max_objects, noise
+        self.order: Order = order
         self.noise_weight, self.end_weight = noise_weight, end_weight
 
     @torch.no_grad()
@@ -161,10 +162,10 @@ def noise_boxes(
 ) -> NoiseBoxes:
     """As many boxes as there are rows, clipped to images of ``sizes``, to stand where no object is ``real``.
 
-    Of the rows that are not real, 0 to n (the number of objects, evenly) are duplicates: an object whose corners are
-    shifted by a normal deviate of .05 of its sides, at most .1. The others are bad boxes: at even odds an object moved
-    anywhere, or a box of random size; without objects, the latter. Objects to copy are drawn with replacement, where
-    the release tiles and shuffles them.
+    ``real`` rows come first in each image. Of the others, 0 to n (the number of objects, evenly) are
+    duplicates: an object whose corners are shifted by a normal deviate of .05 of its sides, at most .1. The rest are
+    bad boxes: at even odds an object moved anywhere, or a box of random size; without objects, the latter. Objects to
+    copy are drawn with replacement, where the release tiles and shuffles them.
 
     >>> boxes, real = torch.tensor([[[2.0, 2, 8, 8]] + [[0.0] * 4] * 3]), torch.tensor([[True, False, False, False]])
     >>> found = noise_boxes(boxes, real, torch.tensor([[10, 10]]))
@@ -189,7 +190,8 @@ def noise_boxes(
 
 def _chosen_duplicates(lots: Tensor, share: Tensor, real: Tensor) -> Tensor:
     """True for 0..n of the rows that are not real, n the number that are; both by lot."""
-    count = (share * (real.sum(1, keepdim=True) + 1)).long()
+    objects = real.sum(1, keepdim=True)
+    count = (share * (objects + 1)).long().minimum(objects)
     rank = torch.where(real, 2.0, lots).argsort(dim=1).argsort(dim=1)
     return (rank < count) & ~real
 

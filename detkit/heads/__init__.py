@@ -8,16 +8,24 @@ from detkit.heads.multibox import MultiBoxHead, flatten_levels, prediction_conv
 from detkit.heads.regression import RegressionHead
 from detkit.heads.roi import BoxHead, conv_body, dense_body
 from detkit.heads.rpn import RPNHead
+from detkit.heads.sequence import BoxGrammar, TokenSampler
+from detkit.heads.set_prediction import SetPredictionHead
+from detkit.heads.token_decoder import MapEncoder, TokenDecoder
 
 __all__ = [
+    "BoxGrammar",
     "BoxHead",
     "CentreHead",
     "ClassificationHead",
     "KeypointHead",
+    "MapEncoder",
     "MaskHead",
     "MultiBoxHead",
     "RPNHead",
     "RegressionHead",
+    "SetPredictionHead",
+    "TokenDecoder",
+    "TokenSampler",
     "conv_body",
     "dense_body",
     "flatten_levels",

@@ -15,6 +15,7 @@ class ClassificationHead(nn.Module):
     ``tower`` maps (B, in_channels, H, W) to the same shape and may be any module (none: the features go straight in).
     ``num_classes`` outputs per anchor: add one yourself where a softmax needs background last. With ``prior`` the bias
     starts so that every sigmoid score is that probability, which keeps a focal loss stable at the start; without, at 0.
+    Raises ValueError for counts below 1 and a prior outside (0, 1).
     Source: Lin et al. 2017 (RetinaNet), sections 3.3 and 4.
 
     >>> import torch
@@ -33,6 +34,11 @@ class ClassificationHead(nn.Module):
         prior: float | None = None,
     ) -> None:
         super().__init__()
+        if min(in_channels, per_cell, num_classes) < 1:
+            raise ValueError(
+                f"ClassificationHead: in_channels={in_channels}, per_cell={per_cell} and num_classes={num_classes} "
+                "must be at least 1"
+            )
         if prior is not None and not 0 < prior < 1:
             raise ValueError(f"ClassificationHead: prior={prior} must lie strictly between 0 and 1")
         self.num_classes = num_classes

@@ -68,7 +68,7 @@ class TokenSampler(nn.Module):
 
 
 class BoxGrammar(nn.Module):
-    """Which tokens may come next, so that every five of them are a box of ``coder`` with x2 >= x1, y2 >= y1 and a class.
+    """Which tokens may come next, so that every five are a box of ``coder`` with x2 >= x1, y2 >= y1, and a class.
 
     >>> grammar = BoxGrammar(TokenCoder(2, bins=3, vocabulary="paper"))
     >>> grammar(3, torch.tensor([[1, 2, 3]])).int()  # xmax after xmin = 2
@@ -80,8 +80,8 @@ class BoxGrammar(nn.Module):
         self.coder = coder
 
     def forward(self, position: int, tokens: Int[Tensor, "B L"]) -> Bool[Tensor, "B V"]:
-        """True for each token that may stand at ``position`` of the sequence, after ``tokens`` (B, L), L >= position."""
-        vocabulary = torch.arange(self.coder.size, device=tokens.device).expand(len(tokens), -1)
+        """True for each token that may stand at ``position`` of a sequence, after ``tokens`` (B, L), L >= position."""
+        vocabulary = torch.arange(self.coder.size, device=tokens.device).expand(tokens.shape[0], -1)
         place = position % TOKENS_PER_BOX
         if place == TOKENS_PER_BOX - 1:
             first, count = self.coder.first_class, self.coder.num_classes

@@ -1,11 +1,22 @@
 """Layers that backbones, necks and heads share: small blocks, and the checks of a list of feature levels."""
 
 from detkit.layers.blocks import ConvNormActivation, L2Norm, freeze_batch_norm, init_convolutions
+from detkit.layers.deformable import DeformableAttention
 from detkit.layers.levels import check_features, check_levels
+from detkit.layers.position import LearnedPositions, SinePositions
+from detkit.layers.transformer import Attention, DecoderLayer, EncoderLayer, TransformerDecoder, TransformerEncoder
 
 __all__ = [
+    "Attention",
     "ConvNormActivation",
+    "DecoderLayer",
+    "DeformableAttention",
+    "EncoderLayer",
     "L2Norm",
+    "LearnedPositions",
+    "SinePositions",
+    "TransformerDecoder",
+    "TransformerEncoder",
     "check_features",
     "check_levels",
     "freeze_batch_norm",

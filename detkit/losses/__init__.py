@@ -22,6 +22,8 @@ from detkit.losses.regression import (
     smooth_l1_loss,
 )
 from detkit.losses.retinanet import DeltaGIoU, DeltaL1, RetinaNetLoss
+from detkit.losses.sequence import SequenceLoss
+from detkit.losses.set_prediction import SetPredictionLoss
 
 __all__ = [
     "DeltaGIoU",
@@ -31,6 +33,8 @@ __all__ = [
     "RCNNLoss",
     "RPNLoss",
     "RetinaNetLoss",
+    "SequenceLoss",
+    "SetPredictionLoss",
     "complete_box_iou_loss",
     "distance_box_iou_loss",
     "distribution_focal_loss",

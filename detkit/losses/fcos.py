@@ -62,7 +62,8 @@ class FCOSLoss(nn.Module):
             )
         focal = sigmoid_focal_loss(logits, labels, alpha=self.alpha, gamma=self.gamma).sum(-1)
         positive, targets = (labels >= 0), promote(distance_targets).detach()
-        box = torch.where(positive, generalized_box_iou_loss(_boxes(promote(distances)), _boxes(targets)), 0)
+        own = torch.where(positive[..., None], promote(distances), 0)  # before the formula: a NaN there has a gradient
+        box = torch.where(positive, generalized_box_iou_loss(_boxes(own), _boxes(targets)), 0)
         logit = torch.where(positive, promote(centre_logits), 0)
         entropy = F.binary_cross_entropy_with_logits(logit, centreness(targets).to(logit), reduction="none")
         costs = focal, box, torch.where(positive, entropy, 0)

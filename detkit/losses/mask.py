@@ -10,7 +10,7 @@ from detkit.boxes.arguments import as_boxes, promote
 from detkit.losses.labels import check_labels
 from detkit.structures import NEGATIVE
 
-_FARTHEST = 4  # image sides: so far outside a box may reach, or sampling it would take as long as the box is large
+_FARTHEST = 1  # image side: so far outside a box may reach, or sampling it would take as long as the box is large
 
 
 def mask_loss(
@@ -71,7 +71,7 @@ def mask_targets(
     (B, K) the object of each box: a negative one gives a mask of no meaning. ``sizes`` (B, 2) says where the images end
     in a padded batch: between the last pixel's centre and the border its value goes on, as at the end of a tensor.
     Values in [0, 1] stay soft as torchvision's; ``binarise`` cuts at 0.5 as Detectron did. All images at once.
-    A box that reaches more than four image sides beyond the image is cut there. Of a box that ends less than a pixel
+    A box that reaches more than one image side beyond the image is cut there. Of a box that ends less than a pixel
     outside an image smaller than the batch, the part outside is blurred, where torchvision has zeros.
     Raises ValueError where shapes disagree.
 

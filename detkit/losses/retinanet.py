@@ -66,7 +66,9 @@ class RetinaNetLoss(nn.Module):
         """
         check_dense_shapes("RetinaNetLoss", logits, deltas, labels, delta_targets, weights)
         focal = sigmoid_focal_loss(logits, labels, alpha=self.alpha, gamma=self.gamma).sum(-1)
-        box = torch.where(labels >= 0, self.box_cost(promote(deltas), promote(delta_targets)), 0)
+        positive = labels >= 0
+        own = torch.where(positive[..., None], promote(deltas), 0)  # before the formula: a NaN there has a gradient
+        box = torch.where(positive, self.box_cost(own, promote(delta_targets)), 0)
         if weights is not None:
             focal, box = focal * weights, box * weights
         share = self._share(labels, focal.dtype)
@@ -91,7 +93,7 @@ class RetinaNetLoss(nn.Module):
         """By what each image's sum is multiplied."""
         counts = (labels >= 0).sum(1).to(dtype)
         if self.scope == "image":
-            images = all_reduce_mean(counts.new_tensor(float(len(labels))))
+            images = all_reduce_mean(counts.new_full((), len(labels)))
             return 1 / (counts.clamp(min=1) * images)
         return (1 / all_reduce_mean(counts.sum()).clamp(min=1)).expand_as(counts)
 

@@ -37,10 +37,11 @@ class SequenceLoss(nn.Module):
                 f"SequenceLoss: logits {tuple(logits.shape)}, tokens, weights and scales {shapes}; "
                 "allowed is (B, L, V) and (B, L) each"
             )
-        weights, counted = promote(weights), weights > 0
+        counted, logits = weights > 0, promote(logits)
+        weights = weights.to(logits)
         # A NaN at a token that counts for nothing must reach neither loss nor gradient.
-        logits = torch.where(counted[..., None], promote(logits), 0)
+        logits = torch.where(counted[..., None], logits, 0)
         costs = -logits.log_softmax(-1).gather(2, torch.where(counted, tokens, 0)[..., None]).squeeze(2)
-        shares = weights if scales is None else weights * promote(scales)
+        shares = weights if scales is None else weights * scales.to(logits)
         total = all_reduce_mean(weights.sum())
         return {"tokens": (costs * shares).sum() / torch.where(total > 0, total, 1)}

@@ -60,7 +60,8 @@ def selective_search(
     level, as OpenCV does, so small ones do. The score is 1 / (1 + rank), and of equal boxes the best remains.
     Both are on the CPU.
 
-    Raises ValueError for another image or option, one that ``width`` would enlarge beyond :data:`MAX_PIXELS`, ModuleNotFoundError without scikit-image.
+    Raises ValueError for another image or option, and one that ``width`` would enlarge beyond :data:`MAX_PIXELS`;
+    ModuleNotFoundError without scikit-image.
 
     >>> image = torch.zeros(3, 60, 80, dtype=torch.uint8)
     >>> image[0, 10:40, 20:60] = 255

@@ -146,7 +146,7 @@ class SlidingWindow(nn.Module):
 
         scores_by="scan" runs the classifier, which must then be fully convolutional, over the image, resized so that
         a window becomes ``size``: far less work; the same scores where scale and aspect ratio are 1, else up to
-        resampling and to where the resized image ends. Raises ValueError where the classifier gives fewer than 2 logits.
+        resampling and to where the resized image ends. Raises ValueError where the classifier gives less than 2 logits.
         """
         if scores_by not in ("crops", "scan"):
             raise ValueError(f"SlidingWindow: scores_by={scores_by!r}; allowed is 'crops' or 'scan'")
@@ -180,8 +180,8 @@ class SlidingWindow(nn.Module):
     def _decide(self, boxes: Tensor, logits: Tensor) -> Detection:
         if logits.shape[1] < 2:
             raise ValueError(
-                f"SlidingWindow: the classifier gives {logits.shape[1]} logits for a window; allowed are C + 1, at least "
-                "2: the background has the last one"
+                f"SlidingWindow: the classifier gives {logits.shape[1]} logits for a window; allowed are C + 1, at "
+                "least 2: the background has the last one"
             )
         scores = logits.softmax(dim=1)[:, :-1]  # the background wins nothing, but takes its share
         rows, labels = torch.nonzero(scores > self.score_threshold, as_tuple=True)

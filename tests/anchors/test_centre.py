@@ -131,3 +131,19 @@ def test_centreness_is_one_in_the_middle_and_nothing_on_a_side():
 
 def test_it_prints_its_settings():
     assert repr(CentreMatcher(radius=2.0)) == "CentreMatcher(radius=2.0, reach=(4.0, 8.0))"
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_an_anchor_that_is_not_finite_changes_no_other(bad):
+    targets = pad_targets([target([[1.0, 1, 9, 9], [0, 0, 100, 100]])])
+    expected = CentreMatcher()(LEVELS, targets)
+    assert (expected.matched >= 0).any()
+    found = CentreMatcher()(torch.cat((LEVELS, torch.tensor([[0.0, 0, bad, 8]]))), targets)
+    assert torch.equal(found.matched[:, :-1], expected.matched)
+    assert found.matched[0, -1] == NEGATIVE
+
+
+def test_objects_of_nearly_one_size_do_not_tie():
+    """torchvision's FCOS compares 1e8 - area in float32, whose steps are 8: entry fcos-equal-areas."""
+    found = CentreMatcher()(LEVELS, pad_targets([target([[0.0, 0, 30, 30], [0, 0, 30, 29.9]])]))
+    assert set(found.matched[found.matched >= 0].tolist()) == {1}

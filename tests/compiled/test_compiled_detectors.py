@@ -11,6 +11,9 @@ from torch.export import Dim
 from detkit.anchors import BalancedSampler, BipartiteMatcher
 from detkit.boxes import box_iou, nms_padded
 from detkit.detectors import Detector, Postprocess, ProposalPostprocess, fpn_ssd, small_mask_rcnn
+from detkit.detectors.levelwise import LevelwisePostprocess
+from detkit.detectors.recipes.fcos import small_fcos
+from detkit.detectors.recipes.retinanet import small_retinanet
 from detkit.structures import Images, Target, Targets, pad_targets
 
 COUNTS = (0, 1, 2, 7, 1000, 1001)
@@ -110,14 +113,30 @@ def test_training_compiles_whole_and_learns_what_it_learns_eagerly(detector):
     assert counter.frame_count <= 3
 
 
-def test_a_detector_exports_with_dynamic_batch_height_and_width(detector):
+def assert_exports(detector: Detector) -> None:
     dynamic = ({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}, {0: Dim.DYNAMIC})
     model = FromTensors(detector)
     program = torch.export.export(model, tuple(images(2)[:2]), dynamic_shapes=dynamic).module()
     with torch.no_grad():
         for count, size in SIZES:
             batch = images(count, size)
-            assert_all_close(program(batch.tensors, batch.sizes), model(batch.tensors, batch.sizes))
+            expected = model(batch.tensors, batch.sizes)
+            assert expected[3].any()
+            assert_all_close(program(batch.tensors, batch.sizes), expected)
+
+
+def test_a_detector_exports_with_dynamic_batch_height_and_width(detector):
+    assert_exports(detector)
+
+
+@pytest.mark.parametrize("recipe", [small_retinanet, small_fcos])
+def test_a_detector_that_ranks_each_level_exports_as_well(recipe):
+    torch.manual_seed(0)
+    detector = recipe(3, size=(96, 128), channels=8).eval()
+    nn.init.normal_(detector.dense.class_head.logits.weight)  # scores far enough apart for one order only
+    # More candidates than the coarse levels have anchors, fewer than the fine ones.
+    detector.dense.postprocess = LevelwisePostprocess(score_threshold=0.0, max_detections=10, candidates_per_level=40)
+    assert_exports(detector)
 
 
 def assert_follows_counts(function, inputs) -> None:

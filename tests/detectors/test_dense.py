@@ -1,5 +1,6 @@
 """DenseStage: how heads, anchors, matcher, coder, loss and postprocess meet."""
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -7,6 +8,7 @@ from detkit.anchors import BipartiteMatcher
 from detkit.boxes import DeltaCoder
 from detkit.detectors import DenseCriterion, DenseOutputs, DenseStage, Postprocess, fpn_ssd
 from detkit.losses import MultiBoxLoss
+from detkit.losses.retinanet import DeltaL1, RetinaNetLoss
 from detkit.structures import Images, Target, Targets, pad_targets
 
 ANCHORS = torch.tensor([[0.0, 0, 10, 10], [20, 20, 40, 40], [50, 50, 60, 60]])
@@ -121,3 +123,14 @@ def test_perfect_predictions_cost_next_to_nothing_and_find_the_objects():
 def test_it_prints_its_parts():
     text = repr(fpn_ssd(2, channels=8))
     assert all(part in text for part in ("DenseStage", "BipartiteMatcher", "DeltaCoder", "Postprocess", "MultiBoxLoss"))
+
+
+@pytest.mark.parametrize("label", [-1, 2, 7])
+def test_an_object_whose_label_is_no_class_is_named_and_not_learnt_as_background(label):
+    objects = Target(boxes=torch.tensor([[0.0, 0, 10, 10], [20, 20, 40, 40]]), labels=torch.tensor([1, label]))
+    for criterion, width in ((MultiBoxLoss(), 3), (RetinaNetLoss(DeltaL1()), 2)):
+        dense = stage(torch.zeros(1, 3, width), torch.zeros(1, 3, 4), criterion)
+        with pytest.raises(ValueError, match=rf"DenseStage: targets.labels\[0, 1\]={label} must lie in 0..1"):
+            dense.loss(dense([], IMAGES, None), pad_targets([objects]))
+        ignored = objects | {"iscrowd": torch.tensor([0, 1])}
+        assert dense.loss(dense([], IMAGES, None), pad_targets([ignored]))

@@ -98,3 +98,11 @@ def test_the_recipe_takes_given_parts_and_lays_one_point_in_each_cell():
     images = Images(torch.zeros(1, 3, 128, 128), torch.tensor([[128, 128]]))
     points = detector.dense.anchors([torch.zeros(1, 1, 128 // s, 128 // s) for s in (8, 16, 32, 64, 128)], images)
     assert (points[:, 2:] - points[:, :2]).unique().tolist() == [8, 16, 32, 64, 128]
+
+
+@pytest.mark.parametrize("label", [-1, 2])
+def test_an_object_whose_label_is_no_class_is_named_and_not_learnt_as_background(label):
+    dense = stage(torch.zeros(1, 4, 2), torch.ones(1, 4, 4), torch.zeros(1, 4))
+    objects = Target(boxes=torch.tensor([[0.0, 0, 50, 50]]), labels=torch.tensor([label]))
+    with pytest.raises(ValueError, match=rf"FCOSStage: targets.labels\[0, 0\]={label} must lie in 0..1"):
+        dense.loss(dense(FEATURES, IMAGES, None), pad_targets([objects]))

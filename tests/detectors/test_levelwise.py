@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from strategies import unhooked
 from torch import Tensor
 from torchvision.ops import nms
 
@@ -99,3 +100,10 @@ def test_wrong_arguments_are_named():
 
 def test_it_prints_its_settings():
     assert "candidates_per_level=1000" in repr(LevelwisePostprocess())
+
+
+def test_anchors_boxes_and_scores_must_be_equally_many(generator):
+    scores, boxes, sizes = predictions(generator)
+    for arguments, counts in (((scores, boxes), [30, 12]), ((scores, boxes[:, 1:]), COUNTS), ((scores, boxes), [])):
+        with pytest.raises(ValueError, match="allowed are equally many, and at least one level"):
+            unhooked(LevelwisePostprocess.forward)(LevelwisePostprocess(), *arguments, sizes, counts=counts)

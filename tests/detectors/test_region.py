@@ -10,9 +10,9 @@ from detkit.boxes import DeltaCoder
 from detkit.boxes.crop import crop_and_resize
 from detkit.detectors import Detector, Postprocess, Preprocess
 from detkit.detectors.recipes.regions import rcnn
-from detkit.detectors.region import Pixels, RegionFeatures, RegionStage
+from detkit.detectors.region import Pixels, RegionFeatures, RegionOutputs, RegionStage
 from detkit.proposals import pad_proposals
-from detkit.structures import Detections
+from detkit.structures import Detections, Images
 
 FEATURES = 3 * 6 * 6
 BOXES = torch.tensor([[4.0, 4, 20, 24], [5, 4, 20, 24], [30, 10, 50, 40]])
@@ -156,3 +156,15 @@ def test_resized_images_take_proposals_in_pixels_of_the_batch():
     resized = Detector(detector.trunk, preprocess=Preprocess((96, 128)), region=detector.region)
     (found,) = resized(pictures((48, 64)), proposals=proposals(BOXES * 2))
     assert (found["boxes"] <= torch.tensor([64.0, 48, 64, 48])).all()
+
+
+def test_scores_under_autocast_are_told_apart_as_in_single_precision():
+    stage = rcnn(nn.Flatten(), 2, feature_size=3 * 4, size=2, context=0).region
+    outputs = RegionOutputs(
+        torch.tensor([[[4.0, 4.03125]]]).bfloat16(),
+        torch.zeros(1, 1, 2, 4) + torch.tensor([0.0, 0, 9, 9]),
+        torch.ones(1, 1).bool(),
+    )
+    found = stage.detections(outputs, Images(torch.zeros(1, 3, 9, 9), torch.tensor([[9, 9]])))
+    assert found.scores.dtype == torch.float32
+    assert found.labels[0].tolist() == [1, 0]

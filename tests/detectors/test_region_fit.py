@@ -17,7 +17,7 @@ from detkit.boxes import DeltaCoder, box_iou
 from detkit.boxes.crop import crop_and_resize
 from detkit.detectors import Detector, Preprocess, tiny_ssd
 from detkit.detectors.recipes.regions import rcnn
-from detkit.detectors.region_fit import fit_rcnn
+from detkit.detectors.region_fit import _Regions, _rescale, fit_rcnn
 from detkit.detectors.region_svm import SVMSettings
 from detkit.metrics import CocoMetrics
 from detkit.proposals import pad_proposals, sliding_windows
@@ -305,3 +305,33 @@ def test_what_cannot_be_fitted_is_refused_and_changes_nothing(arguments, message
             fit_rcnn(**{**good, **arguments})
     for name, value in detector.state_dict().items():
         assert torch.equal(value, before[name])
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"), [([math.nan, 0, 4, 4], "must be finite"), ([9, 0, 4, 4], "x2 < x1"), ([0, 9, 4, 4], "y2 < y1")]
+)
+def test_a_proposal_that_is_no_box_is_named_and_not_learnt_as_background(row, problem):
+    image, truth = SCENES[0]
+    with pytest.raises(ValueError, match=rf"fit_rcnn: proposals\[0\].*{problem}"):
+        fit_rcnn(detector_of_pixels(), [(image, truth)], [torch.tensor([row, [0.0, 0, 9, 9]])], progress=False)
+
+
+def test_proposals_may_come_as_a_detector_takes_them():
+    given = {"boxes": windows(), "scores": torch.ones(len(windows()))}
+    from_tensors, from_dicts = detector_of_pixels(), detector_of_pixels()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fit_rcnn(from_tensors, SCENES[:2], [windows()] * 2, progress=False)
+        fit_rcnn(from_dicts, SCENES[:2], [given] * 2, progress=False)
+    assert from_tensors.region.svm.weight.abs().max() > 0
+    assert torch.equal(from_dicts.region.svm.weight, from_tensors.region.svm.weight)
+
+
+def test_rescaling_needs_no_second_copy_of_the_features():
+    regions = [
+        _Regions(*(None,) * 7)._replace(features=np.full((2, 3), 2.0, np.float32), object_features=np.zeros((0, 3)))
+    ]
+    rows = regions[0].features
+    factor = _rescale(regions, 20.0)
+    assert factor == pytest.approx(20 / math.sqrt(12))
+    np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 20.0, rtol=1e-6)

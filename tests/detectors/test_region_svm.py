@@ -97,3 +97,16 @@ def test_an_svm_needs_both_kinds():
     svm.add(np.zeros((0, 3)))
     with pytest.raises(ValueError, match="got no negatives"):
         svm.finish()
+
+
+def test_images_without_hard_negatives_cost_no_copies_of_those_before(monkeypatch):
+    positives, negatives = clouds()
+    svm = MinedSVM(positives, SVMSettings())
+    joined = []
+    monkeypatch.setattr(
+        np, "concatenate", lambda parts, real=np.concatenate, **more: joined.append(1) or real(parts, **more)
+    )
+    for start in range(0, len(negatives), 10):
+        svm.add(negatives[start : start + 10])
+    assert not joined
+    np.testing.assert_array_equal(svm.negatives, negatives)

@@ -38,3 +38,10 @@ def test_every_parameter_gets_a_gradient():
     head = ClassificationHead(4, 2, num_classes=3, tower=nn.Conv2d(4, 4, 1), prior=0.01)
     head([torch.randn(1, 4, 3, 3)]).square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in head.parameters())
+
+
+@pytest.mark.parametrize("counts", [{"num_classes": 0}, {"num_classes": 2, "per_cell": 0}])
+def test_counts_below_one_are_named(counts):
+    settings = {"per_cell": 1} | counts
+    with pytest.raises(ValueError, match=f"num_classes={counts['num_classes']} must be at least 1"):
+        ClassificationHead(4, **settings)

@@ -108,3 +108,17 @@ def test_wrong_arguments_are_named(batch):
 
 def test_it_prints_its_settings():
     assert "centreness_weight=2.0" in repr(FCOSLoss(centreness_weight=2.0))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_bad_prediction_that_is_not_judged_has_no_gradient(batch, bad):
+    logits, distances, centre, labels, targets = batch
+    expected = FCOSLoss()(*batch)
+    bad_distances = torch.where(labels[..., None] >= 0, distances, bad).requires_grad_()
+    losses = FCOSLoss()(logits, bad_distances, centre, labels, targets)
+    assert {name: loss.item() for name, loss in losses.items()} == {
+        name: loss.item() for name, loss in expected.items()
+    }
+    losses["box"].backward()
+    assert (bad_distances.grad[labels < 0] == 0).all()
+    assert (bad_distances.grad[labels >= 0] != 0).any()

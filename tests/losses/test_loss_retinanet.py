@@ -1,5 +1,7 @@
 """RetinaNet's loss: its normalisers, what ignored anchors and weights do, and the two costs of boxes."""
 
+import math
+
 import pytest
 import torch
 from strategies import unhooked
@@ -127,3 +129,15 @@ def test_it_prints_its_settings():
     text = repr(RetinaNetLoss(DeltaL1(beta=0.5), gamma=1.5))
     assert "gamma=1.5" in text
     assert "DeltaL1(beta=0.5)" in text
+
+
+@pytest.mark.parametrize("cost", [DeltaL1(), DeltaL1(beta=1.0), DeltaGIoU(DeltaCoder())], ids=["l1", "smooth", "giou"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_bad_prediction_that_is_not_judged_has_no_gradient(batch, cost, bad):
+    logits, deltas, labels, targets = batch
+    bad_deltas = torch.where(labels[..., None] >= 0, deltas, bad).requires_grad_()
+    loss = RetinaNetLoss(cost)(logits, bad_deltas, labels, targets)["box"]
+    assert loss.item() == RetinaNetLoss(cost)(*batch)["box"].item()
+    loss.backward()
+    assert (bad_deltas.grad[labels < 0] == 0).all()
+    assert (bad_deltas.grad[labels >= 0] != 0).any()

@@ -191,3 +191,18 @@ def test_integer_boxes_of_one_image_do_not_round_those_of_another():
     boxes = [torch.tensor([[1, 1, 9, 9]]), torch.tensor([[1.5, 1, 9, 9.5]])]
     padded = pad_proposals([{"boxes": own, "scores": torch.ones(1)} for own in boxes])
     assert padded.boxes.tolist() == [own.tolist() for own in boxes]
+
+
+def test_types_of_the_first_image_do_not_round_those_of_another():
+    box = torch.tensor([[0.1, 0, 9, 9]], dtype=torch.float64)
+    firsts = [(torch.zeros(1, 4), torch.tensor([1])), (torch.zeros(1, 4).half(), torch.ones(1).half())]
+    for boxes, scores in firsts:
+        padded = pad_proposals([{"boxes": boxes, "scores": scores}, {"boxes": box, "scores": torch.tensor([0.7])}])
+        assert torch.equal(padded.boxes[1], box)
+        assert padded.scores[1].item() == pytest.approx(0.7, abs=1e-7)
+
+
+def test_the_batch_stays_on_the_device_of_its_boxes():
+    image = {"boxes": torch.zeros(2, 4, device="meta"), "scores": torch.zeros(2, device="meta")}
+    padded = pad_proposals([image, image])
+    assert {rows.device.type for rows in padded if rows is not None} == {"meta"}

@@ -168,3 +168,10 @@ def test_a_wrong_setting_is_named(settings):
     ((name, value),) = settings.items()
     with pytest.raises(ValueError, match=f"selective_search: {name}={value}"):
         selective_search(planted(), **settings)
+
+
+def test_a_narrow_image_is_not_enlarged_beyond_memory():
+    with pytest.raises(
+        ValueError, match=r"2000 x 2 \(height x width\) would become 500000 x 500; allowed are 16777216"
+    ):
+        selective_search(torch.zeros(3, 2000, 2))

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from strategies import unhooked
 from torch import nn
 
 from detkit.proposals.sliding_window import CROPS_AT_ONCE, SlidingWindow, crop_windows, scan_windows, sliding_windows
@@ -200,3 +201,21 @@ def test_boxes_of_any_shape_are_resized_to_what_the_classifier_sees():
     image[:, :, 10:] = 1
     logits = crop_windows(Brightness(), image, torch.tensor([[0.0, 0, 10, 20], [10, 3, 20, 7]]), size=8)
     torch.testing.assert_close(logits[:, 0], torch.tensor([-10.0, 10.0]))
+
+
+def test_a_classifier_without_a_background_is_refused():
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 1))
+    with pytest.raises(ValueError, match="gives 1 logits for a window; allowed are C \\+ 1, at least 2"):
+        SlidingWindow(flat, size=8, stride=4)([grey_scene()])
+
+
+def test_results_hold_no_graph_so_that_batches_of_crops_bound_the_memory():
+    torch.manual_seed(0)
+    trained = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 3))
+    (found,) = SlidingWindow(trained, size=8, stride=4, score_threshold=0.1)([grey_scene()])
+    assert len(found["scores"]) > 0
+    assert not found["scores"].requires_grad
+
+
+def test_no_boxes_may_come_as_an_empty_list():
+    assert unhooked(crop_windows)(nn.AdaptiveAvgPool2d(1), grey_scene(), torch.tensor([]), size=8).shape == (0, 3)

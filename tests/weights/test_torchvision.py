@@ -7,6 +7,7 @@ from torchvision.models import resnet18
 from torchvision.models.detection import ssd300_vgg16
 
 from detkit.detectors import Detector, ssd300
+from detkit.detectors.recipes.regions import rcnn
 from detkit.weights import from_torchvision, to_torchvision
 
 
@@ -29,3 +30,11 @@ def test_detectors_of_several_one_stage_parts_are_refused_by_name():
     both = Detector(first.trunk, preprocess=first.preprocess, one=first.dense, two=second.dense)
     with pytest.raises(ValueError, match="stages are DenseStage, DenseStage; allowed are one DenseStage or FCOSStage"):
         to_torchvision(both)
+
+
+def test_a_detector_of_another_kind_is_refused_by_name():
+    other = rcnn(nn.Flatten(), 2, feature_size=12, size=2, context=0)
+    with pytest.raises(
+        ValueError, match="the stage is a RegionStage with a class head NoneType; allowed are a DenseSt"
+    ):
+        to_torchvision(other)

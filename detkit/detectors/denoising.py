@@ -1,0 +1,103 @@
+"""Queries that learn to undo noise: objects, disturbed, as further queries of a decoder in training."""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Shaped
+from torch import Tensor, nn
+
+from detkit.boxes import xyxy_to_cxcywh
+from detkit.boxes.arguments import promote
+from detkit.checks import check_fraction
+from detkit.structures import IGNORED, Assignment, Targets
+
+
+class NoisedQueries(NamedTuple):
+    """N = groups * T queries, group after group: what they hold, where they say it is, whose object it is."""
+
+    embeddings: Float[Tensor, "B N D"]
+    boxes: Float[Tensor, "B N 4"]
+    assignment: Assignment
+
+
+class DenoisingQueries(nn.Module):
+    """Every object as a query of each of ``groups``, with a disturbed box and at times another class.
+
+    A box's centre moves by up to ``box_noise`` / 2 of its sides, its sides change by up to ``box_noise`` of themselves;
+    it is clipped to the image. With probability ``label_noise`` the class is drawn anew from all. Such a query is
+    matched with its object beforehand: ``assignment`` says so, rows that are padding or crowd are IGNORED. Which query
+    may look at which says :meth:`mask`. Raises ValueError for noise outside [0, 1] and counts below 1. Source: Li et
+    al. 2022, "DN-DETR", section 4.2 to 4.4.
+
+    >>> from detkit.structures import pad_targets
+    >>> targets = pad_targets([{"boxes": torch.tensor([[0.0, 0, 50, 100]]), "labels": torch.tensor([1])}])
+    >>> noised = DenoisingQueries(3, 8, groups=2, box_noise=0.0)(targets, torch.tensor([[100, 100]]))
+    >>> noised.boxes, noised.assignment.matched
+    (tensor([[[0.2500, 0.5000, 0.5000, 1.0000],
+             [0.2500, 0.5000, 0.5000, 1.0000]]]), tensor([[0, 0]]))
+    """
+
+    def __init__(
+        self, num_classes: int, channels: int, *, groups: int = 5, label_noise: float = 0.2, box_noise: float = 0.4
+    ) -> None:
+        super().__init__()
+        if min(num_classes, channels, groups) < 1:
+            raise ValueError(
+                f"DenoisingQueries: num_classes={num_classes}, channels={channels}, groups={groups} must be at least 1"
+            )
+        check_fraction(label_noise, name="label_noise", function="DenoisingQueries")
+        check_fraction(box_noise, name="box_noise", function="DenoisingQueries")
+        self.labels = nn.Embedding(num_classes, channels)
+        self.groups, self.label_noise, self.box_noise = groups, label_noise, box_noise
+
+    def forward(
+        self, targets: Targets, sizes: Shaped[Tensor, "B 2"], *, generator: torch.Generator | None = None
+    ) -> NoisedQueries:
+        """Queries of padded ``targets``, whose boxes are pixels of images of ``sizes`` (height, width).
+
+        Boxes come as cx, cy, w, h in fractions of the image. One ``generator`` state gives one result; under fullgraph
+        compilation it must be None. T is that of the targets: a padded object has queries too, that nothing looks at.
+        """
+        boxes = promote(targets.boxes)
+        boxes = xyxy_to_cxcywh(boxes / sizes.to(boxes).flip(-1).repeat(1, 2)[:, None])
+        boxes, labels = boxes.repeat(1, self.groups, 1), targets.labels.repeat(1, self.groups)
+        noise = _uniform((*labels.shape, 6), boxes, generator)
+        other = (noise[..., 5] * self.labels.num_embeddings).long().clamp(max=self.labels.num_embeddings - 1)
+        labels = torch.where(noise[..., 4] < self.label_noise, other, labels)
+        objects = targets.valid & ~targets.ignore
+        places = torch.arange(objects.shape[1], device=labels.device)
+        matched = torch.where(objects, places, IGNORED).repeat(1, self.groups)
+        embeddings = self.labels(torch.where(matched >= 0, labels, 0))
+        quality = torch.zeros(matched.shape, dtype=torch.float32, device=matched.device)
+        return NoisedQueries(embeddings, self._disturbed(boxes, noise[..., :4]), Assignment(matched, quality))
+
+    def mask(self, noised: NoisedQueries, queries: int) -> Bool[Tensor, "B Q Q"]:
+        """Which of N noised queries, followed by ``queries`` plain ones, may look at which (True).
+
+        Noised ones see the objects of their own group and all plain ones; plain ones see plain ones only, else they
+        would be told the truth. Every query sees itself.
+        """
+        real = noised.assignment.matched >= 0
+        count = real.shape[1]
+        group = torch.arange(count, device=real.device) // max(1, count // self.groups)
+        plain = torch.full((queries,), -1, device=real.device)
+        group = torch.cat((group, plain))
+        seen = torch.cat((real, torch.ones_like(real[:, :1]).expand(-1, queries)), 1)
+        allowed = ((group[:, None] == group) | (group == -1)) & seen[:, None]
+        return allowed | torch.eye(len(group), dtype=torch.bool, device=real.device)
+
+    def extra_repr(self) -> str:
+        """The settings that ``print`` shows."""
+        return f"groups={self.groups}, label_noise={self.label_noise}, box_noise={self.box_noise}"
+
+    def _disturbed(self, boxes: Float[Tensor, "B N 4"], noise: Float[Tensor, "B N 4"]) -> Float[Tensor, "B N 4"]:
+        """cx, cy, w, h moved by ``noise`` in [0, 1), clipped to the image."""
+        shift = (2 * noise - 1) * self.box_noise
+        centre, sides = boxes[..., :2] + shift[..., :2] * boxes[..., 2:] / 2, boxes[..., 2:] * (1 + shift[..., 2:])
+        low, high = (centre - sides / 2).clamp(0, 1), (centre + sides / 2).clamp(0, 1)
+        return torch.cat(((low + high) / 2, high - low), -1)
+
+
+def _uniform(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
+    device = like.device if generator is None else generator.device
+    return torch.rand(shape, generator=generator, device=device, dtype=like.dtype).to(like.device)

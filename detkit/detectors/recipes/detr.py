@@ -1,0 +1,99 @@
+"""DETR: a trunk, a transformer, a fixed number of queries; no anchors, nothing suppressed."""
+
+from torch import nn
+from torchvision.models.resnet import resnet50
+
+from detkit.anchors import HungarianMatcher
+from detkit.backbones import Backbone, ResNetBackbone, SmallBackbone
+from detkit.detectors.detector import Detector
+from detkit.detectors.preprocess import Preprocess
+from detkit.detectors.set_prediction import SetPostprocess, SetPredictionStage
+from detkit.heads.set_prediction import SetPredictionHead
+from detkit.layers.position import SinePositions
+from detkit.layers.transformer import DecoderLayer, EncoderLayer, TransformerDecoder, TransformerEncoder
+from detkit.losses.set_prediction import SetPredictionLoss
+
+
+def detr(num_classes: int, *, backbone: Backbone | None = None, preprocess: Preprocess | None = None) -> Detector:
+    """DETR: 100 queries, 6 encoder and 6 decoder layers of 256 channels on the last map of ``backbone``, stride 32.
+
+    The default is an untrained ResNet-50; the published one is pretrained, with frozen batch norm and stem. Images go
+    to 800 pixels, at most 1333, unless ``preprocess`` says otherwise. Trained by AdamW, 1e-4 and 1e-5 for the backbone,
+    weight decay 1e-4, gradients clipped at 0.1. Source: Carion et al. 2020; COCO's published weights have 91 classes.
+
+    >>> sum(parameter.numel() for parameter in detr(num_classes=91).parameters())
+    41577888
+    """
+    backbone = ResNetBackbone(resnet50(weights=None), levels=("layer4",)) if backbone is None else backbone
+    preprocess = Preprocess(800, max_size=1333) if preprocess is None else preprocess
+    return Detector(backbone, preprocess=preprocess, objects=detr_stage(backbone.out_channels[-1], num_classes))
+
+
+def detr_dc5(num_classes: int, *, preprocess: Preprocess | None = None) -> Detector:
+    """:func:`detr` on an untrained ResNet-50 whose last stage is dilated, not strided: maps of stride 16.
+
+    >>> detr_dc5(num_classes=91).trunk.strides
+    (16,)
+    """
+    model = resnet50(weights=None, replace_stride_with_dilation=[False, False, True])
+    return detr(num_classes, backbone=ResNetBackbone(model, levels=("layer4",)), preprocess=preprocess)
+
+
+def small_detr(
+    num_classes: int,
+    *,
+    size: tuple[int, int] = (320, 320),
+    channels: int = 128,
+    depth: int = 3,
+    queries: int = 50,
+) -> Detector:
+    """A small DETR to train from scratch: a residual net to stride 16, ``depth`` layers that normalise first.
+
+    Images are resized to ``size`` (height, width). ``channels``, which 32 divides, is the width of the transformer.
+
+    >>> small_detr(num_classes=3, size=(240, 320)).preprocess.size
+    (240, 320)
+    """
+    backbone = SmallBackbone((channels // 4, channels // 2, channels), levels=(2,))
+    stage = detr_stage(
+        channels,
+        num_classes,
+        channels=channels,
+        hidden=4 * channels,
+        depth=depth,
+        queries=queries,
+        dropout=0.0,
+        norm_first=True,
+    )
+    return Detector(backbone, preprocess=Preprocess(size), objects=stage)
+
+
+def detr_stage(
+    in_channels: int,
+    num_classes: int,
+    *,
+    channels: int = 256,
+    hidden: int = 2048,
+    depth: int = 6,
+    queries: int = 100,
+    dropout: float = 0.1,
+    norm_first: bool = False,
+) -> SetPredictionStage:
+    """DETR's stage on a map of ``in_channels``: heads of 32 channels, ``depth`` layers each to encode and to decode.
+
+    >>> detr_stage(64, 3, channels=64, depth=1, queries=5).queries
+    Embedding(5, 64)
+    """
+    heads, settings = channels // 32, {"dropout": dropout, "norm_first": norm_first}
+    encoder = [EncoderLayer(channels, heads, hidden=hidden, **settings) for _ in range(depth)]
+    decoder = [DecoderLayer(channels, heads, hidden=hidden, **settings) for _ in range(depth)]
+    return SetPredictionStage(
+        projection=nn.Conv2d(in_channels, channels, 1),
+        positions=SinePositions(channels),
+        encoder=TransformerEncoder(encoder, norm=nn.LayerNorm(channels) if norm_first else None),
+        decoder=TransformerDecoder(decoder, norm=nn.LayerNorm(channels)),
+        queries=nn.Embedding(queries, channels),
+        head=SetPredictionHead(channels, num_classes=num_classes),
+        criterion=SetPredictionLoss(HungarianMatcher()),
+        postprocess=SetPostprocess(max_detections=queries),
+    )

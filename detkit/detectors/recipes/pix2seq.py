@@ -1,0 +1,104 @@
+"""Pix2Seq: an encoder of the image, and a decoder that says boxes and classes as tokens."""
+
+from functools import partial
+
+from torch import nn
+from torchvision.models.resnet import resnet50
+
+from detkit.backbones import Backbone, ResNetBackbone, SmallBackbone
+from detkit.boxes.tokens import TOKENS_PER_BOX, TokenCoder
+from detkit.detectors.detector import Detector
+from detkit.detectors.preprocess import Preprocess
+from detkit.detectors.sequence import SequenceStage
+from detkit.detectors.sequence_targets import Order, SequenceTargetBuilder
+from detkit.heads.sequence import TokenSampler
+from detkit.heads.token_decoder import MapEncoder, TokenDecoder
+from detkit.layers.position import SinePositions
+from detkit.layers.transformer import DecoderLayer, EncoderLayer, TransformerDecoder, TransformerEncoder
+from detkit.losses.sequence import SequenceLoss
+
+
+def pix2seq(
+    num_classes: int,
+    *,
+    backbone: Backbone | None = None,
+    preprocess: Preprocess | None = None,
+    max_objects: int = 100,
+) -> Detector:
+    """Pix2Seq: six encoder and six decoder layers of 256 channels on ``backbone``, 1000 bins, 100 objects an image.
+
+    ``backbone`` gives at least one map, the last of which is read (default: an untrained ResNet-50, stride 32); images
+    go to a longer side of 640 pixels unless ``preprocess`` says otherwise. Objects are learnt in a random order with
+    noise behind them; tokens are drawn by the release's top-p of .4, well-formed boxes only. Sequences are always
+    5 * ``max_objects`` tokens long. Source: Chen et al. 2022, "Pix2seq"; vocabulary and weights of the release.
+
+    >>> sum(parameter.numel() for parameter in pix2seq(num_classes=80).parameters()) // 1_000_000
+    35
+    """
+    backbone = ResNetBackbone(resnet50(weights=None)) if backbone is None else backbone
+    builder = SequenceTargetBuilder(TokenCoder(num_classes), max_objects=max_objects)
+    stage = sequence_stage(backbone.out_channels[-1], builder, channels=256, heads=8, layers=6, dropout=0.1)
+    return Detector(
+        backbone, preprocess=Preprocess(640, max_size=640) if preprocess is None else preprocess, sequence=stage
+    )
+
+
+def small_pix2seq(
+    num_classes: int,
+    *,
+    size: tuple[int, int] = (96, 96),
+    channels: int = 64,
+    layers: int = 2,
+    max_objects: int = 10,
+    bins: int = 100,
+    order: Order = "random",
+) -> Detector:
+    """A small Pix2Seq to train from scratch, also on a CPU: a residual net to stride 16, ``layers`` of each kind.
+
+    Images are resized to ``size`` (height, width); tokens are those of the paper, with ``bins`` a side; the likeliest
+    token is said.
+
+    >>> small_pix2seq(num_classes=3).sequence.coder
+    TokenCoder(3, bins=100, vocabulary='paper')
+    """
+    backbone = SmallBackbone((channels // 2, channels, channels * 2), levels=(2,), norm=partial(nn.GroupNorm, 4))
+    coder = TokenCoder(num_classes, bins=bins, vocabulary="paper")
+    builder = SequenceTargetBuilder(coder, max_objects=max_objects, order=order)
+    stage = sequence_stage(
+        backbone.out_channels[-1], builder, channels=channels, heads=4, layers=layers, sampler=TokenSampler("argmax")
+    )
+    return Detector(backbone, preprocess=Preprocess(size), sequence=stage)
+
+
+def sequence_stage(
+    in_channels: int,
+    targets: SequenceTargetBuilder,
+    *,
+    channels: int,
+    heads: int,
+    layers: int,
+    dropout: float = 0.0,
+    sampler: TokenSampler | None = None,
+) -> SequenceStage:
+    """Pix2Seq's stage on a map of ``in_channels``: ``layers`` encoder and decoder layers that normalise first.
+
+    >>> targets = SequenceTargetBuilder(TokenCoder(2, bins=9, vocabulary="paper"), max_objects=3)
+    >>> sequence_stage(8, targets, channels=8, heads=2, layers=1).decoder.length
+    15
+    """
+    settings = {"hidden": 4 * channels, "dropout": dropout, "activation": nn.GELU, "norm_first": True}
+    encoder = TransformerEncoder(
+        [EncoderLayer(channels, heads, **settings) for _ in range(layers)], norm=nn.LayerNorm(channels)
+    )
+    decoder = TransformerDecoder(
+        [DecoderLayer(channels, heads, **settings) for _ in range(layers)], norm=nn.LayerNorm(channels)
+    )
+    return SequenceStage(
+        encoder=MapEncoder(in_channels, channels, positions=SinePositions(channels), encoder=encoder),
+        decoder=TokenDecoder(
+            decoder, channels=channels, vocabulary=targets.coder.size, length=TOKENS_PER_BOX * targets.max_objects
+        ),
+        targets=targets,
+        criterion=SequenceLoss(),
+        sampler=TokenSampler() if sampler is None else sampler,
+    )

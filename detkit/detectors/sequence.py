@@ -1,0 +1,111 @@
+"""The stage of Pix2Seq: detection as language, five tokens for each object, said one after the other."""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from detkit.boxes.tokens import TOKENS_PER_BOX, TokenCoder
+from detkit.detectors.detector import Stage
+from detkit.detectors.sequence_targets import SequenceTargetBuilder, SequenceTargets
+from detkit.heads.sequence import BoxGrammar, TokenSampler, class_scores
+from detkit.heads.token_decoder import Memory, TokenDecoder
+from detkit.losses.sequence import SequenceLoss
+from detkit.ranking import stable_topk
+from detkit.structures import Detections, Images, Targets
+
+
+class SequenceOutputs(NamedTuple):
+    """Logits of every step, the tokens said, and in training what should have been."""
+
+    logits: Float[Tensor, "B L V"]
+    tokens: Int[Tensor, "B L"]
+    learnt: SequenceTargets | None = None
+
+
+class SequenceStage(Stage):
+    """Wires an encoder, a token decoder, a coder, a loss and a sampler into Pix2Seq.
+
+    ``encoder(features, images)`` gives a :class:`~detkit.heads.token_decoder.Memory`; ``decoder`` reads it and says the
+    next token; ``targets`` writes the sequences that it learns, ``criterion`` judges. At inference exactly as many
+    objects are said as ``targets.max_objects``, by ``sampler``; ``constrained`` lets it say only well-formed boxes
+    (:class:`~detkit.heads.sequence.BoxGrammar`), else rows that are none are not valid. An object's label is the
+    likeliest class token at its place, its score that token's probability among all tokens.
+    Source: Chen et al. 2022, "Pix2seq", section 2.
+
+    >>> from detkit.detectors.recipes.pix2seq import small_pix2seq
+    >>> detector = small_pix2seq(num_classes=2, max_objects=3).eval()
+    >>> detector([torch.zeros(3, 64, 64)])[0]["boxes"].shape
+    torch.Size([3, 4])
+    """
+
+    def __init__(
+        self,
+        *,
+        encoder: nn.Module,
+        decoder: TokenDecoder,
+        targets: SequenceTargetBuilder,
+        criterion: SequenceLoss,
+        sampler: TokenSampler,
+        constrained: bool = True,
+    ) -> None:
+        super().__init__()
+        self.encoder, self.decoder, self.targets = encoder, decoder, targets
+        self.criterion, self.sampler = criterion, sampler
+        self.grammar = BoxGrammar(targets.coder) if constrained else None
+
+    @property
+    def coder(self) -> TokenCoder:
+        """What tokens mean."""
+        return self.targets.coder
+
+    def forward(
+        self, features: list[Tensor], images: Images, detections: Detections | None, targets: Targets | None = None
+    ) -> SequenceOutputs:
+        """With targets the logits after each token of their sequences; without, sequences said token by token."""
+        memory = self.encoder(features, images)
+        if targets is None:
+            return self.generate(memory)
+        learnt = self.targets(targets, images.sizes)
+        logits = self.decoder(learnt.inputs, memory)
+        return SequenceOutputs(logits, logits.detach().argmax(-1), learnt)
+
+    @torch.no_grad()
+    def generate(self, memory: Memory, *, generator: torch.Generator | None = None) -> SequenceOutputs:
+        """Says 5 * max_objects tokens for each image of ``memory``; no gradient flows.
+
+        Logits are those of the network; what the grammar forbids has only its share of being drawn taken.
+        """
+        images, caches = memory.cells.shape[0], self.decoder.start(memory)
+        token = torch.full((images,), self.coder.start, device=memory.cells.device)
+        tokens, logits = token.new_zeros(images, 0), []
+        for position in range(self.targets.max_objects * TOKENS_PER_BOX):
+            step = self.decoder.step(token, memory, caches, at=position)
+            allowed = None if self.grammar is None else self.grammar(position, tokens)
+            token = self.sampler(step, allowed, generator=generator)
+            tokens = torch.cat((tokens, token[:, None]), dim=1)
+            logits.append(step)
+        return SequenceOutputs(torch.stack(logits, dim=1), tokens)
+
+    def loss(self, outputs: SequenceOutputs, targets: Targets) -> dict[str, Tensor]:
+        """The criterion's losses; raises ValueError for outputs of inference, which have learnt nothing."""
+        if outputs.learnt is None:
+            raise ValueError("SequenceStage.loss: outputs are of inference; forward() needs targets to give losses")
+        learnt = outputs.learnt
+        return self.criterion(outputs.logits, learnt.tokens, learnt.weights, learnt.scales)
+
+    def detections(self, outputs: SequenceOutputs, images: Images) -> Detections:
+        """The objects said, best first: ``max_objects`` rows, those that are no box not valid."""
+        rows = outputs.tokens.unflatten(1, (-1, TOKENS_PER_BOX))
+        scores, labels = class_scores(outputs.logits[:, TOKENS_PER_BOX - 1 :: TOKENS_PER_BOX], self.coder).max(-1)
+        classes = (labels + self.coder.first_class)[..., None]
+        found = self.coder.decode(torch.cat((rows[..., :4], classes), dim=-1), images.sizes)
+        best = stable_topk(torch.where(found.valid, scores, -1), rows.shape[1])
+        valid = found.valid.gather(1, best)
+        return Detections(
+            boxes=found.boxes.gather(1, best[..., None].expand(-1, -1, 4)),
+            scores=torch.where(valid, scores.gather(1, best), 0),
+            labels=found.labels.gather(1, best),
+            valid=valid,
+        )

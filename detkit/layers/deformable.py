@@ -1,0 +1,169 @@
+"""Deformable attention: each query looks at a few points of feature maps, which it chooses, instead of at all cells."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Shapes = Sequence[tuple[int, int]]
+
+
+def deformable_attention(
+    values: Float[Tensor, "B K heads depth"],
+    shapes: Shapes,
+    locations: Float[Tensor, "B Q heads levels points 2"],
+    weights: Float[Tensor, "B Q heads levels points"],
+) -> Float[Tensor, "B Q channels"]:
+    """What every query and head finds at its points, bilinear between cells, summed with ``weights``.
+
+    ``values`` are the cells of all levels, one after another, row by row; ``shapes`` (rows, columns) of the levels;
+    ``locations`` x, y as fractions of the image, 0 and 1 its borders; outside the map all is 0. A location that is not
+    finite finds 0. All three take a gradient (one derivative); weights and locations are used at least in float32.
+    Raises ValueError where shapes disagree. Source: Zhu et al. 2021, equation 3.
+
+    >>> values = torch.tensor([1.0, 3.0]).reshape(1, 2, 1, 1)  # one row of two cells, centres at 1/4 and 3/4
+    >>> locations = torch.tensor([[0.25, 0.5], [0.5, 0.5]]).reshape(1, 2, 1, 1, 1, 2)
+    >>> deformable_attention(values, [(1, 2)], locations, torch.ones(1, 2, 1, 1, 1)).flatten()
+    tensor([1., 2.])
+    """
+    _check_shapes(values, shapes, locations, weights)
+    images, cells, heads, depth = values.shape
+    queries = locations.shape[1]
+    dtype = torch.promote_types(torch.promote_types(locations.dtype, weights.dtype), torch.float32)
+    locations, weights = locations.to(dtype), weights.to(dtype)
+    places, shares, first = [], [], 0
+    for level, (rows, columns) in enumerate(shapes):
+        place, share = _corners(locations[:, :, :, level], rows, columns)
+        places.append(place + first)
+        shares.append(share * weights[:, :, :, level, :, None])
+        first = first + rows * columns
+    # One row of the table for each cell and head; every query and head is one bag of rows: (B, Q, heads, L P 4).
+    image = torch.arange(images, device=values.device)[:, None, None, None] * cells
+    head = torch.arange(heads, device=values.device)[:, None]
+    bags = (torch.cat(places, 3).flatten(3) + image) * heads + head
+    table, share = values.to(dtype).reshape(-1, depth), torch.cat(shares, 3).flatten(3)
+    found = F.embedding_bag(bags.flatten(0, 2), table, mode="sum", per_sample_weights=share.flatten(0, 2))
+    return found.reshape(images, queries, heads * depth).to(values.dtype)
+
+
+class DeformableAttention(nn.Module):
+    """Multi-scale deformable attention: ``points`` on each of ``levels`` for every query and head.
+
+    Where to look and how much is linear in the query. At the start the weights are equal and head h looks in the
+    direction of angle 2 pi h / heads, its p-th point p cells away. Raises ValueError where ``heads`` do not divide
+    ``channels``. Source: Zhu et al. 2021, section 4.1 and appendix A.4.
+
+    >>> attention = DeformableAttention(8, 2, levels=2)
+    >>> memory, references = torch.zeros(1, 20, 8), torch.full((1, 5, 2, 2), 0.5)
+    >>> attention(torch.zeros(1, 5, 8), references, memory, [(4, 4), (2, 2)]).shape
+    torch.Size([1, 5, 8])
+    """
+
+    def __init__(self, channels: int, heads: int, *, levels: int, points: int = 4) -> None:
+        super().__init__()
+        if heads < 1 or channels % heads or levels < 1 or points < 1:
+            raise ValueError(
+                f"DeformableAttention: heads={heads} must divide channels={channels}; levels={levels} and "
+                f"points={points} must be at least 1"
+            )
+        self.heads, self.levels, self.points = heads, levels, points
+        self.offsets = nn.Linear(channels, heads * levels * points * 2)
+        self.weights = nn.Linear(channels, heads * levels * points)
+        self.value, self.output = nn.Linear(channels, channels), nn.Linear(channels, channels)
+        for part in (self.offsets, self.weights):
+            nn.init.zeros_(part.weight)
+        for part in (self.value, self.output):
+            nn.init.xavier_uniform_(part.weight)
+        for part in (self.weights, self.value, self.output):
+            nn.init.zeros_(part.bias)
+        with torch.no_grad():
+            self.offsets.bias.copy_(_rays(heads, levels, points).flatten())
+
+    def forward(
+        self,
+        queries: Float[Tensor, "B Q D"],
+        references: Float[Tensor, "B Q levels _"],
+        memory: Float[Tensor, "B K D"],
+        shapes: Shapes,
+        *,
+        inside: Bool[Tensor, "B K"] | None = None,
+    ) -> Float[Tensor, "B Q D"]:
+        """What each query finds around its ``references``; positions are added to ``queries`` by the caller.
+
+        References are points (B, Q, levels, 2), offset by cells of each level; or boxes (B, Q, levels, 4) as cx, cy, w,
+        h, offset by their sides; all as fractions of the padded image. ``memory`` holds the cells of all levels,
+        ``shapes`` (rows, columns) of each; cells not ``inside`` (B, K) an image count as 0.
+        """
+        if references.ndim != 4 or references.shape[2] != self.levels or references.shape[3] not in (2, 4):
+            raise ValueError(
+                f"DeformableAttention: references have shape {tuple(references.shape)}; allowed is "
+                f"(B, Q, {self.levels}, 2) or (B, Q, {self.levels}, 4)"
+            )
+        values = self.value(memory)
+        if inside is not None:
+            values = torch.where(inside[..., None], values, 0)
+        grid = (self.heads, self.levels, self.points)
+        weights = self.weights(queries).unflatten(2, (self.heads, -1)).softmax(-1).unflatten(3, grid[1:])
+        offsets = self.offsets(queries).unflatten(2, (*grid, 2))
+        locations = references[:, :, None, :, None, :2] + offsets * self._unit(references, shapes)
+        found = deformable_attention(values.unflatten(2, (self.heads, -1)), shapes, locations, weights)
+        return self.output(found)
+
+    def extra_repr(self) -> str:
+        """The settings that ``print`` shows."""
+        return f"heads={self.heads}, levels={self.levels}, points={self.points}"
+
+    def _unit(self, references: Tensor, shapes: Shapes) -> Float[Tensor, "... 2"]:
+        """What an offset of 1 is, as a fraction of the image."""
+        if references.shape[3] == 4:
+            return references[:, :, None, :, None, 2:] * (0.5 / self.points)
+        sides = [torch.stack([references.new_ones(()) / side for side in (columns, rows)]) for rows, columns in shapes]
+        return torch.stack(sides)[:, None]
+
+
+def _corners(
+    locations: Float[Tensor, "B Q heads points 2"], rows: int, columns: int
+) -> tuple[Tensor, Float[Tensor, "B Q heads points 4"]]:
+    """The four cells around every point: which they are, and the share of each: 0 for cells outside the map."""
+    sizes = torch.stack([locations.new_ones(()) * side for side in (columns, rows)])
+    # Farther than one cell from the map nothing is found: the clamp keeps indices small, and has no gradient there.
+    points = torch.minimum((locations * sizes - 0.5).nan_to_num(nan=-2.0).clamp(min=-2.0), sizes + 1)
+    low = points.detach().floor()
+    part = points - low
+    (x, y), (right, down) = low.long().unbind(-1), part.unbind(-1)
+    places, shares = [], []
+    for dy, vertical in ((0, 1 - down), (1, down)):
+        for dx, horizontal in ((0, 1 - right), (1, right)):
+            column, row = x + dx, y + dy
+            good = (column >= 0) & (column < columns) & (row >= 0) & (row < rows)
+            places.append(torch.where(good, row * columns + column, 0))
+            shares.append(torch.where(good, vertical * horizontal, 0))
+    return torch.stack(places, -1), torch.stack(shares, -1)
+
+
+def _rays(heads: int, levels: int, points: int) -> Float[Tensor, "heads levels points 2"]:
+    """Offsets at the start: a direction for each head, on the border of a square, farther by one for each point."""
+    angles = torch.arange(heads) * (2 * math.pi / heads)
+    rays = torch.stack((angles.cos(), angles.sin()), -1)
+    rays = rays / rays.abs().amax(-1, keepdim=True)
+    steps = torch.arange(1, points + 1)[:, None]
+    return (rays[:, None, None] * steps).expand(-1, levels, -1, -1)
+
+
+def _check_shapes(values: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> None:
+    cells = sum(rows * columns for rows, columns in shapes)
+    fits = values.ndim == 4 and locations.ndim == 6 and locations.shape[:-1] == weights.shape
+    if not fits or values.shape[1] != cells or locations.shape[3] != len(shapes) or locations.shape[5] != 2:
+        raise ValueError(
+            f"deformable_attention: values {tuple(values.shape)}, shapes {list(shapes)}, locations "
+            f"{tuple(locations.shape)}, weights {tuple(weights.shape)}; allowed is (B, K, heads, depth), K cells in "
+            "all levels, (B, Q, heads, levels, points, 2), (B, Q, heads, levels, points)"
+        )
+    if values.shape[0] != locations.shape[0] or values.shape[2] != locations.shape[2]:
+        raise ValueError(
+            f"deformable_attention: values {tuple(values.shape)} and locations {tuple(locations.shape)} differ in "
+            "images or heads"
+        )

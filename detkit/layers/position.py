@@ -1,0 +1,90 @@
+"""Where things are: positions of the cells of a padded batch as embeddings, and which cells hold image at all."""
+
+import math
+
+import torch
+from jaxtyping import Bool, Float, Shaped
+from torch import Tensor, nn
+
+
+class SinePositions(nn.Module):
+    """Sines and cosines of the row, then of the column, of every cell; each takes half of ``channels``.
+
+    Cells are counted from 1 to the last one inside the image, which maps to 2 pi, whatever the image's size;
+    ``temperature`` is the longest wave over the shortest. Raises ValueError unless 4 divides ``channels``.
+    Source: Carion et al. 2020, appendix A.4, with the release's 1e-6 in the division.
+
+    >>> positions = SinePositions(4)(torch.ones(1, 1, 4, dtype=torch.bool))
+    >>> positions[0, 2, 0].mul(100).round().int()  # sine of a quarter, a half, three quarters and a whole turn
+    tensor([ 100,    0, -100,    0], dtype=torch.int32)
+    """
+
+    def __init__(self, channels: int, *, temperature: float = 10000.0) -> None:
+        super().__init__()
+        if channels < 4 or channels % 4:
+            raise ValueError(f"SinePositions: channels={channels} must be a multiple of 4")
+        self.channels, self.temperature = channels, temperature
+
+    def forward(self, inside: Bool[Tensor, "B H W"], *, dtype: torch.dtype = torch.float32) -> Float[Tensor, "B D H W"]:
+        """Positions (B, channels, H, W) of cells, where ``inside`` tells which hold image: see :func:`cells_inside`."""
+        waves = torch.arange(0, self.channels // 2, 2, device=inside.device, dtype=dtype)
+        waves = self.temperature ** (waves * 2 / self.channels)
+        halves = []
+        for dim in (1, 2):
+            counted = inside.to(dtype).cumsum(dim)
+            angles = counted / (counted.narrow(dim, -1, 1) + 1e-6) * (2 * math.pi)
+            angles = angles[..., None] / waves
+            halves.append(torch.stack((angles.sin(), angles.cos()), -1).flatten(3))
+        return torch.cat(halves, -1).permute(0, 3, 1, 2)
+
+    def extra_repr(self) -> str:
+        """The settings that ``print`` shows."""
+        return f"channels={self.channels}, temperature={self.temperature}"
+
+
+class LearnedPositions(nn.Module):
+    """A learnt embedding for every column, then one for every row; each takes half of ``channels``.
+
+    There are as many as ``size`` (rows, columns): maps may be smaller. Embeddings start uniform in [0, 1). Raises
+    ValueError for odd ``channels`` and for a larger map. Source: Carion et al. 2020, section 4.2 (table 3).
+
+    >>> LearnedPositions(8, size=(50, 50))(torch.ones(2, 3, 4, dtype=torch.bool)).shape
+    torch.Size([2, 8, 3, 4])
+    """
+
+    def __init__(self, channels: int, *, size: tuple[int, int] = (50, 50)) -> None:
+        super().__init__()
+        if channels < 2 or channels % 2:
+            raise ValueError(f"LearnedPositions: channels={channels} must be even")
+        self.rows, self.columns = (nn.Embedding(count, channels // 2) for count in size)
+        for embedding in (self.rows, self.columns):
+            nn.init.uniform_(embedding.weight)
+
+    def forward(self, inside: Bool[Tensor, "B H W"], *, dtype: torch.dtype = torch.float32) -> Float[Tensor, "B D H W"]:
+        """Positions (B, channels, H, W); only the shape of ``inside`` matters."""
+        images, height, width = inside.shape
+        if height > self.rows.num_embeddings or width > self.columns.num_embeddings:
+            raise ValueError(
+                f"LearnedPositions: a map of {height} x {width} cells is larger than the "
+                f"{self.rows.num_embeddings} x {self.columns.num_embeddings} that have positions"
+            )
+        rows, columns = self.rows.weight[:height, None], self.columns.weight[None, :width]
+        both = torch.cat((columns.expand(height, -1, -1), rows.expand(-1, width, -1)), -1)
+        return both.to(dtype).permute(2, 0, 1).expand(images, -1, -1, -1)
+
+
+def cells_inside(sizes: Shaped[Tensor, "B 2"], frame: tuple[int, int], cells: tuple[int, int]) -> Bool[Tensor, "B H W"]:
+    """Which of ``cells`` (rows, columns) laid over a padded ``frame`` (height, width) start inside their image.
+
+    ``sizes`` (B, 2) is where the images end in the frame, at least one pixel each. The same as the mask of pixels,
+    resized by nearest.
+
+    >>> cells_inside(torch.tensor([[32, 33]]), (64, 96), (2, 3)).int()
+    tensor([[[1, 1, 0],
+             [0, 0, 0]]], dtype=torch.int32)
+    """
+    rows, columns = (
+        torch.arange(count, device=sizes.device) * length // count < sizes[:, i, None]
+        for i, (length, count) in enumerate(zip(frame, cells, strict=True))
+    )
+    return rows[:, :, None] & columns[:, None]

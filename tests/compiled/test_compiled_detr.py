@@ -1,0 +1,129 @@
+"""DETR and its parts compile whole, in inference and in training, and export with dynamic sizes; equal to eager."""
+
+import torch
+from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.export import Dim
+
+from detkit.detectors.detector import Detector
+from detkit.detectors.recipes.detr import small_detr
+from detkit.layers.deformable import DeformableAttention
+from detkit.layers.transformer import DecoderLayer, TransformerDecoder
+from detkit.structures import Images, Target, Targets, pad_targets
+
+SIZES = ((2, (96, 128)), (3, (130, 90)), (5, (64, 200)))
+
+
+class FromTensors(nn.Module):
+    """A detector that takes and gives plain tensors: what is exported."""
+
+    def __init__(self, detector: Detector) -> None:
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, tensors: Tensor, sizes: Tensor) -> list[Tensor]:
+        return [column for column in self.detector(Images(tensors, sizes)) if column is not None]
+
+
+def build(layers: int = 1) -> Detector:
+    torch.manual_seed(0)
+    torch.compiler.reset()
+    detector = small_detr(3, size=(96, 128), channels=32, depth=layers, queries=9).eval()
+    for parameter in detector.objects.parameters():
+        if parameter.ndim == 2:
+            nn.init.normal_(parameter, std=0.3)  # queries must differ, or ties hide what is wrong
+    return detector
+
+
+def images(count: int, size: tuple[int, int]) -> Images:
+    """The last image ends before its frame does."""
+    sizes = torch.tensor([size] * (count - 1) + [(size[0] - 33, size[1] - 20)])
+    return Images(torch.rand(count, 3, *size), sizes)
+
+
+def targets(count: int, length: int) -> Targets:
+    corners = torch.rand(2, count, length, 2) * 60
+    boxes = torch.cat((corners.amin(0), corners.amax(0) + 1), -1)
+    return pad_targets([Target(boxes=rows, labels=torch.arange(length) % 3) for rows in boxes])
+
+
+def assert_all_close(found, expected) -> None:
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+def counted(function):
+    counter = CompileCounterWithBackend("aot_eager")
+    return torch.compile(function, backend=counter, fullgraph=True), counter
+
+
+def test_inference_compiles_whole_and_finds_what_it_finds_eagerly():
+    model = FromTensors(build())
+    compiled, counter = counted(model)
+    with torch.no_grad():
+        for count, size in SIZES[:2]:
+            batch = images(count, size)
+            expected = model(*batch[:2])
+            assert expected[1].std() > 1e-3
+            assert_all_close(compiled(*batch[:2]), expected)
+    assert counter.frame_count <= 3
+
+
+def test_training_compiles_whole_and_learns_what_it_learns_eagerly():
+    detector = build(layers=2).double()  # gradients of float32 differ by rounding
+    compiled, counter = counted(detector)
+    for count, length in ((2, 3), (3, 6)):
+        batch, truth = images(count, (96, 128)), targets(count, length)
+        batch = batch._replace(tensors=batch.tensors.double())
+        results = []
+        for run in (detector, compiled):
+            detector.zero_grad()
+            losses = run(batch, truth)
+            sum(losses.values()).backward()
+            results.append([*losses.values(), *(parameter.grad.clone() for parameter in detector.parameters())])
+        assert results[0][0] > 0
+        assert_all_close(results[1], results[0])
+    assert counter.frame_count <= 3
+
+
+def test_detr_exports_with_dynamic_batch_height_and_width():
+    dynamic = ({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}, {0: Dim.DYNAMIC})
+    model = FromTensors(build())
+    program = torch.export.export(model, tuple(images(2, (96, 128))[:2]), dynamic_shapes=dynamic).module()
+    with torch.no_grad():
+        for count, size in SIZES:
+            batch = images(count, size)
+            assert_all_close(program(*batch[:2]), model(*batch[:2]))
+
+
+def test_a_step_of_decoding_compiles_whole():
+    torch.compiler.reset()
+    torch.manual_seed(0)
+    layers = [DecoderLayer(12, 3, hidden=20, norm_first=True) for _ in range(2)]
+    decoder = TransformerDecoder(layers, norm=nn.LayerNorm(12)).eval()
+    tokens, memory = torch.rand(2, 6, 12), torch.rand(2, 7, 12)
+    with torch.no_grad():
+        whole = decoder(tokens, memory, causal=True)[-1]
+        caches = decoder.start(memory, length=6)
+        compiled, counter = counted(decoder.step)
+        steps = [compiled(tokens[:, i : i + 1], caches, at=i) for i in range(6)]
+    assert_all_close([torch.cat(steps, 1)], [whole])
+    assert counter.frame_count <= 3
+
+
+def test_deformable_attention_compiles_whole_with_gradients():
+    torch.compiler.reset()
+    torch.manual_seed(0)
+    attention = DeformableAttention(8, 2, levels=2)
+    compiled, counter = counted(attention)
+    shapes = [(4, 5), (2, 3)]
+    for count in (1, 2, 3, 5):
+        queries, memory = torch.rand(count, 2 * count + 1, 8), torch.rand(count, 26, 8)
+        results = []
+        for run in (attention, compiled):
+            attention.zero_grad()
+            found = run(queries, torch.full((count, 2 * count + 1, 2, 2), 0.4), memory, shapes)
+            found.square().sum().backward()
+            results.append([found.detach(), *(parameter.grad.clone() for parameter in attention.parameters())])
+        assert_all_close(results[1], results[0])
+    assert counter.frame_count <= 3

@@ -1,0 +1,57 @@
+"""Detectors without anchors, by queries and by language, export with dynamic sizes and find what they find eagerly."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+from detkit.detectors.detector import Detector
+from detkit.detectors.recipes.detr import small_detr
+from detkit.detectors.recipes.pix2seq import small_pix2seq
+from detkit.structures import Images
+
+SIZES = ((2, (96, 128)), (3, (130, 90)), (5, (64, 200)))
+DETECTORS: dict[str, Callable[[], Detector]] = {
+    "queries": lambda: small_detr(3, size=(96, 128), channels=32, depth=1, queries=5),
+    "language": lambda: small_pix2seq(3, size=(96, 128), channels=16, layers=1, max_objects=2, bins=20),
+}
+
+
+class FromTensors(nn.Module):
+    """A detector that takes and gives plain tensors: what is exported."""
+
+    def __init__(self, detector: Detector) -> None:
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, tensors: Tensor, sizes: Tensor) -> list[Tensor]:
+        return [column for column in self.detector(Images(tensors, sizes)) if column is not None]
+
+
+def images(count: int, size: tuple[int, int]) -> Images:
+    """The last image ends before its frame does."""
+    sizes = torch.tensor([size] * (count - 1) + [(size[0] - 33, size[1] - 20)])
+    return Images(torch.rand(count, 3, *size), sizes)
+
+
+@pytest.mark.parametrize("build", DETECTORS.values(), ids=DETECTORS)
+def test_a_detector_exports_with_dynamic_batch_height_and_width(build):
+    torch.manual_seed(0)
+    torch.compiler.reset()
+    model = FromTensors(build().eval())
+    for parameter in model.parameters():
+        if parameter.ndim == 2:
+            nn.init.normal_(parameter, std=0.3)  # what is said must depend on the image, or ties hide what is wrong
+    dynamic = ({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}, {0: Dim.DYNAMIC})
+    program = torch.export.export(model, tuple(images(2, (96, 128))[:2]), dynamic_shapes=dynamic).module()
+    with torch.no_grad():
+        for count, size in SIZES:
+            batch = images(count, size)
+            expected = model(*batch[:2])
+            assert expected[3].any()
+            shares = expected[0] / batch.sizes.flip(-1).repeat(1, 2)[:, None]
+            assert shares.std(dim=0).max() > 0.01  # what is found follows the image
+            for one, other in zip(program(*batch[:2]), expected, strict=True):
+                torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)

@@ -1,0 +1,130 @@
+"""Denoising queries: how far noise goes, who sees whom, and that a decoder learns from them without being told."""
+
+import pytest
+import torch
+from strategies import unhooked
+from torch import Tensor, nn
+
+from detkit.detectors.denoising import DenoisingQueries, NoisedQueries
+from detkit.layers.transformer import DecoderLayer, TransformerDecoder
+from detkit.losses.set_prediction import SetPredictionLoss
+from detkit.structures import Assignment, Target, Targets, pad_targets
+
+SIZES = torch.tensor([[100, 200], [64, 64]])
+
+
+def truth() -> Targets:
+    """Three objects, the last a crowd, and one."""
+    boxes = torch.tensor([[20.0, 10, 60, 50], [100, 40, 180, 90], [0, 0, 30, 30]])
+    first = Target(boxes=boxes, labels=torch.tensor([0, 2, 1]), iscrowd=torch.tensor([0, 0, 1]))
+    return pad_targets([first, Target(boxes=torch.tensor([[8.0, 8, 40, 56]]), labels=torch.tensor([1]))])
+
+
+def noised(groups: int = 3, generator=None, **settings: float) -> tuple[DenoisingQueries, NoisedQueries]:
+    torch.manual_seed(0)
+    queries = DenoisingQueries(3, 8, groups=groups, **settings)
+    return queries, queries(truth(), SIZES, generator=generator)
+
+
+def test_without_noise_queries_are_the_objects():
+    queries, found = noised(label_noise=0.0, box_noise=0.0)
+    assert found.assignment.matched.tolist() == [[0, 1, -2, -2] * 3, [0, -2, -2, -2] * 3]
+    expected = torch.tensor([[0.2, 0.3, 0.2, 0.4], [0.7, 0.65, 0.4, 0.5]]).repeat(3, 1)
+    kept = found.assignment.matched[0] >= 0
+    torch.testing.assert_close(found.boxes[0][kept], expected)
+    assert torch.equal(found.embeddings[0][kept], queries.labels.weight[[0, 2] * 3])
+    assert torch.equal(found.embeddings[1, ::4], queries.labels.weight[[1] * 3])
+
+
+def test_boxes_move_and_stretch_within_their_noise(generator):
+    _, found = noised(groups=500, generator=generator, box_noise=0.4)
+    original = torch.tensor([0.2, 0.3, 0.2, 0.4])
+    moved = found.boxes[0, ::4]
+    apart = (moved - original) / original[[2, 3, 2, 3]]
+    for column, limit in enumerate([0.2, 0.2, 0.4, 0.4]):
+        assert apart[:, column].abs().max() <= limit + 1e-5
+        assert apart[:, column].abs().max() > 0.95 * limit
+        assert abs(apart[:, column].mean()) < 0.1 * limit
+
+
+def test_boxes_stay_in_the_image(generator):
+    queries = DenoisingQueries(3, 8, groups=200, box_noise=1.0)
+    whole = pad_targets([Target(boxes=torch.tensor([[0.0, 0, 200, 100]]), labels=torch.tensor([0]))])
+    boxes = queries(whole, SIZES[:1], generator=generator).boxes[0]
+    corners = torch.cat((boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2), 1)
+    assert corners.min() > -1e-6
+    assert corners.max() < 1 + 1e-6
+    assert (boxes[:, 2:] >= 0).all()
+
+
+def test_labels_are_drawn_anew_as_often_as_asked(generator):
+    queries, found = noised(groups=3000, generator=generator, label_noise=0.6)
+    same = (found.embeddings[0, ::4] == queries.labels.weight[0]).all(-1).float().mean()
+    assert same.item() == pytest.approx(0.4 + 0.6 / 3, abs=0.03)
+    for label in (1, 2):
+        share = (found.embeddings[0, ::4] == queries.labels.weight[label]).all(-1).float().mean()
+        assert share.item() == pytest.approx(0.2, abs=0.03)
+
+
+def test_one_generator_state_gives_one_result():
+    first, second = (noised(generator=torch.Generator().manual_seed(3))[1] for _ in range(2))
+    assert torch.equal(first.boxes, second.boxes)
+    assert not torch.equal(first.boxes, noised(generator=torch.Generator().manual_seed(4))[1].boxes)
+
+
+def test_the_mask_keeps_groups_apart_and_the_truth_from_plain_queries():
+    queries, found = noised(groups=2)
+    mask = queries.mask(found, 3)
+    real = found.assignment.matched >= 0
+    for image in range(2):
+        for row in range(11):
+            for column in range(11):
+                if row == column or column >= 8:
+                    expected = True
+                else:
+                    expected = row < 8 and row // 4 == column // 4 and bool(real[image, column])
+                assert mask[image, row, column].item() is expected
+
+
+def decoded(embeddings: Tensor, mask: Tensor | None) -> Tensor:
+    torch.manual_seed(1)
+    decoder = TransformerDecoder([DecoderLayer(8, 2, hidden=16) for _ in range(2)], norm=nn.LayerNorm(8)).eval()
+    return decoder(embeddings, torch.rand(len(embeddings), 5, 8), mask=mask)[-1]
+
+
+def test_plain_queries_come_out_as_without_noised_ones():
+    queries, found = noised()
+    plain = torch.rand(2, 3, 8)
+    together = decoded(torch.cat((found.embeddings, plain), 1), queries.mask(found, 3))
+    torch.testing.assert_close(together[:, -3:], decoded(plain, None))
+
+
+def test_a_loss_with_the_given_assignment_trains_the_labels():
+    queries, found = noised()
+    out = decoded(torch.cat((found.embeddings, torch.rand(2, 3, 8)), 1), queries.mask(found, 3))[:, :12]
+    criterion = SetPredictionLoss(lambda logits, boxes, targets: Assignment(*found.assignment))
+    losses = criterion(out[None, :, :, :4], found.boxes[None], truth(), SIZES)
+    matched = found.assignment.matched
+    columns = truth().labels.gather(1, matched.clamp(min=0))[matched >= 0]
+    entropy = nn.functional.cross_entropy(out[..., :4][matched >= 0], columns)
+    torch.testing.assert_close(losses["classification"], entropy)
+    sum(losses.values()).backward()
+    assert queries.labels.weight.grad.abs().sum() > 0
+    assert torch.isfinite(queries.labels.weight.grad).all()
+
+
+def test_a_batch_without_objects_keeps_a_gradient():
+    queries = DenoisingQueries(3, 8)
+    nothing = pad_targets([Target(boxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64))])
+    found = queries(nothing, SIZES[:1])
+    assert (found.assignment.matched == -2).all()
+    decoded(found.embeddings, queries.mask(found, 0)).sum().backward()
+    assert torch.isfinite(queries.labels.weight.grad).all()
+
+
+def test_wrong_arguments_are_named():
+    with pytest.raises(ValueError, match="groups=0 must be at least 1"):
+        DenoisingQueries(3, 8, groups=0)
+    with pytest.raises(ValueError, match=r"box_noise=1.5 must lie in \[0, 1\]"):
+        unhooked(DenoisingQueries.__init__)(DenoisingQueries(3, 8), 3, 8, box_noise=1.5)
+    assert "groups=5, label_noise=0.2, box_noise=0.4" in repr(DenoisingQueries(3, 8))

@@ -1,0 +1,118 @@
+"""MapEncoder and TokenDecoder: what is read and what is not, and steps that equal the whole."""
+
+import pytest
+import torch
+from strategies import unhooked
+from torch import nn
+
+from detkit.heads.token_decoder import MapEncoder, Memory, TokenDecoder
+from detkit.layers.position import SinePositions
+from detkit.layers.transformer import DecoderLayer, EncoderLayer, TransformerDecoder, TransformerEncoder
+from detkit.structures import Images
+
+D, V, L = 8, 12, 6
+
+
+def decoder() -> TokenDecoder:
+    torch.manual_seed(0)
+    layers = [DecoderLayer(D, 2, hidden=16, norm_first=True) for _ in range(2)]
+    built = TokenDecoder(TransformerDecoder(layers, norm=nn.LayerNorm(D)), channels=D, vocabulary=V, length=L)
+    for parameter in built.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    return built.eval()
+
+
+def memory() -> Memory:
+    generator = torch.Generator().manual_seed(1)
+    mask = torch.tensor([[[True] * 5], [[True, True, True, False, False]]])
+    return Memory(torch.randn(2, 5, D, generator=generator), torch.randn(2, 5, D, generator=generator), mask)
+
+
+def tokens(length: int = L):
+    return torch.randint(0, V, (2, length), generator=torch.Generator().manual_seed(2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_steps_give_what_the_whole_gives(dtype):
+    built, seen = decoder().to(dtype), Memory(memory().cells.to(dtype), memory().positions.to(dtype), memory().mask)
+    with torch.no_grad():
+        whole, caches = built(tokens(), seen), built.start(seen)
+        steps = [built.step(tokens()[:, at], seen, caches, at=at) for at in range(L)]
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-12
+    torch.testing.assert_close(torch.stack(steps, 1), whole, rtol=tolerance, atol=tolerance)
+
+
+def test_no_token_looks_at_a_later_one():
+    built = decoder()
+    changed = tokens()
+    changed[:, 3] = (changed[:, 3] + 1) % V
+    before, after = built(tokens(), memory()), built(changed, memory())
+    assert torch.equal(before[:, :3], after[:, :3])
+    assert ((before - after).abs().amax(-1)[:, 3:] > 1e-5).all()
+
+
+def test_cells_outside_the_image_are_not_looked_at_but_those_inside_are():
+    built, seen = decoder(), memory()
+    for cell, same in ((4, True), (1, False)):
+        cells, positions = seen.cells.clone(), seen.positions.clone()
+        cells[1, cell], positions[1, cell] = 50.0, -50.0
+        found = built(tokens(), Memory(cells, positions, seen.mask))
+        assert torch.equal(found[0], built(tokens(), seen)[0])
+        assert torch.allclose(found[1], built(tokens(), seen)[1]) is same
+
+
+def test_positions_of_the_memory_count():
+    built, seen = decoder(), memory()
+    moved = seen._replace(positions=seen.positions.roll(1, dims=1))
+    assert not torch.allclose(built(tokens(), moved), built(tokens(), seen))
+
+
+def test_a_token_is_read_with_its_place():
+    built = decoder()
+    same = torch.full((1, L), 3)
+    seen = Memory(*(part[:1] for part in memory()))
+    logits = built(same, seen)[0]
+    assert torch.pdist(logits).min() > 1e-3
+
+
+def test_embeddings_are_shared_with_the_head():
+    built = decoder()
+    assert built.head.weight is built.embedding.weight
+    assert sum(name.startswith(("head", "embedding", "places")) for name, _ in built.named_parameters()) == 3
+
+
+def test_more_tokens_than_places_are_refused():
+    with pytest.raises(ValueError, match="7 tokens came; allowed are at most length=6"):
+        decoder()(tokens(L + 1), memory())
+    with pytest.raises(ValueError, match="vocabulary=0 and length=6 must be at least 1"):
+        unhooked(TokenDecoder.__init__)(
+            nn.Module.__new__(TokenDecoder), TransformerDecoder([]), channels=D, vocabulary=0, length=L
+        )
+
+
+def encoder(layers: int = 1) -> MapEncoder:
+    torch.manual_seed(0)
+    own = TransformerEncoder([EncoderLayer(D, 2, hidden=16) for _ in range(layers)])
+    return MapEncoder(4, D, positions=SinePositions(D), encoder=own).eval()
+
+
+def test_cells_are_rows_of_the_last_map_and_know_what_is_image():
+    features = [torch.zeros(2, 4, 4, 6), torch.randn(2, 4, 2, 3)]
+    images = Images(torch.zeros(2, 3, 64, 96), torch.tensor([[64, 96], [32, 40]]))
+    found = encoder(0)(features, images)
+    projected = encoder(0).projection(features[-1])
+    assert torch.equal(found.cells[1, 4], projected[1, :, 1, 1])
+    assert found.mask[:, 0].tolist() == [[True] * 6, [True, True, False, False, False, False]]
+    assert found.positions.shape == found.cells.shape == (2, 6, D)
+
+
+def test_what_lies_outside_the_image_changes_nothing_inside():
+    images = Images(torch.zeros(1, 3, 64, 96), torch.tensor([[64, 60]]))
+    features = torch.randn(1, 4, 2, 3)
+    broken = features.clone()
+    broken[..., 2] = 100.0
+    inside = torch.tensor([0, 1, 3, 4])
+    one, other = (encoder(2)([given], images).cells[:, inside] for given in (features, broken))
+    assert torch.equal(one, other)
+    broken[..., 1] = 100.0
+    assert not torch.allclose(encoder(2)([broken], images).cells[:, 0], one[:, 0])

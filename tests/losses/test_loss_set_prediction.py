@@ -1,0 +1,325 @@
+"""The loss of set prediction: DETR's golden, a loop over queries, transformers' loss, what is left out, processes."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from strategies import unhooked
+from torch import Tensor
+
+from detkit.anchors import HungarianMatcher
+from detkit.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
+from detkit.boxes.iou import generalized_box_iou
+from detkit.losses import set_prediction
+from detkit.losses.set_prediction import SetPredictionLoss, cardinality_error
+from detkit.structures import Assignment, Targets, pad_targets
+
+WHOLE = torch.ones(2, 2)
+SIZES = torch.tensor([[480, 640], [100, 50], [64, 64]])
+
+
+def golden() -> tuple[Tensor, Tensor, Targets]:
+    logits = torch.linspace(0, 12, 40, dtype=torch.float64).sin().view(1, 2, 5, 4)
+    boxes = (1.5 * torch.linspace(0, 9, 40, dtype=torch.float64).cos()).sigmoid().view(1, 2, 5, 4)
+    rows = [[[0.5, 0.5, 0.4, 0.3], [0.2, 0.7, 0.1, 0.2]], [[0.6, 0.4, 0.5, 0.5]]]
+    corners = [cxcywh_to_xyxy(torch.tensor(row, dtype=torch.float64)) for row in rows]
+    labels = [torch.tensor([0, 2]), torch.tensor([1])]
+    return logits, boxes, pad_targets([{"boxes": b, "labels": c} for b, c in zip(corners, labels, strict=True)])
+
+
+def predictions(layers: int = 3, images: int = 3, queries: int = 6, *, seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(layers, images, queries, 4, generator=generator, dtype=torch.float64) * 2
+    boxes = torch.rand(layers, images, queries, 4, generator=generator, dtype=torch.float64) * 0.5 + 0.1
+    return logits, boxes
+
+
+def truth(counts=(3, 0, 2), *, seed: int = 1, **more) -> Targets:
+    """Objects in the pixels of SIZES."""
+    generator, targets = torch.Generator().manual_seed(seed), []
+    for count, (height, width) in zip(counts, SIZES.tolist(), strict=False):
+        rows = cxcywh_to_xyxy(torch.rand(count, 4, generator=generator, dtype=torch.float64) * 0.5 + 0.1)
+        labels = torch.randint(0, 3, (count,), generator=generator)
+        boxes = rows * torch.tensor([width, height, width, height])
+        targets.append({"boxes": boxes, "labels": labels, **{key: values[:count] for key, values in more.items()}})
+    return pad_targets(targets)
+
+
+def detr_loss() -> SetPredictionLoss:
+    return SetPredictionLoss(HungarianMatcher())
+
+
+def one_layer(logits: Tensor, boxes: Tensor, targets: Targets) -> dict[str, float]:
+    """Query by query in Python; matches by trying all permutations."""
+    entropy = share = l1 = giou = 0.0
+    for b in range(len(logits)):
+        height, width = SIZES[b].tolist()
+        rows = targets.valid[b] & ~targets.ignore[b]
+        wanted = targets.boxes[b][rows] / torch.tensor([width, height, width, height])
+        labels = targets.labels[b][rows].tolist()
+        likely = logits[b].softmax(-1)
+
+        terms = {
+            (q, t): (
+                (boxes[b, q] - xyxy_to_cxcywh(box)).abs().sum().item(),
+                1 - generalized_box_iou(cxcywh_to_xyxy(boxes[b, q])[None], box[None]).item(),
+            )
+            for q in range(logits.shape[1])
+            for t, box in enumerate(wanted)
+        }
+        cost = {
+            (q, t): -likely[q, labels[t]].item() + 5 * distance + 2 * apart
+            for (q, t), (distance, apart) in terms.items()
+        }
+
+        def total(way: tuple[int, ...], cost=cost) -> float:
+            return sum(cost[q, t] for t, q in enumerate(way))
+
+        best = min(itertools.permutations(range(logits.shape[1]), len(labels)), key=total)
+        for query in range(logits.shape[1]):
+            column, weight = logits.shape[2] - 1, 0.1
+            if query in best:
+                target = best.index(query)
+                column, weight = labels[target], 1.0
+                l1, giou = l1 + terms[query, target][0], giou + terms[query, target][1]
+            entropy -= weight * math.log(likely[query, column].item())
+            share += weight
+    count = max(1, int((targets.valid & ~targets.ignore).sum()))
+    return {"classification": entropy / share, "l1": 5 * l1 / count, "giou": 2 * giou / count}
+
+
+def test_golden_of_detr_in_float64():
+    logits, boxes, targets = golden()
+    losses = detr_loss()(logits, boxes, targets, WHOLE)
+    assert losses["classification"].item() == pytest.approx(1.29596033, abs=5e-9)
+    assert losses["l1"].item() == pytest.approx(5 * 0.47488991, abs=5e-8)
+    assert losses["giou"].item() == pytest.approx(2 * 1.10708800, abs=2e-8)
+    assert sum(losses.values()).item() == pytest.approx(5.88458586, abs=5e-9)
+    assert cardinality_error(logits[0], targets).item() == 1.5
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_every_layer_costs_what_a_loop_over_queries_says(seed):
+    logits, boxes = predictions(seed=seed)
+    targets = truth(seed=seed)
+    losses = detr_loss()(logits, boxes, targets, SIZES)
+    assert len(losses) == 9
+    for layer, prefix in enumerate(("layer0.", "layer1.", "")):
+        for name, expected in one_layer(logits[layer], boxes[layer], targets).items():
+            assert losses[prefix + name].item() == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("counts", [(3, 2, 1), (0, 4, 0), (6, 6, 6)], ids=str)
+def test_it_equals_transformers_loss_with_auxiliary_layers_and_gradients(counts):
+    peer = pytest.importorskip(
+        "transformers.loss.loss_for_object_detection",
+        reason="transformers is not installed: SetPredictionLoss was NOT compared with its loss",
+    )
+    logits, boxes = predictions(images=3)
+    targets = truth(counts)
+    criterion = peer.ImageLoss(
+        peer.HungarianMatcher(class_cost=1, bbox_cost=5, giou_cost=2), 3, 0.1, ["labels", "boxes", "cardinality"]
+    ).double()
+    scale = SIZES.flip(1).repeat(1, 2)
+    wanted = [
+        {
+            "class_labels": targets.labels[i, :count],
+            "boxes": xyxy_to_cxcywh(targets.boxes[i, :count] / scale[i]),
+        }
+        for i, count in enumerate(counts)
+    ]
+    theirs, ours = ([rows.clone().requires_grad_() for rows in (logits, boxes)] for _ in range(2))
+    outputs = [{"logits": one, "pred_boxes": other} for one, other in zip(*theirs, strict=True)]
+    expected = criterion({**outputs[-1], "auxiliary_outputs": outputs[:-1]}, wanted)
+    losses = detr_loss()(*ours, targets, SIZES)
+    names = {"classification": ("loss_ce", 1), "l1": ("loss_bbox", 5), "giou": ("loss_giou", 2)}
+    sum_of_theirs = 0
+    for suffix, prefix in (("_0", "layer0."), ("_1", "layer1."), ("", "")):
+        for name, (other, weight) in names.items():
+            torch.testing.assert_close(losses[prefix + name], weight * expected[other + suffix], rtol=1e-6, atol=1e-9)
+            sum_of_theirs = sum_of_theirs + weight * expected[other + suffix]
+    error = cardinality_error(logits[-1], targets)
+    torch.testing.assert_close(error.double(), expected["cardinality_error"].double())
+    sum_of_theirs.backward()
+    sum(losses.values()).backward()
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-6, atol=1e-9)
+
+
+def test_each_layer_is_matched_anew():
+    seen = []
+
+    def matcher(logits: Tensor, boxes: Tensor, targets: Targets) -> Assignment:
+        seen.append((len(logits), len(targets.valid)))
+        return HungarianMatcher()(logits, boxes, targets)
+
+    logits, boxes = predictions(layers=2, images=1)
+    boxes[1] = boxes[0].flip(1)
+    logits[1] = logits[0].flip(1)
+    losses = SetPredictionLoss(matcher)(logits, boxes, truth((3,)), SIZES[:1])
+    assert seen == [(2, 2)]  # all layers and images in one call
+    for name in ("classification", "l1", "giou"):
+        torch.testing.assert_close(losses[name], losses["layer0." + name])
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_bad_row_of_logits_is_left_out_and_moves_no_other_match(bad):
+    logits, boxes = predictions(layers=1)
+    targets = truth()
+    worst = SetPredictionLoss(HungarianMatcher()).matcher(logits[0], boxes[0], _fractions(targets)).matched
+    query = int((worst[0] < 0).nonzero()[0])  # one without object
+    damaged = logits.clone()
+    damaged[0, 0, query, 1] = bad
+    damaged.requires_grad_()
+    losses = detr_loss()(damaged, boxes, targets, SIZES)
+    sum(losses.values()).backward()
+    assert not damaged.grad[0, 0, query].any()
+    assert torch.isfinite(damaged.grad).all()
+    others = [q for q in range(6) if q != query]
+    without = detr_loss()(logits[:, :1, others], boxes[:, :1, others], truth((3,)), SIZES[:1])
+    alone = detr_loss()(damaged.detach()[:, :1], boxes[:, :1], truth((3,)), SIZES[:1])
+    for name, loss in without.items():
+        torch.testing.assert_close(alone[name], loss)
+
+
+def test_a_bad_box_is_left_out_too():
+    logits, boxes = predictions(layers=1)
+    boxes[0, 0, 2, 0] = math.nan
+    boxes.requires_grad_()
+    losses = detr_loss()(logits, boxes, truth(), SIZES)
+    sum(losses.values()).backward()
+    assert all(torch.isfinite(loss) for loss in losses.values())
+    assert torch.isfinite(boxes.grad).all()
+    assert not boxes.grad[0, 0, 2].any()
+
+
+def _fractions(targets: Targets) -> Targets:
+    return targets._replace(boxes=targets.boxes / SIZES.flip(1).repeat(1, 2)[:, None])
+
+
+@pytest.mark.parametrize("counts", [(0, 0, 0), (0, 5, 0)], ids=str)
+def test_images_without_objects_learn_background_only(counts):
+    logits, boxes = predictions()
+    logits, boxes = logits.requires_grad_(), boxes.requires_grad_()
+    losses = detr_loss()(logits, boxes, truth(counts), SIZES)
+    sum(losses.values()).backward()
+    assert torch.isfinite(logits.grad).all()
+    assert not boxes.grad[:, 0].any()
+    if not sum(counts):
+        assert all((loss > 0) == ("classification" in name) for name, loss in losses.items())
+        expected = -logits.detach()[-1].log_softmax(-1)[..., -1].mean()
+        torch.testing.assert_close(losses["classification"].detach(), expected)
+
+
+def test_queries_in_a_crowd_are_judged_by_nobody():
+    logits, boxes = predictions(layers=1, images=1)
+    boxes[..., :2], boxes[..., 2:] = 0.25, 0.1
+    crowd = truth((1,), iscrowd=torch.ones(1))._replace(boxes=torch.tensor([[[0.0, 0, 640, 480]]]))
+    assert all(loss == 0 for loss in detr_loss()(logits, boxes, crowd, SIZES[:1]).values())
+
+
+def test_more_objects_than_queries_are_all_counted():
+    logits, boxes = predictions(layers=1, images=1, queries=2)
+    targets = truth((4,))
+    losses = detr_loss()(logits, boxes, targets, SIZES[:1])
+    matched = HungarianMatcher()(logits[0], boxes[0], targets, SIZES[:1]).matched[0]
+    assert (matched >= 0).all()
+    wanted = xyxy_to_cxcywh(targets.boxes[0, matched] / SIZES[:1].flip(1).repeat(1, 2))
+    assert losses["l1"].item() == pytest.approx(5 * (boxes[0, 0] - wanted).abs().sum().item() / 4)
+
+
+def test_the_weight_of_an_object_scales_its_query_and_not_the_normalisers():
+    logits, boxes = predictions(layers=2)
+    losses = [
+        detr_loss()(logits, boxes, truth(weights=torch.tensor(weights, dtype=torch.float64)), SIZES)
+        for weights in ([0.0, 0, 0], [1.0, 0, 0], [0.25, 0, 0])
+    ]
+    plain = detr_loss()(logits, boxes, truth(), SIZES)
+    same = detr_loss()(logits, boxes, truth(weights=torch.ones(3)), SIZES)
+    for name in plain:
+        nothing, first, quarter = (one[name] for one in losses)
+        torch.testing.assert_close(quarter, nothing + 0.25 * (first - nothing))
+        torch.testing.assert_close(same[name], plain[name])
+
+
+def test_weights_multiply_their_losses():
+    logits, boxes = predictions(layers=1)
+    plain = detr_loss()(logits, boxes, truth(), SIZES)
+    settings = {"class_weight": 2.0, "l1_weight": 10.0, "giou_weight": 1.0}
+    other = SetPredictionLoss(HungarianMatcher(), **settings)(logits, boxes, truth(), SIZES)
+    for name, factor in {"classification": 2, "l1": 2, "giou": 0.5}.items():
+        torch.testing.assert_close(other[name], plain[name] * factor)
+    silent = SetPredictionLoss(HungarianMatcher(), background_weight=0.0)(logits, boxes, truth((0, 0, 0)), SIZES)
+    assert silent["classification"] == 0
+
+
+def test_half_precision_is_promoted():
+    logits, boxes = predictions()
+    exact = detr_loss()(logits, boxes, truth(), SIZES)
+    half = detr_loss()(logits.bfloat16(), boxes.half(), truth(), SIZES)
+    for name, loss in exact.items():
+        assert torch.isfinite(half[name])
+        assert half[name].item() == pytest.approx(loss.item(), rel=0.2)
+
+
+def test_scores_leave_no_object_out():
+    scores = detr_loss().scores(torch.tensor([[0.0, math.log(3), math.log(4)]]))
+    torch.testing.assert_close(scores, torch.tensor([[0.125, 0.375]]))
+
+
+@pytest.mark.parametrize("label", [3, -1, 7])
+def test_a_label_that_is_no_class_is_named(label):
+    logits, boxes = predictions()
+    targets = truth()
+    targets.labels[2, 1] = label
+    with pytest.raises(ValueError, match=rf"image 2, target 1: label {label} must lie in 0..2"):
+        detr_loss()(logits, boxes, targets, SIZES)
+
+
+def test_wrong_arguments_are_named():
+    logits, boxes = predictions()
+    with pytest.raises(ValueError, match="giou_weight=-1 must be at least 0"):
+        SetPredictionLoss(HungarianMatcher(), giou_weight=-1)
+    with pytest.raises(ValueError, match="background_weight=nan"):
+        SetPredictionLoss(HungarianMatcher(), background_weight=math.nan)
+    plain = unhooked(SetPredictionLoss.forward)
+    with pytest.raises(ValueError, match=r"logits \(3, 3, 6, 4\), boxes \(3, 3, 5, 4\)"):
+        plain(detr_loss(), logits, boxes[:, :, 1:], truth(), SIZES)
+    with pytest.raises(ValueError, match=r"sizes \(2, 2\); allowed is \(L, B, Q, C \+ 1\)"):
+        plain(detr_loss(), logits, boxes, truth(), SIZES[:2])
+    assert "background_weight=0.1, class_weight=1.0, l1_weight=5.0, giou_weight=2.0" in repr(detr_loss())
+    assert "HungarianMatcher" in repr(detr_loss())
+
+
+def learn(logits: Tensor, boxes: Tensor, targets: Targets, sizes: Tensor) -> tuple[Tensor, Tensor]:
+    """Losses of a batch, and the gradient of a parameter that all queries share."""
+    scale = torch.ones(4, dtype=torch.float64, requires_grad=True)
+    losses = detr_loss()(logits * scale, boxes * scale, targets, sizes)
+    sum(losses.values()).backward()
+    return torch.stack(list(losses.values())).detach(), scale.grad
+
+
+def test_two_processes_one_without_objects_equal_one(monkeypatch):
+    """Each half runs twice: what it hands to the mean over processes is kept, then answered with that mean."""
+    expected = learn(*predictions(), truth((3, 2, 0)), SIZES)
+    handed: list[list[Tensor]] = [[], []]
+    results = []
+    for means in (None, handed):
+        for rank, rows in enumerate((slice(0, 2), slice(2, 3))):
+            answers = None if means is None else iter([(one + other) / 2 for one, other in zip(*means, strict=True)])
+
+            def mean(value: Tensor, rank=rank, answers=answers) -> Tensor:
+                if answers is not None:
+                    return next(answers)
+                handed[rank].append(value.detach())
+                return value
+
+            monkeypatch.setattr(set_prediction, "all_reduce_mean", mean)
+            logits, boxes = predictions()
+            targets = Targets._make(None if part is None else part[rows] for part in truth((3, 2, 0)))
+            results.append(learn(logits[:, rows], boxes[:, rows], targets, SIZES[rows]))
+    assert len(handed[0]) == 2  # the objects, and the weights of the cross-entropy
+    for one, other, whole in zip(results[2], results[3], expected, strict=True):
+        torch.testing.assert_close((one + other) / 2, whole, rtol=1e-9, atol=1e-12)
+    assert not torch.allclose((results[0][0] + results[1][0]) / 2, expected[0])
