@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from detkit.boxes import xyxy_to_cxcywh
 from detkit.boxes.arguments import promote
 from detkit.checks import check_fraction
+from detkit.heads.sequence import uniform_like
 from detkit.structures import IGNORED, Assignment, Targets
 
 
@@ -61,7 +62,7 @@ class DenoisingQueries(nn.Module):
         boxes = promote(targets.boxes)
         boxes = xyxy_to_cxcywh(boxes / sizes.to(boxes).flip(-1).repeat(1, 2)[:, None])
         boxes, labels = boxes.repeat(1, self.groups, 1), targets.labels.repeat(1, self.groups)
-        noise = _uniform((*labels.shape, 6), boxes, generator)
+        noise = uniform_like(boxes.new_empty(*labels.shape, 6), generator)
         other = (noise[..., 5] * self.labels.num_embeddings).long().clamp(max=self.labels.num_embeddings - 1)
         labels = torch.where(noise[..., 4] < self.label_noise, other, labels)
         objects = targets.valid & ~targets.ignore
@@ -96,8 +97,3 @@ class DenoisingQueries(nn.Module):
         centre, sides = boxes[..., :2] + shift[..., :2] * boxes[..., 2:] / 2, boxes[..., 2:] * (1 + shift[..., 2:])
         low, high = (centre - sides / 2).clamp(0, 1), (centre + sides / 2).clamp(0, 1)
         return torch.cat(((low + high) / 2, high - low), -1)
-
-
-def _uniform(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
-    device = like.device if generator is None else generator.device
-    return torch.rand(shape, generator=generator, device=device, dtype=like.dtype).to(like.device)

@@ -1,9 +1,8 @@
-"""DETR and its parts compile whole, in inference and in training, and export with dynamic sizes; equal to eager."""
+"""DETR and its parts compile whole, in inference and in training; equal to eager."""
 
 import torch
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
-from torch.export import Dim
 
 from detkit.detectors.detector import Detector
 from detkit.detectors.recipes.detr import small_detr
@@ -84,16 +83,6 @@ def test_training_compiles_whole_and_learns_what_it_learns_eagerly():
         assert results[0][0] > 0
         assert_all_close(results[1], results[0])
     assert counter.frame_count <= 3
-
-
-def test_detr_exports_with_dynamic_batch_height_and_width():
-    dynamic = ({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}, {0: Dim.DYNAMIC})
-    model = FromTensors(build())
-    program = torch.export.export(model, tuple(images(2, (96, 128))[:2]), dynamic_shapes=dynamic).module()
-    with torch.no_grad():
-        for count, size in SIZES:
-            batch = images(count, size)
-            assert_all_close(program(*batch[:2]), model(*batch[:2]))
 
 
 def test_a_step_of_decoding_compiles_whole():
