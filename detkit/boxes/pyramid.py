@@ -118,18 +118,22 @@ def _pool(
 ) -> Tensor:
     result = features[0].new_zeros((rois.shape[0], features[0].shape[1], size, size))
     for level, (feature, scale) in enumerate(zip(features, scales, strict=True)):
-        rows = _rows_of(level, levels)
-        if rows.numel():
-            own = torch.ops.torchvision.roi_align(feature, rois[rows], scale, size, size, sampling_ratio, False)
-            chosen = levels[rows][:, None, None, None] == level
-            result.index_copy_(0, rows, torch.where(chosen, own, result[rows]))
+        settings, rows = (scale, size, size, sampling_ratio, False), _rows_of(level, levels)
+        if rows is None:
+            own = torch.ops.torchvision.roi_align(feature, rois, *settings)
+            result = torch.where(_column(levels == level), own, result)
+        elif rows.numel():
+            result.index_copy_(0, rows, torch.ops.torchvision.roi_align(feature, rois[rows], *settings))
     return result
 
 
-def _rows_of(level: int, levels: Tensor) -> Tensor:
-    """The rois to look at for a level: on a CPU its own, on a device all, as it would have to wait for their number."""
-    everything = torch.arange(len(levels), device=levels.device)
-    return everything[levels == level] if levels.device.type == "cpu" else everything
+def _rows_of(level: int, levels: Tensor) -> Tensor | None:
+    """The rois of a level; None on a device, which would have to wait for their number, and so looks at all of them."""
+    return (levels == level).nonzero().squeeze(1) if levels.device.type == "cpu" else None
+
+
+def _column(mask: Tensor) -> Tensor:
+    return mask[:, None, None, None]
 
 
 @_pool.register_fake
@@ -151,9 +155,12 @@ def _unpool(
     size, results = gradient.shape[-1], []
     for level, (feature, scale) in enumerate(zip(features, scales, strict=True)):
         rows = _rows_of(level, levels)
-        own = torch.where(levels[rows][:, None, None, None] == level, gradient[rows], 0)
+        if rows is None:
+            own, boxes = torch.where(_column(levels == level), gradient, 0), rois
+        else:
+            own, boxes = gradient[rows], rois[rows]
         arguments = (scale, size, size, *feature.shape, sampling_ratio, False)
-        results.append(torch.ops.torchvision._roi_align_backward(own, rois[rows], *arguments))
+        results.append(torch.ops.torchvision._roi_align_backward(own, boxes, *arguments))
     return results
 
 

@@ -266,7 +266,7 @@ def test_the_form_of_a_device_which_looks_at_every_box_on_every_level_is_the_sam
         return [pooled, *torch.autograd.grad((pooled * upstream).sum(), features)]
 
     expected = pooled_and_gradients()
-    monkeypatch.setattr(module, "_rows_of", lambda level, levels: torch.arange(len(levels)))
+    monkeypatch.setattr(module, "_rows_of", lambda level, levels: None)
     for one, other in zip(pooled_and_gradients(), expected, strict=True):
         torch.testing.assert_close(one, other)
 
