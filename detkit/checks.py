@@ -4,6 +4,7 @@ Shapes, dtypes and options are always checked where they are used: that needs no
 boxes, label ranges) cost a sync on an accelerator, so device ops check them only with ``DETKIT_CHECKS=full``.
 """
 
+import math
 import os
 
 import torch
@@ -28,6 +29,16 @@ def check_fraction(value: float, *, name: str, function: str) -> None:
     """
     if not 0.0 <= value <= 1.0:
         raise ValueError(f"{function}: {name}={value} must lie in [0, 1]")
+
+
+def check_not_negative(function: str, **settings: float) -> None:
+    """Raise ValueError for the first of ``settings`` that is below 0 or not finite.
+
+    >>> check_not_negative("DeltaL1", beta=0.0)
+    """
+    for name, value in settings.items():
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{function}: {name}={value} must be at least 0 and finite")
 
 
 def first_bad(bad: Tensor) -> tuple[tuple[int, ...], int]:

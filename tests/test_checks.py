@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from detkit.checks import check_fraction, first_bad, full_checks
+from detkit.checks import check_fraction, check_not_negative, first_bad, full_checks
 
 
 @pytest.mark.parametrize(("setting", "on"), [(None, False), ("", False), ("1", False), ("Full", False), ("full", True)])
@@ -33,6 +33,17 @@ def test_fractions_are_numbers_from_zero_to_one(value):
 def test_other_numbers_are_refused_with_function_argument_value_and_range(value):
     with pytest.raises(ValueError, match=rf"^nms: iou_threshold={value} must lie in \[0, 1\]$"):
         check_fraction(value, name="iou_threshold", function="nms")
+
+
+@pytest.mark.parametrize("value", [0, 0.0, 1e-300, 7])
+def test_settings_from_zero_up_are_taken(value):
+    check_not_negative("f", alpha=1.0, beta=value)
+
+
+@pytest.mark.parametrize("value", [-1e-9, float("nan"), float("inf"), -float("inf")])
+def test_the_first_setting_below_zero_or_not_finite_is_named(value):
+    with pytest.raises(ValueError, match=rf"^f: beta={value} must be at least 0 and finite$"):
+        check_not_negative("f", alpha=1.0, beta=value, gamma=-1.0)
 
 
 def test_the_first_bad_index_is_the_first_in_row_order():

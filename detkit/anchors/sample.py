@@ -3,7 +3,6 @@
 Every sampler gives one mask (B, N), True for each anchor chosen; which of them are positives the labels say.
 """
 
-import math
 from typing import Literal
 
 import torch
@@ -11,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detkit.checks import check_fraction
+from detkit.checks import check_fraction, check_not_negative
 from detkit.ranking import stable_topk
 from detkit.structures import NEGATIVE
 
@@ -34,11 +33,7 @@ class HardNegativeSampler(nn.Module):
 
     def __init__(self, negatives_per_positive: float = 3.0, *, scope: Scope = "image", minimum: int = 0) -> None:
         super().__init__()
-        if not 0 <= negatives_per_positive < math.inf or minimum < 0:
-            raise ValueError(
-                f"HardNegativeSampler: negatives_per_positive={negatives_per_positive} and minimum={minimum} "
-                "must be at least 0 and finite"
-            )
+        check_not_negative("HardNegativeSampler", negatives_per_positive=negatives_per_positive, minimum=minimum)
         if scope not in ("image", "batch"):
             raise ValueError(f"HardNegativeSampler: scope={scope!r}; allowed is 'image' or 'batch'")
         self.negatives_per_positive, self.scope, self.minimum = negatives_per_positive, scope, minimum

@@ -1,6 +1,5 @@
 """Matchers that look at what the network predicts: task-aligned (TOOD) and simplified optimal transport (YOLOX)."""
 
-import math
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
@@ -9,7 +8,7 @@ from torch import Tensor, nn
 from detkit.anchors.adaptive import centres, check_rows, contains, highest_claim, objects
 from detkit.boxes import box_iou
 from detkit.boxes.arguments import as_boxes, check_finite, promote
-from detkit.checks import first_bad, full_checks
+from detkit.checks import check_not_negative, first_bad, full_checks
 from detkit.ranking import stable_topk
 from detkit.structures import IGNORED, NEGATIVE, Assignment, Targets
 
@@ -168,9 +167,7 @@ class SimOTAMatcher(nn.Module):
 def _check_settings(function: str, candidates: int, **numbers: float) -> None:
     if candidates < 1:
         raise ValueError(f"{function}: candidates={candidates} must be at least 1")
-    for name, value in numbers.items():
-        if not 0 <= value < math.inf:
-            raise ValueError(f"{function}: {name}={value} must be at least 0 and finite")
+    check_not_negative(function, **numbers)
 
 
 def _predictions(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from detkit.boxes.arguments import as_boxes, check_broadcast, promote
 from detkit.boxes.convert import cxcywh_to_xyxy, xyxy_to_cxcywh
+from detkit.checks import check_not_negative
 
 _EACH = "an anchor for each, or one for all"
 _SMALLEST_SIDE, _LARGEST_SIDE = 2.0**-40, 2.0**40
@@ -42,8 +43,7 @@ class DeltaCoder(nn.Module):
             raise ValueError(
                 f"DeltaCoder: weights={tuple(weights)} must be four positive numbers (x, y, w, h), of 1e-12 to 1e12"
             )
-        if not (0 <= clamp < math.inf and 0 <= eps < math.inf):
-            raise ValueError(f"DeltaCoder: clamp={clamp} and eps={eps} must be at least 0 and finite")
+        check_not_negative("DeltaCoder", clamp=clamp, eps=eps)
         self.clamp, self.eps = clamp, eps
         self.register_buffer("weights", torch.tensor(weights, dtype=torch.float64), persistent=False)
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from detkit.boxes.arguments import as_boxes, promote
 from detkit.detectors.detector import Stage
-from detkit.detectors.mask import (
+from detkit.detectors.handover import (
     checked_boxes,
     matched_objects,
     object_weights,

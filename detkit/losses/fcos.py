@@ -7,10 +7,11 @@ from torch.nn import functional as F
 
 from detkit.anchors.centre import centreness
 from detkit.boxes.arguments import promote
+from detkit.checks import check_not_negative
 from detkit.dist import all_reduce_mean
 from detkit.losses.classification import sigmoid_focal_loss
+from detkit.losses.labels import check_dense_shapes
 from detkit.losses.regression import generalized_box_iou_loss
-from detkit.losses.retinanet import check_dense_shapes
 
 
 class FCOSLoss(nn.Module):
@@ -31,11 +32,7 @@ class FCOSLoss(nn.Module):
         self, *, alpha: float = 0.25, gamma: float = 2.0, box_weight: float = 1.0, centreness_weight: float = 1.0
     ) -> None:
         super().__init__()
-        if not (0 <= box_weight < float("inf") and 0 <= centreness_weight < float("inf")):
-            raise ValueError(
-                f"FCOSLoss: box_weight={box_weight} and centreness_weight={centreness_weight} must be at least 0 and "
-                "finite"
-            )
+        check_not_negative("FCOSLoss", box_weight=box_weight, centreness_weight=centreness_weight)
         self.alpha, self.gamma = alpha, gamma
         self.box_weight, self.centreness_weight = box_weight, centreness_weight
 

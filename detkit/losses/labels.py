@@ -1,4 +1,4 @@
-"""The one check of integer labels that all losses share."""
+"""What the losses check alike: integer labels, and the shapes of rows of logits and deltas."""
 
 import torch
 from jaxtyping import Shaped
@@ -27,4 +27,34 @@ def check_labels(labels: Shaped[Tensor, "..."], num_classes: int, *, lowest: int
         raise ValueError(
             f"{function}: {name}[{place}]={labels[index].item()} must lie in 0..{num_classes - 1}, or be "
             f"{special}; {count} of {labels.numel()} do not"
+        )
+
+
+def check_dense_shapes(
+    function: str,
+    logits: Tensor,
+    deltas: Tensor,
+    labels: Tensor,
+    delta_targets: Tensor,
+    weights: Tensor | None,
+    *,
+    outputs: str = "C",
+) -> None:
+    """Raise ValueError unless logits (B, N, C), deltas and targets (B, N, 4), labels and weights (B, N) fit together.
+
+    ``outputs`` is what the message calls the columns of the logits.
+
+    >>> logits, deltas, labels = torch.zeros(1, 2, 3), torch.zeros(1, 2, 4), torch.zeros(1, 3)
+    >>> check_dense_shapes("f", logits, deltas, labels, deltas, None)
+    Traceback (most recent call last):
+    ValueError: f: logits (1, 2, 3), ...
+    """
+    shapes = {"deltas": deltas.shape, "labels": labels.shape, "delta_targets": delta_targets.shape}
+    expected = {"deltas": (*labels.shape, 4), "labels": logits.shape[:2], "delta_targets": deltas.shape}
+    if any(shapes[name] != torch.Size(expected[name]) for name in shapes):
+        listed = ", ".join(f"{name} {tuple(shape)}" for name, shape in {"logits": logits.shape, **shapes}.items())
+        raise ValueError(f"{function}: {listed}; allowed is (B, N, {outputs}), (B, N, 4), (B, N), (B, N, 4)")
+    if weights is not None and weights.shape != labels.shape:
+        raise ValueError(
+            f"{function}: weights have shape {tuple(weights.shape)}; allowed is that of labels, {tuple(labels.shape)}"
         )

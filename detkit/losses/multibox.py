@@ -1,7 +1,5 @@
 """The loss of SSD: softmax over classes with hard negatives, smooth L1 on the deltas of the positives."""
 
-import math
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -9,9 +7,10 @@ from torch import Tensor, nn
 from detkit.anchors import HardNegativeSampler
 from detkit.anchors.sample import Scope
 from detkit.boxes.arguments import promote
+from detkit.checks import check_fraction, check_not_negative
 from detkit.dist import all_reduce_mean
 from detkit.losses.classification import label_smoothed_cross_entropy
-from detkit.losses.labels import check_labels
+from detkit.losses.labels import check_dense_shapes, check_labels
 from detkit.losses.regression import smooth_l1_loss
 from detkit.structures import NEGATIVE
 
@@ -45,12 +44,8 @@ class MultiBoxLoss(nn.Module):
     ) -> None:
         super().__init__()
         self.sampler = HardNegativeSampler(negatives_per_positive, scope=scope, minimum=minimum)
-        settings = {"box_weight": box_weight, "beta": beta}
-        if not all(0 <= value < math.inf for value in settings.values()) or not 0 <= label_smoothing <= 1:
-            raise ValueError(
-                f"MultiBoxLoss: box_weight={box_weight}, beta={beta}, label_smoothing={label_smoothing}; allowed are "
-                "two finite numbers that are not negative, and a fraction"
-            )
+        check_not_negative("MultiBoxLoss", box_weight=box_weight, beta=beta)
+        check_fraction(label_smoothing, name="label_smoothing", function="MultiBoxLoss")
         self.box_weight, self.beta, self.label_smoothing = box_weight, beta, label_smoothing
 
     def forward(
@@ -67,17 +62,7 @@ class MultiBoxLoss(nn.Module):
         scale each anchor's share, as mixup wants. Half precision is promoted. Raises ValueError where shapes disagree,
         and for a label outside the range (on accelerators with ``DETKIT_CHECKS=full``).
         """
-        if logits.shape[:2] != labels.shape or deltas.shape != delta_targets.shape or deltas.shape[:2] != labels.shape:
-            raise ValueError(
-                f"MultiBoxLoss: logits {tuple(logits.shape)}, deltas {tuple(deltas.shape)}, labels "
-                f"{tuple(labels.shape)}, delta_targets {tuple(delta_targets.shape)}; allowed is (B, N, C + 1), "
-                "(B, N, 4), (B, N), (B, N, 4)"
-            )
-        if weights is not None and weights.shape != labels.shape:
-            raise ValueError(
-                f"MultiBoxLoss: weights have shape {tuple(weights.shape)}; allowed is that of labels, "
-                f"{tuple(labels.shape)}"
-            )
+        check_dense_shapes("MultiBoxLoss", logits, deltas, labels, delta_targets, weights, outputs="C + 1")
         check_labels(labels, logits.shape[-1] - 1, lowest=NEGATIVE, function="MultiBoxLoss", name="labels")
         logits, deltas, delta_targets = promote(logits), promote(deltas), promote(delta_targets)
         positive = labels >= 0

@@ -3,16 +3,15 @@
 Both judge the rows that a sampler chose: whatever it left out comes as IGNORED and counts for nothing.
 """
 
-import math
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detkit.boxes.arguments import promote
+from detkit.checks import check_not_negative
 from detkit.dist import all_reduce_mean
-from detkit.losses.labels import check_labels
+from detkit.losses.labels import check_dense_shapes, check_labels
 from detkit.losses.regression import smooth_l1_loss
 from detkit.structures import IGNORED, NEGATIVE
 
@@ -35,7 +34,8 @@ class RPNLoss(nn.Module):
 
     def __init__(self, *, box_weight: float = 1.0, beta: float = BETA) -> None:
         super().__init__()
-        self.box_weight, self.beta = _check_settings("RPNLoss", box_weight, beta)
+        check_not_negative("RPNLoss", box_weight=box_weight, beta=beta)
+        self.box_weight, self.beta = box_weight, beta
 
     def forward(
         self,
@@ -50,7 +50,7 @@ class RPNLoss(nn.Module):
         labels (B, N): any class from 0 up is an object, NEGATIVE is none, IGNORED was not sampled. ``weights`` (B, N)
         scale each anchor's share. Half precision is promoted. Raises ValueError where shapes disagree.
         """
-        _check_shapes("RPNLoss", logits, deltas, labels, delta_targets, weights)
+        check_dense_shapes("RPNLoss", logits, deltas, labels, delta_targets, weights, outputs="outputs")
         if logits.shape[2] != 1:
             raise ValueError(f"RPNLoss: logits have shape {tuple(logits.shape)}; allowed is (B, N, 1)")
         logits, share, count = _only(labels != IGNORED, logits), _share(labels, weights), _count(labels)
@@ -80,7 +80,8 @@ class RCNNLoss(nn.Module):
 
     def __init__(self, *, box_weight: float = 1.0, beta: float = BETA) -> None:
         super().__init__()
-        self.box_weight, self.beta = _check_settings("RCNNLoss", box_weight, beta)
+        check_not_negative("RCNNLoss", box_weight=box_weight, beta=beta)
+        self.box_weight, self.beta = box_weight, beta
 
     def forward(
         self,
@@ -97,7 +98,7 @@ class RCNNLoss(nn.Module):
         promoted. Raises ValueError where shapes disagree, and for a label outside the range (on accelerators with
         ``DETKIT_CHECKS=full``).
         """
-        _check_shapes("RCNNLoss", logits, deltas, labels, delta_targets, weights)
+        check_dense_shapes("RCNNLoss", logits, deltas, labels, delta_targets, weights, outputs="outputs")
         background = logits.shape[-1] - 1
         check_labels(labels, background, lowest=NEGATIVE, function="RCNNLoss", name="labels")
         classes = torch.where(labels >= 0, labels, background)
@@ -120,26 +121,6 @@ class RCNNLoss(nn.Module):
     def extra_repr(self) -> str:
         """The settings that ``print`` shows."""
         return f"box_weight={self.box_weight}, beta={self.beta:.4g}"
-
-
-def _check_settings(function: str, box_weight: float, beta: float) -> tuple[float, float]:
-    if not (0 <= box_weight < math.inf and 0 <= beta < math.inf):
-        raise ValueError(f"{function}: box_weight={box_weight} and beta={beta} must be at least 0 and finite")
-    return box_weight, beta
-
-
-def _check_shapes(
-    function: str, logits: Tensor, deltas: Tensor, labels: Tensor, delta_targets: Tensor, weights: Tensor | None
-) -> None:
-    if logits.shape[:2] != labels.shape or deltas.shape != delta_targets.shape or deltas.shape[:2] != labels.shape:
-        raise ValueError(
-            f"{function}: logits {tuple(logits.shape)}, deltas {tuple(deltas.shape)}, labels {tuple(labels.shape)}, "
-            f"delta_targets {tuple(delta_targets.shape)}; allowed is (B, N, outputs), (B, N, 4), (B, N), (B, N, 4)"
-        )
-    if weights is not None and weights.shape != labels.shape:
-        raise ValueError(
-            f"{function}: weights have shape {tuple(weights.shape)}; allowed is that of labels, {tuple(labels.shape)}"
-        )
 
 
 def _share(labels: Tensor, weights: Tensor | None) -> Tensor:

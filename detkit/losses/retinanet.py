@@ -9,8 +9,10 @@ from torch import Tensor, nn
 
 from detkit.boxes import DeltaCoder
 from detkit.boxes.arguments import promote
+from detkit.checks import check_not_negative
 from detkit.dist import all_reduce_mean
 from detkit.losses.classification import sigmoid_focal_loss
+from detkit.losses.labels import check_dense_shapes
 from detkit.losses.regression import generalized_box_iou_loss, smooth_l1_loss
 
 Scope = Literal["image", "batch"]
@@ -45,8 +47,7 @@ class RetinaNetLoss(nn.Module):
         super().__init__()
         if scope not in ("image", "batch"):
             raise ValueError(f"RetinaNetLoss: scope={scope!r}; allowed is 'image' or 'batch'")
-        if not 0 <= box_weight < float("inf"):
-            raise ValueError(f"RetinaNetLoss: box_weight={box_weight} must be at least 0 and finite")
+        check_not_negative("RetinaNetLoss", box_weight=box_weight)
         self.box_cost, self.alpha, self.gamma = box_cost, alpha, gamma
         self.box_weight, self.scope = box_weight, scope
 
@@ -107,8 +108,7 @@ class DeltaL1(nn.Module):
 
     def __init__(self, *, beta: float = 0.0) -> None:
         super().__init__()
-        if not 0 <= beta < float("inf"):
-            raise ValueError(f"DeltaL1: beta={beta} must be at least 0 and finite")
+        check_not_negative("DeltaL1", beta=beta)
         self.beta = beta
 
     def forward(self, deltas: Float[Tensor, "*B 4"], targets: Float[Tensor, "*B 4"]) -> Float[Tensor, "*B"]:
@@ -141,24 +141,3 @@ class DeltaGIoU(nn.Module):
         """Costs (...) of deltas (..., 4) against their targets."""
         boxes, others = (self.coder.decode(rows, self.anchor.to(rows)) for rows in (deltas, targets))
         return generalized_box_iou_loss(boxes, others)
-
-
-def check_dense_shapes(
-    function: str, logits: Tensor, deltas: Tensor, labels: Tensor, delta_targets: Tensor, weights: Tensor | None
-) -> None:
-    """Raise ValueError unless logits (B, N, C), deltas and targets (B, N, 4), labels and weights (B, N) fit together.
-
-    >>> logits, deltas, labels = torch.zeros(1, 2, 3), torch.zeros(1, 2, 4), torch.zeros(1, 3)
-    >>> check_dense_shapes("f", logits, deltas, labels, deltas, None)
-    Traceback (most recent call last):
-    ValueError: f: logits (1, 2, 3), ...
-    """
-    shapes = {"deltas": deltas.shape, "labels": labels.shape, "delta_targets": delta_targets.shape}
-    expected = {"deltas": (*labels.shape, 4), "labels": logits.shape[:2], "delta_targets": deltas.shape}
-    if any(shapes[name] != torch.Size(expected[name]) for name in shapes):
-        listed = ", ".join(f"{name} {tuple(shape)}" for name, shape in {"logits": logits.shape, **shapes}.items())
-        raise ValueError(f"{function}: {listed}; allowed is (B, N, C), (B, N, 4), (B, N), (B, N, 4)")
-    if weights is not None and weights.shape != labels.shape:
-        raise ValueError(
-            f"{function}: weights have shape {tuple(weights.shape)}; allowed is that of labels, {tuple(labels.shape)}"
-        )

@@ -66,7 +66,7 @@ def test_every_type_of_loss_is_ranked(dtype):
 
 @pytest.mark.parametrize("ratio", [-1.0, float("nan"), float("inf")])
 def test_a_ratio_that_makes_no_sense_is_refused(ratio):
-    with pytest.raises(ValueError, match=rf"HardNegativeSampler: negatives_per_positive={ratio} and minimum=0"):
+    with pytest.raises(ValueError, match=rf"HardNegativeSampler: negatives_per_positive={ratio} must be at least 0"):
         HardNegativeSampler(ratio)
 
 

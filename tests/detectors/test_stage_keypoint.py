@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from region_stages import IMAGES, SIZES, features, learnt, positives
 from strategies import unhooked
 from torch import Tensor
 from torchvision.models.detection.roi_heads import heatmaps_to_keypoints, keypointrcnn_loss
@@ -13,18 +14,11 @@ from detkit.heads.keypoint import KeypointHead
 from detkit.structures import Detections, Images, Targets, pad_targets
 
 POINTS = 5
-SIZES = torch.tensor([[64, 96], [50, 70]])
-IMAGES = Images(torch.zeros(2, 3, 64, 96), SIZES)
 
 
 def stage(**settings) -> KeypointStage:
     torch.manual_seed(0)
     return KeypointStage(PyramidRoIAlign(4, strides=(4, 8)), KeypointHead(6, POINTS, channels=(8,)), **settings)
-
-
-def features(images: int = 2) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    return [torch.randn(images, 6, 64 // stride, 96 // stride, generator=generator) for stride in (4, 8)]
 
 
 def truth(**more: Tensor) -> Targets:
@@ -38,25 +32,6 @@ def truth(**more: Tensor) -> Targets:
         labels = torch.zeros(len(boxes), dtype=torch.int64)
         targets.append({"boxes": torch.tensor(boxes).float(), "labels": labels, "keypoints": keypoints, **own})
     return pad_targets(targets)
-
-
-def positives(*, valid: tuple[int, int] = (3, 2), rows: int = 4) -> Detections:
-    """What a box stage hands over: the first rows are positives."""
-    first = torch.tensor([[3.0, 5, 41, 58], [28, 9, 96, 52], [6, 0, 38, 64], [50, 50, 60, 60]])
-    second = torch.tensor([[5.0, 5, 70, 50], [8, 2, 66, 47], [1, 1, 2, 2], [0, 0, 70, 50]])
-    boxes = torch.stack((first, second))[:, :rows]
-    marked = torch.arange(rows) < torch.tensor(valid)[:, None]
-    matched = torch.tensor([[0, 1, 0, 1], [0, 0, -1, -2]])[:, :rows]
-    return Detections(boxes, marked.float(), torch.zeros(2, rows, dtype=torch.int64), marked, matched=matched)
-
-
-def learnt(keypoint: KeypointStage, found: Detections, targets: Targets) -> tuple[Tensor, list[Tensor | None]]:
-    """The loss, and the gradients of all parameters and of the features."""
-    maps = [level.requires_grad_() for level in features()]
-    keypoint.zero_grad(set_to_none=True)
-    loss = keypoint.loss(keypoint(maps, IMAGES, found, targets), targets)["keypoint"]
-    loss.backward()
-    return loss, [parameter.grad for parameter in keypoint.parameters()] + [level.grad for level in maps]
 
 
 # Decoding

@@ -2,28 +2,22 @@
 
 import pytest
 import torch
+from region_stages import IMAGES, SIZES, features, learnt, positives
 from torch import Tensor, nn
 from torchvision.models.detection.roi_heads import maskrcnn_inference, maskrcnn_loss
 
 from detkit.boxes import PyramidRoIAlign
-from detkit.detectors.mask import MaskOutputs, MaskStage, matched_objects, object_weights, weighted_mean
+from detkit.detectors.mask import MaskOutputs, MaskStage
 from detkit.heads.mask import MaskHead
 from detkit.structures import Detections, Images, Targets, pad_targets
 
 CLASSES = 3
-SIZES = torch.tensor([[64, 96], [50, 70]])
-IMAGES = Images(torch.zeros(2, 3, 64, 96), SIZES)
 
 
 def stage(*, norm=None, **settings) -> MaskStage:
     torch.manual_seed(0)
     head = MaskHead(6, CLASSES, channels=(8,), norm=norm)
     return MaskStage(PyramidRoIAlign(7, strides=(4, 8)), head, **settings)
-
-
-def features(images: int = 2) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    return [torch.randn(images, 6, 64 // stride, 96 // stride, generator=generator) for stride in (4, 8)]
 
 
 def truth(**more: Tensor) -> Targets:
@@ -37,17 +31,6 @@ def truth(**more: Tensor) -> Targets:
     return pad_targets(targets)
 
 
-def positives(*, valid: tuple[int, int] = (3, 2), rows: int = 4) -> Detections:
-    """What a box stage hands over: the first rows are positives."""
-    first = torch.tensor([[3.0, 5, 41, 58], [28, 9, 96, 52], [6, 0, 38, 64], [50, 50, 60, 60]])
-    second = torch.tensor([[5.0, 5, 70, 50], [8, 2, 66, 47], [1, 1, 2, 2], [0, 0, 70, 50]])
-    boxes = torch.stack((first, second))[:, :rows]
-    marked = torch.arange(rows) < torch.tensor(valid)[:, None]
-    matched = torch.tensor([[0, 1, 0, 1], [0, 0, -1, -2]])[:, :rows]
-    labels = torch.tensor([[2, 0, 2, 1], [1, 1, -1, 0]])[:, :rows]
-    return Detections(boxes, marked.float(), labels, marked, matched=matched)
-
-
 def detected(rows: int = 4) -> Detections:
     found = positives(rows=rows)
     return found._replace(
@@ -55,15 +38,6 @@ def detected(rows: int = 4) -> Detections:
         matched=None,
         class_scores=torch.rand(2, rows, 3),
     )
-
-
-def learnt(mask: MaskStage, found: Detections, targets: Targets) -> tuple[Tensor, list[Tensor | None]]:
-    """The loss, and the gradients of all parameters and of the features."""
-    maps = [level.requires_grad_() for level in features()]
-    mask.zero_grad(set_to_none=True)
-    loss = mask.loss(mask(maps, IMAGES, found, targets), targets)["mask"]
-    loss.backward()
-    return loss, [parameter.grad for parameter in mask.parameters()] + [level.grad for level in maps]
 
 
 def test_its_loss_is_torchvisions_over_the_positives():
@@ -221,20 +195,6 @@ def test_what_is_missing_is_named():
         mask.loss(outputs, targets._replace(masks=None))
     with pytest.raises(ValueError, match=r"labels\[0\]=3 must lie in 0..2"):
         mask(features(), IMAGES, found._replace(matched=None, labels=found.labels + 1))
-
-
-def test_what_boxes_match_and_weigh():
-    found = positives()
-    assert matched_objects(found).tolist() == [[0, 1, 0, 0], [0, 0, 0, 0]]
-    weights = truth(weights=[torch.tensor([0.5, 3]), torch.tensor([2.0])])
-    assert object_weights(found, weights).tolist() == [[0.5, 3, 0.5, 0], [2, 2, 0, 0]]
-    assert weighted_mean(torch.tensor([3.0]), torch.tensor([0.5]), torch.tensor(0.0)) == 1.5
-
-
-def test_the_count_is_the_mean_over_processes_and_at_least_1(monkeypatch):
-    expected, _ = learnt(stage(), positives(), truth())
-    monkeypatch.setattr("detkit.detectors.mask.all_reduce_mean", lambda count: count * 2)  # the other had 15
-    torch.testing.assert_close(learnt(stage(), positives(), truth())[0], expected / 2)
 
 
 def test_it_prints_its_parts():

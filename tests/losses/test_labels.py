@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from detkit.losses import MultiBoxLoss, quality_focal_loss, sigmoid_focal_loss
-from detkit.losses.labels import check_labels
+from detkit.losses.labels import check_dense_shapes, check_labels
 from detkit.structures import IGNORED, NEGATIVE
 
 
@@ -33,3 +33,16 @@ def test_bytes_are_labels_too(loss):
     assert torch.equal(loss(logits, torch.tensor([1, 0], dtype=torch.uint8)), loss(logits, torch.tensor([1, 0])))
     with pytest.raises(ValueError, match=r"targets\[0\]=254 must lie in 0..1"):
         loss(logits, torch.tensor([254, 0], dtype=torch.uint8))
+
+
+@pytest.mark.parametrize("outputs", ["C", "C + 1"])
+def test_rows_of_logits_deltas_and_labels_must_fit_together(outputs):
+    logits, deltas, labels = torch.zeros(2, 6, 3), torch.zeros(2, 5, 4), torch.zeros(2, 6, dtype=torch.int64)
+    with pytest.raises(ValueError, match="f: logits") as caught:
+        check_dense_shapes("f", logits, deltas, labels, deltas, None, outputs=outputs)
+    assert str(caught.value) == (
+        "f: logits (2, 6, 3), deltas (2, 5, 4), labels (2, 6), delta_targets (2, 5, 4); "
+        f"allowed is (B, N, {outputs}), (B, N, 4), (B, N), (B, N, 4)"
+    )
+    with pytest.raises(ValueError, match=r"f: weights have shape \(2, 5\); allowed is that of labels, \(2, 6\)$"):
+        check_dense_shapes("f", logits, torch.zeros(2, 6, 4), labels, torch.zeros(2, 6, 4), torch.zeros(2, 5))

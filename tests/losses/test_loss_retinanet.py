@@ -9,7 +9,7 @@ from torch import Tensor
 
 from detkit.boxes import DeltaCoder
 from detkit.losses import generalized_box_iou_loss, sigmoid_focal_loss
-from detkit.losses.retinanet import DeltaGIoU, DeltaL1, RetinaNetLoss, check_dense_shapes
+from detkit.losses.retinanet import DeltaGIoU, DeltaL1, RetinaNetLoss
 
 
 @pytest.fixture
@@ -121,8 +121,6 @@ def test_wrong_arguments_are_named(batch):
         unhooked(RetinaNetLoss.forward)(loss, logits, deltas, labels, targets, torch.ones(2, 5))
     with pytest.raises(ValueError, match=r"labels\[0, 1\]=3 must lie in 0..2|targets\[0, 1\]=3 must lie in 0..2"):
         loss(logits, deltas, labels.masked_fill(labels == 2, 3), targets)
-    with pytest.raises(ValueError, match=r"f: logits \(2, 6, 3\), deltas \(2, 5, 4\)"):
-        check_dense_shapes("f", logits, deltas[:, :5], labels, targets[:, :5], None)
 
 
 def test_it_prints_its_settings():

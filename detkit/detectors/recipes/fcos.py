@@ -1,6 +1,6 @@
 """FCOS: one trunk with a feature pyramid, no anchors but points, each learning the object around it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 from torch import nn
@@ -13,13 +13,11 @@ from detkit.detectors.detector import Detector
 from detkit.detectors.fcos import FCOSStage
 from detkit.detectors.levelwise import LevelwisePostprocess
 from detkit.detectors.preprocess import Preprocess
-from detkit.detectors.recipes.retinanet import pyramid, small_pyramid
+from detkit.detectors.recipes.trunks import Norm, pyramid, short_side_800, small_pyramid
 from detkit.heads import ClassificationHead
 from detkit.heads.centre import CentreHead
 from detkit.layers import init_convolutions
 from detkit.losses.fcos import FCOSLoss
-
-Norm = Callable[[int], nn.Module]
 
 
 def fcos(num_classes: int, *, backbone: Backbone | None = None, preprocess: Preprocess | None = None) -> Detector:
@@ -34,8 +32,7 @@ def fcos(num_classes: int, *, backbone: Backbone | None = None, preprocess: Prep
     """
     trunk, neck = pyramid(backbone)
     stage = fcos_stage(256, fcos_anchors(neck.strides), num_classes)
-    preprocess = Preprocess(800, max_size=1333, multiple_of=32) if preprocess is None else preprocess
-    return Detector(trunk, preprocess=preprocess, dense=stage)
+    return Detector(trunk, preprocess=short_side_800() if preprocess is None else preprocess, dense=stage)
 
 
 def small_fcos(

@@ -1,25 +1,24 @@
 """Two-stage detectors: Fast, Faster, Mask and Keypoint R-CNN on a feature pyramid, and small ones to train at home."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from torch import nn
 from torchvision.models.resnet import resnet50
 
 from detkit.anchors import BalancedSampler, GridAnchors, ThresholdMatcher
-from detkit.backbones import Backbone, ResNetBackbone, SmallBackbone
+from detkit.backbones import Backbone, ResNetBackbone
 from detkit.boxes import DeltaCoder, PyramidRoIAlign
 from detkit.detectors.detector import Detector
 from detkit.detectors.keypoint import KeypointStage
 from detkit.detectors.mask import MaskStage
 from detkit.detectors.postprocess import Postprocess
 from detkit.detectors.preprocess import Preprocess
+from detkit.detectors.recipes.trunks import Norm, short_side_800, small_pyramid
 from detkit.detectors.roi import BoxStage
 from detkit.detectors.rpn import ProposalPostprocess, RPNStage
 from detkit.heads import BoxHead, KeypointHead, MaskHead, RPNHead, dense_body
 from detkit.losses import RCNNLoss, RPNLoss
 from detkit.necks import FPN
-
-Norm = Callable[[int], nn.Module]
 
 
 def faster_rcnn(
@@ -37,7 +36,7 @@ def faster_rcnn(
     trunk, channels, strides = _pyramid(backbone)
     return Detector(
         trunk,
-        preprocess=preprocess or _short_side_800(),
+        preprocess=short_side_800() if preprocess is None else preprocess,
         rpn=rpn_stage(channels, rpn_anchors(strides)),
         box=box_stage(channels, strides[:-1], num_classes),
     )
@@ -54,7 +53,7 @@ def fast_rcnn(num_classes: int, *, backbone: Backbone | None = None, preprocess:
     trunk, channels, strides = _pyramid(backbone)
     return Detector(
         trunk,
-        preprocess=preprocess or _short_side_800(),
+        preprocess=short_side_800() if preprocess is None else preprocess,
         box=box_stage(channels, strides[:-1], num_classes),
     )
 
@@ -68,7 +67,7 @@ def mask_rcnn(num_classes: int, *, backbone: Backbone | None = None, preprocess:
     trunk, channels, strides = _pyramid(backbone)
     return Detector(
         trunk,
-        preprocess=preprocess or _short_side_800(),
+        preprocess=short_side_800() if preprocess is None else preprocess,
         rpn=rpn_stage(channels, rpn_anchors(strides)),
         box=box_stage(channels, strides[:-1], num_classes),
         mask=mask_stage(channels, strides[:-1], num_classes),
@@ -92,7 +91,7 @@ def keypoint_rcnn(
     trunk, channels, strides = _pyramid(backbone)
     return Detector(
         trunk,
-        preprocess=preprocess or _short_side_800(),
+        preprocess=short_side_800() if preprocess is None else preprocess,
         rpn=rpn_stage(channels, rpn_anchors(strides)),
         box=box_stage(channels, strides[:-1], num_classes),
         keypoint=keypoint_stage(channels, strides[:-1], num_keypoints),
@@ -115,7 +114,7 @@ def small_faster_rcnn(
     >>> small_faster_rcnn(num_classes=3, size=(240, 320)).preprocess.size
     (240, 320)
     """
-    trunk, strides = _small_pyramid(channels, blocks, norm)
+    trunk, strides = small_pyramid(channels, blocks, norm)
     return Detector(trunk, preprocess=Preprocess(size), **_small_stages(num_classes, channels, strides))
 
 
@@ -132,7 +131,7 @@ def small_mask_rcnn(
     >>> list(small_mask_rcnn(num_classes=3).stages)
     ['rpn', 'box', 'mask']
     """
-    trunk, strides = _small_pyramid(channels, blocks, norm)
+    trunk, strides = small_pyramid(channels, blocks, norm)
     mask = mask_stage(channels, strides, num_classes, widths=(channels, channels), canonical_size=_SMALL_CANONICAL)
     return Detector(trunk, preprocess=Preprocess(size), **_small_stages(num_classes, channels, strides), mask=mask)
 
@@ -245,13 +244,6 @@ def _pyramid(backbone: Backbone | None) -> tuple[nn.Sequential, int, tuple[int, 
     return nn.Sequential(backbone, neck), neck.out_channels[0], neck.strides
 
 
-def _small_pyramid(channels: int, blocks: int, norm: Norm) -> tuple[nn.Sequential, tuple[int, ...]]:
-    widths = (channels // 2, channels, channels * 2, channels * 4)
-    backbone = SmallBackbone(widths, levels=(1, 2, 3), blocks=blocks, norm=norm)
-    neck = FPN(backbone.out_channels, backbone.strides, channels=channels)
-    return nn.Sequential(backbone, neck), neck.strides
-
-
 def _small_stages(num_classes: int, channels: int, strides: Sequence[int]) -> dict[str, RPNStage | BoxStage]:
     proposals = ProposalPostprocess(candidates_per_level=300, max_proposals=300)
     width = 4 * channels
@@ -261,7 +253,3 @@ def _small_stages(num_classes: int, channels: int, strides: Sequence[int]) -> di
         "rpn": rpn_stage(channels, rpn_anchors(strides, size=4.0), postprocess=proposals),
         "box": box_stage(channels, strides, num_classes, head=head, sampler=sampler, canonical_size=_SMALL_CANONICAL),
     }
-
-
-def _short_side_800() -> Preprocess:
-    return Preprocess(800, max_size=1333, multiple_of=32)

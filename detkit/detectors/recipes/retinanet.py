@@ -1,24 +1,21 @@
 """RetinaNet: one trunk with a feature pyramid, nine anchors at every cell, a focal loss over all of them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 from torch import nn
-from torchvision.models.resnet import resnet50
 
 from detkit.anchors import GridAnchors, ThresholdMatcher
-from detkit.backbones import Backbone, ResNetBackbone, SmallBackbone
+from detkit.backbones import Backbone
 from detkit.boxes import DeltaCoder
 from detkit.detectors.dense import DenseStage
 from detkit.detectors.detector import Detector
 from detkit.detectors.levelwise import LevelwisePostprocess
 from detkit.detectors.preprocess import Preprocess
+from detkit.detectors.recipes.trunks import Norm, pyramid, short_side_800, small_pyramid
 from detkit.heads import ClassificationHead, RegressionHead
 from detkit.layers import ConvNormActivation, init_convolutions
 from detkit.losses.retinanet import DeltaGIoU, DeltaL1, RetinaNetLoss
-from detkit.necks import FPN
-
-Norm = Callable[[int], nn.Module]
 
 
 def retinanet(num_classes: int, *, backbone: Backbone | None = None, preprocess: Preprocess | None = None) -> Detector:
@@ -33,7 +30,7 @@ def retinanet(num_classes: int, *, backbone: Backbone | None = None, preprocess:
     """
     trunk, neck = pyramid(backbone)
     stage = retinanet_stage(256, retinanet_anchors(neck.strides), num_classes)
-    return Detector(trunk, preprocess=_short_side_800() if preprocess is None else preprocess, dense=stage)
+    return Detector(trunk, preprocess=short_side_800() if preprocess is None else preprocess, dense=stage)
 
 
 def retinanet_v2(
@@ -54,7 +51,7 @@ def retinanet_v2(
         norm=partial(nn.GroupNorm, 32),
         criterion=RetinaNetLoss(DeltaGIoU(DeltaCoder())),
     )
-    return Detector(trunk, preprocess=_short_side_800() if preprocess is None else preprocess, dense=stage)
+    return Detector(trunk, preprocess=short_side_800() if preprocess is None else preprocess, dense=stage)
 
 
 def small_retinanet(
@@ -116,34 +113,7 @@ def retinanet_stage(
     )
 
 
-def pyramid(backbone: Backbone | None) -> tuple[nn.Sequential, FPN]:
-    """``backbone``, or an untrained ResNet-50, with a pyramid of 256 channels and two further levels; and that pyramid.
-
-    >>> pyramid(None)[1].strides
-    (8, 16, 32, 64, 128)
-    """
-    backbone = ResNetBackbone(resnet50(weights=None)) if backbone is None else backbone
-    neck = FPN(backbone.out_channels, backbone.strides, extra=2, extra_from="input")
-    return nn.Sequential(backbone, neck), neck
-
-
-def small_pyramid(channels: int, blocks: int, norm: Norm) -> tuple[nn.Sequential, tuple[int, ...]]:
-    """A small residual net with a pyramid of ``channels`` at strides 8, 16 and 32; and these strides.
-
-    >>> small_pyramid(8, 1, nn.BatchNorm2d)[1]
-    (8, 16, 32)
-    """
-    widths = (channels // 2, channels, channels * 2, channels * 4)
-    backbone = SmallBackbone(widths, levels=(1, 2, 3), blocks=blocks, norm=norm)
-    neck = FPN(backbone.out_channels, backbone.strides, channels=channels)
-    return nn.Sequential(backbone, neck), neck.strides
-
-
 def _tower(channels: int, depth: int, norm: Norm | None) -> nn.Sequential:
     tower = nn.Sequential(*(ConvNormActivation(channels, channels, norm=norm) for _ in range(depth)))
     init_convolutions(tower, partial(nn.init.normal_, std=0.01))
     return tower
-
-
-def _short_side_800() -> Preprocess:
-    return Preprocess(800, max_size=1333, multiple_of=32)

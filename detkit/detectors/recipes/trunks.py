@@ -1,0 +1,44 @@
+"""What several recipes stand on: a trunk with a feature pyramid, untrained, and the size that images are brought to."""
+
+from collections.abc import Callable
+
+from torch import nn
+from torchvision.models.resnet import resnet50
+
+from detkit.backbones import Backbone, ResNetBackbone, SmallBackbone
+from detkit.detectors.preprocess import Preprocess
+from detkit.necks import FPN
+
+Norm = Callable[[int], nn.Module]
+
+
+def pyramid(backbone: Backbone | None) -> tuple[nn.Sequential, FPN]:
+    """``backbone``, or an untrained ResNet-50, with a pyramid of 256 channels and two further levels; and that pyramid.
+
+    >>> pyramid(None)[1].strides
+    (8, 16, 32, 64, 128)
+    """
+    backbone = ResNetBackbone(resnet50(weights=None)) if backbone is None else backbone
+    neck = FPN(backbone.out_channels, backbone.strides, extra=2, extra_from="input")
+    return nn.Sequential(backbone, neck), neck
+
+
+def small_pyramid(channels: int, blocks: int, norm: Norm) -> tuple[nn.Sequential, tuple[int, ...]]:
+    """A small residual net with a pyramid of ``channels`` at strides 8, 16 and 32; and these strides.
+
+    >>> small_pyramid(8, 1, nn.BatchNorm2d)[1]
+    (8, 16, 32)
+    """
+    widths = (channels // 2, channels, channels * 2, channels * 4)
+    backbone = SmallBackbone(widths, levels=(1, 2, 3), blocks=blocks, norm=norm)
+    neck = FPN(backbone.out_channels, backbone.strides, channels=channels)
+    return nn.Sequential(backbone, neck), neck.strides
+
+
+def short_side_800() -> Preprocess:
+    """The shorter side to 800 pixels, the longer at most 1333, batches padded to multiples of 32: as on COCO.
+
+    >>> short_side_800()
+    Preprocess(size=800, max_size=1333, multiple_of=32)
+    """
+    return Preprocess(800, max_size=1333, multiple_of=32)
