@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "detkit"
 FLOORS = [
-    {"structures", "dist", "checks", "ranking", "rle"},
+    {"structures", "dist", "checks", "ranking", "rle", "json_file"},
     {"kernels"},
     {"boxes"},
     {"anchors", "layers"},

@@ -4,12 +4,11 @@ Names come from JSON and XML that anyone may have written. They are checked as t
 opened without following a link put there meanwhile; sizes are compared with a bound before memory is taken.
 """
 
-import json
 import os
 import stat
 from pathlib import Path, PureWindowsPath
 from reprlib import Repr
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -18,8 +17,6 @@ from torchvision import tv_tensors
 
 MAX_IMAGE_PIXELS = 89_478_485
 """Larger images are refused before they are decoded: this many take 256 MiB as RGB (Pillow's own bound)."""
-MAX_JSON_BYTES = 1 << 32
-"""Larger annotation files are refused before they are read."""
 MAX_NAME_BYTES = 1024
 """Longer file names are refused."""
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
@@ -127,25 +124,6 @@ def read_image(root: str | Path, name: object, *, size: tuple[int, int], owner: 
         except (OSError, ValueError, SyntaxError) as error:
             raise ValueError(f"{owner}: {shown(name)} cannot be decoded: {error}") from error
     return tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1).contiguous())
-
-
-def read_json(path: str | Path, *, owner: str) -> Any:
-    """What a JSON file holds. Raises ValueError naming the file where it is too large, too deep or not JSON.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as root:
-    ...     written = Path(root, "a.json").write_text('{"images": []}')
-    ...     read_json(Path(root, "a.json"), owner="CocoDataset")
-    {'images': []}
-    """
-    size = os.path.getsize(path)
-    if size > MAX_JSON_BYTES:
-        raise ValueError(f"{owner}: {path} has {size} bytes; allowed are {MAX_JSON_BYTES}")
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            return json.load(file)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{owner}: {path} is not valid JSON: {error}") from error
 
 
 def _name_problem(name: object) -> str:

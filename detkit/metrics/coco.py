@@ -25,8 +25,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from detkit.json_file import read_json
 from detkit.metrics.categories import category_names, frequency_groups
-from detkit.metrics.coco_json import load_json, read_records
+from detkit.metrics.coco_json import read_records
 from detkit.metrics.engines import AREAS, COCO_SIGMAS, IOU_TYPES, Curves, Settings, engine_name, evaluate
 from detkit.metrics.records import ImageRecord, Reader, read_images
 from detkit.metrics.store import ImageStore
@@ -116,7 +117,10 @@ class CocoMetrics:
         """
         types = _iou_types(iou_types)
         points = len(keypoint_sigmas) if "keypoints" in types else None
-        truth, found = load_json(ground_truth, name="ground truth"), load_json(results, name="results")
+        truth, found = (
+            read_json(source, owner=name) if isinstance(source, str | Path) else source
+            for source, name in ((ground_truth, "ground truth"), (results, "results"))
+        )
         categories, records = read_records(truth, found, masks="segm" in types, points=points)
         metrics = cls(
             categories,

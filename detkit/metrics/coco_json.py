@@ -4,19 +4,14 @@ What pycocotools takes silently is an error here: duplicate ids, ids that are no
 categories, boxes that are not finite. The caller's lists are read, never written.
 """
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from detkit.metrics.records import LARGEST, ImageRecord, Objects, objects
 from detkit.rle import Rle, check_segmentation, compress_segmentation, mask_areas, mask_boxes
-
-MAX_JSON_BYTES = 2**31
-"""Largest file that is read: a parsed file takes about ten times its size in memory."""
 
 Row = Mapping[str, Any]
 
@@ -29,20 +24,6 @@ class _Source(NamedTuple):
     points: int | None
     labels: Mapping[int, int]
     sizes: Mapping[int, tuple[int, int]]
-
-
-def load_json(source: Any, *, name: str) -> Any:
-    """The parsed file where ``source`` is a path, else ``source`` itself; ValueError for a file beyond the limit.
-
-    >>> load_json([1], name="results")
-    [1]
-    """
-    if not isinstance(source, str | Path):
-        return source
-    size = Path(source).stat().st_size
-    if size > MAX_JSON_BYTES:
-        raise ValueError(f"{name}: {source} has {size} bytes; allowed are {MAX_JSON_BYTES}")
-    return json.loads(Path(source).read_bytes())
 
 
 def read_records(

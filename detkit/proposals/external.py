@@ -4,8 +4,6 @@ BING, EdgeBoxes, objectness, or yesterday's RPN: whatever writes ``[{"image_id",
 """
 
 import functools
-import json
-import stat
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -18,10 +16,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from detkit.boxes.arguments import promote
+from detkit.json_file import read_json
 from detkit.structures import Detections
 
-MAX_JSON_BYTES = 1 << 32
-"""Larger files are refused before they are read."""
 MAX_COORDINATE = float(1 << 31)
 """Larger numbers, in either direction, are refused."""
 
@@ -54,7 +51,8 @@ def load_proposals(
     Raises ValueError naming the file and the entry: no list, a key missing or ill-typed, numbers that are not finite,
     negative sizes, an image that was not asked for (``unknown="drop"`` passes over those, for a file of a larger set).
 
-    >>> import tempfile
+    >>> import json, tempfile
+    >>> from pathlib import Path
     >>> rows = [{"image_id": 7, "bbox": [1, 2, 3, 4], "score": 0.5}, {"image_id": 7, "bbox": [0, 0, 9, 9], "score": 1}]
     >>> with tempfile.TemporaryDirectory() as root:
     ...     written = Path(root, "boxes.json").write_text(json.dumps(rows))
@@ -64,7 +62,9 @@ def load_proposals(
     """
     _check(image_ids, sizes, max_proposals, unknown)
     source = f"load_proposals: {path}"
-    rows = _read(Path(path), source)
+    rows = read_json(path, owner="load_proposals")
+    if not isinstance(rows, list):
+        raise ValueError(f"{source} holds a {type(rows).__name__}; allowed is a list of image_id, bbox and score")
     owners, boxes, scores = _columns(rows, {image: i for i, image in enumerate(image_ids)}, unknown, source)
     boxes = _clipped(
         boxes, np.array([(width, height) * 2 for height, width in sizes], np.float64).reshape(-1, 4)[owners]
@@ -118,21 +118,6 @@ def _check(image_ids: Sequence[int], sizes: Sequence[tuple[int, int]], count: in
         raise ValueError(f"load_proposals: max_proposals={count}; allowed is at least 1, or None for all")
     if unknown not in ("raise", "drop"):
         raise ValueError(f"load_proposals: unknown={unknown!r}; allowed is 'raise' or 'drop'")
-
-
-def _read(path: Path, source: str) -> list[Any]:
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_JSON_BYTES:
-        raise ValueError(
-            f"{source} has {status.st_size} bytes; allowed is a regular file of at most {MAX_JSON_BYTES} bytes"
-        )
-    try:
-        rows = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{source} is not valid JSON: {error}") from error
-    if not isinstance(rows, list):
-        raise ValueError(f"{source} holds a {type(rows).__name__}; allowed is a list of image_id, bbox and score")
-    return rows
 
 
 def _columns(

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from detkit.data import files
-from detkit.data.files import open_inside, read_image, read_json, resolve_inside
+from detkit.data.files import open_inside, read_image, resolve_inside
 
 OUTSIDE = ["../x.png", "a/../../x.png", "/etc/passwd", "C:\\x.png", "\\x.png", "..\\x.png", "a\0b.png", "x" * 5000]
 NO_NAMES = ["", ".", "./", "y" * 300, "file:///etc/passwd", "http://host/x.png", "\ud800.png", None, 7]
@@ -123,20 +123,6 @@ def test_an_image_cut_short_is_refused(tmp_path):
         (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:1500])
         with pytest.raises(ValueError, match=r"image id=1: 'a\.(png|jpg)' cannot be decoded"):
             read_image(tmp_path, name, size=(64, 64), owner="image id=1")
-
-
-@pytest.mark.parametrize("text", ["", "{", "[" * 100_000, "\xff", '{"a": ' + "9" * 10_000 + "}"])
-def test_json_that_is_none_or_too_deep_is_refused_by_name(tmp_path, text):
-    (tmp_path / "a.json").write_bytes(text.encode("latin-1"))
-    with pytest.raises(ValueError, match=r"CocoDataset: .*a\.json is not valid JSON"):
-        read_json(tmp_path / "a.json", owner="CocoDataset")
-
-
-def test_json_over_the_bound_is_not_read(tmp_path, monkeypatch):
-    (tmp_path / "a.json").write_text("[1, 2, 3]")
-    monkeypatch.setattr(files, "MAX_JSON_BYTES", 8)
-    with pytest.raises(ValueError, match="has 9 bytes; allowed are 8"):
-        read_json(tmp_path / "a.json", owner="CocoDataset")
 
 
 def _bmp_header(width: int, height: int) -> bytes:

@@ -8,7 +8,6 @@ import torch
 
 from detkit.data import CocoDataset
 from detkit.metrics import ProposalRecall
-from detkit.proposals import external
 from detkit.proposals.external import load_proposals, pad_proposals
 
 SIZES = [(40, 60), (20, 30)]
@@ -107,8 +106,8 @@ def test_a_file_that_is_no_list_is_refused(written, content, problem):
 
 
 def test_a_file_is_bounded_before_it_is_read(written, monkeypatch):
-    monkeypatch.setattr(external, "MAX_JSON_BYTES", 10)
-    with pytest.raises(ValueError, match="regular file of at most 10 bytes"):
+    monkeypatch.setattr("detkit.json_file.MAX_JSON_BYTES", 10)
+    with pytest.raises(ValueError, match=r"has \d+ bytes; allowed are 10"):
         load_proposals(written([row()]), [1], SIZES[:1])
 
 
