@@ -79,28 +79,40 @@ class Attention(nn.Module):
         ``mask`` is (B, Q, K), 1 in place of B or Q; with ``causal`` the queries are the last Q of the K keys. Raises
         ValueError for a mask of another type or number of dimensions.
         """
-        if mask is not None and (mask.dtype != torch.bool or mask.ndim != 3):
-            raise ValueError(
-                f"Attention: mask has shape {tuple(mask.shape)} and dtype {mask.dtype}; allowed is bool of shape "
-                "(B, Q, K), with 1 in place of B or Q"
-            )
         length, keys = queries.shape[1], among.keys.shape[2]
-        plain = False
-        if causal and length > 1:  # a query alone is the last of all
-            if mask is None and length == keys:
-                plain = True
-            else:
-                before = _causal_mask(length, keys, queries.device)
-                mask = before if mask is None else mask & before
+        plain = bool(causal and mask is None and length == keys > 1)  # the kernels know this mask
+        allowed = None if plain else self._allowed(mask, causal, length, keys, queries.device)
         fetched = F.scaled_dot_product_attention(
             self._split(self.query(queries)),
             among.keys,
             among.values,
-            attn_mask=None if mask is None else mask[:, None],
+            attn_mask=allowed,
             dropout_p=self.dropout if self.training else 0.0,
             is_causal=plain,
         )
         return self.output(fetched.transpose(1, 2).flatten(2))
+
+    def weights(
+        self,
+        queries: Float[Tensor, "B Q D"],
+        among: KeyValues,
+        *,
+        mask: Bool[Tensor, "#B #Q K"] | None = None,
+        causal: bool = False,
+    ) -> Float[Tensor, "B heads Q K"]:
+        """How :meth:`attend` weighs the values: rows sum to 1, or to 0 where a query may look at no key; no dropout.
+
+        >>> attention = Attention(8, 2)
+        >>> weights = attention.weights(torch.rand(1, 3, 8), attention.project(*torch.rand(2, 1, 5, 8)))
+        >>> weights.shape, torch.allclose(weights.sum(-1), torch.ones(1, 2, 3))
+        (torch.Size([1, 2, 3, 5]), True)
+        """
+        found = self._split(self.query(queries))
+        logits = found @ among.keys.mT / found.shape[-1] ** 0.5
+        allowed = self._allowed(mask, causal, queries.shape[1], among.keys.shape[2], queries.device)
+        if allowed is None:
+            return logits.softmax(-1)
+        return torch.where(allowed, logits.masked_fill(~allowed, -torch.inf).softmax(-1), 0)
 
     def extra_repr(self) -> str:
         """The settings that ``print`` shows."""
@@ -108,6 +120,20 @@ class Attention(nn.Module):
 
     def _split(self, embeddings: Float[Tensor, "B N D"]) -> Float[Tensor, "B heads N depth"]:
         return embeddings.unflatten(2, (self.heads, -1)).transpose(1, 2)
+
+    def _allowed(
+        self, mask: Tensor | None, causal: bool, length: int, keys: int, device: torch.device
+    ) -> Bool[Tensor, "#B 1 #Q K"] | None:
+        """Which of ``keys`` each of ``length`` queries may look at, by both rules; None where at all."""
+        if mask is not None and (mask.dtype != torch.bool or mask.ndim != 3):
+            raise ValueError(
+                f"Attention: mask has shape {tuple(mask.shape)} and dtype {mask.dtype}; allowed is bool of shape "
+                "(B, Q, K), with 1 in place of B or Q"
+            )
+        if causal and length > 1:  # a query alone is the last of all
+            before = _causal_mask(length, keys, device)
+            mask = before if mask is None else mask & before
+        return None if mask is None else mask[:, None]
 
 
 class Residual(nn.Module):

@@ -1,12 +1,14 @@
-"""Pictures of detections and of training: boxes, masks and keypoints on images, precision-recall and loss curves.
+"""Pictures of detections and of training: objects on images, precision-recall and loss curves, what attention sees.
 
 Images are drawn with Pillow alone; the two ``plot_`` functions need matplotlib (``pip install "torch-detkit[viz]"``).
 """
 
+from detkit.viz.attention import attention_maps
 from detkit.viz.draw import class_color, draw_boxes, draw_detections, save_picture, side_by_side
 from detkit.viz.plot import plot_curves, plot_precision_recall
 
 __all__ = [
+    "attention_maps",
     "class_color",
     "draw_boxes",
     "draw_detections",

@@ -95,6 +95,32 @@ def test_a_query_that_may_look_at_nothing_fetches_zeros_with_finite_gradients():
     assert x.grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize("causal", [False, True], ids=["all", "causal"])
+@pytest.mark.parametrize("masked", [False, True], ids=["plain", "masked"])
+def test_weights_are_torchs_and_mix_the_values_to_what_is_fetched(causal, masked):
+    peer, own = peer_and_own()
+    own = own.train()
+    own.dropout = 0.5  # of no weight in what is shown
+    x, inside = embeddings(6), (torch.arange(6) < torch.tensor([[3], [6]])) | torch.tensor(not masked)
+    hidden = torch.ones(6, 6, dtype=torch.bool).triu(1) & causal
+    among = own.project(x, x)
+    weights = own.weights(x, among, mask=inside[:, None] if masked else None, causal=causal)
+    _, expected = peer(x, x, x, attn_mask=hidden, key_padding_mask=~inside, average_attn_weights=False)
+    torch.testing.assert_close(weights, expected)
+    mixed = own.output((weights @ among.values).transpose(1, 2).flatten(2))
+    own.eval()
+    torch.testing.assert_close(mixed, own(x, x, x, mask=inside[:, None] if masked else None, causal=causal))
+
+
+def test_a_query_that_may_look_at_nothing_weighs_nothing():
+    own, x = Attention(D, HEADS).double(), embeddings(4)
+    mask = torch.ones(1, 4, 4, dtype=torch.bool)
+    mask[0, 1] = False
+    weights = own.weights(x, own.project(x, x), mask=mask)
+    assert weights.sum(-1)[:, :, 1].abs().max() == 0
+    torch.testing.assert_close(weights.sum(-1)[:, :, [0, 2, 3]], torch.ones(2, HEADS, 3, dtype=torch.float64))
+
+
 def test_dropout_acts_in_training_only():
     own, x = Attention(D, HEADS, dropout=0.5).double(), embeddings(4)
     assert torch.equal(own.eval()(x, x, x), own(x, x, x))

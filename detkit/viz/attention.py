@@ -1,0 +1,44 @@
+"""Where attention looks: the weights of every attention of a model, recorded while it runs."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from detkit.layers.transformer import Attention, KeyValues
+
+
+@contextmanager
+def attention_maps(model: nn.Module) -> Iterator[dict[str, list[Float[Tensor, "B heads Q K"]]]]:
+    """What every :class:`~detkit.layers.Attention` in ``model`` weighs inside the block, by the attention's name.
+
+    A list has one tensor (B, heads, Q, K) for each call, detached: how much of each of K keys each of Q queries
+    fetched, without dropout. Results of the model stay as they are. The keys of an attention to an image's cells are
+    these cells, row by row. Deformable attention looks at points, not cells, and is not recorded.
+
+    >>> import torch
+    >>> from detkit.layers.transformer import EncoderLayer
+    >>> layer = EncoderLayer(8, 2, hidden=16)
+    >>> with attention_maps(layer) as maps:
+    ...     _ = layer(torch.rand(1, 5, 8))
+    >>> {name: [tuple(weights.shape) for weights in calls] for name, calls in maps.items()}
+    {'attention': [(1, 2, 5, 5)]}
+    """
+    parts = {name: part for name, part in model.named_modules() if isinstance(part, Attention)}
+    maps: dict[str, list[Tensor]] = {name: [] for name in parts}
+    for name, part in parts.items():
+        part.attend = partial(_recorded, part, maps[name])
+    try:
+        yield maps
+    finally:
+        for part in parts.values():
+            del part.attend  # the class's own again
+
+
+def _recorded(part: Attention, calls: list[Tensor], queries: Tensor, among: KeyValues, **rules: Any) -> Tensor:
+    """``part.attend`` of these arguments, with its weights appended to ``calls``."""
+    calls.append(part.weights(queries, among, **rules).detach())
+    return Attention.attend(part, queries, among, **rules)
