@@ -18,6 +18,9 @@ def stable_topk(values: Float[Tensor, "*B N"], count: int) -> Int[Tensor, "*B K"
     length = values.shape[-1]
     # Export traces with symbols, which min() would compare once and for all; torch 2.11's compiler knows only min().
     kept = torch.sym_min(count, length) if isinstance(length, torch.SymInt) else min(count, length)
+    if torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export():
+        # ONNX has no way to read the bits of a float, but its TopK promises ties to the lower index.
+        return values.float().topk(kept, dim=-1).indices
     places = torch.arange(length, device=values.device).flip(0)
     keys = (rising_bits(values) << 32) + places
     return length - 1 - (keys.topk(kept, dim=-1).values & 0xFFFFFFFF)

@@ -1,8 +1,8 @@
 """What the tests of boxes share: boxes that hurt, drawn by Hypothesis, and functions without the hook of jaxtyping."""
 
-import inspect
 from collections.abc import Callable
 
+import pytest
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
@@ -76,5 +76,20 @@ def targets_of(*images: torch.Tensor, **entries) -> Targets:
 
 
 def unhooked(function: Callable) -> Callable:
-    """``function`` as users get it: without the test run's shape hook, which refuses a bad shape first."""
-    return inspect.unwrap(function)
+    """``function`` as users get it: without the test run's shape hook, which refuses a bad shape first.
+
+    Only the hook's own wrapper is opened, with what lies around it: mutmut's holds the mutant.
+    """
+    layers = [function]
+    while hasattr(layers[-1], "__wrapped__"):
+        layers.append(layers[-1].__wrapped__)
+    modules = [getattr(layer, "__globals__", {}).get("__name__", "") for layer in layers]
+    hooks = [depth for depth, module in enumerate(modules) if module.startswith("jaxtyping")]
+    return layers[max(hooks, default=-1) + 1]
+
+
+def refusal(function: Callable, *arguments: object, **settings: object) -> str:
+    """All the words with which ``function``, without the hook, refuses these arguments."""
+    with pytest.raises(ValueError, match=": ") as caught:
+        unhooked(function)(*arguments, **settings)
+    return str(caught.value)

@@ -1,6 +1,7 @@
 """DETR's matcher: the one-to-one assignment of queries to objects whose total cost is the lowest."""
 
 import math
+from importlib.util import find_spec
 from typing import Literal
 
 import numpy as np
@@ -23,6 +24,8 @@ ClassCost = Literal["softmax", "focal"]
 _FARTHEST = 1e15  # coordinates count as at most this: costs and areas stay finite
 _LARGEST_LOGIT = 1e6
 _LARGEST_FRACTION = 10.0
+_DEAREST = 1e6
+_HAS_SOLVER = find_spec("torch_linear_assignment") is not None
 
 
 class HungarianMatcher(nn.Module):
@@ -36,9 +39,11 @@ class HungarianMatcher(nn.Module):
     object, and no other query moves. So is a query without object that lies with more than half its area in an ignored
     target (a crowd); the other queries without object are NEGATIVE. Quality is the IoU of the match, 0 without.
 
-    Runs on the host, so targets are always checked: ValueError for an object's label outside 0..C-1 and a box that is
-    not finite or inverted, naming image and target; also for negative weights. With ``DETKIT_CHECKS=full`` for logits
-    and boxes that are not finite.
+    Solved on the host by scipy, so targets are always checked: ValueError for an object's label outside 0..C-1 and a
+    box that is not finite or inverted, naming image and target; also for negative weights. With ``DETKIT_CHECKS=full``
+    for logits and boxes that are not finite. Where torch-linear-assignment is installed, tensors on CUDA are solved
+    there: then targets, too, are checked only with ``DETKIT_CHECKS=full``, and without it an object that would be an
+    error gets no query.
 
     Source: Carion et al. 2020, section 3.1 and appendix A.2; focal cost: Zhu et al. 2021, appendix A.4, whose code adds
     1e-8 inside the logarithms; here they are exact.
@@ -184,6 +189,10 @@ def _assign(
     limit: float,
 ) -> Tensor:
     """(B, Q): the object of each query, or NEGATIVE. The only place where a solver is called."""
+    if costs.is_cuda and _HAS_SOLVER:
+        if full_checks():
+            _check_objects(objects, labels, boxes, num_classes, limit)
+        return solve_on_device(costs, objects & ~_wrong(labels, boxes, num_classes, limit), usable)
     _check_objects(objects, labels, boxes, num_classes, limit)
     matched = np.full(usable.shape, NEGATIVE)
     host = (tensor.cpu().numpy() for tensor in (costs, objects, usable))
@@ -208,23 +217,50 @@ def _(
     return torch.empty_like(usable, dtype=torch.int64)
 
 
+def solve_on_device(
+    costs: Float[Tensor, "B T Q"], objects: Bool[Tensor, "B T"], usable: Bool[Tensor, "B Q"]
+) -> Int[Tensor, "B Q"]:
+    """The object of each query, or NEGATIVE, by torch-linear-assignment: nothing leaves the device.
+
+    Its problems have no rows or columns to leave out. So a pair with padding or with an unusable query costs more than
+    all others together, which keeps the number of such pairs the lowest; they are then dropped. Costs count as at most
+    1e6, in double precision, so that the dear pairs leave them their last digits. (The solver itself reads two flags
+    on the host: whether costs are numbers, and whether it found a solution.)
+    """
+    from torch_linear_assignment import batch_linear_assignment  # pyright: ignore[reportMissingImports]
+
+    count, queries = costs.shape[1:]
+    pairs = objects[..., None] & usable[:, None]
+    dear = 2 * _DEAREST * (min(count, queries) + 1)
+    table = torch.where(pairs, costs.double().clamp(-_DEAREST, _DEAREST), dear)
+    taken = batch_linear_assignment(table)  # (B, T): a query, or -1 where there are fewer
+    taken = torch.where(taken < 0, queries, taken)  # a place behind the last
+    taken = torch.where(F.pad(pairs, (0, 1)).gather(2, taken[..., None]).squeeze(2), taken, queries)
+    matched = taken.new_full((len(costs), queries + 1), NEGATIVE)
+    numbers = torch.arange(count, device=costs.device).expand_as(taken)
+    return matched.scatter_(1, taken, numbers)[:, :queries]
+
+
+def _wrong(labels: Tensor, boxes: Tensor, num_classes: int, limit: float) -> Bool[Tensor, "B T"]:
+    """Objects from which nothing can be learnt: a label out of range, or a box that is none."""
+    strange = (labels < 0) | (labels >= num_classes)
+    inverted = (boxes[..., 2:] < boxes[..., :2]).any(-1)
+    return strange | ~torch.isfinite(boxes).all(-1) | inverted | (boxes.abs().amax(-1) > limit)
+
+
 def _check_objects(objects: Tensor, labels: Tensor, boxes: Tensor, num_classes: int, limit: float) -> None:
     """Name the first object with a label out of range or a box that is none: nothing can be learnt from it."""
-    strange = (labels < 0) | (labels >= num_classes)
-    finite = torch.isfinite(boxes).all(-1)
-    inverted = (boxes[..., 2:] < boxes[..., :2]).any(-1)
-    far = boxes.abs().amax(-1) > limit
-    wrong = objects & (strange | ~finite | inverted | far)
+    wrong = objects & _wrong(labels, boxes, num_classes, limit)
     if not wrong.any():
         return
     (image, target), count = first_bad(wrong)
     where = f"HungarianMatcher: image {image}, target {target}"
     also = f"; {count} objects are wrong" if count > 1 else ""
-    if strange[image, target]:
-        label = labels[image, target].item()
+    label, corners = labels[image, target].item(), boxes[image, target]
+    if not 0 <= label < num_classes:
         raise ValueError(f"{where}: label {label} must lie in 0..{num_classes - 1}{also}")
-    box = [round(side, 4) for side in boxes[image, target].tolist()]
-    if finite[image, target] and not inverted[image, target]:
+    box = [round(side, 4) for side in corners.tolist()]
+    if torch.isfinite(corners).all() and not (corners[2:] < corners[:2]).any():
         raise ValueError(f"{where}: box {box} is no fraction of the image; boxes in pixels need sizes{also}")
     raise ValueError(f"{where}: box {box} as fractions must be finite with x1 <= x2 and y1 <= y2{also}")
 

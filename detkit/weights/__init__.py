@@ -1,18 +1,26 @@
-"""Weights and training states on disk, checked before anything is loaded; and torchvision's detectors, both ways.
+"""Weights and training states on disk, checked before anything is loaded; and other libraries' detectors, both ways.
 
 ``save_weights`` and ``load_weights`` keep a module's state, ``save_checkpoint`` and ``load_checkpoint`` a whole
-training state. ``from_torchvision`` makes a Detector of a torchvision model, ``to_torchvision`` the state_dict again.
+training state. ``from_torchvision`` makes a Detector of a torchvision model, ``to_torchvision`` the state_dict again;
+``from_transformers`` and ``to_transformers`` do so for DETR, ``detr_from_facebook`` and ``to_facebook_detr`` for the
+checkpoints it was published with.
 """
 
+from detkit.weights.facebook import detr_from_facebook, to_facebook_detr
 from detkit.weights.files import load_checkpoint, load_metadata, load_weights, save_checkpoint, save_weights
 from detkit.weights.torchvision import from_torchvision, to_torchvision
+from detkit.weights.transformers import from_transformers, to_transformers
 
 __all__ = [
+    "detr_from_facebook",
     "from_torchvision",
+    "from_transformers",
     "load_checkpoint",
     "load_metadata",
     "load_weights",
     "save_checkpoint",
     "save_weights",
+    "to_facebook_detr",
     "to_torchvision",
+    "to_transformers",
 ]

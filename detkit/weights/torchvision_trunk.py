@@ -168,9 +168,21 @@ def preprocess_from(transform: GeneralizedRCNNTransform) -> Preprocess:
 
 
 def carry_over(model: Any, detector: Detector, renames: Sequence[Rename]) -> Detector:
-    """Give ``detector`` the weights, precision, device, mode and frozen parameters of ``model``.
+    """Give ``detector`` the weights, precision, device, mode and frozen parameters of ``model``, and its colours.
 
     Raises ValueError where the keys or shapes do not fit.
+    """
+    adopt(model, detector, renames, library="torchvision")
+    for name, values in (("mean", model.transform.image_mean), ("std", model.transform.image_std)):
+        colours = getattr(detector.preprocess, name)
+        colours.copy_(torch.tensor(values, dtype=colours.dtype).reshape(-1, 1, 1))  # in double, not rounded to single
+    return detector
+
+
+def adopt(model: nn.Module, detector: Detector, renames: Sequence[Rename], *, library: str) -> Detector:
+    """Give ``detector`` the weights, precision, device, mode and frozen parameters of ``model``.
+
+    Raises ValueError, naming the ``library`` that the model is of, where the keys or shapes do not fit.
     """
     example = next(model.parameters())
     detector.to(example.device, example.dtype)
@@ -178,14 +190,11 @@ def carry_over(model: Any, detector: Detector, renames: Sequence[Rename]) -> Det
         detector.load_state_dict(state_to_ours(model.state_dict(), renames))
     except RuntimeError as error:
         raise ValueError(
-            f"from_torchvision: this {type(model).__name__} is built unlike torchvision's own: {error}"
+            f"from_{library}: this {type(model).__name__} is built unlike {library}'s own: {error}"
         ) from error
     frozen = {key: value for key, value in model.named_parameters() if not value.requires_grad}
     for key in state_to_ours(frozen, renames):
         detector.get_parameter(key).requires_grad_(False)
-    for name, values in (("mean", model.transform.image_mean), ("std", model.transform.image_std)):
-        colours = getattr(detector.preprocess, name)
-        colours.copy_(torch.tensor(values, dtype=colours.dtype).reshape(-1, 1, 1))  # in double, not rounded to single
     return detector.train(model.training)
 
 
@@ -196,7 +205,8 @@ def _renamed(
     for key, values in state.items():
         rule = next((rule for rule in table if key.startswith(rule[0])), None)
         if rule is None:
-            raise ValueError(f"there is no rule for the key {key!r}; known are {', '.join(old for old, _, _ in table)}")
+            known = ", ".join([old for old, _, _ in table[:8]] + ["..."] * (len(table) > 8))
+            raise ValueError(f"there is no rule for the key {key!r}; known are {known}")
         old, new, change = rule
         renamed[new + key.removeprefix(old)] = values if change is None else change(values)
     return renamed

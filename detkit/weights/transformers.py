@@ -1,0 +1,217 @@
+"""transformers' DETR as a Detector of this library, and its state_dict back; transformers itself is never imported."""
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from detkit.anchors import HungarianMatcher
+from detkit.detectors import Detector, SetPredictionStage
+from detkit.layers.transformer import DecoderLayer, TransformerDecoder
+from detkit.losses.set_prediction import SetPredictionLoss
+from detkit.weights.detr_layout import OURS, TRANSFORMERS, Step, count, detector_of, detr_renames, detr_stage_of
+from detkit.weights.torchvision_trunk import Rename, adopt, state_to_ours, state_to_theirs
+
+_ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "tanh": nn.Tanh}
+_BACKBONE = "model.backbone.model."
+_LEAVES = {"Conv2d", "DetrFrozenBatchNorm2d", "MaxPool2d", "Identity", "ReLU", "GELUActivation", "SiLU", "Tanh"}
+
+
+def from_transformers(model: nn.Module) -> Detector:
+    """A Detector with the weights and the behaviour of transformers' DETR, which stays as it is.
+
+    ``model`` is a ``DetrForObjectDetection`` of transformers 5, of any size, on a ResNet of its own or of timm, DC5
+    included. Loss weights, dropouts, precision, device, frozen parameters and train/eval mode are taken over; labels
+    are the model's. Images are resized to 800 pixels, at most 1333, as its image processor does but without PIL's
+    filter, and boxes are clipped to the image.
+    With ``auxiliary_loss=True`` transformers hands what a decoder layer gives to the next normalised, and normalises
+    the last twice, which DETR doesn't: so does the Detector, for weights trained that way need it. Where the weights
+    are facebook's, set ``model.config.auxiliary_loss = False`` first.
+    Raises ValueError, naming the field, for another model and for what this library has no part for.
+
+    >>> from_transformers(nn.Linear(2, 2))
+    Traceback (most recent call last):
+    ValueError: from_transformers: model is a Linear; allowed is transformers' DetrForObjectDetection
+    """
+    if "DetrForObjectDetection" not in (kind.__name__ for kind in type(model).__mro__):
+        raise ValueError(
+            f"from_transformers: model is a {type(model).__name__}; allowed is transformers' DetrForObjectDetection"
+        )
+    peer: Any = model
+    config, state = peer.config, model.state_dict()
+    _check(config, peer)
+    renames = _renames(list(state), timm=f"{_BACKBONE}conv1.weight" in state)
+    try:
+        detector = detector_of(
+            state_to_ours(state, renames),
+            _steps(peer, renames),
+            _criterion(config),
+            heads=(config.encoder_attention_heads, config.decoder_attention_heads),
+            activations=(
+                _ACTIVATIONS[getattr(config.backbone_config, "hidden_act", "relu")],
+                _ACTIVATIONS[config.activation_function],
+            ),
+        )
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"from_transformers: {type(model).__name__} is built unlike DETR's: {error}") from error
+    stage = cast(SetPredictionStage, detector.stages["objects"])
+    _set_dropout(stage, config)
+    layers = [cast(DecoderLayer, layer) for layer in stage.decoder.layers]
+    stage.decoder = TransformersDecoder(layers, auxiliary=config.auxiliary_loss, norm=stage.decoder.norm)
+    return adopt(model, detector, renames, library="transformers")
+
+
+def to_transformers(detector: Detector, *, timm: bool = False) -> dict[str, Tensor]:
+    """The state_dict of ``detector`` under transformers' keys: what the model that it came from loads strictly.
+
+    ``timm`` says whether that model's backbone is one of timm. Works for whatever :func:`from_transformers` and
+    ``detr_from_facebook`` make, and for the DETR recipes on a ResNet. Values are shared. Raises ValueError for a
+    detector that transformers has no model for.
+
+    >>> from detkit.backbones import SmallBackbone
+    >>> from detkit.detectors import detr
+    >>> to_transformers(detr(2, backbone=SmallBackbone()))
+    Traceback (most recent call last):
+    ValueError: to_transformers: the trunk is a SmallBackbone; allowed is a ResNetBackbone
+    """
+    name, stage = detr_stage_of(detector, "to_transformers")
+    if not isinstance(stage.encoder.norm, nn.Identity):
+        raise ValueError("to_transformers: the encoder normalises first; transformers' DETR only normalises last")
+    state = detector.state_dict()
+    return state_to_theirs(state, _renames(list(state), timm=timm, stage=name))
+
+
+class DroppedProjection(nn.Conv2d):
+    """A convolution of 1 x 1, then dropout: transformers drops out what enters its encoder, which DETR does not.
+
+    >>> DroppedProjection(8, 4, dropout=0.1)
+    DroppedProjection(8, 4, kernel_size=(1, 1), stride=(1, 1))
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *, dropout: float) -> None:
+        super().__init__(in_channels, out_channels, 1)
+        self.dropout = dropout
+
+    def forward(self, input: Float[Tensor, "B D H W"]) -> Float[Tensor, "B E H W"]:
+        """The projected and, in training mode, dropped out cells."""
+        return F.dropout(super().forward(input), self.dropout, self.training)
+
+
+class TransformersDecoder(TransformerDecoder):
+    """DETR's decoder as transformers has it, with its ``auxiliary_loss``.
+
+    Without, only the last output is given out, so that no other is learnt on. With, every layer starts from the
+    normalised output of the one before, and the last is normalised twice.
+
+    >>> TransformersDecoder([DecoderLayer(8, 2, hidden=16)], auxiliary=False, norm=nn.LayerNorm(8)).auxiliary
+    False
+    """
+
+    def __init__(self, layers: Sequence[DecoderLayer], *, auxiliary: bool, norm: nn.Module) -> None:
+        super().__init__(layers, norm=norm)
+        self.auxiliary = auxiliary
+
+    def forward(
+        self,
+        embeddings: Float[Tensor, "B N D"],
+        memory: Float[Tensor, "B K D"],
+        *,
+        positions: Float[Tensor, "#B N D"] | None = None,
+        memory_positions: Float[Tensor, "#B K D"] | None = None,
+        mask: Bool[Tensor, "#B #N N"] | None = None,
+        memory_mask: Bool[Tensor, "#B #N K"] | None = None,
+        causal: bool = False,
+    ) -> list[Float[Tensor, "B N D"]]:
+        """The normalised outputs that are learnt on, the last of which is the decoder's."""
+        outputs = []
+        for layer in self._stack:
+            known = layer.project(memory, memory_positions)
+            embeddings = layer(
+                embeddings, known, positions=positions, mask=mask, memory_mask=memory_mask, causal=causal
+            )
+            if self.auxiliary:
+                embeddings = self.norm(embeddings)
+                outputs.append(embeddings)
+        return [*outputs[:-1], self.norm(embeddings)]
+
+
+def _check(config: Any, model: Any) -> None:
+    allowed: dict[str, tuple[Any, ...]] = {
+        "num_channels": (3,),
+        "position_embedding_type": ("sine", "learned"),
+        "activation_function": tuple(_ACTIVATIONS),
+        "encoder_layerdrop": (0.0,),
+        "decoder_layerdrop": (0.0,),
+    }
+    found = [(name, getattr(config, name), values) for name, values in allowed.items()]
+    backbone = config.backbone_config
+    found.append(("backbone_config.model_type", backbone.model_type, ("resnet", "timm_backbone")))
+    found.append(("backbone_config.hidden_act", getattr(backbone, "hidden_act", "relu"), tuple(_ACTIVATIONS)))
+    if backbone.model_type == "resnet":
+        last = f"stage{len(backbone.depths)}"
+        found.append(("the last of backbone_config.out_features", backbone.out_features[-1], (last,)))
+    leaves = {type(part).__name__ for part in model.model.backbone.modules() if not list(part.children())}
+    found += [("a layer of the backbone", leaf, tuple(sorted(_LEAVES))) for leaf in sorted(leaves)]
+    for name, came, values in found:
+        if came not in values:
+            raise ValueError(f"from_transformers: {name}={came!r}; allowed is {' or '.join(map(repr, values))}")
+
+
+def _criterion(config: Any) -> SetPredictionLoss:
+    matcher = HungarianMatcher(
+        class_weight=float(config.class_cost), l1_weight=float(config.bbox_cost), giou_weight=float(config.giou_cost)
+    )
+    return SetPredictionLoss(
+        matcher,
+        background_weight=float(config.eos_coefficient),
+        l1_weight=float(config.bbox_loss_coefficient),
+        giou_weight=float(config.giou_loss_coefficient),
+    )
+
+
+def _set_dropout(stage: SetPredictionStage, config: Any) -> None:
+    """transformers has three rates, and one more place: what enters the encoder."""
+    projection = cast(nn.Conv2d, stage.projection)
+    stage.projection = DroppedProjection(projection.in_channels, projection.out_channels, dropout=config.dropout)
+    for layer in (*stage.encoder.layers, *stage.decoder.layers):
+        for name, part in layer.named_children():
+            if name.endswith("attention"):
+                cast(Any, part).dropout = config.attention_dropout
+            else:
+                rate = config.activation_dropout if name == "feed_forward" else config.dropout
+                cast(Any, part).dropout.p = rate
+
+
+def _steps(model: Any, renames: list[Rename]) -> dict[str, Step]:
+    """Stride and dilation of the backbone's convolutions, under our names."""
+    steps: dict[str, Step] = {}
+    for name, part in model.named_modules():
+        if isinstance(part, nn.Conv2d) and name.startswith(_BACKBONE):
+            (key,) = state_to_ours({f"{name}.weight": part.weight}, renames)
+            steps[key.removeprefix("trunk.").removesuffix(".weight")] = (part.stride[0], part.dilation[0])
+    return steps
+
+
+def _renames(keys: list[str], *, timm: bool, stage: str | None = None) -> list[Rename]:
+    """All rules; ``keys`` are ours where ``stage`` names the stage, else transformers'."""
+    layout = TRANSFORMERS if stage is None else OURS
+    rules = detr_renames(keys, layout, other=TRANSFORMERS, stage=stage or "objects")
+    if timm:
+        return [*rules, Rename(_BACKBONE, "trunk.")]
+    stem = f"{_BACKBONE}embedder.embedder."
+    rules += [Rename(f"{stem}convolution.", "trunk.conv1."), Rename(f"{stem}normalization.", "trunk.bn1.")]
+    for i in range(4):
+        theirs, ours = f"{_BACKBONE}encoder.stages.{i}.layers.", f"trunk.layer{i + 1}."
+        for block in range(count(keys, theirs if stage is None else ours)):
+            rules += _block_renames(f"{theirs}{block}.", f"{ours}{block}.")
+    return rules
+
+
+def _block_renames(theirs: str, ours: str) -> list[Rename]:
+    parts = [(f"layer.{i}.", f"conv{i + 1}.", f"bn{i + 1}.") for i in range(3)]
+    parts.append(("shortcut.", "downsample.0.", "downsample.1."))
+    rules = [(f"{part}convolution.", convolution) for part, convolution, _ in parts]
+    rules += [(f"{part}normalization.", norm) for part, _, norm in parts]
+    return [Rename(theirs + old, ours + new) for old, new in rules]
