@@ -91,8 +91,8 @@ class TokenCoder(nn.Module):
     def decode(self, tokens: Int[Tensor, "*B T 5"], sizes: Shaped[Tensor, "*B 2"]) -> DecodedTokens:
         """Boxes xyxy in pixels, their labels, and which of them are well-formed.
 
-        That are those of four coordinates and a class, with xmax >= xmin and ymax >= ymin. Raises ValueError for other
-        shapes.
+        That are those of four coordinates and a class, with xmax >= xmin and ymax >= ymin. Boxes are float64 where
+        ``sizes`` are, else float32, also for sizes in whole pixels. Raises ValueError for other shapes.
 
         >>> coder = TokenCoder(3, bins=5, vocabulary="paper")
         >>> found = coder.decode(torch.tensor([[1, 2, 5, 4, 8], [1, 1, 1, 1, 0]]), torch.tensor([8, 16]))
@@ -107,8 +107,9 @@ class TokenCoder(nn.Module):
         written = ((coordinates >= 0) & (coordinates < self.bins)).all(-1) & (classes >= 0)
         upright = (coordinates[..., 2:] >= coordinates[..., :2]).all(-1)
         valid = written & upright & (classes < self.num_classes)
-        scale = _yxyx(sizes, torch.zeros((), device=tokens.device))
-        boxes = (coordinates / (self.bins - 1) * scale)[..., [1, 0, 3, 2]]
+        dtype = torch.float64 if sizes.dtype == torch.float64 else torch.float32
+        scale = _yxyx(sizes, torch.zeros((), dtype=dtype, device=tokens.device))
+        boxes = (coordinates.to(scale) / (self.bins - 1) * scale)[..., [1, 0, 3, 2]]
         return DecodedTokens(torch.where(valid[..., None], boxes, 0), torch.where(valid, classes, 0), valid)
 
     def extra_repr(self) -> str:

@@ -1,5 +1,7 @@
 """Detectors: where parts meet. A Detector is a trunk and stages; a recipe is a function that builds one."""
 
+from detkit.detectors.box_queries import BoxQueryStage
+from detkit.detectors.denoising import DenoisingQueries
 from detkit.detectors.dense import DenseCriterion, DenseOutputs, DenseStage
 from detkit.detectors.detector import Detector, Stage
 from detkit.detectors.fcos import FCOSStage
@@ -45,7 +47,9 @@ from detkit.detectors.set_prediction import SetPredictionStage
 __all__ = [
     "IMAGENET_MEAN",
     "IMAGENET_STD",
+    "BoxQueryStage",
     "BoxStage",
+    "DenoisingQueries",
     "DenseCriterion",
     "DenseOutputs",
     "DenseStage",

@@ -100,7 +100,7 @@ class SequenceStage(Stage):
         rows = outputs.tokens.unflatten(1, (-1, TOKENS_PER_BOX))
         scores, labels = class_scores(outputs.logits[:, TOKENS_PER_BOX - 1 :: TOKENS_PER_BOX], self.coder).max(-1)
         classes = (labels + self.coder.first_class)[..., None]
-        found = self.coder.decode(torch.cat((rows[..., :4], classes), dim=-1), images.sizes)
+        found = self.coder.decode(torch.cat((rows[..., :4], classes), dim=-1), images.sizes.to(scores.dtype))
         best = stable_topk(torch.where(found.valid, scores, -1), rows.shape[1])
         valid = found.valid.gather(1, best)
         return Detections(

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
 from detkit.boxes import clip_boxes_to_image, cxcywh_to_xyxy
@@ -79,8 +79,8 @@ class SetPredictionStage(Stage):
     layers give to logits and boxes; ``postprocess(scores, boxes, sizes)`` makes Detections. What lies in the padding of
     a batch is not looked at. Source: Carion et al. 2020, figures 2 and 10.
 
-    >>> from detkit.detectors.recipes.detr import small_detr
-    >>> type(small_detr(num_classes=2).objects).__name__
+    >>> from detkit.detectors.recipes.detr import detr_stage
+    >>> type(detr_stage(8, num_classes=2, channels=32, depth=1)).__name__
     'SetPredictionStage'
     """
 
@@ -104,12 +104,7 @@ class SetPredictionStage(Stage):
         self, features: list[Tensor], images: Images, detections: Detections | None, targets: Targets | None = None
     ) -> SetPredictionOutputs:
         """Logits and boxes of every decoder layer with targets, of the last without."""
-        cells = self.projection(features[-1])
-        frame, shape = images.tensors.shape[-2:], cells.shape[-2:]
-        inside = cells_inside(images.sizes, (frame[0], frame[1]), (shape[0], shape[1]))
-        dtype = torch.promote_types(cells.dtype, torch.float32)
-        where, mask = _as_rows(self.positions(inside, dtype=dtype)), inside.flatten(1)[:, None]
-        memory = self.encoder(_as_rows(cells), positions=where, mask=mask)
+        memory, where, mask = encoded(features[-1], images, self.projection, self.positions, self.encoder)
         queries = self.queries.weight.expand(memory.shape[0], -1, -1)
         layers = self.decoder(
             torch.zeros_like(queries), memory, positions=queries, memory_positions=where, memory_mask=mask
@@ -124,6 +119,32 @@ class SetPredictionStage(Stage):
     def detections(self, outputs: SetPredictionOutputs, images: Images) -> Detections:
         """What the queries of the last layer found."""
         return self.postprocess(self.criterion.scores(outputs.logits[-1]), outputs.boxes[-1], images.sizes)
+
+
+def encoded(
+    features: Float[Tensor, "B E H W"],
+    images: Images,
+    projection: nn.Module,
+    positions: nn.Module,
+    encoder: TransformerEncoder,
+) -> tuple[Float[Tensor, "B N D"], Float[Tensor, "B N D"], Bool[Tensor, "B 1 N"]]:
+    """The cells of a map, encoded, where each of them lies, and which hold image: others are not looked at.
+
+    The parts are those of :class:`SetPredictionStage`.
+
+    >>> from detkit.layers.position import SinePositions
+    >>> images = Images(torch.zeros(1, 3, 32, 64), torch.tensor([[32, 40]]))
+    >>> parts = nn.Conv2d(3, 8, 1), SinePositions(8), TransformerEncoder([])
+    >>> cells, where, mask = encoded(torch.zeros(1, 3, 1, 3), images, *parts)
+    >>> cells.shape, where.shape, mask
+    (torch.Size([1, 3, 8]), torch.Size([1, 3, 8]), tensor([[[ True,  True, False]]]))
+    """
+    cells = projection(features)
+    frame, shape = images.tensors.shape[-2:], cells.shape[-2:]
+    inside = cells_inside(images.sizes, (frame[0], frame[1]), (shape[0], shape[1]))
+    dtype = torch.promote_types(cells.dtype, torch.float32)
+    where, mask = _as_rows(positions(inside, dtype=dtype)), inside.flatten(1)[:, None]
+    return encoder(_as_rows(cells), positions=where, mask=mask), where, mask
 
 
 def _as_rows(cells: Float[Tensor, "B D H W"]) -> Float[Tensor, "B N D"]:

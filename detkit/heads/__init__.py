@@ -9,7 +9,7 @@ from detkit.heads.regression import RegressionHead
 from detkit.heads.roi import BoxHead, conv_body, dense_body
 from detkit.heads.rpn import RPNHead
 from detkit.heads.sequence import BoxGrammar, TokenSampler
-from detkit.heads.set_prediction import SetPredictionHead
+from detkit.heads.set_prediction import RefinementHead, SetPredictionHead
 from detkit.heads.token_decoder import MapEncoder, TokenDecoder
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "MaskHead",
     "MultiBoxHead",
     "RPNHead",
+    "RefinementHead",
     "RegressionHead",
     "SetPredictionHead",
     "TokenDecoder",

@@ -1,4 +1,4 @@
-"""The head of set prediction: a class or no object, and a box, for every query."""
+"""The heads of set prediction: a class or no object, and a box, for every query."""
 
 from itertools import pairwise
 
@@ -6,6 +6,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from detkit.boxes.arguments import promote
+from detkit.layers.box_decoder import EDGE
 
 
 class SetPredictionHead(nn.Module):
@@ -25,12 +26,46 @@ class SetPredictionHead(nn.Module):
         super().__init__()
         if depth < 1 or num_classes < 1:
             raise ValueError(f"SetPredictionHead: depth={depth} and num_classes={num_classes} must be at least 1")
-        self.logits = nn.Linear(channels, num_classes + 1)
-        layers: list[nn.Module] = []
-        for before, after in pairwise([channels] * depth + [4]):
-            layers += [nn.Linear(before, after), nn.ReLU()]
-        self.boxes = nn.Sequential(*layers[:-1])
+        self.logits, self.boxes = nn.Linear(channels, num_classes + 1), _box_net(channels, depth)
 
     def forward(self, embeddings: Float[Tensor, "*B D"]) -> tuple[Float[Tensor, "*B Q"], Float[Tensor, "*B 4"]]:
         """Logits (..., num_classes + 1) and boxes (..., 4) of ``embeddings`` (..., channels)."""
         return self.logits(embeddings), promote(self.boxes(embeddings)).sigmoid()
+
+
+class RefinementHead(nn.Module):
+    """The same two parts, but the net says how to move a box that each query comes with; at the start, not at all.
+
+    The box's cx, cy, w, h, as logits, are moved by what the net says. Logits and errors are those of
+    :class:`SetPredictionHead`. Source: Zhu et al. 2021, "Deformable DETR", appendix A.4, iterative refinement.
+
+    >>> import torch
+    >>> logits, boxes = RefinementHead(8, num_classes=3)(torch.rand(1, 1, 8), torch.tensor([[[0.5, 0.5, 0.25, 1.0]]]))
+    >>> logits.shape, boxes
+    (torch.Size([1, 1, 4]), tensor([[[0.5000, 0.5000, 0.2500, 0.9990]]], grad_fn=<SigmoidBackward0>))
+    """
+
+    def __init__(self, channels: int, *, num_classes: int, depth: int = 3) -> None:
+        super().__init__()
+        if depth < 1 or num_classes < 1:
+            raise ValueError(f"RefinementHead: depth={depth} and num_classes={num_classes} must be at least 1")
+        self.logits, self.boxes = nn.Linear(channels, num_classes + 1), _box_net(channels, depth)
+        for parameter in self.boxes[-1].parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(
+        self, embeddings: Float[Tensor, "*B D"], boxes: Float[Tensor, "*#B 4"]
+    ) -> tuple[Float[Tensor, "*B Q"], Float[Tensor, "*B 4"]]:
+        """Logits (..., num_classes + 1) and boxes (..., 4) of ``embeddings`` (..., channels) that look at ``boxes``.
+
+        Boxes are cx, cy, w, h as fractions of the image; those that come in count as within 0.001 and 0.999.
+        """
+        return self.logits(embeddings), (promote(self.boxes(embeddings)) + promote(boxes).logit(eps=EDGE)).sigmoid()
+
+
+def _box_net(channels: int, depth: int) -> nn.Sequential:
+    """``depth`` linear layers, from ``channels`` to the 4 numbers of a box."""
+    layers: list[nn.Module] = []
+    for before, after in pairwise([channels] * depth + [4]):
+        layers += [nn.Linear(before, after), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])

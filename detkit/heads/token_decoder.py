@@ -16,10 +16,9 @@ STD = 0.02
 
 
 class Memory(NamedTuple):
-    """Encoded images: their S cells, where these lie (added to keys alone), and which hold image."""
+    """Encoded images: their S cells, which know where they lie, and which of them hold image."""
 
     cells: Float[Tensor, "B S D"]
-    positions: Float[Tensor, "B S D"]
     mask: Bool[Tensor, "B 1 S"]
 
 
@@ -27,8 +26,9 @@ class MapEncoder(nn.Module):
     """Reads the last feature map, cell by cell, with attention among the cells that hold image.
 
     ``in_channels`` of the map are projected to ``channels``; ``positions`` embeds a mask of cells (B, H, W) as
-    (B, channels, H, W), as :class:`~detkit.layers.position.SinePositions` does.
-    Source: Carion et al. 2020, section 3.2.
+    (B, channels, H, W), as :class:`~detkit.layers.position.SinePositions` does. They are added to the cells before the
+    ``encoder`` and again behind it, so that what a decoder fetches says where it lies: its words are places.
+    Source: Chen et al. 2022, "Pix2seq", section 2.2, with the positions of the release.
 
     >>> import torch
     >>> from detkit.layers.position import SinePositions
@@ -50,7 +50,8 @@ class MapEncoder(nn.Module):
         inside = cells_inside(images.sizes, (height, width), (last.shape[-2], last.shape[-1]))
         positions = self.positions(inside, dtype=last.dtype).flatten(2).transpose(1, 2)
         mask = inside.flatten(1)[:, None]
-        return Memory(self.encoder(last.flatten(2).transpose(1, 2), positions=positions, mask=mask), positions, mask)
+        cells = self.encoder(last.flatten(2).transpose(1, 2) + positions, mask=mask)
+        return Memory(cells + positions, mask)
 
 
 class TokenDecoder(nn.Module):
@@ -63,7 +64,7 @@ class TokenDecoder(nn.Module):
     >>> from detkit.layers.transformer import DecoderLayer
     >>> layers = TransformerDecoder([DecoderLayer(8, 2, hidden=16, norm_first=True)], norm=nn.LayerNorm(8))
     >>> decoder = TokenDecoder(layers, channels=8, vocabulary=20, length=5)
-    >>> memory = Memory(torch.zeros(1, 6, 8), torch.zeros(1, 6, 8), torch.ones(1, 1, 6, dtype=torch.bool))
+    >>> memory = Memory(torch.zeros(1, 6, 8), torch.ones(1, 1, 6, dtype=torch.bool))
     >>> decoder(torch.tensor([[3, 1, 4]]), memory).shape
     torch.Size([1, 3, 20])
     """
@@ -88,14 +89,12 @@ class TokenDecoder(nn.Module):
         if tokens.shape[1] > self.length:
             raise ValueError(f"TokenDecoder: {tokens.shape[1]} tokens came; allowed are at most length={self.length}")
         read = self.embedding(tokens) + self.places.weight[: tokens.shape[1]]
-        outputs = self.decoder(
-            read, memory.cells, memory_positions=memory.positions, memory_mask=memory.mask, causal=True
-        )
+        outputs = self.decoder(read, memory.cells, memory_mask=memory.mask, causal=True)
         return self.head(outputs[-1])
 
     def start(self, memory: Memory) -> list[LayerCache]:
         """What :meth:`step` keeps between calls: the projected memory, and room for ``length`` tokens."""
-        return self.decoder.start(memory.cells, length=self.length, memory_positions=memory.positions)
+        return self.decoder.start(memory.cells, length=self.length)
 
     def step(
         self, token: Int[Tensor, " B"], memory: Memory, caches: Sequence[LayerCache], *, at: int

@@ -1,6 +1,7 @@
-"""Layers that backbones, necks and heads share: small blocks, and the checks of a list of feature levels."""
+"""Layers that backbones, necks and heads share: small blocks, transformers, and the checks of feature levels."""
 
 from detkit.layers.blocks import ConvNormActivation, L2Norm, freeze_batch_norm, init_convolutions
+from detkit.layers.box_decoder import BoxDecoder, BoxPositions, BoxQueries, DeformableDecoderLayer
 from detkit.layers.deformable import DeformableAttention
 from detkit.layers.levels import check_features, check_levels
 from detkit.layers.position import LearnedPositions, SinePositions
@@ -8,9 +9,13 @@ from detkit.layers.transformer import Attention, DecoderLayer, EncoderLayer, Tra
 
 __all__ = [
     "Attention",
+    "BoxDecoder",
+    "BoxPositions",
+    "BoxQueries",
     "ConvNormActivation",
     "DecoderLayer",
     "DeformableAttention",
+    "DeformableDecoderLayer",
     "EncoderLayer",
     "L2Norm",
     "LearnedPositions",

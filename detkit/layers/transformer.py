@@ -80,7 +80,9 @@ class Attention(nn.Module):
         ValueError for a mask of another type or number of dimensions.
         """
         length, keys = queries.shape[1], among.keys.shape[2]
-        plain = bool(causal and mask is None and length == keys > 1)  # the kernels know this mask
+        plain = False
+        if causal and mask is None and 1 < length == keys:  # the kernels know this mask; a branch, for traced lengths
+            plain = True
         allowed = None if plain else self._allowed(mask, causal, length, keys, queries.device)
         fetched = F.scaled_dot_product_attention(
             self._split(self.query(queries)),

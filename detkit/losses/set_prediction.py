@@ -1,6 +1,7 @@
 """The loss of set prediction: every object has one query, every other query says no object, in every layer alike."""
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float, Shaped
@@ -13,6 +14,8 @@ from detkit.boxes.arguments import promote
 from detkit.dist import all_reduce_mean
 from detkit.losses.regression import generalized_box_iou_loss
 from detkit.structures import IGNORED, NEGATIVE, Assignment, Targets
+
+_Rows = TypeVar("_Rows", Targets, Assignment)
 
 
 class SetPredictionLoss(nn.Module):
@@ -56,24 +59,39 @@ class SetPredictionLoss(nn.Module):
         boxes: Float[Tensor, "L B Q 4"],
         targets: Targets,
         sizes: Shaped[Tensor, "B 2"],
+        *,
+        assignment: Assignment | None = None,
     ) -> dict[str, Float[Tensor, ""]]:
         """Losses "classification", "l1" and "giou" of the last of L layers, weighted; "layer0.l1" of the first.
 
         logits (L, B, Q, C + 1), no object last; boxes (L, B, Q, 4): cx, cy, w, h as fractions of the image. Target
-        boxes are xyxy pixels of images of ``sizes`` (height, width). Half precision is promoted. Raises ValueError
-        where shapes disagree; the matcher, for labels and boxes that cannot be learnt.
+        boxes are xyxy pixels of images of ``sizes`` (height, width). Half precision is promoted. An ``assignment`` (B,
+        Q) known beforehand stands in every layer for what the matcher would say, and box losses are divided by the
+        number of its matched queries. Raises ValueError where shapes disagree; the matcher, for labels and boxes that
+        cannot be learnt.
         """
         if logits.ndim != 4 or boxes.shape != (*logits.shape[:3], 4) or sizes.shape != (logits.shape[1], 2):
             raise ValueError(
                 f"SetPredictionLoss: logits {tuple(logits.shape)}, boxes {tuple(boxes.shape)}, sizes "
                 f"{tuple(sizes.shape)}; allowed is (L, B, Q, C + 1), (L, B, Q, 4), (B, 2)"
             )
+        if assignment is not None and assignment.matched.shape != logits.shape[1:3]:
+            raise ValueError(
+                f"SetPredictionLoss: assignment has shape {tuple(assignment.matched.shape)} and logits "
+                f"{tuple(logits.shape)}; allowed is one (B, Q) for all layers"
+            )
         layers = logits.shape[0]
         truth = promote(targets.boxes)
         truth = truth / sizes.to(truth).flip(-1).repeat(1, 2)[:, None]
         targets = targets._replace(boxes=truth, masks=None, keypoints=None)
-        count = all_reduce_mean((targets.valid & ~targets.ignore).sum().to(truth.dtype)).clamp(min=1)
-        costs = self._costs(promote(logits).flatten(0, 1), promote(boxes).flatten(0, 1), _repeated(targets, layers))
+        matched = targets.valid & ~targets.ignore if assignment is None else assignment.matched >= 0
+        count = all_reduce_mean(matched.sum().to(truth.dtype)).clamp(min=1)
+        rows, targets = (promote(logits).flatten(0, 1), promote(boxes).flatten(0, 1)), _repeated(targets, layers)
+        if assignment is None:
+            assignment = self.matcher(rows[0].detach(), rows[1].detach(), targets)
+        else:
+            assignment = _repeated(assignment, layers)
+        costs = self._costs(*rows, targets, assignment)
         entropy, share, l1, giou = (cost.unflatten(0, (layers, -1)).sum((1, 2)) for cost in costs)
         share = all_reduce_mean(share)
         classification = self.class_weight * entropy / torch.where(share > 0, share, 1)
@@ -98,10 +116,13 @@ class SetPredictionLoss(nn.Module):
         return ", ".join(f"{name}={getattr(self, name)}" for name in _WEIGHTS)
 
     def _costs(
-        self, logits: Float[Tensor, "B Q classes"], boxes: Float[Tensor, "B Q 4"], targets: Targets
+        self,
+        logits: Float[Tensor, "B Q classes"],
+        boxes: Float[Tensor, "B Q 4"],
+        targets: Targets,
+        assignment: Assignment,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(B, Q) each: cross-entropy, its weight in the mean, L1, 1 - GIoU; 0 where a query takes no part."""
-        assignment = self.matcher(logits.detach(), boxes.detach(), targets)
         labels, truth, weights = gather_assigned(assignment, targets)
         judged, positive = labels != IGNORED, labels >= 0
         share = positive.to(logits) + self.background_weight * (labels == NEGATIVE).to(logits)
@@ -135,9 +156,9 @@ def cardinality_error(logits: Float[Tensor, "B Q classes"], targets: Targets) ->
     return (found - objects).abs().to(torch.float32).mean()
 
 
-def _repeated(targets: Targets, times: int) -> Targets:
-    """The same targets for every layer, layer after layer."""
-    return Targets._make(None if rows is None else rows.repeat(times, *(1 for _ in rows.shape[1:])) for rows in targets)
+def _repeated(rows: _Rows, times: int) -> _Rows:
+    """The same targets, or assignment, for every layer, layer after layer."""
+    return type(rows)._make(None if row is None else row.repeat(times, *(1 for _ in row.shape[1:])) for row in rows)
 
 
 def _by_layer(losses: dict[str, Float[Tensor, "L"]]) -> dict[str, Tensor]:

@@ -154,6 +154,16 @@ def test_boxes_of_any_type_are_promoted(dtype):
     assert torch.equal(coder.encode(box.to(dtype), torch.tensor([0]), torch.tensor([128, 128])), expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64, torch.int64])
+def test_decoded_boxes_are_float64_only_for_sizes_in_float64(dtype):
+    """Whole pixels are what sizes are counted in: float32 does for them."""
+    coder, size = TokenCoder(1, bins=7, vocabulary="paper"), torch.tensor([10, 30], dtype=dtype)
+    found = coder.decode(torch.tensor([[1, 2, 5, 4, 8]]), size).boxes
+    expected = torch.tensor([[30 / 6, 0, 3 * 30 / 6, 4 * 10 / 6]], dtype=torch.float64)
+    assert found.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    torch.testing.assert_close(found, expected.to(found.dtype), rtol=1e-15 if dtype == torch.float64 else 1e-6, atol=0)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -176,6 +176,15 @@ def test_labels_are_the_likeliest_class_and_scores_its_probability_best_first():
     assert found.boxes[0, 0].tolist() == [0, 0, 96, 64]
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_detections_are_of_the_type_that_the_logits_are_promoted_to(dtype):
+    model = detector()
+    outputs = said(model.sequence, seen(model))
+    found = model.sequence.detections(outputs._replace(logits=outputs.logits.to(dtype)), IMAGES)
+    expected = torch.float64 if dtype == torch.float64 else torch.float32
+    assert (found.boxes.dtype, found.scores.dtype) == (expected, expected)
+
+
 # Learning
 
 

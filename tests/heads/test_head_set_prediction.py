@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from detkit.heads.set_prediction import SetPredictionHead
+from detkit.heads.set_prediction import RefinementHead, SetPredictionHead
 
 
 def test_logits_are_linear_and_boxes_come_from_a_net_of_three_layers():
@@ -30,5 +30,33 @@ def test_boxes_are_float32_under_autocast():
 
 
 def test_wrong_arguments_are_named():
-    with pytest.raises(ValueError, match="depth=0 and num_classes=3 must be at least 1"):
-        SetPredictionHead(8, num_classes=3, depth=0)
+    for head in (SetPredictionHead, RefinementHead):
+        with pytest.raises(ValueError, match=f"{head.__name__}: depth=0 and num_classes=3 must be at least 1"):
+            head(8, num_classes=3, depth=0)
+        with pytest.raises(ValueError, match="depth=3 and num_classes=0 must be at least 1"):
+            head(8, num_classes=0)
+
+
+def test_refinement_moves_no_box_at_first_and_then_its_logit():
+    head, x = RefinementHead(8, num_classes=3).double(), torch.randn(2, 5, 8, dtype=torch.float64)
+    boxes = torch.rand(2, 5, 4, dtype=torch.float64) * 0.9 + 0.05
+    logits, same = head(x, boxes)
+    torch.testing.assert_close(same, boxes)
+    torch.testing.assert_close(logits, x @ head.logits.weight.T + head.logits.bias)
+    torch.nn.init.normal_(head.boxes[-1].weight)
+    moved = head(x, boxes)[1]
+    torch.testing.assert_close(moved.logit() - boxes.logit(), head.boxes(x))
+    assert (moved - boxes).abs().max() > 0.01
+
+
+def test_refinement_of_boxes_at_the_border_is_finite_with_gradients():
+    head = RefinementHead(8, num_classes=3)
+    torch.nn.init.normal_(head.boxes[-1].weight)
+    boxes = torch.tensor([[0.0, 1.0, 0.0, 1.0]]).requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        _, moved = head(torch.randn(1, 8), boxes)
+    assert moved.dtype == torch.float32
+    moved.sum().backward()
+    assert torch.isfinite(moved).all()
+    assert torch.isfinite(boxes.grad).all()
+    assert head.boxes[0].weight.grad.abs().sum() > 0

@@ -25,7 +25,7 @@ def decoder() -> TokenDecoder:
 def memory() -> Memory:
     generator = torch.Generator().manual_seed(1)
     mask = torch.tensor([[[True] * 5], [[True, True, True, False, False]]])
-    return Memory(torch.randn(2, 5, D, generator=generator), torch.randn(2, 5, D, generator=generator), mask)
+    return Memory(torch.randn(2, 5, D, generator=generator), mask)
 
 
 def tokens(length: int = L):
@@ -34,7 +34,7 @@ def tokens(length: int = L):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_steps_give_what_the_whole_gives(dtype):
-    built, seen = decoder().to(dtype), Memory(memory().cells.to(dtype), memory().positions.to(dtype), memory().mask)
+    built, seen = decoder().to(dtype), Memory(memory().cells.to(dtype), memory().mask)
     with torch.no_grad():
         whole, caches = built(tokens(), seen), built.start(seen)
         steps = [built.step(tokens()[:, at], seen, caches, at=at) for at in range(L)]
@@ -54,17 +54,11 @@ def test_no_token_looks_at_a_later_one():
 def test_cells_outside_the_image_are_not_looked_at_but_those_inside_are():
     built, seen = decoder(), memory()
     for cell, same in ((4, True), (1, False)):
-        cells, positions = seen.cells.clone(), seen.positions.clone()
-        cells[1, cell], positions[1, cell] = 50.0, -50.0
-        found = built(tokens(), Memory(cells, positions, seen.mask))
+        cells = seen.cells.clone()
+        cells[1, cell] = 50.0
+        found = built(tokens(), Memory(cells, seen.mask))
         assert torch.equal(found[0], built(tokens(), seen)[0])
         assert torch.allclose(found[1], built(tokens(), seen)[1]) is same
-
-
-def test_positions_of_the_memory_count():
-    built, seen = decoder(), memory()
-    moved = seen._replace(positions=seen.positions.roll(1, dims=1))
-    assert not torch.allclose(built(tokens(), moved), built(tokens(), seen))
 
 
 def test_a_token_is_read_with_its_place():
@@ -101,9 +95,19 @@ def test_cells_are_rows_of_the_last_map_and_know_what_is_image():
     images = Images(torch.zeros(2, 3, 64, 96), torch.tensor([[64, 96], [32, 40]]))
     found = encoder(0)(features, images)
     projected = encoder(0).projection(features[-1])
-    assert torch.equal(found.cells[1, 4], projected[1, :, 1, 1])
+    positions = SinePositions(D)(found.mask.unflatten(2, (2, 3))[:, 0])
+    # Once before the encoder, which here does nothing, and once behind it.
+    assert torch.equal(found.cells[1, 4], projected[1, :, 1, 1] + positions[1, :, 1, 1] + positions[1, :, 1, 1])
     assert found.mask[:, 0].tolist() == [[True] * 6, [True, True, False, False, False, False]]
-    assert found.positions.shape == found.cells.shape == (2, 6, D)
+    assert found.cells.shape == (2, 6, D)
+
+
+def test_cells_that_look_alike_are_told_apart_by_where_they_lie():
+    images = Images(torch.zeros(1, 3, 64, 96), torch.tensor([[64, 96]]))
+    built = encoder(1)
+    nn.init.zeros_(built.projection.weight)
+    found = built([torch.zeros(1, 4, 2, 3)], images).cells[0]
+    assert torch.pdist(found).min() > 0.1
 
 
 def test_what_lies_outside_the_image_changes_nothing_inside():

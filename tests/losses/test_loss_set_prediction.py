@@ -147,6 +147,34 @@ def test_it_equals_transformers_loss_with_auxiliary_layers_and_gradients(counts)
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-6, atol=1e-9)
 
 
+def test_an_assignment_known_beforehand_stands_for_the_matchers_in_every_layer():
+    logits, boxes = predictions(images=1)
+    targets = truth((3,))
+    matched = torch.tensor([[2, -1, 0, -2, 0, 1]])  # object 0 has two queries, as of two groups
+    told = SetPredictionLoss(lambda *given: pytest.fail("nothing is left to match"))
+    losses = told(logits, boxes, targets, SIZES[:1], assignment=Assignment(matched, torch.zeros(1, 6)))
+    assert len(losses) == 9
+    wanted = xyxy_to_cxcywh(_fractions(targets).boxes[0][[2, 0, 0, 1]])
+    positive, judged = [0, 2, 4, 5], [0, 1, 2, 4, 5]
+    for layer, prefix in enumerate(("layer0.", "layer1.", "")):
+        own = boxes[layer, 0, positive]
+        torch.testing.assert_close(losses[prefix + "l1"], 5 * (own - wanted).abs().sum() / 4)
+        apart = 1 - generalized_box_iou(cxcywh_to_xyxy(own), cxcywh_to_xyxy(wanted)).diagonal()
+        torch.testing.assert_close(losses[prefix + "giou"], 2 * apart.sum() / 4)
+        labels = targets.labels[0][[2, 0, 0, 0, 1]]
+        labels[1] = 3
+        weights = torch.tensor([1, 1, 1, 0.1], dtype=torch.float64)
+        expected = torch.nn.functional.cross_entropy(logits[layer, 0, judged], labels, weights)
+        torch.testing.assert_close(losses[prefix + "classification"], expected)
+
+
+def test_an_assignment_of_another_shape_is_named():
+    logits, boxes = predictions(images=1)
+    other = Assignment(torch.zeros(1, 5, dtype=torch.int64), torch.zeros(1, 5))
+    with pytest.raises(ValueError, match=r"assignment has shape \(1, 5\) and logits \(3, 1, 6, 4\); allowed is one"):
+        detr_loss()(logits, boxes, truth((3,)), SIZES[:1], assignment=other)
+
+
 def test_each_layer_is_matched_anew():
     seen = []
 
@@ -195,7 +223,7 @@ def test_a_bad_box_is_left_out_too():
 
 
 def _fractions(targets: Targets) -> Targets:
-    return targets._replace(boxes=targets.boxes / SIZES.flip(1).repeat(1, 2)[:, None])
+    return targets._replace(boxes=targets.boxes / SIZES[: len(targets.boxes)].flip(1).repeat(1, 2)[:, None])
 
 
 @pytest.mark.parametrize("counts", [(0, 0, 0), (0, 5, 0)], ids=str)

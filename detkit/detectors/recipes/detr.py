@@ -5,10 +5,13 @@ from torchvision.models.resnet import resnet50
 
 from detkit.anchors import HungarianMatcher
 from detkit.backbones import Backbone, ResNetBackbone, SmallBackbone
+from detkit.detectors.box_queries import BoxQueryStage
+from detkit.detectors.denoising import DenoisingQueries
 from detkit.detectors.detector import Detector
 from detkit.detectors.preprocess import Preprocess
 from detkit.detectors.set_prediction import SetPostprocess, SetPredictionStage
-from detkit.heads.set_prediction import SetPredictionHead
+from detkit.heads.set_prediction import RefinementHead, SetPredictionHead
+from detkit.layers.box_decoder import BoxDecoder, BoxPositions, BoxQueries, DeformableDecoderLayer
 from detkit.layers.position import SinePositions
 from detkit.layers.transformer import DecoderLayer, EncoderLayer, TransformerDecoder, TransformerEncoder
 from detkit.losses.set_prediction import SetPredictionLoss
@@ -47,25 +50,61 @@ def small_detr(
     depth: int = 3,
     queries: int = 50,
 ) -> Detector:
-    """A small DETR to train from scratch: a residual net to stride 16, ``depth`` layers that normalise first.
+    """A small DETR that learns from scratch in minutes: queries are boxes, looking at few points of a map of stride 8.
 
-    Images are resized to ``size`` (height, width). ``channels``, which 32 divides, is the width of the transformer.
+    A residual net, one encoder layer, ``depth`` decoder layers that refine boxes, 5 groups of denoising queries. Images
+    are resized to ``size`` (height, width). ``channels``, which 32 divides, is the width of the transformer. Trained by
+    AdamW, 1e-3, betas 0.9 and 0.98. Sources: those of :class:`~detkit.detectors.box_queries.BoxQueryStage`.
 
     >>> small_detr(num_classes=3, size=(240, 320)).preprocess.size
     (240, 320)
     """
-    backbone = SmallBackbone((channels // 4, channels // 2, channels), levels=(2,))
-    stage = detr_stage(
-        channels,
-        num_classes,
-        channels=channels,
-        hidden=4 * channels,
-        depth=depth,
-        queries=queries,
-        dropout=0.0,
-        norm_first=True,
+    backbone = SmallBackbone((channels // 4, channels // 2), levels=(1,), blocks=2)
+    stage = box_query_stage(
+        channels // 2, num_classes, channels=channels, hidden=2 * channels, depth=depth, queries=queries
     )
     return Detector(backbone, preprocess=Preprocess(size), objects=stage)
+
+
+def box_query_stage(
+    in_channels: int,
+    num_classes: int,
+    *,
+    channels: int = 256,
+    hidden: int = 1024,
+    depth: int = 6,
+    encoder_depth: int = 1,
+    queries: int = 300,
+    groups: int = 5,
+) -> BoxQueryStage:
+    """The stage of :func:`small_detr` on a map of ``in_channels``: heads of 32 channels, layers that normalise first.
+
+    ``groups`` are those of the denoising queries.
+
+    >>> box_query_stage(64, 3, channels=64, depth=1, queries=5).denoising
+    DenoisingQueries(
+      groups=5, label_noise=0.2, box_noise=0.4
+      (labels): Embedding(3, 64)
+    )
+    """
+    heads = channels // 32
+    encoder = [EncoderLayer(channels, heads, hidden=hidden, norm_first=True) for _ in range(encoder_depth)]
+    decoder = [DeformableDecoderLayer(channels, heads, hidden=hidden, norm_first=True) for _ in range(depth)]
+    return BoxQueryStage(
+        projection=nn.Conv2d(in_channels, channels, 1),
+        positions=SinePositions(channels),
+        encoder=TransformerEncoder(encoder, norm=nn.LayerNorm(channels)),
+        queries=BoxQueries(queries, channels),
+        decoder=BoxDecoder(
+            decoder,
+            [RefinementHead(channels, num_classes=num_classes) for _ in range(depth)],
+            positions=BoxPositions(channels),
+            norm=nn.LayerNorm(channels),
+        ),
+        denoising=DenoisingQueries(num_classes, channels, groups=groups),
+        criterion=SetPredictionLoss(HungarianMatcher()),
+        postprocess=SetPostprocess(max_detections=queries),
+    )
 
 
 def detr_stage(
