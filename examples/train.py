@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 import torch.distributed as torch_dist
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
@@ -41,6 +42,7 @@ from detkit.data import (
     flip_augmentation,
     ssd_augmentation,
 )
+from detkit.data.transforms import sanitize
 from detkit.detectors import Detector, recipes
 from detkit.metrics import CocoMetrics, format_table
 from detkit.tricks import ExponentialMovingAverage, warmup_cosine
@@ -54,6 +56,9 @@ AUGMENTATIONS = {
     "flip": flip_augmentation,
     "flips": lambda: v2.Compose([v2.RandomPhotometricDistort(p=0.5), flip_augmentation(vertical=True)]),
     "ssd": ssd_augmentation,
+    "shift": lambda: v2.Compose(
+        [v2.RandomInvert(), v2.RandomAffine((0, 0), translate=(0.1, 0.1), fill=128), sanitize(min_size=6)]
+    ),  # for digits, which flipped are none
 }
 
 
@@ -70,6 +75,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--minus-one", action="store_true", help="voc: pixels are counted from 1, as PASCAL's own files do")
     add("--scenes", type=int, default=2000, help="scenes: how many to train on; a tenth of it to validate and to test")
     add("--recipe", choices=sorted(set(recipes.__all__) - OTHERWISE), default="fpn_ssd")
+    add("--trunk", type=Path, help="weights of another recipe, trained before, whose backbone to start from")
     add("--masks", action="store_true", help="coco and scenes: read masks, and judge them, for recipes that draw some")
     add("--size", type=int, nargs=2, metavar=("H", "W"), help="input size, for recipes that take one")
     add("--group-norm", action="store_true", help="for recipes with a norm: N processes then equal one, to rounding")
@@ -103,7 +109,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def datasets(args: argparse.Namespace) -> tuple[Dataset[Any], Any, Any, list[str]]:
+def datasets(args: argparse.Namespace) -> tuple[Any, Any, Any, list[str]]:
     """Training, validation and test set, and the names of the classes; without a test set, the validation set again."""
     if args.data == "scenes":
         counts = {"train": args.scenes, "val": max(1, args.scenes // 10), "test": max(1, args.scenes // 10)}
@@ -112,7 +118,8 @@ def datasets(args: argparse.Namespace) -> tuple[Dataset[Any], Any, Any, list[str
             DigitScenes(count, split=split, size=size, masks=args.masks)  # pyright: ignore[reportArgumentType]
             for split, count in counts.items()
         )
-        return train, val, test, train.categories
+        drawn = [train[i] for i in range(len(train))]  # once: to draw a scene takes longer than to augment it
+        return drawn, val, test, train.categories
     if args.data == "voc":
         folders = VocFolders(*args.folders)
         options = {"folders": folders, "minus_one": args.minus_one}
@@ -142,7 +149,22 @@ def build(args: argparse.Namespace, num_classes: int) -> Detector:
     drawn_in_size = {"size"} if args.data == "scenes" else set()
     if spare := given.keys() - taken.keys() - drawn_in_size:
         raise ValueError(f"recipe {args.recipe} does not take {sorted(spare)}")
-    return recipe(num_classes, **taken)
+    detector = recipe(num_classes, **taken)
+    if args.trunk:
+        take_backbone(detector, args.trunk)
+    return detector
+
+
+def take_backbone(detector: Detector, path: Path) -> None:
+    """Copy the backbone out of other weights, from whichever recipe; what they hold beyond it stays behind."""
+    backbone = detector.trunk[0] if isinstance(detector.trunk, nn.Sequential) else detector.trunk
+    found = {key.removeprefix("trunk.").removeprefix("0."): value for key, value in load_file(path).items()}
+    own = backbone.state_dict()
+    if missing := [key for key, value in own.items() if key not in found or found[key].shape != value.shape]:
+        raise ValueError(
+            f"--trunk {path}: of {len(own)} values of the backbone, {len(missing)} are missing: {missing[0]}"
+        )
+    backbone.load_state_dict({key: found[key] for key in own})
 
 
 class Run:
@@ -280,7 +302,7 @@ def train(args: argparse.Namespace, device: torch.device) -> dict[str, float]:
     """Everything, from the data to the final table; the numbers of the test set."""
     torch.manual_seed(args.seed)
     train_data, val_data, test_data, categories = datasets(args)
-    detector = build(args, len(categories)).to(device)
+    detector = build(args, len(categories)).to(memory_format=torch.channels_last).to(device)  # the faster layout
     data = Augmented(train_data, AUGMENTATIONS[args.augment](), seed=args.seed)
     run = Run(args, detector, len(data))
     model: nn.Module = detector

@@ -111,6 +111,7 @@ FORMS = "allowed is (K, 5), (1, K, 4) or a list of (N, 4)"
 READ: Changes = {
     "features has shape (2, 5, 7); allowed is (B, D, H, W) with values": {"features": MAPS[0]},
     "features has shape (1, 2, 0, 7); allowed is (B, D, H, W) with values": {"features": MAPS[:, :, :0]},
+    "features has shape (1, 0, 5, 7); allowed is (B, D, H, W) with values": {"features": MAPS[:, :0]},
     f"boxes has shape (3, 4); {FORMS}": {"boxes": BOXES},
     f"boxes has shape (2, 3, 4); {FORMS}": {"boxes": BOXES.expand(2, 3, 4)},
     "boxes has 2 entries; allowed is one for each of 1 images": {"boxes": [BOXES, BOXES]},
@@ -193,6 +194,7 @@ POOLING = (
             {"images": MAPS, "boxes": BOXES[None], "size": 4},
             {
                 "images has shape (2, 5, 7); allowed is (B, D, H, W) with pixels": {"images": MAPS[0]},
+                "images has shape (1, 0, 5, 7); allowed is (B, D, H, W) with pixels": {"images": MAPS[:, :0]},
                 "boxes has shape (3, 4); allowed is (1, K, 4)": {"boxes": BOXES},
                 "boxes has shape (2, 3, 4); allowed is (1, K, 4)": {"boxes": BOXES.expand(2, 3, 4)},
                 "size=0 must be at least 1": {"size": 0},

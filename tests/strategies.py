@@ -88,7 +88,7 @@ def unhooked(function: Callable) -> Callable:
     return layers[max(hooks, default=-1) + 1]
 
 
-def refusal(function: Callable, *arguments: object, **settings: object) -> str:
+def refusal(function: Callable, /, *arguments: object, **settings: object) -> str:
     """All the words with which ``function``, without the hook, refuses these arguments."""
     with pytest.raises(ValueError, match=": ") as caught:
         unhooked(function)(*arguments, **settings)

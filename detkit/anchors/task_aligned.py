@@ -1,6 +1,5 @@
 """Matchers that look at what the network predicts: task-aligned (TOOD) and simplified optimal transport (YOLOX)."""
 
-
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn

@@ -165,9 +165,8 @@ def _nearest_cell(pixels: Tensor, stride: int, cells: int) -> Int[Tensor, "... 2
 def _windows(boxes: Tensor, limit: Float[Tensor, "2"], transpose_xy: bool) -> Int[Tensor, "M 4"]:
     """First cell and the cell behind the last, x and y, of each box."""
     boxes = boxes[:, [1, 0, 3, 2]] if transpose_xy else boxes
-    zero = boxes.new_zeros(())
-    start = boxes[:, :2].floor().clamp(zero, limit - 1).to(torch.int64)
-    stop = boxes[:, 2:].ceil().clamp(zero, limit).to(torch.int64)
+    start = boxes[:, :2].floor().clamp(boxes.new_zeros(()), limit - 1).to(torch.int64)
+    stop = boxes[:, 2:].ceil().minimum(limit).to(torch.int64)
     return torch.cat((start, torch.maximum(stop, start + 1)), dim=1)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from detkit.boxes import clip_boxes_to_image, cxcywh_to_xyxy
 from detkit.boxes.arguments import promote
 from detkit.boxes.tokens import TOKENS_PER_BOX, TokenCoder
+from detkit.checks import check_not_negative
 from detkit.heads.sequence import uniform_like
 from detkit.structures import NEGATIVE, Targets
 
@@ -42,7 +43,8 @@ class SequenceTargetBuilder(nn.Module):
     The first ``max_objects`` objects of an image in ``order`` (see :func:`object_order`) are written by ``coder``. With
     ``noise`` the rest is filled with noise (:func:`noise_boxes`): their coordinates weigh 0, their class, which is the
     noise token, ``noise_weight``; and every class that is *read* is at even odds a random one or the noise token, also
-    for real objects, so that none can be copied. Without, the rest is ``end`` tokens that weigh ``end_weight``.
+    for real objects, so that none can be copied. Without, the rest is ``end`` tokens that weigh ``end_weight``. Tokens
+    of objects weigh 1, their classes ``class_weight``: more helps where no pretrained trunk tells classes apart.
     Crowd regions, boxes without area, NaN and infinite ones are left out. Sequences have L = 5 * max_objects steps.
     Raises ValueError for another order, no objects, negative weights.
     Source: Chen et al. 2022, "Pix2seq", sections 2.1 to 2.3, with the weights of the release.
@@ -64,17 +66,18 @@ class SequenceTargetBuilder(nn.Module):
         noise: bool = True,
         noise_weight: float = 1.0,
         end_weight: float = 0.1,
+        class_weight: float = 1.0,
     ) -> None:
         super().__init__()
         _check_order(order, "SequenceTargetBuilder")
-        if max_objects < 1 or not (0 <= noise_weight < float("inf") and 0 <= end_weight < float("inf")):
-            raise ValueError(
-                f"SequenceTargetBuilder: max_objects={max_objects} must be at least 1, noise_weight={noise_weight} and "
-                f"end_weight={end_weight} at least 0 and finite"
-            )
+        if max_objects < 1:
+            raise ValueError(f"SequenceTargetBuilder: max_objects={max_objects} must be at least 1")
+        check_not_negative(
+            "SequenceTargetBuilder", noise_weight=noise_weight, end_weight=end_weight, class_weight=class_weight
+        )
         self.coder, self.max_objects, self.noise = coder, max_objects, noise
         self.order: Order = order
-        self.noise_weight, self.end_weight = noise_weight, end_weight
+        self.noise_weight, self.end_weight, self.class_weight = noise_weight, end_weight, class_weight
 
     @torch.no_grad()
     def forward(
@@ -100,7 +103,7 @@ class SequenceTargetBuilder(nn.Module):
 
     def extra_repr(self) -> str:
         """The settings that ``print`` shows."""
-        names = ("max_objects", "order", "noise", "noise_weight", "end_weight")
+        names = ("max_objects", "order", "noise", "noise_weight", "end_weight", "class_weight")
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
 
     def _disguised(self, tokens: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -114,7 +117,8 @@ class SequenceTargetBuilder(nn.Module):
         start = torch.full_like(read[:, :1, 0], self.coder.start)
         inputs = torch.cat((start, read.flatten(1)[:, :-1]), dim=1)
         behind = [0.0] * 4 + [self.noise_weight] if self.noise else [self.end_weight] * TOKENS_PER_BOX
-        weights = torch.where(real[..., None], 1.0, torch.tensor(behind, device=real.device)).flatten(1)
+        rows = [torch.tensor(row, device=real.device) for row in ([1.0] * 4 + [self.class_weight], behind)]
+        weights = torch.where(real[..., None], *rows).flatten(1)
         if scales is not None:
             scales = torch.where(real, scales, 1).repeat_interleave(TOKENS_PER_BOX, dim=1)
         return SequenceTargets(inputs, tokens.flatten(1), weights, scales)

@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from detkit.layers import init_convolutions
-from detkit.layers.position import cells_inside
+from detkit.layers.position import SinePositions, cells_inside
 from detkit.layers.transformer import LayerCache, TransformerDecoder, TransformerEncoder
 from detkit.structures import Images
 
@@ -102,3 +103,21 @@ class TokenDecoder(nn.Module):
         """Logits after the token number ``at``, all before which went through the same ``caches``; inference only."""
         read = (self.embedding(token) + self.places.weight[at])[:, None]
         return self.head(self.decoder.step(read, caches, at=at, memory_mask=memory.mask))[:, 0]
+
+
+@torch.no_grad()
+def start_as_sines(embedding: nn.Embedding, tokens: slice) -> None:
+    """Fill the rows ``tokens``, which count along an axis, with waves of 1/2 to 8 turns, as large as fresh ones.
+
+    Then neighbours start alike, and what is learnt of one token holds for those beside it. Raises ValueError unless 2
+    divides the embedding's width.
+
+    >>> start_as_sines(embedding := nn.Embedding(20, 8), slice(4, 20))
+    >>> near, far = (embedding.weight[4] * embedding.weight[[5, 12]]).sum(-1)
+    >>> bool(near > far)
+    True
+    """
+    rows = embedding.weight[tokens]
+    positions = SinePositions(2 * rows.shape[1], temperature=16.0, turns=8.0)
+    waves = positions(torch.ones(1, 1, len(rows), dtype=torch.bool, device=rows.device))
+    rows.copy_(waves[0, rows.shape[1] :, 0].T * STD * 2**0.5)

@@ -11,19 +11,20 @@ class SinePositions(nn.Module):
     """Sines and cosines of the row, then of the column, of every cell; each takes half of ``channels``.
 
     Cells are counted from 1 to the last one inside the image, which maps to 2 pi, whatever the image's size;
-    ``temperature`` is the longest wave over the shortest. Raises ValueError unless 4 divides ``channels``.
-    Source: Carion et al. 2020, appendix A.4, with the release's 1e-6 in the division.
+    ``temperature`` is the longest wave over the shortest, which makes ``turns`` over the image. More turns tell
+    neighbours apart at once; beyond half a turn for each cell they say nothing new. Raises ValueError unless 4 divides
+    ``channels``. Source: Carion et al. 2020, appendix A.4, with the release's 1e-6 in the division.
 
     >>> positions = SinePositions(4)(torch.ones(1, 1, 4, dtype=torch.bool))
     >>> positions[0, 2, 0].mul(100).round().int()  # sine of a quarter, a half, three quarters and a whole turn
     tensor([ 100,    0, -100,    0], dtype=torch.int32)
     """
 
-    def __init__(self, channels: int, *, temperature: float = 10000.0) -> None:
+    def __init__(self, channels: int, *, temperature: float = 10000.0, turns: float = 1.0) -> None:
         super().__init__()
         if channels < 4 or channels % 4:
             raise ValueError(f"SinePositions: channels={channels} must be a multiple of 4")
-        self.channels, self.temperature = channels, temperature
+        self.channels, self.temperature, self.turns = channels, temperature, turns
 
     def forward(self, inside: Bool[Tensor, "B H W"], *, dtype: torch.dtype = torch.float32) -> Float[Tensor, "B D H W"]:
         """Positions (B, channels, H, W) of cells, where ``inside`` tells which hold image: see :func:`cells_inside`."""
@@ -32,14 +33,14 @@ class SinePositions(nn.Module):
         halves = []
         for dim in (1, 2):
             counted = inside.to(dtype).cumsum(dim)
-            angles = counted / (counted.narrow(dim, -1, 1) + 1e-6) * (2 * math.pi)
+            angles = counted / (counted.narrow(dim, -1, 1) + 1e-6) * (2 * math.pi * self.turns)
             angles = angles[..., None] / waves
             halves.append(torch.stack((angles.sin(), angles.cos()), -1).flatten(3))
         return torch.cat(halves, -1).permute(0, 3, 1, 2)
 
     def extra_repr(self) -> str:
         """The settings that ``print`` shows."""
-        return f"channels={self.channels}, temperature={self.temperature}"
+        return f"channels={self.channels}, temperature={self.temperature}, turns={self.turns}"
 
 
 class LearnedPositions(nn.Module):

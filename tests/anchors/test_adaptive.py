@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import boxes, random_boxes, targets_of, unhooked
+from strategies import boxes, random_boxes, refusal, targets_of
 
 from detkit.anchors import IGNORED, NEGATIVE
 from detkit.anchors import adaptive as module
@@ -234,18 +234,24 @@ def test_anchors_of_other_types_match_as_their_promoted_numbers(dtype):
 def test_what_does_not_fit_together_is_refused():
     anchors, counts = levels(8, 16)
     targets, matcher = targets_of(random_boxes(2)), ATSSMatcher()
-    with pytest.raises(ValueError, match=r"^ATSSMatcher: candidates=0 must be at least 1"):
-        ATSSMatcher(candidates=0)
-    with pytest.raises(
-        ValueError, match=r"level_counts=\[16\] add up to 16; allowed is one .* together the 20 anchors"
-    ):
-        matcher(anchors, targets, level_counts=[16])
-    with pytest.raises(
-        ValueError, match=r"ATSSMatcher: anchors has shape \(2, 20, 4\); allowed is \(N, 4\) or \(1, N, 4\)"
-    ):
-        unhooked(ATSSMatcher.forward)(matcher, anchors.expand(2, -1, 4), targets, level_counts=counts)
-    with pytest.raises(ValueError, match="ATSSMatcher: targets have 0 rows; allowed is at least 1"):
-        matcher(anchors, Targets(*(entry[:, :0] for entry in targets[:4])), level_counts=counts)
+    nobody = Targets(*(entry[:, :0] for entry in targets[:4]))
+    assert refusal(ATSSMatcher, candidates=0) == "ATSSMatcher: candidates=0 must be at least 1"
+    for wrong in ([16], [21, -1], []):
+        assert refusal(matcher, anchors, targets, level_counts=wrong) == (
+            f"ATSSMatcher: level_counts={wrong} add up to {sum(wrong)}; allowed is one count for each level, "
+            "together the 20 anchors"
+        )
+    for message, arguments in {
+        "anchors has shape (2, 20, 4); allowed is (N, 4) or (1, N, 4)": (anchors.expand(2, -1, 4), targets),
+        "anchors has shape (1, 1, 20, 4); allowed is (N, 4) or (1, N, 4)": (anchors[None, None], targets),
+        "anchors has shape (20, 3); allowed is (..., 4)": (anchors[:, :3], targets),
+        "targets.boxes has shape (1, 2, 3); allowed is (..., 4)": (
+            anchors,
+            targets._replace(boxes=targets.boxes[..., :3]),
+        ),
+        "targets have 0 rows; allowed is at least 1, as pad_targets makes": (anchors, nobody),
+    }.items():
+        assert refusal(ATSSMatcher.forward, matcher, *arguments, level_counts=counts) == f"ATSSMatcher: {message}"
 
 
 @pytest.mark.parametrize("name", ["anchors", "targets.boxes"])

@@ -19,6 +19,16 @@ def test_assigned_labels_boxes_and_weights_are_those_of_the_object():
     assert (gather_assigned(assignment, targets_of(objects)).weights == 1).all()
 
 
+def test_every_image_is_assigned_its_own_objects():
+    first, second = random_boxes(2, seed=1), random_boxes(3, seed=2)
+    assignment = Assignment(torch.tensor([[1, -1], [2, 0]]), torch.ones(2, 2))
+    weights = [torch.tensor([0.1, 0.2]), torch.tensor([0.3, 0.4, 0.5])]
+    assigned = gather_assigned(assignment, targets_of(first, second, weights=weights))
+    assert torch.equal(assigned.boxes[0, 0], first[1])
+    assert torch.equal(assigned.boxes[1], second[[2, 0]])
+    torch.testing.assert_close(assigned.weights, torch.tensor([[0.2, 1], [0.5, 0.3]]))
+
+
 def crowded(anchors: torch.Tensor, boxes: torch.Tensor, crowds: list[list[bool]]) -> list[list[bool]]:
     return in_crowd(anchors, boxes, torch.tensor(crowds)).tolist()
 

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from strategies import refusal
 
 from detkit.anchors.centre import CentreMatcher, centreness
 from detkit.structures import IGNORED, NEGATIVE, Target, Targets, pad_targets
@@ -73,6 +74,22 @@ def test_small_objects_go_to_the_fine_level_and_large_ones_to_the_coarse():
         assert set(strides[matched >= 0].tolist()) == {stride}
 
 
+def test_every_bound_is_strict():
+    """One point at (8, 8) of a level with stride 16, between a finer and a coarser level: it reaches 64 to 128."""
+    point, others = [0.0, 0, 16, 16], [[400.0, 400, 408, 408], [400, 400, 432, 432]]
+
+    def learns(*box: float) -> bool:
+        matched = CentreMatcher()(torch.tensor([point, *others]), pad_targets([target([list(box)])])).matched
+        return matched[0, 0].item() == 0
+
+    assert learns(-57, -57, 73, 73)  # 65 to every side
+    assert not learns(-56, -56, 72, 72)  # 64
+    assert learns(-119, -119, 135, 135)  # 127
+    assert not learns(-120, -120, 136, 136)  # 128
+    assert learns(-57 + 23, -57, 73 + 23, 73)  # 23 from the centre of the box
+    assert not learns(-57 + 24, -57, 73 + 24, 73)  # one and a half strides
+
+
 def test_quality_is_the_centreness_of_the_match():
     boxes = torch.tensor([[0.0, 0, 30, 40]])
     result = CentreMatcher()(torch.tensor([[8.0, 12, 16, 20]]), pad_targets([target(boxes.tolist())]))
@@ -113,20 +130,30 @@ def test_pieces_of_the_matrix_make_no_difference(monkeypatch):
 
 
 def test_wrong_arguments_are_named():
-    with pytest.raises(ValueError, match="radius=0 must be a positive number of strides"):
-        CentreMatcher(radius=0)
-    with pytest.raises(ValueError, match=r"reach=\(8.0, 4.0\) must be two positive numbers of strides"):
-        CentreMatcher(reach=(8.0, 4.0))
-    nobody = torch.zeros(1, 0, dtype=torch.bool)
+    for radius in (0.0, -1.0, math.inf, math.nan):
+        assert refusal(CentreMatcher, radius=radius) == (
+            f"CentreMatcher: radius={radius} must be a positive number of strides"
+        )
+    for reach in ((8.0, 4.0), (4.0, 4.0), (0.0, 4.0)):
+        assert refusal(CentreMatcher, reach=reach) == (
+            f"CentreMatcher: reach={reach} must be two positive numbers of strides, the lower first"
+        )
+    assert CentreMatcher(radius=0.5, reach=(0.5, math.inf)).reach == (0.5, math.inf)
+    someone, nobody = pad_targets([target([[0, 0, 9, 9]])]), torch.zeros(1, 0, dtype=torch.bool)
     empty = Targets(torch.zeros(1, 0, 4), torch.zeros(1, 0, dtype=torch.int64), nobody, nobody)
-    with pytest.raises(ValueError, match="targets have 0 rows"):
-        CentreMatcher()(LEVELS, empty)
+    assert refusal(CentreMatcher(), LEVELS, empty) == (
+        "CentreMatcher: targets have 0 rows; allowed is at least 1, as pad_targets makes"
+    )
+    assert refusal(CentreMatcher.forward, CentreMatcher(), LEVELS[None], someone) == (
+        "CentreMatcher: anchors have shape (1, 336, 4); allowed is (N, 4)"
+    )
 
 
 def test_centreness_is_one_in_the_middle_and_nothing_on_a_side():
     distances = torch.tensor([[5.0, 5, 5, 5], [0, 5, 10, 5], [-3, 5, 5, 5], [-3, -3, -3, -3], [1, 2, 4, 8]])
     assert centreness(distances).tolist() == [1, 0, 0, 0, 0.25]
-    torch.testing.assert_close(centreness(distances * 7), centreness(distances))
+    for unit in (7, 1 / 64):
+        torch.testing.assert_close(centreness(distances * unit), centreness(distances))
 
 
 def test_it_prints_its_settings():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import unhooked
+from strategies import refusal
 from torchvision.models.detection.anchor_utils import AnchorGenerator, DefaultBoxGenerator
 from torchvision.models.detection.image_list import ImageList
 
@@ -108,18 +108,17 @@ def test_shapes_are_no_weights_and_follow_a_half_precision_model():
 
 
 def test_settings_that_do_not_fit_are_refused():
+    two = {"sizes": [(1, 2), (2, 3)], "aspect_ratios": [(), ()]}
     for message, options in {
-        "DefaultBoxes: 1 aspect_ratios for 2 sizes": {"aspect_ratios": [()]},
-        "DefaultBoxes: 3 strides for 2 sizes": {"aspect_ratios": [(), ()], "strides": (1, 2, 3)},
-        "DefaultBoxes: aspect_ratios contain 0; allowed are positive numbers": {"aspect_ratios": [(0,), ()]},
-        "DefaultBoxes: strides contain nan; allowed are": {"aspect_ratios": [(), ()], "strides": (1, math.nan)},
+        "1 aspect_ratios for 2 sizes; each level needs its own": {"aspect_ratios": [()]},
+        "3 strides for 2 sizes; each level needs its own": {"strides": (1, 2, 3)},
+        "sizes contain -1; allowed are positive numbers": {"sizes": [(1, 2), (-1, 2)]},
+        "sizes contain inf; allowed are positive numbers": {"sizes": [(1, 2), (1, math.inf)]},
+        "aspect_ratios contain 0; allowed are positive numbers": {"aspect_ratios": [(0,), ()]},
+        "strides contain nan; allowed are positive numbers": {"strides": (1, math.nan)},
     }.items():
-        with pytest.raises(ValueError, match=message):
-            DefaultBoxes([(1, 2), (2, 3)], **options)
-    with pytest.raises(ValueError, match="DefaultBoxes: sizes contain -1; allowed are positive numbers"):
-        DefaultBoxes([(-1, 2)], aspect_ratios=[()])
-    with pytest.raises(ValueError, match="DefaultBoxes: got 1 feature levels, was built for 6"):
-        ssd300()(grids(38), frame(300, 300))
+        assert refusal(DefaultBoxes, **{**two, **options}) == f"DefaultBoxes: {message}"
+    assert refusal(ssd300(), grids(38), frame(300, 300)) == "DefaultBoxes: got 1 feature levels, was built for 6"
 
 
 def test_printing_shows_the_settings():
@@ -328,34 +327,44 @@ def test_positions_keep_their_precision_in_a_half_precision_model():
         ("GridAnchors: ratio_is='x'; allowed is 'w/h' or 'h/w'", {"sizes": [(8,)], "ratio_is": "x"}),
         ("GridAnchors: 3 strides for 1 sizes; each level needs its own", {"sizes": [(8,)], "strides": (1, 2, 3)}),
         ("GridAnchors: strides contain 0; allowed are positive numbers", {"sizes": [(8,)], "strides": (0,)}),
-        (r"GridAnchors: sizes\[1\] contain -1; allowed are positive", {"sizes": [(8,), (-1,)]}),
-        (r"GridAnchors: aspect_ratios contain inf; allowed", {"sizes": [(8,)], "aspect_ratios": (1.0, math.inf)}),
+        ("GridAnchors: sizes[1] contain -1; allowed are positive numbers", {"sizes": [(8,), (-1,)]}),
+        (
+            "GridAnchors: aspect_ratios contain inf; allowed are positive numbers",
+            {"sizes": [(8,)], "aspect_ratios": (1.0, math.inf)},
+        ),
         (
             "GridAnchors: 1 aspect_ratios for 2 sizes; each level needs one",
             {"sizes": [(8,), (9,)], "aspect_ratios": [(1,)]},
         ),
-        (r"GridAnchors: shapes\[0\] has shape \(1, 3\); allowed is \(S, 2\)", {"shapes": [torch.ones(1, 3)]}),
-        (r"GridAnchors: shapes\[0\] has shape \(2,\); allowed is \(S, 2\)", {"shapes": [torch.ones(2)]}),
-        (r"GridAnchors: shapes\[0\] contain nan; allowed", {"shapes": [torch.tensor([[1, math.nan]])]}),
+        (
+            "GridAnchors: shapes[1] has shape (1, 3); allowed is (S, 2), width first",
+            {"shapes": [torch.ones(1, 2), torch.ones(1, 3)]},
+        ),
+        ("GridAnchors: shapes[0] has shape (2,); allowed is (S, 2), width first", {"shapes": [torch.ones(2)]}),
+        (
+            "GridAnchors: shapes[0] contain nan; allowed are positive numbers",
+            {"shapes": [torch.tensor([[1, math.nan]])]},
+        ),
         ("GridAnchors: level 1 has no shapes; each needs at least one", {"sizes": [(8,), ()]}),
-        ("GridAnchors: level 0 has no shapes; each needs", {"shapes": [torch.zeros(0, 2)]}),
+        ("GridAnchors: level 0 has no shapes; each needs at least one", {"shapes": [torch.zeros(0, 2)]}),
     ],
 )
 def test_anchors_that_make_no_sense_are_refused(message, options):
-    with pytest.raises(ValueError, match=message):
-        unhooked(GridAnchors.__init__)(GridAnchors.__new__(GridAnchors), **options)
+    assert refusal(GridAnchors.__init__, GridAnchors.__new__(GridAnchors), **options) == message
 
 
 def test_another_number_of_feature_levels_is_refused():
-    with pytest.raises(ValueError, match="GridAnchors: got 2 feature levels, was built for 1"):
-        GridAnchors([(8,)])(grids(1, 1), frame(8, 8))
-    with pytest.raises(ValueError, match="GridAnchors: got 2 feature levels, was built for 1"):
-        GridAnchors([(8,)]).strides_of(grids(1, 1), frame(8, 8))
+    anchors = GridAnchors([(8,)])
+    for method in (GridAnchors.forward, GridAnchors.strides_of):
+        assert refusal(method, anchors, grids(1, 1), frame(8, 8)) == (
+            "GridAnchors: got 2 feature levels, was built for 1"
+        )
 
 
 def test_printing_grid_anchors_shows_the_settings():
-    text = repr(GridAnchors([(8,)], strides=(4,), centred=False))
-    assert text == "GridAnchors(per_cell=(3,), strides=(4.0,), clip=False, centred=False, whole_pixels=False)"
+    for centred in (True, False):
+        text = repr(GridAnchors([(8,)], strides=(4,), centred=centred))
+        assert text == f"GridAnchors(per_cell=(3,), strides=(4.0,), clip=False, centred={centred}, whole_pixels=False)"
 
 
 # The n + m - 1 anchors of the anchor chapter
@@ -404,7 +413,7 @@ def test_multibox_anchors_equal_the_loop_over_cells(grid, sizes, ratios):
     ("message", "arguments"),
     [
         ("multibox_anchors: sizes contain 0; allowed are positive numbers", (2, 2, [0], [1])),
-        ("multibox_anchors: ratios contain nan; allowed are positive", (2, 2, [1], [math.nan])),
+        ("multibox_anchors: ratios contain nan; allowed are positive numbers", (2, 2, [1], [math.nan])),
         ("multibox_anchors: got no sizes; at least one is needed", (2, 2, [], [1])),
         ("multibox_anchors: got no ratios; at least one is needed", (2, 2, [1], [])),
         ("multibox_anchors: a map of height=-1 and width=2; allowed is 0 or more", (-1, 2, [1], [1])),
@@ -412,8 +421,7 @@ def test_multibox_anchors_equal_the_loop_over_cells(grid, sizes, ratios):
     ],
 )
 def test_multibox_anchors_that_make_no_sense_are_refused(message, arguments):
-    with pytest.raises(ValueError, match=message):
-        multibox_anchors(*arguments)
+    assert refusal(multibox_anchors, *arguments) == message
 
 
 def test_laying_starts_half_a_cell_in_unless_told():

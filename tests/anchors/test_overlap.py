@@ -150,6 +150,27 @@ def test_nodes_hold_one_shape_each_where_shapes_are_few():
     assert filling.sum() == 212
 
 
+def test_neighbours_have_one_shape_and_lie_along_a_curve_of_zs():
+    square = [(0, 0), (1, 0), (0, 1), (1, 1)]  # of four neighbours, and of four such squares
+    centres = 16.0 * torch.tensor([(2 * x + dx, 2 * y + dy) for x, y in square for dx, dy in square])
+    shapes = torch.tensor([[4.0, 4], [4, 8], [8, 4]])[:, None]  # by width, then by height
+    expected = torch.cat((centres - shapes / 2, centres + shapes / 2), dim=-1).flatten(0, 1)
+    anchors = expected[torch.randperm(48, generator=torch.Generator().manual_seed(0))]
+    numbers, order = module._neighbours(sides_of(anchors))
+    assert torch.equal(anchors[order], expected)
+    assert numbers.unique_consecutive(return_counts=True)[1].tolist() == [16, 16, 16]
+
+
+def test_the_scales_of_places_and_sides():
+    numbers = torch.arange(4096, dtype=torch.int32)
+    assert module._every_other_bit(numbers).tolist() == [int(f"{number:b}", 4) for number in range(4096)]
+    assert module._cells(torch.tensor([-8.0, 0, 8, 4087])).tolist() == [0, 8, 16, 4095]
+    assert module._cells(torch.tensor([0.0, 8, 8 * 4095])).tolist() == [0, 1, 4095]
+    assert module._cells(torch.tensor([5.0, 5])).tolist() == [0, 0]
+    sides = torch.tensor([0, 2.0**-15, 1, 2 - 1e-6, 2, 2 + 1e-6, 2.0**15, 1e30])
+    assert module._octave_eighths(sides).tolist() == [0, 0, 120, 128, 128, 128, 240, 240]
+
+
 def test_the_last_index_is_kept_and_used_for_equal_anchors_only():
     anchors = torch.tensor([[0.0, 0, 10, 10], [5, 5, 30, 20]])
     index = overlap_index(anchors)

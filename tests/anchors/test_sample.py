@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import unhooked
+from strategies import refusal
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 
 from detkit.anchors import HardNegativeSampler
@@ -66,15 +66,16 @@ def test_every_type_of_loss_is_ranked(dtype):
 
 @pytest.mark.parametrize("ratio", [-1.0, float("nan"), float("inf")])
 def test_a_ratio_that_makes_no_sense_is_refused(ratio):
-    with pytest.raises(ValueError, match=rf"HardNegativeSampler: negatives_per_positive={ratio} must be at least 0"):
-        HardNegativeSampler(ratio)
+    assert refusal(HardNegativeSampler, ratio) == (
+        f"HardNegativeSampler: negatives_per_positive={ratio} must be at least 0 and finite"
+    )
 
 
 def test_a_negative_minimum_and_another_scope_are_refused():
-    with pytest.raises(ValueError, match="minimum=-1 must be at least 0"):
-        HardNegativeSampler(minimum=-1)
-    with pytest.raises(ValueError, match="HardNegativeSampler: scope='all'; allowed is 'image' or 'batch'"):
-        unhooked(HardNegativeSampler.__init__)(HardNegativeSampler.__new__(HardNegativeSampler), scope="all")
+    assert refusal(HardNegativeSampler, minimum=-1) == "HardNegativeSampler: minimum=-1 must be at least 0 and finite"
+    assert refusal(HardNegativeSampler.__init__, HardNegativeSampler.__new__(HardNegativeSampler), scope="all") == (
+        "HardNegativeSampler: scope='all'; allowed is 'image' or 'batch'"
+    )
 
 
 def test_printing_shows_the_settings():
@@ -215,13 +216,12 @@ def test_the_defaults_are_those_of_rpn():
     ("message", "options"),
     [
         ("BalancedSampler: count=-1 must be at least 0", {"count": -1}),
-        (r"BalancedSampler: positive_fraction=1.5 must lie in \[0, 1\]", {"positive_fraction": 1.5}),
-        (r"BalancedSampler: positive_fraction=nan must lie", {"positive_fraction": float("nan")}),
+        ("BalancedSampler: positive_fraction=1.5 must lie in [0, 1]", {"positive_fraction": 1.5}),
+        ("BalancedSampler: positive_fraction=nan must lie in [0, 1]", {"positive_fraction": float("nan")}),
     ],
 )
 def test_a_sample_that_makes_no_sense_is_refused(message, options):
-    with pytest.raises(ValueError, match=message):
-        BalancedSampler(**options)
+    assert refusal(BalancedSampler, **options) == message
 
 
 def test_printing_a_balanced_sampler_shows_the_settings():
@@ -229,8 +229,10 @@ def test_printing_a_balanced_sampler_shows_the_settings():
 
 
 def test_losses_and_labels_of_differing_shapes_are_refused():
-    with pytest.raises(ValueError, match=r"^HardNegativeSampler: losses have shape \(1, 4\) and labels \(2, 4\); they"):
-        unhooked(HardNegativeSampler.forward)(HardNegativeSampler(), torch.ones(1, 4), torch.ones(2, 4).long())
+    losses, labels = torch.ones(1, 4), torch.ones(2, 4).long()
+    assert refusal(HardNegativeSampler.forward, HardNegativeSampler(), losses, labels) == (
+        "HardNegativeSampler: losses have shape (1, 4) and labels (2, 4); they must be equal"
+    )
 
 
 @given(labels=label_rows(), count=st.integers(0, 20), fraction=st.sampled_from([0.0, 0.25, 0.5, 1.0]))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import boxes, random_boxes, targets_of, unhooked
+from strategies import boxes, random_boxes, refusal, targets_of
 
 from detkit.anchors import IGNORED, NEGATIVE
 from detkit.anchors.adaptive import centres
@@ -346,55 +346,35 @@ def test_points_do_as_well_as_the_cells_around_them():
 
 @MATCHERS
 def test_shapes_that_disagree_are_refused(matcher):
-    forward, name = unhooked(type(matcher).forward), type(matcher).__name__
+    forward, name = type(matcher).forward, type(matcher).__name__
     scores, predicted, objects = scene(2, seed=11)
-    targets, cells = targets_of(*objects), grid()
-    none = Targets(*(entry[:, :0] for entry in targets[:4]))
-    wrong = [
-        (
-            scores[0],
-            predicted,
-            cells,
-            targets,
-            r"scores have shape \(16, 3\) and boxes \(2, 16, 4\); allowed is \(B, N",
-        ),
-        (scores[..., :0], predicted, cells, targets, "with at least one class, and"),
-        (scores[:, :3], predicted, cells, targets, r"scores have shape \(2, 3, 3\) and boxes"),
-        (
-            scores[:1],
-            predicted[:1],
-            cells,
-            targets,
-            r"boxes has shape \(1, 16, 4\); allowed is \(N, 4\) or \(2, N, 4\)",
-        ),
-        (
-            scores,
-            predicted,
-            cells[None],
-            targets,
-            r"anchors has shape \(1, 16, 4\); allowed is \(N, 4\) or \(2, N, 4\)",
-        ),
-        (
-            scores,
-            predicted,
-            cells[:5],
-            targets,
-            r"anchors has shape \(5, 4\); allowed are .* each of the 16 predictions",
-        ),
-        (scores, predicted, cells[:, :3], targets, r"anchors has shape \(16, 3\); allowed"),
-        (scores, predicted, cells, none, "targets have 0 rows; allowed is at least 1, as pad_targets makes"),
-    ]
-    for *arguments, message in wrong:
-        with pytest.raises(ValueError, match=f"^{name}: .*{message}"):
-            forward(matcher, *arguments)
+    good = {"scores": scores, "boxes": predicted, "anchors": grid(), "targets": targets_of(*objects)}
+    both = "allowed is (B, N, C) with at least one class, and (B, N, 4)"
+    points = "allowed are points (x, y) or boxes, one for each of the 16 predictions"
+    for message, changed in {
+        f"scores have shape (16, 3) and boxes (2, 16, 4); {both}": {"scores": scores[0]},
+        f"scores have shape (2, 16, 0) and boxes (2, 16, 4); {both}": {"scores": scores[..., :0]},
+        f"scores have shape (2, 3, 3) and boxes (2, 16, 4); {both}": {"scores": scores[:, :3]},
+        "boxes has shape (1, 16, 4); allowed is (N, 4) or (2, N, 4)": {"scores": scores[:1], "boxes": predicted[:1]},
+        "anchors has shape (1, 16, 4); allowed is (N, 4) or (2, N, 4)": {"anchors": grid()[None]},
+        f"anchors has shape (5, 4); {points}": {"anchors": grid()[:5]},
+        "targets have 0 rows; allowed is at least 1, as pad_targets makes": {
+            "targets": Targets(*(entry[:, :0] for entry in good["targets"][:4]))
+        },
+    }.items():
+        assert refusal(forward, matcher, **{**good, **changed}) == f"{name}: {message}"
+    cells = points if name == "TaskAlignedMatcher" else "allowed is (N, 4) or (B, N, 4)"
+    assert refusal(forward, matcher, **{**good, "anchors": grid()[:, :3]}) == (
+        f"{name}: anchors has shape (16, 3); {cells}"
+    )
 
 
 def test_simota_needs_cells_and_not_only_points():
     scores, predicted, objects = scene(1, seed=12)
-    with pytest.raises(
-        ValueError, match=r"^SimOTAMatcher: anchors has shape \(16, 2\); allowed is \(N, 4\) or \(B, N, 4\)"
-    ):
-        unhooked(SimOTAMatcher.forward)(SimOTAMatcher(), scores, predicted, grid()[:, :2], targets_of(*objects))
+    arguments = SimOTAMatcher(), scores, predicted, grid()[:, :2], targets_of(*objects)
+    assert refusal(SimOTAMatcher.forward, *arguments) == (
+        "SimOTAMatcher: anchors has shape (16, 2); allowed is (N, 4) or (B, N, 4)"
+    )
 
 
 @MATCHERS
@@ -412,34 +392,52 @@ def test_full_checks_name_what_is_wrong(matcher, monkeypatch):
     negative = targets._replace(labels=torch.tensor([[-1, 3]]))
     inverted = targets._replace(boxes=spoilt(targets.boxes, (0, 1, 0), 99))
     wrong = [
-        (spoilt(scores, (0, 2, 1), torch.nan), predicted, grid(), targets, r"scores\[0, 2, 1\]=nan must be finite"),
+        (
+            spoilt(scores, (0, 2, 1), torch.nan),
+            predicted,
+            grid(),
+            targets,
+            "scores[0, 2, 1]=nan must be finite; 1 of 48 values is not",
+        ),
         (
             spoilt(scores, (0, 2, 1), 1.5),
             predicted,
             grid(),
             targets,
-            r"scores\[0, 2, 1\]=1.5 must lie in \[0, 1\]; 1 do",
+            "scores[0, 2, 1]=1.5 must lie in [0, 1]; 1 do not",
         ),
         (
             spoilt(scores, (0, 2), -0.5),
             predicted,
             grid(),
             targets,
-            r"scores\[0, 2, 0\]=-0.5 must lie in \[0, 1\]; 3 do",
+            "scores[0, 2, 0]=-0.5 must lie in [0, 1]; 3 do not",
         ),
-        (scores, spoilt(predicted, (0, 1, 3), torch.inf), grid(), targets, r"boxes\[0, 1, 3\]=inf must be finite"),
-        (scores, predicted, spoilt(grid(), (4, 0), torch.nan), targets, r"anchors\[4, 0\]=nan must be finite"),
-        (scores, predicted, grid(), inverted, r"targets.boxes\[0, 1\]: x2 < x1 \(9 < 99\)"),
-        (scores, predicted, grid(), strange, r"image 0, target 1: label 3 must lie in 0\.\.2"),
-        (scores, predicted, grid(), negative, r"image 0, target 0: label -1 must lie in 0\.\.2"),
+        (
+            scores,
+            spoilt(predicted, (0, 1, 3), torch.inf),
+            grid(),
+            targets,
+            "boxes[0, 1, 3]=inf must be finite; 1 of 64 values is not",
+        ),
+        (
+            scores,
+            predicted,
+            spoilt(grid(), (4, 0), torch.nan),
+            targets,
+            "anchors[4, 0]=nan must be finite; 1 of 64 values is not",
+        ),
+        (scores, predicted, grid(), inverted, "targets.boxes[0, 1]: x2 < x1 (9 < 99); 1 box is inverted"),
+        (scores, predicted, grid(), strange, "image 0, target 1: label 3 must lie in 0..2"),
+        (scores, predicted, grid(), negative, "image 0, target 0: label -1 must lie in 0..2"),
     ]
     for *arguments, _ in wrong:
         matcher(*arguments)
     monkeypatch.setenv("DETKIT_CHECKS", "full")
     matcher(scores, predicted, grid(), targets._replace(labels=torch.tensor([[0, 2]])))
+    matcher(spoilt(spoilt(scores, (0, 2), 0), (0, 3), 1), predicted, grid(), targets)
     for *arguments, message in wrong:
-        with pytest.raises(ValueError, match=f"^{name}: {message}"):
-            matcher(*arguments)
+        assert refusal(matcher, *arguments) == f"{name}: {message}"
 
 
 @pytest.mark.parametrize(
@@ -454,8 +452,7 @@ def test_full_checks_name_what_is_wrong(matcher, monkeypatch):
     ],
 )
 def test_settings_that_make_no_sense_are_refused(matcher, message, settings):
-    with pytest.raises(ValueError, match=f"^{matcher.__name__}: {message}"):
-        unhooked(matcher.__init__)(matcher(), **settings)
+    assert refusal(matcher.__init__, matcher(), **settings) == f"{matcher.__name__}: {message}"
 
 
 def test_printing_shows_the_settings():

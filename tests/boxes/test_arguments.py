@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torchvision.tv_tensors as tv_tensors
-from strategies import random_boxes, unhooked
+from strategies import random_boxes, refusal, unhooked
 
 from detkit.boxes import (
     DeltaCoder,
@@ -79,6 +79,11 @@ def test_an_inverted_box_is_named_with_its_axis_numbers_and_count():
         check_box_values(rows, function="f")
     with pytest.raises(ValueError, match=r"^f: b\[0\]: x2 < x1 \(-1 < 0\); 1 box is inverted$"):
         check_box_values(torch.tensor([[0.0, 0, -1, 1]]), function="f", name="b")
+
+
+def test_a_box_that_is_not_finite_is_named_before_one_that_is_inverted():
+    rows = torch.tensor([[9.0, 0, 1, 1], [0, 0, torch.nan, 1]])
+    assert refusal(check_box_values, rows, function="f") == "f: boxes[1, 2]=nan must be finite; 1 of 8 values is not"
 
 
 def test_zero_size_boxes_are_not_inverted():

@@ -70,11 +70,16 @@ def test_an_inverted_box_has_no_area_even_with_two_negative_sides():
     assert box_area(torch.tensor([[10.0, 10, 0, 0], [10, 0, 0, 10], [0, 10, 10, 0]])).tolist() == [0, 0, 0]
 
 
+def test_areas_keep_the_leading_dimensions():
+    assert box_area(torch.tensor([[[0.0, 0, 2, 3]], [[1, 1, 5, 2]]])).tolist() == [[6], [4]]
+
+
 def test_full_checks_name_the_inverted_box(monkeypatch):
     monkeypatch.setenv("DETKIT_CHECKS", "full")
     with pytest.raises(ValueError, match=r"box_area: boxes\[0\]: x2 < x1 \(0 < 10\)"):
         box_area(torch.tensor([[10.0, 10, 0, 0]]))
     assert cxcywh_to_xyxy(torch.tensor([10.0, 10, 2, 2])).tolist() == [9, 9, 11, 11]  # x2 < x1 means nothing here
+    assert xywh_to_xyxy(torch.tensor([10.0, 10, 2, 2])).tolist() == [10, 10, 12, 12]
 
 
 @given(boxes())

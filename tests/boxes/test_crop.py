@@ -51,6 +51,7 @@ def test_what_lies_outside_the_image_is_exactly_the_fill():
     assert (crop[0, :, :, :8] == -3).all()
     assert (crop[0, :, 8:] == -3).all()
     torch.testing.assert_close(crop[0, :, :8, 8:], image[0])
+    assert not crop_and_resize(image, torch.tensor([[[-8.0, 0, 0, 8]]]), 16)[..., :15].any()  # 0 unless told
 
 
 def test_padding_of_the_batch_is_outside_the_image():
@@ -60,6 +61,19 @@ def test_padding_of_the_batch_is_outside_the_image():
     expected = crop_and_resize(image, boxes, 9, context=1)
     torch.testing.assert_close(crop_and_resize(padded, boxes, 9, context=1, sizes=torch.tensor([[10, 12]])), expected)
     assert (expected != 0).any()
+
+
+def test_an_image_of_one_pixel_is_that_pixel_whatever_surrounds_it():
+    padded = torch.full((1, 1, 3, 3), 99.0)
+    padded[..., 0, 0] = 5
+    crop = crop_and_resize(padded, torch.tensor([[[0.0, 0, 1, 1]]]), 3, sizes=torch.tensor([[1, 1]]))
+    torch.testing.assert_close(crop, torch.full((1, 1, 3, 3), 5.0))
+
+
+def test_a_crop_may_be_one_pixel_wide_with_or_without_context():
+    boxes = torch.tensor([[[1.0, 0, 3, 4]]])
+    assert crop_and_resize(ramp(4, 4)[:, :1], boxes, 1).tolist() == [[[[2]]]]
+    assert crop_and_resize(ramp(4, 4)[:, 1:], boxes, 3, context=1)[0, 0, 1, 1] == 2
 
 
 def test_crops_come_image_after_image():

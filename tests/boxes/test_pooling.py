@@ -103,7 +103,26 @@ def test_huge_boxes_neither_hang_nor_crash(op):
 def test_roi_align_with_as_many_points_as_cells_is_torchvisions_up_to_a_map_outside():
     features = maps(1, 2, 6, 5)
     rows = torch.tensor([[0.0, -5, -6, 10, 12]])
-    torch.testing.assert_close(roi_align(features, rows, 3), torchvision.ops.roi_align(features, rows, 3))
+    expected = torchvision.ops.roi_align(features, rows, 3)
+    torch.testing.assert_close(roi_align(features, rows, 3), expected)
+    farther = torch.tensor([[0.0, -6, -9, 11, 99]])  # is moved to there
+    for ratio in (-1, 0):
+        torch.testing.assert_close(roi_align(features, farther, 3, sampling_ratio=ratio), expected)
+
+
+@OPS
+def test_a_cell_is_a_pixel_unless_told(op):
+    features, rows = maps(1, 2, 9, 9), with_images(random_boxes(5, extent=9), 1)
+    assert torch.equal(op(features, rows, 3), op(features, rows, 3, 1.0))
+
+
+def test_a_few_points_keep_their_places_in_boxes_that_reach_far_out_of_the_map():
+    features = torch.arange(6.0).reshape(1, 1, 1, 6)
+    far = 100_000.0  # the middle of the box is in the middle of cell 2, that of its first half far outside
+    box = torch.tensor([[0, -far, -far, far + 2 * 40, far]])
+    assert roi_align(features, box, 1, 1 / 16, sampling_ratio=1, aligned=True).item() == 2
+    behind = torch.tensor([[0, -far, -far, 3 * far, 3 * far]])
+    assert roi_pool(features, behind, 2, 1 / 16).tolist() == [[[[5, 0], [0, 0]]]]
 
 
 def test_image_indices_outside_the_batch_are_refused_before_the_kernel_reads_there():
@@ -148,6 +167,16 @@ def test_windows_are_rounded_outwards_and_hold_a_cell_of_the_map():
     features = torch.arange(12.0).reshape(1, 1, 3, 4)
     boxes = torch.tensor([[[0.5, 0.5, 1.5, 1.5], [2, 1, 2, 1], [-9, -9, -5, -5], [1e30, 1e30, 2e30, 2e30]]])
     assert spatial_pyramid_pool(features, boxes, (1,)).flatten().tolist() == [5, 6, 0, 11]
+    assert spatial_pyramid_pool(features, torch.tensor([[[-2.0, -9, 2, 1], [3, 2, 0, 0]]]), (1, 2)).tolist() == [
+        [1, 0, 1, 0, 1],
+        [11] * 5,  # an inverted window is the cell it starts in
+    ]
+
+
+def test_a_map_wider_than_half_precision_counts_is_read_to_its_end():
+    features = torch.zeros(1, 1, 1, 2049, dtype=torch.float16)
+    features[..., -1] = 1
+    assert spatial_pyramid_pool(features, levels=(1,)).item() == 1
 
 
 def test_256_channels_make_11776_numbers():
@@ -191,6 +220,13 @@ def test_projected_boxes_hold_a_cell_whatever_comes_in():
     assert (found[:, :2] >= 0).all()
     assert (found[:, 2:] > found[:, :2]).all()
     assert (found <= 13).all()
+    assert project_to_cells(torch.tensor([math.nan] * 4), (100, 100)).tolist() == [0, 0, 1, 1]
+
+
+def test_the_smallest_image_and_the_smallest_map_have_a_cell():
+    whole = torch.tensor([0, 0, 1, 1])
+    assert project_to_cells(whole, (1, 1)).tolist() == [0, 0, 13, 13]
+    assert project_to_cells(whole, (1, 1), input_size=1, stride=1, cells=1).tolist() == [0, 0, 1, 1]
 
 
 def test_boxes_without_images_are_refused():

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from strategies import unhooked
+from strategies import refusal
 from torch import Tensor
 from torchvision.ops import MultiScaleRoIAlign
 
@@ -209,31 +209,40 @@ def test_levels_beyond_the_strides_are_not_read():
     assert torch.equal(pool(features[:2], boxes), pool([*features[:2], *nothing], boxes))
 
 
+LEAST = "; allowed are at least 1, at least 0, above 0"
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"strides": ()}, r"strides=\(\); allowed are powers of 2, each twice the last"),
-        ({"strides": (4, 16)}, r"strides=\(4, 16\); allowed"),
-        ({"strides": (6, 12)}, r"strides=\(6, 12\); allowed"),
-        ({"strides": (8, 4)}, r"strides=\(8, 4\); allowed"),
-        ({"strides": (0, 4)}, r"strides=\(0, 4\); allowed"),
-        ({"output_size": 0}, "output_size=0, sampling_ratio=2, canonical_size=224; allowed are at least 1"),
-        ({"sampling_ratio": -1}, "output_size=7, sampling_ratio=-1"),
-        ({"canonical_size": 0.0}, r"canonical_size=0\.0; allowed"),
-        ({"canonical_size": math.nan}, "canonical_size=nan; allowed"),
+        *(
+            ({"strides": strides}, f"strides={strides}; allowed are powers of 2, each twice the last")
+            for strides in ((), (4, 16), (6, 12), (8, 4), (0, 4))
+        ),
+        ({"output_size": 0}, "output_size=0, sampling_ratio=2, canonical_size=224" + LEAST),
+        ({"sampling_ratio": -1}, "output_size=7, sampling_ratio=-1, canonical_size=224" + LEAST),
+        ({"canonical_size": 0.0}, "output_size=7, sampling_ratio=2, canonical_size=0.0" + LEAST),
+        ({"canonical_size": math.nan}, "output_size=7, sampling_ratio=2, canonical_size=nan" + LEAST),
     ],
 )
 def test_wrong_settings_are_named(settings, message):
-    with pytest.raises(ValueError, match=f"^PyramidRoIAlign: .*{message}"):
-        PyramidRoIAlign(**{"output_size": 7, "strides": (4, 8), **settings})
+    good = {"output_size": 7, "strides": (4, 8)}
+    assert refusal(PyramidRoIAlign, **{**good, **settings}) == f"PyramidRoIAlign: {message}"
+
+
+def test_the_smallest_settings_are_taken():
+    pool = PyramidRoIAlign(1, strides=(1,), sampling_ratio=0, canonical_size=0.5)
+    assert pool([torch.ones(1, 2, 4, 4)], torch.tensor([[[0.0, 0, 2, 2]]])).tolist() == [[[[1]], [[1]]]]
 
 
 def test_too_few_levels_and_another_number_of_images_are_refused():
     pool = PyramidRoIAlign(7, strides=STRIDES)
-    with pytest.raises(ValueError, match=r"^PyramidRoIAlign: got 3 feature levels for 4 strides"):
-        unhooked(PyramidRoIAlign.forward)(pool, pyramid()[:3], all_sizes())
-    with pytest.raises(ValueError, match=r"^PyramidRoIAlign: boxes are of 3 images; allowed are the 2 of features"):
-        unhooked(PyramidRoIAlign.forward)(pool, pyramid(), all_sizes(images=3))
+    assert refusal(PyramidRoIAlign.forward, pool, pyramid()[:3], all_sizes()) == (
+        "PyramidRoIAlign: got 3 feature levels for 4 strides"
+    )
+    assert refusal(PyramidRoIAlign.forward, pool, pyramid(), all_sizes(images=3)) == (
+        "PyramidRoIAlign: boxes are of 3 images; allowed are the 2 of features"
+    )
 
 
 @pytest.mark.parametrize("count", [0, 4])

@@ -185,6 +185,12 @@ def test_noise_weight_is_what_a_noise_class_weighs(generator):
     assert builder(noise=False, end_weight=0.0)(truth(), SIZES).weights.sum() == 4 * 5
 
 
+def test_class_weight_is_what_the_class_of_an_object_weighs(generator):
+    found = builder(class_weight=3.0)(truth(), SIZES, generator=generator)
+    assert found.weights[0, :5].tolist() == [1, 1, 1, 1, 3]
+    assert found.weights.sum() == 4 * (4 + 3) + 14
+
+
 def test_noise_says_the_noise_token_and_objects_their_class(generator):
     build = builder(order="dist2ori")
     noisy, plain = build(truth(), SIZES, generator=generator), builder(order="dist2ori", noise=False)(truth(), SIZES)
@@ -273,7 +279,8 @@ def test_a_generator_state_is_a_batch_of_sequences():
         ({"order": "alphabet"}, "SequenceTargetBuilder: order='alphabet'; allowed is 'random', 'area' or 'dist2ori'"),
         ({"max_objects": 0}, "max_objects=0 must be at least 1"),
         ({"noise_weight": -1.0}, "noise_weight=-1.0"),
-        ({"end_weight": math.inf}, "end_weight=inf at least 0 and finite"),
+        ({"end_weight": math.inf}, "end_weight=inf must be at least 0 and finite"),
+        ({"class_weight": -0.5}, "class_weight=-0.5 must be at least 0 and finite"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(settings, message):
@@ -288,4 +295,6 @@ def test_another_order_is_refused():
 
 
 def test_print_shows_the_settings():
-    assert "max_objects=6, order='random', noise=True, noise_weight=1.0, end_weight=0.1" in repr(builder())
+    assert "max_objects=6, order='random', noise=True, noise_weight=1.0, end_weight=0.1, class_weight=1.0" in repr(
+        builder()
+    )

@@ -61,6 +61,15 @@ def test_other_temperatures_give_other_waves():
     assert "temperature=20.0" in repr(quick)
 
 
+def test_waves_may_turn_more_than_once_over_the_image():
+    inside = torch.ones(1, 1, 4, dtype=torch.bool)
+    positions = SinePositions(8, temperature=4.0, turns=2.0)(inside)[0, :, 0]
+    steps = 4 * math.pi * torch.arange(1, 5) / (4 + 1e-6)
+    waves = [steps.sin(), steps.cos(), (steps / 2).sin(), (steps / 2).cos()]
+    torch.testing.assert_close(positions[4:], torch.stack(waves))
+    assert "turns=2.0" in repr(SinePositions(8, turns=2.0))
+
+
 def test_learnt_positions_are_columns_then_rows():
     learnt = LearnedPositions(6, size=(4, 5))
     found = learnt(torch.ones(2, 3, 5, dtype=torch.bool))

@@ -145,6 +145,17 @@ def test_the_fused_form_of_labels_equals_the_eager_one():
     assert fused[1][1] is None is eager[1][1]
 
 
+@pytest.mark.parametrize(("function", "options"), OPTIONS)
+def test_the_form_that_a_compiler_traces_gives_the_same(function, options, monkeypatch):
+    logits, targets = logits_of(50, 5), [soft_targets(50, 5)]
+    if function is not varifocal_loss:
+        targets.append(labels_of(50))
+    expected = [value_and_gradient(function, logits, some, **options) for some in targets]
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    for some, wanted in zip(targets, expected, strict=True):
+        torch.testing.assert_close(value_and_gradient(function, logits, some, **options), wanted)
+
+
 @pytest.mark.parametrize(("alpha", "gamma"), [(0.25, 2.0), (0.5, 0.0), (0.1, 1.0), (-1, 3.0)])
 def test_ten_thousand_focal_losses_equal_those_of_torchvision(alpha, gamma):
     logits, targets = logits_of(10_000, scale=5), soft_targets(10_000)

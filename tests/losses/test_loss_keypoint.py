@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from strategies import unhooked
+from strategies import refusal
 from torch import Tensor
 from torchvision.models.detection.roi_heads import keypointrcnn_loss, keypoints_to_heatmap
 
@@ -117,10 +117,20 @@ def test_half_precision_is_promoted(dtype):
 
 def test_shapes_that_disagree_are_refused():
     logits, cells, usable = torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, dtype=torch.int64), torch.ones(2, 3).bool()
-    with pytest.raises(ValueError, match=r"^keypoint_loss: logits \(2, 3, 4, 4\), cells \(2, 2\), usable \(2, 3\)"):
-        unhooked(keypoint_loss)(logits, cells[:, :2], usable)
+    for arguments in ((logits, cells[:, :2], usable), (logits, cells, usable[:1]), (logits[:, :, 0], cells, usable)):
+        shapes = "logits {}, cells {}, usable {}".format(*(tuple(argument.shape) for argument in arguments))
+        assert refusal(keypoint_loss, *arguments) == f"keypoint_loss: {shapes}; allowed is (M, P, S, S), (M, P), (M, P)"
     keypoints, boxes, matched = torch.zeros(2, 1, 5, 3), torch.zeros(2, 3, 4), torch.zeros(2, 3, dtype=torch.int64)
-    with pytest.raises(ValueError, match=r"^keypoint_targets: keypoints \(2, 1, 5, 2\), boxes \(2, 3, 4\)"):
-        unhooked(keypoint_targets)(keypoints[..., :2], boxes, matched, 4)
-    with pytest.raises(ValueError, match=r"^keypoint_targets: resolution=0 must be at least 1"):
-        keypoint_targets(keypoints, boxes, matched, 0)
+    for arguments in (
+        (keypoints[..., :2], boxes, matched),
+        (keypoints[0], boxes, matched),
+        (keypoints, boxes[0], matched[0]),
+        (keypoints, boxes, matched[:1]),
+    ):
+        shapes = "keypoints {}, boxes {}, matched {}".format(*(tuple(argument.shape) for argument in arguments))
+        assert refusal(keypoint_targets, *arguments, 4) == (
+            f"keypoint_targets: {shapes}; allowed is (B, T, P, 3), (B, K, 4), (B, K)"
+        )
+    none = refusal(keypoint_targets, keypoints, boxes, matched, 0)
+    assert none == "keypoint_targets: resolution=0 must be at least 1"
+    assert keypoint_targets(keypoints, boxes, matched, 1).cells.shape == (2, 3, 5)

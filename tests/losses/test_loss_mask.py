@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from strategies import unhooked
+from strategies import refusal
 from torch import Tensor
 from torchvision.models.detection.roi_heads import maskrcnn_loss, project_masks_on_boxes
 
@@ -61,6 +61,13 @@ def test_padding_a_mask_to_a_batch_changes_nothing_inside_its_image():
         expected = project_masks_on_boxes(masks[i, :, :height, :width], boxes[i], matched[i], 5)
         torch.testing.assert_close(found[i], expected, rtol=1e-6, atol=1e-6)
     assert not torch.allclose(naive[1:], found[1:], atol=1e-2)  # what the sizes are for
+
+
+def test_an_image_of_one_pixel_is_that_pixel_up_to_its_border():
+    masks = torch.zeros(1, 1, 3, 3)
+    masks[..., 0, 0] = 1
+    boxes, matched = torch.tensor([[[0.0, 0, 1, 1]]]), torch.zeros(1, 1, dtype=torch.int64)
+    assert torch.equal(mask_targets(masks, boxes, matched, 4, sizes=torch.tensor([[1, 1]])), torch.ones(1, 1, 4, 4))
 
 
 def test_binarised_targets_are_cut_at_one_half():
@@ -148,15 +155,28 @@ def test_a_negative_label_reads_as_class_0_and_one_too_large_is_refused():
 
 def test_shapes_that_disagree_are_refused():
     logits, targets = torch.zeros(2, 3, 4, 4), torch.zeros(2, 5, 5)
-    with pytest.raises(ValueError, match=r"^mask_loss: logits \(2, 3, 4, 4\) and targets \(2, 5, 5\)"):
-        unhooked(mask_loss)(logits, targets, torch.tensor([0, 1]))
-    with pytest.raises(ValueError, match=r"^own_class_masks: logits \(2, 3, 4, 4\) and labels \(3,\)"):
-        unhooked(own_class_masks)(logits, torch.tensor([0, 1, 2]))
+    allowed = "allowed is (M, C, S, S) with labels or (M, S, S) without, and (M, S, S)"
+    assert refusal(mask_loss, logits, targets, torch.tensor([0, 1])) == (
+        f"mask_loss: logits (2, 3, 4, 4) and targets (2, 5, 5); {allowed}"
+    )
+    assert refusal(mask_loss, logits, logits) == f"mask_loss: logits (2, 3, 4, 4) and targets (2, 3, 4, 4); {allowed}"
+    for rows, labels in ((logits, torch.tensor([0, 1, 2])), (logits[0], torch.tensor([0, 1, 2]))):
+        assert refusal(own_class_masks, rows, labels) == (
+            f"own_class_masks: logits {tuple(rows.shape)} and labels (3,); allowed is (M, C, S, S) and (M,)"
+        )
     masks, boxes, matched = torch.zeros(2, 1, 8, 8), torch.zeros(2, 3, 4), torch.zeros(2, 3, dtype=torch.int64)
-    with pytest.raises(ValueError, match=r"^mask_targets: masks \(1, 1, 8, 8\), boxes \(2, 3, 4\)"):
-        unhooked(mask_targets)(masks[:1], boxes, matched, 4)
-    with pytest.raises(ValueError, match=r"^mask_targets: resolution=0 must be at least 1"):
-        mask_targets(masks, boxes, matched, 0)
+    for arguments in (
+        (masks[0], boxes, matched),
+        (masks[:1], boxes, matched),
+        (masks, boxes[0], matched[0]),
+        (masks, boxes, matched[:1]),
+    ):
+        shapes = "masks {}, boxes {}, matched {}".format(*(tuple(argument.shape) for argument in arguments))
+        assert refusal(mask_targets, *arguments, 4) == (
+            f"mask_targets: {shapes}; allowed is (B, T, H, W), (B, K, 4), (B, K)"
+        )
+    assert refusal(mask_targets, masks, boxes, matched, 0) == "mask_targets: resolution=0 must be at least 1"
+    assert mask_targets(masks, boxes, matched, 1).shape == (2, 3, 1, 1)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 0, 0), (1, 0, 8, 8), (1, 2, 8, 0)])

@@ -1,7 +1,5 @@
 """Pix2Seq: an encoder of the image, and a decoder that says boxes and classes as tokens."""
 
-from functools import partial
-
 from torch import nn
 from torchvision.models.resnet import resnet50
 
@@ -9,10 +7,11 @@ from detkit.backbones import Backbone, ResNetBackbone, SmallBackbone
 from detkit.boxes.tokens import TOKENS_PER_BOX, TokenCoder
 from detkit.detectors.detector import Detector
 from detkit.detectors.preprocess import Preprocess
+from detkit.detectors.recipes.trunks import Norm
 from detkit.detectors.sequence import SequenceStage
 from detkit.detectors.sequence_targets import Order, SequenceTargetBuilder
 from detkit.heads.sequence import TokenSampler
-from detkit.heads.token_decoder import MapEncoder, TokenDecoder
+from detkit.heads.token_decoder import MapEncoder, TokenDecoder, start_as_sines
 from detkit.layers.position import SinePositions
 from detkit.layers.transformer import DecoderLayer, EncoderLayer, TransformerDecoder, TransformerEncoder
 from detkit.losses.sequence import SequenceLoss
@@ -50,23 +49,33 @@ def small_pix2seq(
     channels: int = 64,
     layers: int = 2,
     max_objects: int = 10,
-    bins: int = 100,
+    bins: int = 48,
     order: Order = "random",
+    norm: Norm = nn.BatchNorm2d,
 ) -> Detector:
-    """A small Pix2Seq to train from scratch, also on a CPU: a residual net to stride 16, ``layers`` of each kind.
+    """A small Pix2Seq to train on a CPU: a residual net to stride 16, ``layers`` of each kind, the likeliest token.
 
-    Images are resized to ``size`` (height, width); tokens are those of the paper, with ``bins`` a side; the likeliest
-    token is said.
+    Images are resized to ``size`` (height, width); tokens are those of the paper, with ``bins`` a side. The net is that
+    of :func:`~detkit.detectors.fpn_ssd` with as many ``channels``: begin with one that such a detector was trained
+    with, as the paper begins with a pretrained one: from scratch, classes take very long. So they also weigh
+    3 times as much, and what counts along an axis, cells and tokens alike, starts as sines.
 
     >>> small_pix2seq(num_classes=3).sequence.coder
-    TokenCoder(3, bins=100, vocabulary='paper')
+    TokenCoder(3, bins=48, vocabulary='paper')
     """
-    backbone = SmallBackbone((channels // 2, channels, channels * 2), levels=(2,), norm=partial(nn.GroupNorm, 4))
+    backbone = SmallBackbone((channels // 2, channels, channels * 2), levels=(2,), norm=norm)
     coder = TokenCoder(num_classes, bins=bins, vocabulary="paper")
-    builder = SequenceTargetBuilder(coder, max_objects=max_objects, order=order)
+    cells = max(size) / backbone.strides[-1]
     stage = sequence_stage(
-        backbone.out_channels[-1], builder, channels=channels, heads=4, layers=layers, sampler=TokenSampler("argmax")
+        backbone.out_channels[-1],
+        SequenceTargetBuilder(coder, max_objects=max_objects, order=order, class_weight=3.0),
+        channels=channels,
+        heads=4,
+        layers=layers,
+        positions=SinePositions(channels, temperature=cells, turns=cells / 2),
+        sampler=TokenSampler("argmax"),
     )
+    start_as_sines(stage.decoder.embedding, slice(coder.first_coordinate, coder.first_coordinate + bins))
     return Detector(backbone, preprocess=Preprocess(size), sequence=stage)
 
 
@@ -78,6 +87,7 @@ def sequence_stage(
     heads: int,
     layers: int,
     dropout: float = 0.0,
+    positions: SinePositions | None = None,
     sampler: TokenSampler | None = None,
 ) -> SequenceStage:
     """Pix2Seq's stage on a map of ``in_channels``: ``layers`` encoder and decoder layers that normalise first.
@@ -94,7 +104,12 @@ def sequence_stage(
         [DecoderLayer(channels, heads, **settings) for _ in range(layers)], norm=nn.LayerNorm(channels)
     )
     return SequenceStage(
-        encoder=MapEncoder(in_channels, channels, positions=SinePositions(channels), encoder=encoder),
+        encoder=MapEncoder(
+            in_channels,
+            channels,
+            positions=SinePositions(channels) if positions is None else positions,
+            encoder=encoder,
+        ),
         decoder=TokenDecoder(
             decoder, channels=channels, vocabulary=targets.coder.size, length=TOKENS_PER_BOX * targets.max_objects
         ),

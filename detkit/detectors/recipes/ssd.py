@@ -1,20 +1,21 @@
 """SSD and its kin: one trunk, default boxes, a class and a box head at every level."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 from torch import nn
 
 from detkit.anchors import BipartiteMatcher, DefaultBoxes
-from detkit.backbones import SmallBackbone, SSDVGGBackbone, tiny_ssd_backbone, vgg_features
+from detkit.backbones import SSDVGGBackbone, tiny_ssd_backbone, vgg_features
 from detkit.boxes import DeltaCoder
 from detkit.detectors.dense import DenseStage
 from detkit.detectors.detector import Detector
 from detkit.detectors.postprocess import Postprocess
 from detkit.detectors.preprocess import Preprocess
+from detkit.detectors.recipes.trunks import Norm, small_pyramid
 from detkit.heads import MultiBoxHead
 from detkit.losses import MultiBoxLoss
-from detkit.necks import FPN, SSD512_LEVELS, SSDExtra
+from detkit.necks import SSD512_LEVELS, SSDExtra
 
 VGG_MEAN, VGG_STD = (0.48235, 0.45882, 0.40784), (1 / 255, 1 / 255, 1 / 255)
 """What VGG-16 was trained on: pixels in 0..255 with the channel means taken off."""
@@ -117,7 +118,7 @@ def fpn_ssd(
     size: tuple[int, int] = (320, 320),
     channels: int = 64,
     blocks: int = 1,
-    norm: Callable[[int], nn.Module] = nn.BatchNorm2d,
+    norm: Norm = nn.BatchNorm2d,
 ) -> Detector:
     """A small SSD to train from scratch: a residual net with a feature pyramid, levels at strides 8, 16 and 32.
 
@@ -128,10 +129,7 @@ def fpn_ssd(
     >>> fpn_ssd(num_classes=3, size=(240, 320)).preprocess.size
     (240, 320)
     """
-    widths = (channels // 2, channels, channels * 2, channels * 4)
-    backbone = SmallBackbone(widths, levels=(1, 2, 3), blocks=blocks, norm=norm)
-    neck = FPN(backbone.out_channels, backbone.strides, channels=channels)
-    sizes = [(3.0 * stride, 6.0 * stride) for stride in neck.strides]
-    anchors = DefaultBoxes(sizes, aspect_ratios=[(2,)] * len(sizes), strides=neck.strides)
-    trunk = nn.Sequential(backbone, neck)
-    return ssd(trunk, neck.out_channels, anchors, num_classes, preprocess=Preprocess(size))
+    trunk, strides = small_pyramid(channels, blocks, norm)
+    sizes = [(3.0 * stride, 6.0 * stride) for stride in strides]
+    anchors = DefaultBoxes(sizes, aspect_ratios=[(2,)] * len(sizes), strides=strides)
+    return ssd(trunk, [channels] * len(strides), anchors, num_classes, preprocess=Preprocess(size))
