@@ -161,9 +161,7 @@ def take_backbone(detector: Detector, path: Path) -> None:
     found = {key.removeprefix("trunk.").removeprefix("0."): value for key, value in load_file(path).items()}
     own = backbone.state_dict()
     if missing := [key for key, value in own.items() if key not in found or found[key].shape != value.shape]:
-        raise ValueError(
-            f"--trunk {path}: of {len(own)} values of the backbone, {len(missing)} are missing: {missing[0]}"
-        )
+        raise ValueError(f"--trunk {path} lacks {len(missing)} of {len(own)} values of the backbone: {missing[0]}, ...")
     backbone.load_state_dict({key: found[key] for key in own})
 
 

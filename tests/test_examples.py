@@ -15,6 +15,7 @@ COMPLETE_SCRIPT = "train.py"
 SMALL: dict[str, tuple[list[str], list[str], str]] = {
     "compose_ssd.py": (["--steps", "2"], [], ""),
     "draw_anchors.py": (["anchors.png"], ["anchors.png"], ""),
+    "draw_attention.py": (["attention.png"], ["attention.png"], ""),
     "draw_losses.py": (["losses.png"], ["losses.png"], "quality focal: 0.000 at probability 0.70"),
     "draw_matching.py": (["matching.png"], ["matching.png"], "Hungarian: 4 positive, 0 ignored, of 20"),
     "draw_overlap.py": (["overlap.png"], ["overlap.png"], "GIoU: -0.429"),

@@ -23,7 +23,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 from detkit.data import DigitScenes, collate
 from detkit.detectors import fpn_ssd
-from detkit.weights import load_checkpoint
+from detkit.weights import load_checkpoint, save_weights
 
 ROOT = Path(__file__).parent.parent
 OPTIONS = ["--data", "scenes", "--scenes", "24", "--size", "64", "64", "--batch-size", "4", "--warmup", "4"]
@@ -209,6 +209,22 @@ def test_it_refuses_to_resume_along_another_schedule(tmp_path):
     assert started("--epochs", "2", "--resume").load() == 1
     with pytest.raises(ValueError, match=r"--resume: .*'total_steps': 12.* these options give .*'total_steps': 24"):
         started("--epochs", "4", "--resume").load()
+
+
+def test_a_backbone_trained_before_is_taken_out_of_another_recipes_weights(tmp_path):
+    train = script()
+    taught, path = fpn_ssd(10).eval(), tmp_path / "weights.safetensors"
+    save_weights(taught, path)
+    options = ["--trunk", str(path), "--output", str(tmp_path)]
+    for recipe in ("small_pix2seq", "small_retinanet"):  # a backbone alone, and one below a neck
+        trunk = train.build(train.arguments([*options, "--recipe", recipe]), 10).trunk
+        own = trunk[0] if recipe == "small_retinanet" else trunk
+        for key, value in own.state_dict().items():
+            assert torch.equal(value, taught.trunk[0].state_dict()[key]), key
+    with pytest.raises(
+        ValueError, match=r"--trunk .*weights.safetensors lacks \d+ of \d+ values of the backbone: stages"
+    ):
+        train.build(train.arguments([*options, "--recipe", "small_detr"]), 10)
 
 
 def test_a_voc_folder_without_a_test_list_is_tested_on_its_validation_images(tmp_path):

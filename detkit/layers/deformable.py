@@ -97,20 +97,34 @@ class DeformableAttention(nn.Module):
         h, offset by their sides; all as fractions of the padded image. ``memory`` holds the cells of all levels,
         ``shapes`` (rows, columns) of each; cells not ``inside`` (B, K) an image count as 0.
         """
+        locations, weights = self.look(queries, references, shapes)
+        values = self.value(memory)
+        if inside is not None:
+            values = torch.where(inside[..., None], values, 0)
+        found = deformable_attention(values.unflatten(2, (self.heads, -1)), shapes, locations, weights)
+        return self.output(found)
+
+    def look(
+        self, queries: Float[Tensor, "B Q D"], references: Float[Tensor, "B Q levels _"], shapes: Shapes
+    ) -> tuple[Float[Tensor, "B Q heads levels points 2"], Float[Tensor, "B Q heads levels points"]]:
+        """Where each query looks, x and y as fractions of the padded image, and how much each point weighs.
+
+        The weights of a query and head sum to 1 over all levels and points. Arguments as for :meth:`forward`.
+
+        >>> attention = DeformableAttention(8, 2, levels=1, points=1)
+        >>> locations, weights = attention.look(torch.zeros(1, 1, 8), torch.full((1, 1, 1, 2), 0.5), [(4, 4)])
+        >>> locations.flatten().tolist(), weights.flatten().tolist()  # a cell to the right, a cell to the left
+        ([0.75, 0.5, 0.25, 0.5], [1.0, 1.0])
+        """
         if references.ndim != 4 or references.shape[2] != self.levels or references.shape[3] not in (2, 4):
             raise ValueError(
                 f"DeformableAttention: references have shape {tuple(references.shape)}; allowed is "
                 f"(B, Q, {self.levels}, 2) or (B, Q, {self.levels}, 4)"
             )
-        values = self.value(memory)
-        if inside is not None:
-            values = torch.where(inside[..., None], values, 0)
         grid = (self.heads, self.levels, self.points)
         weights = self.weights(queries).unflatten(2, (self.heads, -1)).softmax(-1).unflatten(3, grid[1:])
         offsets = self.offsets(queries).unflatten(2, (*grid, 2))
-        locations = references[:, :, None, :, None, :2] + offsets * self._unit(references, shapes)
-        found = deformable_attention(values.unflatten(2, (self.heads, -1)), shapes, locations, weights)
-        return self.output(found)
+        return references[:, :, None, :, None, :2] + offsets * self._unit(references, shapes), weights
 
     def extra_repr(self) -> str:
         """The settings that ``print`` shows."""

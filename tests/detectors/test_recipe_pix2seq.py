@@ -8,7 +8,7 @@ from torch import nn
 from detkit.backbones import SmallBackbone
 from detkit.boxes.tokens import TokenCoder
 from detkit.data import DigitScenes, collate
-from detkit.detectors import Detector, Preprocess
+from detkit.detectors import Detector, Preprocess, fpn_ssd
 from detkit.detectors.recipes.pix2seq import pix2seq, sequence_stage, small_pix2seq
 from detkit.detectors.sequence_targets import SequenceTargetBuilder
 from detkit.metrics import CocoMetrics
@@ -47,6 +47,22 @@ def test_pix2seq_is_that_of_the_paper():
     assert layer.attention_residual.norm_first
     assert layer.feed_forward.inner.out_features == 1024
     assert detector.trunk is backbone
+
+
+def test_a_small_one_begins_with_the_backbone_of_a_small_ssd():
+    taught, detector = fpn_ssd(3, channels=16).trunk[0].state_dict(), small_pix2seq(3, channels=16)
+    missing, _ = detector.trunk.load_state_dict(taught, strict=False)
+    assert missing == []
+    assert detector.trunk.strides == (16,)
+    assert detector.sequence.targets.class_weight == 3
+
+
+def test_in_a_small_one_neighbouring_tokens_and_cells_start_alike():
+    stage = small_pix2seq(3, channels=16, size=(96, 192), bins=32).sequence
+    places = stage.decoder.embedding.weight[stage.coder.first_coordinate :][:32]
+    likeness = places @ places.T
+    assert likeness.diagonal(1).mean() > 2 * likeness.diagonal(8).mean()
+    assert (stage.encoder.positions.turns, stage.encoder.positions.temperature) == (6, 12)
 
 
 def test_images_of_the_paper_are_640_pixels_on_the_longer_side():

@@ -1,11 +1,13 @@
 """MapEncoder and TokenDecoder: what is read and what is not, and steps that equal the whole."""
 
+import math
+
 import pytest
 import torch
 from strategies import unhooked
 from torch import nn
 
-from detkit.heads.token_decoder import MapEncoder, Memory, TokenDecoder
+from detkit.heads.token_decoder import STD, MapEncoder, Memory, TokenDecoder, start_as_sines
 from detkit.layers.position import SinePositions
 from detkit.layers.transformer import DecoderLayer, EncoderLayer, TransformerDecoder, TransformerEncoder
 from detkit.structures import Images
@@ -120,3 +122,17 @@ def test_what_lies_outside_the_image_changes_nothing_inside():
     assert torch.equal(one, other)
     broken[..., 1] = 100.0
     assert not torch.allclose(encoder(2)([broken], images).cells[:, 0], one[:, 0])
+
+
+def test_tokens_that_count_start_as_waves_and_no_other_token_changes():
+    embedding = nn.Embedding(20, 8)
+    before = embedding.weight.detach().clone()
+    start_as_sines(embedding, slice(4, 20))
+    rows, turns = embedding.weight.detach()[4:], torch.arange(1, 17) / (16 + 1e-6)
+    assert torch.equal(embedding.weight[:4], before[:4])
+    for i, wave in enumerate(16 ** (torch.arange(4) / 4)):
+        angles = 2 * math.pi * 8 * turns / wave
+        torch.testing.assert_close(rows[:, 2 * i], STD * 2**0.5 * angles.sin())
+        torch.testing.assert_close(rows[:, 2 * i + 1], STD * 2**0.5 * angles.cos())
+    with pytest.raises(ValueError, match="must be a multiple of 4"):
+        start_as_sines(nn.Embedding(20, 7), slice(4, 20))

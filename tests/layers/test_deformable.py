@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from strategies import unhooked
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detkit.layers.deformable import DeformableAttention, deformable_attention
@@ -218,3 +218,16 @@ def test_wrong_arguments_are_named():
     with pytest.raises(ValueError, match=r"references have shape \(2, 5, 2, 2\); allowed is \(B, Q, 3, 2\)"):
         DeformableAttention(8, 2, levels=3).double()(queries, references[:, :, 1:], memory, SHAPES)
     assert "heads=2, levels=3, points=4" in repr(DeformableAttention(8, 2, levels=3))
+
+
+def test_where_it_looks_is_what_it_fetches_from():
+    torch.manual_seed(0)
+    attention = DeformableAttention(6, 2, levels=len(SHAPES), points=2).double()
+    nn.init.normal_(attention.weights.weight)
+    queries, memory = torch.randn(2, 3, 6, dtype=torch.float64), torch.randn(2, 27, 6, dtype=torch.float64)
+    references = torch.rand(2, 3, len(SHAPES), 4, dtype=torch.float64)
+    locations, weights = attention.look(queries, references, SHAPES)
+    torch.testing.assert_close(weights.sum((3, 4)), torch.ones(2, 3, 2, dtype=torch.float64))
+    values = attention.value(memory).unflatten(2, (2, -1))
+    found = attention.output(deformable_attention(values, SHAPES, locations, weights))
+    torch.testing.assert_close(attention(queries, references, memory, SHAPES), found)
