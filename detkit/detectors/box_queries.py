@@ -74,7 +74,7 @@ class BoxQueryStage(Stage):
             (rows, columns),
             mask=mask,
             inside=inside[:, 0],
-            shares=_shares(images).to(boxes),
+            shares=_shares(images, boxes),
         )
         if noised is None:
             return BoxQueryOutputs(SetPredictionOutputs(logits, boxes, images.sizes))
@@ -102,7 +102,7 @@ class BoxQueryStage(Stage):
         return self.postprocess(self.criterion.scores(logits[-1]), boxes[-1], images.sizes)
 
 
-def _shares(images: Images) -> Float[Tensor, "B 2"]:
-    """Which part of the width and the height of the batch each image takes."""
-    height, width = images.tensors.shape[-2:]
-    return torch.stack((images.sizes[:, 1] / width, images.sizes[:, 0] / height), 1)
+def _shares(images: Images, like: Tensor) -> Float[Tensor, "B 2"]:
+    """Which part of the width and the height of the batch each image takes, in the type of ``like``."""
+    (height, width), sizes = images.tensors.shape[-2:], images.sizes.to(like)
+    return torch.stack((sizes[:, 1] / width, sizes[:, 0] / height), 1)

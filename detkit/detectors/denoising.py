@@ -26,9 +26,10 @@ class DenoisingQueries(nn.Module):
 
     A box's centre moves by up to ``box_noise`` / 2 of its sides, its sides change by up to ``box_noise`` of themselves;
     it is clipped to the image. With probability ``label_noise`` the class is drawn anew from all. Such a query is
-    matched with its object beforehand: ``assignment`` says so, rows that are padding or crowd are IGNORED. Which query
-    may look at which says :meth:`mask`. Raises ValueError for noise outside [0, 1] and counts below 1. Source: Li et
-    al. 2022, "DN-DETR", section 4.2 to 4.4.
+    matched with its object beforehand: ``assignment`` says so. Rows are IGNORED that are padding, crowd, or nothing to
+    learn from: a label that is no class, a box that is not finite (the matcher names these). Which query may look at
+    which says :meth:`mask`. Raises ValueError for noise outside [0, 1] and counts below 1. Source: Li et al. 2022,
+    "DN-DETR", section 4.2 to 4.4.
 
     >>> from detkit.structures import pad_targets
     >>> targets = pad_targets([{"boxes": torch.tensor([[0.0, 0, 50, 100]]), "labels": torch.tensor([1])}])
@@ -60,12 +61,15 @@ class DenoisingQueries(nn.Module):
         compilation it must be None. T is that of the targets: a padded object has queries too, that nothing looks at.
         """
         boxes = promote(targets.boxes)
+        objects = targets.valid & ~targets.ignore & torch.isfinite(boxes).all(-1)
+        objects &= (targets.labels >= 0) & (targets.labels < self.labels.num_embeddings)
+        # Masked attention still multiplies by what it leaves out: a NaN there would be everyone's.
+        boxes = torch.where(objects[..., None], boxes, 0)
         boxes = xyxy_to_cxcywh(boxes / sizes.to(boxes).flip(-1).repeat(1, 2)[:, None])
         boxes, labels = boxes.repeat(1, self.groups, 1), targets.labels.repeat(1, self.groups)
         noise = uniform_like(boxes.new_empty(*labels.shape, 6), generator)
         other = (noise[..., 5] * self.labels.num_embeddings).long().clamp(max=self.labels.num_embeddings - 1)
         labels = torch.where(noise[..., 4] < self.label_noise, other, labels)
-        objects = targets.valid & ~targets.ignore
         places = torch.arange(objects.shape[1], device=labels.device)
         matched = torch.where(objects, places, IGNORED).repeat(1, self.groups)
         embeddings = self.labels(torch.where(matched >= 0, labels, 0))
@@ -83,7 +87,7 @@ class DenoisingQueries(nn.Module):
         group = torch.arange(count, device=real.device) // max(1, count // self.groups)
         plain = torch.full((queries,), -1, device=real.device)
         group = torch.cat((group, plain))
-        seen = torch.cat((real, torch.ones_like(real[:, :1]).expand(-1, queries)), 1)
+        seen = torch.cat((real, real.new_ones(real.shape[0], queries)), 1)
         allowed = ((group[:, None] == group) | (group == -1)) & seen[:, None]
         return allowed | torch.eye(len(group), dtype=torch.bool, device=real.device)
 

@@ -7,10 +7,11 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
+from detkit.anchors.adaptive import check_rows
 from detkit.boxes import clip_boxes_to_image, cxcywh_to_xyxy
 from detkit.boxes.arguments import promote
 from detkit.boxes.tokens import TOKENS_PER_BOX, TokenCoder
-from detkit.checks import check_not_negative
+from detkit.checks import check_not_negative, first_bad, full_checks
 from detkit.heads.sequence import uniform_like
 from detkit.structures import NEGATIVE, Targets
 
@@ -46,7 +47,8 @@ class SequenceTargetBuilder(nn.Module):
     for real objects, so that none can be copied. Without, the rest is ``end`` tokens that weigh ``end_weight``. Tokens
     of objects weigh 1, their classes ``class_weight``: more helps where no pretrained trunk tells classes apart.
     Crowd regions, boxes without area, NaN and infinite ones are left out. Sequences have L = 5 * max_objects steps.
-    Raises ValueError for another order, no objects, negative weights.
+    Raises ValueError for another order, no objects, negative weights; and, naming image and target, for an object whose
+    label is no class (on accelerators, where it is left out, with ``DETKIT_CHECKS=full``).
     Source: Chen et al. 2022, "Pix2seq", sections 2.1 to 2.3, with the weights of the release.
 
     >>> from detkit.structures import pad_targets
@@ -88,7 +90,8 @@ class SequenceTargetBuilder(nn.Module):
         Rows that are not valid change nothing but, with ``generator``, which numbers it draws. Under fullgraph
         compilation ``generator`` must be None.
         """
-        valid = targets.valid & ~targets.ignore & _has_area(targets.boxes)
+        check_rows("SequenceTargetBuilder", targets, targets.boxes, name="boxes")
+        valid = targets.valid & ~targets.ignore & _has_area(targets.boxes) & self._known(targets)
         chosen = object_order(targets.boxes, valid, order=self.order, generator=generator)
         chosen = _exactly(chosen, self.max_objects)
         real = torch.arange(self.max_objects, device=valid.device) < valid.sum(1, keepdim=True)
@@ -105,6 +108,21 @@ class SequenceTargetBuilder(nn.Module):
         """The settings that ``print`` shows."""
         names = ("max_objects", "order", "noise", "noise_weight", "end_weight", "class_weight")
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
+
+    def _known(self, targets: Targets) -> Bool[Tensor, "B T"]:
+        """Rows whose label is a class; an object of none is named: on a CPU, elsewhere with ``DETKIT_CHECKS=full``."""
+        labels = targets.labels
+        known = (labels >= 0) & (labels < self.coder.num_classes)
+        bad = targets.valid & ~targets.ignore & ~known
+        looked_at = not torch.compiler.is_compiling() and (labels.device.type == "cpu" or full_checks())
+        if looked_at and bad.any():
+            (image, target), count = first_bad(bad)
+            also = f"; {count} objects are wrong" if count > 1 else ""
+            raise ValueError(
+                f"SequenceTargetBuilder: image {image}, target {target}: label {labels[image, target].item()} must lie "
+                f"in 0..{self.coder.num_classes - 1}{also}"
+            )
+        return known
 
     def _disguised(self, tokens: Tensor, generator: torch.Generator | None) -> Tensor:
         """``tokens`` (B, N, 5) with each class a random one, or the noise token."""

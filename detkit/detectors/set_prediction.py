@@ -142,8 +142,7 @@ def encoded(
     cells = projection(features)
     frame, shape = images.tensors.shape[-2:], cells.shape[-2:]
     inside = cells_inside(images.sizes, (frame[0], frame[1]), (shape[0], shape[1]))
-    dtype = torch.promote_types(cells.dtype, torch.float32)
-    where, mask = _as_rows(positions(inside, dtype=dtype)), inside.flatten(1)[:, None]
+    where, mask = _as_rows(positions(inside, dtype=cells.dtype)), inside.flatten(1)[:, None]
     return encoder(_as_rows(cells), positions=where, mask=mask), where, mask
 
 

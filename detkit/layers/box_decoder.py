@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from detkit.boxes.arguments import promote
 from detkit.layers.deformable import DeformableAttention, Shapes
 from detkit.layers.transformer import Attention, FeedForward, Residual
 
@@ -33,9 +34,11 @@ class BoxPositions(nn.Module):
 
     def forward(self, boxes: Float[Tensor, "B Q 4"]) -> Float[Tensor, "B Q D"]:
         """Embeddings (B, Q, channels) of ``boxes``, cx, cy, w, h as fractions of the image."""
+        boxes = promote(boxes)
         steps = torch.arange(self.channels // 8, device=boxes.device, dtype=boxes.dtype)
         angles = boxes[..., None] * (2 * math.pi) / self.temperature ** (steps * 8 / self.channels)
-        return self.net(torch.stack((angles.sin(), angles.cos()), -1).flatten(-3))
+        waves = torch.stack((angles.sin(), angles.cos()), -1).flatten(-3)
+        return self.net(waves.to(next(self.net.parameters(), waves).dtype))
 
     def extra_repr(self) -> str:
         """The settings that ``print`` shows."""
@@ -64,8 +67,8 @@ class BoxQueries(nn.Module):
             self.boxes.weight.copy_(start.logit(eps=EDGE))
 
     def forward(self, images: int) -> tuple[Float[Tensor, "B Q D"], Float[Tensor, "B Q 4"]]:
-        """The same for each of B ``images``: embeddings, and boxes as cx, cy, w, h, fractions of the image."""
-        boxes = self.boxes.weight.sigmoid()
+        """The same for each of B ``images``: embeddings, and boxes: cx, cy, w, h as fractions, at least in float32."""
+        boxes = promote(self.boxes.weight).sigmoid()
         return self.embeddings.weight.expand(images, -1, -1), boxes.expand(images, -1, -1)
 
 

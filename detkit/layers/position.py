@@ -27,16 +27,20 @@ class SinePositions(nn.Module):
         self.channels, self.temperature, self.turns = channels, temperature, turns
 
     def forward(self, inside: Bool[Tensor, "B H W"], *, dtype: torch.dtype = torch.float32) -> Float[Tensor, "B D H W"]:
-        """Positions (B, channels, H, W) of cells, where ``inside`` tells which hold image: see :func:`cells_inside`."""
-        waves = torch.arange(0, self.channels // 2, 2, device=inside.device, dtype=dtype)
+        """Positions (B, channels, H, W) of cells, where ``inside`` tells which hold image: see :func:`cells_inside`.
+
+        They are rounded to ``dtype`` at the end: angles of many turns cannot be told apart in half precision.
+        """
+        exact = torch.promote_types(dtype, torch.float32)
+        waves = torch.arange(0, self.channels // 2, 2, device=inside.device, dtype=exact)
         waves = self.temperature ** (waves * 2 / self.channels)
         halves = []
         for dim in (1, 2):
-            counted = inside.to(dtype).cumsum(dim)
+            counted = inside.to(exact).cumsum(dim)
             angles = counted / (counted.narrow(dim, -1, 1) + 1e-6) * (2 * math.pi * self.turns)
             angles = angles[..., None] / waves
             halves.append(torch.stack((angles.sin(), angles.cos()), -1).flatten(3))
-        return torch.cat(halves, -1).permute(0, 3, 1, 2)
+        return torch.cat(halves, -1).permute(0, 3, 1, 2).to(dtype)
 
     def extra_repr(self) -> str:
         """The settings that ``print`` shows."""

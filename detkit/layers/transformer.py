@@ -324,7 +324,7 @@ class TransformerDecoder(nn.Module):
     """Decoder layers one after another; ``norm`` (none: as it is) is shared by the outputs of all of them.
 
     A sequence is decoded token by token with :meth:`start` and :meth:`step`, which give what ``causal`` gives for the
-    whole sequence at once.
+    whole sequence at once. Raises ValueError without layers.
 
     >>> decoder = TransformerDecoder([DecoderLayer(8, 2, hidden=16) for _ in range(2)], norm=nn.LayerNorm(8)).eval()
     >>> tokens, memory = torch.rand(1, 5, 8), torch.rand(1, 7, 8)
@@ -337,6 +337,8 @@ class TransformerDecoder(nn.Module):
 
     def __init__(self, layers: Sequence[DecoderLayer], *, norm: nn.Module | None = None) -> None:
         super().__init__()
+        if not layers:
+            raise ValueError("TransformerDecoder: got no layers; it needs at least one, whose output is the decoder's")
         self.layers = nn.ModuleList(layers)
         self.norm = nn.Identity() if norm is None else norm
 

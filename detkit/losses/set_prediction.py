@@ -90,7 +90,7 @@ class SetPredictionLoss(nn.Module):
         if assignment is None:
             assignment = self.matcher(rows[0].detach(), rows[1].detach(), targets)
         else:
-            assignment = _repeated(assignment, layers)
+            assignment = _usable(_repeated(assignment, layers), *rows)
         costs = self._costs(*rows, targets, assignment)
         entropy, share, l1, giou = (cost.unflatten(0, (layers, -1)).sum((1, 2)) for cost in costs)
         share = all_reduce_mean(share)
@@ -154,6 +154,12 @@ def cardinality_error(logits: Float[Tensor, "B Q classes"], targets: Targets) ->
     found = (logits.argmax(-1) != logits.shape[-1] - 1).sum(1)
     objects = (targets.valid & ~targets.ignore).sum(1)
     return (found - objects).abs().to(torch.float32).mean()
+
+
+def _usable(assignment: Assignment, logits: Float[Tensor, "B Q classes"], boxes: Float[Tensor, "B Q 4"]) -> Assignment:
+    """Queries with a NaN or +inf are IGNORED, as a matcher ignores them."""
+    bad = (logits.isnan() | (logits == torch.inf)).any(-1) | ~torch.isfinite(boxes).all(-1)
+    return assignment._replace(matched=torch.where(bad, IGNORED, assignment.matched))
 
 
 def _repeated(rows: _Rows, times: int) -> _Rows:

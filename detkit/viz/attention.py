@@ -29,16 +29,21 @@ def attention_maps(model: nn.Module) -> Iterator[dict[str, list[Float[Tensor, "B
     """
     parts = {name: part for name, part in model.named_modules() if isinstance(part, Attention)}
     maps: dict[str, list[Tensor]] = {name: [] for name in parts}
+    outer = {name: vars(part)["attend"] for name, part in parts.items() if "attend" in vars(part)}  # of a block around
     for name, part in parts.items():
-        part.attend = partial(_recorded, part, maps[name])
+        part.attend = partial(_recorded, part, part.attend, maps[name])
     try:
         yield maps
     finally:
-        for part in parts.values():
+        for name, part in parts.items():
             del part.attend  # the class's own again
+            if name in outer:
+                part.attend = outer[name]
 
 
-def _recorded(part: Attention, calls: list[Tensor], queries: Tensor, among: KeyValues, **rules: Any) -> Tensor:
-    """``part.attend`` of these arguments, with its weights appended to ``calls``."""
+def _recorded(
+    part: Attention, attend: Any, calls: list[Tensor], queries: Tensor, among: KeyValues, **rules: Any
+) -> Tensor:
+    """``attend`` of these arguments, with the weights of ``part`` appended to ``calls``."""
     calls.append(part.weights(queries, among, **rules).detach())
-    return Attention.attend(part, queries, among, **rules)
+    return attend(queries, among, **rules)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from exported import FromTensors, images
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.export import Dim
@@ -14,23 +15,12 @@ from detkit.detectors import Detector, Postprocess, ProposalPostprocess, fpn_ssd
 from detkit.detectors.levelwise import LevelwisePostprocess
 from detkit.detectors.recipes.fcos import small_fcos
 from detkit.detectors.recipes.retinanet import small_retinanet
-from detkit.structures import Images, Target, Targets, pad_targets
+from detkit.structures import Target, Targets, pad_targets
 
 COUNTS = (0, 1, 2, 7, 1000, 1001)
 # (images, objects of each); objects are padded to T = 4, 4, 4, 8.
 BATCHES = ((2, 3), (3, 4), (5, 3), (3, 6))
 SIZES = ((2, (96, 128)), (3, (130, 90)), (5, (64, 200)))
-
-
-class FromTensors(nn.Module):
-    """A detector that takes and gives plain tensors: what is exported."""
-
-    def __init__(self, detector: Detector) -> None:
-        super().__init__()
-        self.detector = detector
-
-    def forward(self, tensors: Tensor, sizes: Tensor) -> list[Tensor]:
-        return [column for column in self.detector(Images(tensors, sizes)) if column is not None]
 
 
 def two_stages() -> Detector:
@@ -56,10 +46,6 @@ def detector(request: pytest.FixtureRequest) -> Detector:
     torch.manual_seed(0)
     torch.compiler.reset()
     return DETECTORS[request.param]().eval()
-
-
-def images(count: int, size: tuple[int, int] = (96, 128)) -> Images:
-    return Images(torch.rand(count, 3, *size), torch.tensor([size] * count))
 
 
 def objects(count: int, *, seed: int = 0, size: float = 96) -> Target:

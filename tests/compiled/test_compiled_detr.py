@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor, nn
+from exported import FromTensors, images
+from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from detkit.backbones import SmallBackbone
@@ -13,20 +14,9 @@ from detkit.detectors.detector import Detector
 from detkit.detectors.recipes.detr import detr_stage, small_detr
 from detkit.layers.deformable import DeformableAttention
 from detkit.layers.transformer import DecoderLayer, TransformerDecoder
-from detkit.structures import Images, Target, Targets, pad_targets
+from detkit.structures import Target, Targets, pad_targets
 
 SIZES = ((2, (96, 128)), (3, (130, 90)), (5, (64, 200)))
-
-
-class FromTensors(nn.Module):
-    """A detector that takes and gives plain tensors: what is exported."""
-
-    def __init__(self, detector: Detector) -> None:
-        super().__init__()
-        self.detector = detector
-
-    def forward(self, tensors: Tensor, sizes: Tensor) -> list[Tensor]:
-        return [column for column in self.detector(Images(tensors, sizes)) if column is not None]
 
 
 def plain(layers: int) -> Detector:
@@ -47,12 +37,6 @@ def build(recipe: Callable[[int], Detector], layers: int = 1) -> Detector:
         if parameter.ndim == 2 and key != "queries.boxes.weight":
             nn.init.normal_(parameter, std=0.3)  # queries must differ, or ties hide what is wrong
     return detector
-
-
-def images(count: int, size: tuple[int, int]) -> Images:
-    """The last image ends before its frame does."""
-    sizes = torch.tensor([size] * (count - 1) + [(size[0] - 33, size[1] - 20)])
-    return Images(torch.rand(count, 3, *size), sizes)
 
 
 def targets(count: int, length: int) -> Targets:

@@ -4,36 +4,19 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor, nn
+from exported import FromTensors, images
+from torch import nn
 from torch.export import Dim
 
 from detkit.detectors.detector import Detector
 from detkit.detectors.recipes.detr import small_detr
 from detkit.detectors.recipes.pix2seq import small_pix2seq
-from detkit.structures import Images
 
 SIZES = ((2, (96, 128)), (3, (130, 90)), (5, (64, 200)))
 DETECTORS: dict[str, Callable[[], Detector]] = {
     "queries": lambda: small_detr(3, size=(96, 128), channels=32, depth=1, queries=5),
     "language": lambda: small_pix2seq(3, size=(96, 128), channels=16, layers=1, max_objects=2, bins=20),
 }
-
-
-class FromTensors(nn.Module):
-    """A detector that takes and gives plain tensors: what is exported."""
-
-    def __init__(self, detector: Detector) -> None:
-        super().__init__()
-        self.detector = detector
-
-    def forward(self, tensors: Tensor, sizes: Tensor) -> list[Tensor]:
-        return [column for column in self.detector(Images(tensors, sizes)) if column is not None]
-
-
-def images(count: int, size: tuple[int, int]) -> Images:
-    """The last image ends before its frame does."""
-    sizes = torch.tensor([size] * (count - 1) + [(size[0] - 33, size[1] - 20)])
-    return Images(torch.rand(count, 3, *size), sizes)
 
 
 @pytest.mark.parametrize("build", DETECTORS.values(), ids=DETECTORS)

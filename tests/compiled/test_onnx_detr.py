@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from exported import FromTensors, images
 from torch import Tensor, nn
 from torch.export import Dim
 
@@ -9,26 +10,8 @@ from detkit.backbones import SmallBackbone
 from detkit.detectors import Detector, Preprocess
 from detkit.detectors.recipes.detr import detr_stage
 from detkit.ranking import stable_topk
-from detkit.structures import Images
 
 SIZES = ((2, (96, 128)), (3, (130, 90)), (1, (64, 200)))
-
-
-class FromTensors(nn.Module):
-    """A detector that takes and gives plain tensors: what is exported."""
-
-    def __init__(self, detector: Detector) -> None:
-        super().__init__()
-        self.detector = detector
-
-    def forward(self, tensors: Tensor, sizes: Tensor) -> list[Tensor]:
-        return [column for column in self.detector(Images(tensors, sizes)) if column is not None]
-
-
-def images(count: int, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """The last image ends before its frame does."""
-    sizes = torch.tensor([size] * (count - 1) + [(size[0] - 33, size[1] - 20)])
-    return torch.rand(count, 3, *size), sizes
 
 
 def build() -> Detector:
@@ -65,7 +48,7 @@ def run(session, *tensors) -> list[Tensor]:
 def test_detr_at_inference_holds_no_operation_that_only_this_library_knows():
     free = Dim.DYNAMIC
     shapes = ({0: free, 2: free, 3: free}, {0: free})
-    program = torch.export.export(FromTensors(build()), images(2, (96, 128)), dynamic_shapes=shapes)
+    program = torch.export.export(FromTensors(build()), tuple(images(2)[:2]), dynamic_shapes=shapes)
     operations = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
     assert "aten.scaled_dot_product_attention.default" in operations
     assert not [name for name in operations if name.startswith("detkit")]
@@ -74,9 +57,9 @@ def test_detr_at_inference_holds_no_operation_that_only_this_library_knows():
 def test_detr_finds_the_same_in_onnxruntime_at_other_batches_heights_and_widths(onnx, tmp_path):
     model, free = FromTensors(build()), Dim.DYNAMIC
     shapes = ({0: free, 2: free, 3: free}, {0: free})
-    session = session_of(model, images(2, (96, 128)), shapes, tmp_path / "detr.onnx")
+    session = session_of(model, tuple(images(2)[:2]), shapes, tmp_path / "detr.onnx")
     for count, size in SIZES:
-        batch = images(count, size)
+        batch = images(count, size)[:2]
         with torch.no_grad():
             expected = model(*batch)
         assert expected[1].std() > 1e-3

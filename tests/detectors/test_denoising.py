@@ -122,6 +122,27 @@ def test_a_batch_without_objects_keeps_a_gradient():
     assert torch.isfinite(queries.labels.weight.grad).all()
 
 
+def test_rows_that_are_no_object_leave_no_trace():
+    """Whatever stands in padding and crowds, in labels that are no class and in boxes that are not finite."""
+    queries, clean = noised(generator=torch.Generator().manual_seed(1))
+    junk = truth()
+    junk.boxes[0, 2:], junk.labels[0, 2:], junk.boxes[1, 1:] = torch.nan, 99, torch.inf
+    found = queries(junk, SIZES, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(found.boxes[clean.assignment.matched >= 0], clean.boxes[clean.assignment.matched >= 0])
+    plain = torch.rand(2, 3, 8)
+    positions = torch.cat((found.boxes.repeat(1, 1, 2), plain), 1)
+    out = decoded(torch.cat((found.embeddings, plain), 1) + positions, queries.mask(found, 3))
+    assert torch.isfinite(out).all()
+    junk.labels[0, 0], junk.labels[0, 1], junk.boxes[1, 0, 2] = 3, -1, torch.nan
+    assert (queries(junk, SIZES).assignment.matched == -2).all()
+
+
+def test_the_mask_needs_no_objects():
+    none = torch.zeros(1, 0, dtype=torch.bool)
+    found = DenoisingQueries(3, 8)(Targets(torch.zeros(1, 0, 4), none.long(), none, none), SIZES[:1])
+    assert DenoisingQueries(3, 8).mask(found, 2).all()
+
+
 def test_wrong_arguments_are_named():
     with pytest.raises(ValueError, match="groups=0 must be at least 1"):
         DenoisingQueries(3, 8, groups=0)

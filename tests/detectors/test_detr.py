@@ -10,7 +10,7 @@ from detkit.boxes import cxcywh_to_xyxy
 from detkit.data import DigitScenes, collate
 from detkit.detectors import Detector, Preprocess
 from detkit.detectors.box_queries import BoxQueryStage
-from detkit.detectors.recipes.detr import detr, detr_dc5, detr_stage, small_detr
+from detkit.detectors.recipes.detr import box_query_stage, detr, detr_dc5, detr_stage, small_detr
 from detkit.detectors.set_prediction import SetPredictionStage
 from detkit.metrics import CocoMetrics
 from detkit.structures import Detections, Images, Target, pad_targets
@@ -260,6 +260,12 @@ def test_the_papers_stage_learns_one_image_by_heart():
     order = found["labels"][:2].argsort()
     assert found["labels"][:2][order].tolist() == [0, 1]
     torch.testing.assert_close(found["boxes"][:2][order], boxes, rtol=0, atol=4)
+
+
+@pytest.mark.parametrize(("stage", "channels"), [(detr_stage, 16), (detr_stage, 48), (box_query_stage, 0)])
+def test_channels_that_are_no_heads_are_refused(stage, channels):
+    with pytest.raises(ValueError, match=f"{stage.__name__}: channels={channels} must be a multiple of 32"):
+        stage(8, 3, channels=channels)
 
 
 def test_small_detr_learns_eight_scenes_by_heart_in_seconds():

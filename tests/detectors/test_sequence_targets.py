@@ -289,6 +289,31 @@ def test_settings_that_cannot_be_are_refused(settings, message):
         unhooked(SequenceTargetBuilder.__init__)(empty, TokenCoder(1), **settings)
 
 
+@pytest.mark.parametrize("label", [3, -1])
+def test_an_object_of_no_class_is_named_where_the_targets_have_it(label):
+    """Not learnt as noise, and not named by its place in a random order."""
+    targets = truth()
+    targets.labels[0, 3] = label
+    with pytest.raises(ValueError, match=f"SequenceTargetBuilder: image 0, target 3: label {label} must lie in 0..2$"):
+        builder()(targets, SIZES)
+    targets.labels[1, 0] = 9
+    with pytest.raises(ValueError, match=r"image 0, target 3: .*; 2 objects are wrong"):
+        builder()(targets, SIZES)
+
+
+def test_labels_of_crowds_and_padding_may_be_anything():
+    targets = truth()
+    targets.labels[0, 1], targets.labels[2] = -7, 99
+    build = builder(noise=False, order="area")
+    assert torch.equal(build(targets, SIZES).tokens, build(truth(), SIZES).tokens)
+
+
+def test_targets_without_rows_are_refused():
+    none = torch.zeros(1, 0, dtype=torch.bool)
+    with pytest.raises(ValueError, match="SequenceTargetBuilder: targets have 0 rows; allowed is at least 1"):
+        builder()(Targets(torch.zeros(1, 0, 4), none.long(), none, none), SIZES[:1])
+
+
 def test_another_order_is_refused():
     with pytest.raises(ValueError, match="object_order: order='size'"):
         unhooked(object_order)(torch.zeros(1, 1, 4), torch.ones(1, 1, dtype=torch.bool), order="size")

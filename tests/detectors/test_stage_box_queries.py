@@ -81,6 +81,16 @@ def test_what_lies_in_the_padding_is_not_looked_at(stage):
     torch.testing.assert_close(found.boxes[:, 1:], alone.boxes)
 
 
+def test_a_padded_image_gives_the_same_as_alone(stage):
+    small = cells(1, 2, 3)
+    padded = torch.full((1, 6, 3, 4), 7.0, dtype=torch.float64)
+    padded[..., :2, :3] = small
+    alone = stage([small], images((60, 90), frame=(64, 96)), None).found
+    together = stage([padded], images((60, 90), frame=(96, 128)), None).found
+    torch.testing.assert_close(together.boxes, alone.boxes, rtol=0, atol=1e-12)
+    torch.testing.assert_close(together.logits, alone.logits, rtol=0, atol=1e-12)
+
+
 def test_the_noised_queries_cost_all_layers_together(stage):
     outputs = stage([cells(2)], BATCH, None, truth())
     losses = stage.loss(outputs, truth())
@@ -113,6 +123,34 @@ def test_detections_are_those_of_the_last_layer(stage):
     torch.testing.assert_close(found.boxes, stage.detections(earlier, BATCH).boxes)
     best = logits[-1].softmax(-1)[..., :-1].amax(-1).sort(descending=True).values
     torch.testing.assert_close(found.scores, best)
+
+
+def test_junk_in_crowds_and_padding_costs_nothing(stage):
+    junk = truth()
+    junk.boxes[1, 1], junk.labels[1, 1] = torch.nan, 99
+    torch.manual_seed(3)
+    expected = stage.loss(stage([cells(2)], BATCH, None, truth()), truth())
+    for targets in (junk, junk._replace(valid=torch.ones_like(junk.valid), ignore=~junk.valid)):
+        torch.manual_seed(3)
+        torch.testing.assert_close(stage.loss(stage([cells(2)], BATCH, None, targets), targets), expected)
+
+
+@pytest.mark.parametrize("label", [3, 7, -1])
+def test_a_label_that_is_no_class_is_named(stage, label):
+    targets = truth()
+    targets.labels[0, 1] = label
+    with pytest.raises(ValueError, match=f"image 0, target 1: label {label} must lie in 0..2"):
+        stage.loss(stage([cells(2)], BATCH, None, targets), targets)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_stays_close_and_boxes_stay_exact(stage, dtype):
+    expected = stage([cells(2)], BATCH, None).found
+    half = stage.to(dtype)
+    found = half([cells(2).to(dtype)], BATCH, None, truth())
+    assert found.found.boxes.dtype == torch.float32
+    torch.testing.assert_close(found.found.boxes.double(), expected.boxes, atol=0.1, rtol=0)
+    assert all(torch.isfinite(loss) for loss in half.loss(found, truth()).values())
 
 
 def test_every_parameter_learns_also_without_objects(stage):

@@ -67,6 +67,14 @@ def test_a_padded_image_gives_the_same_as_alone(stage):
     torch.testing.assert_close(found.logits[:, 1:], cropped.logits)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_stays_close(stage, dtype):
+    expected = stage([cells(2)], images((96, 128), (64, 96)), None)
+    found = stage.to(dtype)([cells(2).to(dtype)], images((96, 128), (64, 96)), None)
+    assert found.logits.dtype == dtype
+    torch.testing.assert_close(found.boxes.double(), expected.boxes, atol=0.1, rtol=0)
+
+
 def test_detections_are_those_of_the_last_layer_in_pixels(stage):
     batch = images((96, 128), (64, 96))
     outputs = stage([cells(2)], batch, None)

@@ -82,7 +82,7 @@ def test_more_tokens_than_places_are_refused():
         decoder()(tokens(L + 1), memory())
     with pytest.raises(ValueError, match="vocabulary=0 and length=6 must be at least 1"):
         unhooked(TokenDecoder.__init__)(
-            nn.Module.__new__(TokenDecoder), TransformerDecoder([]), channels=D, vocabulary=0, length=L
+            nn.Module.__new__(TokenDecoder), decoder().decoder, channels=D, vocabulary=0, length=L
         )
 
 

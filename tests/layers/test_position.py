@@ -46,6 +46,13 @@ def test_sines_equal_transformers():
     torch.testing.assert_close(SinePositions(32)(inside, dtype=torch.float64), expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_rounds_positions_not_angles(dtype):
+    """In bfloat16 an angle of ten turns is off by an eighth of a radian."""
+    positions, inside = SinePositions(32, temperature=20.0, turns=10.0), torch.ones(1, 20, 300, dtype=torch.bool)
+    assert torch.equal(positions(inside, dtype=dtype), positions(inside).to(dtype))
+
+
 def test_a_padded_image_has_the_positions_it_has_alone():
     inside = torch.zeros(1, 6, 8, dtype=torch.bool)
     inside[:, :4, :3] = True

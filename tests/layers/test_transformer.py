@@ -279,6 +279,11 @@ def test_wrong_arguments_are_named():
         decoder.step(x, caches, at=-1)
 
 
+def test_a_decoder_needs_a_layer():
+    with pytest.raises(ValueError, match="TransformerDecoder: got no layers; it needs at least one"):
+        unhooked(TransformerDecoder.__init__)(nn.Module.__new__(TransformerDecoder), [])
+
+
 def test_parts_print_their_settings():
     text = repr(EncoderLayer(D, HEADS, hidden=20, dropout=0.1, norm_first=True))
     assert all(part in text for part in ("heads=3, dropout=0.1", "norm_first=True", "Dropout(p=0.1"))

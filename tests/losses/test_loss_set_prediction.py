@@ -13,7 +13,7 @@ from detkit.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 from detkit.boxes.iou import generalized_box_iou
 from detkit.losses import set_prediction
 from detkit.losses.set_prediction import SetPredictionLoss, cardinality_error
-from detkit.structures import Assignment, Targets, pad_targets
+from detkit.structures import IGNORED, Assignment, Targets, pad_targets
 
 WHOLE = torch.ones(2, 2)
 SIZES = torch.tensor([[480, 640], [100, 50], [64, 64]])
@@ -351,3 +351,20 @@ def test_two_processes_one_without_objects_equal_one(monkeypatch):
     for one, other, whole in zip(results[2], results[3], expected, strict=True):
         torch.testing.assert_close((one + other) / 2, whole, rtol=1e-9, atol=1e-12)
     assert not torch.allclose((results[0][0] + results[1][0]) / 2, expected[0])
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_query_that_is_not_finite_takes_no_part_under_a_given_assignment_either(bad):
+    logits, boxes = (rows.clone() for rows in predictions(layers=2, images=1))
+    matched, targets, one = torch.tensor([[0, 1, -1, 2, -1, -1]]), truth((3,)), torch.zeros(1, 6)
+    left_out = Assignment(torch.tensor([[0, IGNORED, -1, 2, -1, -1]]), one)
+    expected = detr_loss()(logits, boxes, targets, SIZES[:1], assignment=left_out)
+    logits[:, 0, 1, 0] = bad
+    boxes[:, 0, 1] = bad
+    logits.requires_grad_(), boxes.requires_grad_()
+    losses = detr_loss()(logits, boxes, targets, SIZES[:1], assignment=Assignment(matched, one))
+    torch.testing.assert_close(losses["classification"], expected["classification"])
+    sum(losses.values()).backward()
+    for rows in (logits, boxes):
+        assert torch.isfinite(rows.grad).all()
+        assert not rows.grad[:, 0, 1].any()

@@ -66,6 +66,16 @@ def test_results_and_gradients_stay_as_they_are_and_afterwards_nothing_is_record
     assert {len(calls) for calls in maps.values()} == {2}
 
 
+def test_a_block_within_another_records_for_both(model):
+    with attention_maps(model) as outer:
+        with attention_maps(model) as inner:
+            model(*GIVEN)
+        model(*GIVEN)
+    assert {len(calls) for calls in outer.values()} == {2}
+    assert {len(calls) for calls in inner.values()} == {1}
+    assert not any("attend" in vars(part) for part in model.modules())
+
+
 def test_an_error_inside_leaves_the_model_as_it_was(model):
     with pytest.raises(KeyError, match="stop"), attention_maps(model):
         raise KeyError("stop")

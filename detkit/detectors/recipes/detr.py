@@ -16,6 +16,9 @@ from detkit.layers.position import SinePositions
 from detkit.layers.transformer import DecoderLayer, EncoderLayer, TransformerDecoder, TransformerEncoder
 from detkit.losses.set_prediction import SetPredictionLoss
 
+HEAD = 32
+"""Channels of one head of attention."""
+
 
 def detr(num_classes: int, *, backbone: Backbone | None = None, preprocess: Preprocess | None = None) -> Detector:
     """DETR: 100 queries, 6 encoder and 6 decoder layers of 256 channels on the last map of ``backbone``, stride 32.
@@ -87,7 +90,7 @@ def box_query_stage(
       (labels): Embedding(3, 64)
     )
     """
-    heads = channels // 32
+    heads = _heads("box_query_stage", channels)
     encoder = [EncoderLayer(channels, heads, hidden=hidden, norm_first=True) for _ in range(encoder_depth)]
     decoder = [DeformableDecoderLayer(channels, heads, hidden=hidden, norm_first=True) for _ in range(depth)]
     return BoxQueryStage(
@@ -123,7 +126,7 @@ def detr_stage(
     >>> detr_stage(64, 3, channels=64, depth=1, queries=5).queries
     Embedding(5, 64)
     """
-    heads, settings = channels // 32, {"dropout": dropout, "norm_first": norm_first}
+    heads, settings = _heads("detr_stage", channels), {"dropout": dropout, "norm_first": norm_first}
     encoder = [EncoderLayer(channels, heads, hidden=hidden, **settings) for _ in range(depth)]
     decoder = [DecoderLayer(channels, heads, hidden=hidden, **settings) for _ in range(depth)]
     return SetPredictionStage(
@@ -136,3 +139,9 @@ def detr_stage(
         criterion=SetPredictionLoss(HungarianMatcher()),
         postprocess=SetPostprocess(max_detections=queries),
     )
+
+
+def _heads(function: str, channels: int) -> int:
+    if channels < HEAD or channels % HEAD:
+        raise ValueError(f"{function}: channels={channels} must be a multiple of {HEAD}, the channels of a head")
+    return channels // HEAD
