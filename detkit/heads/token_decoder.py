@@ -112,8 +112,8 @@ def start_as_sines(embedding: nn.Embedding, tokens: slice) -> None:
     Then neighbours start alike, and what is learnt of one token holds for those beside it. Raises ValueError unless 2
     divides the embedding's width.
 
-    >>> start_as_sines(embedding := nn.Embedding(20, 8), slice(4, 20))
-    >>> near, far = (embedding.weight[4] * embedding.weight[[5, 12]]).sum(-1)
+    >>> start_as_sines(embedding := nn.Embedding(104, 32), slice(4, 104))
+    >>> near, far = (embedding.weight[4] * embedding.weight[[5, 54]]).sum(-1)
     >>> bool(near > far)
     True
     """

@@ -113,8 +113,8 @@ class DeformableAttention(nn.Module):
 
         >>> attention = DeformableAttention(8, 2, levels=1, points=1)
         >>> locations, weights = attention.look(torch.zeros(1, 1, 8), torch.full((1, 1, 1, 2), 0.5), [(4, 4)])
-        >>> locations.flatten().tolist(), weights.flatten().tolist()  # a cell to the right, a cell to the left
-        ([0.75, 0.5, 0.25, 0.5], [1.0, 1.0])
+        >>> locations.flatten().round(decimals=3), weights.flatten()  # a cell to the right, a cell to the left
+        (tensor([0.7500, 0.5000, 0.2500, 0.5000]...), tensor([1., 1.]...))
         """
         if references.ndim != 4 or references.shape[2] != self.levels or references.shape[3] not in (2, 4):
             raise ValueError(

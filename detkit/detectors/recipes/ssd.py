@@ -34,6 +34,7 @@ def ssd(
 
     Matching at IoU .5, deltas with variances .1 and .2, hard negatives 3 : 1. Source: Liu et al. 2016.
 
+    >>> from detkit.backbones import SmallBackbone
     >>> trunk = SmallBackbone((16, 32), levels=(0, 1))
     >>> anchors = DefaultBoxes([(16, 24), (32, 48)], aspect_ratios=[(2,), (2,)], strides=trunk.strides)
     >>> detector = ssd(trunk, trunk.out_channels, anchors, num_classes=3, preprocess=Preprocess((64, 64)))
