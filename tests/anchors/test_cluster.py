@@ -275,3 +275,11 @@ def test_blood_cells_have_three_sizes_that_beat_a_ladder_of_squares(detkit_data)
     ladder = torch.tensor([[32.0, 32], [64, 64], [128, 128]])
     assert mean_shape_iou(sizes, found).item() == pytest.approx(0.804, abs=0.002)
     assert mean_shape_iou(sizes, ladder) < 0.66
+
+
+def test_a_start_is_never_beside_one_that_is_there_already():
+    """Three pairs of near twins: the chance of a second twin is the square of a thousandth."""
+    pairs = torch.tensor([[1.0, 1.0], [1.001, 1], [10, 10], [10.01, 10], [100, 100], [100.1, 100]], dtype=torch.float64)
+    for seed in range(60):
+        start = module._spread(pairs, torch.full((6,), 0.01, dtype=torch.float64), 3, seeded(seed))
+        assert start.log10().round()[:, 0].sort().values.tolist() == [0, 1, 2]
