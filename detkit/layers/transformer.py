@@ -365,6 +365,7 @@ class TransformerDecoder(nn.Module):
                 causal=causal,
             )
             outputs.append(self.norm(embeddings))
+            embeddings = self._handed_on(embeddings, outputs[-1])
         return outputs
 
     def start(
@@ -409,6 +410,10 @@ class TransformerDecoder(nn.Module):
                 extend=lambda fresh, own=cache.own: _write(own, fresh, at),
             )
         return self.norm(embeddings)
+
+    def _handed_on(self, embeddings: Tensor, normalised: Tensor) -> Tensor:
+        """Of what a layer gave, what the next one starts from."""
+        return embeddings
 
     @property
     def _stack(self) -> list[DecoderLayer]:

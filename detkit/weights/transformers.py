@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, cast
 
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -114,27 +114,14 @@ class TransformersDecoder(TransformerDecoder):
         self.auxiliary = auxiliary
 
     def forward(
-        self,
-        embeddings: Float[Tensor, "B N D"],
-        memory: Float[Tensor, "B K D"],
-        *,
-        positions: Float[Tensor, "#B N D"] | None = None,
-        memory_positions: Float[Tensor, "#B K D"] | None = None,
-        mask: Bool[Tensor, "#B #N N"] | None = None,
-        memory_mask: Bool[Tensor, "#B #N K"] | None = None,
-        causal: bool = False,
+        self, embeddings: Float[Tensor, "B N D"], memory: Float[Tensor, "B K D"], **rules: Any
     ) -> list[Float[Tensor, "B N D"]]:
         """The normalised outputs that are learnt on, the last of which is the decoder's."""
-        outputs = []
-        for layer in self._stack:
-            known = layer.project(memory, memory_positions)
-            embeddings = layer(
-                embeddings, known, positions=positions, mask=mask, memory_mask=memory_mask, causal=causal
-            )
-            if self.auxiliary:
-                embeddings = self.norm(embeddings)
-                outputs.append(embeddings)
-        return [*outputs[:-1], self.norm(embeddings)]
+        outputs = super().forward(embeddings, memory, **rules)
+        return [*outputs[:-1], self.norm(outputs[-1])] if self.auxiliary else outputs[-1:]
+
+    def _handed_on(self, embeddings: Tensor, normalised: Tensor) -> Tensor:
+        return normalised if self.auxiliary else embeddings
 
 
 def _check(config: Any, model: Any) -> None:
