@@ -14,12 +14,12 @@ def uniform_boxes(count: int, *, seed: int = 0, frame: float = 1000) -> Tensor:
 def detector_boxes(count: int, *, objects: int = 150, seed: int = 0, frame: float = 1000) -> Tensor:
     """(count, 4) boxes scattered around ``objects`` objects of 12 to 245 pixels, as a dense detector's are."""
     generator = torch.Generator().manual_seed(seed)
-    centres = torch.rand(objects, 2, generator=generator) * frame
+    centers = torch.rand(objects, 2, generator=generator) * frame
     sides = torch.exp(torch.rand(objects, 2, generator=generator) * 3 + 2.5)
     owner = torch.randint(objects, (count,), generator=generator)
-    centre = centres[owner] + torch.randn(count, 2, generator=generator) * sides[owner] * 0.35
+    center = centers[owner] + torch.randn(count, 2, generator=generator) * sides[owner] * 0.35
     half = sides[owner] * torch.exp(torch.randn(count, 2, generator=generator) * 0.35) / 2
-    return torch.cat((centre - half, centre + half), dim=1)
+    return torch.cat((center - half, center + half), dim=1)
 
 
 def scores_of(count: int, *, seed: int = 1) -> Tensor:

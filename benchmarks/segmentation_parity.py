@@ -55,7 +55,7 @@ def main() -> None:
     model = torchvision_model(classes)
     model.load_state_dict(to_torchvision(detector))
     rows, worst = [], 0.0
-    for name, pairs in ((f"{len(shown)} images, learnt", shown), (f"{len(unseen)} images, unseen", unseen)):
+    for name, pairs in ((f"{len(shown)} images, learned", shown), (f"{len(unseen)} images, unseen", unseen)):
         ours, theirs = (
             judged(found_by_ours(detector, pairs), pairs, classes),
             judged(found_by_theirs(model, pairs), pairs, classes),
@@ -109,17 +109,17 @@ def pictures(split: str, count: int) -> Pairs:
 
 def train(detector: Detector, pairs: Pairs, classes: int, *, seconds: float, wanted: float) -> int:
     """Learn ``pairs`` by heart, 4 at a time, until the mask AP is ``wanted`` or time is up; the number of steps."""
-    optimiser = torch.optim.AdamW(detector.parameters(), lr=5e-4, weight_decay=1e-4)
+    optimizer = torch.optim.AdamW(detector.parameters(), lr=5e-4, weight_decay=1e-4)
     end, steps, bar = time.monotonic() + seconds, 0, tqdm(desc="training", unit="step")
     while time.monotonic() < end:
         order = torch.randperm(len(pairs)).tolist()
         for some in (order[i : i + 4] for i in range(0, len(order), 4)):
             images, targets = zip(*(pairs[i] for i in some), strict=True)
             losses = detector.train()(images, targets)
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             sum(losses.values(), torch.zeros(())).backward()
             nn.utils.clip_grad_norm_(detector.parameters(), 5.0)
-            optimiser.step()
+            optimizer.step()
             steps += 1
             bar.update()
             bar.set_postfix({name: f"{loss.item():.2f}" for name, loss in losses.items()})

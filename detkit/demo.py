@@ -41,7 +41,7 @@ def digit_detector() -> Detector:
         class_head=MultiBoxHead(neck.out_channels, anchors.per_cell, outputs=10 + 1),
         box_head=MultiBoxHead(neck.out_channels, anchors.per_cell, outputs=4),
         anchors=anchors,
-        matcher=BipartiteMatcher(positive=0.4),
+        matcher=BipartiteMatcher(positive_iou=0.4),
         coder=DeltaCoder((10.0, 10.0, 5.0, 5.0)),
         criterion=MultiBoxLoss(negatives_per_positive=3.0, beta=0.3),
         postprocess=Postprocess(score_threshold=0.01, iou_threshold=0.45, max_detections=100),

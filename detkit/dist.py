@@ -1,6 +1,6 @@
 """The few collective operations that parts need, on the default process group; a no-op in a single process.
 
-Nothing here initialises a group or wraps a model: that is the training script's business.
+Nothing here initializes a group or wraps a model: that is the training script's business.
 """
 
 from typing import Any

@@ -24,7 +24,7 @@ class Target(TypedDict):
     """Truth of one image, as torchvision's detection models take it; only boxes and labels are required.
 
     boxes (T, 4) xyxy pixels; labels (T,) int64 in 0..C-1; masks (T, H, W); keypoints (T, P, 3) as x, y, visibility;
-    iscrowd (T,): nonzero marks a region in which nothing is learnt or judged; weights (T,) scale each object's loss.
+    iscrowd (T,): nonzero marks a region in which nothing is learned or judged; weights (T,) scale each object's loss.
     """
 
     boxes: Tensor
@@ -86,12 +86,86 @@ class Detections(NamedTuple):
     segmentation: Shaped[Tensor, "B ..."] | None = None
     image_scores: Float[Tensor, "B ..."] | None = None
 
+    @staticmethod
+    def padded(
+        boxes: Float[Tensor, "B K 4"],
+        scores: Float[Tensor, "B K"],
+        labels: Int[Tensor, "B K"],
+        valid: Bool[Tensor, "B K"],
+    ) -> "Detections":
+        """Detections whose rows that are not ``valid`` hold zeros.
+
+        >>> boxes, rows = torch.ones(1, 2, 4), torch.ones(1, 2)
+        >>> Detections.padded(boxes, rows, rows.long(), torch.tensor([[True, False]])).scores
+        tensor([[1., 0.]])
+        """
+        boxes = torch.where(valid[..., None], boxes, 0)
+        return Detections(boxes, torch.where(valid, scores, 0), torch.where(valid, labels, 0), valid)
+
+
+class Anchors(NamedTuple):
+    """Where a detector looks, the same in all images: boxes in pixels, level after level.
+
+    ``strides`` are the width and height of the cell that each stands in, ``counts`` the number of anchors of each
+    level: together N. What takes Anchors takes plain boxes, too: see :meth:`of`.
+    """
+
+    boxes: Float[Tensor, "N 4"]
+    strides: Float[Tensor, "N 2"]
+    counts: Sequence[Any]
+
+    @staticmethod
+    def of(boxes: "Anchors | Shaped[Tensor, '*B N 4']") -> "Anchors":
+        """Anchors as they are; plain boxes as those of one level, each in a cell of its own size.
+
+        >>> Anchors.of(torch.tensor([[0.0, 0, 8, 4]]))
+        Anchors(boxes=tensor([[0., 0., 8., 4.]]), strides=tensor([[8., 4.]]), counts=(1,))
+        """
+        if isinstance(boxes, Anchors):
+            return boxes
+        return Anchors(boxes, boxes[..., 2:] - boxes[..., :2], (boxes.shape[-2],))
+
+
+class DensePredictions(NamedTuple):
+    """What a dense head says of every anchor: class logits, numbers that a coder reads as a box, and perhaps one more.
+
+    ``quality`` is one logit for each anchor: objectness, centerness or IoU, as the criterion takes it.
+    """
+
+    logits: Float[Tensor, "B N Q"]
+    deltas: Float[Tensor, "B N D"]
+    quality: Float[Tensor, "B N"] | None = None
+
+
+class Predictions(NamedTuple):
+    """What matchers that look at predictions look at, detached: boxes, and scores or logits of every anchor or query.
+
+    Boxes are xyxy, in the unit of the targets. ``scores`` lie in [0, 1]; ``logits`` are as the network gave them.
+    """
+
+    boxes: Float[Tensor, "B N 4"]
+    scores: Float[Tensor, "B N C"] | None = None
+    logits: Float[Tensor, "B N Q"] | None = None
+
 
 class Assignment(NamedTuple):
     """Which target each anchor learns: its index in the image, NEGATIVE or IGNORED; and how good the match is."""
 
     matched: Int[Tensor, "B N"]
     quality: Float[Tensor, "B N"]
+
+
+def take_rows(values: Shaped[Tensor, "B N ..."], rows: Int[Tensor, "B K"]) -> Shaped[Tensor, "B K ..."]:
+    """The rows (B, K, ...) of ``values`` (B, N, ...) that the indices ``rows`` (B, K) name, image by image.
+
+    >>> take_rows(torch.tensor([[[1.0, 2], [3, 4]]]), torch.tensor([[1, 1, 0]]))
+    tensor([[[3., 4.],
+             [3., 4.],
+             [1., 2.]]])
+    """
+    return values.gather(
+        1, rows.reshape(*rows.shape, *(1 for _ in values.shape[2:])).expand(*rows.shape, *values.shape[2:])
+    )
 
 
 def batch_images(images: Sequence[Float[Tensor, "D _ _"]], *, multiple_of: int = 1) -> Images:

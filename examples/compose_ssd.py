@@ -34,7 +34,7 @@ def compose(num_classes: int) -> Detector:
             class_head=MultiBoxHead(neck.out_channels, anchors.per_cell, outputs=num_classes + 1),
             box_head=MultiBoxHead(neck.out_channels, anchors.per_cell, outputs=4),
             anchors=anchors,
-            matcher=BipartiteMatcher(positive=0.5),
+            matcher=BipartiteMatcher(positive_iou=0.5),
             coder=DeltaCoder((10.0, 10.0, 5.0, 5.0)),
             criterion=MultiBoxLoss(negatives_per_positive=3.0),
             postprocess=Postprocess(score_threshold=0.1),
@@ -45,7 +45,7 @@ def compose(num_classes: int) -> Detector:
 def main() -> None:
     """Train for a few steps, then count what is found in one scene."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=40, help="optimiser steps (default: 40)")
+    parser.add_argument("--steps", type=int, default=40, help="optimizer steps (default: 40)")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights and order (default: 0)")
     arguments = parser.parse_args()
 

@@ -2,7 +2,7 @@
 
 Run: python examples/draw_anchors.py runs/anchors.png
 
-Left, the boxes of one cell at each level. Right, every default box that learns an object, in the colour of its digit.
+Left, the boxes of one cell at each level. Right, every default box that learns an object, in the color of its digit.
 """
 
 import argparse
@@ -45,13 +45,13 @@ def main() -> None:
     layout = DefaultBoxes([(16, 24), (32, 48)], aspect_ratios=[(2,), (2,)], strides=STRIDES)
     grids = [(scenes.size[0] // stride, scenes.size[1] // stride) for stride in STRIDES]
     anchors = layout([torch.zeros(1, 1, *grid) for grid in grids], images)
-    assignment = BipartiteMatcher(positive=arguments.positive)(anchors, targets)
+    assignment = BipartiteMatcher(positive_iou=arguments.positive)(anchors, targets)
     labels = gather_assigned(assignment, targets).labels[0]
     learning = labels >= 0
 
     shown = one_cell_of_each_level(anchors, layout.per_cell, grids)
-    colours = torch.arange(len(layout.per_cell)).repeat_interleave(torch.tensor(layout.per_cell))
-    left = draw_boxes(image, shown, labels=colours)
+    colors = torch.arange(len(layout.per_cell)).repeat_interleave(torch.tensor(layout.per_cell))
+    left = draw_boxes(image, shown, labels=colors)
     right = draw_boxes(image, anchors[learning], labels=labels[learning])
     sheet = Image.new("RGB", (left.width + right.width + 8, left.height), "white")
     sheet.paste(left, (0, 0))

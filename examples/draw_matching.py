@@ -2,7 +2,7 @@
 
 Run: python examples/draw_matching.py runs/matching.png
 
-Positives have the colour of their object; a yellow square is the centre of an ignored anchor. The predictions that
+Positives have the color of their object; a yellow square is the center of an ignored anchor. The predictions that
 three of the matchers ask for are made up: truths, moved at random.
 """
 
@@ -60,8 +60,8 @@ def main() -> None:
     queries, logits, sizes = found[:, chosen], scores[:, chosen].logit(), images.sizes
     fractions = xyxy_to_cxcywh(queries / sizes.flip(1).repeat(1, 2))
     panels = {
-        "Threshold": (boxes, anchors.ThresholdMatcher(positive=0.5, negative=0.4)(boxes, targets)),
-        "Bipartite": (boxes, anchors.BipartiteMatcher(positive=0.5)(boxes, targets)),
+        "Threshold": (boxes, anchors.ThresholdMatcher(positive_iou=0.5, negative_iou=0.4)(boxes, targets)),
+        "Bipartite": (boxes, anchors.BipartiteMatcher(positive_iou=0.5)(boxes, targets)),
         "ATSS": (boxes, anchors.ATSSMatcher()(boxes, targets, level_counts=counts)),
         "TaskAligned": (cells, anchors.TaskAlignedMatcher()(scores, found, cells, targets)),
         "SimOTA": (cells, anchors.SimOTAMatcher()(scores, found, cells, targets)),

@@ -2,7 +2,7 @@
 
 Run: python examples/draw_overlap.py runs/overlap.png    (needs matplotlib: the extra "viz")
 
-A column for each way of going wrong. Top, the fixed box (grey) and some places of the other; middle, every measure;
+A column for each way of going wrong. Top, the fixed box (gray) and some places of the other; middle, every measure;
 bottom, how hard the measure pulls: the length of its gradient by the corners of the other box.
 """
 
@@ -37,8 +37,8 @@ def ways(t: Tensor) -> dict[str, tuple[str, Tensor, Tensor]]:
     around = (20 - width / 2, 20 - height / 2, 20 + width / 2, 20 + height / 2)
     return {
         "moves away": ("shift, pixels", shift, torch.stack((shift, zero, shift + full, full), 1)),
-        "shrinks inside, off centre": ("side, pixels", side, torch.stack((zero + 2, zero + 2, side + 2, side + 2), 1)),
-        "same centre and area": ("width / height", ratio, torch.stack(around, 1)),
+        "shrinks inside, off center": ("side, pixels", side, torch.stack((zero + 2, zero + 2, side + 2, side + 2), 1)),
+        "same center and area": ("width / height", ratio, torch.stack(around, 1)),
     }
 
 

@@ -35,7 +35,7 @@ def scene() -> Image.Image:
 
 
 def grouped(picture: Image.Image, counts: tuple[int, ...]) -> dict[str, Image.Image]:
-    """The regions of one view in mean colours: all segments, then as many as ``counts`` say."""
+    """The regions of one view in mean colors: all segments, then as many as ``counts`` say."""
     pixels = np.asarray(picture, np.float64) / 255
     channels = to_color_space(pixels, "lab")
     segments = segment(channels, scale=20, min_size=40)

@@ -44,9 +44,9 @@ def main() -> None:
     images, targets = detector.preprocess([image], [truth])
     features = detector.trunk(images.tensors)
     anchors = detector.stages["rpn"](features, images, None).anchors
-    best = ThresholdMatcher(positive=0.7, negative=0.3, low_quality=True)(anchors, targets).matched[0]
+    best = ThresholdMatcher(positive_iou=0.7, negative_iou=0.3, low_quality=True)(anchors, targets).matched[0]
     proposals = pad_proposals([{"boxes": (near := propose(truth["boxes"])), "scores": torch.ones(len(near))}])
-    box = box_stage(64, (8, 16, 32), 10, sampler=BalancedSampler(32, positive_fraction=0.25))
+    box = box_stage(10, 64, (8, 16, 32), sampler=BalancedSampler(32, positive_fraction=0.25))
     sampled = box(features, images, proposals, targets)
     labels = sampled.assigned.labels[0]
     handed = box.handover(sampled, images, targets)

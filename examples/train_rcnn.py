@@ -59,7 +59,7 @@ def main() -> None:
     train, test = DigitScenes(args.scenes), DigitScenes(max(3, args.scenes // 3), split="test")
     windows = [sliding_windows(SIZE, SIZE, size=s, stride=s // 4, aspect_ratios=(0.75,)) for s in (16, 22, 30, 40)]
     windows = torch.cat(windows)
-    detector = rcnn(SmallBackbone((32, 64, 128), stem_stride=2), DIGITS, feature_size=512, size=32, context=3, grid=2)
+    detector = rcnn(DIGITS, SmallBackbone((32, 64, 128), stem_stride=2), feature_size=512, size=32, context=3, grid=2)
     fine_tune(detector.train(), nn.Linear(512, DIGITS + 1), train, windows, args.steps)
     print(f"{len(windows)} windows a scene;", fit_rcnn(detector.eval(), train, [windows] * len(train)))
 

@@ -204,8 +204,8 @@ def crowds_teach_nothing(case: Case) -> None:
     case.assert_nothing_but_background(detector(images, crowd))
     other_class = [Target(**{**one, "labels": one["labels"] * 0 + case.num_classes - 1}) for one in crowd]
     both = [joined(plain, extra) for plain, extra in zip(targets, crowd, strict=True)]
-    relabelled = [joined(plain, extra) for plain, extra in zip(targets, other_class, strict=True)]
-    assert_same_losses(detector(images, relabelled), detector(images, both))
+    relabeled = [joined(plain, extra) for plain, extra in zip(targets, other_class, strict=True)]
+    assert_same_losses(detector(images, relabeled), detector(images, both))
 
 
 def joined(first: Target, crowd: Target) -> Target:

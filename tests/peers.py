@@ -10,7 +10,7 @@ from detkit.detectors import Detector
 from detkit.structures import Target
 from detkit.weights import from_torchvision
 
-LOSS_NAMES = {"classification": "classification", "box": "bbox_regression", "centreness": "bbox_ctrness"}
+LOSS_NAMES = {"classification": "classification", "box": "bbox_regression", "centerness": "bbox_ctrness"}
 
 
 class Differences(NamedTuple):

@@ -31,7 +31,7 @@ from detkit import boxes as ops
 
 WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 TOKEN_BINS = 100
-CELLS = (256.0, 192.0)  # so large that no centre lies outside its cell
+CELLS = (256.0, 192.0)  # so large that no center lies outside its cell
 
 
 def groups(count: int) -> Tensor:
@@ -592,10 +592,8 @@ CODERS = (
         (pairs, deltas),
         (partial(slow.encoded, weights=WEIGHTS), partial(slow.decoded, weights=WEIGHTS)),
         {
-            "weights=(1, 1, 1) must be four positive numbers (x, y, w, h), of 1e-12 to 1e12": {"weights": [1, 1, 1]},
-            "weights=(1, 1, 1, 0) must be four positive numbers (x, y, w, h), of 1e-12 to 1e12": {
-                "weights": [1, 1, 1, 0]
-            },
+            "scale=(1, 1, 1) must be four positive numbers (x, y, w, h), of 1e-12 to 1e12": {"scale": [1, 1, 1]},
+            "scale=(1, 1, 1, 0) must be four positive numbers (x, y, w, h), of 1e-12 to 1e12": {"scale": [1, 1, 1, 0]},
         },
     ),
     *of_distances(0.125, (pairs, deltas), ""),

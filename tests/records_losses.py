@@ -40,14 +40,14 @@ def dense(count: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
     return logits(count, dtype), targets.clamp(0, 1).to(dtype), numbers(count, dtype)[:, None]
 
 
-def labelled(count: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+def labeled(count: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
     """Every class, IGNORED and NEGATIVE in turn."""
     labels = (torch.arange(count) + 2) % (CLASSES + 2) - 2
     return logits(count, dtype), labels, numbers(count, dtype)[:, None]
 
 
 def graded(count: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    return *labelled(count, dtype), numbers(count, dtype, seed=7)
+    return *labeled(count, dtype), numbers(count, dtype, seed=7)
 
 
 def between_bins(count: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
@@ -57,7 +57,7 @@ def between_bins(count: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
 
 
 def classified(count: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    scores, labels, weights = labelled(count, dtype)
+    scores, labels, weights = labeled(count, dtype)
     return scores, torch.where(labels == NEGATIVE, IGNORED, labels), weights[:, 0]
 
 
@@ -188,7 +188,7 @@ LOSSES = (
     loss(
         losses.sigmoid_focal_loss,
         " of labels",
-        labelled,
+        labeled,
         of_each_label(slow.focal),
         {
             **LABELLED,

@@ -35,7 +35,7 @@ def slow_mask_loss(logits, targets):
 
 
 def heatmaps(count: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """Every cell in turn, every third heatmap without a keypoint that can be learnt."""
+    """Every cell in turn, every third heatmap without a keypoint that can be learned."""
     logits = torch.randn(count, POINTS, SIDE, SIDE, generator=seeded(4)) * 3
     places = torch.arange(count * POINTS).reshape(count, POINTS)
     return logits.to(dtype), places % SIDE**2, places % 3 > 0

@@ -90,29 +90,29 @@ def decoded(deltas, anchor, weights) -> list[float]:
     corners = []
     for i in (0, 1):
         size = anchor[i + 2] - anchor[i]
-        centre = (anchor[i] + anchor[i + 2]) / 2 + numbers[i] * size
+        center = (anchor[i] + anchor[i + 2]) / 2 + numbers[i] * size
         half = size * math.exp(min(numbers[i + 2], math.log(1000 / 16))) / 2
-        corners.append((centre - half, centre + half))
+        corners.append((center - half, center + half))
     (x1, x2), (y1, y2) = corners
     return [x1, y1, x2, y2]
 
 
 def distances(box, anchor, unit=None) -> list[float]:
-    """From the centre of an anchor, or a point (x, y), to left, top, right and bottom, in pixels or shares of it."""
+    """From the center of an anchor, or a point (x, y), to left, top, right and bottom, in pixels or shares of it."""
     anchor = anchor if len(anchor) == 4 else [*anchor, *anchor]
     if unit and not area(anchor):
         return [0.0] * 4
-    centre = [(anchor[i] + anchor[i + 2]) / 2 for i in (0, 1)]
+    center = [(anchor[i] + anchor[i + 2]) / 2 for i in (0, 1)]
     units = [unit * (anchor[i + 2] - anchor[i]) if unit else 1 for i in (0, 1)]
-    return [(centre[i] - box[i]) / units[i] for i in (0, 1)] + [(box[i + 2] - centre[i]) / units[i] for i in (0, 1)]
+    return [(center[i] - box[i]) / units[i] for i in (0, 1)] + [(box[i + 2] - center[i]) / units[i] for i in (0, 1)]
 
 
 def at_distances(numbers, anchor, unit=None) -> list[float]:
     anchor = anchor if len(anchor) == 4 else [*anchor, *anchor]
-    centre = [(anchor[i] + anchor[i + 2]) / 2 for i in (0, 1)]
+    center = [(anchor[i] + anchor[i + 2]) / 2 for i in (0, 1)]
     units = [unit * (anchor[i + 2] - anchor[i]) if unit else 1 for i in (0, 1)]
-    low = [centre[i] - numbers[i] * units[i] for i in (0, 1)]
-    return low + [centre[i] + numbers[i + 2] * units[i] for i in (0, 1)]
+    low = [center[i] - numbers[i] * units[i] for i in (0, 1)]
+    return low + [center[i] + numbers[i + 2] * units[i] for i in (0, 1)]
 
 
 def in_grid(box, anchor, cell, form) -> list[float]:
@@ -135,10 +135,10 @@ def out_of_grid(deltas, anchor, cell, form, clamp) -> list[float]:
         place, scale = deltas[i], min(deltas[i + 2] ** 2, math.exp(clamp))
         if form == "log":
             place, scale = sigmoid(place), math.exp(min(deltas[i + 2], clamp))
-        centre = (anchor[i] + anchor[i + 2]) / 2 + (place - 0.5) * cell[i]
+        center = (anchor[i] + anchor[i + 2]) / 2 + (place - 0.5) * cell[i]
         half = (anchor[i + 2] - anchor[i]) * scale / 2
-        low.append(centre - half)
-        high.append(centre + half)
+        low.append(center - half)
+        high.append(center + half)
     return low + high
 
 

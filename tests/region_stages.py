@@ -26,7 +26,7 @@ def positives(*, valid: tuple[int, int] = (3, 2), rows: int = 4) -> Detections:
     return Detections(boxes, marked.float(), labels, marked, matched=matched)
 
 
-def learnt(stage: Stage, found: Detections, targets: Targets) -> tuple[Tensor, list[Tensor | None]]:
+def learned(stage: Stage, found: Detections, targets: Targets) -> tuple[Tensor, list[Tensor | None]]:
     """The loss, and the gradients of all parameters and of the features."""
     maps = [level.requires_grad_() for level in features()]
     stage.zero_grad(set_to_none=True)

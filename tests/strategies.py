@@ -65,7 +65,7 @@ def boxes(draw: st.DrawFn, *, most: int = 6, inverted: bool = True, huge: float 
 
 
 def targets_of(*images: torch.Tensor, **entries) -> Targets:
-    """Padded targets of images with these boxes, labelled 0, 1, ...; ``entries`` are lists with an entry an image."""
+    """Padded targets of images with these boxes, labeled 0, 1, ...; ``entries`` are lists with an entry an image."""
     labels = [torch.arange(len(rows)) for rows in images]
     return pad_targets(
         [

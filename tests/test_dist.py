@@ -57,7 +57,7 @@ def process(rank: int, world: int, folder: str) -> None:
         "objects": dist.gather_objects({"rank": rank}),
         "gathered": gathered.detach(),
         "gradient": rows.grad,
-        "learnt": learn(*(part.split(SPLITS[world])[rank] for part in batch())),
+        "learned": learn(*(part.split(SPLITS[world])[rank] for part in batch())),
     }
     torch.save(seen, Path(folder) / f"{rank}.pt")
     torch_dist.destroy_process_group()
@@ -97,6 +97,6 @@ def test_rows_of_uneven_processes_are_gathered_with_gradient(world):
 
 def test_the_mean_over_processes_of_losses_and_gradients_equals_one_process(world):
     assert (batch()[2][-2:] < 0).all()  # the last process sees no objects
-    for ours, expected in zip(zip(*(seen["learnt"] for seen in world), strict=True), learn(*batch()), strict=True):
+    for ours, expected in zip(zip(*(seen["learned"] for seen in world), strict=True), learn(*batch()), strict=True):
         torch.testing.assert_close(torch.stack(ours).mean(0), expected, rtol=0, atol=1e-6)
         assert expected.abs().min() > 0

@@ -2,8 +2,7 @@
 
 import pytest
 
-from detkit import json_file
-from detkit.json_file import read_json
+from detkit._json_file import read_json
 
 
 def test_what_a_file_holds_is_read_with_and_without_a_byte_order_mark(tmp_path):

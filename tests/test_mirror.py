@@ -14,7 +14,7 @@ MODULES = sorted(
 def candidates(module: Path) -> list[Path]:
     """Files that may test ``module``: tests/<unit>/test_<file>.py, or with a word before the file's name."""
     folder = TESTS / module.parts[0] if len(module.parts) > 1 else TESTS
-    stem = module.stem
+    stem = module.stem.lstrip("_")
     found = [*folder.rglob(f"test_{stem}.py"), *folder.rglob(f"test_*_{stem}.py"), *TESTS.glob(f"test_{stem}.py")]
     # A leaf of one file may be tested by a folder of its name.
     return found + (list((TESTS / stem).glob("test_*.py")) if len(module.parts) == 1 else [])

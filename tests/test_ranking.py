@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detkit.ranking import from_rising_bits, rising_bits, stable_topk
+from detkit._ranking import from_rising_bits, rising_bits, stable_topk
 
 
 def by_sorting(values: torch.Tensor, count: int) -> torch.Tensor:

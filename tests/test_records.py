@@ -12,7 +12,7 @@ from records import FLOATS, RECORDS, OpSpec
 from torch import Tensor
 
 from detkit import boxes, losses
-from detkit.boxes.arguments import promote
+from detkit._inputs import promote
 
 SIZE = 7
 every_record = pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.name)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from pycocotools import mask as coco_mask
 
-from detkit.rle import (
+from detkit._rle import (
     MAX_PIXELS,
     check_segmentation,
     compress_segmentation,

@@ -1,9 +1,9 @@
 """Anchors: where a detector looks, which target each anchor learns, and which anchors take part in the loss."""
 
-from detkit.anchors.adaptive import ATSSMatcher
 from detkit.anchors.assigned import Assigned, gather_assigned
+from detkit.anchors.atss import ATSSMatcher
 from detkit.anchors.bipartite import BipartiteMatcher
-from detkit.anchors.centre import CentreMatcher, centreness
+from detkit.anchors.center import CenterMatcher, centerness
 from detkit.anchors.cluster import cluster_anchors, mean_shape_iou, shape_iou
 from detkit.anchors.generate import DefaultBoxes, GridAnchors, multibox_anchors
 from detkit.anchors.hungarian import HungarianMatcher
@@ -19,7 +19,7 @@ __all__ = [
     "Assigned",
     "BalancedSampler",
     "BipartiteMatcher",
-    "CentreMatcher",
+    "CenterMatcher",
     "DefaultBoxes",
     "GridAnchors",
     "HardNegativeSampler",
@@ -27,7 +27,7 @@ __all__ = [
     "SimOTAMatcher",
     "TaskAlignedMatcher",
     "ThresholdMatcher",
-    "centreness",
+    "centerness",
     "cluster_anchors",
     "gather_assigned",
     "mean_shape_iou",

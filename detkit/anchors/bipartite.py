@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
+from detkit._inputs import check_fraction
+from detkit._ranking import stable_topk
 from detkit.anchors.assigned import in_crowd
 from detkit.anchors.overlap import OverlapIndex, Pairs, overlap_index
 from detkit.anchors.search import (
@@ -20,8 +22,6 @@ from detkit.anchors.search import (
     worth_searching,
     write_labels,
 )
-from detkit.checks import check_fraction
-from detkit.ranking import stable_topk
 from detkit.structures import IGNORED, NEGATIVE, Assignment, Targets
 
 _SMALLEST_OVERLAP = 1e-6
@@ -32,37 +32,39 @@ class BipartiteMatcher(nn.Module):
 
     First the greedy part: of all pairs the one with the highest IoU is matched, its anchor and object leave, and so on
     until every object has an anchor. Pairs with IoU <= 1e-6 are left alone unless ``force_match_zero``. Then each other
-    anchor whose best IoU is at least ``positive`` takes that object, whether it has an anchor already or not. An anchor
-    whose best IoU lies in [``negative``, ``positive``) is IGNORED, the rest are NEGATIVE; ``negative`` defaults to
-    ``positive``. Anchors that lie with more than half their area in an ignored target (a crowd) are IGNORED too, unless
-    they are positive. Ties go to the lower anchor, then to the lower object. ``greedy=False`` is torchvision's rule for
-    the first part: every object claims its best anchor, and of two that claim the same one the later wins. Overlaps are
-    compared in float32. Raises ValueError for thresholds outside [0, 1] or in the wrong order, and for targets
-    without a single row.
+    anchor whose best IoU is at least ``positive_iou`` takes that object, whether it has an anchor already or not. An
+    anchor whose best IoU lies in [``negative_iou``, ``positive_iou``) is IGNORED, the rest are NEGATIVE;
+    ``negative_iou`` defaults to ``positive_iou``. Anchors that lie with more than half their area in an ignored target
+    (a crowd) are IGNORED too, unless they are positive. Ties go to the lower anchor, then to the lower object.
+    ``greedy=False`` is torchvision's rule for the first part: every object claims its best anchor, and of two that
+    claim the same one the later wins. Overlaps are compared in float32. Raises ValueError for thresholds outside
+    [0, 1] or in the wrong order, and for targets without a single row.
 
     Source: Liu et al. 2016, section 2.2 ("Matching strategy").
 
     >>> anchors = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 4], [50, 50, 60, 60]])
     >>> from detkit.structures import pad_targets
     >>> targets = pad_targets([{"boxes": torch.tensor([[0.0, 0, 10, 9]]), "labels": torch.tensor([7])}])
-    >>> BipartiteMatcher(positive=0.5)(anchors, targets).matched
+    >>> BipartiteMatcher(positive_iou=0.5)(anchors, targets).matched
     tensor([[ 0, -1, -1]])
     """
 
     def __init__(
         self,
         *,
-        positive: float = 0.5,
-        negative: float | None = None,
+        positive_iou: float = 0.5,
+        negative_iou: float | None = None,
         greedy: bool = True,
         force_match_zero: bool = False,
     ) -> None:
         super().__init__()
-        self.positive, self.negative = positive, positive if negative is None else negative
-        for name, value in (("positive", self.positive), ("negative", self.negative)):
+        self.positive_iou, self.negative_iou = positive_iou, positive_iou if negative_iou is None else negative_iou
+        for name, value in (("positive_iou", self.positive_iou), ("negative_iou", self.negative_iou)):
             check_fraction(value, name=name, function="BipartiteMatcher")
-        if self.negative > self.positive:
-            raise ValueError(f"BipartiteMatcher: negative={negative} must not exceed positive={positive}")
+        if self.negative_iou > self.positive_iou:
+            raise ValueError(
+                f"BipartiteMatcher: negative_iou={negative_iou} must not exceed positive_iou={positive_iou}"
+            )
         self.greedy, self.force_match_zero = greedy, force_match_zero
 
     @torch.no_grad()
@@ -72,17 +74,17 @@ class BipartiteMatcher(nn.Module):
         ``quality`` is the IoU of the match, 0 where an anchor has none.
         """
         boxes, anchors = checked("BipartiteMatcher", targets, anchors)
-        rule = (self.positive, self.negative, self.greedy, self.force_match_zero)
+        rule = (self.positive_iou, self.negative_iou, self.greedy, self.force_match_zero)
         return Assignment(*torch.ops.detkit.match_bipartite(boxes, targets.valid, targets.ignore, anchors, *rule))
 
     def extra_repr(self) -> str:
         """The settings that ``print`` shows."""
-        return f"positive={self.positive}, negative={self.negative}, greedy={self.greedy}"
+        return f"positive_iou={self.positive_iou}, negative_iou={self.negative_iou}, greedy={self.greedy}"
 
 
 class _Rule(NamedTuple):
-    positive: float
-    negative: float
+    positive_iou: float
+    negative_iou: float
     greedy: bool
     force_match_zero: bool
 
@@ -93,14 +95,14 @@ def _match(
     valid: Tensor,
     ignore: Tensor,
     anchors: Tensor,
-    positive: float,
-    negative: float,
+    positive_iou: float,
+    negative_iou: float,
     greedy: bool,
     force_match_zero: bool,
 ) -> tuple[Tensor, Tensor]:
-    rule, objects = _Rule(positive, negative, greedy, force_match_zero), valid & ~ignore
+    rule, objects = _Rule(positive_iou, negative_iou, greedy, force_match_zero), valid & ~ignore
     result = no_matches(boxes, anchors)
-    if negative > 0 and not force_match_zero and worth_searching(objects, anchors):
+    if negative_iou > 0 and not force_match_zero and worth_searching(objects, anchors):
         index = overlap_index(anchors)
         for group in image_groups(boxes, objects):
             part = Assignment(*(rows[group.images] for rows in result))
@@ -118,8 +120,8 @@ def _(
     valid: Tensor,
     ignore: Tensor,
     anchors: Tensor,
-    positive: float,
-    negative: float,
+    positive_iou: float,
+    negative_iou: float,
     greedy: bool,
     force_match_zero: bool,
 ) -> tuple[Tensor, Tensor]:
@@ -139,7 +141,7 @@ def _compare_all(boxes: Tensor, objects: Tensor, anchors: Tensor, rule: _Rule, r
     quality, best = overlaps.max(dim=1)
     claims = _greedy_claims if rule.greedy else _independent_claims
     claimed = claims(overlaps, rule.force_match_zero)
-    matched = torch.where(claimed >= 0, claimed, threshold_labels(best, quality, rule.positive, rule.negative))
+    matched = torch.where(claimed >= 0, claimed, threshold_labels(best, quality, rule.positive_iou, rule.negative_iou))
     chosen = overlaps.gather(1, matched.clamp(min=0)[:, None]).squeeze(1)
     result.matched.copy_(matched)
     result.quality.copy_(torch.where(matched >= 0, chosen, 0))
@@ -184,10 +186,10 @@ def _independent_claims(overlaps: Float[Tensor, "B T N"], force_match_zero: bool
 def _search(index: OverlapIndex, group: ImageGroup, rule: _Rule, result: Assignment) -> bool:
     """The same from the pairs that matter; False where they are too many.
 
-    These are the pairs with IoU >= ``negative``, and for every object those that compete for its claim: first about
+    These are the pairs with IoU >= ``negative_iou``, and for every object those that compete for its claim: first about
     its best, then, as long as an object has lost all of them to others, more.
     """
-    least = index.reachable(group.sides).clamp(max=rule.negative)
+    least = index.reachable(group.sides).clamp(max=rule.negative_iou)
     while True:
         pairs = index.pairs(group.sides, least)
         if pairs is None:
@@ -202,7 +204,7 @@ def _search(index: OverlapIndex, group: ImageGroup, rule: _Rule, result: Assignm
         least = torch.where(again, least / 4, least)
     matched, quality = (values.view(-1) for values in result)
     fit = best_fit(cells, rows, pairs.overlaps, matched)
-    write_labels(matched, quality, cells, threshold_labels(*fit, rule.positive, rule.negative), fit.overlap)
+    write_labels(matched, quality, cells, threshold_labels(*fit, rule.positive_iou, rule.negative_iou), fit.overlap)
     order = rows[claims].argsort(stable=True)  # of two claims on one anchor the later object's is written last
     claims = claims[order]
     write_labels(matched, quality, cells[claims], rows[claims], pairs.overlaps[claims])

@@ -1,16 +1,16 @@
-"""Anchor shapes learnt from a data set: k-means over the sizes of its boxes, with overlap as nearness."""
+"""Anchor shapes learned from a data set: k-means over the sizes of its boxes, with overlap as nearness."""
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from detkit.boxes.arguments import promote
+from detkit._inputs import promote
 
 _LARGEST = 2.0**500
 
 
 def shape_iou(sizes: Shaped[Tensor, "*#B N 2"], shapes: Shaped[Tensor, "*#B K 2"]) -> Float[Tensor, "*B N K"]:
-    """IoU of every size with every shape, both (width, height), as if they had one centre; in [0, 1], 0 without area.
+    """IoU of every size with every shape, both (width, height), as if they had one center; in [0, 1], 0 without area.
 
     Where an object of YOLO goes: to the anchor shape with the highest value. Raises ValueError unless both end in 2.
 
@@ -50,9 +50,9 @@ def cluster_anchors(
 ) -> Float[Tensor, "{count} 2"]:
     """The ``count`` anchor shapes (width, height) that fit boxes of these ``sizes``, smallest area first.
 
-    k-means where the distance of two shapes is 1 - IoU, as if they had one centre, so that large boxes weigh no more
+    k-means where the distance of two shapes is 1 - IoU, as if they had one center, so that large boxes weigh no more
     than small ones. Every one of ``restarts`` runs starts from sizes drawn far apart (k-means++), goes on until no size
-    changes its cluster or ``iterations`` are done, and moves a centre that has lost all its sizes to the size that fits
+    changes its cluster or ``iterations`` are done, and moves a center that has lost all its sizes to the size that fits
     worst; the shapes of the highest mean IoU seen win. The same ``generator`` state gives the same shapes. Computed on
     the CPU in float64, wherever ``sizes`` are.
 
@@ -105,21 +105,21 @@ def _draw(chances: Tensor, generator: torch.Generator | None) -> int:
     return index if index < len(chances) else int(chances.nonzero()[-1])
 
 
-def _settle(sizes: Tensor, weights: Tensor, centres: Tensor, iterations: int) -> tuple[float, Tensor]:
-    """The best mean IoU that Lloyd's rounds meet from ``centres`` on, and its centres.
+def _settle(sizes: Tensor, weights: Tensor, centers: Tensor, iterations: int) -> tuple[float, Tensor]:
+    """The best mean IoU that Lloyd's rounds meet from ``centers`` on, and its centers.
 
     A mean is not the shape nearest to its cluster in IoU, so a round may make things worse: the best is kept.
     """
-    best, kept, before = -1.0, centres, None
+    best, kept, before = -1.0, centers, None
     for _ in range(iterations + 1):
-        overlaps, nearest = shape_iou(centres, sizes).max(dim=0)
+        overlaps, nearest = shape_iou(centers, sizes).max(dim=0)
         fit = float(overlaps @ weights)
         if fit > best:
-            best, kept = fit, centres
+            best, kept = fit, centers
         if before is not None and torch.equal(nearest, before):
             break
         before = nearest
-        centres = _means(sizes, weights, nearest, overlaps, len(centres))
+        centers = _means(sizes, weights, nearest, overlaps, len(centers))
     return best, kept
 
 
@@ -128,8 +128,8 @@ def _means(sizes: Tensor, weights: Tensor, nearest: Tensor, overlaps: Tensor, co
     mass = weights.new_zeros(count).index_add_(0, nearest, weights)
     sums = sizes.new_zeros(count, 2).index_add_(0, nearest, sizes * weights[:, None])
     empty = (mass == 0).nonzero().squeeze(1)
-    centres = sums / torch.where(mass > 0, mass, 1)[:, None]
-    return centres.index_copy(0, empty, sizes[overlaps.argsort(stable=True)[: len(empty)]]) if len(empty) else centres
+    centers = sums / torch.where(mass > 0, mass, 1)[:, None]
+    return centers.index_copy(0, empty, sizes[overlaps.argsort(stable=True)[: len(empty)]]) if len(empty) else centers
 
 
 def _as_sizes(sizes: Tensor, name: str, *, function: str = "shape_iou") -> Tensor:

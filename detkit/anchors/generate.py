@@ -81,12 +81,12 @@ class _ShapesOnGrids(nn.Module):
 
 
 class DefaultBoxes(_ShapesOnGrids):
-    """SSD's default boxes: squares of two sizes and rectangles of the first, centred on every cell.
+    """SSD's default boxes: squares of two sizes and rectangles of the first, centered on every cell.
 
     ``sizes`` holds (size, next size) in pixels for each level; ``aspect_ratios`` the w/h of each level's rectangles,
     each used with its inverse too. The order within a cell is: square of ``size``, square of sqrt(size * next size),
     then r and 1/r for each ratio; cells run row by row, levels from fine to coarse. ``strides`` are the distances
-    between centres in pixels; without them they are image size over feature size. Boxes reach beyond the border unless
+    between centers in pixels; without them they are image size over feature size. Boxes reach beyond the border unless
     ``clip``. Source: Liu et al. 2016, section 2.2, in the order of the authors' released code.
 
     Raises ValueError where the levels of ``sizes``, ``aspect_ratios`` and ``strides`` differ in number, and for sizes
@@ -127,11 +127,11 @@ class GridAnchors(_ShapesOnGrids):
     the first ratio, every size in the second ...; cells run row by row, levels as given. ``shapes`` gives (width,
     height) in pixels outright instead, a list or a tensor (S, 2) for each level: YOLO's way, and what
     :func:`~detkit.anchors.cluster_anchors` finds. ``strides`` are the distances between anchors in pixels; without them
-    image size over feature size. Anchors are centred on (i + .5) * stride, or with ``centred=False`` on i * stride.
-    ``whole_pixels`` rounds corners relative to the centre, and strides that are not given down, to whole numbers.
+    image size over feature size. Anchors are centered on (i + .5) * stride, or with ``centered=False`` on i * stride.
+    ``whole_pixels`` rounds corners relative to the center, and strides that are not given down, to whole numbers.
     Boxes reach beyond the border unless ``clip``.
 
-    ``GridAnchors(sizes, aspect_ratios=..., ratio_is="h/w", centred=False, whole_pixels=True)`` are torchvision's
+    ``GridAnchors(sizes, aspect_ratios=..., ratio_is="h/w", centered=False, whole_pixels=True)`` are torchvision's
     anchors to the last bit. Source: Ren et al. 2015, section 3.1; Redmon and Farhadi 2017, section 2.
 
     Raises ValueError where levels differ in number or have no shape, for numbers that are not positive, and unless
@@ -156,7 +156,7 @@ class GridAnchors(_ShapesOnGrids):
         shapes: Sequence[Shapes] | None = None,
         strides: Sequence[float] | None = None,
         ratio_is: Ratio = "w/h",
-        centred: bool = True,
+        centered: bool = True,
         whole_pixels: bool = False,
         clip: bool = False,
     ) -> None:
@@ -170,12 +170,12 @@ class GridAnchors(_ShapesOnGrids):
             rows = [_given_shapes(level, i) for i, level in enumerate(shapes or ())]
         if whole_pixels:
             rows = [(level / 2).round() * 2 for level in rows]
-        super().__init__(rows, strides=strides, clip=clip, start=0.5 if centred else 0.0)
+        super().__init__(rows, strides=strides, clip=clip, start=0.5 if centered else 0.0)
         self.whole_pixels = whole_pixels
 
     def extra_repr(self) -> str:
         """The settings that ``print`` shows."""
-        return f"{super().extra_repr()}, centred={self.start > 0}, whole_pixels={self.whole_pixels}"
+        return f"{super().extra_repr()}, centered={self.start > 0}, whole_pixels={self.whole_pixels}"
 
     def _step(self, pixels: int, cells: int) -> float:
         return pixels // _at_least_one(cells) if self.whole_pixels else super()._step(pixels, cells)
@@ -218,7 +218,7 @@ def lay_on_grid(
 ) -> Float[Tensor, "N 4"]:
     """Boxes xyxy (H * W * S, 4) float32 of every shape (width, height), at every cell of a grid (H, W), row by row.
 
-    Centres lie at ((column + start) * steps[1], (row + start) * steps[0]).
+    Centers lie at ((column + start) * steps[1], (row + start) * steps[0]).
 
     >>> lay_on_grid(torch.tensor([[4.0, 2.0]]), (1, 2), (8, 8))
     tensor([[ 2.,  3.,  6.,  5.],
@@ -226,8 +226,8 @@ def lay_on_grid(
     """
     halves = shapes.float() / 2  # positions need float32: half precision counts to 2048 only
     ys, xs = ((torch.arange(grid[d], device=shapes.device).float() + start) * steps[d] for d in (0, 1))
-    centres = torch.stack(torch.meshgrid(ys, xs, indexing="ij")[::-1] * 2, dim=-1)
-    return (centres.reshape(-1, 1, 4) + torch.cat((-halves, halves), dim=-1)).reshape(-1, 4)
+    centers = torch.stack(torch.meshgrid(ys, xs, indexing="ij")[::-1] * 2, dim=-1)
+    return (centers.reshape(-1, 1, 4) + torch.cat((-halves, halves), dim=-1)).reshape(-1, 4)
 
 
 def _at_least_one(cells: int) -> Any:

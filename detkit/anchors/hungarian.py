@@ -11,12 +11,11 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detkit.anchors.adaptive import centres, check_rows
+from detkit._inputs import as_boxes, check_finite, first_bad, full_checks, promote
 from detkit.anchors.assigned import in_crowd
+from detkit.anchors.atss import centers, check_rows
 from detkit.boxes import cxcywh_to_xyxy
-from detkit.boxes.arguments import as_boxes, check_finite, promote
 from detkit.boxes.overlap import smallest_union
-from detkit.checks import first_bad, full_checks
 from detkit.structures import IGNORED, NEGATIVE, Assignment, Targets
 
 ClassCost = Literal["softmax", "focal"]
@@ -123,8 +122,8 @@ class HungarianMatcher(nn.Module):
         usable = usable & torch.isfinite(boxes).all(-1)
         queries, truth = boxes.clamp(-_FARTHEST, _FARTHEST), targets.boxes.clamp(-_FARTHEST, _FARTHEST)
         overlaps, waste = _overlaps(queries, truth)
-        centred = torch.cat((centres(truth), truth[..., 2:] - truth[..., :2]), -1)
-        costs = _distances(queries, centred).mul_(self.l1_weight).sub_(gain, alpha=self.class_weight)
+        centered = torch.cat((centers(truth), truth[..., 2:] - truth[..., :2]), -1)
+        costs = _distances(queries, centered).mul_(self.l1_weight).sub_(gain, alpha=self.class_weight)
         return costs.sub_(overlaps, alpha=self.giou_weight).add_(waste, alpha=self.giou_weight), overlaps, usable
 
     def _class_gains(
@@ -242,14 +241,14 @@ def solve_on_device(
 
 
 def _wrong(labels: Tensor, boxes: Tensor, num_classes: int, limit: float) -> Bool[Tensor, "B T"]:
-    """Objects from which nothing can be learnt: a label out of range, or a box that is none."""
+    """Objects from which nothing can be learned: a label out of range, or a box that is none."""
     strange = (labels < 0) | (labels >= num_classes)
     inverted = (boxes[..., 2:] < boxes[..., :2]).any(-1)
     return strange | ~torch.isfinite(boxes).all(-1) | inverted | (boxes.abs().amax(-1) > limit)
 
 
 def _check_objects(objects: Tensor, labels: Tensor, boxes: Tensor, num_classes: int, limit: float) -> None:
-    """Name the first object with a label out of range or a box that is none: nothing can be learnt from it."""
+    """Name the first object with a label out of range or a box that is none: nothing can be learned from it."""
     wrong = objects & _wrong(labels, boxes, num_classes, limit)
     if not wrong.any():
         return

@@ -1,6 +1,6 @@
 """Which anchors overlap an object enough to matter, found without the matrix of all objects and all anchors.
 
-Anchors are sorted by shape, then along a Z-shaped curve over their centres, so that 16 neighbours in this order are
+Anchors are sorted by shape, then along a Z-shaped curve over their centers, so that 16 neighbors in this order are
 mostly one small tile of one grid of equal boxes. A *leaf* is 16 of them, a *node* is 16 leaves. Of every leaf and node
 we keep the hull, the largest sides and the smallest area: together they bound the IoU of any anchor inside with an
 object. A search compares all objects with all nodes, then the leaves of the nodes that may hold a good anchor, and
@@ -107,7 +107,7 @@ class OverlapIndex:
 
     def __init__(self, anchors: Float[Tensor, "N 4"]) -> None:
         every = sides_of(anchors)
-        shapes, order = _neighbours(every)
+        shapes, order = _neighbors(every)
         places, filling = _whole_nodes(shapes)
         self._order = order[places].view(-1, _LEAF)
         self._members = every.at(self._order)
@@ -221,7 +221,7 @@ class _Hulls(NamedTuple):
         return shared, torch.maximum(shared, self.area, out=width).add_(objects.area).sub_(shared)
 
 
-def _neighbours(boxes: Sides) -> tuple[Int[Tensor, "N"], Int[Tensor, "N"]]:
+def _neighbors(boxes: Sides) -> tuple[Int[Tensor, "N"], Int[Tensor, "N"]]:
     """An order in which boxes of one shape stand together, the near ones side by side; and their shapes' numbers."""
     shape = [_octave_eighths(high - low) for low, high in ((boxes.x1, boxes.x2), (boxes.y1, boxes.y2))]
     place = [_every_other_bit(_cells(low + high)) for low, high in ((boxes.x1, boxes.x2), (boxes.y1, boxes.y2))]

@@ -10,8 +10,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detkit.checks import check_fraction, check_not_negative
-from detkit.ranking import stable_topk
+from detkit._inputs import check_fraction, check_not_negative
+from detkit._ranking import stable_topk
 from detkit.structures import NEGATIVE
 
 Scope = Literal["image", "batch"]

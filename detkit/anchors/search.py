@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
+from detkit._inputs import as_boxes
+from detkit._ranking import from_rising_bits, rising_bits
 from detkit.anchors.overlap import Sides, sides_of
 from detkit.boxes import box_iou
-from detkit.boxes.arguments import as_boxes
-from detkit.ranking import from_rising_bits, rising_bits
 from detkit.structures import IGNORED, NEGATIVE, Assignment, Targets
 
 _OBJECTS_TOGETHER = 512

@@ -4,11 +4,10 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
-from detkit.anchors.adaptive import centres, check_rows, contains, highest_claim, objects
+from detkit._inputs import as_boxes, check_finite, check_not_negative, first_bad, full_checks, promote
+from detkit._ranking import stable_topk
+from detkit.anchors.atss import centers, check_rows, contains, highest_claim, objects
 from detkit.boxes import box_iou
-from detkit.boxes.arguments import as_boxes, check_finite, promote
-from detkit.checks import check_not_negative, first_bad, full_checks
-from detkit.ranking import stable_topk
 from detkit.structures import IGNORED, NEGATIVE, Assignment, Targets
 
 _SMALLEST_IOU = 1e-8
@@ -21,14 +20,14 @@ class TaskAlignedMatcher(nn.Module):
     """An object takes the anchors whose predictions of class and box are best together.
 
     The alignment of an anchor with an object is score ** ``alpha`` * IoU ** ``beta``: the predicted score of the
-    object's class, and the IoU of the predicted box. Of the anchors whose centre lies strictly inside the object, the
+    object's class, and the IoU of the predicted box. Of the anchors whose center lies strictly inside the object, the
     ``candidates`` best aligned are positive; an anchor that several objects take goes to the one with the highest IoU.
     Ties go to the lower anchor and the lower object; all numbers are compared in float32. An object with fewer anchors
-    inside takes those; one that no centre lies in, or that no prediction inside overlaps (alignment 0), goes without.
+    inside takes those; one that no center lies in, or that no prediction inside overlaps (alignment 0), goes without.
 
     Quality is what the score of a positive shall learn: its alignment, scaled so that the best of the object's
-    positives has the highest IoU among them (TOOD, section 3.2.1, "normalised t"); 0 for the others. The others are
-    NEGATIVE, or IGNORED where their centre lies inside an ignored target (a crowd) and where their prediction is not
+    positives has the highest IoU among them (TOOD, section 3.2.1, "normalized t"); 0 for the others. The others are
+    NEGATIVE, or IGNORED where their center lies inside an ignored target (a crowd) and where their prediction is not
     finite: such an anchor is never positive and changes no other.
 
     Raises ValueError for fewer than 1 candidate, negative exponents, and shapes that disagree; with
@@ -58,7 +57,7 @@ class TaskAlignedMatcher(nn.Module):
     ) -> Assignment:
         """Match predictions with objects: scores (B, N, C) in [0, 1], predicted boxes (B, N, 4) xyxy pixels.
 
-        anchors: (N, 2) or (B, N, 2) points x, y, or (N, 4) or (B, N, 4) boxes, of which only the centre counts.
+        anchors: (N, 2) or (B, N, 2) points x, y, or (N, 4) or (B, N, 4) boxes, of which only the center counts.
         """
         scores, boxes, points, usable = _predictions("TaskAlignedMatcher", scores, boxes, anchors, targets)
         inside = contains(promote(targets.boxes)[:, :, None], points.unsqueeze(-3))
@@ -68,7 +67,7 @@ class TaskAlignedMatcher(nn.Module):
         places = stable_topk(alignment, self.candidates)
         alignment, overlaps = alignment.gather(2, places), overlaps.gather(2, places)
         matched, _ = highest_claim(places, overlaps, alignment > 0, boxes.shape[1])
-        quality = _normalised(alignment, overlaps, _winners(matched, places) & (alignment > 0))
+        quality = _normalized(alignment, overlaps, _winners(matched, places) & (alignment > 0))
         quality = torch.zeros_like(scores[..., 0]).scatter_reduce(1, places.flatten(1), quality.flatten(1), "amax")
         return Assignment(_leave_out(matched, inside, usable, targets), quality)
 
@@ -80,13 +79,13 @@ class TaskAlignedMatcher(nn.Module):
 class SimOTAMatcher(nn.Module):
     """Each object takes as many anchors as its predictions deserve, the cheapest ones first.
 
-    Candidates of an object are the anchors (grid cells) whose centre lies strictly inside it, or nearer to its centre
+    Candidates of an object are the anchors (grid cells) whose center lies strictly inside it, or nearer to its center
     than ``radius`` cells along both axes. The cost of a candidate is the binary cross-entropy of all its class scores
     with the object's class as truth, plus ``iou_weight`` * -log(IoU + 1e-8) of its predicted box; candidates that are
     not both inside and near come after all that are. The object takes the k cheapest, where k is the sum of the
     ``candidates`` highest IoUs of its candidates, rounded down, at least 1. An anchor that several objects take goes to
     the one where it costs least. Ties go to the lower anchor and the lower object; costs are compared in float32.
-    Quality is the IoU of the match, 0 without one. The others are NEGATIVE, or IGNORED where their centre lies inside
+    Quality is the IoU of the match, 0 without one. The others are NEGATIVE, or IGNORED where their center lies inside
     an ignored target (a crowd) and where their prediction is not finite: such an anchor is never positive and changes
     no other. An object without candidates goes without.
 
@@ -149,7 +148,7 @@ class SimOTAMatcher(nn.Module):
         self, truth: Float[Tensor, "B T 4"], anchors: Float[Tensor, "*B N 4"], points: Float[Tensor, "*B N 2"]
     ) -> Bool[Tensor, "B T N"]:
         reach = (anchors[..., 2:] - anchors[..., :2]) * self.radius
-        apart = (points.unsqueeze(-3) - centres(truth)[:, :, None]).abs()
+        apart = (points.unsqueeze(-3) - centers(truth)[:, :, None]).abs()
         return (apart < reach.unsqueeze(-3)).all(-1)
 
     def _costs(
@@ -177,7 +176,7 @@ def _predictions(
     scores, boxes = promote(scores).float(), as_boxes(boxes, function=function)
     usable = torch.isfinite(scores).all(-1) & torch.isfinite(boxes).all(-1)
     if anchors.shape[-1] == 4:
-        points = centres(as_boxes(anchors, function=function, name="anchors"))
+        points = centers(as_boxes(anchors, function=function, name="anchors"))
     else:
         points = promote(anchors)
     if full_checks():
@@ -236,7 +235,7 @@ def _winners(matched: Int[Tensor, "B N"], places: Int[Tensor, "B T K"]) -> Bool[
     return matched.gather(1, places.flatten(1)).view(places.shape) == numbers
 
 
-def _normalised(
+def _normalized(
     alignment: Float[Tensor, "B T K"], overlaps: Float[Tensor, "B T K"], kept: Bool[Tensor, "B T K"]
 ) -> Float[Tensor, "B T K"]:
     """Alignment of the kept candidates, scaled so that the highest of an object equals its highest IoU; others 0."""
@@ -250,6 +249,6 @@ def _normalised(
 def _leave_out(
     matched: Int[Tensor, "B N"], inside: Bool[Tensor, "B T N"], usable: Bool[Tensor, "B N"], targets: Targets
 ) -> Int[Tensor, "B N"]:
-    """IGNORED instead of NEGATIVE where a centre lies in a crowd or the prediction is not finite."""
+    """IGNORED instead of NEGATIVE where a center lies in a crowd or the prediction is not finite."""
     crowded = (inside & (targets.valid & targets.ignore)[..., None]).any(dim=1)
     return torch.where((crowded | ~usable) & (matched == NEGATIVE), IGNORED, matched)

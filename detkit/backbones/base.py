@@ -13,7 +13,7 @@ class Backbone(nn.Module, ABC):
     """Turns images into feature maps, finest first.
 
     ``out_channels[l]`` and ``strides[l]`` describe level l: its channels, and the distance in image pixels between
-    neighbouring cells. They are known before the first forward, so that necks, heads and anchors are built from them.
+    neighboring cells. They are known before the first forward, so that necks, heads and anchors are built from them.
     Raises ValueError where they do not describe the same levels, finest first.
 
     >>> import torch

@@ -61,7 +61,7 @@ def ssd7_backbone() -> SequentialBackbone:
     """The trunk of SSD7: seven convolutions with batch norm and ELU, a pooling between each two.
 
     Images (B, 3, H, W) of at least 64 pixels to the outputs of convolutions 4 to 7: 64, 48, 48, 32 channels at strides
-    8, 16, 32, 64, sizes rounded down. Source: ssd_keras, keras_ssd7; He initialisation.
+    8, 16, 32, 64, sizes rounded down. Source: ssd_keras, keras_ssd7; He initialization.
 
     >>> import torch
     >>> [tuple(level.shape[-2:]) for level in ssd7_backbone()(torch.zeros(2, 3, 300, 480))]

@@ -18,7 +18,7 @@ class SmallBackbone(Backbone):
     ``channels`` gives each stage's width. Stage 0 works at ``stem_stride`` (2 or 4), so the default has levels at
     strides 4, 8, 16, 32. ``levels`` picks, ascending, the stages that are returned (default: all); stages behind the
     last one are not built. ``norm`` is called with the number of channels (``functools.partial(nn.GroupNorm, 8)``).
-    Images (B, 3, H, W) of any size; level sizes are rounded up. He initialisation (arXiv 1502.01852, section 2.2).
+    Images (B, 3, H, W) of any size; level sizes are rounded up. He initialization (arXiv 1502.01852, section 2.2).
 
     >>> import torch
     >>> backbone = SmallBackbone((16, 32, 64), levels=(1, 2))

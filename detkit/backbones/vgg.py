@@ -14,10 +14,10 @@ VGG16_DEPTHS = (2, 2, 3, 3, 3)
 
 
 def vgg_features(depths: Sequence[int] = VGG16_DEPTHS) -> nn.Sequential:
-    """Randomly initialised VGG layers, laid out as ``torchvision.models.vgg16().features``; each stage ends in a pool.
+    """Randomly initialized VGG layers, laid out as ``torchvision.models.vgg16().features``; each stage ends in a pool.
 
     Use it where no pretrained VGG is at hand: torchvision's constructor also fills 120 million classifier weights.
-    Source: arXiv 1409.1556, table 1 (column D for the default); He initialisation.
+    Source: arXiv 1409.1556, table 1 (column D for the default); He initialization.
 
     >>> [type(layer).__name__ for layer in vgg_features((1, 1))]
     ['Conv2d', 'ReLU', 'MaxPool2d', 'Conv2d', 'ReLU', 'MaxPool2d']
@@ -59,11 +59,11 @@ def vgg_backbone(features: nn.Sequential, *, levels: Sequence[int] = (2, 3, 4)) 
 
 
 class SSDVGGBackbone(Backbone):
-    """VGG-16 as SSD uses it: conv4_3 (512 channels, stride 8, L2-normalised) and fc7 (1024 channels, stride 16).
+    """VGG-16 as SSD uses it: conv4_3 (512 channels, stride 8, L2-normalized) and fc7 (1024 channels, stride 16).
 
     ``features`` come from ``torchvision.models.vgg16`` or :func:`vgg_features`; the layers are adopted, not copied.
     The third pooling rounds up (300 pixels give 38 cells), the fifth is 3 x 3 without stride, fc6 is a 3 x 3
-    convolution of dilation 6, fc7 a 1 x 1, both newly initialised (Xavier). Images (B, 3, H, W) are expected in the
+    convolution of dilation 6, fc7 a 1 x 1, both newly initialized (Xavier). Images (B, 3, H, W) are expected in the
     range and with the mean that VGG was trained on. As in torchvision only the third pooling rounds up, where Caffe
     rounds all of them: no difference at 300 and at 512 pixels.
     Source: SSD (arXiv 1512.02325, section 3, "Base network", and section 3.1 for the norm).
@@ -93,7 +93,7 @@ class SSDVGGBackbone(Backbone):
         self.deep = nn.Sequential(*deep, fully)
 
     def forward(self, images: Float[Tensor, "B D H W"]) -> list[Tensor]:
-        """The normalised conv4_3, and fc7."""
+        """The normalized conv4_3, and fc7."""
         self.check_images(images)
         features = self.features(images)
         # The layer behind works in place on its own output only, so the features may be shared.

@@ -31,7 +31,7 @@ from detkit.boxes.nms import batched_nms, nms
 from detkit.boxes.padded import multiclass_nms_padded, nms_padded
 from detkit.boxes.pooling import project_to_cells, roi_align, roi_pool, spatial_pyramid_pool
 from detkit.boxes.pyramid import PyramidRoIAlign
-from detkit.boxes.rescore import matrix_nms, soft_nms, soft_nms_padded
+from detkit.boxes.soft_nms import matrix_nms, soft_nms, soft_nms_padded
 from detkit.boxes.tokens import TokenCoder
 
 __all__ = [

@@ -8,23 +8,22 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
-from detkit.boxes.arguments import as_boxes, check_broadcast, promote
+from detkit._inputs import as_boxes, check_broadcast, check_not_negative, promote
 from detkit.boxes.convert import cxcywh_to_xyxy, xyxy_to_cxcywh
-from detkit.checks import check_not_negative
 
 _EACH = "an anchor for each, or one for all"
 _SMALLEST_SIDE, _LARGEST_SIDE = 2.0**-40, 2.0**40
 _FARTHEST = 2.0**60  # no pixel lies beyond; sums and products of such coordinates stay finite in float32
-_INSIDE = 1e-6  # how near the border of its cell a centre may lie, as logits of 0 and 1 are infinite
+_INSIDE = 1e-6  # how near the border of its cell a center may lie, as logits of 0 and 1 are infinite
 
 
 class DeltaCoder(nn.Module):
     """Boxes as shift and log-scale from an anchor, the coding of R-CNN, SSD and RetinaNet.
 
     ``encode`` gives (wx (cx - cxa) / wa, wy (cy - cya) / ha, ww log(w / wa), wh log(h / ha)); ``decode`` inverts it.
-    ``weights`` (wx, wy, ww, wh) are the inverse of SSD's variances: (10, 10, 5, 5) for .1, .1, .2, .2. ``clamp`` bounds
+    ``scale`` (wx, wy, ww, wh) are the inverse of SSD's variances: (10, 10, 5, 5) for .1, .1, .2, .2. ``clamp`` bounds
     the log-scale of a decoded box, so that no logit overflows: log(1000 / 16) by default. ``eps`` is added inside the
-    logarithm (1e-6 reproduces Dive into Deep Learning). Raises ValueError for weights that are not four positive
+    logarithm (1e-6 reproduces Dive into Deep Learning). Raises ValueError for a scale that is not four positive
     numbers. Source: Girshick et al. 2014, appendix C.
 
     >>> coder = DeltaCoder((10.0, 10.0, 5.0, 5.0))
@@ -33,19 +32,19 @@ class DeltaCoder(nn.Module):
     True
     """
 
-    weights: Tensor
+    scale: Tensor
 
     def __init__(
-        self, weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0), *, clamp: float = math.log(1000 / 16), eps: float = 0.0
+        self, scale: Sequence[float] = (1.0, 1.0, 1.0, 1.0), *, clamp: float = math.log(1000 / 16), eps: float = 0.0
     ) -> None:
         super().__init__()
-        if len(weights) != 4 or not all(_SMALLEST_SIDE <= weight <= _LARGEST_SIDE for weight in weights):
+        if len(scale) != 4 or not all(_SMALLEST_SIDE <= factor <= _LARGEST_SIDE for factor in scale):
             raise ValueError(
-                f"DeltaCoder: weights={tuple(weights)} must be four positive numbers (x, y, w, h), of 1e-12 to 1e12"
+                f"DeltaCoder: scale={tuple(scale)} must be four positive numbers (x, y, w, h), of 1e-12 to 1e12"
             )
         check_not_negative("DeltaCoder", clamp=clamp, eps=eps)
         self.clamp, self.eps = clamp, eps
-        self.register_buffer("weights", torch.tensor(weights, dtype=torch.float64), persistent=False)
+        self.register_buffer("scale", torch.tensor(scale, dtype=torch.float64), persistent=False)
 
     def encode(self, boxes: Shaped[Tensor, "*#B 4"], anchors: Shaped[Tensor, "*#B 4"]) -> Float[Tensor, "*B 4"]:
         """Deltas that lead from ``anchors`` to ``boxes``, both xyxy (..., 4) that broadcast; finite for finite input.
@@ -63,7 +62,7 @@ class DeltaCoder(nn.Module):
         target, source = torch.where(solid, target, 1), torch.where(solid, source, 1)
         shift = (target[..., :2] - source[..., :2]) / source[..., 2:]
         scale = torch.log(target[..., 2:] / source[..., 2:] + self.eps)
-        deltas = torch.cat((shift, scale), dim=-1) * self.weights.to(shift)
+        deltas = torch.cat((shift, scale), dim=-1) * self.scale.to(shift)
         return torch.where(solid, deltas, 0)
 
     def decode(self, deltas: Float[Tensor, "*#B 4"], anchors: Shaped[Tensor, "*#B 4"]) -> Float[Tensor, "*B 4"]:
@@ -75,22 +74,20 @@ class DeltaCoder(nn.Module):
         source = _bounded_cxcywh(anchors, function="DeltaCoder.decode")
         deltas = as_boxes(deltas, function="DeltaCoder.decode", name="deltas", corners=False)
         check_broadcast("DeltaCoder.decode", _EACH, deltas=deltas.shape, anchors=source.shape)
-        deltas = deltas / self.weights.to(source)
-        centre = source[..., :2] + deltas[..., :2] * source[..., 2:]
+        deltas = deltas / self.scale.to(source)
+        center = source[..., :2] + deltas[..., :2] * source[..., 2:]
         size = source[..., 2:] * deltas[..., 2:].clamp(max=self.clamp).exp()
-        return cxcywh_to_xyxy(torch.cat((centre, size), dim=-1))
+        return cxcywh_to_xyxy(torch.cat((center, size), dim=-1))
 
     def extra_repr(self) -> str:
         """The settings that ``print`` shows."""
-        return f"weights={tuple(self.weights.tolist())}, clamp={self.clamp:.4g}" + (
-            f", eps={self.eps}" if self.eps else ""
-        )
+        return f"scale={tuple(self.scale.tolist())}, clamp={self.clamp:.4g}" + (f", eps={self.eps}" if self.eps else "")
 
 
 class DistanceCoder(nn.Module):
-    """Boxes as distances of their four sides from a point: the coding of FCOS, ATSS and generalised focal loss.
+    """Boxes as distances of their four sides from a point: the coding of FCOS, ATSS and generalized focal loss.
 
-    ``encode`` gives (cx - x1, cy - y1, x2 - cx, y2 - cy) with (cx, cy) the point, or the centre of the anchor: positive
+    ``encode`` gives (cx - x1, cy - y1, x2 - cx, y2 - cy) with (cx, cy) the point, or the center of the anchor: positive
     where it lies inside the box. ``unit=None`` counts pixels; a number counts that fraction of the anchor's width and
     height: 1 for anchors as large as the stride (FCOS; torchvision's BoxLinearCoder), 1/8 for the eight times larger
     ones of ATSS. Raises ValueError for a unit that is not positive. Source: Tian et al. 2019, equation 1.
@@ -145,14 +142,14 @@ class DistanceCoder(nn.Module):
 class GridCoder(nn.Module):
     """Boxes as place in a grid cell and scale of an anchor: the coding of YOLO.
 
-    The centre is (column + sigmoid(tx), row + sigmoid(ty)) cells, width and height are exp(tw) and exp(th) times those
-    of the anchor, as in YOLO v2 and v3. ``form="root"`` is v1's linear coding: the centre is (column + tx, row + ty)
+    The center is (column + sigmoid(tx), row + sigmoid(ty)) cells, width and height are exp(tw) and exp(th) times those
+    of the anchor, as in YOLO v2 and v3. ``form="root"`` is v1's linear coding: the center is (column + tx, row + ty)
     cells, width and height are tw and th squared times the anchor's, there the whole image. ``clamp`` bounds the
     log-scale of a decoded box: log(1000) by default. Raises ValueError for another form and a clamp that is not a
     positive number. Source: Redmon and Farhadi 2017, section 2 ("Direct location prediction"); Redmon et al. 2016,
     section 2.
 
-    Anchors are xyxy centred in their cells, and ``strides`` the size of these: a number, or (..., 2) as width and
+    Anchors are xyxy centered in their cells, and ``strides`` the size of these: a number, or (..., 2) as width and
     height, which :meth:`~detkit.anchors.GridAnchors.strides_of` gives.
 
     >>> coder, anchors = GridCoder(), torch.tensor([[8.0, 4, 40, 44]])  # in the cell from (16, 16) to (32, 32)
@@ -179,7 +176,7 @@ class GridCoder(nn.Module):
     ) -> Float[Tensor, "*B 4"]:
         """Deltas (tx, ty, tw, th) that lead from ``anchors`` to ``boxes``, both xyxy (..., 4); finite for finite input.
 
-        In the log form a centre outside its cell, or within 1e-6 of its border, is moved inside. A box, anchor or cell
+        In the log form a center outside its cell, or within 1e-6 of its border, is moved inside. A box, anchor or cell
         without area has deltas 0, as have those with sides outside 1e-12 to 1e12.
         """
         target = xyxy_to_cxcywh(as_boxes(boxes, function="GridCoder.encode"))
@@ -217,8 +214,8 @@ class GridCoder(nn.Module):
         else:
             most = math.exp(self.clamp / 2)
             scale = scale.clamp(-most, most).square()
-        centre = source[..., :2] + (offset - 0.5) * cells
-        return cxcywh_to_xyxy(torch.cat((centre, source[..., 2:] * scale), dim=-1))
+        center = source[..., :2] + (offset - 0.5) * cells
+        return cxcywh_to_xyxy(torch.cat((center, source[..., 2:] * scale), dim=-1))
 
     def extra_repr(self) -> str:
         """The settings that ``print`` shows."""

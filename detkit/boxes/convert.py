@@ -4,11 +4,11 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from detkit.boxes.arguments import as_boxes
+from detkit._inputs import as_boxes
 
 
 def xyxy_to_cxcywh(boxes: Shaped[Tensor, "... 4"]) -> Float[Tensor, "... 4"]:
-    """Corners (x1, y1, x2, y2) to centre and size (cx, cy, w, h).
+    """Corners (x1, y1, x2, y2) to center and size (cx, cy, w, h).
 
     >>> xyxy_to_cxcywh(torch.tensor([10.0, 20, 30, 60]))
     tensor([20., 40., 20., 40.])
@@ -18,7 +18,7 @@ def xyxy_to_cxcywh(boxes: Shaped[Tensor, "... 4"]) -> Float[Tensor, "... 4"]:
 
 
 def cxcywh_to_xyxy(boxes: Shaped[Tensor, "... 4"]) -> Float[Tensor, "... 4"]:
-    """Centre and size (cx, cy, w, h) to corners (x1, y1, x2, y2).
+    """Center and size (cx, cy, w, h) to corners (x1, y1, x2, y2).
 
     >>> cxcywh_to_xyxy(torch.tensor([20.0, 40, 20, 40]))
     tensor([10., 20., 30., 60.])

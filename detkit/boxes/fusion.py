@@ -9,8 +9,7 @@ from jaxtyping import Float, Int, Shaped
 from numpy.typing import NDArray
 from torch import Tensor
 
-from detkit.boxes.arguments import check_box_values, check_finite, promote
-from detkit.checks import check_fraction, first_bad
+from detkit._inputs import check_box_values, check_finite, check_fraction, first_bad, promote
 
 _FUNCTION = "weighted_boxes_fusion"
 _LARGEST = 1e150  # areas of larger boxes overflow float64

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from detkit.boxes.arguments import as_boxes, check_broadcast
+from detkit._inputs import as_boxes, check_broadcast
 from detkit.boxes.overlap import coordinate_limit, iou_matrix, is_plain, mirror, smallest_union
 
 DistanceVariant = Literal["squared", "unsquared"]
@@ -50,7 +50,7 @@ def generalized_box_iou(
 def distance_box_iou(
     boxes1: Shaped[Tensor, "... N 4"], boxes2: Shaped[Tensor, "... M 4"], *, variant: DistanceVariant = "squared"
 ) -> Float[Tensor, "... N M"]:
-    """DIoU of every pair: IoU minus squared centre distance over squared diagonal of the enclosing box; in [-1, 1].
+    """DIoU of every pair: IoU minus squared center distance over squared diagonal of the enclosing box; in [-1, 1].
 
     Shapes as :func:`box_iou`. ``variant="unsquared"`` divides the plain distance by the squared diagonal, as one
     report prints it: that form changes with the scale of the boxes. Source: Zheng et al. 2020, equation 7.
@@ -245,7 +245,7 @@ def distance_formula(variant: str, function: str) -> _Formula:
     return formulas[variant]
 
 
-def _centre_distance_squared(a: BoxSides, b: BoxSides) -> Tensor:
+def _center_distance_squared(a: BoxSides, b: BoxSides) -> Tensor:
     dx = ((a.x1 + a.x2) - (b.x1 + b.x2)) / 2
     dy = ((a.y1 + a.y2) - (b.y1 + b.y2)) / 2
     return dx * dx + dy * dy
@@ -258,12 +258,12 @@ def _diagonal_squared(a: BoxSides, b: BoxSides) -> Tensor:
 
 def _distance(a: BoxSides, b: BoxSides) -> Tensor:
     diagonal = _diagonal_squared(a, b)
-    apart = torch.minimum(_centre_distance_squared(a, b), diagonal)  # centres of inverted boxes lie outside their hull
+    apart = torch.minimum(_center_distance_squared(a, b), diagonal)  # centers of inverted boxes lie outside their hull
     return _iou(a, b) - _ratio(apart, diagonal)
 
 
 def _distance_unsquared(a: BoxSides, b: BoxSides) -> Tensor:
-    squared = _centre_distance_squared(a, b)
+    squared = _center_distance_squared(a, b)
     apart = squared > 0
     distance = torch.where(apart, torch.where(apart, squared, 1).sqrt(), 0)  # the root has no gradient at 0
     return _iou(a, b) - _ratio(distance, _diagonal_squared(a, b))

@@ -1,9 +1,9 @@
 """Which of many boxes are near enough to overlap by a given IoU, found without comparing all with all.
 
-Of two boxes with IoU above t, the widths differ by a factor of at most 1/t, the heights too, and the centres lie at
+Of two boxes with IoU above t, the widths differ by a factor of at most 1/t, the heights too, and the centers lie at
 most (1-t)/(1+t) times the mean width (height) apart: each side is an interval, and the IoU of the sides bounds that of
 the boxes. So boxes are put into cells: one for each power of 1/t in width and in height, and for each step of the
-centre that fits such sizes. A box then has its partners in its own, the next smaller and the next larger sizes (nine
+center that fits such sizes. A box then has its partners in its own, the next smaller and the next larger sizes (nine
 kinds of cells), and there within a few steps. Cells along x follow each other in one table, so that a row of cells is
 one range of it. The table is a hash: cells that fall together only add pairs, which the caller's exact test discards.
 """
@@ -20,7 +20,7 @@ from detkit.boxes.overlap import Mirrored
 _SLOTS = 16  # slots of the table for each box: with fewer more strangers meet, more do not fit the cache
 _ROUNDING = 1e-5  # a computed IoU may be above t where the exact one is a little below
 _LARGEST = 0.99  # nearer to 1 every size would be a level of its own
-_ULP = 2.0**-51  # how far a centre in float64 may be rounded, relative to itself
+_ULP = 2.0**-51  # how far a center in float64 may be rounded, relative to itself
 _MOST_ROWS = 4  # of cells that a box may reach into; two, but for rounding
 _PRIMES = (73856093, 19349663, 83492791)
 
@@ -74,7 +74,7 @@ class _Cells:
         self.reach = (1 - threshold) / (1 + threshold) / 2  # of the sum of two sides
         # A cell is so high that a box reaches into two rows at most; along x, where ranges are free, cells are finer.
         self.steps = [2 * self.reach * self.ratio, 2 * self.reach * self.ratio * (self.ratio + 1)]
-        (x, y), sides = _centres_and_sides(boxes)
+        (x, y), sides = _centers_and_sides(boxes)
         levels = self._levels(sides)
         self.lowest, self.highest = int(levels.amin()), int(levels.amax())
         exponents = torch.arange(self.lowest, self.highest + 1, dtype=torch.float64)
@@ -94,10 +94,10 @@ class _Cells:
 
         ``wider`` lists how many levels wider partners may be. None where boxes reach into more than a few rows.
         """
-        centres, sides = _centres_and_sides(boxes)
+        centers, sides = _centers_and_sides(boxes)
         levels = self._levels(sides)
-        columns = self._interval(0, centres[0], sides[0], levels[0], wider)
-        rows = self._interval(1, centres[1], sides[1], levels[1], (-1, 0, 1))
+        columns = self._interval(0, centers[0], sides[0], levels[0], wider)
+        rows = self._interval(1, centers[1], sides[1], levels[1], (-1, 0, 1))
         spans = (columns.high - columns.low + 1).clamp(0, self.mask)
         height = int((rows.high - rows.low).amax()) + 1
         if height > _MOST_ROWS:
@@ -116,20 +116,20 @@ class _Cells:
     def _levels(self, sides: Float[Tensor, "2 N"]) -> Int[Tensor, "2 N"]:
         return (sides.log() / math.log(self.ratio)).floor().to(torch.int64)
 
-    def _interval(self, axis: int, centre: Tensor, side: Tensor, level: Tensor, offsets: tuple[int, ...]) -> _Interval:
+    def _interval(self, axis: int, center: Tensor, side: Tensor, level: Tensor, offsets: tuple[int, ...]) -> _Interval:
         level = level + torch.tensor(offsets)[:, None]
         present = (level >= self.lowest) & (level <= self.highest)
         level = level.clamp(self.lowest, self.highest)
         power = self.powers[level - self.lowest]
         largest = torch.minimum(power * self.ratio, side * self.ratio)
-        reach = (side + largest) * self.reach + centre.abs() * _ULP
+        reach = (side + largest) * self.reach + center.abs() * _ULP
         step = self.steps[axis] * power
-        low = ((centre - reach) / step).floor()
-        high = torch.where(present, ((centre + reach) / step).floor(), low - 1)
+        low = ((center - reach) / step).floor()
+        high = torch.where(present, ((center + reach) / step).floor(), low - 1)
         return _Interval(level, low.to(torch.int64), high.to(torch.int64))
 
 
-def _centres_and_sides(boxes: Mirrored) -> tuple[Float[Tensor, "2 N"], Float[Tensor, "2 N"]]:
+def _centers_and_sides(boxes: Mirrored) -> tuple[Float[Tensor, "2 N"], Float[Tensor, "2 N"]]:
     low, high = boxes.sides.double().split(2)
     return (high - low) / 2, high + low
 

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from detkit.boxes.arguments import promote
+from detkit._inputs import promote
 from detkit.boxes.nms import check_options
 from detkit.boxes.suppression import Measure, best_first, surviving, usable
 

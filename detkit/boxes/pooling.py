@@ -11,8 +11,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from detkit.boxes.arguments import as_boxes, promote
-from detkit.checks import first_bad, full_checks
+from detkit._inputs import as_boxes, first_bad, full_checks, promote
 
 BoxesOfImages = Tensor | Sequence[Tensor]
 _FARTHEST_CELL = 2.0**20  # the kernels hold cells in 32-bit integers

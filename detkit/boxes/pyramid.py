@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
-from detkit.boxes.arguments import promote
+from detkit._inputs import promote
 
 _FARTHEST_CELL = 2.0**20  # the kernel holds cells in 32-bit integers
 

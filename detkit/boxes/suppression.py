@@ -22,10 +22,10 @@ import torchvision
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from detkit._ranking import stable_topk
 from detkit.boxes.iou import paired_distance_box_iou
 from detkit.boxes.near import near_pairs
 from detkit.boxes.overlap import Mirrored, coordinate_limit, iou_matrix, mirror, paired_above, smallest_union
-from detkit.ranking import stable_topk
 
 Measure = Literal["iou", "diou"]
 

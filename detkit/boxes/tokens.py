@@ -6,8 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
-from detkit.boxes.arguments import as_boxes
-from detkit.checks import first_bad, full_checks
+from detkit._inputs import as_boxes, first_bad, full_checks
 from detkit.structures import NEGATIVE
 
 Vocabulary = Literal["code", "paper"]

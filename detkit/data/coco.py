@@ -8,10 +8,10 @@ import torch
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
+from detkit._rle import draw_mask
 from detkit.data.coco_json import CocoRecords, read_coco
 from detkit.data.files import read_image, resolve_inside
 from detkit.data.truth import Degenerate, Transforms, check_degenerate, make_target
-from detkit.rle import draw_mask
 from detkit.structures import Target
 
 

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from detkit._json_file import read_json
+from detkit._rle import Segmentation, check_segmentation
 from detkit.data.files import check_name, check_pixels, shown
 from detkit.data.truth import Degenerate, sized_boxes
-from detkit.json_file import read_json
-from detkit.rle import Segmentation, check_segmentation
 
 MAX_COORDINATE = float(1 << 31)
 """Larger coordinates, in either direction, are refused."""

@@ -102,14 +102,14 @@ def check_pixels(height: int, width: int, *, owner: str) -> None:
 def read_image(root: str | Path, name: object, *, size: tuple[int, int], owner: str) -> tv_tensors.Image:
     """Decode an image below ``root`` to RGB uint8 (3, H, W); ``size`` is the declared (height, width).
 
-    Grey values are repeated, an alpha channel is dropped, an EXIF orientation is left alone (boxes are drawn on the
+    Gray values are repeated, an alpha channel is dropped, an EXIF orientation is left alone (boxes are drawn on the
     stored pixels). Raises ValueError as :func:`open_inside` does, and for a size that is not the declared one, more
     than :data:`MAX_IMAGE_PIXELS`, 16-bit or float pixels, and a file that is broken or no image.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as root:
-    ...     Image.new("L", (6, 4), 7).save(os.path.join(root, "grey.png"))
-    ...     image = read_image(root, "grey.png", size=(4, 6), owner="image id=1")
+    ...     Image.new("L", (6, 4), 7).save(os.path.join(root, "gray.png"))
+    ...     image = read_image(root, "gray.png", size=(4, 6), owner="image id=1")
     >>> image.shape, image.unique().tolist()
     (torch.Size([3, 4, 6]), [7])
     """

@@ -1,7 +1,7 @@
 """Samplers whose order is a pure function of (seed, epoch), and that go on with the very next sample after a restart.
 
 Iterating changes nothing in a sampler: workers fetch ahead of the training step, so what was handed out is not what
-was learnt. The loop says what it has done with ``advance``; ``state_dict`` then holds the truth.
+was learned. The loop says what it has done with ``advance``; ``state_dict`` then holds the truth.
 """
 
 from abc import ABC, abstractmethod

@@ -109,7 +109,7 @@ class DigitScenes(Dataset[tuple[Any, Target]]):
         owner = np.full(self.size, -1, np.int8)
         for t, (sample, side, (top, left)) in enumerate(zip(samples, sides, corners, strict=True)):
             ink = _ink(side, sample)
-            _blend(canvas, ink, top, left, _colour(rng, dark=bright))
+            _blend(canvas, ink, top, left, _color(rng, dark=bright))
             owner[top : top + side, left : left + side][ink >= 0.5] = t
         canvas += _noise(rng, self.size) * rng.uniform(0, 10)
         labels = _samples()[1][samples]
@@ -188,14 +188,14 @@ def _noise(rng: np.random.Generator, size: tuple[int, int]) -> _Array:
 
 
 def _background(rng: np.random.Generator, size: tuple[int, int], bright: bool) -> _Array:
-    """A colour with an intensity gradient, (3, H, W); bright ones are for dark ink."""
+    """A color with an intensity gradient, (3, H, W); bright ones are for dark ink."""
     slopes = rng.uniform(-25, 25, 2).astype(np.float32)
     shade = np.tensordot(slopes, _ramps(size), 1)
-    return shade + _colour(rng, dark=not bright)
+    return shade + _color(rng, dark=not bright)
 
 
-def _colour(rng: np.random.Generator, *, dark: bool) -> _Array:
-    """A colour (3, 1, 1) of low saturation, dark or bright."""
+def _color(rng: np.random.Generator, *, dark: bool) -> _Array:
+    """A color (3, 1, 1) of low saturation, dark or bright."""
     level = rng.uniform(10, 65) if dark else rng.uniform(170, 235)
     return (level + rng.uniform(-25, 25, (3, 1, 1))).astype(np.float32)
 
@@ -211,7 +211,7 @@ def _clutter(rng: np.random.Generator, canvas: _Array, pool: NDArray[np.int64], 
             third = len(whole) // 3
             ink = whole[:third] if rng.random() < 0.5 else whole[:, :third]
         top, left = int(rng.integers(height - ink.shape[0] + 1)), int(rng.integers(width - ink.shape[1] + 1))
-        _blend(canvas, ink * np.float32(rng.uniform(0.15, 0.5)), top, left, _colour(rng, dark=bright))
+        _blend(canvas, ink * np.float32(rng.uniform(0.15, 0.5)), top, left, _color(rng, dark=bright))
 
 
 def _placed(
@@ -243,9 +243,9 @@ def _free(corners: NDArray[np.int64], side: int, taken: NDArray[np.int64]) -> ND
     return (shared <= _COVER * np.minimum(sides, side) ** 2).all(1)
 
 
-def _blend(canvas: _Array, ink: _Array, top: int, left: int, colour: _Array) -> None:
+def _blend(canvas: _Array, ink: _Array, top: int, left: int, color: _Array) -> None:
     window = canvas[:, top : top + ink.shape[0], left : left + ink.shape[1]]
-    window += ink * (colour - window)
+    window += ink * (color - window)
 
 
 def _truth(owner: NDArray[np.int8], labels: NDArray[np.int64], index: int, masks: bool) -> Target:

@@ -101,14 +101,14 @@ def flip_augmentation(*, vertical: bool = False) -> v2.Compose:
 
 
 def ssd_augmentation(*, size: tuple[int, int] | None = None) -> v2.Compose:
-    """SSD's augmentation (Liu et al. 2016, section 2.2 and 3.6): colours, zooming out, patches, flip, each at random.
+    """SSD's augmentation (Liu et al. 2016, section 2.2 and 3.6): colors, zooming out, patches, flip, each at random.
 
     Patches: the whole image, one with a minimum IoU of .1 .3 .5 .7 .9 with some object, or a free one; scale .3 to 1,
-    aspect .5 to 2, 50 trials; an object stays where its centre does. Zooming out by up to 4, on the mean colour.
+    aspect .5 to 2, 50 trials; an object stays where its center does. Zooming out by up to 4, on the mean color.
     ``size`` (height, width) resizes at the end; area keeps its value in the pixels of the original image.
 
     Deviations of v2 from the Caffe code: brightness is a factor .875 to 1.125 rather than an offset up to 32, a patch
-    with zero minimum IoU stands for the free one, and half of the images have their colour channels permuted.
+    with zero minimum IoU stands for the free one, and half of the images have their color channels permuted.
 
     >>> image = tv_tensors.Image(torch.zeros(3, 50, 40, dtype=torch.uint8))
     >>> boxes = tv_tensors.BoundingBoxes([[5., 5., 35., 45.]], format="XYXY", canvas_size=(50, 40))

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torchvision import tv_tensors
 
-from detkit.rle import encode_masks
+from detkit._rle import encode_masks
 from detkit.structures import Target
 
 Degenerate = Literal["drop", "raise"]

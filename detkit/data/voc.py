@@ -43,7 +43,7 @@ class VocDataset(Dataset[tuple[Any, Target]]):
 
     An item is (image, target) as :class:`~detkit.data.CocoDataset` gives it, with image_id the position in the split
     file. ``classes`` fixes the labels; without it they are the sorted names found in this split, so give it where
-    splits must agree. Objects marked *difficult* stay with iscrowd 1, so that they are neither learnt nor judged, or
+    splits must agree. Objects marked *difficult* stay with iscrowd 1, so that they are neither learned nor judged, or
     go with ``keep_difficult=False``. VOC's own files count pixels from 1 and include the last one: ``minus_one=True``
     takes 1 from xmin and ymin, so that boxes are continuous.
 

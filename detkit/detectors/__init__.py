@@ -35,7 +35,7 @@ from detkit.detectors.recipes import (
     ssd512,
     tiny_ssd,
 )
-from detkit.detectors.region import Pixels, RegionFeatures, RegionStage
+from detkit.detectors.region import RegionFeatures, RegionStage
 from detkit.detectors.region_fit import RCNNFit, fit_rcnn
 from detkit.detectors.region_svm import SVMSettings
 from detkit.detectors.roi import BoxStage
@@ -58,7 +58,6 @@ __all__ = [
     "KeypointStage",
     "LevelwisePostprocess",
     "MaskStage",
-    "Pixels",
     "Postprocess",
     "Preprocess",
     "ProposalPostprocess",

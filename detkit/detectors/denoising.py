@@ -6,9 +6,8 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
+from detkit._inputs import check_fraction, promote
 from detkit.boxes import xyxy_to_cxcywh
-from detkit.boxes.arguments import promote
-from detkit.checks import check_fraction
 from detkit.heads.sequence import uniform_like
 from detkit.structures import IGNORED, Assignment, Targets
 
@@ -24,7 +23,7 @@ class NoisedQueries(NamedTuple):
 class DenoisingQueries(nn.Module):
     """Every object as a query of each of ``groups``, with a disturbed box and at times another class.
 
-    A box's centre moves by up to ``box_noise`` / 2 of its sides, its sides change by up to ``box_noise`` of themselves;
+    A box's center moves by up to ``box_noise`` / 2 of its sides, its sides change by up to ``box_noise`` of themselves;
     it is clipped to the image. With probability ``label_noise`` the class is drawn anew from all. Such a query is
     matched with its object beforehand: ``assignment`` says so. Rows are IGNORED that are padding, crowd, or nothing to
     learn from: a label that is no class, a box that is not finite (the matcher names these). Which query may look at
@@ -98,6 +97,6 @@ class DenoisingQueries(nn.Module):
     def _disturbed(self, boxes: Float[Tensor, "B N 4"], noise: Float[Tensor, "B N 4"]) -> Float[Tensor, "B N 4"]:
         """cx, cy, w, h moved by ``noise`` in [0, 1), clipped to the image."""
         shift = (2 * noise - 1) * self.box_noise
-        centre, sides = boxes[..., :2] + shift[..., :2] * boxes[..., 2:] / 2, boxes[..., 2:] * (1 + shift[..., 2:])
-        low, high = (centre - sides / 2).clamp(0, 1), (centre + sides / 2).clamp(0, 1)
+        center, sides = boxes[..., :2] + shift[..., :2] * boxes[..., 2:] / 2, boxes[..., 2:] * (1 + shift[..., 2:])
+        low, high = (center - sides / 2).clamp(0, 1), (center + sides / 2).clamp(0, 1)
         return torch.cat(((low + high) / 2, high - low), -1)

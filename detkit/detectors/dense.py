@@ -99,7 +99,7 @@ class DenseStage(Stage):
 
 
 def check_objects(function: str, targets: Targets, num_classes: int) -> None:
-    """Raise ValueError for an object whose label is no class: -1 would else be learnt as background.
+    """Raise ValueError for an object whose label is no class: -1 would else be learned as background.
 
     >>> from detkit.structures import pad_targets
     >>> check_objects("f", pad_targets([{"boxes": torch.ones(1, 4), "labels": torch.tensor([-1])}]), 3)

@@ -36,7 +36,7 @@ class Stage(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} must define forward()")
 
     def loss(self, outputs: Any, targets: Targets) -> dict[str, Tensor]:
-        """Scalars, already weighted: their sum is what the stage minimises."""
+        """Scalars, already weighted: their sum is what the stage minimizes."""
         raise NotImplementedError(f"{type(self).__name__} must define loss()")
 
     def detections(self, outputs: Any, images: Images) -> Detections:
@@ -56,7 +56,7 @@ class Detector(nn.Module):
     and state_dict keys. Whether the model trains or infers is chosen by arguments, not by ``train()`` and ``eval()``:
 
     - ``detector(images)`` finds: list of images in, list of Detection dicts out, in the images' own pixels;
-    - ``detector(images, targets)`` gives the losses, a dict of weighted scalars: minimise ``sum(losses.values())``;
+    - ``detector(images, targets)`` gives the losses, a dict of weighted scalars: minimize ``sum(losses.values())``;
     - an :class:`Images` batch, already preprocessed, goes straight in with padded :class:`Targets`, and padded
       :class:`Detections` come out: that form compiles and exports.
 

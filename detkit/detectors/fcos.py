@@ -1,4 +1,4 @@
-"""The stage of FCOS: classes, distances and centreness for every point of the feature maps, at once."""
+"""The stage of FCOS: classes, distances and centerness for every point of the feature maps, at once."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ class FCOSOutputs(NamedTuple):
 
     logits: Float[Tensor, "B N C"]
     distances: Float[Tensor, "B N 4"]
-    centre_logits: Float[Tensor, "B N"]
+    center_logits: Float[Tensor, "B N"]
     anchors: Float[Tensor, "N 4"]
     counts: Sequence[Any]
 
@@ -28,7 +28,7 @@ class FCOSOutputs(NamedTuple):
 class FCOSStage(Stage):
     """Wires heads, points, matcher, coder, loss and postprocess into FCOS.
 
-    ``class_head`` maps the list of features to logits (B, N, C), ``box_head`` to distances (B, N, 4) and centreness
+    ``class_head`` maps the list of features to logits (B, N, C), ``box_head`` to distances (B, N, 4) and centerness
     logits (B, N); ``anchors(features, images)`` gives one square (N, 4) for each cell, in the same order;
     ``matcher(anchors, targets)`` an Assignment; ``coder`` translates boxes to distances and back.
 
@@ -55,10 +55,10 @@ class FCOSStage(Stage):
     def forward(
         self, features: list[Tensor], images: Images, detections: Detections | None, targets: Targets | None = None
     ) -> FCOSOutputs:
-        """Logits, distances and centreness for every point; the same with targets as without."""
+        """Logits, distances and centerness for every point; the same with targets as without."""
         counts = [level.shape[-2] * level.shape[-1] for level in features]
-        distances, centre_logits = self.box_head(features)
-        return FCOSOutputs(self.class_head(features), distances, centre_logits, self.anchors(features, images), counts)
+        distances, center_logits = self.box_head(features)
+        return FCOSOutputs(self.class_head(features), distances, center_logits, self.anchors(features, images), counts)
 
     def loss(self, outputs: FCOSOutputs, targets: Targets) -> dict[str, Tensor]:
         """The criterion's losses against the targets that the matcher gives the points.
@@ -70,7 +70,7 @@ class FCOSStage(Stage):
         return self.criterion(
             outputs.logits,
             outputs.distances,
-            outputs.centre_logits,
+            outputs.center_logits,
             assigned.labels,
             self.coder.encode(assigned.boxes, outputs.anchors),
             None if targets.weights is None else assigned.weights,
@@ -79,5 +79,5 @@ class FCOSStage(Stage):
     def detections(self, outputs: FCOSOutputs, images: Images) -> Detections:
         """Decoded, thresholded and suppressed boxes."""
         boxes = self.coder.decode(outputs.distances, outputs.anchors)
-        scores = self.criterion.scores(outputs.logits, outputs.centre_logits)
+        scores = self.criterion.scores(outputs.logits, outputs.center_logits)
         return self.postprocess(scores, boxes, images.sizes, counts=outputs.counts)

@@ -9,9 +9,9 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detkit.boxes.arguments import as_boxes, promote
+from detkit._inputs import as_boxes, promote
 from detkit.detectors.detector import Stage
-from detkit.detectors.handover import (
+from detkit.detectors.matched_boxes import (
     checked_boxes,
     matched_objects,
     object_weights,
@@ -115,7 +115,7 @@ def decode_heatmaps(
     """The place of each heatmap's maximum, as x, y, 1 in the pixels of its box, and the logit there.
 
     Every heatmap (M, P, S, S) is enlarged, bicubically, to its box in pixels (M, 4), sides rounded up and at least 1;
-    of equal maxima the first counts, row by row. The place is the centre of its cell, scaled back to the box. Rows that
+    of equal maxima the first counts, row by row. The place is the center of its cell, scaled back to the box. Rows that
     are not ``valid`` or not finite give zeros. A side longer than 4,096 pixels is enlarged to 4,096 cells only: there
     torchvision takes the memory. Compiles and exports. Raises ValueError where shapes disagree.
     Source: He et al. 2017, section 5; the rule is torchvision's.

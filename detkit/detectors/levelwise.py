@@ -8,9 +8,9 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from detkit._inputs import check_fraction
+from detkit._ranking import stable_topk
 from detkit.boxes import clip_boxes_to_image, nms_padded
-from detkit.checks import check_fraction
-from detkit.ranking import stable_topk
 from detkit.structures import Detections
 
 

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from detkit.detectors.detector import Stage
-from detkit.detectors.handover import (
+from detkit.detectors.matched_boxes import (
     checked_boxes,
     matched_objects,
     object_weights,

@@ -5,7 +5,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 from torch.nn import functional as F
 
-from detkit.boxes.arguments import as_boxes, promote
+from detkit._inputs import as_boxes, promote
 
 _FARTHEST = 2.0**30  # pixels; farther corners are moved here, where integers still hold
 
@@ -56,8 +56,8 @@ def paste_masks(
 def _grown(boxes: Float[Tensor, "K 4"], cells: int) -> Int[Tensor, "K 4"]:
     """Boxes with room for one more cell on each side, in whole pixels; empty ones where a box has no meaning."""
     low, high = boxes[:, :2], boxes[:, 2:]
-    reach, centre = (high - low) * 0.5 * ((cells + 2) / cells), (high + low) * 0.5
-    grown = torch.cat((centre - reach, centre + reach), dim=1)
+    reach, center = (high - low) * 0.5 * ((cells + 2) / cells), (high + low) * 0.5
+    grown = torch.cat((center - reach, center + reach), dim=1)
     good = torch.isfinite(grown).all(1) & (high >= low).all(1)
     whole = grown.nan_to_num(0.0).clamp(-_FARTHEST, _FARTHEST).to(torch.int64)
     return torch.where(good[:, None], whole, whole.new_tensor((0, 0, -2, -2)))

@@ -4,8 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from detkit._inputs import check_fraction
 from detkit.boxes import clip_boxes_to_image, multiclass_nms_padded
-from detkit.checks import check_fraction
 from detkit.structures import Detections
 
 

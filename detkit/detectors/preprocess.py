@@ -8,9 +8,8 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from detkit._inputs import as_boxes, check_fraction, first_bad, full_checks, promote
 from detkit.boxes import clip_boxes_to_image
-from detkit.boxes.arguments import as_boxes, promote
-from detkit.checks import check_fraction, first_bad, full_checks
 from detkit.detectors.paste import paste_masks
 from detkit.proposals import Proposals, pad_proposals
 from detkit.structures import Detection, Detections, Images, Target, Targets, batch_images, pad_targets
@@ -20,13 +19,13 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class Preprocess(nn.Module):
-    """Resize, normalise and pad images and their targets; map detections back to the images they were found in.
+    """Resize, normalize and pad images and their targets; map detections back to the images they were found in.
 
     ``size`` reads as in torchvision's Resize: an int is the length of the shorter side, the aspect ratio kept and the
     longer side held to ``max_size``; a pair (height, width) is the exact size, ratio given up; None resizes nothing.
     Sides are rounded down as torchvision's detectors do, so that the shorter may come out one pixel less than asked.
     Images are bilinear, uint8 in [0, 255] or float in [0, 1], then ``(image - mean) / std`` per channel. The batch is
-    padded with zeros, after normalising, to a height and width that ``multiple_of`` divides.
+    padded with zeros, after normalizing, to a height and width that ``multiple_of`` divides.
 
     Masks that come back are bool, True where the probability reaches ``mask_threshold``; None leaves probabilities.
     Targets with a side that is not above 0 pixels are an error (``degenerate="raise"``; on accelerators only with

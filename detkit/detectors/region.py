@@ -1,6 +1,6 @@
 """R-CNN's only stage: every proposal is warped, described by a network, and judged by linear machines.
 
-The machines are not learnt by gradient steps: :func:`detkit.detectors.region_fit.fit_rcnn` fits them.
+The machines are not learned by gradient steps: :func:`detkit.detectors.region_fit.fit_rcnn` fits them.
 """
 
 from collections.abc import Sequence
@@ -11,8 +11,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from detkit._inputs import promote
 from detkit.boxes import DeltaCoder
-from detkit.boxes.arguments import promote
 from detkit.boxes.crop import crop_and_resize
 from detkit.detectors.detector import Stage
 from detkit.detectors.postprocess import Postprocess
@@ -85,7 +85,7 @@ class RegionFeatures(nn.Module):
         return ", ".join(f"{name}={getattr(self, name)}" for name in names)
 
     def _describe(self, pixels: Tensor, boxes: Tensor, sizes: Tensor | None) -> Tensor:
-        crops = crop_and_resize(pixels, boxes, self.size, context=self.context, sizes=sizes)
+        crops = crop_and_resize(pixels, boxes, self.size, context=self.context, image_sizes=sizes)
         maps = self.backbone(crops)
         if isinstance(maps, Sequence):
             maps = maps[-1]
@@ -112,7 +112,7 @@ class RegionStage(Stage):
     Source: Girshick et al. 2014, sections 2.2 and 2.3, appendix C.
 
     >>> from detkit.detectors.recipes.regions import rcnn
-    >>> stage = rcnn(nn.Flatten(), num_classes=2, feature_size=3 * 8 * 8, size=8, context=1).region
+    >>> stage = rcnn(2, nn.Flatten(), feature_size=3 * 8 * 8, size=8, context=1).region
     >>> stage.svm, stage.regression
     (Linear(in_features=192, out_features=2, bias=True), Linear(in_features=192, out_features=8, bias=True))
     """

@@ -13,10 +13,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from detkit._inputs import as_boxes, check_box_values, check_fraction
 from detkit.anchors.assigned import in_crowd
 from detkit.boxes import box_area, box_iou
-from detkit.boxes.arguments import as_boxes, check_box_values
-from detkit.checks import check_fraction
 from detkit.detectors.detector import Detector
 from detkit.detectors.region import RegionStage
 from detkit.detectors.region_ridge import fit_box_ridge
@@ -29,7 +28,7 @@ _NEVER = -1e4  # the decision value of a class that was never seen: its score is
 
 
 class RCNNFit(NamedTuple):
-    """What each class learnt from: positives, hard negatives added, fittings of its SVM, regressed proposals."""
+    """What each class learned from: positives, hard negatives added, fittings of its SVM, regressed proposals."""
 
     positives: list[int]
     negatives: list[int]
@@ -81,7 +80,7 @@ def fit_rcnn(
     Source: Girshick et al. 2014, sections 2.3 and appendices B and C.
 
     >>> from detkit.detectors.recipes.regions import rcnn
-    >>> detector = rcnn(torch.nn.Flatten(), num_classes=1, feature_size=3 * 8 * 8, size=8, context=1)
+    >>> detector = rcnn(1, torch.nn.Flatten(), feature_size=3 * 8 * 8, size=8, context=1)
     >>> image = torch.zeros(3, 32, 32)
     >>> image[:, 4:16, 4:16] = 1
     >>> target = {"boxes": torch.tensor([[4.0, 4, 16, 16]]), "labels": torch.tensor([0])}
@@ -167,7 +166,7 @@ def _regions(
     boxes = as_boxes(boxes if isinstance(boxes, Tensor) else boxes["boxes"], function="fit_rcnn", name=name)
     if boxes.ndim != 2:
         raise ValueError(f"fit_rcnn: {name} has shape {tuple(boxes.shape)}; allowed is (N, 4)")
-    check_box_values(boxes, function="fit_rcnn", name=name)  # they would be learnt as background
+    check_box_values(boxes, function="fit_rcnn", name=name)  # they would be learned as background
     batch, targets = detector.preprocess([image], [target])
     assert targets is not None
     given = Proposals(boxes=boxes, scores=boxes.new_ones(len(boxes)))

@@ -15,8 +15,8 @@ def fit_box_ridge(
 ) -> tuple[Float[np.ndarray, "4 F"], Float[np.ndarray, "4"]]:
     """Weight (4, F) and bias (4,) so that features @ weight.T + bias is near ``deltas``.
 
-    Minimises the squared error plus ``penalty`` times the squared weights, those of the bias (a feature that is always
-    1) among them. With ``whiten``, deltas are first centred and made uncorrelated with variance 1: multiplied by
+    Minimizes the squared error plus ``penalty`` times the squared weights, those of the bias (a feature that is always
+    1) among them. With ``whiten``, deltas are first centered and made uncorrelated with variance 1: multiplied by
     V (D + 0.001)^-1/2 V' of their covariance V D V'; weight and bias come back for deltas as they were. The authors'
     code does that, the paper does not (``whiten=False``). Without rows everything is 0.
     Raises ValueError for shapes that disagree and a penalty that is not positive.
@@ -39,18 +39,18 @@ def fit_box_ridge(
     # Here and not above: it takes a second that nobody else need wait.
     from sklearn.linear_model import Ridge
 
-    centre, white, back = _whitening(deltas) if whiten else (np.zeros(4), np.eye(4), np.eye(4))
+    center, white, back = _whitening(deltas) if whiten else (np.zeros(4), np.eye(4), np.eye(4))
     augmented = np.concatenate((features, np.ones((len(features), 1))), axis=1)
-    ridge = Ridge(alpha=penalty, fit_intercept=False).fit(augmented, (deltas - centre) @ white)
+    ridge = Ridge(alpha=penalty, fit_intercept=False).fit(augmented, (deltas - center) @ white)
     solution = back @ ridge.coef_  # back is symmetric
-    return solution[:, :-1], solution[:, -1] + centre
+    return solution[:, :-1], solution[:, -1] + center
 
 
 def _whitening(
     deltas: Float[np.ndarray, "N 4"],
 ) -> tuple[Float[np.ndarray, "4"], Float[np.ndarray, "4 4"], Float[np.ndarray, "4 4"]]:
     """The mean, the matrix that whitens, and its inverse."""
-    centre = deltas.mean(axis=0)
-    variances, axes = np.linalg.eigh((deltas - centre).T @ (deltas - centre) / len(deltas))
+    center = deltas.mean(axis=0)
+    variances, axes = np.linalg.eigh((deltas - center).T @ (deltas - center) / len(deltas))
     roots = np.sqrt(variances.clip(0) + _DAMPING)
-    return centre, (axes / roots) @ axes.T, (axes * roots) @ axes.T
+    return center, (axes / roots) @ axes.T, (axes * roots) @ axes.T

@@ -7,15 +7,15 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from detkit._inputs import promote
+from detkit._ranking import stable_topk
 from detkit.anchors import BalancedSampler, gather_assigned
 from detkit.anchors.assigned import Assigned
 from detkit.anchors.sample import sampled_rows
 from detkit.boxes import DeltaCoder
-from detkit.boxes.arguments import promote
 from detkit.detectors.dense import DenseCriterion, check_objects
 from detkit.detectors.detector import Stage
 from detkit.detectors.postprocess import Postprocess
-from detkit.ranking import stable_topk
 from detkit.structures import IGNORED, Assignment, Detections, Images, Targets
 
 Result = TypeVar("Result", Tensor, tuple[Tensor, ...])

@@ -8,12 +8,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from detkit._inputs import check_fraction
+from detkit._ranking import stable_topk
 from detkit.anchors import BalancedSampler, gather_assigned
 from detkit.anchors.sample import sampled_rows
 from detkit.boxes import DeltaCoder, clip_boxes_to_image, nms_padded
-from detkit.checks import check_fraction
 from detkit.detectors.detector import Stage
-from detkit.ranking import stable_topk
 from detkit.structures import IGNORED, Assignment, Detections, Images, Targets
 
 

@@ -6,13 +6,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from detkit._ranking import stable_topk
 from detkit.boxes.tokens import TOKENS_PER_BOX, TokenCoder
 from detkit.detectors.detector import Stage
 from detkit.detectors.sequence_targets import SequenceTargetBuilder, SequenceTargets
 from detkit.heads.sequence import BoxGrammar, TokenSampler, class_scores
 from detkit.heads.token_decoder import Memory, TokenDecoder
 from detkit.losses.sequence import SequenceLoss
-from detkit.ranking import stable_topk
 from detkit.structures import Detections, Images, Targets
 
 
@@ -21,7 +21,7 @@ class SequenceOutputs(NamedTuple):
 
     logits: Float[Tensor, "B L V"]
     tokens: Int[Tensor, "B L"]
-    learnt: SequenceTargets | None = None
+    learned: SequenceTargets | None = None
 
 
 class SequenceStage(Stage):
@@ -67,9 +67,9 @@ class SequenceStage(Stage):
         memory = self.encoder(features, images)
         if targets is None:
             return self.generate(memory)
-        learnt = self.targets(targets, images.sizes)
-        logits = self.decoder(learnt.inputs, memory)
-        return SequenceOutputs(logits, logits.detach().argmax(-1), learnt)
+        learned = self.targets(targets, images.sizes)
+        logits = self.decoder(learned.inputs, memory)
+        return SequenceOutputs(logits, logits.detach().argmax(-1), learned)
 
     @torch.no_grad()
     def generate(self, memory: Memory, *, generator: torch.Generator | None = None) -> SequenceOutputs:
@@ -89,11 +89,11 @@ class SequenceStage(Stage):
         return SequenceOutputs(torch.stack(logits, dim=1), tokens)
 
     def loss(self, outputs: SequenceOutputs, targets: Targets) -> dict[str, Tensor]:
-        """The criterion's losses; raises ValueError for outputs of inference, which have learnt nothing."""
-        if outputs.learnt is None:
+        """The criterion's losses; raises ValueError for outputs of inference, which have learned nothing."""
+        if outputs.learned is None:
             raise ValueError("SequenceStage.loss: outputs are of inference; forward() needs targets to give losses")
-        learnt = outputs.learnt
-        return self.criterion(outputs.logits, learnt.tokens, learnt.weights, learnt.scales)
+        learned = outputs.learned
+        return self.criterion(outputs.logits, learned.tokens, learned.weights, learned.scales)
 
     def detections(self, outputs: SequenceOutputs, images: Images) -> Detections:
         """The objects said, best first: ``max_objects`` rows, those that are no box not valid."""

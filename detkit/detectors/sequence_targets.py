@@ -7,11 +7,10 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
-from detkit.anchors.adaptive import check_rows
+from detkit._inputs import check_not_negative, first_bad, full_checks, promote
+from detkit.anchors.atss import check_rows
 from detkit.boxes import clip_boxes_to_image, cxcywh_to_xyxy
-from detkit.boxes.arguments import promote
 from detkit.boxes.tokens import TOKENS_PER_BOX, TokenCoder
-from detkit.checks import check_not_negative, first_bad, full_checks
 from detkit.heads.sequence import uniform_like
 from detkit.structures import NEGATIVE, Targets
 
@@ -202,10 +201,10 @@ def noise_boxes(
     sides = source[..., 2:] - source[..., :2]
     duplicate = _chosen_duplicates(lots[..., 1], lots[:, :1, 2], real)
     jitter = _truncated_normal(lots[..., 4:8], JITTER, JITTER_LIMIT)
-    centres = lots[..., 8:10] * limits[..., :2]
+    centers = lots[..., 8:10] * limits[..., :2]
     random_sides = _truncated_normal(lots[..., 10:12], RANDOM_SIDE, LARGEST_SIDE).abs() * limits[..., :2]
     moved = (lots[..., 3:4] < 0.5) & (counts > 0)[..., None]
-    bad = cxcywh_to_xyxy(torch.cat((centres, torch.where(moved, sides, random_sides)), dim=-1))
+    bad = cxcywh_to_xyxy(torch.cat((centers, torch.where(moved, sides, random_sides)), dim=-1))
     jittered = source + jitter * torch.cat((sides, sides), dim=-1)
     return NoiseBoxes(clip_boxes_to_image(torch.where(duplicate[..., None], jittered, bad), sizes), duplicate)
 

@@ -6,13 +6,13 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
+from detkit._inputs import check_fraction
+from detkit._ranking import stable_topk
 from detkit.boxes import clip_boxes_to_image, cxcywh_to_xyxy
-from detkit.checks import check_fraction
 from detkit.detectors.detector import Stage
 from detkit.layers.position import cells_inside
 from detkit.layers.transformer import TransformerDecoder, TransformerEncoder
 from detkit.losses.set_prediction import SetPredictionLoss
-from detkit.ranking import stable_topk
 from detkit.structures import Detections, Images, Targets
 
 
@@ -80,7 +80,7 @@ class SetPredictionStage(Stage):
     a batch is not looked at. Source: Carion et al. 2020, figures 2 and 10.
 
     >>> from detkit.detectors.recipes.detr import detr_stage
-    >>> type(detr_stage(8, num_classes=2, channels=32, depth=1)).__name__
+    >>> type(detr_stage(2, 8, channels=32, depth=1)).__name__
     'SetPredictionStage'
     """
 

@@ -1,7 +1,7 @@
 """Heads: modules that turn feature maps into predictions for every anchor, (B, N, outputs), and know nothing else."""
 
-from detkit.heads.centre import CentreHead
 from detkit.heads.classification import ClassificationHead
+from detkit.heads.fcos import FCOSHead
 from detkit.heads.keypoint import KeypointHead
 from detkit.heads.mask import MaskHead
 from detkit.heads.multibox import MultiBoxHead, flatten_levels, prediction_conv
@@ -15,8 +15,8 @@ from detkit.heads.token_decoder import MapEncoder, TokenDecoder
 __all__ = [
     "BoxGrammar",
     "BoxHead",
-    "CentreHead",
     "ClassificationHead",
+    "FCOSHead",
     "KeypointHead",
     "MapEncoder",
     "MaskHead",

@@ -7,9 +7,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from detkit.boxes.arguments import promote
+from detkit._inputs import check_fraction, promote
 from detkit.boxes.tokens import TOKENS_PER_BOX, TokenCoder
-from detkit.checks import check_fraction
 
 Rule = Literal["argmax", "reference", "standard"]
 

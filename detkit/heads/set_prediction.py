@@ -5,7 +5,7 @@ from itertools import pairwise
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from detkit.boxes.arguments import promote
+from detkit._inputs import promote
 from detkit.layers.box_decoder import EDGE
 
 

@@ -58,7 +58,7 @@ class MapEncoder(nn.Module):
 class TokenDecoder(nn.Module):
     """Says which of ``vocabulary`` tokens comes next, after up to ``length`` tokens and with a memory to look at.
 
-    A token is read as its embedding plus that of its place, both learnt; logits are products with the same embeddings
+    A token is read as its embedding plus that of its place, both learned; logits are products with the same embeddings
     plus a bias for each token. ``decoder`` has ``channels``. Source: Chen et al. 2022, "Pix2seq", section 2.2.
 
     >>> import torch
@@ -109,7 +109,7 @@ class TokenDecoder(nn.Module):
 def start_as_sines(embedding: nn.Embedding, tokens: slice) -> None:
     """Fill the rows ``tokens``, which count along an axis, with waves of 1/2 to 8 turns, as large as fresh ones.
 
-    Then neighbours start alike, and what is learnt of one token holds for those beside it. Raises ValueError unless 2
+    Then neighbors start alike, and what is learned of one token holds for those beside it. Raises ValueError unless 2
     divides the embedding's width.
 
     >>> start_as_sines(embedding := nn.Embedding(104, 32), slice(4, 104))

@@ -55,10 +55,10 @@ class ConvNormActivation(nn.Sequential):
 
 
 class L2Norm(nn.Module):
-    """Scale the channel vector of each position to length 1, times a learnt scale of each channel.
+    """Scale the channel vector of each position to length 1, times a learned scale of each channel.
 
     Maps (B, D, H, W) to the same shape and dtype. A zero vector stays zero, with a finite gradient; half precision is
-    normalised in float32. Source: ParseNet (arXiv 1506.04579, section 3.3); SSD applies it to conv4_3 with scale 20.
+    normalized in float32. Source: ParseNet (arXiv 1506.04579, section 3.3); SSD applies it to conv4_3 with scale 20.
 
     >>> L2Norm(2, scale=20.0)(torch.tensor([3.0, 4.0]).reshape(1, 2, 1, 1)).flatten().tolist()
     [12.0, 16.0]
@@ -69,7 +69,7 @@ class L2Norm(nn.Module):
         self.weight = nn.Parameter(torch.full((channels,), float(scale)))
 
     def forward(self, features: Float[Tensor, "B D H W"]) -> Float[Tensor, "B D H W"]:
-        """The normalised ``features``, scaled."""
+        """The normalized ``features``, scaled."""
         wide = features.to(torch.promote_types(features.dtype, torch.float32))
         length = torch.linalg.vector_norm(wide, dim=1, keepdim=True)
         # Dividing by max(length, eps) would give dead positions a gradient of 1 / eps.
@@ -86,7 +86,7 @@ def freeze_batch_norm(module: nn.Module) -> nn.Module:
 
     Works in place, and returns the module (or its replacement, where ``module`` itself is a batch norm). The result is
     torchvision's FrozenBatchNorm2d, with the same state_dict keys. Raises ValueError for a batch norm that keeps no
-    running statistics, or of a class that does more than normalise.
+    running statistics, or of a class that does more than normalize.
 
     >>> frozen = freeze_batch_norm(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)))
     >>> [name for name, _ in frozen.named_parameters()]
@@ -117,7 +117,7 @@ def init_convolutions(module: nn.Module, init: Callable[[Tensor], object]) -> No
 def _frozen(norm: nn.modules.batchnorm._BatchNorm) -> FrozenBatchNorm2d:
     if type(norm) not in (nn.BatchNorm2d, nn.SyncBatchNorm):
         raise ValueError(
-            f"freeze_batch_norm: cannot replace a {type(norm).__name__}, which may do more than normalise; "
+            f"freeze_batch_norm: cannot replace a {type(norm).__name__}, which may do more than normalize; "
             "allowed are nn.BatchNorm2d and nn.SyncBatchNorm (for timm: timm.layers.freeze_batch_norm_2d)"
         )
     if norm.running_mean is None or norm.running_var is None:

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from detkit.boxes.arguments import promote
+from detkit._inputs import promote
 from detkit.layers.deformable import DeformableAttention, Shapes
 from detkit.layers.transformer import Attention, FeedForward, Residual
 
@@ -46,9 +46,9 @@ class BoxPositions(nn.Module):
 
 
 class BoxQueries(nn.Module):
-    """``count`` queries, each an embedding and a box, both learnt.
+    """``count`` queries, each an embedding and a box, both learned.
 
-    Boxes start as large as 0.3 of the image, their centres spread evenly (the multiples of two irrational numbers,
+    Boxes start as large as 0.3 of the image, their centers spread evenly (the multiples of two irrational numbers,
     modulo 1). Raises ValueError for a count below 1. Source: Liu et al. 2022, "DAB-DETR", section 4.1.
 
     >>> embeddings, boxes = BoxQueries(5, 8)(2)
@@ -61,8 +61,8 @@ class BoxQueries(nn.Module):
         if count < 1:
             raise ValueError(f"BoxQueries: count={count} must be at least 1")
         self.embeddings, self.boxes = nn.Embedding(count, channels), nn.Embedding(count, 4)
-        centres = torch.arange(1, count + 1)[:, None] * torch.tensor([0.7548777, 0.5698403]) % 1
-        start = torch.cat((centres, torch.full((count, 2), 0.3)), 1)
+        centers = torch.arange(1, count + 1)[:, None] * torch.tensor([0.7548777, 0.5698403]) % 1
+        start = torch.cat((centers, torch.full((count, 2), 0.3)), 1)
         with torch.no_grad():
             self.boxes.weight.copy_(start.logit(eps=EDGE))
 

@@ -24,7 +24,7 @@ def deformable_attention(
     finite finds 0. All three take a gradient (one derivative); weights and locations are used at least in float32.
     Raises ValueError where shapes disagree. Source: Zhu et al. 2021, equation 3.
 
-    >>> values = torch.tensor([1.0, 3.0]).reshape(1, 2, 1, 1)  # one row of two cells, centres at 1/4 and 3/4
+    >>> values = torch.tensor([1.0, 3.0]).reshape(1, 2, 1, 1)  # one row of two cells, centers at 1/4 and 3/4
     >>> locations = torch.tensor([[0.25, 0.5], [0.5, 0.5]]).reshape(1, 2, 1, 1, 1, 2)
     >>> deformable_attention(values, [(1, 2)], locations, torch.ones(1, 2, 1, 1, 1)).flatten()
     tensor([1., 2.])

@@ -12,7 +12,7 @@ class SinePositions(nn.Module):
 
     Cells are counted from 1 to the last one inside the image, which maps to 2 pi, whatever the image's size;
     ``temperature`` is the longest wave over the shortest, which makes ``turns`` over the image. More turns tell
-    neighbours apart at once; beyond half a turn for each cell they say nothing new. Raises ValueError unless 4 divides
+    neighbors apart at once; beyond half a turn for each cell they say nothing new. Raises ValueError unless 4 divides
     ``channels``. Source: Carion et al. 2020, appendix A.4, with the release's 1e-6 in the division.
 
     >>> positions = SinePositions(4)(torch.ones(1, 1, 4, dtype=torch.bool))
@@ -48,7 +48,7 @@ class SinePositions(nn.Module):
 
 
 class LearnedPositions(nn.Module):
-    """A learnt embedding for every column, then one for every row; each takes half of ``channels``.
+    """A learned embedding for every column, then one for every row; each takes half of ``channels``.
 
     There are as many as ``size`` (rows, columns): maps may be smaller. Embeddings start uniform in [0, 1). Raises
     ValueError for odd ``channels`` and for a larger map. Source: Carion et al. 2020, section 4.2 (table 3).

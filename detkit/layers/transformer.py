@@ -94,7 +94,7 @@ class Attention(nn.Module):
         )
         return self.output(fetched.transpose(1, 2).flatten(2))
 
-    def weights(
+    def attention_weights(
         self,
         queries: Float[Tensor, "B Q D"],
         among: KeyValues,
@@ -105,7 +105,7 @@ class Attention(nn.Module):
         """How :meth:`attend` weighs the values: rows sum to 1, or to 0 where a query may look at no key; no dropout.
 
         >>> attention = Attention(8, 2)
-        >>> weights = attention.weights(torch.rand(1, 3, 8), attention.project(*torch.rand(2, 1, 5, 8)))
+        >>> weights = attention.attention_weights(torch.rand(1, 3, 8), attention.project(*torch.rand(2, 1, 5, 8)))
         >>> weights.shape, torch.allclose(weights.sum(-1), torch.ones(1, 2, 3))
         (torch.Size([1, 2, 3, 5]), True)
         """
@@ -295,7 +295,7 @@ class DecoderLayer(nn.Module):
 
 
 class TransformerEncoder(nn.Module):
-    """Encoder layers one after another, then ``norm``: none for DETR, a LayerNorm where layers normalise first.
+    """Encoder layers one after another, then ``norm``: none for DETR, a LayerNorm where layers normalize first.
 
     >>> encoder = TransformerEncoder([EncoderLayer(8, 2, hidden=16) for _ in range(2)])
     >>> encoder(torch.zeros(1, 5, 8)).shape
@@ -353,7 +353,7 @@ class TransformerDecoder(nn.Module):
         memory_mask: Bool[Tensor, "#B #N K"] | None = None,
         causal: bool = False,
     ) -> list[Float[Tensor, "B N D"]]:
-        """The output of every layer, normalised; the last is the decoder's."""
+        """The output of every layer, normalized; the last is the decoder's."""
         outputs = []
         for layer in self._stack:
             embeddings = layer(
@@ -411,7 +411,7 @@ class TransformerDecoder(nn.Module):
             )
         return self.norm(embeddings)
 
-    def _handed_on(self, embeddings: Tensor, normalised: Tensor) -> Tensor:
+    def _handed_on(self, embeddings: Tensor, normalized: Tensor) -> Tensor:
         """Of what a layer gave, what the next one starts from."""
         return embeddings
 

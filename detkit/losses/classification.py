@@ -6,8 +6,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from detkit.boxes.arguments import promote
-from detkit.checks import first_bad, full_checks
+from detkit._inputs import first_bad, full_checks, promote
 from detkit.losses.analytic import Derivatives, with_gradient
 from detkit.losses.labels import check_labels
 from detkit.structures import IGNORED, NEGATIVE

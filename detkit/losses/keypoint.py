@@ -7,11 +7,11 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 from torch.nn import functional as F
 
-from detkit.boxes.arguments import as_boxes, promote
+from detkit._inputs import as_boxes, promote
 
 
 class KeypointTargets(NamedTuple):
-    """For each keypoint of each box: its cell, row by row from 0, and whether it can be learnt; else the cell is 0."""
+    """For each keypoint of each box: its cell, row by row from 0, and whether it can be learned; else the cell is 0."""
 
     cells: Int[Tensor, "*B P"]
     usable: Bool[Tensor, "*B P"]

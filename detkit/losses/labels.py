@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-from detkit.checks import first_bad, full_checks
+from detkit._inputs import first_bad, full_checks
 from detkit.structures import IGNORED, NEGATIVE
 
 

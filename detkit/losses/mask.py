@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.ops import roi_align
 
-from detkit.boxes.arguments import as_boxes, promote
+from detkit._inputs import as_boxes, promote
 from detkit.losses.labels import check_labels
 from detkit.structures import NEGATIVE
 
@@ -69,7 +69,7 @@ def mask_targets(
 
     masks (B, T, H, W) in [0, 1] or, in an integer type, nonzero inside; boxes (B, K, 4) in their pixels; ``matched``
     (B, K) the object of each box: a negative one gives a mask of no meaning. ``sizes`` (B, 2) says where the images end
-    in a padded batch: between the last pixel's centre and the border its value goes on, as at the end of a tensor.
+    in a padded batch: between the last pixel's center and the border its value goes on, as at the end of a tensor.
     Values in [0, 1] stay soft as torchvision's; ``binarise`` cuts at 0.5 as Detectron did. All images at once.
     A box that reaches more than one image side beyond the image is cut there. Of a box that ends less than a pixel
     outside an image smaller than the batch, the part outside is blurred, where torchvision has zeros.

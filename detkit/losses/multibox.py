@@ -4,10 +4,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from detkit._inputs import check_fraction, check_not_negative, promote
 from detkit.anchors import HardNegativeSampler
 from detkit.anchors.sample import Scope
-from detkit.boxes.arguments import promote
-from detkit.checks import check_fraction, check_not_negative
 from detkit.dist import all_reduce_mean
 from detkit.losses.classification import label_smoothed_cross_entropy
 from detkit.losses.labels import check_dense_shapes, check_labels

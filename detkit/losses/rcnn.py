@@ -8,8 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detkit.boxes.arguments import promote
-from detkit.checks import check_not_negative
+from detkit._inputs import check_not_negative, promote
 from detkit.dist import all_reduce_mean
 from detkit.losses.labels import check_dense_shapes, check_labels
 from detkit.losses.regression import smooth_l1_loss
@@ -24,7 +23,7 @@ class RPNLoss(nn.Module):
 
     The sums over the whole batch are divided by the number of sampled anchors, averaged over processes, at least 1.
     ``box_weight`` scales the second, ``beta`` is the bend of smooth L1.
-    Source: Ren et al. 2015, section 3.1.2, with the normaliser of torchvision.
+    Source: Ren et al. 2015, section 3.1.2, with the normalizer of torchvision.
 
     >>> logits, deltas = torch.zeros(1, 4, 1), torch.zeros(1, 4, 4)
     >>> losses = RPNLoss()(logits, deltas, torch.tensor([[0, -1, -2, -2]]), torch.ones(1, 4, 4))
@@ -70,7 +69,7 @@ class RCNNLoss(nn.Module):
 
     The sums over the whole batch are divided by the number of sampled boxes, averaged over processes, at least 1.
     ``box_weight`` scales the second, ``beta`` is the bend of smooth L1 (the paper's 1 by ``beta=1``).
-    Source: Girshick 2015, "Fast R-CNN", section 2.3, with the bend and the normaliser of torchvision.
+    Source: Girshick 2015, "Fast R-CNN", section 2.3, with the bend and the normalizer of torchvision.
 
     >>> logits, deltas = torch.zeros(1, 4, 3), torch.zeros(1, 4, 4)
     >>> losses = RCNNLoss()(logits, deltas, torch.tensor([[1, -1, -2, -2]]), torch.ones(1, 4, 4))

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from detkit.boxes.arguments import as_boxes, promote
+from detkit._inputs import as_boxes, promote
 from detkit.boxes.iou import BoxSides, DistanceVariant, complete_formula, distance_formula, generalized_formula
 from detkit.boxes.overlap import coordinate_limit, smallest_union
 from detkit.losses.analytic import Derivatives, with_gradient
@@ -110,7 +110,7 @@ class _Pairs(NamedTuple):
 
 
 class _Penalty(NamedTuple):
-    """What is added to 1 - IoU; its derivatives by hull (2, n), union (n), offset of the centres and sides (2, n)."""
+    """What is added to 1 - IoU; its derivatives by hull (2, n), union (n), offset of the centers and sides (2, n)."""
 
     value: Tensor
     hull: Tensor
@@ -278,24 +278,24 @@ def _generalized(pairs: _Pairs) -> _Penalty:
     return _Penalty(share, union=-by_gap, hull=(by_gap - _ratio(share, area)) * sides)
 
 
-def _centres(pairs: _Pairs) -> tuple[Tensor, Tensor]:
-    """Offset (2, n) between the centres, and the squared diagonal (n) of the hull."""
+def _centers(pairs: _Pairs) -> tuple[Tensor, Tensor]:
+    """Offset (2, n) between the centers, and the squared diagonal (n) of the hull."""
     offset = ((pairs.low1 + pairs.high1) - (pairs.low2 + pairs.high2)).div_(2)
     return offset, pairs.hull.square().sum(0)
 
 
 def _distance(pairs: _Pairs) -> _Penalty:
-    offset, diagonal = _centres(pairs)
+    offset, diagonal = _centers(pairs)
     apart = offset.square().sum(0)
     share = _ratio(torch.minimum(apart, diagonal), diagonal)
-    inside = (diagonal - apart).sign_().mul_(0.5).add_(0.5)  # centres of inverted boxes lie outside their hull
+    inside = (diagonal - apart).sign_().mul_(0.5).add_(0.5)  # centers of inverted boxes lie outside their hull
     inverse = _inverse(diagonal)
     by_diagonal = ((1 - inside) - share).mul_(inverse)
     return _Penalty(share, hull=by_diagonal * 2 * pairs.hull, offset=(inside * inverse) * offset)
 
 
 def _distance_unsquared(pairs: _Pairs) -> _Penalty:
-    offset, diagonal = _centres(pairs)
+    offset, diagonal = _centers(pairs)
     distance = offset.square().sum(0).sqrt_()
     share = _ratio(distance, diagonal)
     direction = offset / distance.clamp(min=torch.finfo(offset.dtype).tiny)

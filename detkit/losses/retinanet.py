@@ -7,9 +7,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from detkit._inputs import check_not_negative, promote
 from detkit.boxes import DeltaCoder
-from detkit.boxes.arguments import promote
-from detkit.checks import check_not_negative
 from detkit.dist import all_reduce_mean
 from detkit.losses.classification import sigmoid_focal_loss
 from detkit.losses.labels import check_dense_shapes

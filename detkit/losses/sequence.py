@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from detkit.boxes.arguments import promote
+from detkit._inputs import promote
 from detkit.dist import all_reduce_mean
 
 

@@ -8,9 +8,9 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from detkit._inputs import promote
 from detkit.anchors import gather_assigned
 from detkit.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
-from detkit.boxes.arguments import promote
 from detkit.dist import all_reduce_mean
 from detkit.losses.regression import generalized_box_iou_loss
 from detkit.structures import IGNORED, NEGATIVE, Assignment, Targets
@@ -68,7 +68,7 @@ class SetPredictionLoss(nn.Module):
         boxes are xyxy pixels of images of ``sizes`` (height, width). Half precision is promoted. An ``assignment`` (B,
         Q) known beforehand stands in every layer for what the matcher would say, and box losses are divided by the
         number of its matched queries. Raises ValueError where shapes disagree; the matcher, for labels and boxes that
-        cannot be learnt.
+        cannot be learned.
         """
         if logits.ndim != 4 or boxes.shape != (*logits.shape[:3], 4) or sizes.shape != (logits.shape[1], 2):
             raise ValueError(

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from detkit._rle import Rle, check_segmentation, compress_segmentation, mask_areas, mask_boxes
 from detkit.metrics.records import LARGEST, ImageRecord, Objects, objects
-from detkit.rle import Rle, check_segmentation, compress_segmentation, mask_areas, mask_boxes
 
 Row = Mapping[str, Any]
 

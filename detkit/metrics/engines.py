@@ -16,8 +16,8 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from detkit._rle import full_mask, mask_areas
 from detkit.metrics.records import ImageRecord, Objects, objects
-from detkit.rle import full_mask, mask_areas
 
 IOU_TYPES = ("bbox", "segm", "keypoints")
 ENGINES = ("pycocotools", "hotcoco")
@@ -111,7 +111,7 @@ def _hotcoco(*, required: bool) -> Any:
 def _prepared(record: ImageRecord, iou_type: str, settings: Settings) -> ImageRecord:
     if settings.federated:
         record = _federated(record, iou_type, settings.max_detections[-1])
-    if settings.class_agnostic:  # classes stay neighbours, which is the order pycocotools breaks ties in
+    if settings.class_agnostic:  # classes stay neighbors, which is the order pycocotools breaks ties in
         one = [side.take(np.argsort(side.labels, kind="stable")) for side in (record.detections, record.truth)]
         found, truth = (side._replace(labels=np.zeros_like(side.labels)) for side in one)
         record = record._replace(detections=found, truth=truth)

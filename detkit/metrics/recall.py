@@ -44,7 +44,7 @@ class ProposalRecall:
 
         >>> ProposalRecall().update([], [])
         """
-        detections: list[Any] = [_unlabelled(proposal) for proposal in proposals]
+        detections: list[Any] = [_unlabeled(proposal) for proposal in proposals]
         truth: list[Any] = [{**target, "labels": _zeros(target["boxes"])} for target in targets]
         self._metrics.update(detections, truth)
 
@@ -74,7 +74,7 @@ def _zeros(boxes: Any) -> torch.Tensor:
     return torch.zeros(len(torch.as_tensor(boxes)), dtype=torch.int64)
 
 
-def _unlabelled(proposal: Mapping[str, Any]) -> dict[str, Any]:
+def _unlabeled(proposal: Mapping[str, Any]) -> dict[str, Any]:
     boxes = proposal.get("boxes", ())
     scores = proposal.get("scores", -torch.arange(len(boxes), dtype=torch.float64))
     return {**proposal, "scores": scores, "labels": _zeros(boxes)}

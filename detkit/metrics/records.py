@@ -11,7 +11,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from detkit.rle import Rle, encode_masks, mask_areas
+from detkit._rle import Rle, encode_masks, mask_areas
 from detkit.structures import Detection, Target
 
 LARGEST = 1e15

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from detkit._inputs import check_fraction
 from detkit.boxes import box_iou
-from detkit.checks import check_fraction
 from detkit.metrics.categories import category_names
 from detkit.metrics.records import ImageRecord, Reader, corners, read_images
 from detkit.metrics.store import ImageStore

@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from detkit.boxes.arguments import promote
-from detkit.json_file import read_json
+from detkit._inputs import promote
+from detkit._json_file import read_json
 from detkit.structures import Detections
 
 MAX_COORDINATE = float(1 << 31)

@@ -1,4 +1,4 @@
-"""Greedy grouping: the two most alike neighbours become one region, until the image is one."""
+"""Greedy grouping: the two most alike neighbors become one region, until the image is one."""
 
 import heapq
 from collections.abc import Iterable
@@ -23,7 +23,7 @@ class Hierarchy(NamedTuple):
 
 
 def group(regions: Regions, pairs: Int[np.ndarray, "M 2"], *, measures: str = MEASURES) -> Hierarchy:
-    """Merge neighbours by the sum of the ``measures`` until none are left (Uijlings et al. 2013, algorithm 1).
+    """Merge neighbors by the sum of the ``measures`` until none are left (Uijlings et al. 2013, algorithm 1).
 
     pairs (M, 2) says which regions touch. Of equally alike pairs the one with the lower indices goes first.
     Regions that touch nobody stay alone: then there are fewer than 2n - 1.
@@ -53,10 +53,10 @@ class _Grouping:
         self.histograms = _with_room(_columns(regions, measures))
         self.levels = np.ones(len(self.sizes), np.int64)
         self.parents = np.arange(len(self.sizes))
-        self.neighbours: list[set[int]] = [set() for _ in range(self.count)]
+        self.neighbors: list[set[int]] = [set() for _ in range(self.count)]
         for a, b in pairs.tolist():
-            self.neighbours[a].add(b)
-            self.neighbours[b].add(a)
+            self.neighbors[a].add(b)
+            self.neighbors[b].add(a)
         alike = self.similarity(pairs[:, 0], pairs[:, 1])
         self.heap = [(-s, a, b) for s, (a, b) in zip(alike.tolist(), pairs.tolist(), strict=True)]
         heapq.heapify(self.heap)
@@ -78,14 +78,14 @@ class _Grouping:
         self.histograms[new] = (sizes[0] * self.histograms[a] + sizes[1] * self.histograms[b]) / sizes.sum()
         self.levels[new] = 1 + max(self.levels[a], self.levels[b])
         self.parents[[a, b]] = new
-        self.introduce(new, (self.neighbours[a] | self.neighbours[b]) - {a, b}, gone={a, b})
+        self.introduce(new, (self.neighbors[a] | self.neighbors[b]) - {a, b}, gone={a, b})
 
-    def introduce(self, new: int, neighbours: set[int], *, gone: Iterable[int]) -> None:
-        self.neighbours.append(neighbours)
-        for other in neighbours:
-            self.neighbours[other].difference_update(gone)
-            self.neighbours[other].add(new)
-        others = sorted(neighbours)
+    def introduce(self, new: int, neighbors: set[int], *, gone: Iterable[int]) -> None:
+        self.neighbors.append(neighbors)
+        for other in neighbors:
+            self.neighbors[other].difference_update(gone)
+            self.neighbors[other].add(new)
+        others = sorted(neighbors)
         if others:
             alike = self.similarity(np.array(others), np.array([new]))
             for s, other in zip(alike.tolist(), others, strict=True):

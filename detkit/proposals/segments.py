@@ -1,4 +1,4 @@
-"""The small regions that selective search starts from: colour spaces, graph segmentation, and who touches whom.
+"""The small regions that selective search starts from: color spaces, graph segmentation, and who touches whom.
 
 Felzenszwalb and Huttenlocher's segmentation (2004) is scikit-image's, an optional dependency.
 """
@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 COLOR_SPACES = ("hsv", "lab", "rgi", "h", "i")
-"""HSV, CIE Lab, normalised red and green with intensity, hue alone, intensity alone."""
+"""HSV, CIE Lab, normalized red and green with intensity, hue alone, intensity alone."""
 SMOOTHING = 0.8
 """Standard deviation in pixels of the Gaussian before segmentation (Felzenszwalb and Huttenlocher 2004)."""
 
@@ -37,7 +37,7 @@ def scikit_image(module: str) -> Any:
 
 
 def to_color_space(pixels: Float[np.ndarray, "H W 3"], space: str) -> Float[np.ndarray, "H W D"]:
-    """RGB in [0, 1] in another colour space, its D channels scaled to [0, 1] as well (Uijlings et al. 2013, 3.2.1).
+    """RGB in [0, 1] in another color space, its D channels scaled to [0, 1] as well (Uijlings et al. 2013, 3.2.1).
 
     ``space`` is one of :data:`COLOR_SPACES`. "h" and "i" have one channel. Black has r = g = 0.
 
@@ -58,8 +58,8 @@ def to_color_space(pixels: Float[np.ndarray, "H W 3"], space: str) -> Float[np.n
 def segment(pixels: Float[np.ndarray, "H W D"], *, scale: float, min_size: int) -> Segments:
     """Cut an image in [0, 1] into segments of at least ``min_size`` pixels.
 
-    Two segments stay apart where the colour step between them is larger than the steps inside, plus ``scale`` / pixels,
-    with colours in 0..255: a larger scale gives larger segments.
+    Two segments stay apart where the color step between them is larger than the steps inside, plus ``scale`` / pixels,
+    with colors in 0..255: a larger scale gives larger segments.
 
     >>> pixels = np.zeros((4, 6, 3))
     >>> pixels[:, 3:] = 1.0

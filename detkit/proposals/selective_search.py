@@ -1,6 +1,6 @@
 """Selective search: boxes of regions that grow from segments, under many views of the same image.
 
-Uijlings et al. 2013, "Selective Search for Object Recognition"; what R-CNN and Fast R-CNN learnt on.
+Uijlings et al. 2013, "Selective Search for Object Recognition"; what R-CNN and Fast R-CNN learned on.
 """
 
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ Order = Literal["paper", "opencv"]
 
 
 class _Views(NamedTuple):
-    """Every colour space at every scale of the segmentation is grouped by every combination of measures."""
+    """Every color space at every scale of the segmentation is grouped by every combination of measures."""
 
     color_spaces: tuple[str, ...]
     scales: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""How alike two regions are: in colour, in texture, in being small, and in fitting into each other.
+"""How alike two regions are: in color, in texture, in being small, and in fitting into each other.
 
 Uijlings et al. 2013, section 3.2.2. A histogram stands for the pixels of a region, sums to 1, and that of a merged
 region is the mean of its parts, weighted by pixels: no pixel is looked at twice.
@@ -14,7 +14,7 @@ COLOR_BINS = 25
 TEXTURE_BINS = 10
 ORIENTATIONS = 8
 MEASURES = "CTSF"
-"""Colour, texture, size, fill: a strategy is some of these letters, and adds their similarities."""
+"""Color, texture, size, fill: a strategy is some of these letters, and adds their similarities."""
 
 
 class Bins(NamedTuple):
@@ -27,7 +27,7 @@ class Bins(NamedTuple):
 class Regions(NamedTuple):
     """n regions: pixels (n,), xyxy boxes (n, 4) in whole pixels, and both histograms side by side.
 
-    The first ``colors`` columns are of colour, the rest of texture; each part sums to 1.
+    The first ``colors`` columns are of color, the rest of texture; each part sums to 1.
     """
 
     sizes: Float[np.ndarray, "n"]
@@ -73,7 +73,7 @@ def histogram_similarity(
 
 
 def pixel_bins(pixels: Float[np.ndarray, "H W D"]) -> Bins:
-    """The colour bin of each pixel, 25 a channel over [0, 1]; and 10 for each of 8 directions of the derivative.
+    """The color bin of each pixel, 25 a channel over [0, 1]; and 10 for each of 8 directions of the derivative.
 
     Derivatives are those of a Gaussian of one pixel; falling is 0. Texture bins reach up to the steepest
     derivative of the channel.

@@ -12,9 +12,8 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from detkit._inputs import as_boxes, check_fraction
 from detkit.boxes import batched_nms
-from detkit.boxes.arguments import as_boxes
-from detkit.checks import check_fraction
 from detkit.structures import Detection
 
 Size = int | tuple[int, int]

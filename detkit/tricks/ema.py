@@ -7,14 +7,14 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from detkit.checks import check_fraction
+from detkit._inputs import check_fraction
 
 
 class ExponentialMovingAverage(AveragedModel):
     """A running average of a model's values: ``average = decay_t * average + (1 - decay_t) * model``.
 
     Calling it calls the averaged model, which is ``.module``: a copy in eval mode, without gradients. Call
-    :meth:`update_parameters` after every optimiser step. With ``warmup``, decay_t = min(decay, (1 + t) / (10 + t))
+    :meth:`update_parameters` after every optimizer step. With ``warmup``, decay_t = min(decay, (1 + t) / (10 + t))
     after t updates, so that the first steps are soon forgotten; the first update copies the model.
 
     Floating-point buffers (BatchNorm's running statistics) are averaged like parameters; integer and boolean ones

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from detkit.checks import check_fraction
+from detkit._inputs import check_fraction
 
 
 def warmup_cosine(
@@ -17,14 +17,14 @@ def warmup_cosine(
     start_factor: float = 0.0,
     final_factor: float = 0.0,
 ) -> LRScheduler:
-    """Linear warm-up to the optimiser's learning rate, then a cosine down; call ``step()`` after each optimiser step.
+    """Linear warm-up to the optimizer's learning rate, then a cosine down; call ``step()`` after each optimizer step.
 
     With learning rate eta, m ``warmup_steps`` and T = total_steps - m: step i < m runs at eta * i / m (raised to start
     at ``start_factor`` * eta), step m + t at eta / 2 * (1 + cos(pi * t / T)) (raised to end at ``final_factor`` * eta).
     After ``total_steps`` the rate stays where it ended. Each parameter group follows from its own rate.
 
     The default start of 0 makes the first step change nothing; ``start_factor=1 / warmup_steps`` does not waste it.
-    Each rate is computed from the step's number alone, so a resumed run is bit-identical: build optimiser and
+    Each rate is computed from the step's number alone, so a resumed run is bit-identical: build optimizer and
     schedule as in the first run, then load both states (which also restores the arguments given here).
 
     Raises ValueError unless 0 <= warmup_steps < total_steps and both factors lie in [0, 1].

@@ -45,5 +45,5 @@ def _recorded(
     part: Attention, attend: Any, calls: list[Tensor], queries: Tensor, among: KeyValues, **rules: Any
 ) -> Tensor:
     """``attend`` of these arguments, with the weights of ``part`` appended to ``calls``."""
-    calls.append(part.weights(queries, among, **rules).detach())
+    calls.append(part.attention_weights(queries, among, **rules).detach())
     return attend(queries, among, **rules)

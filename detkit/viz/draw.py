@@ -1,6 +1,6 @@
 """Pictures of detections: boxes, masks and keypoints on images, truth beside prediction, and PNG files of them.
 
-Images are drawn with Pillow alone. Colours tell classes apart, also for colour-blind eyes (the palette of Okabe and
+Images are drawn with Pillow alone. Colors tell classes apart, also for color-blind eyes (the palette of Okabe and
 Ito 2008).
 """
 
@@ -16,7 +16,7 @@ from jaxtyping import Float, Int, Shaped
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from torch import Tensor
 
-from detkit.checks import check_fraction, first_bad
+from detkit._inputs import check_fraction, first_bad
 from detkit.structures import Detection, Target
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ _SMALLEST_SIDE = 480  # pixels of the longer side up to which a picture is enlar
 
 
 def class_color(label: int) -> Color:
-    """Red, green, blue of a class in 0..255: seven colours, then the same lighter, then darker, then again.
+    """Red, green, blue of a class in 0..255: seven colors, then the same lighter, then darker, then again.
 
     >>> class_color(0), class_color(7), class_color(21) == class_color(0)
     ((213, 94, 0), (234, 174, 127), True)
@@ -98,7 +98,7 @@ def draw_boxes(
 ) -> Image.Image:
     """The image as an RGB picture with any boxes: anchors, proposals, crops.
 
-    boxes: (K, 4) xyxy pixels; labels: (K,), choose the colours; texts: K, one for each box. Image, ``enlarge`` and
+    boxes: (K, 4) xyxy pixels; labels: (K,), choose the colors; texts: K, one for each box. Image, ``enlarge`` and
     errors are those of :func:`draw_detections`.
 
     >>> draw_boxes(torch.zeros(1, 500, 400), torch.tensor([[8.0, 8, 60, 40]]), texts=["an anchor"]).size
@@ -263,7 +263,7 @@ def _picture_of_tensor(image: Tensor) -> Image.Image:
         if not (low >= -0.01 and high <= 1.01):  # resizing overshoots a little
             raise ValueError(
                 f"draw_detections: image has values from {low:.4g} to {high:.4g}; allowed are floats in [0, 1] "
-                "(undo the normalisation first) or uint8"
+                "(undo the normalization first) or uint8"
             )
         values = (values.float().clamp(0, 1) * 255).round().to(torch.uint8)
     if values.dtype != torch.uint8:
@@ -293,7 +293,7 @@ def _font(picture: Image.Image) -> Any:
 def _paint_masks(
     picture: Image.Image, masks: np.ndarray, labels: Sequence[int], alpha: float, factor: int
 ) -> Image.Image:
-    """Worst first: tinted inside, with a border of the full colour, so that neighbours of one class stay apart."""
+    """Worst first: tinted inside, with a border of the full color, so that neighbors of one class stay apart."""
     pixels = np.asarray(picture).astype(np.float32)
     reach = 2 * ((_stroke(picture) + 1) // 2) + 1
     for mask, label in reversed(list(zip(masks, labels, strict=True))):

@@ -101,7 +101,7 @@ def _figure(panels: int) -> tuple[Any, list[Any]]:
 
 
 def _line(i: int) -> dict[str, Any]:
-    """Colour and dashes of the i-th curve: told apart in grey too. Yellow is too pale for a line on white."""
+    """Color and dashes of the i-th curve: told apart in gray too. Yellow is too pale for a line on white."""
     colors = [color for color in PALETTE if color != (240, 228, 66)]
     color = tuple(value / 255 for value in colors[i % len(colors)])
     return {"color": color, "linestyle": ("-", "--", "-.", ":")[i // len(colors) % 4], "linewidth": 1.8}

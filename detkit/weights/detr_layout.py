@@ -41,7 +41,7 @@ _WHOLE = (
     ("queries.", "model.query_position_embeddings.", "query_embed."),
     ("positions.rows.", "model.position_embedding.row_embeddings.", "backbone.1.row_embed."),
     ("positions.columns.", "model.position_embedding.column_embeddings.", "backbone.1.col_embed."),
-    ("encoder.norm.", "model.encoder.layernorm.", "transformer.encoder.norm."),  # of layers that normalise first
+    ("encoder.norm.", "model.encoder.layernorm.", "transformer.encoder.norm."),  # of layers that normalize first
     ("decoder.norm.", "model.decoder.layernorm.", "transformer.decoder.norm."),
     ("head.logits.", "class_labels_classifier.", "class_embed."),
     *((f"head.boxes.{2 * i}.", f"bbox_predictor.layers.{i}.", f"bbox_embed.layers.{i}.") for i in range(3)),

@@ -108,7 +108,7 @@ def save_checkpoint(state: dict[str, Any], path: str | os.PathLike[str]) -> None
     """Write a training state with ``torch.save``, atomically: what :func:`load_checkpoint` reads back bit for bit.
 
     state: dicts, lists and tuples, nested at will, of tensors, numbers, strings, bytes, None, and torch sizes, dtypes
-    and devices: the ``state_dict`` of modules, optimisers and schedules, random states as tensors.
+    and devices: the ``state_dict`` of modules, optimizers and schedules, random states as tensors.
 
     Raises ValueError naming the place of anything else (a NumPy number is not a Python one: ``float(value)``), and
     FileNotFoundError for a missing folder.

@@ -12,15 +12,15 @@ from detkit.weights.torchvision_trunk import state_to_theirs
 
 
 def from_torchvision(model: nn.Module) -> Detector:
-    """A Detector with the weights and the behaviour of a torchvision detection model, which stays as it is.
+    """A Detector with the weights and the behavior of a torchvision detection model, which stays as it is.
 
     ``model`` is a FasterRCNN, MaskRCNN, KeypointRCNN, RetinaNet or FCOS on a backbone with a feature pyramid, or
-    ``ssd300_vgg16``, with whatever weights it holds. Resizing, colours, anchors, thresholds, precision, device, frozen
+    ``ssd300_vgg16``, with whatever weights it holds. Resizing, colors, anchors, thresholds, precision, device, frozen
     parameters and train/eval mode are taken over; of several training sizes the one used for inference. Losses and
     detections are the same up to rounding, with three differences. Labels of SSD and the R-CNNs are one less than
     torchvision's, which counts background as 0 (RetinaNet's and FCOS's stay as they are, as its models use class 0).
     NMS keeps classes apart exactly, where torchvision shifts their coordinates. And crowds (``iscrowd``) are not
-    learnt, which torchvision takes for objects.
+    learned, which torchvision takes for objects.
     Raises ValueError for another model, naming what does not fit.
 
     >>> from torchvision.models.detection import fcos_resnet50_fpn

@@ -10,14 +10,14 @@ from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
 from torchvision.models.detection.ssd import SSD, SSDFeatureExtractorVGG, SSDHead
 
 from detkit.anchors import BipartiteMatcher, GridAnchors, ThresholdMatcher
-from detkit.anchors.centre import CentreMatcher
+from detkit.anchors.center import CenterMatcher
 from detkit.backbones import SSDVGGBackbone, vgg_features
 from detkit.boxes import DeltaCoder, DistanceCoder
 from detkit.detectors import DenseStage, Detector, Postprocess
 from detkit.detectors.fcos import FCOSStage
 from detkit.detectors.levelwise import LevelwisePostprocess
 from detkit.heads import ClassificationHead, MultiBoxHead, RegressionHead
-from detkit.heads.centre import CentreHead
+from detkit.heads.fcos import FCOSHead
 from detkit.losses import MultiBoxLoss
 from detkit.losses.fcos import FCOSLoss
 from detkit.losses.retinanet import DeltaGIoU, DeltaL1, RetinaNetLoss
@@ -52,8 +52,8 @@ def retinanet_from(model: RetinaNet) -> Detector:
         box_head=RegressionHead(channels, anchors.per_cell[0], tower=towers[1]),
         anchors=anchors,
         matcher=ThresholdMatcher(
-            positive=matcher.high_threshold,
-            negative=matcher.low_threshold,
+            positive_iou=matcher.high_threshold,
+            negative_iou=matcher.low_threshold,
             low_quality=matcher.allow_low_quality_matches,
         ),
         coder=coder,
@@ -74,9 +74,9 @@ def fcos_from(model: FCOS) -> Detector:
     channels, towers = trunk.out_channels[0], _towers(head)
     stage = FCOSStage(
         class_head=ClassificationHead(channels, 1, num_classes=head.classification_head.num_classes, tower=towers[0]),
-        box_head=CentreHead(channels, tower=towers[1]),
+        box_head=FCOSHead(channels, tower=towers[1]),
         anchors=anchors,
-        matcher=CentreMatcher(radius=model.center_sampling_radius),
+        matcher=CenterMatcher(radius=model.center_sampling_radius),
         coder=DistanceCoder(unit=1.0 if model.box_coder.normalize_by_size else None),
         criterion=FCOSLoss(),
         postprocess=_levelwise(model),
@@ -106,7 +106,9 @@ def ssd_from(model: SSD) -> Detector:
         class_head=MultiBoxHead(neck.out_channels, anchors.per_cell, outputs=outputs),
         box_head=MultiBoxHead(neck.out_channels, anchors.per_cell, outputs=4),
         anchors=anchors,
-        matcher=BipartiteMatcher(positive=model.proposal_matcher.high_threshold, greedy=False, force_match_zero=True),
+        matcher=BipartiteMatcher(
+            positive_iou=model.proposal_matcher.high_threshold, greedy=False, force_match_zero=True
+        ),
         coder=_delta_coder(model.box_coder),
         criterion=MultiBoxLoss(negatives_per_positive=model.neg_to_pos_ratio),
         postprocess=Postprocess(
@@ -137,7 +139,7 @@ def dense_renames(detector: Detector) -> list[Rename]:
         heads = [("module_list.", "levels.", change)], [("module_list.", "levels.", None)]
         rules = _ssd_trunk_renames()
     elif isinstance(stage, DenseStage | FCOSStage) and isinstance(stage.class_head, ClassificationHead):
-        box = [("bbox_reg.", "distances."), ("bbox_ctrness.", "centre.")]
+        box = [("bbox_reg.", "distances."), ("bbox_ctrness.", "center.")]
         box = box if isinstance(stage, FCOSStage) else [("bbox_reg.", "deltas.")]
         heads = [("conv.", "tower."), ("cls_logits.", "logits.")], [("conv.", "tower."), *box]
         rules = trunk_renames(detector.trunk)

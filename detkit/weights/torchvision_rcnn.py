@@ -198,8 +198,8 @@ def _pool(pool: Any, trunk: Trunk) -> PyramidRoIAlign:
 
 def _matcher(matcher: Any) -> ThresholdMatcher:
     return ThresholdMatcher(
-        positive=matcher.high_threshold,
-        negative=matcher.low_threshold,
+        positive_iou=matcher.high_threshold,
+        negative_iou=matcher.low_threshold,
         low_quality=matcher.allow_low_quality_matches,
     )
 

@@ -147,11 +147,11 @@ def anchors_from(generator: nn.Module) -> GridAnchors:
             f"from_torchvision: the anchor generator is a {type(generator).__name__}; allowed is AnchorGenerator"
         )
     ratios: list[Any] = list(generator.aspect_ratios)
-    return GridAnchors(generator.sizes, aspect_ratios=ratios, ratio_is="h/w", centred=False, whole_pixels=True)
+    return GridAnchors(generator.sizes, aspect_ratios=ratios, ratio_is="h/w", centered=False, whole_pixels=True)
 
 
 def preprocess_from(transform: GeneralizedRCNNTransform) -> Preprocess:
-    """torchvision's resizing, colours and padding, as it infers: of several ``min_size`` the last one counts.
+    """torchvision's resizing, colors and padding, as it infers: of several ``min_size`` the last one counts.
 
     >>> preprocess_from(GeneralizedRCNNTransform(800, 1333, [0.5] * 3, [0.2] * 3))
     Preprocess(size=800, max_size=1333, multiple_of=32)
@@ -168,14 +168,14 @@ def preprocess_from(transform: GeneralizedRCNNTransform) -> Preprocess:
 
 
 def carry_over(model: Any, detector: Detector, renames: Sequence[Rename]) -> Detector:
-    """Give ``detector`` the weights, precision, device, mode and frozen parameters of ``model``, and its colours.
+    """Give ``detector`` the weights, precision, device, mode and frozen parameters of ``model``, and its colors.
 
     Raises ValueError where the keys or shapes do not fit.
     """
     adopt(model, detector, renames, library="torchvision")
     for name, values in (("mean", model.transform.image_mean), ("std", model.transform.image_std)):
-        colours = getattr(detector.preprocess, name)
-        colours.copy_(torch.tensor(values, dtype=colours.dtype).reshape(-1, 1, 1))  # in double, not rounded to single
+        colors = getattr(detector.preprocess, name)
+        colors.copy_(torch.tensor(values, dtype=colors.dtype).reshape(-1, 1, 1))  # in double, not rounded to single
     return detector
 
 

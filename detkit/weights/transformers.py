@@ -20,13 +20,13 @@ _LEAVES = {"Conv2d", "DetrFrozenBatchNorm2d", "MaxPool2d", "Identity", "ReLU", "
 
 
 def from_transformers(model: nn.Module) -> Detector:
-    """A Detector with the weights and the behaviour of transformers' DETR, which stays as it is.
+    """A Detector with the weights and the behavior of transformers' DETR, which stays as it is.
 
     ``model`` is a ``DetrForObjectDetection`` of transformers 5, of any size, on a ResNet of its own or of timm, DC5
     included. Loss weights, dropouts, precision, device, frozen parameters and train/eval mode are taken over; labels
     are the model's. Images are resized to 800 pixels, at most 1333, as its image processor does but without PIL's
     filter, and boxes are clipped to the image.
-    With ``auxiliary_loss=True`` transformers hands what a decoder layer gives to the next normalised, and normalises
+    With ``auxiliary_loss=True`` transformers hands what a decoder layer gives to the next normalized, and normalizes
     the last twice, which DETR doesn't: so does the Detector, for weights trained that way need it. Where the weights
     are facebook's, set ``model.config.auxiliary_loss = False`` first.
     Raises ValueError, naming the field, for another model and for what this library has no part for.
@@ -78,7 +78,7 @@ def to_transformers(detector: Detector, *, timm: bool = False) -> dict[str, Tens
     """
     name, stage = detr_stage_of(detector, "to_transformers")
     if not isinstance(stage.encoder.norm, nn.Identity):
-        raise ValueError("to_transformers: the encoder normalises first; transformers' DETR only normalises last")
+        raise ValueError("to_transformers: the encoder normalizes first; transformers' DETR only normalizes last")
     state = detector.state_dict()
     return state_to_theirs(state, _renames(list(state), timm=timm, stage=name))
 
@@ -102,8 +102,8 @@ class DroppedProjection(nn.Conv2d):
 class TransformersDecoder(TransformerDecoder):
     """DETR's decoder as transformers has it, with its ``auxiliary_loss``.
 
-    Without, only the last output is given out, so that no other is learnt on. With, every layer starts from the
-    normalised output of the one before, and the last is normalised twice.
+    Without, only the last output is given out, so that no other is learned on. With, every layer starts from the
+    normalized output of the one before, and the last is normalized twice.
 
     >>> TransformersDecoder([DecoderLayer(8, 2, hidden=16)], auxiliary=False, norm=nn.LayerNorm(8)).auxiliary
     False
@@ -116,12 +116,12 @@ class TransformersDecoder(TransformerDecoder):
     def forward(
         self, embeddings: Float[Tensor, "B N D"], memory: Float[Tensor, "B K D"], **rules: Any
     ) -> list[Float[Tensor, "B N D"]]:
-        """The normalised outputs that are learnt on, the last of which is the decoder's."""
+        """The normalized outputs that are learned on, the last of which is the decoder's."""
         outputs = super().forward(embeddings, memory, **rules)
         return [*outputs[:-1], self.norm(outputs[-1])] if self.auxiliary else outputs[-1:]
 
-    def _handed_on(self, embeddings: Tensor, normalised: Tensor) -> Tensor:
-        return normalised if self.auxiliary else embeddings
+    def _handed_on(self, embeddings: Tensor, normalized: Tensor) -> Tensor:
+        return normalized if self.auxiliary else embeddings
 
 
 def _check(config: Any, model: Any) -> None:

@@ -20,14 +20,14 @@ def way(request, monkeypatch):
     return request.param
 
 
-def slow_match(overlaps: torch.Tensor, positive=0.5, negative=None, force_match_zero=False) -> list[int]:
+def slow_match(overlaps: torch.Tensor, positive_iou=0.5, negative_iou=None, force_match_zero=False) -> list[int]:
     """``overlaps`` (objects, anchors) of one image: the rule of the paper, literally."""
     table = overlaps.T.tolist()  # anchor major
     matched = []
     for row in table:
         best = max(row, default=-1)
-        unsure = best >= (positive if negative is None else negative) and bool(row)
-        matched.append(row.index(best) if best >= positive and row else IGNORED if unsure else NEGATIVE)
+        unsure = best >= (positive_iou if negative_iou is None else negative_iou) and bool(row)
+        matched.append(row.index(best) if best >= positive_iou and row else IGNORED if unsure else NEGATIVE)
     for _ in range(len(overlaps)):
         flat = [value for row in table for value in row]
         best = max(flat, default=-1)
@@ -63,7 +63,7 @@ def test_slide_example(monkeypatch):
     table = torch.full((9, 4), 0.05)
     table[1, 2], table[6, 0], table[4, 3], table[8, 1] = 0.9, 0.8, 0.7, 0.6  # x23, x71, x54, x92
     table[1, 0], table[6, 3], table[4, 1], table[1, 1] = 0.85, 0.75, 0.65, 0.88  # better, but taken by then
-    matched = match_table(monkeypatch, table.tolist(), positive=0.95).matched[0].tolist()
+    matched = match_table(monkeypatch, table.tolist(), positive_iou=0.95).matched[0].tolist()
     assert matched == [-1, 2, -1, -1, 3, -1, 0, -1, 1]
 
 
@@ -76,7 +76,7 @@ def test_targets_of_the_anchor_chapter():
     truth = torch.tensor([[0.1, 0.08, 0.52, 0.92], [0.55, 0.2, 0.9, 0.88]])
     anchors = [[0, 0.1, 0.2, 0.3], [0.15, 0.2, 0.4, 0.4], [0.63, 0.05, 0.88, 0.98], [0.66, 0.45, 0.8, 0.8]]
     anchors = torch.tensor([*anchors, [0.57, 0.3, 0.92, 0.9]])
-    assignment = BipartiteMatcher(positive=0.5)(anchors, targets_of(truth))
+    assignment = BipartiteMatcher(positive_iou=0.5)(anchors, targets_of(truth))
     assert gather_assigned(assignment, targets_of(truth)).labels.tolist() == [[-1, 0, 1, -1, 1]]
 
 
@@ -94,7 +94,7 @@ def test_targets_of_the_anchor_chapter():
 @settings(deadline=None, max_examples=60)
 def test_tables_full_of_ties_match_as_the_flat_argmax_loop(table, negative, force):
     with pytest.MonkeyPatch.context() as patch:
-        ours = match_table(patch, table, negative=negative, force_match_zero=force).matched[0].tolist()
+        ours = match_table(patch, table, negative_iou=negative, force_match_zero=force).matched[0].tolist()
     assert ours == slow_match(torch.tensor(table).T, 0.5, negative, force)
 
 
@@ -121,14 +121,14 @@ WHOLE = st.integers(0, 6)
 WHOLE_BOXES = st.lists(st.tuples(WHOLE, WHOLE, WHOLE, WHOLE), min_size=1, max_size=14)
 
 
-@given(anchors=WHOLE_BOXES, objects=WHOLE_BOXES, negative=st.sampled_from([0.0, 0.3, 0.5]))
+@given(anchors=WHOLE_BOXES, objects=WHOLE_BOXES, negative_iou=st.sampled_from([0.0, 0.3, 0.5]))
 @settings(deadline=None, max_examples=150)
-def test_boxes_full_of_ties_and_rivals_match_as_the_flat_argmax_loop(anchors, objects, negative):
+def test_boxes_full_of_ties_and_rivals_match_as_the_flat_argmax_loop(anchors, objects, negative_iou):
     rows = [torch.tensor([(x, y, x + w, y + h) for x, y, w, h in some]).float() for some in (anchors, objects)]
     for least in (1, 2**60):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(module, "_SMALLEST_SEARCH", least)
-            assert_as_slow(*rows, negative=negative)
+            assert_as_slow(*rows, negative_iou=negative_iou)
 
 
 def test_many_objects_in_one_place_take_ever_worse_anchors(way):
@@ -146,7 +146,7 @@ def test_many_objects_in_one_place_take_ever_worse_anchors(way):
 @pytest.mark.parametrize("greedy", [True, False])
 def test_all_ways_through_the_search_agree(monkeypatch, greedy):
     anchors, images = random_boxes(3000, seed=1), [random_boxes(12, seed=2 + i) for i in range(4)]
-    targets, matcher = targets_of(*images), BipartiteMatcher(positive=0.6, negative=0.4, greedy=greedy)
+    targets, matcher = targets_of(*images), BipartiteMatcher(positive_iou=0.6, negative_iou=0.4, greedy=greedy)
     assert module.worth_searching(targets.valid, anchors)
     expected = matcher(anchors, targets)
     for place, name, value in (
@@ -167,15 +167,15 @@ def test_random_boxes_match_as_the_flat_argmax_loop_and_as_torchvision(way):
     anchors, objects = random_boxes(300, seed=1), random_boxes(12, seed=2)
     overlaps = box_iou(objects, anchors)
     for positive in (0.3, 0.5, 0.9):
-        greedy = BipartiteMatcher(positive=positive)(anchors, targets_of(objects)).matched[0]
+        greedy = BipartiteMatcher(positive_iou=positive)(anchors, targets_of(objects)).matched[0]
         assert greedy.tolist() == slow_match(overlaps, positive)
-        theirs = BipartiteMatcher(positive=positive, greedy=False)(anchors, targets_of(objects)).matched[0]
+        theirs = BipartiteMatcher(positive_iou=positive, greedy=False)(anchors, targets_of(objects)).matched[0]
         assert theirs.tolist() == SSDMatcher(positive)(overlaps).tolist()
 
 
 def test_more_objects_than_anchors_leave_some_without(way):
     anchors, objects = random_boxes(3, seed=1), random_boxes(20, seed=2)
-    matched = BipartiteMatcher(positive=1.0)(anchors, targets_of(objects)).matched[0]
+    matched = BipartiteMatcher(positive_iou=1.0)(anchors, targets_of(objects)).matched[0]
     assert matched.tolist() == slow_match(box_iou(objects, anchors), 1.0)
     assert len(set(matched.tolist()) - {-1}) == 3
 
@@ -194,7 +194,7 @@ def test_overlap_of_one_millionth_or_less_is_not_forced_unless_asked(monkeypatch
 
 def test_anchors_between_the_thresholds_are_ignored(monkeypatch):
     table = [[0.9], [0.5], [0.49], [0.3], [0.29]]
-    assert match_table(monkeypatch, table, negative=0.3).matched.tolist() == [[0, 0, -2, -2, -1]]
+    assert match_table(monkeypatch, table, negative_iou=0.3).matched.tolist() == [[0, 0, -2, -2, -1]]
 
 
 @pytest.mark.parametrize("greedy", [True, False])
@@ -272,9 +272,9 @@ def test_anchors_of_other_types_match_as_their_promoted_numbers(way, dtype):
 @pytest.mark.parametrize(
     ("message", "thresholds"),
     [
-        ("positive=1.5 must lie in [0, 1]", {"positive": 1.5}),
-        ("negative=-0.1 must lie in [0, 1]", {"negative": -0.1}),
-        ("negative=0.6 must not exceed positive=0.5", {"negative": 0.6}),
+        ("positive_iou=1.5 must lie in [0, 1]", {"positive_iou": 1.5}),
+        ("negative_iou=-0.1 must lie in [0, 1]", {"negative_iou": -0.1}),
+        ("negative_iou=0.6 must not exceed positive_iou=0.5", {"negative_iou": 0.6}),
     ],
 )
 def test_thresholds_that_make_no_sense_are_refused(message, thresholds):
@@ -282,13 +282,13 @@ def test_thresholds_that_make_no_sense_are_refused(message, thresholds):
 
 
 def test_printing_shows_the_settings():
-    assert repr(BipartiteMatcher()) == "BipartiteMatcher(positive=0.5, negative=0.5, greedy=True)"
+    assert repr(BipartiteMatcher()) == "BipartiteMatcher(positive_iou=0.5, negative_iou=0.5, greedy=True)"
     assert unhooked(BipartiteMatcher.extra_repr)(BipartiteMatcher(greedy=False)).endswith("greedy=False")
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 @pytest.mark.parametrize(
-    "settings", [{"force_match_zero": True}, {"positive": 0.0}, {"greedy": False, "force_match_zero": True}]
+    "settings", [{"force_match_zero": True}, {"positive_iou": 0.0}, {"greedy": False, "force_match_zero": True}]
 )
 def test_rows_that_are_not_finite_match_nothing_even_where_overlap_zero_would_do(settings, bad):
     good, broken = torch.tensor([[0.0, 0, 9, 9]]), torch.tensor([[0.0, 0, bad, 9]])

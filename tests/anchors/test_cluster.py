@@ -21,10 +21,10 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def blobs(*centres: tuple[float, float], each: int = 40, spread: float = 0.03) -> torch.Tensor:
-    """Sizes scattered by a few percent around each centre."""
-    noise = 1 + spread * torch.randn(len(centres), each, 2, generator=seeded(1))
-    return (torch.tensor(centres)[:, None] * noise).reshape(-1, 2)
+def blobs(*centers: tuple[float, float], each: int = 40, spread: float = 0.03) -> torch.Tensor:
+    """Sizes scattered by a few percent around each center."""
+    noise = 1 + spread * torch.randn(len(centers), each, 2, generator=seeded(1))
+    return (torch.tensor(centers)[:, None] * noise).reshape(-1, 2)
 
 
 def side_lengths(low: float = 1.0, high: float = 500.0):
@@ -100,9 +100,9 @@ def test_mean_overlap_takes_the_best_shape_of_each_size():
 
 @pytest.mark.parametrize("seed", range(5))
 def test_planted_clusters_are_found_and_sorted_by_area(seed):
-    centres = [(100.0, 20), (12, 10), (40, 90), (300, 280), (15, 60)]
-    found = cluster_anchors(blobs(*centres), 5, generator=seeded(seed))
-    expected = torch.tensor(sorted(centres, key=lambda shape: shape[0] * shape[1]))
+    centers = [(100.0, 20), (12, 10), (40, 90), (300, 280), (15, 60)]
+    found = cluster_anchors(blobs(*centers), 5, generator=seeded(seed))
+    expected = torch.tensor(sorted(centers, key=lambda shape: shape[0] * shape[1]))
     torch.testing.assert_close(found, expected, rtol=0.02, atol=0)
 
 
@@ -135,9 +135,9 @@ def test_no_start_is_better_than_where_it_settles_and_every_start_has_different_
     weights = times / len(sizes)
     start = module._spread(distinct, weights.double(), count, seeded(seed))
     assert len(start.unique(dim=0)) == count
-    fit, centres = module._settle(distinct, weights.double(), start, 50)
+    fit, centers = module._settle(distinct, weights.double(), start, 50)
     assert fit >= mean_shape_iou(sizes.double(), start) - 1e-6  # float32 shapes
-    assert fit == pytest.approx(mean_shape_iou(sizes.double(), centres).item())
+    assert fit == pytest.approx(mean_shape_iou(sizes.double(), centers).item())
 
 
 def cluster_fit(sizes: torch.Tensor, count: int, seed: int, **options) -> float:
@@ -152,7 +152,7 @@ def test_more_restarts_are_never_worse(sizes, count, seed):
     assert fits[0] <= fits[1] + 1e-6 <= fits[2] + 2e-6
 
 
-def test_a_round_moves_every_centre_to_the_weighted_mean_of_its_sizes():
+def test_a_round_moves_every_center_to_the_weighted_mean_of_its_sizes():
     sizes = torch.tensor([[10.0, 10], [12, 12], [100, 100]], dtype=torch.float64)
     weights = torch.tensor([0.5, 0.25, 0.25], dtype=torch.float64)
     nearest, overlaps = torch.tensor([0, 0, 1]), torch.ones(3, dtype=torch.float64)
@@ -161,7 +161,7 @@ def test_a_round_moves_every_centre_to_the_weighted_mean_of_its_sizes():
     assert means[1].tolist() == [100, 100]
 
 
-def test_centres_without_sizes_move_to_the_sizes_that_fit_worst_each_to_another():
+def test_centers_without_sizes_move_to_the_sizes_that_fit_worst_each_to_another():
     sizes = torch.tensor([[10.0, 10], [12, 12], [90, 10], [100, 100]], dtype=torch.float64)
     overlaps = torch.tensor([0.9, 0.8, 0.1, 0.3], dtype=torch.float64)
     means = module._means(sizes, torch.full((4,), 0.25).double(), torch.ones(4).long(), overlaps, 3)

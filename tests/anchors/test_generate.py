@@ -75,9 +75,9 @@ def test_tiny_ssd_has_5444_boxes_in_the_order_of_its_chapter():
 
 def test_without_strides_cells_divide_the_frame_in_both_directions():
     boxes = DefaultBoxes([(10, 10)], aspect_ratios=[()])(grids((2, 3)), frame(100, 300))
-    centres = (boxes[:, :2] + boxes[:, 2:])[::2] / 2
+    centers = (boxes[:, :2] + boxes[:, 2:])[::2] / 2
     expected = [[50.0, 25], [150, 25], [250, 25], [50, 75], [150, 75], [250, 75]]
-    assert centres.tolist() == expected
+    assert centers.tolist() == expected
     assert ((boxes[:, 2:] - boxes[:, :2]) == 10).all()
 
 
@@ -137,11 +137,11 @@ def sides(boxes: torch.Tensor) -> torch.Tensor:
     return boxes[:, 2:] - boxes[:, :2]
 
 
-def centres(boxes: torch.Tensor) -> torch.Tensor:
+def centers(boxes: torch.Tensor) -> torch.Tensor:
     return (boxes[:, 2:] + boxes[:, :2]) / 2
 
 
-TORCHVISION = {"ratio_is": "h/w", "centred": False, "whole_pixels": True}
+TORCHVISION = {"ratio_is": "h/w", "centered": False, "whole_pixels": True}
 FASTER_RCNN = [(-91, -45, 91, 45), (-181, -91, 181, 91), (-362, -181, 362, 181)]
 FASTER_RCNN += [(-64, -64, 64, 64), (-128, -128, 128, 128), (-256, -256, 256, 256)]
 FASTER_RCNN += [(-45, -91, 45, 91), (-91, -181, 91, 181), (-181, -362, 181, 362)]
@@ -203,13 +203,13 @@ def test_the_hourglass_rpn_has_30_anchor_shapes():
     torch.testing.assert_close(sides(boxes), torch.tensor(slow), rtol=1e-5, atol=1e-4)
 
 
-def test_yolo_v3_lays_three_given_shapes_at_the_centre_of_every_cell():
+def test_yolo_v3_lays_three_given_shapes_at_the_center_of_every_cell():
     shapes = [[(10, 13), (16, 30), (33, 23)], [(30, 61), (62, 45), (59, 119)], [(116, 90), (156, 198), (373, 326)]]
     anchors = GridAnchors(shapes=shapes)
     boxes = anchors(grids(52, 26, 13), frame(416, 416))
     assert boxes.shape == (10647, 4)
     assert sides(boxes)[:3].tolist() == [[10, 13], [16, 30], [33, 23]]
-    assert centres(boxes)[[0, 3, 52 * 3, -1]].tolist() == [[4, 4], [12, 4], [4, 12], [400, 400]]
+    assert centers(boxes)[[0, 3, 52 * 3, -1]].tolist() == [[4, 4], [12, 4], [4, 12], [400, 400]]
     tensors = GridAnchors(shapes=[torch.tensor(level) for level in shapes])
     assert torch.equal(tensors(grids(52, 26, 13), frame(416, 416)), boxes)
 
@@ -234,11 +234,11 @@ def test_every_anchor_has_the_area_and_ratio_asked_for_and_every_cell_has_them_a
     grid=st.tuples(st.integers(1, 4), st.integers(1, 4)),
     by=st.tuples(st.integers(0, 3), st.integers(0, 3)),
     stride=st.sampled_from([1, 4, 7.5, 32]),
-    centred=st.booleans(),
+    centered=st.booleans(),
 )
 @settings(max_examples=60)
-def test_a_larger_grid_continues_the_smaller_one_and_a_shift_by_cells_shifts_the_anchors(grid, by, stride, centred):
-    anchors = GridAnchors([(20,)], strides=(stride,), centred=centred)
+def test_a_larger_grid_continues_the_smaller_one_and_a_shift_by_cells_shifts_the_anchors(grid, by, stride, centered):
+    anchors = GridAnchors([(20,)], strides=(stride,), centered=centered)
     larger = (grid[0] + by[0], grid[1] + by[1])
     whole = anchors(grids(larger), frame(9, 9)).reshape(*larger, 3, 4)
     part = anchors(grids(grid), frame(99, 9)).reshape(*grid, 3, 4)
@@ -257,18 +257,18 @@ def test_a_ratio_read_as_height_over_width_transposes_every_anchor(sizes, ratio)
     assert torch.equal(wide[:, [1, 0, 3, 2]], high)
 
 
-def test_half_cell_centres_are_the_default_and_corners_the_other_choice():
+def test_half_cell_centers_are_the_default_and_corners_the_other_choice():
     default, corner = (
-        GridAnchors([(4,)], strides=(8,), **s)(grids(2), frame(16, 16)) for s in ({}, {"centred": False})
+        GridAnchors([(4,)], strides=(8,), **s)(grids(2), frame(16, 16)) for s in ({}, {"centered": False})
     )
-    assert centres(default)[::3].tolist() == [[4, 4], [12, 4], [4, 12], [12, 12]]
-    assert centres(corner)[::3].tolist() == [[0, 0], [8, 0], [0, 8], [8, 8]]
+    assert centers(default)[::3].tolist() == [[4, 4], [12, 4], [4, 12], [12, 12]]
+    assert centers(corner)[::3].tolist() == [[0, 0], [8, 0], [0, 8], [8, 8]]
 
 
 def test_without_strides_the_frame_is_divided_and_whole_pixels_rounds_that_down():
     loose, whole = (GridAnchors([(3,)], aspect_ratios=(1,), whole_pixels=w) for w in (False, True))
-    assert centres(loose(grids((2, 4)), frame(9, 10))).tolist()[-1] == [8.75, 6.75]
-    assert centres(whole(grids((2, 4)), frame(9, 10))).tolist()[-1] == [7, 6]
+    assert centers(loose(grids((2, 4)), frame(9, 10))).tolist()[-1] == [8.75, 6.75]
+    assert centers(whole(grids((2, 4)), frame(9, 10))).tolist()[-1] == [7, 6]
     assert sides(loose(grids(1), frame(9, 9))).tolist() == [[3, 3]]
     assert sides(whole(grids(1), frame(9, 9))).tolist() == [[4, 4]]  # a corner at 1.5 goes to the even number
 
@@ -362,9 +362,11 @@ def test_another_number_of_feature_levels_is_refused():
 
 
 def test_printing_grid_anchors_shows_the_settings():
-    for centred in (True, False):
-        text = repr(GridAnchors([(8,)], strides=(4,), centred=centred))
-        assert text == f"GridAnchors(per_cell=(3,), strides=(4.0,), clip=False, centred={centred}, whole_pixels=False)"
+    for centered in (True, False):
+        text = repr(GridAnchors([(8,)], strides=(4,), centered=centered))
+        assert (
+            text == f"GridAnchors(per_cell=(3,), strides=(4.0,), clip=False, centered={centered}, whole_pixels=False)"
+        )
 
 
 # The n + m - 1 anchors of the anchor chapter

@@ -320,7 +320,7 @@ def test_a_label_out_of_range_is_named(class_cost, last, offset):
         ([0.1, 0.6, 10.5, 0.7], r"box \[0.1, 0.6, 10.5, 0.7\] is no fraction of the image; boxes in pixels need sizes"),
     ],
 )
-def test_a_target_box_that_cannot_be_learnt_is_named(box, message):
+def test_a_target_box_that_cannot_be_learned_is_named(box, message):
     logits, predicted = predictions(1, 4, seed=7)
     with pytest.raises(ValueError, match=f"^HungarianMatcher: image 0, target 1: {message}"):
         HungarianMatcher()(logits, predicted, targets_of(torch.tensor([[0.1, 0.1, 0.2, 10.0], box])))
@@ -377,7 +377,7 @@ def test_half_precision_matches_as_its_promoted_numbers(dtype, class_cost):
     assert ours.quality.dtype == torch.float32
 
 
-def test_nothing_is_learnt_through_the_matcher():
+def test_nothing_is_learned_through_the_matcher():
     logits, predicted = predictions(1, 4, seed=11)
     assignment = HungarianMatcher()(logits.requires_grad_(), predicted.requires_grad_(), truth_of([2], seed=11))
     assert not assignment.quality.requires_grad

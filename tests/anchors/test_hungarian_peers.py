@@ -118,7 +118,7 @@ def test_on_the_device_bad_queries_and_crowds_are_left_out_as_on_the_host(solver
 
 
 @pytest.mark.parametrize("wrong", ["label", "nan", "inverted", "pixels"])
-def test_on_the_device_an_object_that_cannot_be_learnt_gets_no_query_and_moves_no_other(solver, monkeypatch, wrong):
+def test_on_the_device_an_object_that_cannot_be_learned_gets_no_query_and_moves_no_other(solver, monkeypatch, wrong):
     logits, predicted, _ = batch(20)  # three images of seven queries
     targets = [{"boxes": predicted[0, :4].flip(0) + 0.01, "class_labels": torch.tensor([0, 3, 1, 2])}] * 3
     truth = padded(targets)

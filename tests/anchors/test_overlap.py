@@ -17,8 +17,8 @@ def grid(*strides: int, extent: int = 256, ratios=(0.5, 1.0, 2.0)) -> torch.Tens
     for stride in strides:
         shapes = torch.tensor([(4 * stride * r**0.5, 4 * stride / r**0.5) for r in ratios]).round()
         steps = torch.arange(0, extent, stride).float()
-        centres = torch.cartesian_prod(steps, steps).flip(1)[:, None]
-        levels.append(torch.cat((centres - shapes / 2, centres + shapes / 2), dim=-1).reshape(-1, 4))
+        centers = torch.cartesian_prod(steps, steps).flip(1)[:, None]
+        levels.append(torch.cat((centers - shapes / 2, centers + shapes / 2), dim=-1).reshape(-1, 4))
     return torch.cat(levels)
 
 
@@ -150,13 +150,13 @@ def test_nodes_hold_one_shape_each_where_shapes_are_few():
     assert filling.sum() == 212
 
 
-def test_neighbours_have_one_shape_and_lie_along_a_curve_of_zs():
-    square = [(0, 0), (1, 0), (0, 1), (1, 1)]  # of four neighbours, and of four such squares
-    centres = 16.0 * torch.tensor([(2 * x + dx, 2 * y + dy) for x, y in square for dx, dy in square])
+def test_neighbors_have_one_shape_and_lie_along_a_curve_of_zs():
+    square = [(0, 0), (1, 0), (0, 1), (1, 1)]  # of four neighbors, and of four such squares
+    centers = 16.0 * torch.tensor([(2 * x + dx, 2 * y + dy) for x, y in square for dx, dy in square])
     shapes = torch.tensor([[4.0, 4], [4, 8], [8, 4]])[:, None]  # by width, then by height
-    expected = torch.cat((centres - shapes / 2, centres + shapes / 2), dim=-1).flatten(0, 1)
+    expected = torch.cat((centers - shapes / 2, centers + shapes / 2), dim=-1).flatten(0, 1)
     anchors = expected[torch.randperm(48, generator=torch.Generator().manual_seed(0))]
-    numbers, order = module._neighbours(sides_of(anchors))
+    numbers, order = module._neighbors(sides_of(anchors))
     assert torch.equal(anchors[order], expected)
     assert numbers.unique_consecutive(return_counts=True)[1].tolist() == [16, 16, 16]
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from strategies import boxes, random_boxes, refusal, targets_of
 
 from detkit.anchors import IGNORED, NEGATIVE
-from detkit.anchors.adaptive import centres
+from detkit.anchors.atss import centers
 from detkit.anchors.task_aligned import SimOTAMatcher, TaskAlignedMatcher
 from detkit.boxes import box_iou
 from detkit.structures import Targets
@@ -43,7 +43,7 @@ def scene(images: int, *, seed: int, most: int = 3):
 
 def slow_task_aligned(scores, predicted, cells, objects, *, candidates=13, alpha=1.0, beta=6.0):
     """One image: (matched, quality) as the definition spells it. Labels of the objects are 0, 1, ..."""
-    overlaps, middles = box_iou(objects, predicted), centres(cells).tolist()
+    overlaps, middles = box_iou(objects, predicted), centers(cells).tolist()
     alignment = (scores.T[: len(objects)] ** alpha * overlaps**beta).tolist()  # in float32, as the matcher computes
     overlaps, claims = overlaps.tolist(), [[] for _ in cells]
     for target, row in enumerate(alignment):
@@ -63,7 +63,7 @@ def slow_task_aligned(scores, predicted, cells, objects, *, candidates=13, alpha
 
 def slow_simota(scores, predicted, cells, objects, *, candidates=10, radius=2.5, iou_weight=3.0):
     """One image: (matched, quality). Costs of the pairs in float64, compared with a tolerance by the caller."""
-    overlaps, middles = box_iou(objects, predicted).tolist(), centres(cells).tolist()
+    overlaps, middles = box_iou(objects, predicted).tolist(), centers(cells).tolist()
     sides, scores = (cells[:, 2:] - cells[:, :2]).tolist(), scores.tolist()
     claims: list[list[tuple]] = [[] for _ in cells]
     for target, (x1, y1, x2, y2) in enumerate(objects.tolist()):
@@ -144,7 +144,7 @@ def test_an_anchor_of_two_objects_goes_to_the_higher_overlap_in_task_alignment()
     assert TaskAlignedMatcher()(scores, predicted, points, twice).matched.tolist() == [[0]]
 
 
-def test_objects_without_a_centre_inside_go_without_in_task_alignment_but_not_in_simota():
+def test_objects_without_a_center_inside_go_without_in_task_alignment_but_not_in_simota():
     small = torch.tensor([[5.0, 5, 7, 7]])
     scores, predicted = torch.full((1, 16, CLASSES), 0.5), grid()[None] + torch.tensor([2.0, 2, -2, -2])
     predicted[0, 0] = torch.tensor([5.0, 5, 7, 8])
@@ -176,7 +176,7 @@ def test_simota_takes_as_many_anchors_as_the_overlaps_add_up_to():
     assert int((matcher(scores, tiny, grid(), targets_of(objects)).matched == 0).sum()) == 1
 
 
-def test_simota_takes_candidates_outside_the_centre_only_after_those_inside():
+def test_simota_takes_candidates_outside_the_center_only_after_those_inside():
     objects = torch.tensor([[0.0, 0, 16, 32]])  # the first two columns of the grid
     scores = torch.full((1, 16, CLASSES), 0.9)
     predicted = objects.expand(1, 16, 4).clone()
@@ -185,12 +185,12 @@ def test_simota_takes_candidates_outside_the_centre_only_after_those_inside():
     matched = SimOTAMatcher()(scores, predicted, grid(), targets_of(objects)).matched[0]
     assert [anchor for anchor in range(16) if matched[anchor] == 0] == [0, 1, 2, 4, 5, 6, 8, 9, 12, 13]
     near_only = SimOTAMatcher(radius=0.75)(scores, predicted, grid(), targets_of(objects)).matched[0]
-    # Both inside and within 6 pixels of the centre (8, 16): anchors 4, 5, 8, 9; then the others inside, by cost.
+    # Both inside and within 6 pixels of the center (8, 16): anchors 4, 5, 8, 9; then the others inside, by cost.
     assert [anchor for anchor in range(16) if near_only[anchor] == 0] == [1, 4, 5, 8, 9, 12, 13]
 
 
-def test_the_centre_area_ends_at_radius_cells():
-    objects = torch.tensor([[19.5, 19.5, 20.5, 20.5]])  # its centre lies 16 pixels right of and below that of cell 0
+def test_the_center_area_ends_at_radius_cells():
+    objects = torch.tensor([[19.5, 19.5, 20.5, 20.5]])  # its center lies 16 pixels right of and below that of cell 0
     scores, predicted = torch.full((1, 1, CLASSES), 0.5), torch.tensor([[[0.0, 0, 8, 8]]])
     for radius, matched in ((2.0, NEGATIVE), (2.01, 0)):
         ours = SimOTAMatcher(radius=radius)(scores, predicted, grid()[:1], targets_of(objects)).matched
@@ -303,7 +303,7 @@ def test_objects_and_anchors_that_are_not_finite_match_nothing_and_spoil_no_othe
 
 
 @MATCHERS
-def test_anchors_with_their_centre_in_a_crowd_are_ignored_unless_positive(matcher):
+def test_anchors_with_their_center_in_a_crowd_are_ignored_unless_positive(matcher):
     objects = torch.tensor([[0.0, 0, 8, 8], [0, 0, 20.1, 8], [24, 24, 32, 32]])
     targets = targets_of(objects, iscrowd=[torch.tensor([0, 1, 0])])
     targets = targets._replace(valid=targets.valid & torch.tensor([True, True, False, True]))
@@ -337,7 +337,7 @@ def test_points_do_as_well_as_the_cells_around_them():
     scores, predicted, objects = scene(4, seed=10)
     cells, targets = grid(), targets_of(*objects)
     expected = TaskAlignedMatcher()(scores, predicted, cells, targets)
-    points = centres(cells)
+    points = centers(cells)
     assert torch.equal(TaskAlignedMatcher()(scores, predicted, points, targets).matched, expected.matched)
     assert torch.equal(
         TaskAlignedMatcher()(scores, predicted, points.expand(4, -1, 2), targets).quality, expected.quality

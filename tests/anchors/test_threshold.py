@@ -21,26 +21,28 @@ def way(request, monkeypatch):
     return request.param
 
 
-def slow_match(overlaps: torch.Tensor, positive=0.5, negative=0.4, low_quality=True) -> tuple[list[int], list[float]]:
+def slow_match(
+    overlaps: torch.Tensor, positive_iou=0.5, negative_iou=0.4, low_quality=True
+) -> tuple[list[int], list[float]]:
     """``overlaps`` (objects, anchors) of one image: the rule, literally."""
     table, matched, quality = overlaps.tolist(), [], []
     for anchor in range(overlaps.shape[1]):
         column = [row[anchor] for row in table]
         best = max(column, default=-1.0)
         forced = low_quality and any(row[anchor] == max(row) and row[anchor] > 0 for row in table)
-        enough = best >= torch.tensor(positive).item() and bool(column)
-        unsure = best >= torch.tensor(negative).item() and bool(column)
+        enough = best >= torch.tensor(positive_iou).item() and bool(column)
+        unsure = best >= torch.tensor(negative_iou).item() and bool(column)
         matched.append(column.index(best) if enough or forced else IGNORED if unsure else NEGATIVE)
         quality.append(best if enough or forced else 0.0)
     return matched, quality
 
 
-def torchvision_match(overlaps: torch.Tensor, positive=0.5, negative=0.4, low_quality=True) -> torch.Tensor:
+def torchvision_match(overlaps: torch.Tensor, positive_iou=0.5, negative_iou=0.4, low_quality=True) -> torch.Tensor:
     """As torchvision, but for the divergence "matching-zero-overlap": objects that touch no anchor are left out."""
     rows = (overlaps.amax(1) > 0).nonzero().squeeze(1)
     if len(rows) == 0:
         return torch.full((overlaps.shape[1],), NEGATIVE)
-    matched = Matcher(positive, negative, allow_low_quality_matches=low_quality)(overlaps[rows])
+    matched = Matcher(positive_iou, negative_iou, allow_low_quality_matches=low_quality)(overlaps[rows])
     return torch.where(matched >= 0, rows[matched.clamp(min=0)], matched)
 
 
@@ -54,11 +56,11 @@ def assert_as_slow(anchors, objects, **settings) -> None:
 RULES = [
     {},
     {"low_quality": False},
-    {"positive": 0.7, "negative": 0.3},
-    {"positive": 0.5, "negative": 0.5},
-    {"positive": 1.0, "negative": 0.0},
-    {"positive": 0.0, "negative": 0.0},
-    {"positive": 0.0, "negative": 0.0, "low_quality": False},
+    {"positive_iou": 0.7, "negative_iou": 0.3},
+    {"positive_iou": 0.5, "negative_iou": 0.5},
+    {"positive_iou": 1.0, "negative_iou": 0.0},
+    {"positive_iou": 0.0, "negative_iou": 0.0},
+    {"positive_iou": 0.0, "negative_iou": 0.0, "low_quality": False},
 ]
 
 
@@ -100,7 +102,7 @@ def whole_boxes(count: int, generator: torch.Generator, *, extent: int, longest:
     return torch.cat((low, low + torch.randint(1, longest, (count, 2), generator=generator)), dim=1).float()
 
 
-@pytest.mark.parametrize("rule", [{}, {"low_quality": False}, {"positive": 0.7, "negative": 0.3}], ids=str)
+@pytest.mark.parametrize("rule", [{}, {"low_quality": False}, {"positive_iou": 0.7, "negative_iou": 0.3}], ids=str)
 def test_ten_thousand_random_images_match_as_in_torchvision(way, rule):
     generator = torch.Generator().manual_seed(0)
     matcher = ThresholdMatcher(**rule)
@@ -263,16 +265,16 @@ def test_all_ways_through_the_search_agree(monkeypatch):
 def test_large_batches_never_make_the_matrix(monkeypatch):
     anchors, targets = retinanet_batch()
     monkeypatch.setattr(threshold, "_compare_all", None)
-    found = ThresholdMatcher(positive=0.5, negative=0.4)(anchors, targets)
+    found = ThresholdMatcher(positive_iou=0.5, negative_iou=0.4)(anchors, targets)
     assert (found.matched >= 0).any(1).all()
 
 
 @pytest.mark.parametrize(
     ("message", "thresholds"),
     [
-        ("positive=1.5 must lie in [0, 1]", {"positive": 1.5}),
-        ("negative=-0.1 must lie in [0, 1]", {"negative": -0.1}),
-        ("negative=0.6 must not exceed positive=0.5", {"negative": 0.6}),
+        ("positive_iou=1.5 must lie in [0, 1]", {"positive_iou": 1.5}),
+        ("negative_iou=-0.1 must lie in [0, 1]", {"negative_iou": -0.1}),
+        ("negative_iou=0.6 must not exceed positive_iou=0.5", {"negative_iou": 0.6}),
     ],
 )
 def test_thresholds_that_make_no_sense_are_refused(message, thresholds):
@@ -286,11 +288,11 @@ def test_shapes_that_do_not_fit_are_refused():
 
 
 def test_printing_shows_the_settings():
-    assert repr(ThresholdMatcher()) == "ThresholdMatcher(positive=0.5, negative=0.4, low_quality=True)"
+    assert repr(ThresholdMatcher()) == "ThresholdMatcher(positive_iou=0.5, negative_iou=0.4, low_quality=True)"
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
-@pytest.mark.parametrize("settings", [{"positive": 0.0, "negative": 0.0}, {}])
+@pytest.mark.parametrize("settings", [{"positive_iou": 0.0, "negative_iou": 0.0}, {}])
 def test_rows_that_are_not_finite_match_nothing_even_where_overlap_zero_would_do(settings, bad):
     good, broken = torch.tensor([[0.0, 0, 9, 9]]), torch.tensor([[0.0, 0, bad, 9]])
     assert ThresholdMatcher(**settings)(broken, targets_of(good)).matched.tolist() == [[NEGATIVE]]

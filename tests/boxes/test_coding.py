@@ -123,11 +123,11 @@ def test_a_batch_equals_a_loop_and_no_boxes_give_no_deltas():
 )
 def test_weights_must_be_four_positive_numbers(weights):
     assert refusal(DeltaCoder, weights) == (
-        f"DeltaCoder: weights={weights} must be four positive numbers (x, y, w, h), of 1e-12 to 1e12"
+        f"DeltaCoder: scale={weights} must be four positive numbers (x, y, w, h), of 1e-12 to 1e12"
     )
 
 
-def test_the_weights_are_a_setting_and_not_learnt():
+def test_the_weights_are_a_setting_and_not_learned():
     assert not DeltaCoder((10.0, 10.0, 5.0, 5.0)).state_dict()
     for weight in (1e-12, 1e12):
         assert DeltaCoder((weight,) * 4).weights.tolist() == [weight] * 4
@@ -140,7 +140,7 @@ def test_full_checks_name_the_inverted_box(monkeypatch):
 
 
 def test_printing_shows_the_settings():
-    assert repr(DeltaCoder(SSD, eps=1e-6)) == "DeltaCoder(weights=(10.0, 10.0, 5.0, 5.0), clamp=4.135, eps=1e-06)"
+    assert repr(DeltaCoder(SSD, eps=1e-6)) == "DeltaCoder(scale=(10.0, 10.0, 5.0, 5.0), clamp=4.135, eps=1e-06)"
 
 
 @given(anchors=boxes(), deltas=st.lists(st.floats(-1e6, 1e6, width=32), min_size=4, max_size=4))
@@ -217,7 +217,7 @@ def test_ten_thousand_distances_equal_torchvisions(unit):
     torch.testing.assert_close(ours.decode(distances, anchors), theirs.decode(distances, anchors), rtol=1e-6, atol=1e-4)
 
 
-def test_points_have_the_distances_of_anchors_centred_there():
+def test_points_have_the_distances_of_anchors_centered_there():
     anchors, rows = random_boxes(30, seed=1), random_boxes(30, seed=2)
     points = (anchors[:, :2] + anchors[:, 2:]) / 2
     distances = DistanceCoder().encode(rows, points)
@@ -295,20 +295,20 @@ class GridCoderAt8:
 
 
 def cell_anchors(count: int = 50, *, stride: float = 16, seed: int = 0) -> torch.Tensor:
-    """Anchors of many sizes, centred in cells of 20 x 20."""
+    """Anchors of many sizes, centered in cells of 20 x 20."""
     generator = torch.Generator().manual_seed(seed)
     cells = torch.randint(0, 20, (count, 2), generator=generator, dtype=torch.float64)
     halves = torch.rand(count, 2, generator=generator, dtype=torch.float64) * 100 + 4
-    centres = (cells + 0.5) * stride
-    return torch.cat((centres - halves, centres + halves), dim=1)
+    centers = (cells + 0.5) * stride
+    return torch.cat((centers - halves, centers + halves), dim=1)
 
 
 def boxes_in_cells(anchors: torch.Tensor, *, stride: float = 16, seed: int = 1) -> torch.Tensor:
-    """A box for each anchor, with its centre in the anchor's cell."""
+    """A box for each anchor, with its center in the anchor's cell."""
     generator = torch.Generator().manual_seed(seed)
     place, halves = (torch.rand(len(anchors), 2, generator=generator, dtype=torch.float64) for _ in range(2))
-    centres = (anchors[:, :2] + anchors[:, 2:]) / 2 + (place * 0.98 - 0.49) * stride
-    return torch.cat((centres - halves * 90 - 1, centres + halves * 90 + 1), dim=1)
+    centers = (anchors[:, :2] + anchors[:, 2:]) / 2 + (place * 0.98 - 0.49) * stride
+    return torch.cat((centers - halves * 90 - 1, centers + halves * 90 + 1), dim=1)
 
 
 def slow_grid_decode(deltas, anchor, stride, form):
@@ -336,7 +336,7 @@ def test_grid_decoding_equals_the_formula_of_the_paper(form, stride):
 @pytest.mark.parametrize("form", ["log", "root"])
 @given(seed=st.integers(0, 999), stride=st.sampled_from([1, 8, 32, 13.5]))
 @settings(max_examples=30)
-def test_grid_decode_inverts_encode_of_boxes_centred_in_their_cell(form, seed, stride):
+def test_grid_decode_inverts_encode_of_boxes_centered_in_their_cell(form, seed, stride):
     anchors = cell_anchors(stride=stride, seed=seed)
     rows = boxes_in_cells(anchors, stride=stride, seed=seed + 1)
     coder = GridCoder(form=form)
@@ -354,7 +354,7 @@ def test_grid_encode_inverts_decode(deltas):
 
 @given(rows=boxes(), deltas=st.lists(st.floats(-(2.0**100), 2.0**100, width=32), min_size=4, max_size=4))
 @settings(max_examples=60)
-def test_a_decoded_centre_stays_in_its_cell_and_a_decoded_size_below_the_bound(rows, deltas):
+def test_a_decoded_center_stays_in_its_cell_and_a_decoded_size_below_the_bound(rows, deltas):
     anchors = cell_anchors(5)
     decoded = GridCoder(clamp=2.0).decode(torch.tensor(deltas).expand(5, 4), anchors, 16)
     shift = (decoded[:, :2] + decoded[:, 2:] - anchors[:, :2] - anchors[:, 2:]) / 2
@@ -378,7 +378,7 @@ def test_hostile_boxes_have_finite_grid_deltas_and_gradients(form, rows, anchors
     assert torch.isfinite(anchors.grad).all()
 
 
-def test_a_centre_outside_its_cell_is_moved_to_the_nearest_place_inside():
+def test_a_center_outside_its_cell_is_moved_to_the_nearest_place_inside():
     anchor = torch.tensor([[0.0, 0, 16, 16]])
     deltas = GridCoder().encode(torch.tensor([[30.0, -30, 34, -26], [-2, 14, 2, 18]]), anchor, 16)
     most = math.log((1 - 1e-6) / 1e-6)
@@ -390,8 +390,8 @@ def test_a_centre_outside_its_cell_is_moved_to_the_nearest_place_inside():
 def test_the_first_yolo_codes_places_in_cells_and_roots_of_the_image():
     """A box at (.3, .6) of the cell in row 2, column 1 of a 7 x 7 grid, a quarter as wide as the image."""
     image, cell = 448.0, 64.0
-    centre = torch.tensor([1.5, 2.5]) * cell
-    anchor = torch.cat((centre - image / 2, centre + image / 2))[None]
+    center = torch.tensor([1.5, 2.5]) * cell
+    anchor = torch.cat((center - image / 2, center + image / 2))[None]
     middle, half = torch.tensor([1.3, 2.6]) * cell, torch.tensor([0.25, 0.36]) * image / 2
     box = torch.cat((middle - half, middle + half))[None]
     deltas = GridCoder(form="root").encode(box, anchor, cell)
@@ -508,7 +508,7 @@ def test_bad_shapes_are_refused_by_name():
 def test_printing_shows_the_settings_of_every_coder():
     assert repr(GridCoder()) == "GridCoder(form='log', clamp=6.908)"
     assert repr(DistanceCoder(unit=0.125)) == "DistanceCoder(unit=0.125)"
-    assert repr(DeltaCoder()) == "DeltaCoder(weights=(1.0, 1.0, 1.0, 1.0), clamp=4.135)"
+    assert repr(DeltaCoder()) == "DeltaCoder(scale=(1.0, 1.0, 1.0, 1.0), clamp=4.135)"
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def test_the_whole_image_is_resized_as_torch_does_without_antialiasing():
         torch.testing.assert_close(crop_and_resize(image, whole, size), expected)
 
 
-def test_context_enlarges_the_box_about_its_centre_by_227_of_195():
+def test_context_enlarges_the_box_about_its_center_by_227_of_195():
     crop = crop_and_resize(ramp(300, 400), torch.tensor([[[100.0, 80, 200, 130]]]), 227, context=16)
     width, height = 100 * 227 / (227 - 32), 50 * 227 / (227 - 32)
     steps = (torch.arange(227) + 0.5).double() / 227 - 0.5
@@ -59,14 +59,16 @@ def test_padding_of_the_batch_is_outside_the_image():
     padded = F.pad(image, (0, 9, 0, 7), value=99.0)
     boxes = torch.tensor([[[-3.0, 2, 14, 12], [6, 5, 12, 10]]])
     expected = crop_and_resize(image, boxes, 9, context=1)
-    torch.testing.assert_close(crop_and_resize(padded, boxes, 9, context=1, sizes=torch.tensor([[10, 12]])), expected)
+    torch.testing.assert_close(
+        crop_and_resize(padded, boxes, 9, context=1, image_sizes=torch.tensor([[10, 12]])), expected
+    )
     assert (expected != 0).any()
 
 
 def test_an_image_of_one_pixel_is_that_pixel_whatever_surrounds_it():
     padded = torch.full((1, 1, 3, 3), 99.0)
     padded[..., 0, 0] = 5
-    crop = crop_and_resize(padded, torch.tensor([[[0.0, 0, 1, 1]]]), 3, sizes=torch.tensor([[1, 1]]))
+    crop = crop_and_resize(padded, torch.tensor([[[0.0, 0, 1, 1]]]), 3, image_sizes=torch.tensor([[1, 1]]))
     torch.testing.assert_close(crop, torch.full((1, 1, 3, 3), 5.0))
 
 

@@ -25,8 +25,8 @@ def fuse(models, **chosen):
 def model(count: int, *, seed: int, labels: int = 2, wobble: float = 6.0):
     """Detections in float64 around places that all seeds share, so that models overlap."""
     generator = torch.Generator().manual_seed(seed)
-    centres = random_boxes(count, seed=count, dtype=torch.float64)
-    rows = centres + torch.rand(count, 4, generator=generator, dtype=torch.float64) * wobble
+    centers = random_boxes(count, seed=count, dtype=torch.float64)
+    rows = centers + torch.rand(count, 4, generator=generator, dtype=torch.float64) * wobble
     rows[:, 2:] = torch.maximum(rows[:, 2:], rows[:, :2])
     scores = torch.rand(count, generator=generator, dtype=torch.float64)
     return rows, scores, torch.arange(count) % labels

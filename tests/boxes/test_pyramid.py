@@ -24,12 +24,12 @@ def pyramid(
 
 
 def all_sizes(images: int = 2, count: int = 40) -> Tensor:
-    """Boxes (B, K, 4) from a pixel to twice the frame, centred in its middle half, so that every level is read."""
+    """Boxes (B, K, 4) from a pixel to twice the frame, centered in its middle half, so that every level is read."""
     generator = torch.Generator().manual_seed(3)
     draws = torch.rand(2, images, count, 2, generator=generator, dtype=torch.float64)
-    centres = (0.25 + 0.5 * draws[0]) * torch.tensor(FRAME).flip(0)
+    centers = (0.25 + 0.5 * draws[0]) * torch.tensor(FRAME).flip(0)
     sides = torch.logspace(0, math.log10(520), count, dtype=torch.float64)[:, None] * (0.9 + 0.2 * draws[1])
-    return torch.cat((centres - sides / 2, centres + sides / 2), dim=-1)
+    return torch.cat((centers - sides / 2, centers + sides / 2), dim=-1)
 
 
 HOSTILE = torch.tensor(

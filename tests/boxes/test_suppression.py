@@ -83,7 +83,7 @@ def test_diou_suppresses_as_its_greedy_loop_on_every_way(tiny_blocks, threshold)
         assert survivors(torch.cat((rows, rows)), [count] * 2, threshold, "diou").tolist() == expected * 2
 
 
-def test_diou_spares_what_lies_off_centre():
+def test_diou_spares_what_lies_off_center():
     rows = torch.tensor([[0.0, 0, 10, 10], [4, 0, 14, 10], [0, 0, 10, 9]])
     iou, diou = 0.4286, 0.3745
     assert survivors(rows[:2], [2], (iou + diou) / 2).tolist() == [True, False]

@@ -18,7 +18,7 @@ COUNTS = (0, 1, 2, 7, 1000, 1001)
 GENERATORS = {
     "default boxes": DefaultBoxes([(8, 16), (16, 32)], aspect_ratios=[(2,), ()]),
     "grid anchors": GridAnchors([(8,), (16,)], clip=True),
-    "torchvision's": GridAnchors([(8,), (16,)], ratio_is="h/w", centred=False, whole_pixels=True),
+    "torchvision's": GridAnchors([(8,), (16,)], ratio_is="h/w", centered=False, whole_pixels=True),
     "given strides": GridAnchors(shapes=[[(3, 4)], [(5, 6)]], strides=(8, 16)),
 }
 

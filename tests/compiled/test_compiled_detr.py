@@ -21,7 +21,7 @@ SIZES = ((2, (96, 128)), (3, (130, 90)), (5, (64, 200)))
 
 def plain(layers: int) -> Detector:
     """The paper's stage on a small trunk."""
-    stage = detr_stage(32, 3, channels=32, hidden=128, depth=layers, queries=9, dropout=0.0, norm_first=True)
+    stage = detr_stage(3, 32, channels=32, hidden=128, depth=layers, queries=9, dropout=0.0, norm_first=True)
     return Detector(SmallBackbone((8, 16, 32), levels=(2,)), preprocess=Preprocess((96, 128)), objects=stage)
 
 

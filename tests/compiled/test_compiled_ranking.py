@@ -2,7 +2,7 @@
 
 import torch
 
-from detkit.ranking import rising_bits, stable_topk
+from detkit._ranking import rising_bits, stable_topk
 
 
 def test_signed_zeros_tie_under_inductor_too():

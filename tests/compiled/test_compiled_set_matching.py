@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.export import Dim
 
-from detkit.anchors.adaptive import ATSSMatcher
+from detkit.anchors.atss import ATSSMatcher
 from detkit.anchors.hungarian import HungarianMatcher
 from detkit.anchors.task_aligned import SimOTAMatcher, TaskAlignedMatcher
 from detkit.structures import Assignment, Targets, pad_targets

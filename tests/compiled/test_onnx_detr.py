@@ -6,17 +6,17 @@ from exported import FromTensors, images
 from torch import Tensor, nn
 from torch.export import Dim
 
+from detkit._ranking import stable_topk
 from detkit.backbones import SmallBackbone
 from detkit.detectors import Detector, Preprocess
 from detkit.detectors.recipes.detr import detr_stage
-from detkit.ranking import stable_topk
 
 SIZES = ((2, (96, 128)), (3, (130, 90)), (1, (64, 200)))
 
 
 def build() -> Detector:
     torch.manual_seed(0)
-    stage = detr_stage(32, 3, channels=32, hidden=64, depth=1, queries=9)
+    stage = detr_stage(3, 32, channels=32, hidden=64, depth=1, queries=9)
     for parameter in stage.parameters():
         if parameter.ndim == 2:
             nn.init.normal_(parameter, std=0.3)  # queries must differ, or ties hide what is wrong

@@ -61,14 +61,14 @@ def test_boxes_labels_areas_and_masks_equal_pycocotools(detkit_data):
             assert (target["masks"][t].numpy() == peer.annToMask(record)).all()
 
 
-def test_every_real_image_becomes_uint8_rgb_and_the_grey_one_too(detkit_data):
+def test_every_real_image_becomes_uint8_rgb_and_the_gray_one_too(detkit_data):
     dataset = coco(detkit_data / "coco_open", "train")
-    grey = 0
+    gray = 0
     for index, name in enumerate(dataset.records.file_names):
         with Image.open(detkit_data / "coco_open" / "images" / name) as picture:
             if picture.mode != "L":
                 continue
-        grey += 1
+        gray += 1
         image, _ = dataset[index]
         assert image.shape == (3, *dataset.image_size(index))
         assert (image[0] == image[1]).all()
@@ -80,7 +80,7 @@ def test_every_real_image_becomes_uint8_rgb_and_the_grey_one_too(detkit_data):
     assert target["boxes"].canvas_size == tuple(image.shape[1:])
     val = coco(detkit_data / "coco_open", "val").records.file_names
     modes = [Image.open(detkit_data / "coco_open" / "images" / name).mode for name in val]
-    assert grey + modes.count("L") == 1
+    assert gray + modes.count("L") == 1
 
 
 def test_nuclei_masks_equal_the_instance_maps_and_the_areas(detkit_data):

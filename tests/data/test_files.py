@@ -75,7 +75,7 @@ def test_every_eight_bit_mode_becomes_rgb(tmp_path, mode):
     assert (image == 255).all()
 
 
-def test_an_alpha_channel_is_dropped_and_colours_stay(tmp_path):
+def test_an_alpha_channel_is_dropped_and_colors_stay(tmp_path):
     pixels = np.zeros((4, 6, 4), np.uint8)
     pixels[..., 0] = 200
     Image.fromarray(pixels).save(tmp_path / "a.png")

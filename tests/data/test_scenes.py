@@ -83,9 +83,9 @@ def test_boxes_are_tight_around_the_masks_and_areas_count_them():
 def test_ink_stands_out_from_what_surrounds_it():
     for index in range(50):
         image, target = DigitScenes(50, masks=True, seed=1)[index]
-        grey, ground = image.to(torch.float32).mean(0), target["masks"].sum(0) == 0
+        gray, ground = image.to(torch.float32).mean(0), target["masks"].sum(0) == 0
         for mask in target["masks"].to(torch.bool):
-            assert abs(grey[mask].median() - grey[ground].median()) > 60
+            assert abs(gray[mask].median() - gray[ground].median()) > 60
 
 
 def test_scenes_hold_one_to_six_digits_of_the_stated_sizes_and_all_classes():

@@ -44,7 +44,7 @@ def stage(logits: Tensor, deltas: Tensor, criterion: DenseCriterion, **settings)
         class_head=Fixed(logits),
         box_head=Fixed(deltas),
         anchors=Fixed(ANCHORS),
-        matcher=BipartiteMatcher(positive=0.5),
+        matcher=BipartiteMatcher(positive_iou=0.5),
         coder=DeltaCoder((10.0, 10.0, 5.0, 5.0)),
         criterion=criterion,
         postprocess=Postprocess(**settings),
@@ -126,7 +126,7 @@ def test_it_prints_its_parts():
 
 
 @pytest.mark.parametrize("label", [-1, 2, 7])
-def test_an_object_whose_label_is_no_class_is_named_and_not_learnt_as_background(label):
+def test_an_object_whose_label_is_no_class_is_named_and_not_learned_as_background(label):
     objects = Target(boxes=torch.tensor([[0.0, 0, 10, 10], [20, 20, 40, 40]]), labels=torch.tensor([1, label]))
     for criterion, width in ((MultiBoxLoss(), 3), (RetinaNetLoss(DeltaL1()), 2)):
         dense = stage(torch.zeros(1, 3, width), torch.zeros(1, 3, 4), criterion)

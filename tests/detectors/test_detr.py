@@ -38,7 +38,7 @@ def spread(boxes: nn.Linear) -> None:
 
 def plain(num_classes: int = 3, *, size: tuple[int, int] = (96, 128), queries: int = 8) -> Detector:
     """The paper's stage, small, on a small trunk."""
-    stage = detr_stage(32, num_classes, channels=32, hidden=128, depth=2, queries=queries, dropout=0.0, norm_first=True)
+    stage = detr_stage(num_classes, 32, channels=32, hidden=128, depth=2, queries=queries, dropout=0.0, norm_first=True)
     return Detector(SmallBackbone((8, 16, 32), levels=(2,)), preprocess=Preprocess(size), objects=stage)
 
 
@@ -75,7 +75,7 @@ def test_objects_without_area_train_every_parameter(case: Case):
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_in_a_crowd_that_covers_everything_nothing_is_learnt(case: Case):
+def test_in_a_crowd_that_covers_everything_nothing_is_learned(case: Case):
     everywhere = Target(
         boxes=torch.tensor([[-500.0, -500, 900, 900]]), labels=torch.tensor([0]), iscrowd=torch.tensor([1])
     )
@@ -177,7 +177,7 @@ def test_it_equals_transformers_detr_with_the_same_weights():
         "transformers", reason="transformers is not installed: DETR was NOT compared with its model"
     )
     model = tiny_peer(transformers)
-    stage = detr_stage(12, 3, channels=32, hidden=40, depth=2, queries=7).double().eval()
+    stage = detr_stage(3, 12, channels=32, hidden=40, depth=2, queries=7).double().eval()
     copy_peer(model, stage)
     pixels, sizes = torch.rand(2, 3, 64, 96, dtype=torch.float64), torch.tensor([[64, 96], [40, 72]])
     mask = (torch.arange(64) < sizes[:, :1])[:, :, None] & (torch.arange(96) < sizes[:, 1:])[:, None]

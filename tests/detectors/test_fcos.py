@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from detkit.anchors.centre import CentreMatcher, centreness
+from detkit.anchors.center import CenterMatcher, centerness
 from detkit.backbones import SmallBackbone
 from detkit.boxes import DistanceCoder
 from detkit.detectors import Preprocess
@@ -38,12 +38,12 @@ class Recorder(FCOSLoss):
         return super().forward(*seen)
 
 
-def stage(logits: Tensor, distances: Tensor, centre: Tensor, **settings) -> FCOSStage:
+def stage(logits: Tensor, distances: Tensor, center: Tensor, **settings) -> FCOSStage:
     return FCOSStage(
         class_head=Fixed(logits),
-        box_head=Fixed((distances, centre)),
+        box_head=Fixed((distances, center)),
         anchors=Fixed(POINTS),
-        matcher=CentreMatcher(),
+        matcher=CenterMatcher(),
         coder=DistanceCoder(unit=1.0),
         criterion=Recorder(),
         postprocess=LevelwisePostprocess(**settings),
@@ -69,7 +69,7 @@ def test_its_criterion_judges_against_distances_in_strides_to_the_matched_object
     torch.testing.assert_close(targets[0, 1], torch.tensor([10, 10, 14, 10]) / 8.0)
     torch.testing.assert_close(targets[0, 3], torch.tensor([72, 72, 78, 68]) / 16.0)
     assert (given is None) if weights is None else (given.tolist() == [[1, 0.25, 0.25, 3]])
-    assert losses.keys() == {"classification", "box", "centreness"}
+    assert losses.keys() == {"classification", "box", "centerness"}
 
 
 def test_perfect_predictions_cost_next_to_nothing_and_find_the_objects():
@@ -85,7 +85,7 @@ def test_perfect_predictions_cost_next_to_nothing_and_find_the_objects():
     sure = dense.criterion.scores(logits, torch.full((1, 4), 20.0))
     assert sure.max() > 0.999
     assert dense.loss(dense(FEATURES, IMAGES, None), target)["box"] < 1e-5
-    assert centreness(distances).max() <= 1
+    assert centerness(distances).max() <= 1
 
 
 def test_the_recipe_takes_given_parts_and_lays_one_point_in_each_cell():
@@ -101,7 +101,7 @@ def test_the_recipe_takes_given_parts_and_lays_one_point_in_each_cell():
 
 
 @pytest.mark.parametrize("label", [-1, 2])
-def test_an_object_whose_label_is_no_class_is_named_and_not_learnt_as_background(label):
+def test_an_object_whose_label_is_no_class_is_named_and_not_learned_as_background(label):
     dense = stage(torch.zeros(1, 4, 2), torch.ones(1, 4, 4), torch.zeros(1, 4))
     objects = Target(boxes=torch.tensor([[0.0, 0, 50, 50]]), labels=torch.tensor([label]))
     with pytest.raises(ValueError, match=rf"FCOSStage: targets.labels\[0, 0\]={label} must lie in 0..1"):

@@ -84,7 +84,7 @@ def test_an_image_thin_as_a_line_keeps_a_pixel():
     assert batch.sizes.tolist() == [[1, 20]]
 
 
-def test_without_a_size_pixels_are_only_normalised_and_padded_with_zeros():
+def test_without_a_size_pixels_are_only_normalized_and_padded_with_zeros():
     preprocess = Preprocess(None, mean=(0.5, 0.5, 0.5), std=(0.25, 0.5, 1.0), multiple_of=4)
     batch, _ = preprocess([torch.ones(3, 2, 3), torch.full((3, 1, 5), 255, dtype=torch.uint8)])
     assert batch.tensors.shape == (2, 3, 4, 8)
@@ -155,7 +155,7 @@ def test_a_target_without_objects_is_resized_too():
     assert not padded.valid.any()
 
 
-def test_grey_images_work_with_one_mean():
+def test_gray_images_work_with_one_mean():
     batch, _ = Preprocess((4, 4), mean=(0.5,), std=(0.5,))([torch.ones(1, 2, 2)])
     assert batch.tensors.unique().tolist() == [1.0]
 

@@ -57,7 +57,7 @@ def test_a_small_one_begins_with_the_backbone_of_a_small_ssd():
     assert detector.sequence.targets.class_weight == 3
 
 
-def test_in_a_small_one_neighbouring_tokens_and_cells_start_alike():
+def test_in_a_small_one_neighboring_tokens_and_cells_start_alike():
     stage = small_pix2seq(3, channels=16, size=(96, 192), bins=32).sequence
     places = stage.decoder.embedding.weight[stage.coder.first_coordinate :][:32]
     likeness = places @ places.T

@@ -55,15 +55,15 @@ def test_settings_are_the_published_ones():
     text = repr(faster_rcnn(5, backbone=backbone()))
     for part in (
         "Preprocess(size=800, max_size=1333, multiple_of=32)",
-        "ThresholdMatcher(positive=0.7, negative=0.3, low_quality=True)",
+        "ThresholdMatcher(positive_iou=0.7, negative_iou=0.3, low_quality=True)",
         "BalancedSampler(256, positive_fraction=0.5)",
         "RPNLoss(box_weight=1.0, beta=0.1111)",
         "ProposalPostprocess(candidates_per_level=1000, max_proposals=1000, iou_threshold=0.7, min_size=0.001)",
         "ProposalPostprocess(candidates_per_level=2000, max_proposals=2000, iou_threshold=0.7, min_size=0.001)",
         "PyramidRoIAlign(7, strides=(4, 8, 16, 32), sampling_ratio=2)",
-        "ThresholdMatcher(positive=0.5, negative=0.5, low_quality=False)",
+        "ThresholdMatcher(positive_iou=0.5, negative_iou=0.5, low_quality=False)",
         "BalancedSampler(512, positive_fraction=0.25)",
-        "DeltaCoder(weights=(10.0, 10.0, 5.0, 5.0), clamp=4.135)",
+        "DeltaCoder(scale=(10.0, 10.0, 5.0, 5.0), clamp=4.135)",
         "RCNNLoss(box_weight=1.0, beta=0.1111)",
         "score_threshold=0.05, iou_threshold=0.5, max_detections=100, candidates_per_class=None, min_size=0.01",
     ):
@@ -81,9 +81,9 @@ def test_stages_may_be_given_other_parts():
     stage = rpn_stage(8, rpn_anchors((8, 16)), depth=2, postprocess=few)
     assert stage.postprocess is stage.training_postprocess is few
     assert sum(isinstance(layer, nn.Conv2d) for layer in stage.head.modules()) == 4
-    assert mask_stage(8, (8, 16), 3, widths=(4,), canonical_size=50.0).pool.canonical_size == 50
-    assert box_stage(8, (8, 16), 3, canonical_size=60.0).pool.canonical_size == 60
-    assert keypoint_stage(8, (8,), 5).pool.strides == (8,)
+    assert mask_stage(3, 8, (8, 16), widths=(4,), canonical_size=50.0).pool.canonical_size == 50
+    assert box_stage(3, 8, (8, 16), canonical_size=60.0).pool.canonical_size == 60
+    assert keypoint_stage(5, 8, (8,)).pool.strides == (8,)
 
 
 def few_boxes(detector: Detector) -> Detector:

@@ -20,7 +20,7 @@ BOXES = torch.tensor([[4.0, 4, 20, 24], [5, 4, 20, 24], [30, 10, 50, 40]])
 
 def flat(num_classes: int = 2, seed: int = 0) -> Detector:
     """An R-CNN whose features are the pixels of the crops, with random machines."""
-    detector = rcnn(nn.Flatten(), num_classes, feature_size=FEATURES, size=6, context=1).eval()
+    detector = rcnn(num_classes, nn.Flatten(), feature_size=FEATURES, size=6, context=1).eval()
     torch.manual_seed(seed)
     for machine in (detector.region.svm, detector.region.regression):
         nn.init.normal_(machine.weight, std=0.02)
@@ -159,7 +159,7 @@ def test_resized_images_take_proposals_in_pixels_of_the_batch():
 
 
 def test_scores_under_autocast_are_told_apart_as_in_single_precision():
-    stage = rcnn(nn.Flatten(), 2, feature_size=3 * 4, size=2, context=0).region
+    stage = rcnn(2, nn.Flatten(), feature_size=3 * 4, size=2, context=0).region
     outputs = RegionOutputs(
         torch.tensor([[[4.0, 4.03125]]]).bfloat16(),
         torch.zeros(1, 1, 2, 4) + torch.tensor([0.0, 0, 9, 9]),

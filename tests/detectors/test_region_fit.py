@@ -31,7 +31,7 @@ COLOURS = torch.tensor([[0.9, 0.1, 0.1], [0.1, 0.2, 0.9]])
 
 def detector_of_pixels(num_classes: int = 2, **options) -> Detector:
     """An R-CNN whose features are the pixels of its crops."""
-    return rcnn(nn.Flatten(), num_classes, feature_size=FEATURES, size=SIZE, context=1, **options).eval()
+    return rcnn(num_classes, nn.Flatten(), feature_size=FEATURES, size=SIZE, context=1, **options).eval()
 
 
 def scene(seed: int, *, objects: int = 2, side: int = 64) -> tuple[torch.Tensor, Target]:
@@ -142,7 +142,7 @@ def test_features_have_the_wanted_mean_norm_after_fitting():
 
 def test_fitting_twice_gives_the_same_machines_and_leaves_the_backbone_and_modes_alone():
     torch.manual_seed(0)
-    detector = rcnn(SmallBackbone((8, 16), stem_stride=2), 2, feature_size=16, size=16, context=1).train()
+    detector = rcnn(2, SmallBackbone((8, 16), stem_stride=2), feature_size=16, size=16, context=1).train()
     detector.region.describe.backbone.stem.eval()
     modes = [module.training for module in detector.modules()]
     before = {name: value.clone() for name, value in detector.region.describe.backbone.state_dict().items()}
@@ -245,7 +245,7 @@ def test_weights_saved_and_loaded_predict_identically(tmp_path):
 def test_an_rcnn_on_a_random_network_learns_to_find_shapes_it_has_not_seen():
     torch.manual_seed(0)
     backbone = SmallBackbone((16, 32), stem_stride=2)
-    detector = rcnn(backbone, 2, feature_size=32 * 16, size=24, context=2, grid=4).eval()
+    detector = rcnn(2, backbone, feature_size=32 * 16, size=24, context=2, grid=4).eval()
     unseen = [scene(100 + seed) for seed in range(12)]
 
     def score() -> float:
@@ -310,7 +310,7 @@ def test_what_cannot_be_fitted_is_refused_and_changes_nothing(arguments, message
 @pytest.mark.parametrize(
     ("row", "problem"), [([math.nan, 0, 4, 4], "must be finite"), ([9, 0, 4, 4], "x2 < x1"), ([0, 9, 4, 4], "y2 < y1")]
 )
-def test_a_proposal_that_is_no_box_is_named_and_not_learnt_as_background(row, problem):
+def test_a_proposal_that_is_no_box_is_named_and_not_learned_as_background(row, problem):
     image, truth = SCENES[0]
     with pytest.raises(ValueError, match=rf"fit_rcnn: proposals\[0\].*{problem}"):
         fit_rcnn(detector_of_pixels(), [(image, truth)], [torch.tensor([row, [0.0, 0, 9, 9]])], progress=False)

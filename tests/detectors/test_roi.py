@@ -36,7 +36,7 @@ def stage(
     return BoxStage(
         pool=PyramidRoIAlign(3, strides=(8, 16), canonical_size=60),
         head=head,
-        matcher=ThresholdMatcher(positive=0.5, negative=0.5, low_quality=False),
+        matcher=ThresholdMatcher(positive_iou=0.5, negative_iou=0.5, low_quality=False),
         sampler=BalancedSampler(count, positive_fraction=fraction),
         coder=DeltaCoder(WEIGHTS),
         criterion=RCNNLoss(),
@@ -92,7 +92,7 @@ def slow_samples(found: Detections, targets: Targets, image: int) -> list[tuple[
     return sorted(samples, key=lambda sample: sample[1] < 0)
 
 
-def learnt(box: BoxStage, found: Detections, targets: Targets) -> tuple[dict[str, Tensor], list[Tensor | None]]:
+def learned(box: BoxStage, found: Detections, targets: Targets) -> tuple[dict[str, Tensor], list[Tensor | None]]:
     """The losses, and the gradients of all parameters and of the features."""
     maps = [level.requires_grad_() for level in features()]
     box.zero_grad(set_to_none=True)
@@ -129,7 +129,7 @@ def test_proposals_and_objects_are_sampled_positives_first_as_loops_do():
 @pytest.mark.parametrize("agnostic", [False, True])
 def test_its_losses_and_gradients_are_torchvisions(agnostic):
     box, found, targets = stage(agnostic=agnostic), proposals(), truth()
-    losses, gradients = learnt(box, found, targets)
+    losses, gradients = learned(box, found, targets)
     samples = [slow_samples(found, targets, i) for i in range(2)]
     boxes = [torch.tensor([row for row, _ in own], dtype=torch.float64) for own in samples]
     images = torch.cat([torch.full((len(own),), i) for i, own in enumerate(boxes)])
@@ -157,8 +157,8 @@ def test_its_losses_and_gradients_are_torchvisions(agnostic):
 @pytest.mark.parametrize("norm", [None, nn.BatchNorm2d])
 def test_padding_teaches_nothing_whatever_it_holds(fill, norm):
     expected_stage, other = stage(norm=norm).train(), stage(norm=norm).train()
-    expected = learnt(expected_stage, proposals(), truth())
-    assert_same(learnt(other, proposals(padding=9, fill=fill), truth()), expected)
+    expected = learned(expected_stage, proposals(), truth())
+    assert_same(learned(other, proposals(padding=9, fill=fill), truth()), expected)
     for one, two in zip(other.buffers(), expected_stage.buffers(), strict=True):
         torch.testing.assert_close(one, two)
 
@@ -179,7 +179,7 @@ def test_batch_norm_learns_from_what_was_sampled_only():
 @pytest.mark.parametrize("norm", [None, nn.BatchNorm2d])
 def test_without_proposals_the_objects_teach(norm):
     none = Detections(*(part[:, :0] for part in proposals()[:4]))
-    losses, gradients = learnt(stage(norm=norm).train(), none, truth())
+    losses, gradients = learned(stage(norm=norm).train(), none, truth())
     assert all(loss > 0 for loss in losses.values())
     outputs = stage()(features(), IMAGES, none, truth())
     assert outputs.valid.sum(1).tolist() == [3, 2]
@@ -187,7 +187,7 @@ def test_without_proposals_the_objects_teach(norm):
 
 
 def test_without_objects_all_is_background():
-    losses, gradients = learnt(stage(), proposals(), nothing())
+    losses, gradients = learned(stage(), proposals(), nothing())
     assert losses["box"] == 0
     assert losses["classification"] > 0
     assert all(gradient is not None and torch.isfinite(gradient).all() for gradient in gradients)
@@ -201,7 +201,7 @@ def test_without_objects_all_is_background():
 def test_with_neither_losses_are_0_and_everything_has_a_gradient_of_zeros(norm, rows):
     found = Detections(*(part[:, :rows] * 0 for part in proposals()[:3]), valid=torch.zeros(2, rows, dtype=torch.bool))
     box = stage(norm=norm).train()
-    losses, gradients = learnt(box, found, nothing())
+    losses, gradients = learned(box, found, nothing())
     assert [loss.item() for loss in losses.values()] == [0, 0]
     for gradient in gradients:
         assert gradient is not None
@@ -212,15 +212,15 @@ def test_with_neither_losses_are_0_and_everything_has_a_gradient_of_zeros(norm, 
 def test_crowds_are_no_samples_and_what_lies_inside_them_teaches_nothing():
     everywhere = torch.tensor([[-50.0, -50, 300, 300]], dtype=torch.float64)
     crowd = targets_of(everywhere, everywhere, iscrowd=[torch.ones(1)] * 2)
-    losses, gradients = learnt(stage(), proposals(), crowd)
+    losses, gradients = learned(stage(), proposals(), crowd)
     assert [loss.item() for loss in losses.values()] == [0, 0]
     assert not any(gradient.any() for gradient in gradients)
     assert not stage()(features(), IMAGES, proposals(), crowd).valid.any()
 
 
 def test_weights_of_objects_scale_what_their_boxes_cost():
-    plain, _ = learnt(stage(), proposals(), truth())
-    doubled, _ = learnt(stage(), proposals(), truth(weights=[torch.full((3,), 2.0), torch.full((2,), 2.0)]))
+    plain, _ = learned(stage(), proposals(), truth())
+    doubled, _ = learned(stage(), proposals(), truth(weights=[torch.full((3,), 2.0), torch.full((2,), 2.0)]))
     torch.testing.assert_close(doubled["box"], plain["box"] * 2)
     assert doubled["classification"] > plain["classification"]
 

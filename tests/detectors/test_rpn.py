@@ -242,7 +242,7 @@ def stage(given: RPNOutputs, *, count: int = 1000, fraction: float = 1.0, **more
     return RPNStage(
         head=Head(given),
         anchors=Anchors(given.anchors),
-        matcher=ThresholdMatcher(positive=0.7, negative=0.3, low_quality=True),
+        matcher=ThresholdMatcher(positive_iou=0.7, negative_iou=0.3, low_quality=True),
         sampler=BalancedSampler(count, positive_fraction=fraction),
         coder=DeltaCoder(),
         criterion=RPNLoss(),
@@ -263,7 +263,7 @@ def truth(**entries: Any) -> Targets:
     return targets_of(half_hidden().anchors[:3], torch.zeros(0, 4, dtype=torch.float64), **entries)
 
 
-def learnt(rpn: RPNStage, targets: Targets) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+def learned(rpn: RPNStage, targets: Targets) -> tuple[dict[str, Tensor], Tensor, Tensor]:
     losses = rpn.loss(rpn([], IMAGES, None, targets), targets)
     sum(losses.values()).backward()
     return losses, rpn.head.logits.grad, rpn.head.deltas.grad
@@ -281,9 +281,9 @@ def slow_labels(anchors: Tensor, boxes: list[list[float]]) -> list[int]:
     return labels
 
 
-def test_its_losses_are_those_of_every_anchor_labelled_by_loops():
+def test_its_losses_are_those_of_every_anchor_labeled_by_loops():
     given, targets = half_hidden(), truth()
-    losses, logits, deltas = learnt(stage(given), targets)
+    losses, logits, deltas = learned(stage(given), targets)
     labels = torch.tensor([slow_labels(given.anchors, targets.boxes[i, : 3 * (1 - i)].tolist()) for i in range(2)])
     assert {-2, -1} < set(labels.flatten().tolist())
     own = torch.stack([targets.boxes[i, labels[i].clamp(min=0)] for i in range(2)])
@@ -300,7 +300,7 @@ def test_only_sampled_anchors_learn_and_the_gathered_loss_is_that_of_the_mask():
     given, targets = half_hidden(), truth()
     rpn = stage(given, count=10, fraction=0.3)
     torch.manual_seed(4)
-    _, logits, deltas = learnt(rpn, targets)
+    _, logits, deltas = learned(rpn, targets)
     matched = rpn.matcher(given.anchors, targets).matched
     torch.manual_seed(4)
     chosen = rpn.sampler(matched)
@@ -312,7 +312,7 @@ def test_only_sampled_anchors_learn_and_the_gathered_loss_is_that_of_the_mask():
 def test_an_image_without_objects_learns_that_all_is_background():
     given = half_hidden()
     targets = targets_of(torch.zeros(0, 4), torch.zeros(0, 4))
-    losses, logits, deltas = learnt(stage(given), targets)
+    losses, logits, deltas = learned(stage(given), targets)
     assert losses["box"] == 0
     torch.testing.assert_close(losses["objectness"], nn.functional.softplus(given.logits).mean())
     assert (logits > 0).all()
@@ -322,7 +322,7 @@ def test_an_image_without_objects_learns_that_all_is_background():
 def test_crowds_make_no_positive_and_anchors_inside_them_learn_nothing():
     given, rows = half_hidden(), torch.tensor([[-50.0, -50, 200, 200]])
     crowd = targets_of(rows, rows, iscrowd=[torch.ones(1)] * 2)
-    losses, logits, deltas = learnt(stage(given), crowd)
+    losses, logits, deltas = learned(stage(given), crowd)
     assert [loss.item() for loss in losses.values()] == [0, 0]
     assert not logits.any()
     assert not deltas.any()
@@ -330,8 +330,8 @@ def test_crowds_make_no_positive_and_anchors_inside_them_learn_nothing():
 
 def test_weights_of_objects_scale_what_their_anchors_cost():
     given = half_hidden()
-    plain, _, deltas = learnt(stage(given), truth())
-    weighted, _, doubled = learnt(stage(given), truth(weights=[torch.full((3,), 2.0), torch.zeros(0)]))
+    plain, _, deltas = learned(stage(given), truth())
+    weighted, _, doubled = learned(stage(given), truth(weights=[torch.full((3,), 2.0), torch.zeros(0)]))
     torch.testing.assert_close(weighted["box"], plain["box"] * 2)
     torch.testing.assert_close(doubled, deltas * 2)
     assert weighted["objectness"] > plain["objectness"]
@@ -340,11 +340,11 @@ def test_weights_of_objects_scale_what_their_anchors_cost():
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_an_ignored_anchor_that_is_not_finite_teaches_nothing(bad):
     given, targets = half_hidden(), truth()
-    expected = learnt(stage(given), targets)
+    expected = learned(stage(given), targets)
     ignored = stage(given).matcher(given.anchors, targets).matched[0].eq(-2).nonzero()[0]
     spoilt = given._replace(logits=given.logits.clone(), deltas=given.deltas.clone())
     spoilt.logits[0, ignored], spoilt.deltas[0, ignored] = bad, bad
-    losses, *gradients = learnt(stage(spoilt), targets)
+    losses, *gradients = learned(stage(spoilt), targets)
     torch.testing.assert_close(losses, expected[0])
     for one, other in zip(gradients, expected[1:], strict=True):
         torch.testing.assert_close(one, other)

@@ -155,7 +155,7 @@ def test_an_image_alone_and_padded_further_says_the_same():
 
 
 def outputs_of(rows: list[list[int]], stage: SequenceStage, classes: dict[int, int]) -> SequenceOutputs:
-    """Tokens of one image, with logits that favour the class ``classes[row]`` more the lower the row."""
+    """Tokens of one image, with logits that favor the class ``classes[row]`` more the lower the row."""
     logits = torch.zeros(1, 5 * OBJECTS, stage.coder.size)
     for row, label in classes.items():
         logits[0, 5 * row + 4, stage.coder.first_class + label] = 1.0 + row
@@ -193,8 +193,8 @@ def test_the_loss_is_what_the_criterion_says_of_teacher_forcing():
     stage, targets = model.sequence, truth()
     features = seen(model)
     outputs = stage(features, IMAGES, None, targets)
-    learnt = stage.targets(targets, SIZES)
-    expected = stage.criterion(stage.decoder(learnt.inputs, stage.encoder(features, IMAGES)), *learnt[1:])
+    learned = stage.targets(targets, SIZES)
+    expected = stage.criterion(stage.decoder(learned.inputs, stage.encoder(features, IMAGES)), *learned[1:])
     assert torch.equal(stage.loss(outputs, targets)["tokens"], expected["tokens"])
     assert torch.equal(outputs.tokens, outputs.logits.argmax(-1))
 
@@ -239,12 +239,12 @@ def test_a_few_steps_lower_the_loss():
     torch.manual_seed(0)
     model = small_pix2seq(CLASSES, size=(64, 96), channels=16, layers=1, bins=BINS, max_objects=OBJECTS, order="area")
     model.sequence.targets.noise = False
-    optimiser = torch.optim.AdamW(model.train().parameters(), lr=1e-2)
+    optimizer = torch.optim.AdamW(model.train().parameters(), lr=1e-2)
     history = []
     for _ in range(30):
         loss = sum(model(IMAGES, truth()).values())
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         history.append(loss.item())
     assert history[-1] < 0.5 * history[0]

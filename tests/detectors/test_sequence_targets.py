@@ -60,7 +60,7 @@ def test_dist2ori_measures_in_pixels_not_in_fractions(width, first):
     assert FIGURE[object_order(boxes, all_valid(boxes), order="dist2ori")[0, 0], 0] == first
 
 
-def test_area_goes_from_the_largest_down_for_normalised_boxes_too():
+def test_area_goes_from_the_largest_down_for_normalized_boxes_too():
     boxes = figure_boxes(1.0)
     assert FIGURE[object_order(boxes, all_valid(boxes), order="area")[0], 0].tolist() == [508, 544, 327]
 
@@ -130,10 +130,10 @@ def test_half_of_the_bad_boxes_are_objects_moved_anywhere(generator):
     bad = found.boxes[~real & ~found.duplicate]
     inside = (bad > 0).all(-1) & (bad[:, 2] < 150) & (bad[:, 3] < 200)
     as_large = torch.isclose(bad[:, 2:] - bad[:, :2], torch.tensor([20.0, 40]), atol=1e-3).all(-1)
-    centres = (bad[as_large, :2] + bad[as_large, 2:]) / 2
+    centers = (bad[as_large, :2] + bad[as_large, 2:]) / 2
     # What was clipped has lost its size: a moved box lies inside with chance 130/150 * 160/200.
     assert as_large.float().mean().item() == pytest.approx(0.5 * (130 / 150) * (160 / 200), abs=0.02)
-    assert centres.mean(0).tolist() == pytest.approx([75, 100], rel=0.03)
+    assert centers.mean(0).tolist() == pytest.approx([75, 100], rel=0.03)
     assert inside.float().mean() < 0.9
 
 
@@ -291,7 +291,7 @@ def test_settings_that_cannot_be_are_refused(settings, message):
 
 @pytest.mark.parametrize("label", [3, -1])
 def test_an_object_of_no_class_is_named_where_the_targets_have_it(label):
-    """Not learnt as noise, and not named by its place in a random order."""
+    """Not learned as noise, and not named by its place in a random order."""
     targets = truth()
     targets.labels[0, 3] = label
     with pytest.raises(ValueError, match=f"SequenceTargetBuilder: image 0, target 3: label {label} must lie in 0..2$"):

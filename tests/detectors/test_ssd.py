@@ -31,18 +31,18 @@ def test_levels_and_default_boxes_are_those_of_the_source(recipe, size, cells, c
     levels, anchors = levels_and_anchors(recipe(), (size, size))
     assert levels == [(cell, cell) for cell in cells]
     assert anchors.shape == (count, 4)
-    centres = (anchors[:, :2] + anchors[:, 2:]) / 2
-    assert centres.min() > 0
-    assert centres.max() < 1.02 * size  # Caffe: the last of ten cells of stride 32 lies at 304 of 300
+    centers = (anchors[:, :2] + anchors[:, 2:]) / 2
+    assert centers.min() > 0
+    assert centers.max() < 1.02 * size  # Caffe: the last of ten cells of stride 32 lies at 304 of 300
 
 
 def test_ssd300_has_the_sizes_of_the_authors_release():
     _, anchors = levels_and_anchors(ssd300(2), (300, 300))
     widths = (anchors[:, 2] - anchors[:, 0]).tolist()
     first, last = anchors[0], anchors[-4:]
-    assert first.tolist() == [-11, -11, 19, 19]  # 30 wide, around the first centre at 4
+    assert first.tolist() == [-11, -11, 19, 19]  # 30 wide, around the first center at 4
     assert widths[1] == pytest.approx((30 * 60) ** 0.5)
-    assert last[0].tolist() == [18, 18, 282, 282]  # 264 wide, around the centre of the image
+    assert last[0].tolist() == [18, 18, 282, 282]  # 264 wide, around the center of the image
     assert widths[-2] == pytest.approx(264 * 2**0.5)
 
 
@@ -58,7 +58,7 @@ def test_a_detector_of_ones_own_parts_takes_their_settings():
     anchors = DefaultBoxes([(16, 24), (32, 48)], aspect_ratios=[(2,), (2,)], strides=trunk.strides)
     postprocess = Postprocess(max_detections=3)
     preprocess = Preprocess((64, 64))
-    detector = ssd(trunk, trunk.out_channels, anchors, 3, preprocess=preprocess, postprocess=postprocess)
+    detector = ssd(3, trunk, trunk.out_channels, anchors, preprocess=preprocess, postprocess=postprocess)
     assert detector.dense.postprocess is postprocess
     assert detector.dense.anchors is anchors
     assert detector.preprocess is preprocess

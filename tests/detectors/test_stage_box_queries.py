@@ -15,7 +15,7 @@ from detkit.structures import Images, Target, Targets, pad_targets
 def stage() -> BoxQueryStage:
     """Two layers, with weights that let queries differ."""
     torch.manual_seed(0)
-    stage = box_query_stage(6, 3, channels=32, hidden=20, depth=2, queries=7, groups=2).double().eval()
+    stage = box_query_stage(3, 6, channels=32, hidden=20, depth=2, queries=7, groups=2).double().eval()
     for name, parameter in stage.named_parameters():
         if parameter.ndim > 1 and "queries.boxes" not in name:
             nn.init.normal_(parameter, std=0.2)

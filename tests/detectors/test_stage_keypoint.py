@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from region_stages import IMAGES, SIZES, features, learnt, positives
+from region_stages import IMAGES, SIZES, features, learned, positives
 from strategies import unhooked
 from torch import Tensor
 from torchvision.models.detection.roi_heads import heatmaps_to_keypoints, keypointrcnn_loss
@@ -120,7 +120,7 @@ def test_shapes_that_disagree_are_refused():
 
 def test_its_loss_is_torchvisions_over_the_positives():
     keypoint, found, targets = stage(), positives(), truth()
-    loss, gradients = learnt(keypoint, found, targets)
+    loss, gradients = learned(keypoint, found, targets)
     kept = [found.boxes[i][found.valid[i]] for i in range(2)]
     matched = [found.matched[i][found.valid[i]] for i in range(2)]
     rows = found.valid.flatten().nonzero().squeeze(1)
@@ -154,7 +154,7 @@ def test_without_positives_the_loss_is_0_and_everything_has_a_gradient_of_zeros(
     blind.keypoints[..., 2] = 0
     none = truth()._replace(valid=torch.zeros(2, 2, dtype=torch.bool), keypoints=None)
     for found, targets in ((positives(valid=(0, 0)), truth()), (positives(valid=(0, 0)), none), (positives(), blind)):
-        loss, gradients = learnt(stage(), found, targets)
+        loss, gradients = learned(stage(), found, targets)
         assert loss == 0
         for gradient in gradients:
             assert gradient is not None
@@ -163,11 +163,11 @@ def test_without_positives_the_loss_is_0_and_everything_has_a_gradient_of_zeros(
 
 def test_rows_of_padding_teach_nothing_whatever_they_hold():
     targets = truth()
-    expected, gradients = learnt(stage(), positives(rows=3), targets)
+    expected, gradients = learned(stage(), positives(rows=3), targets)
     for boxes in (0.0, 40.0, torch.nan, torch.inf):
         found = positives()
         found = found._replace(boxes=torch.where(found.valid[..., None], found.boxes, boxes))
-        loss, same = learnt(stage(), found, targets)
+        loss, same = learned(stage(), found, targets)
         torch.testing.assert_close(loss, expected)
         for one, other in zip(same, gradients, strict=True):
             torch.testing.assert_close(one, other)
@@ -196,13 +196,13 @@ def test_an_image_alone_places_what_it_does_in_a_batch():
 def test_the_loss_is_affine_in_the_weight_of_each_object_and_scaled_by_its_own():
     def loss(*weights: float, weight: float = 1.0) -> Tensor:
         values = torch.tensor(weights)
-        return learnt(stage(weight=weight), positives(), truth(weights=[values[:2], values[2:]]))[0]
+        return learned(stage(weight=weight), positives(), truth(weights=[values[:2], values[2:]]))[0]
 
     assert loss(0, 0, 0) == 0
     parts = [loss(1, 0, 0), loss(0, 1, 0), loss(0, 0, 1)]
     assert all(part > 0 for part in parts)
     torch.testing.assert_close(loss(2, 0.5, 3), 2 * parts[0] + 0.5 * parts[1] + 3 * parts[2])
-    torch.testing.assert_close(loss(1, 1, 1), learnt(stage(), positives(), truth())[0])
+    torch.testing.assert_close(loss(1, 1, 1), learned(stage(), positives(), truth())[0])
     torch.testing.assert_close(loss(1, 1, 1, weight=2.5), 2.5 * loss(1, 1, 1))
 
 
@@ -226,7 +226,7 @@ def test_no_rows_are_as_good_as_any():
     placed = keypoint.detections(keypoint(features(), IMAGES, none), IMAGES)
     assert placed.keypoints.shape == (2, 0, POINTS, 3)
     assert placed.keypoint_scores.shape == (2, 0, POINTS)
-    loss, gradients = learnt(keypoint, none._replace(matched=torch.zeros(2, 0, dtype=torch.int64)), truth())
+    loss, gradients = learned(keypoint, none._replace(matched=torch.zeros(2, 0, dtype=torch.int64)), truth())
     assert loss == 0
     assert all(gradient is not None for gradient in gradients)
 

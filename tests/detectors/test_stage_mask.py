@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from region_stages import IMAGES, SIZES, features, learnt, positives
+from region_stages import IMAGES, SIZES, features, learned, positives
 from torch import Tensor, nn
 from torchvision.models.detection.roi_heads import maskrcnn_inference, maskrcnn_loss
 
@@ -42,7 +42,7 @@ def detected(rows: int = 4) -> Detections:
 
 def test_its_loss_is_torchvisions_over_the_positives():
     mask, found, targets = stage(), positives(), truth()
-    loss, gradients = learnt(mask, found, targets)
+    loss, gradients = learned(mask, found, targets)
     kept = [found.boxes[i][found.valid[i]] for i in range(2)]
     matched = [found.matched[i][found.valid[i]] for i in range(2)]
     rows = found.valid.flatten().nonzero().squeeze(1)
@@ -69,10 +69,10 @@ def test_it_adds_torchvisions_masks_of_the_classes_detected_and_keeps_the_rest()
     assert drawn._replace(masks=None) == found
 
 
-def test_the_class_learnt_is_that_of_the_object_whatever_the_labels_of_the_boxes_say():
+def test_the_class_learned_is_that_of_the_object_whatever_the_labels_of_the_boxes_say():
     found, targets = positives(), truth()
-    expected, _ = learnt(stage(), found, targets)
-    loss, _ = learnt(stage(), found._replace(labels=found.labels * 0), targets)
+    expected, _ = learned(stage(), found, targets)
+    loss, _ = learned(stage(), found._replace(labels=found.labels * 0), targets)
     assert torch.equal(loss, expected)
 
 
@@ -80,7 +80,7 @@ def test_the_class_learnt_is_that_of_the_object_whatever_the_labels_of_the_boxes
 def test_without_positives_the_loss_is_0_and_everything_has_a_gradient_of_zeros(norm):
     for targets in (truth(), truth()._replace(valid=torch.zeros(2, 2, dtype=torch.bool), masks=None)):
         mask = stage(norm=norm).train()
-        loss, gradients = learnt(mask, positives(valid=(0, 0)), targets)
+        loss, gradients = learned(mask, positives(valid=(0, 0)), targets)
         assert loss == 0
         for gradient in gradients:
             assert gradient is not None
@@ -90,11 +90,11 @@ def test_without_positives_the_loss_is_0_and_everything_has_a_gradient_of_zeros(
 
 def test_rows_of_padding_teach_nothing_whatever_they_hold():
     targets = truth()
-    expected, gradients = learnt(stage(), positives(rows=3), targets)
+    expected, gradients = learned(stage(), positives(rows=3), targets)
     for boxes in (0.0, 40.0, torch.nan, torch.inf):
         found = positives()
         found = found._replace(boxes=torch.where(found.valid[..., None], found.boxes, boxes))
-        loss, same = learnt(stage(), found, targets)
+        loss, same = learned(stage(), found, targets)
         torch.testing.assert_close(loss, expected)
         for one, other in zip(same, gradients, strict=True):
             torch.testing.assert_close(one, other)
@@ -112,7 +112,7 @@ def test_logits_of_padding_that_are_not_finite_change_nothing():
 
 def test_batch_norm_learns_from_valid_rows_only():
     mask = stage(norm=nn.BatchNorm2d).train()
-    learnt(mask, positives(), truth())
+    learned(mask, positives(), truth())
     other = stage(norm=nn.BatchNorm2d).train()
     found = positives()
     other.head(other.pool(features(), found.boxes, found.valid.flatten().nonzero().squeeze(1)))
@@ -135,13 +135,13 @@ def test_an_image_alone_learns_and_draws_what_it_does_in_a_batch():
 def test_the_loss_is_affine_in_the_weight_of_each_object_and_scaled_by_its_own():
     def loss(*weights: float, weight: float = 1.0) -> Tensor:
         values = torch.tensor(weights)
-        return learnt(stage(weight=weight), positives(), truth(weights=[values[:2], values[2:]]))[0]
+        return learned(stage(weight=weight), positives(), truth(weights=[values[:2], values[2:]]))[0]
 
     assert loss(0, 0, 0) == 0
     parts = [loss(1, 0, 0), loss(0, 1, 0), loss(0, 0, 1)]
     assert all(part > 0 for part in parts)
     torch.testing.assert_close(loss(2, 0.5, 3), 2 * parts[0] + 0.5 * parts[1] + 3 * parts[2])
-    torch.testing.assert_close(loss(1, 1, 1), learnt(stage(), positives(), truth())[0])
+    torch.testing.assert_close(loss(1, 1, 1), learned(stage(), positives(), truth())[0])
     torch.testing.assert_close(loss(1, 1, 1, weight=2.5), 2.5 * loss(1, 1, 1))
 
 
@@ -154,7 +154,7 @@ def test_binarised_targets_and_a_criterion_of_ones_own():
             return logits.sum((1, 2)) * 0 + 2
 
         mask = stage(criterion=criterion, binarise=binarise)
-        assert learnt(mask, positives(), truth())[0] == 2
+        assert learned(mask, positives(), truth())[0] == 2
         return kept[0][positives().valid.flatten()]
 
     assert ((seen(False) > 0) & (seen(False) < 1)).any()
@@ -179,7 +179,7 @@ def test_no_rows_are_as_good_as_any():
     mask = stage()
     none = Detections(*(rows[:, :0] for rows in detected()[:4]))
     assert mask.detections(mask(features(), IMAGES, none), IMAGES).masks.shape == (2, 0, 14, 14)
-    loss, gradients = learnt(mask, none._replace(matched=torch.zeros(2, 0, dtype=torch.int64)), truth())
+    loss, gradients = learned(mask, none._replace(matched=torch.zeros(2, 0, dtype=torch.int64)), truth())
     assert loss == 0
     assert all(gradient is not None for gradient in gradients)
 

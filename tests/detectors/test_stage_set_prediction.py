@@ -18,7 +18,7 @@ from detkit.structures import Images, Target, pad_targets
 def stage() -> SetPredictionStage:
     """Two layers, with weights that let queries differ."""
     torch.manual_seed(0)
-    stage = detr_stage(6, 3, channels=32, hidden=20, depth=2, queries=7).double().eval()
+    stage = detr_stage(3, 6, channels=32, hidden=20, depth=2, queries=7).double().eval()
     for parameter in stage.parameters():
         if parameter.ndim > 1:
             nn.init.normal_(parameter, std=0.2)

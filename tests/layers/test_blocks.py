@@ -35,7 +35,7 @@ def test_norm_and_activation_are_the_ones_handed_over():
     assert len(ConvNormActivation(3, 4, norm=None, activation=None)) == 1
 
 
-def test_l2_norm_scales_each_position_to_the_learnt_length():
+def test_l2_norm_scales_each_position_to_the_learned_length():
     norm = L2Norm(512, scale=20.0)
     features = torch.rand(2, 512, 3, 5)
     torch.testing.assert_close(norm(features), 20 * F.normalize(features, dim=1))
@@ -122,7 +122,7 @@ def test_a_norm_that_cannot_be_frozen_is_refused_by_name(norm, message):
         freeze_batch_norm(nn.Sequential(norm))
 
 
-def test_initialisation_reaches_every_convolution_and_nothing_else():
+def test_initialization_reaches_every_convolution_and_nothing_else():
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sequential(nn.Conv2d(4, 4, 1, bias=False)), nn.Linear(4, 4))
     linear = net[2].weight.clone()
     init_convolutions(net, partial(nn.init.constant_, val=0.5))

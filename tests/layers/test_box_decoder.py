@@ -10,7 +10,7 @@ from detkit.layers.box_decoder import BoxDecoder, BoxPositions, BoxQueries, Defo
 
 
 class Shift(nn.Module):
-    """A head that says the embeddings, and moves every box by a learnt step."""
+    """A head that says the embeddings, and moves every box by a learned step."""
 
     def __init__(self, step: float) -> None:
         super().__init__()
@@ -102,7 +102,7 @@ def test_a_box_learns_from_its_own_layer_alone():
     (logits[1].square().sum() + refined[1].sum()).backward()
     assert decoder.heads[0].step.grad == 0
     assert decoder.heads[1].step.grad == boxes.numel()
-    assert boxes.grad.abs().min() > 0  # those that the queries start with are learnt through where the first one looks
+    assert boxes.grad.abs().min() > 0  # those that the queries start with are learned through where the first one looks
 
 
 def test_a_query_sees_whom_the_mask_allows():

@@ -128,7 +128,7 @@ def test_points_that_are_nowhere_find_nothing_and_change_no_other(far):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_keeps_points_apart(dtype):
-    """On a map of 1000 columns bfloat16 could not tell neighbours, were locations multiplied in it."""
+    """On a map of 1000 columns bfloat16 could not tell neighbors, were locations multiplied in it."""
     values = torch.arange(1000.0).reshape(1, 1000, 1, 1)
     location = torch.tensor([0.7505, 0.5]).reshape(1, 1, 1, 1, 1, 2)
     found = deformable_attention(values.to(dtype), [(1, 1000)], location, torch.ones(1, 1, 1, 1, 1, dtype=dtype))

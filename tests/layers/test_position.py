@@ -1,4 +1,4 @@
-"""Positions of cells: sines against the formula and transformers', padding, learnt rows and columns."""
+"""Positions of cells: sines against the formula and transformers', padding, learned rows and columns."""
 
 import math
 
@@ -77,17 +77,17 @@ def test_waves_may_turn_more_than_once_over_the_image():
     assert "turns=2.0" in repr(SinePositions(8, turns=2.0))
 
 
-def test_learnt_positions_are_columns_then_rows():
-    learnt = LearnedPositions(6, size=(4, 5))
-    found = learnt(torch.ones(2, 3, 5, dtype=torch.bool))
+def test_learned_positions_are_columns_then_rows():
+    learned = LearnedPositions(6, size=(4, 5))
+    found = learned(torch.ones(2, 3, 5, dtype=torch.bool))
     assert found.shape == (2, 6, 3, 5)
     for row in range(3):
         for column in range(5):
-            expected = torch.cat((learnt.columns.weight[column], learnt.rows.weight[row]))
+            expected = torch.cat((learned.columns.weight[column], learned.rows.weight[row]))
             assert torch.equal(found[1, :, row, column], expected)
-    assert 0 <= learnt.rows.weight.min() < learnt.rows.weight.max() < 1
+    assert 0 <= learned.rows.weight.min() < learned.rows.weight.max() < 1
     found.sum().backward()
-    assert learnt.rows.weight.grad[:, 0].tolist() == [10, 10, 10, 0]
+    assert learned.rows.weight.grad[:, 0].tolist() == [10, 10, 10, 0]
 
 
 @given(

@@ -104,7 +104,7 @@ def test_weights_are_torchs_and_mix_the_values_to_what_is_fetched(causal, masked
     x, inside = embeddings(6), (torch.arange(6) < torch.tensor([[3], [6]])) | torch.tensor(not masked)
     hidden = torch.ones(6, 6, dtype=torch.bool).triu(1) & causal
     among = own.project(x, x)
-    weights = own.weights(x, among, mask=inside[:, None] if masked else None, causal=causal)
+    weights = own.attention_weights(x, among, mask=inside[:, None] if masked else None, causal=causal)
     _, expected = peer(x, x, x, attn_mask=hidden, key_padding_mask=~inside, average_attn_weights=False)
     torch.testing.assert_close(weights, expected)
     mixed = own.output((weights @ among.values).transpose(1, 2).flatten(2))
@@ -116,7 +116,7 @@ def test_a_query_that_may_look_at_nothing_weighs_nothing():
     own, x = Attention(D, HEADS).double(), embeddings(4)
     mask = torch.ones(1, 4, 4, dtype=torch.bool)
     mask[0, 1] = False
-    weights = own.weights(x, own.project(x, x), mask=mask)
+    weights = own.attention_weights(x, own.project(x, x), mask=mask)
     assert weights.sum(-1)[:, :, 1].abs().max() == 0
     torch.testing.assert_close(weights.sum(-1)[:, :, [0, 2, 3]], torch.ones(2, HEADS, 3, dtype=torch.float64))
 

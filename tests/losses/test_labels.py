@@ -15,7 +15,7 @@ from detkit.losses.retinanet import DeltaL1, RetinaNetLoss
 from detkit.structures import IGNORED, NEGATIVE
 
 PRINTED = {  # every loss over rows of logits and deltas, and how it prints itself with nothing set
-    FCOSLoss: "FCOSLoss(alpha=0.25, gamma=2.0, box_weight=1.0, centreness_weight=1.0)",
+    FCOSLoss: "FCOSLoss(alpha=0.25, gamma=2.0, box_weight=1.0, centerness_weight=1.0)",
     RPNLoss: "RPNLoss(box_weight=1.0, beta=0.1111)",
     RCNNLoss: "RCNNLoss(box_weight=1.0, beta=0.1111)",
     RetinaNetLoss: (
@@ -92,19 +92,19 @@ def test_every_loss_over_rows_prints_its_settings(kind):
 def test_every_loss_over_rows_names_itself_and_the_shapes_it_takes(kind):
     outputs = {FCOSLoss: "C", RetinaNetLoss: "C", MultiBoxLoss: "C + 1"}.get(kind, "outputs")
     logits, deltas, labels = torch.zeros(1, 2, 1), torch.zeros(1, 2, 4), torch.tensor([[-1, -1]])
-    centres = (torch.zeros(1, 2),) if kind is FCOSLoss else ()
-    assert refusal(kind.forward, built(kind), logits, deltas[:, 1:], *centres, labels, deltas) == (
+    centers = (torch.zeros(1, 2),) if kind is FCOSLoss else ()
+    assert refusal(kind.forward, built(kind), logits, deltas[:, 1:], *centers, labels, deltas) == (
         f"{kind.__name__}: logits (1, 2, 1), deltas (1, 1, 4), labels (1, 2), delta_targets (1, 2, 4); "
         f"allowed is (B, N, {outputs}), (B, N, 4), (B, N), (B, N, 4)"
     )
-    assert refusal(kind.forward, built(kind), logits, deltas, *centres, labels, deltas, torch.ones(1, 3)) == (
+    assert refusal(kind.forward, built(kind), logits, deltas, *centers, labels, deltas, torch.ones(1, 3)) == (
         f"{kind.__name__}: weights have shape (1, 3); allowed is that of labels, (1, 2)"
     )
 
 
 @every_loss
 def test_every_loss_over_rows_takes_no_weight_below_0_and_none_without_end(kind):
-    names = {"box_weight", "centreness_weight", "beta"} & set(inspect.signature(kind).parameters)
+    names = {"box_weight", "centerness_weight", "beta"} & set(inspect.signature(kind).parameters)
     assert len(names) == (1 if kind is RetinaNetLoss else 2)
     for name in names:
         assert getattr(built(kind, **{name: 0}), name) == 0

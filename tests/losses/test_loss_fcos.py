@@ -7,55 +7,55 @@ import torch
 from strategies import refusal
 from torch import Tensor
 
-from detkit.anchors.centre import centreness
+from detkit.anchors.center import centerness
 from detkit.losses import generalized_box_iou_loss, sigmoid_focal_loss
 from detkit.losses.fcos import FCOSLoss
 
 
 @pytest.fixture
 def batch(generator) -> list[Tensor]:
-    """Logits, distances, centreness logits, labels and targets of two images with 5 points; 3 are positive."""
+    """Logits, distances, centerness logits, labels and targets of two images with 5 points; 3 are positive."""
     logits = torch.randn(2, 5, 3, generator=generator, dtype=torch.float64)
     distances, targets = (torch.rand(2, 5, 4, generator=generator, dtype=torch.float64) * 3 for _ in range(2))
-    centre = torch.randn(2, 5, generator=generator, dtype=torch.float64)
-    return [logits, distances, centre, torch.tensor([[0, -1, 2, -2, -1], [-1, -1, 1, -2, -1]]), targets]
+    center = torch.randn(2, 5, generator=generator, dtype=torch.float64)
+    return [logits, distances, center, torch.tensor([[0, -1, 2, -2, -1], [-1, -1, 1, -2, -1]]), targets]
 
 
 def test_all_sums_are_divided_by_the_positives_of_the_batch(batch):
-    logits, distances, centre, labels, targets = batch
-    losses = FCOSLoss(alpha=0.6, gamma=1.5, box_weight=2.0, centreness_weight=3.0)(*batch)
+    logits, distances, center, labels, targets = batch
+    losses = FCOSLoss(alpha=0.6, gamma=1.5, box_weight=2.0, centerness_weight=3.0)(*batch)
     focal = box = entropy = 0.0
     for image, point in (labels >= 0).nonzero().tolist():
         x, y = 40.0, 70.0  # wherever the point lies
         sides = [rows[image, point].tolist() for rows in (distances, targets)]
         boxes = [torch.tensor([[x - left, y - top, x + right, y + low]]) for left, top, right, low in sides]
         box += generalized_box_iou_loss(*boxes).item()
-        p = 1 / (1 + math.exp(-centre[image, point].item()))
-        q = centreness(targets[image, point]).item()
+        p = 1 / (1 + math.exp(-center[image, point].item()))
+        q = centerness(targets[image, point]).item()
         entropy -= q * math.log(p) + (1 - q) * math.log(1 - p)
     focal = sigmoid_focal_loss(logits, labels, alpha=0.6, gamma=1.5).sum().item()
     assert losses["classification"].item() == pytest.approx(focal / 3)
     assert losses["box"].item() == pytest.approx(2 * box / 3, rel=1e-5)
-    assert losses["centreness"].item() == pytest.approx(3 * entropy / 3)
+    assert losses["centerness"].item() == pytest.approx(3 * entropy / 3)
 
 
 def test_a_perfect_prediction_costs_no_box(batch):
-    logits, _, centre, labels, targets = batch
-    assert FCOSLoss()(logits, targets, centre, labels, targets)["box"].item() == pytest.approx(0, abs=1e-12)
+    logits, _, center, labels, targets = batch
+    assert FCOSLoss()(logits, targets, center, labels, targets)["box"].item() == pytest.approx(0, abs=1e-12)
 
 
-def test_only_positives_teach_boxes_and_centreness(batch):
-    learnt = [rows.requires_grad_() for rows in batch[:3]]
+def test_only_positives_teach_boxes_and_centerness(batch):
+    learned = [rows.requires_grad_() for rows in batch[:3]]
     sum(FCOSLoss()(*batch).values()).backward()
     negative = batch[3] < 0
-    assert not learnt[1].grad[negative].any()
-    assert not learnt[2].grad[negative].any()
-    assert learnt[2].grad[~negative].all()
-    assert not learnt[0].grad[batch[3] == -2].any()
-    assert learnt[0].grad[batch[3] >= -1].all()
+    assert not learned[1].grad[negative].any()
+    assert not learned[2].grad[negative].any()
+    assert learned[2].grad[~negative].all()
+    assert not learned[0].grad[batch[3] == -2].any()
+    assert learned[0].grad[batch[3] >= -1].all()
 
 
-def test_weights_scale_each_point_but_not_the_normaliser(batch):
+def test_weights_scale_each_point_but_not_the_normalizer(batch):
     weights = torch.rand(2, 5, dtype=torch.float64)
     losses = FCOSLoss()(*batch, weights)
     parts = torch.eye(10, dtype=torch.float64).reshape(10, 2, 5)
@@ -70,48 +70,48 @@ def test_weights_scale_each_point_but_not_the_normaliser(batch):
 @pytest.mark.parametrize("count", [0, 4])
 def test_no_positives_cost_nothing_but_background_and_keep_gradients(count):
     shapes = (2, count, 3), (2, count, 4), (2, count)
-    learnt = [torch.zeros(shape, requires_grad=True) for shape in shapes]
-    losses = FCOSLoss()(*learnt, torch.full((2, count), -1), torch.zeros(2, count, 4))
-    assert losses["box"] == losses["centreness"] == 0
+    learned = [torch.zeros(shape, requires_grad=True) for shape in shapes]
+    losses = FCOSLoss()(*learned, torch.full((2, count), -1), torch.zeros(2, count, 4))
+    assert losses["box"] == losses["centerness"] == 0
     assert losses["classification"].item() == pytest.approx(2 * count * 3 * 0.75 * 0.25 * math.log(2))
     sum(losses.values()).backward()
-    assert all(rows.grad is not None and torch.isfinite(rows.grad).all() for rows in learnt)
+    assert all(rows.grad is not None and torch.isfinite(rows.grad).all() for rows in learned)
 
 
 def test_predictions_without_area_and_huge_logits_stay_finite(batch):
-    logits, distances, centre, labels, targets = batch
-    learnt = [(logits * 1e4).requires_grad_(), torch.zeros_like(distances).requires_grad_(), centre * 1e4]
-    losses = FCOSLoss()(*learnt, labels, torch.zeros_like(targets))
+    logits, distances, center, labels, targets = batch
+    learned = [(logits * 1e4).requires_grad_(), torch.zeros_like(distances).requires_grad_(), center * 1e4]
+    losses = FCOSLoss()(*learned, labels, torch.zeros_like(targets))
     sum(losses.values()).backward()
     assert all(torch.isfinite(loss) for loss in losses.values())
-    assert torch.isfinite(learnt[0].grad).all()
-    assert torch.isfinite(learnt[1].grad).all()
+    assert torch.isfinite(learned[0].grad).all()
+    assert torch.isfinite(learned[1].grad).all()
 
 
 def test_half_precision_is_promoted(batch):
-    logits, distances, centre, labels, targets = batch
-    losses = FCOSLoss()(logits.half(), distances.bfloat16(), centre.half(), labels, targets.float())
+    logits, distances, center, labels, targets = batch
+    losses = FCOSLoss()(logits.half(), distances.bfloat16(), center.half(), labels, targets.float())
     assert {loss.dtype for loss in losses.values()} == {torch.float32}
 
 
-def test_scores_are_the_geometric_mean_of_class_and_centreness():
+def test_scores_are_the_geometric_mean_of_class_and_centerness():
     scores = FCOSLoss().scores(torch.tensor([[[0.0, 100.0]]]), torch.tensor([[math.log(0.04 / 0.96)]]))
     torch.testing.assert_close(scores, torch.tensor([[[math.sqrt(0.5 * 0.04), 0.2]]]))
 
 
-def test_a_centreness_for_each_point_is_asked_for(batch):
+def test_a_centerness_for_each_point_is_asked_for(batch):
     short = batch[2][:, :4]
     assert refusal(FCOSLoss.forward, FCOSLoss(), *batch[:2], short, *batch[3:]) == (
-        "FCOSLoss: centre_logits have shape (2, 4); allowed is (2, 5)"
+        "FCOSLoss: center_logits have shape (2, 4); allowed is (2, 5)"
     )
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_bad_prediction_that_is_not_judged_has_no_gradient(batch, bad):
-    logits, distances, centre, labels, targets = batch
+    logits, distances, center, labels, targets = batch
     expected = FCOSLoss()(*batch)
     bad_distances = torch.where(labels[..., None] >= 0, distances, bad).requires_grad_()
-    losses = FCOSLoss()(logits, bad_distances, centre, labels, targets)
+    losses = FCOSLoss()(logits, bad_distances, center, labels, targets)
     assert {name: loss.item() for name, loss in losses.items()} == {
         name: loss.item() for name, loss in expected.items()
     }

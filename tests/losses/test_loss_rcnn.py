@@ -153,16 +153,16 @@ def test_an_ignored_row_that_is_not_finite_changes_no_loss_and_no_gradient(kind,
     labels[0, 3] = -2
     labels[1, 2] = -1  # the deltas of a negative are not read either
 
-    def learnt(*arguments: Tensor) -> list[Tensor]:
+    def learned(*arguments: Tensor) -> list[Tensor]:
         rows = [values.clone().requires_grad_() for values in arguments[:2]]
         losses = kind()(*rows, labels, arguments[2])
         sum(losses.values()).backward()
         return [*losses.values(), *(values.grad for values in rows)]
 
-    expected = learnt(logits, deltas, wanted)
+    expected = learned(logits, deltas, wanted)
     logits, deltas, wanted = logits.clone(), deltas.clone(), wanted.clone()
     logits[0, 3] = deltas[0, 3] = wanted[0, 3] = deltas[1, 2] = wanted[1, 2] = bad
-    for one, other in zip(learnt(logits, deltas, wanted), expected, strict=True):
+    for one, other in zip(learned(logits, deltas, wanted), expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=0)
 
 

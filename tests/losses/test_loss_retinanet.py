@@ -1,4 +1,4 @@
-"""RetinaNet's loss: its normalisers, what ignored anchors and weights do, and the two costs of boxes."""
+"""RetinaNet's loss: its normalizers, what ignored anchors and weights do, and the two costs of boxes."""
 
 import math
 
@@ -60,7 +60,7 @@ def test_alpha_and_gamma_are_those_of_the_focal_loss(batch):
     assert loss.item() == pytest.approx(sigmoid_focal_loss(*batch[::2], alpha=0.6, gamma=1.5).sum().item() / 3)
 
 
-def test_weights_scale_each_anchor_but_not_the_normaliser(batch):
+def test_weights_scale_each_anchor_but_not_the_normalizer(batch):
     weights = torch.rand(2, 6, dtype=torch.float64)
     losses = RetinaNetLoss(DeltaL1())(*batch, weights)
     first = RetinaNetLoss(DeltaL1())(*batch, torch.zeros(2, 6))
@@ -100,7 +100,7 @@ def test_giou_of_deltas_is_giou_of_the_boxes_they_describe(weights, generator):
     expected = generalized_box_iou_loss(coder.decode(deltas, anchors), coder.decode(targets, anchors))
     torch.testing.assert_close(DeltaGIoU(coder)(deltas, targets), expected)
     assert expected.std() > 0.1
-    assert not DeltaGIoU(coder).state_dict()  # the square is not learnt
+    assert not DeltaGIoU(coder).state_dict()  # the square is not learned
 
 
 def test_smooth_l1_bends_at_beta():

@@ -257,7 +257,7 @@ def test_more_objects_than_queries_are_all_counted():
     assert losses["l1"].item() == pytest.approx(5 * (boxes[0, 0] - wanted).abs().sum().item() / 4)
 
 
-def test_the_weight_of_an_object_scales_its_query_and_not_the_normalisers():
+def test_the_weight_of_an_object_scales_its_query_and_not_the_normalizers():
     logits, boxes = predictions(layers=2)
     losses = [
         detr_loss()(logits, boxes, truth(weights=torch.tensor(weights, dtype=torch.float64)), SIZES)

@@ -9,7 +9,7 @@ from detkit.proposals.similarity import Regions, describe, pixel_bins
 
 
 def random_scene(seed: int, count: int = 12) -> tuple[np.ndarray, Regions, np.ndarray]:
-    """Cells nearest to random points in random colours: labels, regions, and who touches whom."""
+    """Cells nearest to random points in random colors: labels, regions, and who touches whom."""
     random = np.random.default_rng(seed)
     points = random.random((count, 2)) * (30, 40)
     y, x = np.mgrid[:30, :40]

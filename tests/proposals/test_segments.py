@@ -1,4 +1,4 @@
-"""Colour spaces by hand, segments on flat colours, and who touches whom."""
+"""Color spaces by hand, segments on flat colors, and who touches whom."""
 
 import sys
 
@@ -9,7 +9,7 @@ from detkit.proposals.segments import COLOR_SPACES, scikit_image, segment, to_co
 
 
 def quarters(size: int = 40) -> np.ndarray:
-    """Four flat colours."""
+    """Four flat colors."""
     pixels = np.zeros((size, size, 3))
     pixels[: size // 2, size // 2 :] = (1, 0, 0)
     pixels[size // 2 :, : size // 2] = (0, 1, 0)
@@ -18,7 +18,7 @@ def quarters(size: int = 40) -> np.ndarray:
 
 
 @pytest.mark.parametrize("space", COLOR_SPACES)
-def test_every_colour_space_stays_in_0_to_1(space):
+def test_every_color_space_stays_in_0_to_1(space):
     pixels = np.concatenate((np.random.default_rng(0).random((20, 20, 3)), quarters(20)))
     channels = to_color_space(pixels, space)
     assert channels.shape == (40, 20, 1 if space in "hi" else 3)
@@ -47,7 +47,7 @@ def test_a_blue_is_what_it_should_be_in_each_space(space, expected):
     np.testing.assert_allclose(to_color_space(blue, space)[0, 0], expected, atol=1e-3)
 
 
-def test_flat_colours_are_the_segments():
+def test_flat_colors_are_the_segments():
     labels, pairs = segment(quarters(), scale=1, min_size=50)
     for rows in (slice(0, 20), slice(20, 40)):
         for columns in (slice(0, 20), slice(20, 40)):
@@ -55,7 +55,7 @@ def test_flat_colours_are_the_segments():
             assert counts.max() >= 0.95 * 400
             assert (labels == values[counts.argmax()]).sum() <= 1.05 * 400
     assert len(np.unique(labels)) == 4
-    assert len(pairs) == 6, "at the centre all four meet, two of them at a corner only"
+    assert len(pairs) == 6, "at the center all four meet, two of them at a corner only"
 
 
 def test_no_segment_is_smaller_than_asked_and_a_larger_scale_has_fewer():

@@ -14,7 +14,7 @@ COLORS = ([220, 30, 30], [30, 200, 40], [40, 60, 230], [240, 220, 20], [150, 20,
 
 
 def planted(noise: float = 4.0, seed: int = 0) -> torch.Tensor:
-    """Coloured rectangles, one of them inside another, on grey, with a little noise: uint8 (3, 125, 190)."""
+    """Colored rectangles, one of them inside another, on gray, with a little noise: uint8 (3, 125, 190)."""
     image = torch.full((3, 125, 190), 128.0)
     for (x1, y1, x2, y2), color in zip(RECTANGLES.int().tolist(), COLORS, strict=True):
         image[:, y1:y2, x1:x2] = torch.tensor(color, dtype=torch.float32)[:, None, None]

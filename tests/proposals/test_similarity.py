@@ -13,7 +13,7 @@ from detkit.proposals.similarity import (
 
 
 def scene(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Random colours, and labels of six vertical stripes of different widths."""
+    """Random colors, and labels of six vertical stripes of different widths."""
     labels = np.repeat(np.arange(6), [2, 5, 3, 8, 4, 6])[None].repeat(20, axis=0)
     return np.random.default_rng(seed).random((20, 28, 3)), labels
 
@@ -43,7 +43,7 @@ def test_histograms_have_75_and_240_bins_and_each_sums_to_one():
     np.testing.assert_allclose(regions.histograms[:, 75:].sum(1), 1)
 
 
-def test_the_colour_histogram_is_numpys():
+def test_the_color_histogram_is_numpys():
     pixels, labels = scene()
     found = describe(labels, pixel_bins(pixels)).histograms[3, :75]
     own = pixels[labels == 3]
@@ -73,7 +73,7 @@ def test_texture_sees_the_direction_of_a_ramp():
     assert [sorted(set(rows.ravel().tolist())) for rows in inner] == [[9], [7], [0], [0], [0], [0], [0], [7]]
 
 
-def test_texture_and_flat_colour_tell_apart_what_colour_alone_does_not():
+def test_texture_and_flat_color_tell_apart_what_color_alone_does_not():
     stripes = np.full((20, 40, 3), 0.5)
     stripes[:, :20:2] = 0.5 + 0.015
     labels = np.repeat([0, 1], 20)[None].repeat(20, axis=0)

@@ -33,8 +33,8 @@ class Brightness(nn.Module):
         return 20 * torch.cat((mean - 0.5, -mean - 0.5, torch.full_like(mean, 0.1)), dim=1)
 
 
-def grey_scene(height: int = 40, width: int = 56) -> torch.Tensor:
-    """One white and one black square of 8 pixels on grey."""
+def gray_scene(height: int = 40, width: int = 56) -> torch.Tensor:
+    """One white and one black square of 8 pixels on gray."""
     image = torch.zeros(3, height, width)
     image[:, 8:16, 12:20] = 1
     image[:, 24:32, 40:48] = -1
@@ -116,7 +116,7 @@ def test_a_network_that_does_not_see_windows_is_refused(network, stride):
 @pytest.mark.parametrize("scores_by", ["crops", "scan"])
 def test_each_object_is_found_once_with_its_class(scores_by):
     detector = SlidingWindow(Brightness(), size=8, stride=4, score_threshold=0.5, iou_threshold=0.1)
-    (found,) = detector([grey_scene()], scores_by=scores_by)
+    (found,) = detector([gray_scene()], scores_by=scores_by)
     order = found["labels"].argsort()
     assert found["boxes"][order].tolist() == [[12, 8, 20, 16], [40, 24, 48, 32]]
     assert found["labels"][order].tolist() == [0, 1]
@@ -125,7 +125,7 @@ def test_each_object_is_found_once_with_its_class(scores_by):
 
 def test_images_of_different_sizes_and_without_objects_pass():
     detector = SlidingWindow(Brightness(), size=8, stride=4)
-    found = detector([torch.zeros(3, 20, 30), grey_scene(), torch.zeros(3, 4, 4)])
+    found = detector([torch.zeros(3, 20, 30), gray_scene(), torch.zeros(3, 4, 4)])
     assert [len(image["boxes"]) for image in found] == [0, 2, 0]
     assert found[2]["boxes"].shape == (0, 4)
     assert found[2]["labels"].dtype == torch.int64
@@ -150,7 +150,7 @@ def test_a_wide_window_finds_a_wide_object_in_both_ways():
 
 
 def test_overlapping_windows_of_an_object_are_suppressed_and_counted():
-    image = grey_scene()
+    image = gray_scene()
     loose = SlidingWindow(Brightness(), size=8, stride=1, score_threshold=0.5, iou_threshold=1.0)
     strict = SlidingWindow(Brightness(), size=8, stride=1, score_threshold=0.5, iou_threshold=0.2, max_detections=1)
     assert len(loose([image])[0]["boxes"]) > 10
@@ -206,16 +206,16 @@ def test_boxes_of_any_shape_are_resized_to_what_the_classifier_sees():
 def test_a_classifier_without_a_background_is_refused():
     flat = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 1))
     with pytest.raises(ValueError, match="gives 1 logits for a window; allowed are C \\+ 1, at least 2"):
-        SlidingWindow(flat, size=8, stride=4)([grey_scene()])
+        SlidingWindow(flat, size=8, stride=4)([gray_scene()])
 
 
 def test_results_hold_no_graph_so_that_batches_of_crops_bound_the_memory():
     torch.manual_seed(0)
     trained = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 3))
-    (found,) = SlidingWindow(trained, size=8, stride=4, score_threshold=0.1)([grey_scene()])
+    (found,) = SlidingWindow(trained, size=8, stride=4, score_threshold=0.1)([gray_scene()])
     assert len(found["scores"]) > 0
     assert not found["scores"].requires_grad
 
 
 def test_no_boxes_may_come_as_an_empty_list():
-    assert unhooked(crop_windows)(nn.AdaptiveAvgPool2d(1), grey_scene(), torch.tensor([]), size=8).shape == (0, 3)
+    assert unhooked(crop_windows)(nn.AdaptiveAvgPool2d(1), gray_scene(), torch.tensor([]), size=8).shape == (0, 3)

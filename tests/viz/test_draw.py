@@ -19,13 +19,13 @@ from detkit.viz import (
 GREY = 100
 
 
-def grey(height: int = 500, width: int = 500) -> torch.Tensor:
+def gray(height: int = 500, width: int = 500) -> torch.Tensor:
     """Large enough to be left at its size by default."""
     return torch.full((3, height, width), GREY, dtype=torch.uint8)
 
 
 def objects(*boxes: tuple[float, ...], scores: list[float] | None = None, **entries: torch.Tensor) -> dict:
-    """Boxes labelled 0, 1, 2, ..., with scores or without."""
+    """Boxes labeled 0, 1, 2, ..., with scores or without."""
     found = {"boxes": torch.tensor(boxes).reshape(-1, 4), "labels": torch.arange(len(boxes)), **entries}
     return found if scores is None else {**found, "scores": torch.tensor(scores)}
 
@@ -39,7 +39,7 @@ def has_color(picture: Image.Image, label: int) -> bool:
 
 
 def extent(picture: Image.Image, label: int) -> tuple[int, int, int, int]:
-    """First and last column and row (exclusive ends) that hold a class's colour."""
+    """First and last column and row (exclusive ends) that hold a class's color."""
     rows, columns = (pixels(picture) == class_color(label)).all(-1).nonzero()
     return columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
 
@@ -48,7 +48,7 @@ def extent(picture: Image.Image, label: int) -> tuple[int, int, int, int]:
 
 
 def test_a_box_is_drawn_along_the_pixels_inside_it():
-    picture = draw_boxes(grey(), torch.tensor([[50.0, 60.0, 150.0, 260.0]]))
+    picture = draw_boxes(gray(), torch.tensor([[50.0, 60.0, 150.0, 260.0]]))
     assert extent(picture, 0) == (50, 60, 150, 260)
     assert (pixels(picture)[150, 50:53] == class_color(0)).all(), "three pixels thick"
     assert (pixels(picture)[150, 60:140] == GREY).all(), "hollow"
@@ -73,12 +73,12 @@ def test_enlarging_can_be_chosen_and_switched_off():
 
 
 def test_boxes_beyond_the_image_are_cut_at_its_edge():
-    picture = draw_boxes(grey(), torch.tensor([[-50.0, 100.0, 1e30, 200.0]]))
+    picture = draw_boxes(gray(), torch.tensor([[-50.0, 100.0, 1e30, 200.0]]))
     assert extent(picture, 0) == (0, 100, 500, 200)
 
 
 def test_the_callers_image_is_left_alone():
-    tensor, image = grey(), Image.new("RGB", (500, 500), "white")
+    tensor, image = gray(), Image.new("RGB", (500, 500), "white")
     box = torch.tensor([[50.0, 60.0, 150.0, 260.0]])
     draw_boxes(tensor, box)
     draw_boxes(image, box)
@@ -89,18 +89,18 @@ def test_the_callers_image_is_left_alone():
 @pytest.mark.parametrize(
     "image",
     [
-        grey(),
-        grey().float() / 255,
-        (grey().double() / 255)[:1],
+        gray(),
+        gray().float() / 255,
+        (gray().double() / 255)[:1],
         Image.new("L", (500, 500), GREY),
         Image.new("RGBA", (500, 500), (GREY, GREY, GREY, 255)),
-        grey().transpose(1, 2),
+        gray().transpose(1, 2),
     ],
-    ids=["uint8", "float", "one channel", "grey picture", "alpha picture", "strided"],
+    ids=["uint8", "float", "one channel", "gray picture", "alpha picture", "strided"],
 )
 def test_every_kind_of_image_gives_the_same_picture(image):
     box = torch.tensor([[50.0, 60.0, 150.0, 260.0]])
-    assert (pixels(draw_boxes(image, box)) == pixels(draw_boxes(grey(), box))).all()
+    assert (pixels(draw_boxes(image, box)) == pixels(draw_boxes(gray(), box))).all()
 
 
 # detections
@@ -108,48 +108,48 @@ def test_every_kind_of_image_gives_the_same_picture(image):
 
 def test_only_detections_from_the_threshold_up_are_drawn():
     found = objects((20, 50, 90, 150), (120, 50, 190, 150), (220, 50, 290, 150), scores=[0.49, 0.5, 0.9])
-    picture = draw_detections(grey(), found, score_threshold=0.5)
+    picture = draw_detections(gray(), found, score_threshold=0.5)
     assert [has_color(picture, label) for label in range(3)] == [False, True, True]
 
 
 def test_a_target_is_drawn_whole_because_it_has_no_scores():
-    picture = draw_detections(grey(), objects((20, 50, 90, 150), (120, 50, 190, 150)), score_threshold=1.0)
+    picture = draw_detections(gray(), objects((20, 50, 90, 150), (120, 50, 190, 150)), score_threshold=1.0)
     assert has_color(picture, 0)
     assert has_color(picture, 1)
 
 
 def test_no_detections_leave_the_image_as_it_is():
-    assert (pixels(draw_detections(grey(), objects(scores=[]))) == GREY).all()
+    assert (pixels(draw_detections(gray(), objects(scores=[]))) == GREY).all()
     empty = {"boxes": torch.tensor([]), "labels": torch.tensor([], dtype=torch.int64)}
-    assert (pixels(draw_detections(grey(), empty)) == GREY).all()
+    assert (pixels(draw_detections(gray(), empty)) == GREY).all()
 
 
 def test_the_best_detection_lies_on_top():
     box = (100, 100, 300, 300)
     for scores, winner in ([0.9, 0.5], 0), ([0.5, 0.9], 1):
-        picture = draw_detections(grey(), objects(box, box, scores=scores))
+        picture = draw_detections(gray(), objects(box, box, scores=scores))
         assert (pixels(picture)[200, 101] == class_color(winner)).all()
 
 
 def test_text_stands_above_its_box_and_inside_the_picture_at_the_top():
-    low = draw_detections(grey(), objects((100, 200, 300, 300)), categories=["cell"])
+    low = draw_detections(gray(), objects((100, 200, 300, 300)), categories=["cell"])
     left, top, _, bottom = extent(low, 0)
     assert (left, bottom) == (100, 300)
     assert 175 <= top < 190
-    high = draw_detections(grey(), objects((460, 0, 500, 40)), categories=["a long category"])
+    high = draw_detections(gray(), objects((460, 0, 500, 40)), categories=["a long category"])
     left, top, right, _ = extent(high, 0)
     assert left < 400
     assert (top, right) == (0, 500)
 
 
-def test_texts_of_neighbours_do_not_cover_each_other():
+def test_texts_of_neighbors_do_not_cover_each_other():
     boxes = [(100, 200, 106, 206), (102, 201, 108, 207), (104, 202, 110, 208)]  # so small that text is what counts
     names = ["aaaaaaaaaa", "bbbbbbbbbb", "cccccccccc"]
     whole = [
-        (pixels(draw_detections(grey(), objects(box), categories=[name])) == class_color(0)).all(-1).sum()
+        (pixels(draw_detections(gray(), objects(box), categories=[name])) == class_color(0)).all(-1).sum()
         for box, name in zip(boxes, names, strict=True)
     ]
-    picture = draw_detections(grey(), objects(*boxes), categories=names)
+    picture = draw_detections(gray(), objects(*boxes), categories=names)
     for label, alone in enumerate(whole):
         tag = (pixels(picture) == class_color(label)).all(-1)
         assert tag.sum() > 0.9 * alone
@@ -158,17 +158,17 @@ def test_texts_of_neighbours_do_not_cover_each_other():
 def test_text_differs_with_category_score_and_crowd():
     box = (100, 200, 300, 300)
     pictures = [
-        draw_detections(grey(), objects(box, scores=[0.9]), categories=["cat"]),
-        draw_detections(grey(), objects(box, scores=[0.8]), categories=["cat"]),
-        draw_detections(grey(), objects(box, scores=[0.9]), categories=["dog"]),
-        draw_detections(grey(), objects(box, scores=[0.9])),
-        draw_detections(grey(), objects(box), categories=["cat"]),
-        draw_detections(grey(), objects(box, iscrowd=torch.tensor([1])), categories=["cat"]),
+        draw_detections(gray(), objects(box, scores=[0.9]), categories=["cat"]),
+        draw_detections(gray(), objects(box, scores=[0.8]), categories=["cat"]),
+        draw_detections(gray(), objects(box, scores=[0.9]), categories=["dog"]),
+        draw_detections(gray(), objects(box, scores=[0.9])),
+        draw_detections(gray(), objects(box), categories=["cat"]),
+        draw_detections(gray(), objects(box, iscrowd=torch.tensor([1])), categories=["cat"]),
     ]
     assert len({picture.tobytes() for picture in pictures}) == len(pictures)
 
 
-def test_twenty_one_classes_have_colours_of_their_own():
+def test_twenty_one_classes_have_colors_of_their_own():
     assert len({class_color(label) for label in range(21)}) == 21
 
 
@@ -179,7 +179,7 @@ def test_twenty_one_classes_have_colours_of_their_own():
 def test_a_mask_tints_its_inside_and_borders_it(dtype):
     mask = torch.zeros(1, 500, 500, dtype=dtype)
     mask[0, 200:300, 200:300] = 1
-    picture = draw_detections(grey(), objects((20, 20, 60, 60), masks=mask), mask_alpha=0.5)
+    picture = draw_detections(gray(), objects((20, 20, 60, 60), masks=mask), mask_alpha=0.5)
     expected = np.round(GREY + 0.5 * (np.array(class_color(0)) - GREY))
     assert np.abs(pixels(picture)[250, 250].astype(float) - expected).max() <= 1
     assert (pixels(picture)[200, 200:300] == class_color(0)).all()
@@ -189,7 +189,7 @@ def test_a_mask_tints_its_inside_and_borders_it(dtype):
 def test_float_masks_are_cut_at_one_half_and_may_have_a_channel():
     mask = torch.full((1, 1, 500, 500), 0.5)
     mask[..., 200:300, 200:300] = 0.51
-    picture = draw_detections(grey(), objects((20, 20, 60, 60), masks=mask))
+    picture = draw_detections(gray(), objects((20, 20, 60, 60), masks=mask))
     assert (pixels(picture)[400, 400] == GREY).all()
     assert not (pixels(picture)[250, 250] == GREY).all()
 
@@ -197,7 +197,7 @@ def test_float_masks_are_cut_at_one_half_and_may_have_a_channel():
 def test_masks_are_enlarged_with_their_image():
     mask = torch.zeros(1, 96, 96, dtype=torch.bool)
     mask[0, 40:60, 30:50] = True
-    picture = draw_detections(grey(96, 96), objects((2, 2, 9, 9), masks=mask))
+    picture = draw_detections(gray(96, 96), objects((2, 2, 9, 9), masks=mask))
     changed = (pixels(picture) != GREY).any(-1)[100:]
     rows, columns = changed.nonzero()
     assert (rows.min() + 100, rows.max() + 101, columns.min(), columns.max() + 1) == (200, 300, 150, 250)
@@ -206,7 +206,7 @@ def test_masks_are_enlarged_with_their_image():
 def test_masks_of_another_size_are_refused_not_resized():
     found = objects((2, 2, 9, 9), masks=torch.zeros(1, 28, 28))
     with pytest.raises(ValueError, match=r"masks has shape \(1, 28, 28\) for 1 boxes on an image .* \(96, 90\)"):
-        draw_detections(grey(96, 90), found)
+        draw_detections(gray(96, 90), found)
 
 
 # keypoints
@@ -215,8 +215,8 @@ def test_masks_of_another_size_are_refused_not_resized():
 def test_visible_keypoints_are_dotted_and_joined():
     keypoints = torch.tensor([[[100.0, 300.0, 2.0], [200.0, 300.0, 1.0], [300.0, 300.0, 0.0]]])
     found = objects((20, 20, 60, 60), keypoints=keypoints)
-    alone = pixels(draw_detections(grey(), found))
-    joined = pixels(draw_detections(grey(), found, skeleton=[(0, 1), (1, 2)]))
+    alone = pixels(draw_detections(gray(), found))
+    joined = pixels(draw_detections(gray(), found, skeleton=[(0, 1), (1, 2)]))
     for x, shown in ((100, True), (200, True), (300, False)):
         assert bool((alone[300, x] == class_color(0)).all()) is shown
     assert (alone[300, 150] == GREY).all()
@@ -248,18 +248,18 @@ def test_visible_keypoints_are_dotted_and_joined():
 def test_bad_detections_are_named(change, message):
     found = {**objects((1, 1, 5, 5), scores=[0.9]), **change}
     with pytest.raises(ValueError, match="draw_detections: " + message):
-        draw_detections(grey(), found, categories=["a", "b"])
+        draw_detections(gray(), found, categories=["a", "b"])
 
 
 def test_detections_without_labels_are_named():
     with pytest.raises(ValueError, match=r"detections has keys \['boxes'\]"):
-        draw_detections(grey(), {"boxes": torch.zeros(0, 4)})
+        draw_detections(gray(), {"boxes": torch.zeros(0, 4)})
 
 
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        (torch.randn(3, 50, 50) * 3, r"image has values from -.* \(undo the normalisation first\)"),
+        (torch.randn(3, 50, 50) * 3, r"image has values from -.* \(undo the normalization first\)"),
         (torch.full((3, 5, 5), float("nan")), "image has values from nan"),
         (torch.zeros(3, 5, 5, dtype=torch.int64), r"image has dtype torch.int64; allowed are uint8 and floats"),
         (torch.zeros(4, 5, 5), r"image has shape \(4, 5, 5\); allowed is \(1 or 3, H, W\)"),
@@ -273,13 +273,13 @@ def test_bad_images_are_named(image, message):
 
 def test_bad_settings_are_named():
     with pytest.raises(ValueError, match=r"score_threshold=1.5 must lie in \[0, 1\]"):
-        draw_detections(grey(), objects(), score_threshold=1.5)
+        draw_detections(gray(), objects(), score_threshold=1.5)
     with pytest.raises(ValueError, match=r"mask_alpha=-1.0 must lie in \[0, 1\]"):
-        draw_detections(grey(), objects(), mask_alpha=-1.0)
+        draw_detections(gray(), objects(), mask_alpha=-1.0)
     with pytest.raises(ValueError, match=r"enlarge=0 must be an integer of at least 1"):
-        draw_detections(grey(), objects(), enlarge=0)
+        draw_detections(gray(), objects(), enlarge=0)
     with pytest.raises(ValueError, match=r"draw_boxes: 2 texts for 1 boxes"):
-        draw_boxes(grey(), torch.zeros(1, 4), texts=["a", "b"])
+        draw_boxes(gray(), torch.zeros(1, 4), texts=["a", "b"])
 
 
 # side by side
@@ -288,14 +288,14 @@ def test_bad_settings_are_named():
 def test_truth_stands_left_and_prediction_right_of_each_image():
     truth, found = objects((20, 50, 90, 150)), objects((20, 50, 90, 150), scores=[0.9])
     found["labels"] = torch.tensor([1])
-    sheet = side_by_side([grey()], [truth], [found])
+    sheet = side_by_side([gray()], [truth], [found])
     left, right = sheet.crop((0, 0, 510, sheet.height)), sheet.crop((510, 0, *sheet.size))
     assert (has_color(left, 0), has_color(left, 1)) == (True, False)
     assert (has_color(right, 0), has_color(right, 1)) == (False, True)
 
 
 def test_images_of_several_sizes_share_a_sheet_and_columns_count_pairs():
-    images = [grey(500, 600), grey(700, 500), grey(500, 500)]
+    images = [gray(500, 600), gray(700, 500), gray(500, 500)]
     truths, found = [objects()] * 3, [objects(scores=[])] * 3
     tall = side_by_side(images, truths, found)
     wide = side_by_side(images, truths, found, columns=2)
@@ -309,7 +309,7 @@ def test_images_of_several_sizes_share_a_sheet_and_columns_count_pairs():
 
 
 @pytest.mark.parametrize(
-    ("images", "truths", "columns"), [([], [], 1), ([grey()], [objects()] * 2, 1), ([grey()], [objects()], 0)]
+    ("images", "truths", "columns"), [([], [], 1), ([gray()], [objects()] * 2, 1), ([gray()], [objects()], 0)]
 )
 def test_lists_of_other_lengths_are_refused(images, truths, columns):
     found = [objects(scores=[])] * len(images)

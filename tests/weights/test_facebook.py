@@ -20,7 +20,7 @@ SIZES = torch.tensor([[64, 96], [40, 72]])
 
 
 class Rows(nn.Module):
-    """The learnt positions, under the names they have in the release."""
+    """The learned positions, under the names they have in the release."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -135,8 +135,8 @@ def dilated() -> ResNet:
 
 CASES = {
     "a small one": (small, {}, {}),
-    "learnt positions": (small, {"learned": True}, {}),
-    "layers that normalise first": (small, {"norm_first": True}, {}),
+    "learned positions": (small, {"learned": True}, {}),
+    "layers that normalize first": (small, {"norm_first": True}, {}),
     "DC5": (dilated, {}, {"dilated": True}),
 }
 
@@ -179,7 +179,7 @@ def test_the_published_size_has_the_keys_of_the_release():
     assert detector.objects.encoder.layers[0].feed_forward.dropout.p == 0.1
 
 
-def test_learnt_positions_keep_their_number():
+def test_learned_positions_keep_their_number():
     model = Reference(small(), learned=True)
     model.backbone[1].row_embed = nn.Embedding(30, D // 2)
     positions = detr_from_facebook(model.state_dict(), heads=HEADS).objects.positions

@@ -33,7 +33,7 @@ def test_detectors_of_several_one_stage_parts_are_refused_by_name():
 
 
 def test_a_detector_of_another_kind_is_refused_by_name():
-    other = rcnn(nn.Flatten(), 2, feature_size=12, size=2, context=0)
+    other = rcnn(2, nn.Flatten(), feature_size=12, size=2, context=0)
     with pytest.raises(
         ValueError, match="the stage is a RegionStage with a class head NoneType; allowed are a DenseSt"
     ):

@@ -144,7 +144,7 @@ def test_changed_weights_reach_torchvision():
         outputs = detector.eval().dense(detector.trunk(batch.tensors), batch, None)
         expected = peer.eval().head(list(peer.backbone(batch.tensors).values()))
     torch.testing.assert_close(outputs.logits, expected["cls_logits"])
-    torch.testing.assert_close(outputs.centre_logits, expected["bbox_ctrness"][..., 0])
+    torch.testing.assert_close(outputs.center_logits, expected["bbox_ctrness"][..., 0])
 
 
 def test_settings_are_taken_over_and_the_model_is_left_alone():

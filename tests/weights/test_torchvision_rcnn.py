@@ -195,13 +195,13 @@ def test_settings_are_taken_over():
         "ProposalPostprocess(candidates_per_level=60, max_proposals=50, iou_threshold=0.6, min_size=0.001)",
         "ProposalPostprocess(candidates_per_level=1000, max_proposals=50, iou_threshold=0.6, min_size=0.001)",
         "Postprocess(score_threshold=0.3, iou_threshold=0.4, max_detections=10, candidates_per_class=None, min_",
-        "ThresholdMatcher(positive=0.8, negative=0.2, low_quality=True)",
+        "ThresholdMatcher(positive_iou=0.8, negative_iou=0.2, low_quality=True)",
         "BalancedSampler(32, positive_fraction=0.3)",
         "BalancedSampler(64, positive_fraction=0.1)",
         "Preprocess(size=128, max_size=200, multiple_of=32)",
     ):
         assert part in text
-    assert tuple(from_torchvision(small(detection.FasterRCNN, **more)).box.coder.weights) == (1, 2, 3, 4)
+    assert tuple(from_torchvision(small(detection.FasterRCNN, **more)).box.coder.scale) == (1, 2, 3, 4)
 
 
 def test_parts_that_torchvisions_builders_do_not_use_are_named():

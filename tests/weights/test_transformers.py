@@ -64,7 +64,7 @@ bottleneck = partial(
 )
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "basic blocks, sines, auxiliary losses": partial(basic, auxiliary_loss=True),
-    "bottlenecks, learnt positions, other costs": partial(
+    "bottlenecks, learned positions, other costs": partial(
         bottleneck,
         position_embedding_type="learned",
         activation_function="gelu",
@@ -215,7 +215,7 @@ def test_images_are_prepared_as_its_image_processor_prepares_them():
     expected = transformers.DetrImageProcessor()(images=[image], return_tensors="pt")["pixel_values"]
     found, _ = from_transformers(basic()).preprocess([image])
     assert found.tensors.shape == expected.shape == (1, 3, 800, 1000)
-    torch.testing.assert_close(found.tensors, expected, rtol=0, atol=0.02)  # it rounds to whole grey values
+    torch.testing.assert_close(found.tensors, expected, rtol=0, atol=0.02)  # it rounds to whole gray values
 
 
 @pytest.mark.parametrize(
@@ -275,11 +275,11 @@ def test_a_model_whose_parts_were_changed_is_refused():
 
 
 def test_detectors_that_transformers_has_no_model_for_are_refused():
-    stage = detr_stage(512, 2, channels=32, depth=1, norm_first=True)
+    stage = detr_stage(2, 512, channels=32, depth=1, norm_first=True)
     small, deep = SmallBackbone(), ResNetBackbone(resnet18(weights=None), levels=("layer4",))
     with pytest.raises(ValueError, match="to_transformers: the trunk is a SmallBackbone; allowed is a ResNetBackbone"):
         to_transformers(Detector(small, preprocess=Preprocess(64), objects=stage))
     with pytest.raises(ValueError, match="to_transformers: stages are DenseStage; allowed is one SetPredictionStage"):
         to_transformers(tiny_ssd(2))
-    with pytest.raises(ValueError, match="to_transformers: the encoder normalises first"):
+    with pytest.raises(ValueError, match="to_transformers: the encoder normalizes first"):
         to_transformers(Detector(deep, preprocess=Preprocess(64), objects=stage))

@@ -32,7 +32,7 @@ def detr(num_classes: int, *, backbone: Backbone | None = None, preprocess: Prep
     """
     backbone = ResNetBackbone(resnet50(weights=None), levels=("layer4",)) if backbone is None else backbone
     preprocess = Preprocess(800, max_size=1333) if preprocess is None else preprocess
-    return Detector(backbone, preprocess=preprocess, objects=detr_stage(backbone.out_channels[-1], num_classes))
+    return Detector(backbone, preprocess=preprocess, objects=detr_stage(num_classes, backbone.out_channels[-1]))
 
 
 def detr_dc5(num_classes: int, *, preprocess: Preprocess | None = None) -> Detector:
@@ -64,14 +64,14 @@ def small_detr(
     """
     backbone = SmallBackbone((channels // 4, channels // 2), levels=(1,), blocks=2)
     stage = box_query_stage(
-        channels // 2, num_classes, channels=channels, hidden=2 * channels, depth=depth, queries=queries
+        num_classes, channels // 2, channels=channels, hidden=2 * channels, depth=depth, queries=queries
     )
     return Detector(backbone, preprocess=Preprocess(size), objects=stage)
 
 
 def box_query_stage(
-    in_channels: int,
     num_classes: int,
+    in_channels: int,
     *,
     channels: int = 256,
     hidden: int = 1024,
@@ -80,11 +80,11 @@ def box_query_stage(
     queries: int = 300,
     groups: int = 5,
 ) -> BoxQueryStage:
-    """The stage of :func:`small_detr` on a map of ``in_channels``: heads of 32 channels, layers that normalise first.
+    """The stage of :func:`small_detr` on a map of ``in_channels``: heads of 32 channels, layers that normalize first.
 
     ``groups`` are those of the denoising queries.
 
-    >>> box_query_stage(64, 3, channels=64, depth=1, queries=5).denoising
+    >>> box_query_stage(3, 64, channels=64, depth=1, queries=5).denoising
     DenoisingQueries(
       groups=5, label_noise=0.2, box_noise=0.4
       (labels): Embedding(3, 64)
@@ -111,8 +111,8 @@ def box_query_stage(
 
 
 def detr_stage(
-    in_channels: int,
     num_classes: int,
+    in_channels: int,
     *,
     channels: int = 256,
     hidden: int = 2048,
@@ -123,7 +123,7 @@ def detr_stage(
 ) -> SetPredictionStage:
     """DETR's stage on a map of ``in_channels``: heads of 32 channels, ``depth`` layers each to encode and to decode.
 
-    >>> detr_stage(64, 3, channels=64, depth=1, queries=5).queries
+    >>> detr_stage(3, 64, channels=64, depth=1, queries=5).queries
     Embedding(5, 64)
     """
     heads, settings = _heads("detr_stage", channels), {"dropout": dropout, "norm_first": norm_first}

@@ -6,7 +6,7 @@ from functools import partial
 from torch import nn
 
 from detkit.anchors import GridAnchors
-from detkit.anchors.centre import CentreMatcher
+from detkit.anchors.center import CenterMatcher
 from detkit.backbones import Backbone
 from detkit.boxes import DistanceCoder
 from detkit.detectors.detector import Detector
@@ -15,7 +15,7 @@ from detkit.detectors.levelwise import LevelwisePostprocess
 from detkit.detectors.preprocess import Preprocess
 from detkit.detectors.recipes.trunks import Norm, pyramid, short_side_800, small_pyramid
 from detkit.heads import ClassificationHead
-from detkit.heads.centre import CentreHead
+from detkit.heads.fcos import FCOSHead
 from detkit.layers import init_convolutions
 from detkit.losses.fcos import FCOSLoss
 
@@ -25,13 +25,13 @@ def fcos(num_classes: int, *, backbone: Backbone | None = None, preprocess: Prep
 
     ``backbone`` has strides 8, 16 and 32 (default: an untrained ResNet-50); images go to 800 pixels, at most 1333,
     unless ``preprocess`` says otherwise. Level P6 is made of the backbone's last map (torchvision takes the pyramid's).
-    Source: Tian et al. 2019, with the centre sampling, GIoU and centreness branch of the version of 2020.
+    Source: Tian et al. 2019, with the center sampling, GIoU and centerness branch of the version of 2020.
 
     >>> sum(parameter.numel() for parameter in fcos(num_classes=91).parameters())
     36451488
     """
     trunk, neck = pyramid(backbone)
-    stage = fcos_stage(256, fcos_anchors(neck.strides), num_classes)
+    stage = fcos_stage(num_classes, 256, fcos_anchors(neck.strides))
     return Detector(trunk, preprocess=short_side_800() if preprocess is None else preprocess, dense=stage)
 
 
@@ -46,41 +46,41 @@ def small_fcos(
     """A small FCOS to train from scratch, also on a CPU: a residual net, a pyramid at strides 8, 16 and 32.
 
     Images are resized to ``size`` (height, width). ``channels``, which 8 divides, is the width of the pyramid,
-    ``blocks`` the residual blocks of a backbone stage, ``norm`` what its convolutions are normalised by.
+    ``blocks`` the residual blocks of a backbone stage, ``norm`` what its convolutions are normalized by.
 
     >>> small_fcos(num_classes=3, size=(240, 320)).preprocess.size
     (240, 320)
     """
     trunk, strides = small_pyramid(channels, blocks, norm)
-    stage = fcos_stage(channels, fcos_anchors(strides), num_classes, depth=1, norm=partial(nn.GroupNorm, 8))
+    stage = fcos_stage(num_classes, channels, fcos_anchors(strides), depth=1, norm=partial(nn.GroupNorm, 8))
     return Detector(trunk, preprocess=Preprocess(size), dense=stage)
 
 
 def fcos_anchors(strides: Sequence[int]) -> GridAnchors:
-    """One square of the width of the stride at each cell: its centre is the point. As torchvision lays them.
+    """One square of the width of the stride at each cell: its center is the point. As torchvision lays them.
 
     >>> fcos_anchors((8, 16)).per_cell
     (1, 1)
     """
     sizes = [(stride,) for stride in strides]
-    return GridAnchors(sizes, aspect_ratios=(1.0,), ratio_is="h/w", centred=False, whole_pixels=True)
+    return GridAnchors(sizes, aspect_ratios=(1.0,), ratio_is="h/w", centered=False, whole_pixels=True)
 
 
 def fcos_stage(
+    num_classes: int,
     channels: int,
     anchors: GridAnchors,
-    num_classes: int,
     *,
     depth: int = 4,
     norm: Norm | None = None,
     postprocess: LevelwisePostprocess | None = None,
 ) -> FCOSStage:
-    """FCOS's stage on levels of ``channels``: centre sampling within 1.5 strides, towers of ``depth``.
+    """FCOS's stage on levels of ``channels``: center sampling within 1.5 strides, towers of ``depth``.
 
     ``norm`` is built for each convolution of the towers (default: group norm of 32 groups).
 
-    >>> fcos_stage(64, fcos_anchors((8, 16)), num_classes=3, depth=1).matcher
-    CentreMatcher(radius=1.5, reach=(4.0, 8.0))
+    >>> fcos_stage(3, 64, fcos_anchors((8, 16)), depth=1).matcher
+    CenterMatcher(radius=1.5, reach=(4.0, 8.0))
     """
     norm = partial(nn.GroupNorm, 32) if norm is None else norm
     towers = [_tower(channels, depth, norm) for _ in range(2)]
@@ -88,9 +88,9 @@ def fcos_stage(
         postprocess = LevelwisePostprocess(score_threshold=0.2, iou_threshold=0.6, max_detections=100)
     return FCOSStage(
         class_head=ClassificationHead(channels, 1, num_classes=num_classes, tower=towers[0], prior=0.01),
-        box_head=CentreHead(channels, tower=towers[1]),
+        box_head=FCOSHead(channels, tower=towers[1]),
         anchors=anchors,
-        matcher=CentreMatcher(),
+        matcher=CenterMatcher(),
         coder=DistanceCoder(unit=1.0),
         criterion=FCOSLoss(),
         postprocess=postprocess,

@@ -27,7 +27,7 @@ def pix2seq(
     """Pix2Seq: six encoder and six decoder layers of 256 channels on ``backbone``, 1000 bins, 100 objects an image.
 
     ``backbone`` gives at least one map, the last of which is read (default: an untrained ResNet-50, stride 32); images
-    go to a longer side of 640 pixels unless ``preprocess`` says otherwise. Objects are learnt in a random order with
+    go to a longer side of 640 pixels unless ``preprocess`` says otherwise. Objects are learned in a random order with
     noise behind them; tokens are drawn by the release's top-p of .4, well-formed boxes only. Sequences are always
     5 * ``max_objects`` tokens long. Source: Chen et al. 2022, "Pix2seq"; vocabulary and weights of the release.
 
@@ -90,7 +90,7 @@ def sequence_stage(
     positions: SinePositions | None = None,
     sampler: TokenSampler | None = None,
 ) -> SequenceStage:
-    """Pix2Seq's stage on a map of ``in_channels``: ``layers`` encoder and decoder layers that normalise first.
+    """Pix2Seq's stage on a map of ``in_channels``: ``layers`` encoder and decoder layers that normalize first.
 
     >>> targets = SequenceTargetBuilder(TokenCoder(2, bins=9, vocabulary="paper"), max_objects=3)
     >>> sequence_stage(8, targets, channels=8, heads=2, layers=1).decoder.length

@@ -38,7 +38,7 @@ def faster_rcnn(
         trunk,
         preprocess=short_side_800() if preprocess is None else preprocess,
         rpn=rpn_stage(channels, rpn_anchors(strides)),
-        box=box_stage(channels, strides[:-1], num_classes),
+        box=box_stage(num_classes, channels, strides[:-1]),
     )
 
 
@@ -54,7 +54,7 @@ def fast_rcnn(num_classes: int, *, backbone: Backbone | None = None, preprocess:
     return Detector(
         trunk,
         preprocess=short_side_800() if preprocess is None else preprocess,
-        box=box_stage(channels, strides[:-1], num_classes),
+        box=box_stage(num_classes, channels, strides[:-1]),
     )
 
 
@@ -69,8 +69,8 @@ def mask_rcnn(num_classes: int, *, backbone: Backbone | None = None, preprocess:
         trunk,
         preprocess=short_side_800() if preprocess is None else preprocess,
         rpn=rpn_stage(channels, rpn_anchors(strides)),
-        box=box_stage(channels, strides[:-1], num_classes),
-        mask=mask_stage(channels, strides[:-1], num_classes),
+        box=box_stage(num_classes, channels, strides[:-1]),
+        mask=mask_stage(num_classes, channels, strides[:-1]),
     )
 
 
@@ -93,8 +93,8 @@ def keypoint_rcnn(
         trunk,
         preprocess=short_side_800() if preprocess is None else preprocess,
         rpn=rpn_stage(channels, rpn_anchors(strides)),
-        box=box_stage(channels, strides[:-1], num_classes),
-        keypoint=keypoint_stage(channels, strides[:-1], num_keypoints),
+        box=box_stage(num_classes, channels, strides[:-1]),
+        keypoint=keypoint_stage(num_keypoints, channels, strides[:-1]),
     )
 
 
@@ -109,7 +109,7 @@ def small_faster_rcnn(
     """A small Faster R-CNN to train from scratch, also on a CPU: a residual net, a pyramid at strides 8, 16 and 32.
 
     Images are resized to ``size`` (height, width); anchors are 4 strides wide. ``channels`` is the width of the
-    pyramid, ``blocks`` the residual blocks of a backbone stage, ``norm`` what its convolutions are normalised by.
+    pyramid, ``blocks`` the residual blocks of a backbone stage, ``norm`` what its convolutions are normalized by.
 
     >>> small_faster_rcnn(num_classes=3, size=(240, 320)).preprocess.size
     (240, 320)
@@ -132,7 +132,7 @@ def small_mask_rcnn(
     ['rpn', 'box', 'mask']
     """
     trunk, strides = small_pyramid(channels, blocks, norm)
-    mask = mask_stage(channels, strides, num_classes, widths=(channels, channels), canonical_size=_SMALL_CANONICAL)
+    mask = mask_stage(num_classes, channels, strides, widths=(channels, channels), canonical_size=_SMALL_CANONICAL)
     return Detector(trunk, preprocess=Preprocess(size), **_small_stages(num_classes, channels, strides), mask=mask)
 
 
@@ -143,7 +143,7 @@ def rpn_anchors(strides: Sequence[int], *, size: float = 8.0) -> GridAnchors:
     (3, 3)
     """
     sizes = [(size * stride,) for stride in strides]
-    return GridAnchors(sizes, aspect_ratios=(0.5, 1.0, 2.0), ratio_is="h/w", centred=False, whole_pixels=True)
+    return GridAnchors(sizes, aspect_ratios=(0.5, 1.0, 2.0), ratio_is="h/w", centered=False, whole_pixels=True)
 
 
 def rpn_stage(
@@ -169,7 +169,7 @@ def rpn_stage(
     return RPNStage(
         head=RPNHead(channels, anchors.per_cell[0], depth=depth),
         anchors=anchors,
-        matcher=ThresholdMatcher(positive=0.7, negative=0.3, low_quality=True),
+        matcher=ThresholdMatcher(positive_iou=0.7, negative_iou=0.3, low_quality=True),
         sampler=BalancedSampler(256, positive_fraction=0.5),
         coder=DeltaCoder(),
         criterion=RPNLoss(),
@@ -179,9 +179,9 @@ def rpn_stage(
 
 
 def box_stage(
+    num_classes: int,
     channels: int,
     strides: Sequence[int],
-    num_classes: int,
     *,
     head: BoxHead | None = None,
     sampler: BalancedSampler | None = None,
@@ -189,13 +189,13 @@ def box_stage(
 ) -> BoxStage:
     """Fast R-CNN's stage on levels of ``channels``: 7 x 7 regions, positive at IoU .5, 512 sampled, a quarter positive.
 
-    >>> box_stage(16, (8, 16), num_classes=3).pool
+    >>> box_stage(3, 16, (8, 16)).pool
     PyramidRoIAlign(7, strides=(8, 16), sampling_ratio=2)
     """
     return BoxStage(
         pool=PyramidRoIAlign(7, strides=strides, canonical_size=canonical_size),
         head=BoxHead(dense_body(channels, 7), 1024, num_classes=num_classes) if head is None else head,
-        matcher=ThresholdMatcher(positive=0.5, negative=0.5, low_quality=False),
+        matcher=ThresholdMatcher(positive_iou=0.5, negative_iou=0.5, low_quality=False),
         sampler=BalancedSampler(512, positive_fraction=0.25) if sampler is None else sampler,
         coder=DeltaCoder((10.0, 10.0, 5.0, 5.0)),
         criterion=RCNNLoss(),
@@ -206,16 +206,16 @@ def box_stage(
 
 
 def mask_stage(
+    num_classes: int,
     channels: int,
     strides: Sequence[int],
-    num_classes: int,
     *,
     widths: Sequence[int] = (256, 256, 256, 256),
     canonical_size: float = 224,
 ) -> MaskStage:
     """Mask R-CNN's stage on levels of ``channels``: 14 x 14 regions to masks of 28 x 28.
 
-    >>> mask_stage(16, (8, 16), num_classes=3).pool.output_size
+    >>> mask_stage(3, 16, (8, 16)).pool.output_size
     14
     """
     return MaskStage(
@@ -224,10 +224,10 @@ def mask_stage(
     )
 
 
-def keypoint_stage(channels: int, strides: Sequence[int], num_keypoints: int) -> KeypointStage:
+def keypoint_stage(num_keypoints: int, channels: int, strides: Sequence[int]) -> KeypointStage:
     """Keypoint R-CNN's stage on levels of ``channels``: 14 x 14 regions to heatmaps of 56 x 56.
 
-    >>> keypoint_stage(16, (8, 16), num_keypoints=5).pool.output_size
+    >>> keypoint_stage(5, 16, (8, 16)).pool.output_size
     14
     """
     return KeypointStage(pool=PyramidRoIAlign(14, strides=strides), head=KeypointHead(channels, num_keypoints))
@@ -251,5 +251,5 @@ def _small_stages(num_classes: int, channels: int, strides: Sequence[int]) -> di
     sampler = BalancedSampler(128, positive_fraction=0.25)
     return {
         "rpn": rpn_stage(channels, rpn_anchors(strides, size=4.0), postprocess=proposals),
-        "box": box_stage(channels, strides, num_classes, head=head, sampler=sampler, canonical_size=_SMALL_CANONICAL),
+        "box": box_stage(num_classes, channels, strides, head=head, sampler=sampler, canonical_size=_SMALL_CANONICAL),
     }

@@ -10,8 +10,8 @@ from detkit.detectors.region import Pixels, RegionFeatures, RegionStage
 
 
 def rcnn(
-    backbone: nn.Module,
     num_classes: int,
+    backbone: nn.Module,
     *,
     feature_size: int,
     size: int = 227,
@@ -29,7 +29,7 @@ def rcnn(
     >>> import torch
     >>> from detkit.backbones import SmallBackbone
     >>> from detkit.proposals import pad_proposals
-    >>> detector = rcnn(SmallBackbone((8, 16)), 2, feature_size=16, size=32, context=2).eval()
+    >>> detector = rcnn(2, SmallBackbone((8, 16)), feature_size=16, size=32, context=2).eval()
     >>> proposals = pad_proposals([{"boxes": torch.tensor([[4.0, 4, 20, 30]]), "scores": torch.ones(1)}])
     >>> detector([torch.zeros(3, 40, 40)], proposals=proposals)[0]["scores"]
     tensor([0.5000, 0.5000])

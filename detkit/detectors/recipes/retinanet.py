@@ -29,7 +29,7 @@ def retinanet(num_classes: int, *, backbone: Backbone | None = None, preprocess:
     38196887
     """
     trunk, neck = pyramid(backbone)
-    stage = retinanet_stage(256, retinanet_anchors(neck.strides), num_classes)
+    stage = retinanet_stage(num_classes, 256, retinanet_anchors(neck.strides))
     return Detector(trunk, preprocess=short_side_800() if preprocess is None else preprocess, dense=stage)
 
 
@@ -45,9 +45,9 @@ def retinanet_v2(
     """
     trunk, neck = pyramid(backbone)
     stage = retinanet_stage(
+        num_classes,
         256,
         retinanet_anchors(neck.strides),
-        num_classes,
         norm=partial(nn.GroupNorm, 32),
         criterion=RetinaNetLoss(DeltaGIoU(DeltaCoder())),
     )
@@ -65,13 +65,13 @@ def small_retinanet(
     """A small RetinaNet to train from scratch, also on a CPU: a residual net, a pyramid at strides 8, 16 and 32.
 
     Images are resized to ``size`` (height, width); anchors are 3 to 4.8 strides wide. ``channels`` is the width of the
-    pyramid, ``blocks`` the residual blocks of a backbone stage, ``norm`` what its convolutions are normalised by.
+    pyramid, ``blocks`` the residual blocks of a backbone stage, ``norm`` what its convolutions are normalized by.
 
     >>> small_retinanet(num_classes=3, size=(240, 320)).preprocess.size
     (240, 320)
     """
     trunk, strides = small_pyramid(channels, blocks, norm)
-    stage = retinanet_stage(channels, retinanet_anchors(strides, size=3.0), num_classes, depth=1)
+    stage = retinanet_stage(num_classes, channels, retinanet_anchors(strides, size=3.0), depth=1)
     return Detector(trunk, preprocess=Preprocess(size), dense=stage)
 
 
@@ -82,13 +82,13 @@ def retinanet_anchors(strides: Sequence[int], *, size: float = 4.0) -> GridAncho
     (9, 9)
     """
     sizes = [[int(size * stride * 2 ** (step / 3)) for step in range(3)] for stride in strides]
-    return GridAnchors(sizes, aspect_ratios=(0.5, 1.0, 2.0), ratio_is="h/w", centred=False, whole_pixels=True)
+    return GridAnchors(sizes, aspect_ratios=(0.5, 1.0, 2.0), ratio_is="h/w", centered=False, whole_pixels=True)
 
 
 def retinanet_stage(
+    num_classes: int,
     channels: int,
     anchors: GridAnchors,
-    num_classes: int,
     *,
     depth: int = 4,
     norm: Norm | None = None,
@@ -97,8 +97,8 @@ def retinanet_stage(
 ) -> DenseStage:
     """RetinaNet's stage on levels of ``channels``: positive at IoU .5, negative below .4, towers of ``depth``.
 
-    >>> retinanet_stage(16, retinanet_anchors((8, 16)), num_classes=3, depth=1).matcher
-    ThresholdMatcher(positive=0.5, negative=0.4, low_quality=True)
+    >>> retinanet_stage(3, 16, retinanet_anchors((8, 16)), depth=1).matcher
+    ThresholdMatcher(positive_iou=0.5, negative_iou=0.4, low_quality=True)
     """
     towers = [_tower(channels, depth, norm) for _ in range(2)]
     per_cell = anchors.per_cell[0]
@@ -106,7 +106,7 @@ def retinanet_stage(
         class_head=ClassificationHead(channels, per_cell, num_classes=num_classes, tower=towers[0], prior=0.01),
         box_head=RegressionHead(channels, per_cell, tower=towers[1]),
         anchors=anchors,
-        matcher=ThresholdMatcher(positive=0.5, negative=0.4, low_quality=True),
+        matcher=ThresholdMatcher(positive_iou=0.5, negative_iou=0.4, low_quality=True),
         coder=DeltaCoder(),
         criterion=RetinaNetLoss(DeltaL1()) if criterion is None else criterion,
         postprocess=LevelwisePostprocess() if postprocess is None else postprocess,

@@ -22,10 +22,10 @@ VGG_MEAN, VGG_STD = (0.48235, 0.45882, 0.40784), (1 / 255, 1 / 255, 1 / 255)
 
 
 def ssd(
+    num_classes: int,
     trunk: nn.Module,
     out_channels: Sequence[int],
     anchors: DefaultBoxes,
-    num_classes: int,
     *,
     preprocess: Preprocess,
     postprocess: Postprocess | None = None,
@@ -37,7 +37,7 @@ def ssd(
     >>> from detkit.backbones import SmallBackbone
     >>> trunk = SmallBackbone((16, 32), levels=(0, 1))
     >>> anchors = DefaultBoxes([(16, 24), (32, 48)], aspect_ratios=[(2,), (2,)], strides=trunk.strides)
-    >>> detector = ssd(trunk, trunk.out_channels, anchors, num_classes=3, preprocess=Preprocess((64, 64)))
+    >>> detector = ssd(3, trunk, trunk.out_channels, anchors, preprocess=Preprocess((64, 64)))
     >>> list(detector.stages)
     ['dense']
     """
@@ -48,7 +48,7 @@ def ssd(
             class_head=MultiBoxHead(out_channels, anchors.per_cell, outputs=num_classes + 1),
             box_head=MultiBoxHead(out_channels, anchors.per_cell, outputs=4),
             anchors=anchors,
-            matcher=BipartiteMatcher(positive=0.5),
+            matcher=BipartiteMatcher(positive_iou=0.5),
             coder=DeltaCoder((10.0, 10.0, 5.0, 5.0)),
             criterion=MultiBoxLoss(negatives_per_positive=3.0),
             postprocess=Postprocess() if postprocess is None else postprocess,
@@ -74,7 +74,7 @@ def ssd300(num_classes: int, *, features: nn.Sequential | None = None) -> Detect
         strides=(8, 16, 32, 64, 100, 300),
     )
     preprocess = Preprocess((300, 300), mean=VGG_MEAN, std=VGG_STD)
-    return ssd(nn.Sequential(backbone, neck), neck.out_channels, anchors, num_classes, preprocess=preprocess)
+    return ssd(num_classes, nn.Sequential(backbone, neck), neck.out_channels, anchors, preprocess=preprocess)
 
 
 def ssd512(num_classes: int, *, features: nn.Sequential | None = None) -> Detector:
@@ -94,7 +94,7 @@ def ssd512(num_classes: int, *, features: nn.Sequential | None = None) -> Detect
         strides=(8, 16, 32, 64, 128, 256, 512),
     )
     preprocess = Preprocess((512, 512), mean=VGG_MEAN, std=VGG_STD)
-    return ssd(nn.Sequential(backbone, neck), neck.out_channels, anchors, num_classes, preprocess=preprocess)
+    return ssd(num_classes, nn.Sequential(backbone, neck), neck.out_channels, anchors, preprocess=preprocess)
 
 
 def tiny_ssd(num_classes: int) -> Detector:
@@ -110,7 +110,7 @@ def tiny_ssd(num_classes: int) -> Detector:
     relative = [(0.2, 0.272), (0.37, 0.447), (0.54, 0.619), (0.71, 0.79), (0.88, 0.961)]
     sizes = [(256 * first, 256 * second**2 / first) for first, second in relative]
     anchors = DefaultBoxes(sizes, aspect_ratios=[(2,)] * 5)
-    return ssd(backbone, backbone.out_channels, anchors, num_classes, preprocess=Preprocess((256, 256)))
+    return ssd(num_classes, backbone, backbone.out_channels, anchors, preprocess=Preprocess((256, 256)))
 
 
 def fpn_ssd(
@@ -125,7 +125,7 @@ def fpn_ssd(
 
     Images are resized to ``size`` (height, width); default boxes are 3, 4.5 and 6 strides wide, so objects of about 20
     to 250 pixels *after resizing* find one. ``channels`` is the width of the pyramid, ``blocks`` the residual blocks of
-    a backbone stage, ``norm`` what its convolutions are normalised by, called with the number of channels.
+    a backbone stage, ``norm`` what its convolutions are normalized by, called with the number of channels.
 
     >>> fpn_ssd(num_classes=3, size=(240, 320)).preprocess.size
     (240, 320)
@@ -133,4 +133,4 @@ def fpn_ssd(
     trunk, strides = small_pyramid(channels, blocks, norm)
     sizes = [(3.0 * stride, 6.0 * stride) for stride in strides]
     anchors = DefaultBoxes(sizes, aspect_ratios=[(2,)] * len(sizes), strides=strides)
-    return ssd(trunk, [channels] * len(strides), anchors, num_classes, preprocess=Preprocess(size))
+    return ssd(num_classes, trunk, [channels] * len(strides), anchors, preprocess=Preprocess(size))

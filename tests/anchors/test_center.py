@@ -1,4 +1,4 @@
-"""Centre sampling against a slow reference in plain Python, and its documented corners."""
+"""Center sampling against a slow reference in plain Python, and its documented corners."""
 
 import math
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from strategies import refusal
 
-from detkit.anchors.centre import CentreMatcher, centreness
+from detkit.anchors.center import CenterMatcher, centerness
 from detkit.structures import IGNORED, NEGATIVE, Target, Targets, pad_targets
 
 
@@ -45,16 +45,16 @@ def test_it_does_what_its_definition_says(settings):
     generator = torch.Generator().manual_seed(0)
     corners = torch.rand(2, 24, 2, generator=generator) * 128
     boxes = torch.cat((corners.amin(0), corners.amax(0)), dim=1)
-    found = CentreMatcher(**settings)(LEVELS, pad_targets([target(boxes.tolist())])).matched[0]
+    found = CenterMatcher(**settings)(LEVELS, pad_targets([target(boxes.tolist())])).matched[0]
     expected = [expected_row(anchor, boxes.tolist(), **settings) for anchor in LEVELS.tolist()]
     assert found.tolist() == expected
-    assert len({row for row in expected if row >= 0}) > 8  # many objects are learnt
+    assert len({row for row in expected if row >= 0}) > 8  # many objects are learned
 
 
 def test_every_image_is_matched_on_its_own_and_padding_matches_nothing():
     many, none = target([[10, 10, 60, 60], [70, 20, 100, 50]]), target([])
-    together = CentreMatcher()(LEVELS, pad_targets([many, none]))
-    alone = CentreMatcher()(LEVELS, pad_targets([many]))
+    together = CenterMatcher()(LEVELS, pad_targets([many, none]))
+    alone = CenterMatcher()(LEVELS, pad_targets([many]))
     assert together.matched[0].tolist() == alone.matched[0].tolist()
     assert (together.matched[1] == NEGATIVE).all()
     assert (together.quality[1] == 0).all()
@@ -62,7 +62,7 @@ def test_every_image_is_matched_on_its_own_and_padding_matches_nothing():
 
 def test_of_several_objects_the_smallest_wins_then_the_lower_row():
     boxes = [[0, 0, 40, 40], [4, 4, 36, 36], [4, 4, 36, 36]]
-    matched = CentreMatcher()(torch.tensor([[16.0, 16, 24, 24]]), pad_targets([target(boxes)])).matched
+    matched = CenterMatcher()(torch.tensor([[16.0, 16, 24, 24]]), pad_targets([target(boxes)])).matched
     assert matched.tolist() == [[1]]
 
 
@@ -70,7 +70,7 @@ def test_small_objects_go_to_the_fine_level_and_large_ones_to_the_coarse():
     strides = LEVELS[:, 2] - LEVELS[:, 0]
     for side, stride in ((30, 8), (160, 16), (600, 32)):
         box = [64 - side / 2, 64 - side / 2, 64 + side / 2, 64 + side / 2]
-        matched = CentreMatcher()(LEVELS, pad_targets([target([box])])).matched[0]
+        matched = CenterMatcher()(LEVELS, pad_targets([target([box])])).matched[0]
         assert set(strides[matched >= 0].tolist()) == {stride}
 
 
@@ -79,20 +79,20 @@ def test_every_bound_is_strict():
     point, others = [0.0, 0, 16, 16], [[400.0, 400, 408, 408], [400, 400, 432, 432]]
 
     def learns(*box: float) -> bool:
-        matched = CentreMatcher()(torch.tensor([point, *others]), pad_targets([target([list(box)])])).matched
+        matched = CenterMatcher()(torch.tensor([point, *others]), pad_targets([target([list(box)])])).matched
         return matched[0, 0].item() == 0
 
     assert learns(-57, -57, 73, 73)  # 65 to every side
     assert not learns(-56, -56, 72, 72)  # 64
     assert learns(-119, -119, 135, 135)  # 127
     assert not learns(-120, -120, 136, 136)  # 128
-    assert learns(-57 + 23, -57, 73 + 23, 73)  # 23 from the centre of the box
+    assert learns(-57 + 23, -57, 73 + 23, 73)  # 23 from the center of the box
     assert not learns(-57 + 24, -57, 73 + 24, 73)  # one and a half strides
 
 
-def test_quality_is_the_centreness_of_the_match():
+def test_quality_is_the_centerness_of_the_match():
     boxes = torch.tensor([[0.0, 0, 30, 40]])
-    result = CentreMatcher()(torch.tensor([[8.0, 12, 16, 20]]), pad_targets([target(boxes.tolist())]))
+    result = CenterMatcher()(torch.tensor([[8.0, 12, 16, 20]]), pad_targets([target(boxes.tolist())]))
     expected = math.sqrt(12 / 18 * 16 / 24)
     assert result.matched.tolist() == [[0]]
     assert result.quality.item() == pytest.approx(expected)
@@ -100,7 +100,7 @@ def test_quality_is_the_centreness_of_the_match():
 
 def test_points_of_a_crowd_are_ignored_unless_they_have_an_object():
     boxes = [[0, 0, 64, 64], [10, 10, 40, 40]]
-    matched = CentreMatcher()(cells(8, 16), pad_targets([target(boxes, iscrowd=torch.tensor([1, 0]))])).matched
+    matched = CenterMatcher()(cells(8, 16), pad_targets([target(boxes, iscrowd=torch.tensor([1, 0]))])).matched
     inside = (cells(8, 16)[:, 2:] <= 64).all(1)
     assert set(matched[0, inside].tolist()) == {IGNORED, 1}
     assert set(matched[0, ~inside].tolist()) == {NEGATIVE}
@@ -109,21 +109,21 @@ def test_points_of_a_crowd_are_ignored_unless_they_have_an_object():
 @pytest.mark.parametrize("bad", [[20, 20, 20, 60], [40, 40, 10, 10], [math.nan, 0, 9, 9], [0, 0, math.inf, 9]])
 def test_a_box_without_area_or_number_matches_nothing_and_disturbs_nobody(bad):
     good = [10.0, 10, 60, 60]
-    alone = CentreMatcher()(LEVELS, pad_targets([target([good])])).matched
-    both = CentreMatcher()(LEVELS, pad_targets([target([good, bad])])).matched
+    alone = CenterMatcher()(LEVELS, pad_targets([target([good])])).matched
+    both = CenterMatcher()(LEVELS, pad_targets([target([good, bad])])).matched
     assert both.tolist() == alone.tolist()
 
 
 def test_no_points_match_no_objects():
-    result = CentreMatcher()(torch.zeros(0, 4), pad_targets([target([[0, 0, 9, 9]])]))
+    result = CenterMatcher()(torch.zeros(0, 4), pad_targets([target([[0, 0, 9, 9]])]))
     assert result.matched.shape == result.quality.shape == (1, 0)
 
 
 def test_pieces_of_the_matrix_make_no_difference(monkeypatch):
     truth = pad_targets([target([[10, 10, 60, 60], [30, 30, 120, 110]])])
-    whole = CentreMatcher()(LEVELS, truth)
+    whole = CenterMatcher()(LEVELS, truth)
     monkeypatch.setattr("detkit.anchors.search._MATRIX", {"cpu": 20})
-    pieces = CentreMatcher()(LEVELS, truth)
+    pieces = CenterMatcher()(LEVELS, truth)
     assert (whole.matched >= 0).any()
     assert pieces.matched.tolist() == whole.matched.tolist()
     assert pieces.quality.tolist() == whole.quality.tolist()
@@ -131,46 +131,46 @@ def test_pieces_of_the_matrix_make_no_difference(monkeypatch):
 
 def test_wrong_arguments_are_named():
     for radius in (0.0, -1.0, math.inf, math.nan):
-        assert refusal(CentreMatcher, radius=radius) == (
-            f"CentreMatcher: radius={radius} must be a positive number of strides"
+        assert refusal(CenterMatcher, radius=radius) == (
+            f"CenterMatcher: radius={radius} must be a positive number of strides"
         )
     for reach in ((8.0, 4.0), (4.0, 4.0), (0.0, 4.0)):
-        assert refusal(CentreMatcher, reach=reach) == (
-            f"CentreMatcher: reach={reach} must be two positive numbers of strides, the lower first"
+        assert refusal(CenterMatcher, reach=reach) == (
+            f"CenterMatcher: reach={reach} must be two positive numbers of strides, the lower first"
         )
-    assert CentreMatcher(radius=0.5, reach=(0.5, math.inf)).reach == (0.5, math.inf)
+    assert CenterMatcher(radius=0.5, reach=(0.5, math.inf)).reach == (0.5, math.inf)
     someone, nobody = pad_targets([target([[0, 0, 9, 9]])]), torch.zeros(1, 0, dtype=torch.bool)
     empty = Targets(torch.zeros(1, 0, 4), torch.zeros(1, 0, dtype=torch.int64), nobody, nobody)
-    assert refusal(CentreMatcher(), LEVELS, empty) == (
-        "CentreMatcher: targets have 0 rows; allowed is at least 1, as pad_targets makes"
+    assert refusal(CenterMatcher(), LEVELS, empty) == (
+        "CenterMatcher: targets have 0 rows; allowed is at least 1, as pad_targets makes"
     )
-    assert refusal(CentreMatcher.forward, CentreMatcher(), LEVELS[None], someone) == (
-        "CentreMatcher: anchors have shape (1, 336, 4); allowed is (N, 4)"
+    assert refusal(CenterMatcher.forward, CenterMatcher(), LEVELS[None], someone) == (
+        "CenterMatcher: anchors have shape (1, 336, 4); allowed is (N, 4)"
     )
 
 
-def test_centreness_is_one_in_the_middle_and_nothing_on_a_side():
+def test_centerness_is_one_in_the_middle_and_nothing_on_a_side():
     distances = torch.tensor([[5.0, 5, 5, 5], [0, 5, 10, 5], [-3, 5, 5, 5], [-3, -3, -3, -3], [1, 2, 4, 8]])
-    assert centreness(distances).tolist() == [1, 0, 0, 0, 0.25]
+    assert centerness(distances).tolist() == [1, 0, 0, 0, 0.25]
     for unit in (7, 1 / 64):
-        torch.testing.assert_close(centreness(distances * unit), centreness(distances))
+        torch.testing.assert_close(centerness(distances * unit), centerness(distances))
 
 
 def test_it_prints_its_settings():
-    assert repr(CentreMatcher(radius=2.0)) == "CentreMatcher(radius=2.0, reach=(4.0, 8.0))"
+    assert repr(CenterMatcher(radius=2.0)) == "CenterMatcher(radius=2.0, reach=(4.0, 8.0))"
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_an_anchor_that_is_not_finite_changes_no_other(bad):
     targets = pad_targets([target([[1.0, 1, 9, 9], [0, 0, 100, 100]])])
-    expected = CentreMatcher()(LEVELS, targets)
+    expected = CenterMatcher()(LEVELS, targets)
     assert (expected.matched >= 0).any()
-    found = CentreMatcher()(torch.cat((LEVELS, torch.tensor([[0.0, 0, bad, 8]]))), targets)
+    found = CenterMatcher()(torch.cat((LEVELS, torch.tensor([[0.0, 0, bad, 8]]))), targets)
     assert torch.equal(found.matched[:, :-1], expected.matched)
     assert found.matched[0, -1] == NEGATIVE
 
 
 def test_objects_of_nearly_one_size_do_not_tie():
     """torchvision's FCOS compares 1e8 - area in float32, whose steps are 8: entry fcos-equal-areas."""
-    found = CentreMatcher()(LEVELS, pad_targets([target([[0.0, 0, 30, 30], [0, 0, 30, 29.9]])]))
+    found = CenterMatcher()(LEVELS, pad_targets([target([[0.0, 0, 30, 30], [0, 0, 30, 29.9]])]))
     assert set(found.matched[found.matched >= 0].tolist()) == {1}

@@ -3,13 +3,13 @@
 import torch
 from torch import nn
 
-from detkit.heads.centre import CentreHead
+from detkit.heads.fcos import FCOSHead
 
 
 def test_points_come_level_by_level_row_by_row():
-    head = CentreHead(2)
+    head = FCOSHead(2)
     with torch.no_grad():
-        for layer, first in ((head.distances, 0), (head.centre, 1)):
+        for layer, first in ((head.distances, 0), (head.center, 1)):
             layer.weight.zero_()
             layer.bias.zero_()
             layer.weight[:, first, 1, 1] = 1  # every output repeats one channel
@@ -21,7 +21,7 @@ def test_points_come_level_by_level_row_by_row():
 
 def test_distances_are_not_negative_and_logits_may_be():
     torch.manual_seed(0)
-    distances, logits = CentreHead(4)([torch.randn(2, 4, 5, 5)])
+    distances, logits = FCOSHead(4)([torch.randn(2, 4, 5, 5)])
     assert distances.min() == 0
     assert distances.max() > 0
     assert logits.min() < 0
@@ -29,7 +29,7 @@ def test_distances_are_not_negative_and_logits_may_be():
 
 def test_one_tower_serves_all_levels_and_both_outputs():
     tower = nn.Conv2d(4, 4, 1)
-    head = CentreHead(4, tower=tower)
+    head = FCOSHead(4, tower=tower)
     head([torch.randn(1, 4, 3, 3)])[1].sum().backward()
     assert tower.weight.grad.abs().sum() > 0
     assert len([name for name, _ in head.named_parameters() if name.startswith("tower.")]) == 2

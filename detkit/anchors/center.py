@@ -1,4 +1,4 @@
-"""The matcher of FCOS: a point near the centre of an object learns it, on the level that suits the object's size."""
+"""The matcher of FCOS: a point near the center of an object learns it, on the level that suits the object's size."""
 
 import math
 
@@ -11,16 +11,16 @@ from detkit.anchors.search import checked, matrix_pieces, no_matches
 from detkit.structures import IGNORED, NEGATIVE, Assignment, Targets
 
 
-class CentreMatcher(nn.Module):
+class CenterMatcher(nn.Module):
     """FCOS's matching of points with the objects around them.
 
-    Anchors are squares as wide as the stride of their level; what counts is their centre, the point. It may learn an
-    object if it lies strictly inside its box, if it is less than ``radius`` strides away from the box's centre in x and
+    Anchors are squares as wide as the stride of their level; what counts is their center, the point. It may learn an
+    object if it lies strictly inside its box, if it is less than ``radius`` strides away from the box's center in x and
     in y, and if the largest of its distances to the four sides lies strictly between ``reach[0]`` and ``reach[1]``
     strides; of the narrowest anchors the lower bound is 0, of the widest there is no upper one. Of several objects it
     takes the smallest, then the lower row. Points without an object are NEGATIVE; those of them whose anchor lies with
     more than half its area in an ignored target (a crowd) are IGNORED. Rows that are not valid or not finite match
-    nothing. ``quality`` is the centreness of the match, 0 without one.
+    nothing. ``quality`` is the centerness of the match, 0 without one.
 
     Source: Tian et al. 2020, "FCOS: A Simple and Strong Anchor-free Object Detector", section 2; bounds relative to
     the stride as in torchvision. Raises ValueError for a radius or a reach that is not positive or not rising.
@@ -28,38 +28,38 @@ class CentreMatcher(nn.Module):
     >>> from detkit.structures import pad_targets
     >>> anchors = torch.tensor([[0.0, 0, 8, 8], [8, 8, 16, 16], [40, 40, 48, 48]])
     >>> targets = pad_targets([{"boxes": torch.tensor([[0.0, 0, 34, 34]]), "labels": torch.tensor([7])}])
-    >>> CentreMatcher()(anchors, targets).matched
+    >>> CenterMatcher()(anchors, targets).matched
     tensor([[-1,  0, -1]])
     """
 
     def __init__(self, *, radius: float = 1.5, reach: tuple[float, float] = (4.0, 8.0)) -> None:
         super().__init__()
         if not 0 < radius < math.inf:
-            raise ValueError(f"CentreMatcher: radius={radius} must be a positive number of strides")
+            raise ValueError(f"CenterMatcher: radius={radius} must be a positive number of strides")
         if not 0 < reach[0] < reach[1]:
-            raise ValueError(f"CentreMatcher: reach={reach} must be two positive numbers of strides, the lower first")
+            raise ValueError(f"CenterMatcher: reach={reach} must be two positive numbers of strides, the lower first")
         self.radius, self.reach = radius, reach
 
     @torch.no_grad()
     def forward(self, anchors: Shaped[Tensor, "N 4"], targets: Targets) -> Assignment:
         """Match ``anchors`` (N, 4) xyxy, shared by all images, with the objects of B images."""
-        boxes, anchors = checked("CentreMatcher", targets, anchors)
+        boxes, anchors = checked("CenterMatcher", targets, anchors)
         if anchors.ndim != 2:
-            raise ValueError(f"CentreMatcher: anchors have shape {tuple(anchors.shape)}; allowed is (N, 4)")
+            raise ValueError(f"CenterMatcher: anchors have shape {tuple(anchors.shape)}; allowed is (N, 4)")
         rule = (self.radius, *self.reach)
-        return Assignment(*torch.ops.detkit.match_centre(boxes, targets.valid, targets.ignore, anchors, *rule))
+        return Assignment(*torch.ops.detkit.match_center(boxes, targets.valid, targets.ignore, anchors, *rule))
 
     def extra_repr(self) -> str:
         """The settings that ``print`` shows."""
         return f"radius={self.radius}, reach={self.reach}"
 
 
-def centreness(distances: Float[Tensor, "*B 4"]) -> Float[Tensor, "*B"]:
+def centerness(distances: Float[Tensor, "*B 4"]) -> Float[Tensor, "*B"]:
     """How central a point lies between the sides of a box: 1 in the middle, 0 on a side or outside.
 
     ``distances`` (..., 4) to left, top, right and bottom, in any unit. Source: Tian et al. 2019, equation 3.
 
-    >>> centreness(torch.tensor([[2.0, 3.0, 2.0, 3.0], [1.0, 3.0, 4.0, 3.0], [-1.0, 3.0, 4.0, 3.0]]))
+    >>> centerness(torch.tensor([[2.0, 3.0, 2.0, 3.0], [1.0, 3.0, 4.0, 3.0], [-1.0, 3.0, 4.0, 3.0]]))
     tensor([1.0000, 0.5000, 0.0000])
     """
     sides, opposite = distances[..., :2], distances[..., 2:]
@@ -69,7 +69,7 @@ def centreness(distances: Float[Tensor, "*B 4"]) -> Float[Tensor, "*B"]:
     return torch.where(inside, ratio.clamp(min=0).prod(-1), 0).sqrt()
 
 
-@torch.library.custom_op("detkit::match_centre", mutates_args=())
+@torch.library.custom_op("detkit::match_center", mutates_args=())
 def _match(
     boxes: Tensor, valid: Tensor, ignore: Tensor, anchors: Tensor, radius: float, least: float, most: float
 ) -> tuple[Tensor, Tensor]:
@@ -105,11 +105,11 @@ def _match_points(
     """Row of the smallest object that each point may learn, or NEGATIVE, and how central it lies there."""
     places, corners = points[None, None], boxes[:, :, None]
     distances = torch.cat((places - corners[..., :2], corners[..., 2:] - places), dim=-1)  # (B, T, N, 4)
-    offset = (distances[..., :2] - distances[..., 2:]).abs().amax(-1) / 2  # of the point from the centre of the box
+    offset = (distances[..., :2] - distances[..., 2:]).abs().amax(-1) / 2  # of the point from the center of the box
     reach = distances.amax(-1)
     suits = (distances.amin(-1) > 0) & (offset < near) & (reach > low) & (reach < high) & objects[..., None]
     areas = (boxes[..., 2:] - boxes[..., :2]).prod(-1)
     area, row = torch.where(suits, areas[..., None], math.inf).min(dim=1)
     own = distances.gather(1, row[:, None, :, None].expand(-1, -1, -1, 4))[:, 0]
     found = area < math.inf
-    return torch.where(found, row, NEGATIVE), torch.where(found, centreness(own), 0).float()
+    return torch.where(found, row, NEGATIVE), torch.where(found, centerness(own), 0).float()

@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from detkit.boxes.arguments import as_boxes, check_box_values, check_finite, promote
+from detkit._inputs import as_boxes, check_box_values, check_finite, check_fraction, first_bad, full_checks, promote
 from detkit.boxes.iou import box_iou
-from detkit.checks import check_fraction, first_bad, full_checks
 
 DecayMethod = Literal["linear", "gaussian"]
 

@@ -6,10 +6,10 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
+from detkit._inputs import as_boxes
+from detkit._ranking import from_rising_bits, rising_bits, stable_topk
 from detkit.anchors.assigned import in_crowd
 from detkit.boxes import paired_box_iou
-from detkit.boxes.arguments import as_boxes
-from detkit.ranking import from_rising_bits, rising_bits, stable_topk
 from detkit.structures import IGNORED, NEGATIVE, Assignment, Targets
 
 _FARTHEST = 1e18  # coordinates count as at most this: squared distances stay finite
@@ -19,9 +19,9 @@ _PAIRS_AT_ONCE = 2**24
 class ATSSMatcher(nn.Module):
     """Adaptive training sample selection: each object sets its own IoU threshold.
 
-    Candidates of an object are, on every level, the ``candidates`` anchors whose centres are nearest to its own. Those
+    Candidates of an object are, on every level, the ``candidates`` anchors whose centers are nearest to its own. Those
     whose IoU is at least the mean plus the standard deviation (unbiased, as the authors compute it; 0 for a single
-    candidate) of the candidates' IoUs, and above 0, and whose centre lies strictly inside the object, are positive. An
+    candidate) of the candidates' IoUs, and above 0, and whose center lies strictly inside the object, are positive. An
     anchor that several objects claim takes the one with the highest IoU. Ties go to the lower anchor and the lower
     object. The other anchors are NEGATIVE, or IGNORED where they lie with more than half their area in an ignored
     target (a crowd). Quality is the IoU of the match, 0 without one. An object may go without: all its candidates equal
@@ -67,7 +67,7 @@ class ATSSMatcher(nn.Module):
         near = near.unflatten(1, places.shape[1:])
         overlaps = paired_box_iou(near, truth[:, :, None]).float()
         fits = overlaps >= _threshold(overlaps, torch.isfinite(near).all(-1))[..., None]
-        chosen = fits & (overlaps > 0) & contains(truth[:, :, None], centres(near))
+        chosen = fits & (overlaps > 0) & contains(truth[:, :, None], centers(near))
         matched, quality = highest_claim(places, overlaps, chosen & objects(targets)[..., None], anchors.shape[-2])
         crowded = in_crowd(anchors, truth, targets.valid & targets.ignore) & (matched == NEGATIVE)
         return Assignment(torch.where(crowded, IGNORED, matched), quality)
@@ -78,7 +78,7 @@ class ATSSMatcher(nn.Module):
 
     def _candidates(self, anchors: Tensor, truth: Tensor, level_counts: Sequence[int]) -> Int[Tensor, "B T K"]:
         """Places of the nearest anchors of every level, for every object."""
-        points, goals = centres(anchors), centres(truth)
+        points, goals = centers(anchors), centers(truth)
         places, start = [], 0
         for level in points.split(list(level_counts), dim=-2):
             places.append(_nearest(level.expand(truth.shape[0], -1, 2), goals, self.candidates) + start)
@@ -86,10 +86,10 @@ class ATSSMatcher(nn.Module):
         return torch.cat(places, dim=2) if places else goals.new_zeros((*goals.shape[:2], 0), dtype=torch.int64)
 
 
-def centres(boxes: Float[Tensor, "*B 4"]) -> Float[Tensor, "*B 2"]:
+def centers(boxes: Float[Tensor, "*B 4"]) -> Float[Tensor, "*B 2"]:
     """Middle of each xyxy box.
 
-    >>> centres(torch.tensor([[0.0, 0, 10, 4]]))
+    >>> centers(torch.tensor([[0.0, 0, 10, 4]]))
     tensor([[5., 2.]])
     """
     return boxes[..., :2] / 2 + boxes[..., 2:] / 2

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from strategies import boxes, random_boxes, refusal, targets_of
 
 from detkit.anchors import IGNORED, NEGATIVE
-from detkit.anchors import adaptive as module
-from detkit.anchors.adaptive import ATSSMatcher, centres, contains, highest_claim
+from detkit.anchors import atss as module
+from detkit.anchors.atss import ATSSMatcher, centers, contains, highest_claim
 from detkit.boxes import box_iou
 from detkit.structures import Targets
 
@@ -53,7 +53,7 @@ def slow_match(anchors: torch.Tensor, objects: torch.Tensor, counts: list[int], 
     return [min(claim)[1] if claim else NEGATIVE for claim in claims]
 
 
-def test_an_object_takes_the_anchors_above_mean_plus_deviation_with_a_centre_inside():
+def test_an_object_takes_the_anchors_above_mean_plus_deviation_with_a_center_inside():
     anchors, counts = levels(8, 16)
     objects = torch.tensor([[1.0, 1, 17, 15], [20, 20, 27, 30]])
     matched = ATSSMatcher(candidates=4)(anchors, targets_of(objects), level_counts=counts).matched[0]
@@ -95,7 +95,7 @@ def test_hostile_boxes_match_within_the_rules(anchors, objects, data):
     for anchor, target in enumerate(assignment.matched[0].tolist()):
         assert (assignment.quality[0, anchor] > 0) == (target >= 0)
         if target >= 0:
-            assert contains(objects[target], centres(anchors[anchor]))
+            assert contains(objects[target], centers(anchors[anchor]))
             assert assignment.quality[0, anchor] == overlaps[target, anchor]
 
 
@@ -138,7 +138,7 @@ def test_a_level_with_fewer_anchors_than_candidates_gives_all_of_them():
 def test_a_single_candidate_is_its_own_threshold():
     objects = torch.tensor([[0.0, 0, 10, 10]])
     assert ATSSMatcher()(objects - 2, targets_of(objects), level_counts=[1]).matched.tolist() == [[0]]
-    apart = torch.tensor([[4.0, 4, 4, 4]])  # the centre is inside, but nothing overlaps
+    apart = torch.tensor([[4.0, 4, 4, 4]])  # the center is inside, but nothing overlaps
     assert ATSSMatcher()(apart, targets_of(objects), level_counts=[1]).matched.tolist() == [[NEGATIVE]]
 
 
@@ -148,7 +148,7 @@ def test_equal_overlaps_reach_their_mean_in_spite_of_rounding():
     assert matched.tolist() == [[0] * 11]
 
 
-def test_a_centre_on_the_border_is_outside():
+def test_a_center_on_the_border_is_outside():
     anchors = torch.tensor([[0.0, 0, 10, 10]])
     for objects, matched in (([5.0, 0, 20, 10], -1), ([4.9, 0, 20, 10], 0), ([0, 5, 10, 9], -1), ([0, 4.9, 10, 9], 0)):
         assert ATSSMatcher()(anchors, targets_of(torch.tensor([objects])), level_counts=[1]).matched.item() == matched

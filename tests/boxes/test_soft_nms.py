@@ -1,5 +1,6 @@
 """Soft-NMS and Matrix NMS against slow loops over Python floats, on random and hostile boxes."""
 
+import importlib
 import math
 
 import pytest
@@ -9,9 +10,10 @@ from hypothesis import strategies as st
 from references import matrixed, softened
 from strategies import boxes, random_boxes, refusal, unhooked
 
-from detkit.boxes import box_iou, mask_iou, nms, rescore
-from detkit.boxes.rescore import matrix_nms, soft_nms, soft_nms_padded
+from detkit.boxes import box_iou, mask_iou, nms
+from detkit.boxes.soft_nms import matrix_nms, soft_nms, soft_nms_padded
 
+module = importlib.import_module("detkit.boxes.soft_nms")  # the package's name is the function's
 METHODS = ("linear", "gaussian")
 SCORES = st.sampled_from([0.0, -0.0, 0.001, 0.25, 0.5, 0.5, 0.75, 1.0])
 TYPES = [torch.float16, torch.bfloat16, torch.float64, torch.int32, torch.int64, torch.uint8]
@@ -193,7 +195,7 @@ class TestSoftNMS:
         rows, scores, groups = crowd(120, groups=4)
         expected = soft_nms(rows, scores, groups=groups, method=method)
         for name, value in (("_LONGEST_MATRIX", 3), ("_MATRIX_NUMBERS", 1), ("_BLOCK_NUMBERS", 1)):
-            monkeypatch.setattr(rescore, name, value)
+            monkeypatch.setattr(module, name, value)
             found = soft_nms(rows, scores, groups=groups, method=method)
             assert torch.equal(found[0], expected[0])
             torch.testing.assert_close(found[1], expected[1], rtol=1e-14, atol=0)
@@ -618,8 +620,8 @@ def test_the_best_few_of_overlapping_clusters_are_those_of_the_whole(method, mos
     """Clusters fall one after the other, so that a short prefix picks late what the whole set never picks."""
     for seed in range(60):
         generator = torch.Generator().manual_seed(seed)
-        centre = (torch.rand(6, 2, generator=generator) * 9)[torch.arange(40) * 6 // 40]
-        corner = centre + torch.rand(40, 2, generator=generator) * 1.5
+        center = (torch.rand(6, 2, generator=generator) * 9)[torch.arange(40) * 6 // 40]
+        corner = center + torch.rand(40, 2, generator=generator) * 1.5
         rows = torch.cat((corner, corner + 8 + torch.rand(40, 2, generator=generator) * 2), dim=1).double()
         scores = torch.linspace(1, 0.3, 40, dtype=torch.float64)
         options = {"method": method, "iou_threshold": 0.1, "sigma": 0.5, "score_threshold": 0.05}

@@ -4,7 +4,7 @@ import pytest
 import torch
 from region_stages import positives
 
-from detkit.detectors.handover import (
+from detkit.detectors.matched_boxes import (
     checked_boxes,
     matched_objects,
     object_weights,
@@ -30,7 +30,7 @@ def test_what_boxes_match_and_weigh():
 def test_the_count_is_the_mean_over_processes_and_at_least_1(monkeypatch):
     costs, ones = torch.tensor([3.0, 6.0]), torch.ones(2)
     assert weighted_mean(costs, ones, torch.tensor(0.5)) == 9
-    monkeypatch.setattr("detkit.detectors.handover.all_reduce_mean", lambda count: count * 2)
+    monkeypatch.setattr("detkit.detectors.matched_boxes.all_reduce_mean", lambda count: count * 2)
     assert weighted_mean(costs, ones, torch.tensor(1.5)) == 3
 
 

@@ -8,15 +8,15 @@ from torch import Tensor, nn
 from detkit.heads.multibox import flatten_levels, prediction_conv
 
 
-class CentreHead(nn.Module):
-    """Distances and a centreness logit for every point: a tower that all levels share, a 3 x 3 convolution for each.
+class FCOSHead(nn.Module):
+    """Distances and a centerness logit for every point: a tower that all levels share, a 3 x 3 convolution for each.
 
     ``tower`` maps (B, in_channels, H, W) to the same shape and may be any module (none: the features go straight in).
-    Distances are at least 0, by a ReLU. One point in each cell. Source: Tian et al. 2020, section 2 (the centreness
+    Distances are at least 0, by a ReLU. One point in each cell. Source: Tian et al. 2020, section 2 (the centerness
     stands in the box branch), ReLU in place of exp as in torchvision.
 
     >>> import torch
-    >>> distances, logits = CentreHead(8)([torch.zeros(2, 8, 4, 4), torch.zeros(2, 8, 2, 2)])
+    >>> distances, logits = FCOSHead(8)([torch.zeros(2, 8, 4, 4), torch.zeros(2, 8, 2, 2)])
     >>> distances.shape, logits.shape
     (torch.Size([2, 20, 4]), torch.Size([2, 20]))
     """
@@ -25,7 +25,7 @@ class CentreHead(nn.Module):
         super().__init__()
         self.tower = nn.Identity() if tower is None else tower
         self.distances = prediction_conv(in_channels, 4, std=0.01)
-        self.centre = prediction_conv(in_channels, 1, std=0.01)
+        self.center = prediction_conv(in_channels, 1, std=0.01)
 
     def forward(
         self, features: Sequence[Float[Tensor, "B _ _ _"]]
@@ -33,4 +33,4 @@ class CentreHead(nn.Module):
         """Distances (left, top, right, bottom) and logits of all levels, in the order: level, row, column."""
         described = [self.tower(level) for level in features]
         distances = flatten_levels([self.distances(level).relu() for level in described], 4)
-        return distances, flatten_levels([self.centre(level) for level in described], 1).squeeze(2)
+        return distances, flatten_levels([self.center(level) for level in described], 1).squeeze(2)
