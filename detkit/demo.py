@@ -17,7 +17,7 @@ from detkit.backbones import SmallBackbone
 from detkit.boxes import DeltaCoder
 from detkit.data import DigitScenes, collate
 from detkit.detectors import DenseStage, Detector, Postprocess, Preprocess
-from detkit.heads import MultiBoxHead
+from detkit.heads import DenseHead, MultiBoxHead
 from detkit.losses import MultiBoxLoss
 from detkit.metrics import CocoMetrics, format_table
 from detkit.necks import FPN
@@ -38,8 +38,10 @@ def digit_detector() -> Detector:
     neck = FPN(backbone.out_channels, backbone.strides, channels=48)
     anchors = DefaultBoxes([(13, 18), (22, 30), (34, 44)], aspect_ratios=[(), (), ()], strides=neck.strides)
     dense = DenseStage(
-        class_head=MultiBoxHead(neck.out_channels, anchors.per_cell, outputs=10 + 1),
-        box_head=MultiBoxHead(neck.out_channels, anchors.per_cell, outputs=4),
+        head=DenseHead(
+            MultiBoxHead(neck.out_channels, anchors.per_cell, outputs=10 + 1),
+            MultiBoxHead(neck.out_channels, anchors.per_cell, outputs=4),
+        ),
         anchors=anchors,
         matcher=BipartiteMatcher(positive_iou=0.4),
         coder=DeltaCoder((10.0, 10.0, 5.0, 5.0)),

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from detkit.structures import Images
+from detkit.structures import Anchors, Images
 
 Ratio = Literal["w/h", "h/w"]
 Shapes = Sequence[tuple[float, float]] | Tensor
@@ -35,26 +35,19 @@ class _ShapesOnGrids(nn.Module):
         """Number of boxes at each cell, level by level: what the heads need to know."""
         return tuple(len(self._shapes(level)) for level in range(self.levels))
 
-    def forward(self, features: Sequence[Float[Tensor, "B _ _ _"]], images: Images) -> Float[Tensor, "N 4"]:
+    def forward(self, features: Sequence[Float[Tensor, "B _ _ _"]], images: Images) -> Anchors:
         """Boxes xyxy in pixels of the padded frame, for the grids of ``features``; N sums cells times boxes per cell.
 
         Only shapes are read, so the result is the same for every image of the batch.
         """
-        frame = images.tensors.shape[-2:]
-        grids, steps = self._grids(features, images)
-        levels = zip(range(self.levels), grids, steps, strict=True)
-        boxes = torch.cat([lay_on_grid(self._shapes(i), grid, step, start=self.start) for i, grid, step in levels])
-        if self.clip:
-            boxes = torch.stack([boxes[:, i].clamp(0, frame[1 - i % 2]) for i in range(4)], dim=1)
-        return boxes
-
-    def strides_of(self, features: Sequence[Float[Tensor, "B _ _ _"]], images: Images) -> Float[Tensor, "N 2"]:
-        """Width and height of the cell that each box of ``forward`` stands in, in pixels: what GridCoder asks for."""
-        sizes = []
+        boxes, strides, counts = [], [], []
         for level, (grid, step) in enumerate(zip(*self._grids(features, images), strict=True)):
-            cell = torch.stack([self._shapes(level).new_ones((), dtype=torch.float32) * step[d] for d in (1, 0)])
-            sizes.append(cell.expand(grid[0] * grid[1] * len(self._shapes(level)), 2))
-        return torch.cat(sizes)
+            shapes = self._shapes(level)
+            boxes.append(lay_on_grid(shapes, grid, step, start=self.start))
+            counts.append(grid[0] * grid[1] * len(shapes))
+            cell = torch.stack([boxes[-1].new_ones(()) * side for side in (step[1], step[0])])
+            strides.append(cell.expand(counts[-1], 2))
+        return Anchors(self._clipped(torch.cat(boxes), images), torch.cat(strides), tuple(counts))
 
     def extra_repr(self) -> str:
         """The settings that ``print`` shows."""
@@ -79,6 +72,12 @@ class _ShapesOnGrids(nn.Module):
     def _step(self, pixels: int, cells: int) -> float:
         return pixels / _at_least_one(cells)
 
+    def _clipped(self, boxes: Float[Tensor, "N 4"], images: Images) -> Float[Tensor, "N 4"]:
+        if not self.clip:
+            return boxes
+        frame = images.tensors.shape[-2:]
+        return torch.stack([boxes[:, i].clamp(0, frame[1 - i % 2]) for i in range(4)], dim=1)
+
 
 class DefaultBoxes(_ShapesOnGrids):
     """SSD's default boxes: squares of two sizes and rectangles of the first, centered on every cell.
@@ -97,8 +96,8 @@ class DefaultBoxes(_ShapesOnGrids):
     (4, 6)
     >>> features = [torch.zeros(1, 8, 38, 38), torch.zeros(1, 8, 19, 19)]
     >>> images = Images(torch.zeros(1, 3, 300, 300), torch.tensor([[300, 300]]))
-    >>> anchors(features, images).shape
-    torch.Size([7942, 4])
+    >>> anchors(features, images).counts
+    (5776, 2166)
     """
 
     def __init__(
@@ -142,7 +141,7 @@ class GridAnchors(_ShapesOnGrids):
     (3, 3)
     >>> features = [torch.zeros(1, 8, 4, 6), torch.zeros(1, 8, 2, 3)]
     >>> images = Images(torch.zeros(1, 3, 32, 48), torch.tensor([[32, 48]]))
-    >>> anchors(features, images)[1]
+    >>> anchors(features, images).boxes[1]
     tensor([-12., -12.,  20.,  20.])
     >>> GridAnchors(shapes=[[(10, 13), (16, 30), (33, 23)]], strides=(8,)).per_cell
     (3,)

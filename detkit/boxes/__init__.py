@@ -4,7 +4,7 @@ A box is xyxy in absolute continuous pixels. Half and integer boxes are promoted
 has the promoted type: float64 for float64, int32 and int64, else float32.
 """
 
-from detkit.boxes.coding import DeltaCoder, DistanceCoder, GridCoder
+from detkit.boxes.coding import DeltaCoder, DistanceCoder, DistributionCoder, GridCoder
 from detkit.boxes.convert import (
     box_area,
     clip_boxes_to_image,
@@ -37,6 +37,7 @@ from detkit.boxes.tokens import TokenCoder
 __all__ = [
     "DeltaCoder",
     "DistanceCoder",
+    "DistributionCoder",
     "GridCoder",
     "PyramidRoIAlign",
     "TokenCoder",

@@ -1,4 +1,8 @@
-"""How a box is written relative to an anchor, so that a network can predict it."""
+"""How a box is written relative to an anchor, so that a network can predict it.
+
+All coders answer ``encode(boxes, anchors)`` and ``decode(deltas, anchors)``; anchors are plain boxes, or Anchors, which
+also know the cells that they stand in. ``numbers`` says how many numbers of each anchor a coder decodes.
+"""
 
 import math
 from collections.abc import Sequence
@@ -10,6 +14,7 @@ from torch import Tensor, nn
 
 from detkit._inputs import as_boxes, check_broadcast, check_not_negative, promote
 from detkit.boxes.convert import cxcywh_to_xyxy, xyxy_to_cxcywh
+from detkit.structures import Anchors
 
 _EACH = "an anchor for each, or one for all"
 _SMALLEST_SIDE, _LARGEST_SIDE = 2.0**-40, 2.0**40
@@ -32,6 +37,7 @@ class DeltaCoder(nn.Module):
     True
     """
 
+    numbers = 4
     scale: Tensor
 
     def __init__(
@@ -46,7 +52,9 @@ class DeltaCoder(nn.Module):
         self.clamp, self.eps = clamp, eps
         self.register_buffer("scale", torch.tensor(scale, dtype=torch.float64), persistent=False)
 
-    def encode(self, boxes: Shaped[Tensor, "*#B 4"], anchors: Shaped[Tensor, "*#B 4"]) -> Float[Tensor, "*B 4"]:
+    def encode(
+        self, boxes: Shaped[Tensor, "*#B 4"], anchors: Anchors | Shaped[Tensor, "*#B 4"]
+    ) -> Float[Tensor, "*B 4"]:
         """Deltas that lead from ``anchors`` to ``boxes``, both xyxy (..., 4) that broadcast; finite for finite input.
 
         A box or anchor without area has no log-scale: its deltas are 0, as are those of sides outside 1e-12 to 1e12,
@@ -56,7 +64,7 @@ class DeltaCoder(nn.Module):
         tensor([[0.5000, 0.0000, 0.0000, 0.0000]])
         """
         target = xyxy_to_cxcywh(as_boxes(boxes, function="DeltaCoder.encode"))
-        source = xyxy_to_cxcywh(as_boxes(anchors, function="DeltaCoder.encode", name="anchors"))
+        source = xyxy_to_cxcywh(as_boxes(_boxes(anchors), function="DeltaCoder.encode", name="anchors"))
         check_broadcast("DeltaCoder.encode", _EACH, boxes=target.shape, anchors=source.shape)
         solid = _solid(target[..., 2:]) & _solid(source[..., 2:])
         target, source = torch.where(solid, target, 1), torch.where(solid, source, 1)
@@ -65,7 +73,9 @@ class DeltaCoder(nn.Module):
         deltas = torch.cat((shift, scale), dim=-1) * self.scale.to(shift)
         return torch.where(solid, deltas, 0)
 
-    def decode(self, deltas: Float[Tensor, "*#B 4"], anchors: Shaped[Tensor, "*#B 4"]) -> Float[Tensor, "*B 4"]:
+    def decode(
+        self, deltas: Float[Tensor, "*#B 4"], anchors: Anchors | Shaped[Tensor, "*#B 4"]
+    ) -> Float[Tensor, "*B 4"]:
         """Boxes xyxy that ``deltas`` (..., 4) describe relative to ``anchors`` (..., 4); the inverse of ``encode``.
 
         >>> DeltaCoder().decode(torch.tensor([[0.5, 0, 0, 0]]), torch.tensor([[0.0, 0, 4, 4]]))
@@ -97,13 +107,17 @@ class DistanceCoder(nn.Module):
     tensor([[1.0000, 1.5000, 1.0000, 2.0000]])
     """
 
+    numbers = 4
+
     def __init__(self, *, unit: float | None = None) -> None:
         super().__init__()
         if unit is not None and not 0 < unit < math.inf:
             raise ValueError(f"DistanceCoder: unit={unit} must be None (pixels) or a positive fraction of the anchor")
         self.unit = unit
 
-    def encode(self, boxes: Shaped[Tensor, "*#B 4"], anchors: Shaped[Tensor, "*#B _"]) -> Float[Tensor, "*B 4"]:
+    def encode(
+        self, boxes: Shaped[Tensor, "*#B 4"], anchors: Anchors | Shaped[Tensor, "*#B _"]
+    ) -> Float[Tensor, "*B 4"]:
         """Distances (..., 4) to left, top, right and bottom; anchors xyxy (..., 4), or points (..., 2) with unit=None.
 
         Finite for finite input: coordinates beyond 1e18 count as 1e18; where a unit is not between
@@ -116,7 +130,9 @@ class DistanceCoder(nn.Module):
         distances = torch.cat((points - boxes[..., :2], boxes[..., 2:] - points), dim=-1)
         return torch.where(solid, distances / torch.cat((units, units), dim=-1), 0)
 
-    def decode(self, distances: Float[Tensor, "*#B 4"], anchors: Shaped[Tensor, "*#B _"]) -> Float[Tensor, "*B 4"]:
+    def decode(
+        self, distances: Float[Tensor, "*#B 4"], anchors: Anchors | Shaped[Tensor, "*#B _"]
+    ) -> Float[Tensor, "*B 4"]:
         """Boxes xyxy (..., 4) whose sides lie at ``distances`` from ``anchors``; the inverse of ``encode``.
 
         >>> DistanceCoder().decode(torch.tensor([[1.0, 2, 3, 4]]), torch.tensor([[10.0, 20]]))
@@ -130,8 +146,9 @@ class DistanceCoder(nn.Module):
         """The settings that ``print`` shows."""
         return f"unit={self.unit}"
 
-    def _read(self, anchors: Tensor, function: str) -> tuple[Tensor, Tensor]:
+    def _read(self, anchors: Anchors | Tensor, function: str) -> tuple[Tensor, Tensor]:
         """Points (..., 2), and what one unit is there in x and in y."""
+        anchors = _boxes(anchors)
         if self.unit is None and anchors.ndim and anchors.shape[-1] == 2:
             points = _bounded(promote(anchors))
             return points, torch.ones_like(points)
@@ -149,16 +166,19 @@ class GridCoder(nn.Module):
     positive number. Source: Redmon and Farhadi 2017, section 2 ("Direct location prediction"); Redmon et al. 2016,
     section 2.
 
-    Anchors are xyxy centered in their cells, and ``strides`` the size of these: a number, or (..., 2) as width and
-    height, which :meth:`~detkit.anchors.GridAnchors.strides_of` gives.
+    Anchors are xyxy centered in their cells, whose size their ``strides`` say: so they must be
+    :class:`~detkit.structures.Anchors`, as generators make them. Plain boxes raise ValueError.
 
-    >>> coder, anchors = GridCoder(), torch.tensor([[8.0, 4, 40, 44]])  # in the cell from (16, 16) to (32, 32)
+    >>> box, stride = torch.tensor([[8.0, 4, 40, 44]]), torch.tensor([[16.0, 16]])  # in the cell from 16 to 32
+    >>> coder, anchors = GridCoder(), Anchors(box, stride, (1,))
     >>> boxes = torch.tensor([[10.0, 8, 30, 48]])
-    >>> coder.encode(boxes, anchors, 16)
+    >>> coder.encode(boxes, anchors)
     tensor([[-1.0986,  1.0986, -0.4700,  0.0000]])
-    >>> torch.allclose(coder.decode(coder.encode(boxes, anchors, 16), anchors, 16), boxes)
+    >>> torch.allclose(coder.decode(coder.encode(boxes, anchors), anchors), boxes)
     True
     """
+
+    numbers = 4
 
     def __init__(self, *, form: Literal["log", "root"] = "log", clamp: float = math.log(1000.0)) -> None:
         super().__init__()
@@ -168,20 +188,15 @@ class GridCoder(nn.Module):
             raise ValueError(f"GridCoder: clamp={clamp} must be a positive number")
         self.form, self.clamp = form, clamp
 
-    def encode(
-        self,
-        boxes: Shaped[Tensor, "*#B 4"],
-        anchors: Shaped[Tensor, "*#B 4"],
-        strides: float | Shaped[Tensor, "*#B 2"],
-    ) -> Float[Tensor, "*B 4"]:
+    def encode(self, boxes: Shaped[Tensor, "*#B 4"], anchors: Anchors) -> Float[Tensor, "*B 4"]:
         """Deltas (tx, ty, tw, th) that lead from ``anchors`` to ``boxes``, both xyxy (..., 4); finite for finite input.
 
         In the log form a center outside its cell, or within 1e-6 of its border, is moved inside. A box, anchor or cell
         without area has deltas 0, as have those with sides outside 1e-12 to 1e12.
         """
         target = xyxy_to_cxcywh(as_boxes(boxes, function="GridCoder.encode"))
-        source = xyxy_to_cxcywh(as_boxes(anchors, function="GridCoder.encode", name="anchors"))
-        cells = _cells(strides, source, "GridCoder.encode")
+        cells = _cells(anchors, "GridCoder.encode")
+        source = xyxy_to_cxcywh(as_boxes(anchors.boxes, function="GridCoder.encode", name="anchors"))
         solid = _solid(target[..., 2:]) & _solid(source[..., 2:]) & _solid(cells)
         target, source, cells = (torch.where(solid, rows, 1) for rows in (target, source, cells))
         offset = (target[..., :2] - source[..., :2]) / cells + 0.5
@@ -192,22 +207,16 @@ class GridCoder(nn.Module):
             scale = scale.sqrt()
         return torch.where(solid, torch.cat((offset, scale), dim=-1), 0)
 
-    def decode(
-        self,
-        deltas: Float[Tensor, "*#B 4"],
-        anchors: Shaped[Tensor, "*#B 4"],
-        strides: float | Shaped[Tensor, "*#B 2"],
-    ) -> Float[Tensor, "*B 4"]:
+    def decode(self, deltas: Float[Tensor, "*#B 4"], anchors: Anchors) -> Float[Tensor, "*B 4"]:
         """Boxes xyxy (..., 4) that ``deltas`` describe; the inverse of ``encode``.
 
-        >>> GridCoder().decode(torch.zeros(1, 4), torch.tensor([[8.0, 4, 40, 44]]), 16)
+        >>> anchors = Anchors(torch.tensor([[8.0, 4, 40, 44]]), torch.tensor([[16.0, 16]]), (1,))
+        >>> GridCoder().decode(torch.zeros(1, 4), anchors)
         tensor([[ 8.,  4., 40., 44.]])
         """
-        source = _bounded_cxcywh(anchors, function="GridCoder.decode")
-        cells, deltas = (
-            _cells(strides, source, "GridCoder.decode"),
-            as_boxes(deltas, function="GridCoder.decode", name="deltas", corners=False),
-        )
+        cells = _cells(anchors, "GridCoder.decode")
+        source = _bounded_cxcywh(anchors.boxes, function="GridCoder.decode")
+        cells, deltas = cells.to(source), as_boxes(deltas, function="GridCoder.decode", name="deltas", corners=False)
         offset, scale = deltas[..., :2], deltas[..., 2:]
         if self.form == "log":
             offset, scale = offset.sigmoid(), scale.clamp(max=self.clamp).exp()
@@ -222,15 +231,70 @@ class GridCoder(nn.Module):
         return f"form={self.form!r}, clamp={self.clamp:.4g}"
 
 
-def _cells(strides: float | Tensor, like: Tensor, function: str) -> Tensor:
-    """Width and height of cells (..., 2); the values of a tensor are not looked at."""
-    if isinstance(strides, Tensor):
-        if strides.ndim == 0 or strides.shape[-1] != 2:
-            raise ValueError(f"{function}: strides have shape {tuple(strides.shape)}; allowed is a number or (..., 2)")
-        return _bounded(promote(strides)).to(like)
-    if not 0 < strides < math.inf:
-        raise ValueError(f"{function}: strides={strides} must be positive")
-    return like.new_full((2,), strides)
+class DistributionCoder(nn.Module):
+    """Numbers of another coder as distributions: each is the mean of ``bins`` + 1 whole numbers, weighted by a softmax.
+
+    ``decode`` reads 4 * (bins + 1) logits of each anchor: those of the first number, for the values 0 to ``bins``, then
+    those of the second. ``encode`` gives the 4 numbers of ``coder``, mostly a :class:`DistanceCoder`, as what the
+    distributions learn by :func:`~detkit.losses.distribution_focal_loss`; they should lie in 0 to ``bins``.
+    Raises ValueError for fewer than 1 bin. Source: Li et al. 2020 (Generalized Focal Loss), section 3.2.
+
+    >>> coder = DistributionCoder(DistanceCoder(), bins=2)
+    >>> logits = torch.tensor([[0.0, 0, 0], [9, -9, -9], [-9, -9, 9], [0, 0, 0]]).flatten()[None]
+    >>> coder.decode(logits, torch.tensor([[10.0, 10]])).round(decimals=3)
+    tensor([[ 9., 10., 12., 11.]])
+    """
+
+    def __init__(self, coder: nn.Module, *, bins: int = 16) -> None:
+        super().__init__()
+        if bins < 1:
+            raise ValueError(f"DistributionCoder: bins={bins} must be at least 1")
+        self.coder, self.bins = coder, bins
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers of an anchor ``decode`` reads."""
+        return 4 * (self.bins + 1)
+
+    def encode(
+        self, boxes: Shaped[Tensor, "*#B 4"], anchors: Anchors | Shaped[Tensor, "*#B _"]
+    ) -> Float[Tensor, "*B 4"]:
+        """The numbers (..., 4) that the distributions learn."""
+        return self.coder.encode(boxes, anchors)
+
+    def decode(
+        self, logits: Float[Tensor, "*#B D"], anchors: Anchors | Shaped[Tensor, "*#B _"]
+    ) -> Float[Tensor, "*B 4"]:
+        """Boxes xyxy (..., 4) of logits (..., 4 * (bins + 1)). Raises ValueError for another number of them."""
+        if logits.ndim == 0 or logits.shape[-1] != self.numbers:
+            raise ValueError(
+                f"DistributionCoder.decode: logits have shape {tuple(logits.shape)}; allowed is (..., {self.numbers}), "
+                f"{self.bins + 1} for each of four numbers"
+            )
+        shares = promote(logits).unflatten(-1, (4, self.bins + 1)).softmax(-1)
+        values = torch.arange(self.bins + 1, device=logits.device, dtype=shares.dtype)
+        return self.coder.decode((shares * values).sum(-1), anchors)
+
+    def extra_repr(self) -> str:
+        """The settings that ``print`` shows."""
+        return f"bins={self.bins}"
+
+
+def _boxes(anchors: Anchors | Tensor) -> Tensor:
+    return anchors.boxes if isinstance(anchors, Anchors) else anchors
+
+
+def _cells(anchors: Anchors, function: str) -> Float[Tensor, "... 2"]:
+    """Width and height of cells (..., 2); their values are not looked at."""
+    if not isinstance(anchors, Anchors):
+        raise ValueError(
+            f"{function}: anchors are plain boxes, which do not say how large their cells are; "
+            "give Anchors(boxes, strides, counts)"
+        )
+    strides = anchors.strides
+    if strides.ndim == 0 or strides.shape[-1] != 2:
+        raise ValueError(f"{function}: strides have shape {tuple(strides.shape)}; allowed is (..., 2)")
+    return _bounded(promote(strides))
 
 
 def _bounded(coordinates: Float[Tensor, "..."]) -> Float[Tensor, "..."]:

@@ -2,9 +2,8 @@
 
 from detkit.detectors.box_queries import BoxQueryStage
 from detkit.detectors.denoising import DenoisingQueries
-from detkit.detectors.dense import DenseCriterion, DenseOutputs, DenseStage
+from detkit.detectors.dense import DenseOutputs, DenseStage
 from detkit.detectors.detector import Detector, Stage
-from detkit.detectors.fcos import FCOSStage
 from detkit.detectors.keypoint import KeypointStage, decode_heatmaps
 from detkit.detectors.levelwise import LevelwisePostprocess
 from detkit.detectors.mask import MaskStage
@@ -50,11 +49,9 @@ __all__ = [
     "BoxQueryStage",
     "BoxStage",
     "DenoisingQueries",
-    "DenseCriterion",
     "DenseOutputs",
     "DenseStage",
     "Detector",
-    "FCOSStage",
     "KeypointStage",
     "LevelwisePostprocess",
     "MaskStage",

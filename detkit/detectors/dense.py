@@ -1,53 +1,42 @@
-"""The stage of one-shot detectors: classes and boxes for every anchor, at once."""
+"""The stage of all one-shot detectors: classes and boxes for every anchor, at once."""
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from detkit.anchors import gather_assigned
-from detkit.boxes import DeltaCoder
 from detkit.detectors.detector import Stage
-from detkit.detectors.levelwise import LevelwisePostprocess
-from detkit.detectors.postprocess import Postprocess
+from detkit.losses import DenseCriterion
 from detkit.losses.labels import check_labels
-from detkit.structures import Detections, Images, Targets
+from detkit.structures import Anchors, Assignment, DensePredictions, Detections, Images, Predictions, Targets
 
 
 class DenseOutputs(NamedTuple):
-    """Predictions for every anchor of every image, the anchors, which all images share, and the cells of each level."""
+    """Predictions for every anchor of every image, and the anchors, which all images share."""
 
-    logits: Float[Tensor, "B N classes"]
-    deltas: Float[Tensor, "B N 4"]
-    anchors: Float[Tensor, "N 4"]
-    cells: Sequence[Any] = ()
-
-
-@runtime_checkable
-class DenseCriterion(Protocol):
-    """A loss of :class:`DenseStage`: judges the predictions, and says what its logits mean as scores."""
-
-    def __call__(
-        self, logits: Tensor, deltas: Tensor, labels: Tensor, delta_targets: Tensor, weights: Tensor | None = None
-    ) -> dict[str, Tensor]:
-        """Losses from logits (B, N, Q), deltas (B, N, 4), labels (B, N), delta_targets (B, N, 4), weights (B, N)."""
-        ...
-
-    def scores(self, logits: Tensor) -> Tensor:
-        """Scores (B, N, C) in [0, 1] from logits (B, N, Q)."""
-        ...
+    predictions: DensePredictions
+    anchors: Anchors
 
 
 class DenseStage(Stage):
-    """Wires heads, anchors, matcher, coder, loss and postprocess into SSD, RetinaNet and their kin.
+    """Wires head, anchors, matcher, coder, criterion and postprocess into SSD, RetinaNet, FCOS, YOLOX and their kin.
 
-    ``class_head`` and ``box_head`` map the list of features to (B, N, Q) and (B, N, 4); ``anchors(features, images)``
-    gives (N, 4) in the same order; ``matcher(anchors, targets)`` an Assignment; ``coder`` translates boxes to deltas
-    and back; ``criterion`` is a :class:`DenseCriterion`; ``postprocess(scores, boxes, sizes)`` gives Detections. A
-    :class:`~detkit.detectors.LevelwisePostprocess` is also told how many anchors each level has, by
-    ``anchors.per_cell``.
+    Every part is called in one way, whichever it is, and any may be your own:
+
+    - ``head(features)`` gives :class:`~detkit.structures.DensePredictions`: logits (B, N, Q), deltas (B, N, D) and
+      perhaps quality (B, N); :class:`~detkit.heads.DenseHead` puts one together;
+    - ``anchors(features, images)`` gives :class:`~detkit.structures.Anchors` in the same order;
+    - ``matcher(anchors, targets, predictions)`` gives an Assignment; predictions (boxes, scores and logits, without
+      gradient) are made only for a matcher that says ``reads_predictions``;
+    - ``coder.encode(boxes, anchors)`` and ``coder.decode(deltas, anchors)`` translate between boxes and deltas;
+    - ``criterion(predictions, assigned, anchors, coder)`` gives the losses, ``criterion.scores(predictions)`` scores
+      (B, N, C): a :class:`~detkit.losses.DenseCriterion`;
+    - ``postprocess(scores, boxes, sizes, counts)`` gives Detections; ``counts`` are the anchors of each level.
+
+    Raises ValueError for parts that cannot be called so, or do not fit each other, saying which to take instead.
 
     >>> from detkit.detectors import tiny_ssd
     >>> type(tiny_ssd(num_classes=2).dense).__name__
@@ -57,45 +46,128 @@ class DenseStage(Stage):
     def __init__(
         self,
         *,
-        class_head: nn.Module,
-        box_head: nn.Module,
+        head: nn.Module,
         anchors: nn.Module,
         matcher: nn.Module,
-        coder: DeltaCoder,
+        coder: nn.Module,
         criterion: DenseCriterion,
-        postprocess: Postprocess | LevelwisePostprocess,
+        postprocess: nn.Module,
+        branch: str | None = None,
     ) -> None:
-        super().__init__()
-        self.class_head, self.box_head, self.anchors = class_head, box_head, anchors
-        self.matcher, self.coder, self.criterion, self.postprocess = matcher, coder, criterion, postprocess
+        super().__init__(branch=branch)
+        self.head, self.anchors, self.matcher = head, anchors, matcher
+        self.coder, self.criterion, self.postprocess = coder, criterion, postprocess
+        check_parts(self)
 
     def forward(
         self, features: list[Tensor], images: Images, detections: Detections | None, targets: Targets | None = None
     ) -> DenseOutputs:
-        """Logits and deltas for every anchor; the same with targets as without."""
-        cells = [level.shape[-2] * level.shape[-1] for level in features]
-        return DenseOutputs(self.class_head(features), self.box_head(features), self.anchors(features, images), cells)
+        """Predictions for every anchor; the same with targets as without."""
+        return DenseOutputs(self.head(features), self.anchors(features, images))
 
     def loss(self, outputs: DenseOutputs, targets: Targets) -> dict[str, Tensor]:
-        """The criterion's losses against the targets that the matcher gives the anchors.
+        """The criterion's losses against what the matcher assigns to the anchors.
 
         Raises ValueError for an object whose label is no class (on accelerators with ``DETKIT_CHECKS=full``).
         """
-        check_objects("DenseStage", targets, self.criterion.scores(outputs.logits[:, :0]).shape[-1])
-        assigned = gather_assigned(self.matcher(outputs.anchors, targets), targets)
-        delta_targets = self.coder.encode(assigned.boxes, outputs.anchors)
-        weights = None if targets.weights is None else assigned.weights
-        return self.criterion(outputs.logits, outputs.deltas, assigned.labels, delta_targets, weights)
+        predictions, anchors = outputs
+        check_objects("DenseStage", targets, self.criterion.num_classes(predictions))
+        assigned = gather_assigned(assign(self, outputs, targets), targets)
+        return self.criterion(predictions, assigned, anchors, self.coder)
 
     def detections(self, outputs: DenseOutputs, images: Images) -> Detections:
         """Decoded, thresholded and suppressed boxes."""
-        boxes = self.coder.decode(outputs.deltas, outputs.anchors)
-        scores = self.criterion.scores(outputs.logits)
-        if not isinstance(self.postprocess, LevelwisePostprocess):
-            return self.postprocess(scores, boxes, images.sizes)
-        per_cell: Sequence[int] = cast(Any, self.anchors).per_cell
-        counts = [cells * each for cells, each in zip(outputs.cells, per_cell, strict=True)]
-        return self.postprocess(scores, boxes, images.sizes, counts=counts)
+        boxes = self.coder.decode(outputs.predictions.deltas, outputs.anchors)
+        return self.postprocess(self.criterion.scores(outputs.predictions), boxes, images.sizes, outputs.anchors.counts)
+
+
+@torch.no_grad()
+def assign(stage: Any, outputs: DenseOutputs, targets: Targets) -> Assignment:
+    """What the stage's matcher assigns to the anchors; predictions are decoded only for one that looks at them.
+
+    >>> from detkit.detectors import tiny_ssd
+    >>> from detkit.structures import pad_targets
+    >>> stage = tiny_ssd(num_classes=2).dense
+    >>> anchors = Anchors(torch.tensor([[0.0, 0, 9, 9]]), torch.tensor([[9.0, 9]]), (1,))
+    >>> outputs = DenseOutputs(DensePredictions(torch.zeros(1, 1, 3), torch.zeros(1, 1, 4)), anchors)
+    >>> targets = pad_targets([{"boxes": torch.tensor([[0.0, 0, 9, 8]]), "labels": torch.tensor([1])}])
+    >>> assign(stage, outputs, targets).matched
+    tensor([[0]])
+    """
+    predictions, anchors = outputs
+    if not getattr(stage.matcher, "reads_predictions", False):
+        return stage.matcher(anchors, targets)
+    boxes = stage.coder.decode(predictions.deltas, anchors)
+    seen = Predictions(boxes, stage.criterion.scores(predictions), predictions.logits)
+    return stage.matcher(anchors, targets, seen)
+
+
+def check_parts(stage: Any) -> None:
+    """Raise ValueError for a part of a stage over anchors that is not called as it will be, or does not fit another.
+
+    >>> from detkit.detectors import tiny_ssd
+    >>> check_parts(tiny_ssd(num_classes=2).dense)
+    """
+    name = type(stage).__name__
+    _check_call(name, "anchors", stage.anchors, stage.anchors.forward, "features, images")
+    _check_call(name, "matcher", stage.matcher, stage.matcher.forward, "anchors, targets, predictions")
+    for method in ("encode", "decode"):
+        call = getattr(stage.coder, method, None)
+        _check_call(name, "coder", stage.coder, call, "boxes, anchors", suffix=f".{method}")
+    if not isinstance(stage.criterion, DenseCriterion):
+        raise ValueError(
+            f"{name}: criterion is a {type(stage.criterion).__name__}; give a DenseCriterion, as MultiBoxLoss, "
+            "RetinaNetLoss, FCOSLoss, QualityLoss and ObjectnessLoss are"
+        )
+    _check_call(name, "postprocess", stage.postprocess, stage.postprocess.forward, "scores, boxes, sizes, counts")
+    _check_pairs(name, stage)
+
+
+def _check_call(
+    stage: str, name: str, part: Any, call: Callable[..., Any] | None, arguments: str, *, suffix: str = ""
+) -> None:
+    """Raise ValueError unless ``call`` takes the ``arguments``, by position."""
+    try:
+        inspect.signature(call).bind(*arguments.split(", "))  # pyright: ignore[reportArgumentType]
+    except TypeError:
+        raise ValueError(
+            f"{stage}: {name} is a {type(part).__name__}, which is not called as {name}{suffix}({arguments}); "
+            f"give a part that is"
+        ) from None
+
+
+def _check_pairs(name: str, stage: Any) -> None:
+    """Raise ValueError for parts that each are called well but do not fit each other."""
+    head, coder, criterion, matcher = (
+        type(part).__name__ for part in (stage.head, stage.coder, stage.criterion, stage.matcher)
+    )
+    given, wanted = getattr(stage.head, "gives_quality", None), stage.criterion.reads_quality
+    if given is False and wanted:
+        raise ValueError(
+            f"{name}: {criterion} reads a quality, which {head} does not predict; give DenseHead a quality_head"
+        )
+    if given is True and not wanted:
+        raise ValueError(
+            f"{name}: {head} predicts a quality that {criterion} does not read, so that it would never learn; take the "
+            "quality_head away, or a criterion that reads it: FCOSLoss or ObjectnessLoss"
+        )
+    numbers, read = getattr(stage.head, "numbers", None), getattr(stage.coder, "numbers", None)
+    if None not in (numbers, read) and numbers != read:
+        raise ValueError(
+            f"{name}: {head} predicts {numbers} numbers for a box and {coder} decodes {read}; give the box head "
+            f"outputs={read}"
+        )
+    distributions = read is not None and read != 4
+    if stage.criterion.reads_distributions != distributions:
+        raise ValueError(
+            f"{name}: {criterion} and {coder} disagree on whether boxes are distributions; a DistributionCoder goes "
+            "with a QualityLoss whose distribution_weight is above 0, and only with that"
+        )
+    if getattr(stage.matcher, "reads_fractions", False):
+        raise ValueError(
+            f"{name}: {matcher} matches boxes as fractions of the image, as sets of queries predict them; give a "
+            "matcher of anchors: ThresholdMatcher, BipartiteMatcher, ATSSMatcher, TaskAlignedMatcher, SimOTAMatcher"
+        )
 
 
 def check_objects(function: str, targets: Targets, num_classes: int) -> None:

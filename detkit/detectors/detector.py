@@ -27,7 +27,9 @@ class Stage(nn.Module):
     {'mean': 3.0}
     """
 
-    branch: str | None = None
+    def __init__(self, *, branch: str | None = None) -> None:
+        super().__init__()
+        self.branch = branch
 
     def forward(
         self, features: list[Tensor], images: Images, detections: Detections | None, targets: Targets | None = None

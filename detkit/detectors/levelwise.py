@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from detkit._inputs import check_fraction
 from detkit._ranking import stable_topk
 from detkit.boxes import clip_boxes_to_image, nms_padded
-from detkit.structures import Detections
+from detkit.structures import Detections, take_rows
 
 
 class LevelwisePostprocess(nn.Module):
@@ -54,14 +54,14 @@ class LevelwisePostprocess(nn.Module):
         scores: Float[Tensor, "B N C"],
         boxes: Float[Tensor, "B N 4"],
         sizes: Shaped[Tensor, "B 2"],
-        *,
-        counts: Sequence[Any],
+        counts: Sequence[Any] | None = None,
     ) -> Detections:
         """Detections of B images, clipped to ``sizes`` (B, 2); ``counts`` anchors of each level add up to N.
 
-        K is min(max_detections, candidates of all levels): rows that are not ``valid`` hold zeros. Raises ValueError
-        where anchors, boxes and scores are not equally many.
+        Without ``counts`` all are of one level. K is min(max_detections, candidates of all levels): rows that are not
+        ``valid`` hold zeros. Raises ValueError where anchors, boxes and scores are not equally many.
         """
+        counts = (scores.shape[1],) if counts is None else counts
         _check(scores, boxes, counts)
         finite = torch.isfinite(boxes).all(-1, keepdim=True)  # clipping would make infinite ones good
         boxes = torch.where(finite, clip_boxes_to_image(boxes, sizes), torch.nan)
@@ -70,16 +70,11 @@ class LevelwisePostprocess(nn.Module):
             pairs.append(self._best_pairs(level, start, isinstance(length, torch.SymInt)))
             start += length
         rows, labels, found = (torch.cat(columns, dim=1) for columns in zip(*pairs, strict=True))
-        boxes = boxes.gather(1, rows[..., None].expand(-1, -1, 4))
+        boxes = take_rows(boxes, rows)
         valid = found > self.score_threshold
         limits = {"groups": labels, "valid": valid, "max_detections": self.max_detections}
         kept, valid = nms_padded(boxes, found, self.iou_threshold, **limits)
-        return Detections(
-            boxes=torch.where(valid[..., None], boxes.gather(1, kept[..., None].expand(-1, -1, 4)), 0),
-            scores=torch.where(valid, found.gather(1, kept), 0),
-            labels=torch.where(valid, labels.gather(1, kept), 0),
-            valid=valid,
-        )
+        return Detections.padded(take_rows(boxes, kept), found.gather(1, kept), labels.gather(1, kept), valid)
 
     def extra_repr(self) -> str:
         """The settings that ``print`` shows."""
@@ -101,7 +96,7 @@ class LevelwisePostprocess(nn.Module):
         rows = stable_topk(best, self.candidates_per_level).sort(dim=1).values  # in order of anchors, for ties
         real = best.gather(1, rows) > self.score_threshold
         rows = torch.where(real, rows, 0)
-        own = scores.gather(1, rows[..., None].expand(-1, -1, classes))
+        own = take_rows(scores, rows)
         own = torch.where(real[..., None] & (own > self.score_threshold), own, -1.0).flatten(1)
         pairs = stable_topk(own, self.candidates_per_level)
         return rows.gather(1, pairs // classes) + start, pairs % classes, own.gather(1, pairs)

@@ -1,12 +1,15 @@
 """From scores and boxes of every anchor to a short list of detections."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from detkit._inputs import check_fraction
 from detkit.boxes import clip_boxes_to_image, multiclass_nms_padded
-from detkit.structures import Detections
+from detkit.structures import Detections, take_rows
 
 
 class Postprocess(nn.Module):
@@ -51,11 +54,12 @@ class Postprocess(nn.Module):
         scores: Float[Tensor, "B N C"],
         boxes: Float[Tensor, "B N 4"] | Float[Tensor, "B N C 4"],
         sizes: Float[Tensor, "B 2"] | Tensor,
+        counts: Sequence[Any] | None = None,
     ) -> Detections:
         """Detections of B images from scores (B, N, C) in [0, 1], clipped to ``sizes`` (B, 2).
 
-        boxes are (B, N, 4), or (B, N, C, 4) where every class has its own. K is min(max_detections, candidates): rows
-        that are not ``valid`` hold zeros.
+        boxes are (B, N, 4), or (B, N, C, 4) where every class has its own. ``counts`` of anchors in each level make no
+        difference. K is min(max_detections, candidates): rows that are not ``valid`` hold zeros.
         """
         usable = torch.isfinite(boxes).all(-1, keepdim=True)  # clipping would make infinite ones good
         boxes = clip_boxes_to_image(boxes.flatten(1, -2), sizes).view_as(boxes)
@@ -64,14 +68,9 @@ class Postprocess(nn.Module):
         boxes = torch.where(usable, boxes, torch.nan)
         rows, labels, valid = self._best(scores, boxes)
         places = rows if boxes.ndim == 3 else rows * boxes.shape[2] + labels
-        chosen = boxes.flatten(1, -2).gather(1, places[..., None].expand(-1, -1, 4))
+        chosen = take_rows(boxes.flatten(1, -2), places)
         found = scores.flatten(1).gather(1, rows * scores.shape[2] + labels)
-        return Detections(
-            boxes=torch.where(valid[..., None], chosen, 0),
-            scores=torch.where(valid, found, 0),
-            labels=labels,
-            valid=valid,
-        )
+        return Detections.padded(chosen, found, labels, valid)
 
     def extra_repr(self) -> str:
         """The settings that ``print`` shows."""

@@ -13,10 +13,11 @@ from detkit.anchors import BalancedSampler, gather_assigned
 from detkit.anchors.assigned import Assigned
 from detkit.anchors.sample import sampled_rows
 from detkit.boxes import DeltaCoder
-from detkit.detectors.dense import DenseCriterion, check_objects
+from detkit.detectors.dense import check_objects
 from detkit.detectors.detector import Stage
 from detkit.detectors.postprocess import Postprocess
-from detkit.structures import IGNORED, Assignment, Detections, Images, Targets
+from detkit.losses import DenseCriterion
+from detkit.structures import IGNORED, Assignment, DensePredictions, Detections, Images, Targets, take_rows
 
 Result = TypeVar("Result", Tensor, tuple[Tensor, ...])
 
@@ -81,24 +82,18 @@ class BoxStage(Stage):
         """
         assert outputs.assigned is not None
         labels, deltas = outputs.assigned.labels, outputs.deltas
-        check_objects("BoxStage", targets, outputs.logits.shape[2] - 1)
+        check_objects("BoxStage", targets, self.criterion.num_classes(_predictions(outputs)))
         own = torch.zeros_like(labels) if deltas.shape[2] == 1 else labels.clamp(min=0)
-        return self.criterion(
-            outputs.logits,
-            deltas.gather(2, own[..., None, None].expand(-1, -1, 1, 4)).squeeze(2),
-            labels,
-            self.coder.encode(outputs.assigned.boxes, outputs.boxes),
-            None if targets.weights is None else outputs.assigned.weights,
-        )
+        deltas = deltas.gather(2, own[..., None, None].expand(-1, -1, 1, 4)).squeeze(2)
+        return self.criterion(DensePredictions(outputs.logits, deltas), outputs.assigned, outputs.boxes, self.coder)
 
     def detections(self, outputs: BoxOutputs, images: Images) -> Detections:
         """Decoded, thresholded and suppressed boxes."""
-        scores = torch.where(outputs.valid[..., None], self.criterion.scores(outputs.logits), 0)
+        scores = torch.where(outputs.valid[..., None], self.criterion.scores(_predictions(outputs)), 0)
         deltas, boxes = outputs.deltas, outputs.boxes
         if scores.device.type == "cpu" and not torch.compiler.is_compiling():
-            rows = self._promising(scores)[..., None]
-            scores, boxes = (values.take_along_dim(rows, 1) for values in (scores, boxes))
-            deltas = deltas.take_along_dim(rows[..., None], 1)
+            rows = self._promising(scores)
+            scores, boxes, deltas = (take_rows(values, rows) for values in (scores, boxes, deltas))
         boxes = self.coder.decode(deltas, boxes[:, :, None])
         boxes = boxes.squeeze(2) if boxes.shape[2] == 1 else boxes
         return self.postprocess(scores, boxes, images.sizes)
@@ -134,10 +129,14 @@ class BoxStage(Stage):
         candidates = torch.where(valid, assignment.matched, IGNORED)
         rows, valid = sampled_rows(self.sampler(candidates), candidates, self.sampler.count)
         matched = torch.where(valid, candidates.gather(1, rows), IGNORED)
-        boxes = boxes.gather(1, rows[..., None].expand(-1, -1, 4))
-        boxes = torch.where(valid[..., None], boxes, 0)
+        boxes = torch.where(valid[..., None], take_rows(boxes, rows), 0)
         assigned = gather_assigned(Assignment(matched, assignment.quality.gather(1, rows)), targets)
         return boxes, valid, matched, assigned
+
+
+def _predictions(outputs: BoxOutputs) -> DensePredictions:
+    """As a criterion reads them; the deltas of all classes one after another."""
+    return DensePredictions(outputs.logits, outputs.deltas.flatten(2))
 
 
 def on_valid_rows(

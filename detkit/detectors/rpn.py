@@ -1,10 +1,10 @@
 """The first stage of two: which anchors hold an object of any class. Its detections are the proposals of the next."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -12,18 +12,11 @@ from detkit._inputs import check_fraction
 from detkit._ranking import stable_topk
 from detkit.anchors import BalancedSampler, gather_assigned
 from detkit.anchors.sample import sampled_rows
-from detkit.boxes import DeltaCoder, clip_boxes_to_image, nms_padded
+from detkit.boxes import clip_boxes_to_image, nms_padded
+from detkit.detectors.dense import DenseOutputs, assign, check_parts
 from detkit.detectors.detector import Stage
-from detkit.structures import IGNORED, Assignment, Detections, Images, Targets
-
-
-class RPNOutputs(NamedTuple):
-    """Predictions for every anchor, the anchors that all images share, and how many of them each level has."""
-
-    logits: Float[Tensor, "B N 1"]
-    deltas: Float[Tensor, "B N 4"]
-    anchors: Float[Tensor, "N 4"]
-    counts: Sequence[int]
+from detkit.losses import DenseCriterion
+from detkit.structures import IGNORED, Anchors, Assignment, DensePredictions, Detections, Images, Targets, take_rows
 
 
 class ProposalPostprocess(nn.Module):
@@ -60,16 +53,24 @@ class ProposalPostprocess(nn.Module):
         self.iou_threshold, self.min_size, self.score_threshold = iou_threshold, min_size, score_threshold
 
     @torch.no_grad()
-    def forward(self, outputs: RPNOutputs, coder: DeltaCoder, sizes: Tensor) -> Detections:
-        """Proposals of B images, clipped to ``sizes`` (B, 2), best first, all of label 0; padding rows hold zeros."""
-        logits = outputs.logits[..., 0].detach()
-        rows, levels, valid = best_of_levels(logits, outputs.counts, self.candidates_per_level)
-        boxes = coder.decode(_rows(outputs.deltas.detach(), rows), outputs.anchors[rows])
-        valid &= torch.isfinite(boxes).all(-1)  # clipping would make infinite ones good
+    def forward(
+        self,
+        scores: Float[Tensor, "B N 1"],
+        boxes: Float[Tensor, "B N 4"],
+        sizes: Shaped[Tensor, "B 2"],
+        counts: Sequence[Any] | None = None,
+    ) -> Detections:
+        """Proposals of B images, clipped to ``sizes`` (B, 2), best first, all of label 0; padding rows hold zeros.
+
+        ``counts`` anchors of each level add up to N; without them all are of one level. Scores that are NaN lose.
+        """
+        counts = (scores.shape[1],) if counts is None else counts
+        rows, counts, valid = best_of_levels(scores[..., 0], counts, self.candidates_per_level)
+        scores, boxes = scores[..., 0].gather(1, rows), take_rows(boxes, rows)
+        levels = torch.cat([rows.new_full((count,), level) for level, count in enumerate(counts)])
+        finite = torch.isfinite(boxes).all(-1)  # clipping would make infinite ones good
         boxes = clip_boxes_to_image(boxes, sizes)
-        valid &= (boxes[..., 2:] - boxes[..., :2] >= self.min_size).all(-1)
-        scores = logits.gather(1, rows).to(boxes.dtype).sigmoid()
-        valid &= scores >= self.score_threshold
+        valid &= finite & (boxes[..., 2:] - boxes[..., :2] >= self.min_size).all(-1) & (scores >= self.score_threshold)
         kept, valid = nms_padded(
             boxes,
             scores,
@@ -78,12 +79,7 @@ class ProposalPostprocess(nn.Module):
             valid=valid,
             max_detections=self.max_proposals,
         )
-        return Detections(
-            boxes=torch.where(valid[..., None], _rows(boxes, kept), 0),
-            scores=torch.where(valid, scores.gather(1, kept), 0),
-            labels=torch.zeros_like(kept),
-            valid=valid,
-        )
+        return Detections.padded(take_rows(boxes, kept), scores.gather(1, kept), torch.zeros_like(kept), valid)
 
     def extra_repr(self) -> str:
         """The settings that ``print`` shows."""
@@ -100,10 +96,10 @@ class ProposalPostprocess(nn.Module):
 class RPNStage(Stage):
     """A region proposal network: objectness and a box for every anchor.
 
-    ``head(features)`` gives lists of logits (B, N_l, 1) and deltas (B, N_l, 4), one for each level;
-    ``anchors(features, images)`` (N, 4) in the same order; ``matcher(anchors, targets)`` an Assignment, from which
-    ``sampler`` chooses what ``criterion(logits, deltas, labels, delta_targets, weights)`` judges; ``postprocess`` makes
-    proposals at inference, ``training_postprocess`` those that the next stage learns on (default: the same).
+    Parts are those of a :class:`~detkit.detectors.DenseStage`, with one logit for each anchor; of what ``matcher``
+    assigns, ``sampler`` chooses what ``criterion`` judges. ``postprocess`` makes proposals at inference,
+    ``training_postprocess`` those that the next stage learns on (default: the same).
+    Raises ValueError for parts that do not fit each other.
 
     >>> from detkit.detectors import faster_rcnn
     >>> type(faster_rcnn(num_classes=2).rpn).__name__
@@ -117,8 +113,8 @@ class RPNStage(Stage):
         anchors: nn.Module,
         matcher: nn.Module,
         sampler: BalancedSampler,
-        coder: DeltaCoder,
-        criterion: nn.Module,
+        coder: nn.Module,
+        criterion: DenseCriterion,
         postprocess: ProposalPostprocess,
         training_postprocess: ProposalPostprocess | None = None,
     ) -> None:
@@ -126,60 +122,69 @@ class RPNStage(Stage):
         self.head, self.anchors, self.matcher, self.sampler = head, anchors, matcher, sampler
         self.coder, self.criterion, self.postprocess = coder, criterion, postprocess
         self.training_postprocess = postprocess if training_postprocess is None else training_postprocess
+        check_parts(self)
 
     def forward(
         self, features: list[Tensor], images: Images, detections: Detections | None, targets: Targets | None = None
-    ) -> RPNOutputs:
+    ) -> DenseOutputs:
         """Logits and deltas for every anchor; the same with targets as without."""
-        logits, deltas = self.head(features)
-        counts = [level.shape[1] for level in logits]
-        return RPNOutputs(torch.cat(logits, 1), torch.cat(deltas, 1), self.anchors(features, images), counts)
+        return DenseOutputs(self.head(features), self.anchors(features, images))
 
-    def loss(self, outputs: RPNOutputs, targets: Targets) -> dict[str, Tensor]:
+    def loss(self, outputs: DenseOutputs, targets: Targets) -> dict[str, Tensor]:
         """The criterion's losses over the sampled anchors."""
-        assignment = self.matcher(outputs.anchors, targets)
+        (logits, deltas, _), anchors = outputs
+        assignment = assign(self, outputs, targets)
         rows, valid = sampled_rows(self.sampler(assignment.matched), assignment.matched, self.sampler.count)
         sampled = Assignment(*(column.gather(1, rows) for column in assignment))
-        assigned = gather_assigned(sampled, targets)
+        objects = torch.where(valid, sampled.matched, IGNORED)  # of any class
         return self.criterion(
-            _rows(outputs.logits, rows),
-            _rows(outputs.deltas, rows),
-            torch.where(valid, sampled.matched, IGNORED),  # an object of any class
-            self.coder.encode(assigned.boxes, outputs.anchors[rows]),
-            None if targets.weights is None else assigned.weights,
+            DensePredictions(take_rows(logits, rows), take_rows(deltas, rows)),
+            gather_assigned(sampled, targets)._replace(labels=objects),
+            Anchors(anchors.boxes[rows], anchors.strides[rows], (rows.shape[1],)),
+            self.coder,
         )
 
-    def detections(self, outputs: RPNOutputs, images: Images) -> Detections:
+    def detections(self, outputs: DenseOutputs, images: Images) -> Detections:
         """Proposals."""
-        return self.postprocess(outputs, self.coder, images.sizes)
+        return self._proposals(outputs, images, self.postprocess)
 
-    def handover(self, outputs: RPNOutputs, images: Images, targets: Targets) -> Detections:
+    def handover(self, outputs: DenseOutputs, images: Images, targets: Targets) -> Detections:
         """Proposals to learn on; usually more."""
-        return self.training_postprocess(outputs, self.coder, images.sizes)
+        return self._proposals(outputs, images, self.training_postprocess)
+
+    @torch.no_grad()
+    def _proposals(self, outputs: DenseOutputs, images: Images, postprocess: ProposalPostprocess) -> Detections:
+        """Anchors are chosen by their logits, which tie less than scores, and only those chosen are decoded."""
+        (logits, deltas, _), anchors = outputs
+        rows, counts, valid = best_of_levels(logits[..., 0], anchors.counts, postprocess.candidates_per_level)
+        chosen = Anchors(anchors.boxes[rows], anchors.strides[rows], counts)
+        boxes = self.coder.decode(take_rows(deltas, rows), chosen)
+        scores = torch.where(valid[..., None], take_rows(logits, rows).to(boxes).sigmoid(), torch.nan)
+        return postprocess(scores, boxes, images.sizes, counts)
 
 
 def best_of_levels(
     scores: Float[Tensor, "B N"], counts: Sequence[Any], most: int
-) -> tuple[Int[Tensor, "B K"], Int[Tensor, " K"], Bool[Tensor, "B K"]]:
-    """The ``most`` highest scores of each level, whose lengths ``counts`` add up to N: where they are, and the level.
+) -> tuple[Int[Tensor, "B K"], tuple[int, ...], Bool[Tensor, "B K"]]:
+    """The ``most`` highest scores of each level, whose lengths ``counts`` add up to N: where they are.
 
-    Returns indices (B, K) into N, the level (K,) of each column, and which entries are valid: NaN and -inf are not.
-    Ties go to the lower index. Where a length is a symbol of export, K counts the whole of ``most`` for it.
+    Returns indices (B, K) into N, how many of them each level has, and which entries are valid: NaN and -inf are not.
+    Ties go to the lower index; a level that is not longer than ``most`` is taken whole, as it is. Where a length is a
+    symbol of export, K counts the whole of ``most`` for it.
 
     >>> best_of_levels(torch.tensor([[0.1, 0.9, 0.5, 0.7]]), [3, 1], 2)
-    (tensor([[1, 2, 3]]), tensor([0, 0, 1]), tensor([[True, True, True]]))
+    (tensor([[1, 2, 3]]), (2, 1), tensor([[True, True, True]]))
     """
-    rows, levels, valid, start = [], [], [], 0
-    for level, length in enumerate(counts):
+    rows, valid, start = [], [], 0
+    for length in counts:
         own = scores[:, start : start + length].float().nan_to_num(-torch.inf, torch.inf, -torch.inf)
-        own = F.pad(own, (0, most), value=-torch.inf) if isinstance(length, torch.SymInt) else own
-        best = stable_topk(own, most)
+        symbolic = isinstance(length, torch.SymInt)
+        if symbolic or length > most:
+            own = F.pad(own, (0, most), value=-torch.inf) if symbolic else own
+            best = stable_topk(own, most)
+        else:
+            best = torch.arange(length, device=own.device).expand(own.shape)
         valid.append(own.gather(1, best) > -torch.inf)
         rows.append(torch.where(valid[-1], best, 0) + start)
-        levels.append(best.new_full((best.shape[1],), level))
         start += length
-    return torch.cat(rows, 1), torch.cat(levels), torch.cat(valid, 1)
-
-
-def _rows(values: Float[Tensor, "B N Q"], rows: Int[Tensor, "B K"]) -> Float[Tensor, "B K Q"]:
-    return values.gather(1, rows[..., None].expand(-1, -1, values.shape[2]))
+    return torch.cat(rows, 1), tuple(part.shape[1] for part in rows), torch.cat(valid, 1)

@@ -1,6 +1,7 @@
 """Heads: modules that turn feature maps into predictions for every anchor, (B, N, outputs), and know nothing else."""
 
 from detkit.heads.classification import ClassificationHead
+from detkit.heads.dense import DenseHead
 from detkit.heads.fcos import FCOSHead
 from detkit.heads.keypoint import KeypointHead
 from detkit.heads.mask import MaskHead
@@ -16,6 +17,7 @@ __all__ = [
     "BoxGrammar",
     "BoxHead",
     "ClassificationHead",
+    "DenseHead",
     "FCOSHead",
     "KeypointHead",
     "MapEncoder",

@@ -21,6 +21,9 @@ class FCOSHead(nn.Module):
     (torch.Size([2, 20, 4]), torch.Size([2, 20]))
     """
 
+    gives_quality = True
+    outputs = 4
+
     def __init__(self, in_channels: int, *, tower: nn.Module | None = None) -> None:
         super().__init__()
         self.tower = nn.Identity() if tower is None else tower

@@ -12,6 +12,7 @@ class RegressionHead(nn.Module):
     """Box deltas for every anchor: a tower that all levels share, then one 3 x 3 convolution.
 
     ``tower`` maps (B, in_channels, H, W) to the same shape and may be any module (none: the features go straight in).
+    ``outputs`` is how many numbers the coder reads for an anchor: 4, or 4 * (bins + 1) for distributions.
     Source: Lin et al. 2017 (RetinaNet), section 4.
 
     >>> import torch
@@ -19,11 +20,12 @@ class RegressionHead(nn.Module):
     torch.Size([2, 60, 4])
     """
 
-    def __init__(self, in_channels: int, per_cell: int, *, tower: nn.Module | None = None) -> None:
+    def __init__(self, in_channels: int, per_cell: int, *, tower: nn.Module | None = None, outputs: int = 4) -> None:
         super().__init__()
+        self.outputs = outputs
         self.tower = nn.Identity() if tower is None else tower
-        self.deltas = prediction_conv(in_channels, per_cell * 4, std=0.01)
+        self.deltas = prediction_conv(in_channels, per_cell * outputs, std=0.01)
 
-    def forward(self, features: Sequence[Float[Tensor, "B _ _ _"]]) -> Float[Tensor, "B N 4"]:
+    def forward(self, features: Sequence[Float[Tensor, "B _ _ _"]]) -> Float[Tensor, "B N D"]:
         """Deltas of all levels, in the order of the anchors: level, row, column, anchor."""
-        return flatten_levels([self.deltas(self.tower(level)) for level in features], 4)
+        return flatten_levels([self.deltas(self.tower(level)) for level in features], self.outputs)

@@ -6,6 +6,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from detkit.heads.multibox import flatten_levels
+from detkit.structures import DensePredictions
 
 
 class RPNHead(nn.Module):
@@ -15,10 +16,13 @@ class RPNHead(nn.Module):
     Source: Ren et al. 2015, section 3.1.
 
     >>> import torch
-    >>> logits, deltas = RPNHead(8, 3)([torch.zeros(2, 8, 4, 4), torch.zeros(2, 8, 2, 2)])
-    >>> [tuple(level.shape) for level in logits], [tuple(level.shape) for level in deltas]
-    ([(2, 48, 1), (2, 12, 1)], [(2, 48, 4), (2, 12, 4)])
+    >>> predictions = RPNHead(8, 3)([torch.zeros(2, 8, 4, 4), torch.zeros(2, 8, 2, 2)])
+    >>> predictions.logits.shape, predictions.deltas.shape
+    (torch.Size([2, 60, 1]), torch.Size([2, 60, 4]))
     """
+
+    numbers = 4
+    gives_quality = False
 
     def __init__(self, in_channels: int, per_cell: int, *, depth: int = 1) -> None:
         super().__init__()
@@ -32,10 +36,8 @@ class RPNHead(nn.Module):
                 nn.init.normal_(layer.weight, std=0.01)
                 nn.init.zeros_(layer.get_parameter("bias"))
 
-    def forward(
-        self, features: Sequence[Float[Tensor, "B _ _ _"]]
-    ) -> tuple[list[Float[Tensor, "B _ 1"]], list[Float[Tensor, "B _ 4"]]]:
-        """Logits (B, N_l, 1) and deltas (B, N_l, 4) of each level, in the order of the anchors: row, column, anchor."""
+    def forward(self, features: Sequence[Float[Tensor, "B _ _ _"]]) -> DensePredictions:
+        """Logits (B, N, 1) and deltas (B, N, 4), in the order of the anchors: level, row, column, anchor."""
         towers = [self.tower(level) for level in features]
-        logits = [flatten_levels([self.logits(level)], 1) for level in towers]
-        return logits, [flatten_levels([self.deltas(level)], 4) for level in towers]
+        logits = flatten_levels([self.logits(level) for level in towers], 1)
+        return DensePredictions(logits, flatten_levels([self.deltas(level) for level in towers], 4))

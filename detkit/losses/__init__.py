@@ -10,10 +10,13 @@ from detkit.losses.classification import (
     sigmoid_focal_loss,
     varifocal_loss,
 )
+from detkit.losses.dense import DenseCriterion
 from detkit.losses.fcos import FCOSLoss
 from detkit.losses.keypoint import keypoint_loss, keypoint_targets
 from detkit.losses.mask import mask_loss, mask_targets
 from detkit.losses.multibox import MultiBoxLoss
+from detkit.losses.objectness import ObjectnessLoss
+from detkit.losses.quality import QualityLoss
 from detkit.losses.rcnn import RCNNLoss, RPNLoss
 from detkit.losses.regression import (
     complete_box_iou_loss,
@@ -21,15 +24,16 @@ from detkit.losses.regression import (
     generalized_box_iou_loss,
     smooth_l1_loss,
 )
-from detkit.losses.retinanet import DeltaGIoU, DeltaL1, RetinaNetLoss
+from detkit.losses.retinanet import RetinaNetLoss
 from detkit.losses.sequence import SequenceLoss
 from detkit.losses.set_prediction import SetPredictionLoss
 
 __all__ = [
-    "DeltaGIoU",
-    "DeltaL1",
+    "DenseCriterion",
     "FCOSLoss",
     "MultiBoxLoss",
+    "ObjectnessLoss",
+    "QualityLoss",
     "RCNNLoss",
     "RPNLoss",
     "RetinaNetLoss",

@@ -62,6 +62,6 @@ def to_torchvision(detector: Detector) -> dict[str, Tensor]:
     else:
         raise ValueError(
             f"to_torchvision: stages are {', '.join(type(stage).__name__ for stage in stages)}; allowed are one "
-            "DenseStage or FCOSStage, or an RPNStage with those behind it"
+            "DenseStage, or an RPNStage with those behind it"
         )
     return state_to_theirs(detector.state_dict(), renames)

@@ -9,18 +9,12 @@ from torchvision.models.detection import FCOS, RetinaNet
 from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
 from torchvision.models.detection.ssd import SSD, SSDFeatureExtractorVGG, SSDHead
 
-from detkit.anchors import BipartiteMatcher, GridAnchors, ThresholdMatcher
-from detkit.anchors.center import CenterMatcher
+from detkit.anchors import BipartiteMatcher, CenterMatcher, GridAnchors, ThresholdMatcher
 from detkit.backbones import SSDVGGBackbone, vgg_features
 from detkit.boxes import DeltaCoder, DistanceCoder
-from detkit.detectors import DenseStage, Detector, Postprocess
-from detkit.detectors.fcos import FCOSStage
-from detkit.detectors.levelwise import LevelwisePostprocess
-from detkit.heads import ClassificationHead, MultiBoxHead, RegressionHead
-from detkit.heads.fcos import FCOSHead
-from detkit.losses import MultiBoxLoss
-from detkit.losses.fcos import FCOSLoss
-from detkit.losses.retinanet import DeltaGIoU, DeltaL1, RetinaNetLoss
+from detkit.detectors import DenseStage, Detector, LevelwisePostprocess, Postprocess
+from detkit.heads import ClassificationHead, DenseHead, FCOSHead, MultiBoxHead, RegressionHead
+from detkit.losses import FCOSLoss, MultiBoxLoss, RetinaNetLoss, giou_cost, l1_cost, smooth_l1_cost
 from detkit.necks import SSDExtra
 from detkit.weights.torchvision_trunk import (
     Rename,
@@ -32,7 +26,7 @@ from detkit.weights.torchvision_trunk import (
     trunk_renames,
 )
 
-_BOX_COSTS = {"l1": lambda coder: DeltaL1(), "smooth_l1": lambda coder: DeltaL1(beta=1.0), "giou": DeltaGIoU}
+_BOX_COSTS = {"l1": l1_cost, "smooth_l1": smooth_l1_cost, "giou": giou_cost}
 
 
 def retinanet_from(model: RetinaNet) -> Detector:
@@ -48,8 +42,10 @@ def retinanet_from(model: RetinaNet) -> Detector:
     anchors, channels = anchors_from(model.anchor_generator), trunk.out_channels[0]
     num_classes, towers = head.classification_head.num_classes, _towers(head)
     stage = DenseStage(
-        class_head=ClassificationHead(channels, anchors.per_cell[0], num_classes=num_classes, tower=towers[0]),
-        box_head=RegressionHead(channels, anchors.per_cell[0], tower=towers[1]),
+        head=DenseHead(
+            ClassificationHead(channels, anchors.per_cell[0], num_classes=num_classes, tower=towers[0]),
+            RegressionHead(channels, anchors.per_cell[0], tower=towers[1]),
+        ),
         anchors=anchors,
         matcher=ThresholdMatcher(
             positive_iou=matcher.high_threshold,
@@ -57,7 +53,7 @@ def retinanet_from(model: RetinaNet) -> Detector:
             low_quality=matcher.allow_low_quality_matches,
         ),
         coder=coder,
-        criterion=RetinaNetLoss(_BOX_COSTS[loss](coder)),
+        criterion=RetinaNetLoss(_BOX_COSTS[loss]),
         postprocess=_levelwise(model),
     )
     detector = Detector(trunk.module, preprocess=preprocess_from(model.transform), dense=stage)
@@ -72,9 +68,11 @@ def fcos_from(model: FCOS) -> Detector:
     head: Any = model.head
     trunk, anchors = trunk_from(model.backbone), anchors_from(model.anchor_generator)
     channels, towers = trunk.out_channels[0], _towers(head)
-    stage = FCOSStage(
-        class_head=ClassificationHead(channels, 1, num_classes=head.classification_head.num_classes, tower=towers[0]),
-        box_head=FCOSHead(channels, tower=towers[1]),
+    stage = DenseStage(
+        head=DenseHead(
+            ClassificationHead(channels, 1, num_classes=head.classification_head.num_classes, tower=towers[0]),
+            FCOSHead(channels, tower=towers[1]),
+        ),
         anchors=anchors,
         matcher=CenterMatcher(radius=model.center_sampling_radius),
         coder=DistanceCoder(unit=1.0 if model.box_coder.normalize_by_size else None),
@@ -103,8 +101,10 @@ def ssd_from(model: SSD) -> Detector:
     neck = SSDExtra(backbone.out_channels, backbone.strides)
     anchors, outputs = _default_boxes(model), model.head.classification_head.num_columns
     stage = DenseStage(
-        class_head=MultiBoxHead(neck.out_channels, anchors.per_cell, outputs=outputs),
-        box_head=MultiBoxHead(neck.out_channels, anchors.per_cell, outputs=4),
+        head=DenseHead(
+            MultiBoxHead(neck.out_channels, anchors.per_cell, outputs=outputs),
+            MultiBoxHead(neck.out_channels, anchors.per_cell, outputs=4),
+        ),
         anchors=anchors,
         matcher=BipartiteMatcher(
             positive_iou=model.proposal_matcher.high_threshold, greedy=False, force_match_zero=True
@@ -124,7 +124,7 @@ def ssd_from(model: SSD) -> Detector:
 
 
 def dense_renames(detector: Detector) -> list[Rename]:
-    """The rules between a Detector of one DenseStage or FCOSStage and torchvision's RetinaNet, FCOS or SSD.
+    """The rules between a Detector of one DenseStage and torchvision's RetinaNet, FCOS or SSD.
 
     Raises ValueError for a detector that is built otherwise.
 
@@ -133,24 +133,30 @@ def dense_renames(detector: Detector) -> list[Rename]:
     Rename(theirs='backbone.scale_weight', ours='trunk.0.norm.weight', change=None)
     """
     ((name, stage),) = detector.stages.items()
-    old, new = ("head.classification_head.", "head.regression_head."), (f"{name}.class_head.", f"{name}.box_head.")
-    if isinstance(stage, DenseStage) and isinstance(stage.class_head, MultiBoxHead):
-        change = background_last(stage.class_head.outputs - 1)
+    head = getattr(stage, "head", None)
+    parts = type(getattr(head, "class_head", None)), type(getattr(head, "box_head", None))
+    old = "head.classification_head.", "head.regression_head."
+    new = f"{name}.head.class_head.", f"{name}.head.box_head."
+    if isinstance(stage, DenseStage) and parts == (MultiBoxHead, MultiBoxHead):
+        change = background_last(head.class_head.outputs - 1)
         heads = [("module_list.", "levels.", change)], [("module_list.", "levels.", None)]
         rules = _ssd_trunk_renames()
-    elif isinstance(stage, DenseStage | FCOSStage) and isinstance(stage.class_head, ClassificationHead):
-        box = [("bbox_reg.", "distances."), ("bbox_ctrness.", "center.")]
-        box = box if isinstance(stage, FCOSStage) else [("bbox_reg.", "deltas.")]
+    elif isinstance(stage, DenseStage) and parts in (
+        (ClassificationHead, RegressionHead),
+        (ClassificationHead, FCOSHead),
+    ):
+        points = [("bbox_reg.", "distances."), ("bbox_ctrness.", "center.")]
+        box = points if parts[1] is FCOSHead else [("bbox_reg.", "deltas.")]
         heads = [("conv.", "tower."), ("cls_logits.", "logits.")], [("conv.", "tower."), *box]
         rules = trunk_renames(detector.trunk)
     else:
-        head = type(getattr(stage, "class_head", None)).__name__
         raise ValueError(
-            f"to_torchvision: the stage is a {type(stage).__name__} with a class head {head}; allowed are a DenseStage "
-            "with a MultiBoxHead (SSD) or a ClassificationHead (RetinaNet), and an FCOSStage with a ClassificationHead"
+            f"to_torchvision: the stage is a {type(stage).__name__} with heads {parts[0].__name__} and "
+            f"{parts[1].__name__}; allowed are a DenseStage with two MultiBoxHeads (SSD), or with a ClassificationHead "
+            "and a RegressionHead (RetinaNet) or an FCOSHead (FCOS)"
         )
-    parts = zip(old, new, heads, strict=True)
-    return rules + [Rename(a + b, c + d, *change) for a, c, rows in parts for b, d, *change in rows]
+    rows = zip(old, new, heads, strict=True)
+    return rules + [Rename(a + b, c + d, *change) for a, c, pairs in rows for b, d, *change in pairs]
 
 
 def _ssd_trunk_renames() -> list[Rename]:

@@ -7,9 +7,9 @@ from torch import nn
 
 from detkit.backbones import SmallBackbone
 from detkit.detectors import Detector, Preprocess
-from detkit.detectors.fcos import FCOSStage
 from detkit.detectors.recipes.fcos import small_fcos
 from detkit.detectors.recipes.retinanet import retinanet, retinanet_v2, small_retinanet
+from detkit.heads import FCOSHead
 from detkit.structures import Target
 
 EVERYTHING_BUT_ZERO = [
@@ -27,9 +27,9 @@ EVERYTHING_BUT_ZERO = [
 def eager(recipe) -> Detector:
     """A small detector whose scores start at one half, so that it finds something."""
     detector = recipe(3, size=(96, 128), channels=16)
-    nn.init.zeros_(detector.dense.class_head.logits.bias)
-    if isinstance(detector.dense, FCOSStage):
-        nn.init.constant_(detector.dense.box_head.distances.bias, 3.0)  # strides: else no box reaches the border
+    nn.init.zeros_(detector.dense.head.class_head.logits.bias)
+    if isinstance(detector.dense.head.box_head, FCOSHead):
+        nn.init.constant_(detector.dense.head.box_head.distances.bias, 3.0)  # strides: else no box reaches the border
     return detector
 
 
@@ -69,7 +69,7 @@ def test_levels_and_anchors_are_those_of_the_paper():
     assert shapes[0][3:6].tolist() == [[32, 32], [40, 40], [50, 50]]
     assert shapes[1][3].tolist() == [512, 512]
     assert detector.preprocess.size == 800
-    assert torch.sigmoid(detector.dense.class_head.logits.bias).unique().item() == pytest.approx(0.01)
+    assert torch.sigmoid(detector.dense.head.class_head.logits.bias).unique().item() == pytest.approx(0.01)
 
 
 def test_given_parts_are_taken():
@@ -78,13 +78,14 @@ def test_given_parts_are_taken():
         detector = recipe(2, backbone=backbone, preprocess=preprocess)
         assert detector.trunk[0] is backbone
         assert detector.preprocess is preprocess
-    assert any(isinstance(part, nn.GroupNorm) for part in detector.dense.class_head.modules())
+    assert any(isinstance(part, nn.GroupNorm) for part in detector.dense.head.class_head.modules())
 
 
 def test_heads_have_towers_of_their_own():
     detector = small_retinanet(2, channels=8)
     parts = [
-        {id(weights) for weights in head.parameters()} for head in (detector.dense.class_head, detector.dense.box_head)
+        {id(weights) for weights in head.parameters()}
+        for head in (detector.dense.head.class_head, detector.dense.head.box_head)
     ]
     assert not parts[0] & parts[1]
 

@@ -1,32 +1,54 @@
 """RPNStage and its proposals, against plain loops and torchvision's filter_proposals."""
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import pytest
 import torch
+from dense_rows import assigned_to
 from strategies import random_boxes, targets_of, unhooked
 from torch import Tensor, nn
 from torchvision.models.detection.rpn import RegionProposalNetwork
 
 from detkit.anchors import BalancedSampler, ThresholdMatcher
 from detkit.boxes import DeltaCoder
-from detkit.detectors.rpn import ProposalPostprocess, RPNOutputs, RPNStage, best_of_levels
+from detkit.detectors.dense import DenseOutputs
+from detkit.detectors.rpn import ProposalPostprocess, RPNStage, best_of_levels
 from detkit.losses import RPNLoss
-from detkit.structures import Images, Targets
+from detkit.structures import Anchors, DensePredictions, Detections, Images, Targets
 
 COUNTS = [40, 15, 5]
 SIZES = torch.tensor([[80, 100], [60, 50]])
 IMAGES = Images(torch.zeros(2, 3, 80, 100), SIZES)
 
 
-def outputs(*, counts: list[int] = COUNTS, levels: int = 1000, seed: int = 0, scale: float = 0.5) -> RPNOutputs:
+class Given(NamedTuple):
+    """Predictions of two images, the anchors, and how many each level has."""
+
+    logits: Tensor
+    deltas: Tensor
+    anchors: Tensor
+    counts: Sequence[int]
+
+    def outputs(self) -> DenseOutputs:
+        sides = self.anchors[:, 2:] - self.anchors[:, :2]
+        return DenseOutputs(DensePredictions(self.logits, self.deltas), Anchors(self.anchors, sides, self.counts))
+
+
+def propose(postprocess: ProposalPostprocess, given: "Given", sizes: Tensor = SIZES) -> Detections:
+    """The proposals of a stage that predicts what is given."""
+    images = Images(torch.zeros(len(sizes), 3, 80, 100), sizes)
+    return stage(given, postprocess=postprocess).detections(given.outputs(), images)
+
+
+def outputs(*, counts: list[int] = COUNTS, levels: int = 1000, seed: int = 0, scale: float = 0.5) -> Given:
     """Predictions for two images; logits out of ``levels`` values, so with ties where these are few."""
     generator = torch.Generator().manual_seed(seed)
     total = sum(counts)
     logits = (torch.randint(-levels, levels, (2, total, 1), generator=generator) / levels * 4).double()
     deltas = torch.randn(2, total, 4, generator=generator, dtype=torch.float64) * scale
-    return RPNOutputs(logits, deltas, random_boxes(total, seed=seed, dtype=torch.float64) - 10, counts)
+    return Given(logits, deltas, random_boxes(total, seed=seed, dtype=torch.float64) - 10, counts)
 
 
 def overlap(one: list[float], other: list[float]) -> float:
@@ -47,7 +69,7 @@ def decoded(anchor: list[float], deltas: list[float], size: list[int]) -> list[f
     return [min(max(side, 0.0), limit) for side, limit in zip(corners, (size[1], size[0]) * 2, strict=True)]
 
 
-def slow_proposals(given: RPNOutputs, image: int, settings: ProposalPostprocess) -> list[tuple[float, list[float]]]:
+def slow_proposals(given: Given, image: int, settings: ProposalPostprocess) -> list[tuple[float, list[float]]]:
     """(score, box) of one image: best of each level, decoded, clipped, suppressed in the level, best of all."""
     logits, found, start = given.logits[image, :, 0].tolist(), [], 0
     for count in given.counts:
@@ -66,8 +88,8 @@ def slow_proposals(given: RPNOutputs, image: int, settings: ProposalPostprocess)
     return sorted(found, key=lambda pair: -pair[0])[: settings.max_proposals]  # stable: finer levels first
 
 
-def assert_as_slow(given: RPNOutputs, postprocess: ProposalPostprocess) -> None:
-    found = postprocess(given, DeltaCoder(), SIZES)
+def assert_as_slow(given: Given, postprocess: ProposalPostprocess) -> None:
+    found = propose(postprocess, given, SIZES)
     rows = min(postprocess.max_proposals, sum(min(count, postprocess.candidates_per_level) for count in given.counts))
     assert found.boxes.shape == (2, rows, 4)
     assert found.scores.shape == found.labels.shape == found.valid.shape == (2, rows)
@@ -116,7 +138,7 @@ def test_proposals_are_torchvisions(before, after, iou_threshold):
     sizes = [(int(height), int(width)) for height, width in SIZES.tolist()]
     expected, scores = peer.filter_proposals(boxes, given.logits.flatten(0, 1), sizes, COUNTS)
     postprocess = ProposalPostprocess(candidates_per_level=before, max_proposals=after, iou_threshold=iou_threshold)
-    found = postprocess(given, DeltaCoder(), SIZES)
+    found = propose(postprocess, given, SIZES)
     for i in range(2):
         assert len(expected[i]) > 5
         torch.testing.assert_close(found.boxes[i, found.valid[i]], expected[i], rtol=1e-12, atol=1e-9)
@@ -137,35 +159,35 @@ def test_a_row_that_is_not_finite_changes_no_other(part, bad):
         spoilt.deltas[:, 11] = bad
         absent = absent._replace(deltas=given.deltas)
     postprocess = ProposalPostprocess(iou_threshold=0.9)
-    found = postprocess(spoilt, DeltaCoder(), SIZES)
+    found = propose(postprocess, spoilt, SIZES)
     assert torch.isfinite(found.boxes).all()
     assert ((found.scores >= 0) & (found.scores <= 1)).all()
     if part == "logits" and bad == math.inf:  # surely an object
         assert found.scores[0, 0] == 1
         return
-    expected = postprocess(absent, DeltaCoder(), SIZES)
+    expected = propose(postprocess, absent, SIZES)
     for one, other in zip(found[:4], expected[:4], strict=True):
         assert torch.equal(one, other)
 
 
 def test_without_a_single_number_nothing_is_proposed():
     given = outputs()
-    found = ProposalPostprocess()(given._replace(logits=given.logits * math.nan), DeltaCoder(), SIZES)
+    found = propose(ProposalPostprocess(), given._replace(logits=given.logits * math.nan), SIZES)
     assert not found.valid.any()
     assert not found.boxes.any()
 
 
 def test_boxes_that_lie_outside_or_have_no_size_are_not_proposed():
     anchors = torch.tensor([[0.0, 0, 20, 20], [200, 200, 220, 220], [-30, 5, -1, 15], [5, 5, 5, 5], [9, 9, 4, 4]])
-    given = RPNOutputs(torch.zeros(1, 5, 1), torch.zeros(1, 5, 4), anchors, [5])
-    found = ProposalPostprocess(min_size=1.0)(given, DeltaCoder(), SIZES[:1])
+    given = Given(torch.zeros(1, 5, 1), torch.zeros(1, 5, 4), anchors, [5])
+    found = propose(ProposalPostprocess(min_size=1.0), given, SIZES[:1])
     assert found.boxes[found.valid].tolist() == [[0, 0, 20, 20]]
 
 
 def test_boxes_of_different_levels_do_not_suppress_each_other():
     anchors = torch.tensor([[0.0, 0, 20, 20]]).repeat(3, 1)
-    given = RPNOutputs(torch.tensor([[[1.0], [2], [3]]]), torch.zeros(1, 3, 4), anchors, [2, 1])
-    found = ProposalPostprocess()(given, DeltaCoder(), SIZES[:1])
+    given = Given(torch.tensor([[[1.0], [2], [3]]]), torch.zeros(1, 3, 4), anchors, [2, 1])
+    found = propose(ProposalPostprocess(), given, SIZES[:1])
     assert found.scores[found.valid].tolist() == pytest.approx([1 / (1 + math.exp(-3)), 1 / (1 + math.exp(-2))])
 
 
@@ -174,24 +196,24 @@ def test_half_precision_is_promoted_before_boxes_are_made(dtype):
     given = outputs()
     half = given._replace(logits=given.logits.to(dtype), deltas=given.deltas.to(dtype), anchors=given.anchors.float())
     exact = half._replace(logits=half.logits.float(), deltas=half.deltas.float())
-    found, expected = (ProposalPostprocess()(one, DeltaCoder(), SIZES) for one in (half, exact))
+    found, expected = (propose(ProposalPostprocess(), one, SIZES) for one in (half, exact))
     assert found.boxes.dtype == found.scores.dtype == torch.float32
     assert all(torch.equal(one, other) for one, other in zip(found[:4], expected[:4], strict=True))
 
 
 def test_an_image_alone_gets_what_it_gets_in_a_batch():
     given, postprocess = outputs(), ProposalPostprocess(max_proposals=15)
-    together = postprocess(given, DeltaCoder(), SIZES)
+    together = propose(postprocess, given, SIZES)
     for i in range(2):
         own = given._replace(logits=given.logits[i : i + 1], deltas=given.deltas[i : i + 1])
-        alone = postprocess(own, DeltaCoder(), SIZES[i : i + 1])
+        alone = propose(postprocess, own, SIZES[i : i + 1])
         assert all(torch.equal(one[0], other[i]) for one, other in zip(alone[:4], together[:4], strict=True))
 
 
 def test_proposals_carry_no_gradient():
     given = outputs()
     given = given._replace(logits=given.logits.requires_grad_(), deltas=given.deltas.requires_grad_())
-    found = ProposalPostprocess()(given, DeltaCoder(), SIZES)
+    found = propose(ProposalPostprocess(), given, SIZES)
     assert not found.boxes.requires_grad
     assert not found.scores.requires_grad
 
@@ -201,47 +223,49 @@ def test_proposals_carry_no_gradient():
 def test_the_best_of_each_level_are_found_ties_to_the_lower_index(counts, most, generator):
     scores = torch.randint(0, 4, (3, 10), generator=generator).float()
     scores[0, 2], scores[1, 5], scores[2, 7] = torch.nan, -torch.inf, torch.inf
-    rows, levels, valid = best_of_levels(scores, counts, most)
+    rows, lengths, valid = best_of_levels(scores, counts, most)
+    assert lengths == tuple(min(count, most) for count in counts)
     for i in range(3):
         expected, start = [], 0
-        for level, count in enumerate(counts):
+        for count in counts:
             row = scores[i].nan_to_num(-math.inf, math.inf).tolist()
             order = sorted(range(start, start + count), key=lambda n, row=row: (-row[n], n))
-            expected += [(n, level) for n in order[:most]]
+            expected += order[:most] if count > most else sorted(order)  # a short level comes as it is
             start += count
-        assert levels.tolist() == [level for _, level in expected]
-        finite = [not (math.isnan(scores[i, n]) or scores[i, n] == -torch.inf) for n, _ in expected]
+        finite = [not (math.isnan(scores[i, n]) or scores[i, n] == -torch.inf) for n in expected]
         assert valid[i].tolist() == finite
-        assert rows[i][valid[i]].tolist() == [n for (n, _), good in zip(expected, finite, strict=True) if good]
+        assert rows[i][valid[i]].tolist() == [n for n, good in zip(expected, finite, strict=True) if good]
 
 
 # The stage
 
 
 class Head(nn.Module):
-    """Hands out fixed predictions, level by level."""
+    """Hands out fixed predictions."""
 
-    def __init__(self, given: RPNOutputs) -> None:
+    def __init__(self, given: Given) -> None:
         super().__init__()
         self.logits, self.deltas = nn.Parameter(given.logits.clone()), nn.Parameter(given.deltas.clone())
 
-    def forward(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        return list(self.logits.split(COUNTS, dim=1)), list(self.deltas.split(COUNTS, dim=1))
+    def forward(self, features: list[Tensor]) -> DensePredictions:
+        return DensePredictions(self.logits, self.deltas)
 
 
-class Anchors(nn.Module):
-    def __init__(self, anchors: Tensor) -> None:
+class Fixed(nn.Module):
+    """Lays the given anchors."""
+
+    def __init__(self, given: Given) -> None:
         super().__init__()
-        self.anchors = anchors
+        self.given = given
 
-    def forward(self, features: list[Tensor], images: Images) -> Tensor:
-        return self.anchors
+    def forward(self, features: list[Tensor], images: Images) -> Anchors:
+        return self.given.outputs().anchors
 
 
-def stage(given: RPNOutputs, *, count: int = 1000, fraction: float = 1.0, **more: ProposalPostprocess) -> RPNStage:
+def stage(given: Given, *, count: int = 1000, fraction: float = 1.0, **more: ProposalPostprocess) -> RPNStage:
     return RPNStage(
         head=Head(given),
-        anchors=Anchors(given.anchors),
+        anchors=Fixed(given),
         matcher=ThresholdMatcher(positive_iou=0.7, negative_iou=0.3, low_quality=True),
         sampler=BalancedSampler(count, positive_fraction=fraction),
         coder=DeltaCoder(),
@@ -250,7 +274,7 @@ def stage(given: RPNOutputs, *, count: int = 1000, fraction: float = 1.0, **more
     )
 
 
-def half_hidden() -> RPNOutputs:
+def half_hidden() -> Given:
     """Predictions whose anchors 40 to 42 are the left 45 % of the first three."""
     given = outputs()
     given.anchors[40:43] = given.anchors[:3]
@@ -288,7 +312,7 @@ def test_its_losses_are_those_of_every_anchor_labeled_by_loops():
     assert {-2, -1} < set(labels.flatten().tolist())
     own = torch.stack([targets.boxes[i, labels[i].clamp(min=0)] for i in range(2)])
     rows = given.logits.clone().requires_grad_(), given.deltas.clone().requires_grad_()
-    expected = RPNLoss()(*rows, labels, DeltaCoder().encode(own, given.anchors.expand(2, -1, -1)))
+    expected = RPNLoss()(DensePredictions(*rows), assigned_to(labels, own), given.anchors, DeltaCoder())
     sum(expected.values()).backward()
     for name, loss in expected.items():
         torch.testing.assert_close(losses[name], loss)
@@ -357,7 +381,7 @@ def test_it_proposes_less_at_inference_than_in_training_where_told_so():
     predicted = rpn([], IMAGES, None)
     at_inference, in_training = rpn.detections(predicted, IMAGES), rpn.handover(predicted, IMAGES, targets)
     for found, postprocess in ((at_inference, few), (in_training, many)):
-        expected = postprocess(given, DeltaCoder(), SIZES)
+        expected = propose(postprocess, given, SIZES)
         assert all(torch.equal(one, other) for one, other in zip(found[:4], expected[:4], strict=True))
     same = stage(given, postprocess=few)
     assert same.training_postprocess is few
@@ -380,7 +404,7 @@ def test_wrong_settings_are_named(settings, message):
 
 def test_scores_below_the_threshold_are_not_proposed():
     given = outputs()
-    everything, some = (ProposalPostprocess(score_threshold=s)(given, DeltaCoder(), SIZES) for s in (0.0, 0.5))
+    everything, some = (propose(ProposalPostprocess(score_threshold=s), given, SIZES) for s in (0.0, 0.5))
     for i in range(2):
         expected = everything.scores[i][everything.valid[i]]
         assert (expected < 0.5).any()

@@ -4,12 +4,30 @@ import math
 
 import pytest
 import torch
-from strategies import refusal
+from dense_rows import assigned_to
 from torch import Tensor
 
-from detkit.anchors.center import centerness
-from detkit.losses import generalized_box_iou_loss, sigmoid_focal_loss
-from detkit.losses.fcos import FCOSLoss
+from detkit.anchors import centerness
+from detkit.boxes import DistanceCoder
+from detkit.losses import FCOSLoss, generalized_box_iou_loss, sigmoid_focal_loss
+from detkit.structures import DensePredictions
+
+POINT = (40.0, 70.0)  # wherever the points lie
+
+
+def judge(
+    criterion: FCOSLoss,
+    logits: Tensor,
+    distances: Tensor,
+    center: Tensor,
+    labels: Tensor,
+    targets: Tensor,
+    weights: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """The losses of distances that should be ``targets``."""
+    points = torch.tensor([POINT], dtype=targets.dtype).expand(distances.shape[1], 2)
+    assigned = assigned_to(labels, DistanceCoder().decode(targets, points), weights)
+    return criterion(DensePredictions(logits, distances, center), assigned, points, DistanceCoder())
 
 
 @pytest.fixture
@@ -23,10 +41,10 @@ def batch(generator) -> list[Tensor]:
 
 def test_all_sums_are_divided_by_the_positives_of_the_batch(batch):
     logits, distances, center, labels, targets = batch
-    losses = FCOSLoss(alpha=0.6, gamma=1.5, box_weight=2.0, centerness_weight=3.0)(*batch)
+    losses = judge(FCOSLoss(alpha=0.6, gamma=1.5, box_weight=2.0, centerness_weight=3.0), *batch)
     focal = box = entropy = 0.0
     for image, point in (labels >= 0).nonzero().tolist():
-        x, y = 40.0, 70.0  # wherever the point lies
+        x, y = POINT
         sides = [rows[image, point].tolist() for rows in (distances, targets)]
         boxes = [torch.tensor([[x - left, y - top, x + right, y + low]]) for left, top, right, low in sides]
         box += generalized_box_iou_loss(*boxes).item()
@@ -41,12 +59,12 @@ def test_all_sums_are_divided_by_the_positives_of_the_batch(batch):
 
 def test_a_perfect_prediction_costs_no_box(batch):
     logits, _, center, labels, targets = batch
-    assert FCOSLoss()(logits, targets, center, labels, targets)["box"].item() == pytest.approx(0, abs=1e-12)
+    assert judge(FCOSLoss(), logits, targets, center, labels, targets)["box"].item() == pytest.approx(0, abs=1e-12)
 
 
 def test_only_positives_teach_boxes_and_centerness(batch):
     learned = [rows.requires_grad_() for rows in batch[:3]]
-    sum(FCOSLoss()(*batch).values()).backward()
+    sum(judge(FCOSLoss(), *batch).values()).backward()
     negative = batch[3] < 0
     assert not learned[1].grad[negative].any()
     assert not learned[2].grad[negative].any()
@@ -57,9 +75,9 @@ def test_only_positives_teach_boxes_and_centerness(batch):
 
 def test_weights_scale_each_point_but_not_the_normalizer(batch):
     weights = torch.rand(2, 5, dtype=torch.float64)
-    losses = FCOSLoss()(*batch, weights)
+    losses = judge(FCOSLoss(), *batch, weights)
     parts = torch.eye(10, dtype=torch.float64).reshape(10, 2, 5)
-    apart = [FCOSLoss()(*batch, part * weights) for part in parts]
+    apart = [judge(FCOSLoss(), *batch, part * weights) for part in parts]
     for name, loss in losses.items():
         assert loss.item() == pytest.approx(sum(one[name].item() for one in apart))
         assert loss > 0
@@ -71,7 +89,7 @@ def test_weights_scale_each_point_but_not_the_normalizer(batch):
 def test_no_positives_cost_nothing_but_background_and_keep_gradients(count):
     shapes = (2, count, 3), (2, count, 4), (2, count)
     learned = [torch.zeros(shape, requires_grad=True) for shape in shapes]
-    losses = FCOSLoss()(*learned, torch.full((2, count), -1), torch.zeros(2, count, 4))
+    losses = judge(FCOSLoss(), *learned, torch.full((2, count), -1), torch.zeros(2, count, 4))
     assert losses["box"] == losses["centerness"] == 0
     assert losses["classification"].item() == pytest.approx(2 * count * 3 * 0.75 * 0.25 * math.log(2))
     sum(losses.values()).backward()
@@ -81,7 +99,7 @@ def test_no_positives_cost_nothing_but_background_and_keep_gradients(count):
 def test_predictions_without_area_and_huge_logits_stay_finite(batch):
     logits, distances, center, labels, targets = batch
     learned = [(logits * 1e4).requires_grad_(), torch.zeros_like(distances).requires_grad_(), center * 1e4]
-    losses = FCOSLoss()(*learned, labels, torch.zeros_like(targets))
+    losses = judge(FCOSLoss(), *learned, labels, torch.zeros_like(targets))
     sum(losses.values()).backward()
     assert all(torch.isfinite(loss) for loss in losses.values())
     assert torch.isfinite(learned[0].grad).all()
@@ -90,28 +108,29 @@ def test_predictions_without_area_and_huge_logits_stay_finite(batch):
 
 def test_half_precision_is_promoted(batch):
     logits, distances, center, labels, targets = batch
-    losses = FCOSLoss()(logits.half(), distances.bfloat16(), center.half(), labels, targets.float())
+    losses = judge(FCOSLoss(), logits.half(), distances.bfloat16(), center.half(), labels, targets.float())
     assert {loss.dtype for loss in losses.values()} == {torch.float32}
 
 
 def test_scores_are_the_geometric_mean_of_class_and_centerness():
-    scores = FCOSLoss().scores(torch.tensor([[[0.0, 100.0]]]), torch.tensor([[math.log(0.04 / 0.96)]]))
+    quality = torch.tensor([[math.log(0.04 / 0.96)]])
+    predictions = DensePredictions(torch.tensor([[[0.0, 100.0]]]), torch.zeros(1, 1, 4), quality)
+    scores = FCOSLoss().scores(predictions)
     torch.testing.assert_close(scores, torch.tensor([[[math.sqrt(0.5 * 0.04), 0.2]]]))
 
 
 def test_a_centerness_for_each_point_is_asked_for(batch):
-    short = batch[2][:, :4]
-    assert refusal(FCOSLoss.forward, FCOSLoss(), *batch[:2], short, *batch[3:]) == (
-        "FCOSLoss: center_logits have shape (2, 4); allowed is (2, 5)"
-    )
+    for quality, found in ((batch[2][:, :4], r"\(2, 4\)"), (None, "None")):
+        with pytest.raises(ValueError, match=rf"^FCOSLoss: quality has shape {found}"):
+            judge(FCOSLoss(), *batch[:2], quality, *batch[3:])
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_bad_prediction_that_is_not_judged_has_no_gradient(batch, bad):
     logits, distances, center, labels, targets = batch
-    expected = FCOSLoss()(*batch)
+    expected = judge(FCOSLoss(), *batch)
     bad_distances = torch.where(labels[..., None] >= 0, distances, bad).requires_grad_()
-    losses = FCOSLoss()(logits, bad_distances, center, labels, targets)
+    losses = judge(FCOSLoss(), logits, bad_distances, center, labels, targets)
     assert {name: loss.item() for name, loss in losses.items()} == {
         name: loss.item() for name, loss in expected.items()
     }

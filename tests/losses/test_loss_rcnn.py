@@ -1,15 +1,17 @@
 """RPNLoss and RCNNLoss against plain loops and torchvision's own losses; the goldens of the two stages."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
-from strategies import refusal
+from dense_rows import judge
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.models.detection.roi_heads import fastrcnn_loss
 
-from detkit.losses import RCNNLoss, RPNLoss
+from detkit.losses import RCNNLoss, RPNLoss, smooth_l1_cost
+from detkit.structures import DensePredictions
 
 BOTH = pytest.mark.parametrize("kind", [RPNLoss, RCNNLoss])
 CLASSES = 3
@@ -64,7 +66,7 @@ def test_losses_are_those_of_loops(kind, weighted, box_weight, beta):
     arguments = batch(kind)
     if weighted:
         arguments = (*arguments, weights_for(arguments[2]))
-    found = kind(box_weight=box_weight, beta=beta)(*arguments)
+    found = judge(kind(partial(smooth_l1_cost, beta=beta), box_weight=box_weight), *arguments)
     expected = slow(kind, *arguments, box_weight=box_weight, beta=beta)
     assert [loss.item() for loss in found.values()] == pytest.approx(expected, rel=1e-12)
     assert min(expected) > 0
@@ -75,7 +77,7 @@ def test_the_second_stages_losses_and_gradients_are_torchvisions():
     labels = labels.clamp(min=-1)  # torchvision has no ignored rows
     ours = logits.clone().requires_grad_(), deltas.clone().requires_grad_()
     theirs = logits.clone().requires_grad_(), deltas.clone().requires_grad_()
-    found = RCNNLoss()(*ours, labels, wanted)
+    found = judge(RCNNLoss(), *ours, labels, wanted)
     sum(found.values()).backward()
     background_first = theirs[0].flatten(0, 1).roll(1, dims=1)
     every_class = theirs[1].flatten(0, 1).repeat(1, CLASSES + 1)
@@ -93,7 +95,7 @@ def test_the_first_stages_losses_and_gradients_are_torchvisions():
     logits, deltas, labels, wanted = batch(RPNLoss)
     ours = logits.clone().requires_grad_(), deltas.clone().requires_grad_()
     theirs = logits.clone().requires_grad_(), deltas.clone().requires_grad_()
-    found = RPNLoss()(*ours, labels, wanted)
+    found = judge(RPNLoss(), *ours, labels, wanted)
     sum(found.values()).backward()
     sampled, positive = (labels != -2).flatten(), (labels >= 0).flatten()
     chosen = [values.flatten(0, 1)[positive] for values in (theirs[1], wanted)]
@@ -110,7 +112,7 @@ def test_the_first_stages_losses_and_gradients_are_torchvisions():
 def test_gradients_are_those_of_differences(kind):
     logits, deltas, labels, wanted = batch(kind, rows=5)
     rows = logits.requires_grad_(), deltas.requires_grad_()
-    assert torch.autograd.gradcheck(lambda *both: tuple(kind()(*both, labels, wanted).values()), rows)
+    assert torch.autograd.gradcheck(lambda *both: tuple(judge(kind(), *both, labels, wanted).values()), rows)
 
 
 def test_the_four_losses_of_an_image_without_objects_are_two_and_two_zeros():
@@ -118,7 +120,7 @@ def test_the_four_losses_of_an_image_without_objects_are_two_and_two_zeros():
     nothing = torch.full((1, 6), -1)
     for kind, outputs, cost in ((RPNLoss, 1, math.log(2)), (RCNNLoss, CLASSES + 1, math.log(CLASSES + 1))):
         deltas = torch.ones(1, 6, 4, requires_grad=True)
-        classification, box = kind()(torch.zeros(1, 6, outputs), deltas, nothing, torch.zeros(1, 6, 4)).values()
+        classification, box = judge(kind(), torch.zeros(1, 6, outputs), deltas, nothing, torch.zeros(1, 6, 4)).values()
         assert classification.item() == pytest.approx(cost)
         assert box == 0
         box.backward()
@@ -129,7 +131,7 @@ def test_the_bend_is_at_a_ninth_in_both_stages():
     for kind, outputs in ((RPNLoss, 1), (RCNNLoss, 2)):
         for difference, cost in ((1 / 18, 0.5 * 9 / 18**2), (1 / 9, 1 / 18), (1.0, 1 - 1 / 18), (-3.0, 3 - 1 / 18)):
             deltas = torch.tensor([[[difference, 0, 0, 0]]])
-            losses = kind()(torch.zeros(1, 1, outputs), deltas, torch.tensor([[0]]), torch.zeros(1, 1, 4))
+            losses = judge(kind(), torch.zeros(1, 1, outputs), deltas, torch.tensor([[0]]), torch.zeros(1, 1, 4))
             assert losses["box"].item() == pytest.approx(cost, rel=1e-5)
 
 
@@ -138,7 +140,7 @@ def test_the_bend_is_at_a_ninth_in_both_stages():
 def test_with_nothing_sampled_losses_are_zero_and_have_a_gradient(kind, rows):
     logits, deltas, labels, wanted = batch(kind, rows=rows)
     logits.requires_grad_(), deltas.requires_grad_()
-    losses = kind()(logits, deltas, torch.full_like(labels, -2), wanted)
+    losses = judge(kind(), logits, deltas, torch.full_like(labels, -2), wanted)
     sum(losses.values()).backward()
     assert [loss.item() for loss in losses.values()] == [0, 0]
     for values in (logits, deltas):
@@ -155,7 +157,7 @@ def test_an_ignored_row_that_is_not_finite_changes_no_loss_and_no_gradient(kind,
 
     def learned(*arguments: Tensor) -> list[Tensor]:
         rows = [values.clone().requires_grad_() for values in arguments[:2]]
-        losses = kind()(*rows, labels, arguments[2])
+        losses = judge(kind(), *rows, labels, arguments[2])
         sum(losses.values()).backward()
         return [*losses.values(), *(values.grad for values in rows)]
 
@@ -169,7 +171,7 @@ def test_an_ignored_row_that_is_not_finite_changes_no_loss_and_no_gradient(kind,
 @BOTH
 def test_logits_as_large_as_they_come_stay_finite(kind):
     logits, deltas, labels, wanted = batch(kind)
-    losses = kind()((logits * 1e6).requires_grad_(), deltas * 1e6, labels, wanted)
+    losses = judge(kind(), (logits * 1e6).requires_grad_(), deltas * 1e6, labels, wanted)
     assert all(torch.isfinite(loss) for loss in losses.values())
 
 
@@ -177,8 +179,8 @@ def test_logits_as_large_as_they_come_stay_finite(kind):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_promoted_before_any_sum(kind, dtype):
     logits, deltas, labels, wanted = batch(kind, rows=900, dtype=dtype)
-    found = kind()(logits, deltas, labels, wanted)
-    exact = kind()(logits.double(), deltas.double(), labels, wanted.double())
+    found = judge(kind(), logits, deltas, labels, wanted)
+    exact = judge(kind(), logits.double(), deltas.double(), labels, wanted.double())
     for name, loss in found.items():
         assert loss.dtype == torch.float32
         assert loss.item() == pytest.approx(exact[name].item(), rel=1e-5)
@@ -187,10 +189,10 @@ def test_half_precision_is_promoted_before_any_sum(kind, dtype):
 @BOTH
 def test_an_image_more_of_padding_changes_nothing_and_a_batch_twice_as_long_nothing_either(kind):
     logits, deltas, labels, wanted = batch(kind)
-    expected = kind()(logits, deltas, labels, wanted)
+    expected = judge(kind(), logits, deltas, labels, wanted)
     ignored = torch.cat((labels, torch.full_like(labels, -2)))
-    padded = kind()(*(torch.cat((v, v)) for v in (logits, deltas)), ignored, wanted.repeat(2, 1, 1))
-    doubled = kind()(*(torch.cat((v, v)) for v in (logits, deltas, labels, wanted)))
+    padded = judge(kind(), *(torch.cat((v, v)) for v in (logits, deltas)), ignored, wanted.repeat(2, 1, 1))
+    doubled = judge(kind(), *(torch.cat((v, v)) for v in (logits, deltas, labels, wanted)))
     for name, loss in expected.items():
         torch.testing.assert_close(padded[name], loss, rtol=1e-12, atol=0)
         torch.testing.assert_close(doubled[name], loss, rtol=1e-12, atol=0)
@@ -198,29 +200,35 @@ def test_an_image_more_of_padding_changes_nothing_and_a_batch_twice_as_long_noth
 
 def test_what_object_it_is_makes_no_difference_to_the_first_stage():
     logits, deltas, labels, wanted = batch(RPNLoss)
-    assert RPNLoss()(logits, deltas, labels, wanted) == RPNLoss()(logits, deltas, labels.clamp(max=0), wanted)
+    assert judge(RPNLoss(), logits, deltas, labels, wanted) == judge(
+        RPNLoss(), logits, deltas, labels.clamp(max=0), wanted
+    )
 
 
 def test_scores_are_probabilities_of_the_classes_without_background():
-    logits = torch.tensor([[[0.0, math.log(2), math.log(5)], [200, -200, 0]]])
-    torch.testing.assert_close(RCNNLoss().scores(logits), torch.tensor([[[1 / 8, 2 / 8], [1.0, 0]]]))
-    assert RCNNLoss().scores(logits.half()).dtype == torch.float32
+    predictions = DensePredictions(
+        torch.tensor([[[0.0, math.log(2), math.log(5)], [200, -200, 0]]]), torch.zeros(1, 2, 4)
+    )
+    torch.testing.assert_close(RCNNLoss().scores(predictions), torch.tensor([[[1 / 8, 2 / 8], [1.0, 0]]]))
+    assert RCNNLoss().scores(predictions._replace(logits=predictions.logits.half())).dtype == torch.float32
+    assert RCNNLoss().num_classes(predictions) == 2
+    assert RPNLoss().num_classes(predictions) == 1
+    assert RPNLoss().scores(predictions)[0, 0].tolist() == [0.5, pytest.approx(2 / 3), pytest.approx(5 / 6)]
 
 
 def test_more_than_one_objectness_and_labels_outside_are_refused():
     logits, deltas, labels, wanted = batch(RCNNLoss)
-    assert refusal(RPNLoss.forward, RPNLoss(), logits, deltas, labels, wanted) == (
-        "RPNLoss: logits have shape (2, 12, 4); allowed is (B, N, 1)"
-    )
+    with pytest.raises(ValueError, match=r"^RPNLoss: logits have shape \(2, 12, 4\)"):
+        judge(RPNLoss(), logits, deltas, labels, wanted)
     for bad in (CLASSES, -3):
         labels[1, 4] = bad
         with pytest.raises(ValueError, match=rf"^RCNNLoss: labels\[1, 4\]={bad} must lie in 0..{CLASSES - 1}, or be"):
-            RCNNLoss()(logits, deltas, labels, wanted)
+            judge(RCNNLoss(), logits, deltas, labels, wanted)
 
 
 @BOTH
 def test_printing_shows_the_settings(kind):
-    assert repr(kind(box_weight=2.0, beta=1.0)) == f"{kind.__name__}(box_weight=2.0, beta=1)"
+    assert repr(kind(smooth_l1_cost, box_weight=2.0)) == f"{kind.__name__}(smooth_l1_cost, box_weight=2.0)"
 
 
 @BOTH
@@ -228,7 +236,7 @@ def test_printing_shows_the_settings(kind):
 def test_the_weight_of_a_row_that_was_not_sampled_counts_for_nothing(kind, bad):
     logits, deltas, labels, wanted = batch(kind)
     weights = weights_for(labels)
-    expected = kind()(logits, deltas, labels, wanted, weights)
+    expected = judge(kind(), logits, deltas, labels, wanted, weights)
     assert (labels == -2).any()
-    found = kind()(logits, deltas, labels, wanted, torch.where(labels == -2, bad, weights))
+    found = judge(kind(), logits, deltas, labels, wanted, torch.where(labels == -2, bad, weights))
     torch.testing.assert_close(found, expected, rtol=0, atol=0)

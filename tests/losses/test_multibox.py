@@ -1,12 +1,15 @@
 """SSD's loss: both published goldens, a slow reference, and batches with nothing to learn."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
+from dense_rows import judge
 from strategies import refusal
 
-from detkit.losses import MultiBoxLoss
+from detkit.losses import MultiBoxLoss, smooth_l1_cost
+from detkit.structures import DensePredictions
 
 IGNORED, NEGATIVE = -2, -1
 
@@ -22,7 +25,7 @@ def golden():
 
 @pytest.mark.parametrize(("scope", "classification"), [("image", 4.1175133), ("batch", 8.9436872)])
 def test_goldens_that_separate_the_scopes_of_mining(scope, classification):
-    losses = MultiBoxLoss(scope=scope)(*golden())
+    losses = judge(MultiBoxLoss(scope=scope), *golden())
     assert losses["classification"].item() == pytest.approx(classification, abs=1e-6)
     assert losses["box"].item() == pytest.approx(1.0321018, abs=1e-6)
 
@@ -61,7 +64,9 @@ def slow_loss(logits, deltas, labels, wanted, weights=None, *, ratio=3, beta=1.0
 def test_random_batches_cost_what_the_slow_loss_says(seed, weighted):
     batch = random_batch(seed=seed)
     weights = torch.rand(3, 20, dtype=torch.float64) if weighted else None
-    losses = MultiBoxLoss(negatives_per_positive=2.0, box_weight=0.5, beta=0.7)(*batch, weights)
+    losses = judge(
+        MultiBoxLoss(partial(smooth_l1_cost, beta=0.7), negatives_per_positive=2.0, box_weight=0.5), *batch, weights
+    )
     expected = slow_loss(*batch, weights, ratio=2, beta=0.7, box_weight=0.5)
     assert (losses["classification"].item(), losses["box"].item()) == pytest.approx(expected, rel=1e-10)
 
@@ -69,7 +74,7 @@ def test_random_batches_cost_what_the_slow_loss_says(seed, weighted):
 def test_a_single_positive_is_divided_by_one():
     logits, deltas, _, wanted = random_batch(1, 6)
     labels = torch.tensor([[2, -1, -1, -1, -1, -2]])
-    losses = MultiBoxLoss()(logits, deltas, labels, wanted)
+    losses = judge(MultiBoxLoss(), logits, deltas, labels, wanted)
     expected = slow_loss(logits, deltas, labels, wanted)
     assert (losses["classification"].item(), losses["box"].item()) == pytest.approx(expected, rel=1e-10)
 
@@ -88,7 +93,7 @@ def test_gradients_equal_finite_differences():
 @pytest.mark.parametrize("anchors", [0, 5])
 def test_nothing_to_learn_costs_zero_and_keeps_gradients(label, anchors):
     logits, deltas = torch.randn(2, anchors, 3, requires_grad=True), torch.randn(2, anchors, 4, requires_grad=True)
-    losses = MultiBoxLoss()(logits, deltas, torch.full((2, anchors), label), torch.zeros(2, anchors, 4))
+    losses = judge(MultiBoxLoss(), logits, deltas, torch.full((2, anchors), label), torch.zeros(2, anchors, 4))
     total = sum(losses.values())
     assert total.item() == 0
     total.backward()
@@ -98,33 +103,35 @@ def test_nothing_to_learn_costs_zero_and_keeps_gradients(label, anchors):
 
 def test_an_empty_batch_costs_zero():
     shapes = torch.zeros(0, 4, 3, requires_grad=True), torch.zeros(0, 4, 4, requires_grad=True)
-    losses = MultiBoxLoss()(*shapes, torch.zeros(0, 4).long(), torch.zeros(0, 4, 4))
+    losses = judge(MultiBoxLoss(), *shapes, torch.zeros(0, 4).long(), torch.zeros(0, 4, 4))
     assert sum(losses.values()).item() == 0
     assert sum(losses.values()).grad_fn is not None
 
 
 def test_ignored_anchors_change_nothing():
     logits, deltas, labels, wanted = random_batch()
-    expected = MultiBoxLoss()(logits, deltas, labels, wanted)
+    expected = judge(MultiBoxLoss(), logits, deltas, labels, wanted)
     off = labels == IGNORED
     assert off.any()
     logits, deltas = torch.where(off[..., None], 1e4, logits), torch.where(off[..., None], -1e4, deltas)
-    changed = MultiBoxLoss()(logits, deltas, labels, wanted)
+    changed = judge(MultiBoxLoss(), logits, deltas, labels, wanted)
     assert all(torch.equal(changed[name], expected[name]) for name in expected)
 
 
 def test_padding_the_batch_with_ignored_anchors_changes_nothing():
     batch = random_batch()
     padded = [torch.cat((rows, rows.new_full((3, 7, *rows.shape[2:]), IGNORED)), dim=1) for rows in batch]
-    for name, loss in MultiBoxLoss()(*batch).items():
-        assert MultiBoxLoss()(*padded)[name].item() == pytest.approx(loss.item(), rel=1e-12)
+    for name, loss in judge(MultiBoxLoss(), *batch).items():
+        assert judge(MultiBoxLoss(), *padded)[name].item() == pytest.approx(loss.item(), rel=1e-12)
 
 
 def test_order_of_images_and_anchors_does_not_matter():
     batch = random_batch()
     images, anchors = torch.tensor([2, 0, 1]), torch.randperm(20, generator=torch.Generator().manual_seed(0))
-    for name, loss in MultiBoxLoss()(*batch).items():
-        assert MultiBoxLoss()(*(rows[images][:, anchors] for rows in batch))[name].item() == pytest.approx(loss.item())
+    for name, loss in judge(MultiBoxLoss(), *batch).items():
+        assert judge(MultiBoxLoss(), *(rows[images][:, anchors] for rows in batch))[name].item() == pytest.approx(
+            loss.item()
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -132,8 +139,8 @@ def test_half_precision_is_promoted(dtype):
     logits, deltas, labels, wanted = random_batch(dtype=torch.float32)
     halves = [rows.to(dtype) for rows in (logits, deltas, wanted)]
     weights = torch.full_like(labels, 0.5, dtype=dtype)
-    ours = MultiBoxLoss()(halves[0], halves[1], labels, halves[2], weights)
-    wide = MultiBoxLoss()(halves[0].float(), halves[1].float(), labels, halves[2].float(), weights.float())
+    ours = judge(MultiBoxLoss(), halves[0], halves[1], labels, halves[2], weights)
+    wide = judge(MultiBoxLoss(), halves[0].float(), halves[1].float(), labels, halves[2].float(), weights.float())
     assert all(ours[name].dtype == torch.float32 for name in ours)
     assert all(torch.equal(ours[name], wide[name]) for name in ours)
 
@@ -141,7 +148,7 @@ def test_half_precision_is_promoted(dtype):
 def test_more_positives_than_half_precision_counts_are_counted():
     labels = torch.zeros(1, 70_000, dtype=torch.int64)
     logits, deltas = torch.zeros(1, 70_000, 2), torch.ones(1, 70_000, 4)
-    losses = MultiBoxLoss()(logits, deltas, labels, torch.zeros_like(deltas), torch.ones(1, 70_000).half())
+    losses = judge(MultiBoxLoss(), logits, deltas, labels, torch.zeros_like(deltas), torch.ones(1, 70_000).half())
     assert losses["box"].item() == pytest.approx(2, rel=1e-5)
     assert losses["classification"].item() == pytest.approx(math.log(2), rel=1e-5)
 
@@ -149,7 +156,7 @@ def test_more_positives_than_half_precision_counts_are_counted():
 def test_extreme_logits_cost_and_teach_finitely():
     logits = torch.tensor([[[1e30, -1e30, 0.0], [-1e30, 1e30, -1e30]]], requires_grad=True)
     deltas = torch.full((1, 2, 4), 1e30, requires_grad=True)
-    losses = MultiBoxLoss()(logits, deltas, torch.tensor([[1, -1]]), torch.zeros(1, 2, 4))
+    losses = judge(MultiBoxLoss(), logits, deltas, torch.tensor([[1, -1]]), torch.zeros(1, 2, 4))
     sum(losses.values()).backward()
     assert all(torch.isfinite(loss) for loss in losses.values())
     assert torch.isfinite(logits.grad).all()
@@ -157,9 +164,10 @@ def test_extreme_logits_cost_and_teach_finitely():
 
 
 def test_scores_are_softmax_without_background():
-    logits = torch.randn(2, 3, 5)
-    assert torch.equal(MultiBoxLoss().scores(logits), logits.softmax(-1)[..., :4])
-    assert MultiBoxLoss().scores(logits.half()).dtype == torch.float32
+    logits, deltas = torch.randn(2, 3, 5), torch.zeros(2, 3, 4)
+    assert torch.equal(MultiBoxLoss().scores(DensePredictions(logits, deltas)), logits.softmax(-1)[..., :4])
+    assert MultiBoxLoss().scores(DensePredictions(logits.half(), deltas)).dtype == torch.float32
+    assert MultiBoxLoss().num_classes(DensePredictions(logits, deltas)) == 4
 
 
 @pytest.mark.parametrize("label", [3, 7, -3])
@@ -168,7 +176,7 @@ def test_full_checks_name_a_label_outside_the_range(label, monkeypatch):
     labels = torch.tensor([[0, label, 2], [-1, -2, label]])
     message = rf"MultiBoxLoss: labels\[0, 1\]={label} must lie in 0..2, or be NEGATIVE \(-1\) or IGNORED \(-2\); 2 of 6"
     with pytest.raises(ValueError, match=message):
-        MultiBoxLoss()(torch.zeros(2, 3, 4), torch.zeros(2, 3, 4), labels, torch.zeros(2, 3, 4))
+        judge(MultiBoxLoss(), torch.zeros(2, 3, 4), torch.zeros(2, 3, 4), labels, torch.zeros(2, 3, 4))
 
 
 @pytest.mark.parametrize("fraction", [-0.1, 1.5, math.nan])

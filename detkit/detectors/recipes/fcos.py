@@ -5,19 +5,17 @@ from functools import partial
 
 from torch import nn
 
-from detkit.anchors import GridAnchors
-from detkit.anchors.center import CenterMatcher
+from detkit.anchors import CenterMatcher, GridAnchors
 from detkit.backbones import Backbone
 from detkit.boxes import DistanceCoder
+from detkit.detectors.dense import DenseStage
 from detkit.detectors.detector import Detector
-from detkit.detectors.fcos import FCOSStage
 from detkit.detectors.levelwise import LevelwisePostprocess
 from detkit.detectors.preprocess import Preprocess
 from detkit.detectors.recipes.trunks import Norm, pyramid, short_side_800, small_pyramid
-from detkit.heads import ClassificationHead
-from detkit.heads.fcos import FCOSHead
+from detkit.heads import ClassificationHead, DenseHead, FCOSHead
 from detkit.layers import init_convolutions
-from detkit.losses.fcos import FCOSLoss
+from detkit.losses import FCOSLoss
 
 
 def fcos(num_classes: int, *, backbone: Backbone | None = None, preprocess: Preprocess | None = None) -> Detector:
@@ -74,7 +72,7 @@ def fcos_stage(
     depth: int = 4,
     norm: Norm | None = None,
     postprocess: LevelwisePostprocess | None = None,
-) -> FCOSStage:
+) -> DenseStage:
     """FCOS's stage on levels of ``channels``: center sampling within 1.5 strides, towers of ``depth``.
 
     ``norm`` is built for each convolution of the towers (default: group norm of 32 groups).
@@ -86,9 +84,11 @@ def fcos_stage(
     towers = [_tower(channels, depth, norm) for _ in range(2)]
     if postprocess is None:
         postprocess = LevelwisePostprocess(score_threshold=0.2, iou_threshold=0.6, max_detections=100)
-    return FCOSStage(
-        class_head=ClassificationHead(channels, 1, num_classes=num_classes, tower=towers[0], prior=0.01),
-        box_head=FCOSHead(channels, tower=towers[1]),
+    return DenseStage(
+        head=DenseHead(
+            ClassificationHead(channels, 1, num_classes=num_classes, tower=towers[0], prior=0.01),
+            FCOSHead(channels, tower=towers[1]),
+        ),
         anchors=anchors,
         matcher=CenterMatcher(),
         coder=DistanceCoder(unit=1.0),

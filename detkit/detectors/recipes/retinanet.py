@@ -13,9 +13,9 @@ from detkit.detectors.detector import Detector
 from detkit.detectors.levelwise import LevelwisePostprocess
 from detkit.detectors.preprocess import Preprocess
 from detkit.detectors.recipes.trunks import Norm, pyramid, short_side_800, small_pyramid
-from detkit.heads import ClassificationHead, RegressionHead
+from detkit.heads import ClassificationHead, DenseHead, RegressionHead
 from detkit.layers import ConvNormActivation, init_convolutions
-from detkit.losses.retinanet import DeltaGIoU, DeltaL1, RetinaNetLoss
+from detkit.losses import RetinaNetLoss, giou_cost
 
 
 def retinanet(num_classes: int, *, backbone: Backbone | None = None, preprocess: Preprocess | None = None) -> Detector:
@@ -49,7 +49,7 @@ def retinanet_v2(
         256,
         retinanet_anchors(neck.strides),
         norm=partial(nn.GroupNorm, 32),
-        criterion=RetinaNetLoss(DeltaGIoU(DeltaCoder())),
+        criterion=RetinaNetLoss(giou_cost),
     )
     return Detector(trunk, preprocess=short_side_800() if preprocess is None else preprocess, dense=stage)
 
@@ -103,12 +103,14 @@ def retinanet_stage(
     towers = [_tower(channels, depth, norm) for _ in range(2)]
     per_cell = anchors.per_cell[0]
     return DenseStage(
-        class_head=ClassificationHead(channels, per_cell, num_classes=num_classes, tower=towers[0], prior=0.01),
-        box_head=RegressionHead(channels, per_cell, tower=towers[1]),
+        head=DenseHead(
+            ClassificationHead(channels, per_cell, num_classes=num_classes, tower=towers[0], prior=0.01),
+            RegressionHead(channels, per_cell, tower=towers[1]),
+        ),
         anchors=anchors,
         matcher=ThresholdMatcher(positive_iou=0.5, negative_iou=0.4, low_quality=True),
         coder=DeltaCoder(),
-        criterion=RetinaNetLoss(DeltaL1()) if criterion is None else criterion,
+        criterion=RetinaNetLoss() if criterion is None else criterion,
         postprocess=LevelwisePostprocess() if postprocess is None else postprocess,
     )
 

@@ -13,7 +13,7 @@ from detkit.detectors.detector import Detector
 from detkit.detectors.postprocess import Postprocess
 from detkit.detectors.preprocess import Preprocess
 from detkit.detectors.recipes.trunks import Norm, small_pyramid
-from detkit.heads import MultiBoxHead
+from detkit.heads import DenseHead, MultiBoxHead
 from detkit.losses import MultiBoxLoss
 from detkit.necks import SSD512_LEVELS, SSDExtra
 
@@ -45,8 +45,10 @@ def ssd(
         trunk,
         preprocess=preprocess,
         dense=DenseStage(
-            class_head=MultiBoxHead(out_channels, anchors.per_cell, outputs=num_classes + 1),
-            box_head=MultiBoxHead(out_channels, anchors.per_cell, outputs=4),
+            head=DenseHead(
+                MultiBoxHead(out_channels, anchors.per_cell, outputs=num_classes + 1),
+                MultiBoxHead(out_channels, anchors.per_cell, outputs=4),
+            ),
             anchors=anchors,
             matcher=BipartiteMatcher(positive_iou=0.5),
             coder=DeltaCoder((10.0, 10.0, 5.0, 5.0)),

@@ -1,0 +1,133 @@
+"""What every criterion of a dense stage answers, and the sums that they share."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from detkit._inputs import promote
+from detkit.anchors import Assigned
+from detkit.dist import all_reduce_mean
+from detkit.structures import Anchors, DensePredictions
+
+BoxCost = Callable[[Tensor, Tensor, Any, Any], Tensor]
+"""(deltas (B, N, D), boxes (B, N, 4), anchors, coder) -> costs (B, N): see :mod:`detkit.losses.box_costs`."""
+
+
+class DenseCriterion(nn.Module):
+    """A loss over anchors: it judges predictions, and says what they mean as scores. Subclasses are final.
+
+    ``reads_quality`` says whether it needs the head's quality logit, ``reads_distributions`` whether the numbers of a
+    box are distributions, as :class:`~detkit.boxes.DistributionCoder` decodes them: a stage refuses parts that do not
+    agree with it.
+
+    >>> class Mean(DenseCriterion):
+    ...     def forward(self, predictions, assigned, anchors, coder): return {"mean": predictions.logits.mean()}
+    ...     def scores(self, predictions): return predictions.logits.sigmoid()
+    ...     def num_classes(self, predictions): return predictions.logits.shape[-1]
+    >>> Mean().num_classes(DensePredictions(torch.zeros(1, 2, 3), torch.zeros(1, 2, 4)))
+    3
+    """
+
+    reads_quality: bool = False
+    reads_distributions: bool = False
+
+    def forward(
+        self, predictions: DensePredictions, assigned: Assigned, anchors: Anchors | Tensor, coder: Any
+    ) -> dict[str, Tensor]:
+        """Scalars, already weighted, from what each of the anchors predicts and what it was assigned.
+
+        logits (B, N, Q), deltas (B, N, D) and perhaps quality (B, N) of ``predictions``; ``anchors`` Anchors or boxes
+        (N, 4) or (B, N, 4), and ``coder`` that reads the deltas relative to them.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define forward()")
+
+    def scores(self, predictions: DensePredictions) -> Float[Tensor, "B N C"]:
+        """Scores in [0, 1] of the C classes."""
+        raise NotImplementedError(f"{type(self).__name__} must define scores()")
+
+    def num_classes(self, predictions: DensePredictions) -> int:
+        """How many classes the logits tell apart; background is none."""
+        raise NotImplementedError(f"{type(self).__name__} must define num_classes()")
+
+
+def check_predictions(criterion: DenseCriterion, predictions: DensePredictions, assigned: Assigned) -> None:
+    """Raise ValueError unless logits (B, N, Q), deltas (B, N, D), quality (B, N) and labels (B, N) fit together.
+
+    >>> from detkit.losses import RetinaNetLoss
+    >>> rows, labels = torch.zeros(1, 2, 4), torch.zeros(1, 3).long()
+    >>> check_predictions(RetinaNetLoss(), DensePredictions(rows, rows), Assigned(labels, rows, labels, labels))
+    Traceback (most recent call last):
+    ValueError: RetinaNetLoss: logits (1, 2, 4), deltas (1, 2, 4), labels (1, 3); allowed is ...
+    """
+    name, (logits, deltas, quality), labels = type(criterion).__name__, predictions, assigned.labels
+    if logits.ndim != 3 or deltas.ndim != 3 or not logits.shape[:2] == deltas.shape[:2] == labels.shape:
+        raise ValueError(
+            f"{name}: logits {tuple(logits.shape)}, deltas {tuple(deltas.shape)}, labels {tuple(labels.shape)}; "
+            "allowed is (B, N, Q), (B, N, D), (B, N)"
+        )
+    if not criterion.reads_quality:
+        return
+    if quality is None or quality.shape != labels.shape:
+        found = "None" if quality is None else tuple(quality.shape)
+        raise ValueError(f"{name}: quality has shape {found}; allowed is that of labels, {tuple(labels.shape)}")
+
+
+def box_costs(
+    cost: BoxCost, deltas: Float[Tensor, "B N D"], assigned: Assigned, anchors: Anchors | Tensor, coder: Any
+) -> Float[Tensor, "B N"]:
+    """The box cost of each positive, 0 for the other anchors, whatever they predict.
+
+    >>> from detkit.boxes import DeltaCoder
+    >>> from detkit.losses import l1_cost
+    >>> boxes, ones = torch.tensor([[[0.0, 0, 4, 4], [0, 0, 2, 2]]]), torch.ones(1, 2)
+    >>> assigned = Assigned(torch.tensor([[3, -1]]), boxes, ones, ones)
+    >>> box_costs(l1_cost, torch.ones(1, 2, 4), assigned, boxes[0], DeltaCoder())
+    tensor([[4., 0.]])
+    """
+    positive = assigned.labels >= 0
+    own = torch.where(positive[..., None], promote(deltas), 0)  # before the formula: a NaN there has a gradient
+    return torch.where(positive, cost(own, assigned.boxes, anchors, coder), 0)
+
+
+def described(cost: Callable[..., Tensor]) -> str:
+    """A cost as ``print`` shows it: its name, and what a partial of it sets.
+
+    >>> from functools import partial
+    >>> from detkit.losses import l1_cost, smooth_l1_cost
+    >>> described(l1_cost), described(partial(smooth_l1_cost, beta=0.5))
+    ('l1_cost', 'smooth_l1_cost(beta=0.5)')
+    """
+    if isinstance(cost, partial):
+        return f"{described(cost.func)}({', '.join(f'{name}={value}' for name, value in cost.keywords.items())})"
+    return getattr(cost, "__name__", repr(cost))
+
+
+def mean_count(rows: Bool[Tensor, "*B"], like: Tensor) -> Float[Tensor, ""]:
+    """How many ``rows`` are True, averaged over processes, at least 1: what sums of losses are divided by.
+
+    >>> mean_count(torch.tensor([[True, True, False]]), torch.zeros(1))
+    tensor(2.)
+    """
+    return all_reduce_mean(rows.sum().to(like.dtype)).clamp(min=1)
+
+
+def sigmoid_scores(predictions: DensePredictions) -> Float[Tensor, "B N C"]:
+    """A probability for each class on its own.
+
+    >>> sigmoid_scores(DensePredictions(torch.zeros(1, 1, 2), torch.zeros(1, 1, 4)))
+    tensor([[[0.5000, 0.5000]]])
+    """
+    return promote(predictions.logits).sigmoid()
+
+
+def softmax_scores(predictions: DensePredictions) -> Float[Tensor, "B N C"]:
+    """Probabilities of the C classes by a softmax in which background comes last.
+
+    >>> softmax_scores(DensePredictions(torch.zeros(1, 1, 4), torch.zeros(1, 1, 4)))
+    tensor([[[0.2500, 0.2500, 0.2500]]])
+    """
+    return promote(predictions.logits).softmax(dim=-1)[..., :-1]

@@ -1,0 +1,102 @@
+"""The loss of detectors that ask first whether there is an object, and then which: YOLOX and its kin."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from detkit._inputs import check_not_negative, promote
+from detkit.anchors import Assigned
+from detkit.losses.box_costs import iou_cost
+from detkit.losses.dense import BoxCost, DenseCriterion, box_costs, check_predictions, described, mean_count
+from detkit.losses.labels import check_labels
+from detkit.structures import IGNORED, NEGATIVE, Anchors, DensePredictions
+
+
+class ObjectnessLoss(DenseCriterion):
+    """Cross-entropy of objectness over all anchors; of every class, and a box cost, over the positives.
+
+    The head's quality is the logit of objectness. All three sums are divided by the number of positives of the whole
+    batch, averaged over processes, at least 1; ``box_weight``, ``objectness_weight`` and ``class_weight`` scale them.
+    With ``soft_classes`` the class of a positive learns the quality of its assignment instead of 1: with
+    :class:`~detkit.anchors.SimOTAMatcher` the IoU of its predicted box, as YOLOX does. Source: Ge et al. 2021 (YOLOX),
+    section 2; the release's weights are the defaults. Raises ValueError for negative weights.
+
+    >>> from detkit.boxes import DeltaCoder
+    >>> boxes, ones = torch.tensor([[[0.0, 0, 4, 4]]]).expand(1, 3, 4), torch.ones(1, 3)
+    >>> predictions = DensePredictions(torch.zeros(1, 3, 2), torch.zeros(1, 3, 4), torch.zeros(1, 3))
+    >>> assigned = Assigned(torch.tensor([[1, -1, -2]]), boxes, ones, ones)
+    >>> losses = ObjectnessLoss()(predictions, assigned, boxes[0], DeltaCoder())
+    >>> {name: round(float(loss), 4) for name, loss in losses.items()}
+    {'objectness': 1.3863, 'classification': 1.3863, 'box': 0.0}
+    """
+
+    reads_quality = True
+
+    def __init__(
+        self,
+        box_cost: BoxCost = iou_cost,
+        *,
+        box_weight: float = 5.0,
+        objectness_weight: float = 1.0,
+        class_weight: float = 1.0,
+        soft_classes: bool = True,
+    ) -> None:
+        super().__init__()
+        weights = {"box_weight": box_weight, "objectness_weight": objectness_weight, "class_weight": class_weight}
+        check_not_negative("ObjectnessLoss", **weights)
+        self.box_cost, self.soft_classes = box_cost, soft_classes
+        self.box_weight, self.objectness_weight, self.class_weight = box_weight, objectness_weight, class_weight
+
+    def forward(
+        self, predictions: DensePredictions, assigned: Assigned, anchors: Anchors | Tensor, coder: Any
+    ) -> dict[str, Float[Tensor, ""]]:
+        """Losses "objectness", "classification" and "box", weighted.
+
+        Logits are (B, N, C); labels 0..C-1, NEGATIVE or IGNORED. Half precision is promoted. Raises ValueError where
+        shapes disagree, and for a label outside the range (on accelerators with ``DETKIT_CHECKS=full``).
+        """
+        check_predictions(self, predictions, assigned)
+        labels, weights = assigned.labels, assigned.weights
+        check_labels(labels, self.num_classes(predictions), lowest=NEGATIVE, function="ObjectnessLoss", name="labels")
+        assert predictions.quality is not None
+        positive, judged = labels >= 0, labels != IGNORED
+        objectness = _entropy(promote(predictions.quality), positive, judged)
+        own = labels[..., None] == torch.arange(predictions.logits.shape[-1], device=labels.device)
+        hit = assigned.quality.clamp(0, 1)[..., None] if self.soft_classes else 1.0
+        classes = _entropy(promote(predictions.logits), torch.where(own, hit, 0.0), positive[..., None]).sum(-1)
+        box = box_costs(self.box_cost, predictions.deltas, assigned, anchors, coder)
+        count = mean_count(positive, objectness)
+        objectness, classes, box = ((cost * weights).sum() / count for cost in (objectness, classes, box))
+        return {
+            "objectness": self.objectness_weight * objectness,
+            "classification": self.class_weight * classes,
+            "box": self.box_weight * box,
+        }
+
+    def scores(self, predictions: DensePredictions) -> Float[Tensor, "B N C"]:
+        """Objectness times the probability of the class.
+
+        >>> ObjectnessLoss().scores(DensePredictions(torch.zeros(1, 1, 2), torch.zeros(1, 1, 4), torch.zeros(1, 1)))
+        tensor([[[0.2500, 0.2500]]])
+        """
+        assert predictions.quality is not None
+        return promote(predictions.logits).sigmoid() * promote(predictions.quality).sigmoid()[..., None]
+
+    def num_classes(self, predictions: DensePredictions) -> int:
+        """As many as logits."""
+        return predictions.logits.shape[-1]
+
+    def extra_repr(self) -> str:
+        """The settings that ``print`` shows."""
+        names = "box_weight", "objectness_weight", "class_weight", "soft_classes"
+        return ", ".join([described(self.box_cost), *(f"{name}={getattr(self, name)}" for name in names)])
+
+
+def _entropy(logits: Tensor, targets: Tensor, judged: Tensor) -> Tensor:
+    """Binary cross-entropy, and 0 where nothing is ``judged``, whatever the logit there."""
+    logits = torch.where(judged, logits, 0)
+    costs = F.binary_cross_entropy_with_logits(logits, targets.to(logits), reduction="none")
+    return torch.where(judged, costs, 0)
