@@ -25,6 +25,7 @@ from opspec import (
 from torch import Tensor
 
 from detkit import losses
+from detkit.boxes import DeltaCoder
 from detkit.structures import IGNORED, NEGATIVE
 
 CLASSES = 5
@@ -159,6 +160,48 @@ def box_loss(
     )
 
 
+SCALE = (2.0, 3.0, 4.0, 5.0)
+
+
+def offered(count: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Deltas of a head, ground truth and anchors."""
+    return logits(count, dtype)[:, :4] / 4, *pairs(count, dtype)
+
+
+def of_deltas(function: Callable[..., float]) -> Callable[..., Any]:
+    """The sum over each delta and the one that leads to the box."""
+    return lambda deltas, box, anchor: sum(map(function, deltas, slow.encoded(box, anchor, SCALE)))
+
+
+def of_boxes(measure: Callable[..., float]) -> Callable[..., Any]:
+    return lambda deltas, box, anchor: 1 - measure(slow.decoded(deltas, anchor, SCALE), box)
+
+
+def box_cost(
+    op: Callable[..., Any],
+    reference: Callable[..., float],
+    wrong: Changes | None = None,
+    gradient: Literal["checked", "finite"] = "checked",
+) -> OpSpec:
+    """What predicted deltas cost, for boxes and anchors that take no gradient."""
+    good = {"deltas": BOXES, "boxes": BOXES, "anchors": BOXES, "coder": DeltaCoder(SCALE)}
+    wide = 4 if wrong else "D"
+    shapes: Changes = {
+        f"deltas have shape (3, 4) and boxes (2, 4); allowed is (..., {wide}) {ALLOWED}": {"boxes": BOXES[:2]},
+        f"deltas have shape (3, 4) and boxes (3, 5); allowed is (..., {wide}) {ALLOWED}": {"boxes": torch.zeros(3, 5)},
+    }
+    return OpSpec(
+        op.__name__,
+        partial(op, coder=DeltaCoder(SCALE)),
+        offered,
+        each(reference),
+        refusals(op, good, shapes | (wrong or {})),
+        FLOATS,
+        gradient,
+        (1, 2),
+    )
+
+
 SHAPES = "allowed are numbers of one shape, or integer classes of all but the last dimension"
 DENSE: Changes = {
     f"logits have shape (3, 5) and targets (3, 4) (torch.float32); {SHAPES}": {"targets": BOXES},
@@ -178,6 +221,11 @@ QUALITY: Changes = {
     "quality has shape (2,); allowed is that of targets, (3,)": {"quality": torch.ones(2)},
     "quality goes with integer targets; these are torch.float32": {"targets": torch.zeros(3, 5)},
 }
+ALLOWED = "and (..., 4) with the same leading dimensions"
+ALSO_DELTAS: Changes = {
+    f"deltas have shape (3, 5) and boxes (3, 4); allowed is (..., 4) {ALLOWED}": {"deltas": torch.zeros(3, 5)},
+}
+BETA: Changes = {f"beta={bad} must be at least 0 and finite": {"beta": bad} for bad in (-1, math.nan, math.inf)}
 FEW = "must lie in [0, 1], and be 0 for fewer than 2 classes"
 SMOOTHING: Changes = {
     f"smoothing=-0.5 {FEW}": {"smoothing": -0.5},
@@ -287,8 +335,15 @@ LOSSES = (
         FLOATS,
         gradient="checked",
     ),
+    box_loss(losses.box_iou_loss, slow.overlap),
     box_loss(losses.generalized_box_iou_loss, slow.generalized),
     box_loss(losses.distance_box_iou_loss, slow.distance, wrong=VARIANT),
     box_loss(losses.distance_box_iou_loss, UNSQUARED, form=" unsquared", wrong=VARIANT, variant="unsquared"),
     box_loss(losses.complete_box_iou_loss, slow.complete, "finite"),  # alpha takes no gradient
+    box_cost(losses.l1_cost, of_deltas(lambda a, b: abs(a - b)), ALSO_DELTAS),
+    box_cost(losses.smooth_l1_cost, of_deltas(slow.smooth_l1), ALSO_DELTAS | BETA),
+    box_cost(losses.iou_cost, of_boxes(slow.overlap)),
+    box_cost(losses.giou_cost, of_boxes(slow.generalized)),
+    box_cost(losses.diou_cost, of_boxes(slow.distance)),
+    box_cost(losses.ciou_cost, of_boxes(slow.complete), gradient="finite"),
 )

@@ -31,7 +31,7 @@ def box_iou(boxes1: Shaped[Tensor, "... N 4"], boxes2: Shaped[Tensor, "... M 4"]
     >>> box_iou(torch.tensor([[0.0, 0, 2, 2]]), torch.tensor([[1.0, 1, 3, 3], [5, 5, 5, 5]]))
     tensor([[0.1429, 0.0000]])
     """
-    return _matrix(_iou, boxes1, boxes2, "box_iou")
+    return _matrix(iou_formula, boxes1, boxes2, "box_iou")
 
 
 def generalized_box_iou(
@@ -79,7 +79,7 @@ def paired_box_iou(boxes1: Shaped[Tensor, "... 4"], boxes2: Shaped[Tensor, "... 
     >>> paired_box_iou(torch.tensor([[0.0, 0, 2, 2]]), torch.tensor([[1.0, 1, 3, 3]]))
     tensor([0.1429])
     """
-    return _paired(_iou, boxes1, boxes2, "paired_box_iou")
+    return _paired(iou_formula, boxes1, boxes2, "paired_box_iou")
 
 
 def paired_generalized_box_iou(
@@ -167,7 +167,7 @@ def _matrix(formula: _Formula, boxes1: Tensor, boxes2: Tensor, function: str) ->
             f"allowed is (..., N, 4) and (..., M, 4); paired_{function} compares box with box"
         )
     check_broadcast(function, "leading dimensions that do", boxes1=rows.shape[:-2], boxes2=columns.shape[:-2])
-    if formula is _iou and _suits_blocks(rows, columns):
+    if formula is iou_formula and _suits_blocks(rows, columns):
         first, second = mirror(rows), mirror(columns)
         if is_plain(first) and is_plain(second):
             return iou_matrix(first, second)
@@ -225,7 +225,8 @@ def _hull(a: BoxSides, b: BoxSides) -> tuple[Tensor, Tensor]:
     return width.clamp(min=0), height.clamp(min=0)
 
 
-def _iou(a: BoxSides, b: BoxSides) -> Tensor:
+def iou_formula(a: BoxSides, b: BoxSides) -> Tensor:
+    """IoU of sides that broadcast."""
     return _ratio(*_intersection_and_union(a, b))
 
 
@@ -259,14 +260,14 @@ def _diagonal_squared(a: BoxSides, b: BoxSides) -> Tensor:
 def _distance(a: BoxSides, b: BoxSides) -> Tensor:
     diagonal = _diagonal_squared(a, b)
     apart = torch.minimum(_center_distance_squared(a, b), diagonal)  # centers of inverted boxes lie outside their hull
-    return _iou(a, b) - _ratio(apart, diagonal)
+    return iou_formula(a, b) - _ratio(apart, diagonal)
 
 
 def _distance_unsquared(a: BoxSides, b: BoxSides) -> Tensor:
     squared = _center_distance_squared(a, b)
     apart = squared > 0
     distance = torch.where(apart, torch.where(apart, squared, 1).sqrt(), 0)  # the root has no gradient at 0
-    return _iou(a, b) - _ratio(distance, _diagonal_squared(a, b))
+    return iou_formula(a, b) - _ratio(distance, _diagonal_squared(a, b))
 
 
 def complete_formula(a: BoxSides, b: BoxSides) -> Tensor:
@@ -274,7 +275,7 @@ def complete_formula(a: BoxSides, b: BoxSides) -> Tensor:
     penalty = (4 / math.pi**2) * (_aspect_angle(a) - _aspect_angle(b)) ** 2
     penalty = torch.where((a.area > 0) & (b.area > 0), penalty, 0)
     with torch.no_grad():
-        alpha = _ratio(penalty, 1 - _iou(a, b) + penalty)
+        alpha = _ratio(penalty, 1 - iou_formula(a, b) + penalty)
     return _distance(a, b) - alpha * penalty
 
 

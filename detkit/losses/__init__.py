@@ -3,6 +3,7 @@
 A family's loss also says how its logits read as scores, so that training and inference cannot disagree.
 """
 
+from detkit.losses.box_costs import BoxCoder, ciou_cost, diou_cost, giou_cost, iou_cost, l1_cost, smooth_l1_cost
 from detkit.losses.classification import (
     distribution_focal_loss,
     label_smoothed_cross_entropy,
@@ -19,6 +20,7 @@ from detkit.losses.objectness import ObjectnessLoss
 from detkit.losses.quality import QualityLoss
 from detkit.losses.rcnn import RCNNLoss, RPNLoss
 from detkit.losses.regression import (
+    box_iou_loss,
     complete_box_iou_loss,
     distance_box_iou_loss,
     generalized_box_iou_loss,
@@ -29,6 +31,7 @@ from detkit.losses.sequence import SequenceLoss
 from detkit.losses.set_prediction import SetPredictionLoss
 
 __all__ = [
+    "BoxCoder",
     "DenseCriterion",
     "FCOSLoss",
     "MultiBoxLoss",
@@ -39,17 +42,24 @@ __all__ = [
     "RetinaNetLoss",
     "SequenceLoss",
     "SetPredictionLoss",
+    "box_iou_loss",
+    "ciou_cost",
     "complete_box_iou_loss",
+    "diou_cost",
     "distance_box_iou_loss",
     "distribution_focal_loss",
     "generalized_box_iou_loss",
+    "giou_cost",
+    "iou_cost",
     "keypoint_loss",
     "keypoint_targets",
+    "l1_cost",
     "label_smoothed_cross_entropy",
     "mask_loss",
     "mask_targets",
     "quality_focal_loss",
     "sigmoid_focal_loss",
+    "smooth_l1_cost",
     "smooth_l1_loss",
     "varifocal_loss",
 ]

@@ -15,7 +15,14 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from detkit._inputs import as_boxes, promote
-from detkit.boxes.iou import BoxSides, DistanceVariant, complete_formula, distance_formula, generalized_formula
+from detkit.boxes.iou import (
+    BoxSides,
+    DistanceVariant,
+    complete_formula,
+    distance_formula,
+    generalized_formula,
+    iou_formula,
+)
 from detkit.boxes.overlap import coordinate_limit, smallest_union
 from detkit.losses.analytic import Derivatives, with_gradient
 
@@ -44,6 +51,20 @@ def smooth_l1_loss(
         return distance
     near = distance.clamp(max=beta)
     return torch.where(distance < beta, near / beta * 0.5 * near, distance - 0.5 * beta)
+
+
+def box_iou_loss(
+    boxes1: Shaped[Tensor, "... 4"], boxes2: Shaped[Tensor, "... 4"], *, weights: Shaped[Tensor, "..."] | None = None
+) -> Float[Tensor, "..."]:
+    """``1 - IoU`` of each box with its partner, in [0, 1]: (..., 4) and (..., 4), broadcast, to (...).
+
+    Boxes xyxy, both take a gradient; boxes apart have none. ``weights`` (...) multiply the result. Half and integer
+    boxes are promoted. Raises ValueError for wrong shapes.
+
+    >>> box_iou_loss(torch.tensor([[0.0, 0, 2, 2]]), torch.tensor([[0.0, 0, 4, 2]]))
+    tensor([0.5000])
+    """
+    return _box_loss(iou_formula, _none, boxes1, boxes2, weights, "box_iou_loss")
 
 
 def generalized_box_iou_loss(
@@ -267,6 +288,10 @@ def _inverse(denominator: Tensor) -> Tensor:
 def _gate(gradient: Tensor, sides: Tensor) -> Tensor:
     """The gradient through ``clamp(min=0)``: none where nothing is left."""
     return torch.ops.aten.threshold_backward(gradient, sides, 0)
+
+
+def _none(pairs: _Pairs) -> _Penalty:
+    return _Penalty(torch.zeros_like(pairs.iou), torch.zeros_like(pairs.hull))
 
 
 def _generalized(pairs: _Pairs) -> _Penalty:

@@ -10,12 +10,12 @@ from torch.autograd import forward_ad
 
 from detkit.boxes import box_iou, paired_box_iou
 from detkit.boxes import overlap as module
-from detkit.boxes.iou import _iou, _sides
+from detkit.boxes.iou import _sides, iou_formula
 from detkit.boxes.overlap import coordinate_limit, iou_matrix, is_plain, mirror, paired_above, smallest_union
 
 
 def formula(rows, columns):
-    return _iou(_sides(rows.unsqueeze(-2)), _sides(columns.unsqueeze(-3)))
+    return iou_formula(_sides(rows.unsqueeze(-2)), _sides(columns.unsqueeze(-3)))
 
 
 @pytest.mark.parametrize("block", [1, 2, 7, 30, 1 << 17])

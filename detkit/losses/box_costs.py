@@ -1,0 +1,169 @@
+"""Box costs: what a predicted box costs, as the criteria of dense detectors take it. A new one is one function.
+
+A *box cost* is a function ``(deltas (B, N, 4), boxes (B, N, 4), anchors, coder) -> costs (B, N)``. The deltas are what
+a head predicts, the boxes ground truth xyxy, and the coder reads each as the other, relative to the anchors: L1 costs
+compare deltas, IoU costs compare boxes. Costs are unreduced. A criterion leaves out the anchors without a box, and must
+give them finite deltas before it asks for costs: the gradient of a NaN is NaN even where the cost is left out.
+"""
+
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
+
+from detkit._inputs import check_not_negative, promote
+from detkit.losses.regression import (
+    box_iou_loss,
+    complete_box_iou_loss,
+    distance_box_iou_loss,
+    generalized_box_iou_loss,
+    smooth_l1_loss,
+)
+from detkit.structures import Anchors
+
+
+@runtime_checkable
+class BoxCoder(Protocol):
+    """How boxes are written relative to anchors: a coder of :mod:`detkit.boxes`, or one of your own.
+
+    >>> from detkit.boxes import DeltaCoder
+    >>> coder: BoxCoder = DeltaCoder()
+    """
+
+    def encode(self, boxes: Tensor, anchors: Anchors | Tensor) -> Tensor:
+        """Deltas (..., 4) that lead from ``anchors`` to ``boxes``, xyxy (..., 4)."""
+        ...
+
+    def decode(self, deltas: Tensor, anchors: Anchors | Tensor) -> Tensor:
+        """Boxes xyxy (..., 4) that ``deltas`` describe."""
+        ...
+
+
+def l1_cost(
+    deltas: Float[Tensor, "*B 4"],
+    boxes: Shaped[Tensor, "*B 4"],
+    anchors: Anchors | Shaped[Tensor, "*#B _"],
+    coder: BoxCoder,
+) -> Float[Tensor, "*B"]:
+    """Absolute differences between ``deltas`` and those that lead to ``boxes``, summed over the four; at least 0.
+
+    deltas (..., 4), boxes xyxy (..., 4) and anchors, :class:`~detkit.structures.Anchors` or boxes (..., 4), give (...).
+    Half precision is promoted. Raises ValueError for wrong shapes.
+
+    >>> from detkit.boxes import DeltaCoder
+    >>> anchors, boxes = torch.tensor([[0.0, 0, 4, 4]]), torch.tensor([[2.0, 0, 6, 4]])  # half a width away
+    >>> l1_cost(torch.zeros(1, 4), boxes, anchors, DeltaCoder())
+    tensor([0.5000])
+    """
+    _check_shapes("l1_cost", deltas, boxes)
+    return torch.abs(promote(deltas) - coder.encode(boxes, anchors)).sum(-1)
+
+
+def smooth_l1_cost(
+    deltas: Float[Tensor, "*B 4"],
+    boxes: Shaped[Tensor, "*B 4"],
+    anchors: Anchors | Shaped[Tensor, "*#B _"],
+    coder: BoxCoder,
+    *,
+    beta: float = 1.0,
+) -> Float[Tensor, "*B"]:
+    """:func:`~detkit.losses.smooth_l1_loss` of ``deltas`` and those that lead to ``boxes``, summed over the four.
+
+    Arguments as :func:`l1_cost`. A criterion takes another beta as ``partial(smooth_l1_cost, beta=1 / 9)``. Raises
+    ValueError for a beta that is negative or not finite. Source: Girshick 2015, equation 2.
+
+    >>> from detkit.boxes import DeltaCoder
+    >>> anchors, boxes = torch.tensor([[0.0, 0, 4, 4]]), torch.tensor([[2.0, 0, 6, 4]])
+    >>> smooth_l1_cost(torch.zeros(1, 4), boxes, anchors, DeltaCoder())
+    tensor([0.1250])
+    """
+    _check_shapes("smooth_l1_cost", deltas, boxes)
+    check_not_negative("smooth_l1_cost", beta=beta)
+    return smooth_l1_loss(promote(deltas), coder.encode(boxes, anchors), beta=beta).sum(-1)
+
+
+def iou_cost(
+    deltas: Float[Tensor, "*B _"],
+    boxes: Shaped[Tensor, "*B 4"],
+    anchors: Anchors | Shaped[Tensor, "*#B _"],
+    coder: BoxCoder,
+) -> Float[Tensor, "*B"]:
+    """``1 - IoU`` of the boxes that ``deltas`` describe and ``boxes``, in [0, 1].
+
+    Arguments as :func:`l1_cost`; deltas may have any width that the coder decodes. Boxes apart cost 1 and have no
+    gradient: :func:`giou_cost` and the others do. Source: Yu et al. 2016 (UnitBox).
+
+    >>> from detkit.boxes import DeltaCoder
+    >>> anchors, boxes = torch.tensor([[0.0, 0, 4, 4]]), torch.tensor([[2.0, 0, 6, 4]])
+    >>> iou_cost(torch.zeros(1, 4), boxes, anchors, DeltaCoder())
+    tensor([0.6667])
+    """
+    _check_shapes("iou_cost", deltas, boxes, numbers=None)
+    return box_iou_loss(coder.decode(deltas, anchors), boxes)
+
+
+def giou_cost(
+    deltas: Float[Tensor, "*B _"],
+    boxes: Shaped[Tensor, "*B 4"],
+    anchors: Anchors | Shaped[Tensor, "*#B _"],
+    coder: BoxCoder,
+) -> Float[Tensor, "*B"]:
+    """``1 - GIoU`` of the boxes that ``deltas`` describe and ``boxes``, in [0, 2]; arguments as :func:`iou_cost`.
+
+    Source: Rezatofighi et al. 2019, Algorithm 2.
+
+    >>> from detkit.boxes import DeltaCoder
+    >>> anchors, boxes = torch.tensor([[0.0, 0, 4, 4]]), torch.tensor([[4.0, 0, 8, 4]])
+    >>> giou_cost(torch.zeros(1, 4), boxes, anchors, DeltaCoder())
+    tensor([1.])
+    """
+    _check_shapes("giou_cost", deltas, boxes, numbers=None)
+    return generalized_box_iou_loss(coder.decode(deltas, anchors), boxes)
+
+
+def diou_cost(
+    deltas: Float[Tensor, "*B _"],
+    boxes: Shaped[Tensor, "*B 4"],
+    anchors: Anchors | Shaped[Tensor, "*#B _"],
+    coder: BoxCoder,
+) -> Float[Tensor, "*B"]:
+    """``1 - DIoU`` of the boxes that ``deltas`` describe and ``boxes``, in [0, 2]; arguments as :func:`iou_cost`.
+
+    Source: Zheng et al. 2020, equation 7.
+
+    >>> from detkit.boxes import DeltaCoder
+    >>> anchors, boxes = torch.tensor([[0.0, 0, 4, 4]]), torch.tensor([[4.0, 0, 8, 4]])
+    >>> diou_cost(torch.zeros(1, 4), boxes, anchors, DeltaCoder())
+    tensor([1.2000])
+    """
+    _check_shapes("diou_cost", deltas, boxes, numbers=None)
+    return distance_box_iou_loss(coder.decode(deltas, anchors), boxes)
+
+
+def ciou_cost(
+    deltas: Float[Tensor, "*B _"],
+    boxes: Shaped[Tensor, "*B 4"],
+    anchors: Anchors | Shaped[Tensor, "*#B _"],
+    coder: BoxCoder,
+) -> Float[Tensor, "*B"]:
+    """``1 - CIoU`` of the boxes that ``deltas`` describe and ``boxes``, in [0, 2.5]; arguments as :func:`iou_cost`.
+
+    Source: Zheng et al. 2020, equations 8 to 11.
+
+    >>> from detkit.boxes import DeltaCoder
+    >>> anchors, boxes = torch.tensor([[0.0, 0, 2, 2]]), torch.tensor([[0.0, 0, 4, 1]])
+    >>> ciou_cost(torch.zeros(1, 4), boxes, anchors, DeltaCoder())
+    tensor([0.7470])
+    """
+    _check_shapes("ciou_cost", deltas, boxes, numbers=None)
+    return complete_box_iou_loss(coder.decode(deltas, anchors), boxes)
+
+
+def _check_shapes(function: str, deltas: Tensor, boxes: Tensor, *, numbers: int | None = 4) -> None:
+    """One row of deltas for each box; ``numbers`` of them, where a formula and not the coder reads them."""
+    if boxes.shape[-1:] != (4,) or deltas.shape[:-1] != boxes.shape[:-1] or numbers not in (None, deltas.shape[-1]):
+        raise ValueError(
+            f"{function}: deltas have shape {tuple(deltas.shape)} and boxes {tuple(boxes.shape)}; "
+            f"allowed is (..., {numbers or 'D'}) and (..., 4) with the same leading dimensions"
+        )
