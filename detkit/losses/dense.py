@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -11,9 +10,10 @@ from torch import Tensor, nn
 from detkit._inputs import promote
 from detkit.anchors import Assigned
 from detkit.dist import all_reduce_mean
+from detkit.losses.box_costs import BoxCoder
 from detkit.structures import Anchors, DensePredictions
 
-BoxCost = Callable[[Tensor, Tensor, Any, Any], Tensor]
+BoxCost = Callable[[Tensor, Tensor, Anchors | Tensor, BoxCoder], Tensor]
 """(deltas (B, N, D), boxes (B, N, 4), anchors, coder) -> costs (B, N): see :mod:`detkit.losses.box_costs`."""
 
 
@@ -36,7 +36,7 @@ class DenseCriterion(nn.Module):
     reads_distributions: bool = False
 
     def forward(
-        self, predictions: DensePredictions, assigned: Assigned, anchors: Anchors | Tensor, coder: Any
+        self, predictions: DensePredictions, assigned: Assigned, anchors: Anchors | Tensor, coder: BoxCoder
     ) -> dict[str, Tensor]:
         """Scalars, already weighted, from what each of the anchors predicts and what it was assigned.
 
@@ -77,7 +77,7 @@ def check_predictions(criterion: DenseCriterion, predictions: DensePredictions, 
 
 
 def box_costs(
-    cost: BoxCost, deltas: Float[Tensor, "B N D"], assigned: Assigned, anchors: Anchors | Tensor, coder: Any
+    cost: BoxCost, deltas: Float[Tensor, "B N D"], assigned: Assigned, anchors: Anchors | Tensor, coder: BoxCoder
 ) -> Float[Tensor, "B N"]:
     """The box cost of each positive, 0 for the other anchors, whatever they predict.
 

@@ -1,7 +1,5 @@
 """The loss of FCOS: focal over all points and classes, GIoU on the boxes of the positives, and their centerness."""
 
-from typing import Any
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -10,7 +8,7 @@ from torch.nn import functional as F
 from detkit._inputs import check_not_negative, promote
 from detkit.anchors import Assigned, centerness
 from detkit.boxes import DistanceCoder
-from detkit.losses.box_costs import giou_cost
+from detkit.losses.box_costs import BoxCoder, giou_cost
 from detkit.losses.classification import sigmoid_focal_loss
 from detkit.losses.dense import BoxCost, DenseCriterion, box_costs, check_predictions, described, mean_count
 from detkit.structures import Anchors, DensePredictions
@@ -50,7 +48,7 @@ class FCOSLoss(DenseCriterion):
         self.box_weight, self.centerness_weight = box_weight, centerness_weight
 
     def forward(
-        self, predictions: DensePredictions, assigned: Assigned, anchors: Anchors | Tensor, coder: Any
+        self, predictions: DensePredictions, assigned: Assigned, anchors: Anchors | Tensor, coder: BoxCoder
     ) -> dict[str, Float[Tensor, ""]]:
         """Losses "classification", "box" and "centerness", weighted.
 

@@ -1,7 +1,5 @@
 """The loss of SSD: softmax over classes with hard negatives, smooth L1 on the deltas of the positives."""
 
-from typing import Any
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -9,7 +7,7 @@ from torch import Tensor
 from detkit._inputs import check_fraction, check_not_negative, promote
 from detkit.anchors import Assigned, HardNegativeSampler
 from detkit.anchors.sample import Scope
-from detkit.losses.box_costs import smooth_l1_cost
+from detkit.losses.box_costs import BoxCoder, smooth_l1_cost
 from detkit.losses.classification import label_smoothed_cross_entropy
 from detkit.losses.dense import (
     BoxCost,
@@ -60,7 +58,7 @@ class MultiBoxLoss(DenseCriterion):
         self.box_cost, self.box_weight, self.label_smoothing = box_cost, box_weight, label_smoothing
 
     def forward(
-        self, predictions: DensePredictions, assigned: Assigned, anchors: Anchors | Tensor, coder: Any
+        self, predictions: DensePredictions, assigned: Assigned, anchors: Anchors | Tensor, coder: BoxCoder
     ) -> dict[str, Float[Tensor, ""]]:
         """Losses "classification" and "box", weighted.
 

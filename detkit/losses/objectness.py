@@ -1,7 +1,5 @@
 """The loss of detectors that ask first whether there is an object, and then which: YOLOX and its kin."""
 
-from typing import Any
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -9,7 +7,7 @@ from torch.nn import functional as F
 
 from detkit._inputs import check_not_negative, promote
 from detkit.anchors import Assigned
-from detkit.losses.box_costs import iou_cost
+from detkit.losses.box_costs import BoxCoder, iou_cost
 from detkit.losses.dense import BoxCost, DenseCriterion, box_costs, check_predictions, described, mean_count
 from detkit.losses.labels import check_labels
 from detkit.structures import IGNORED, NEGATIVE, Anchors, DensePredictions
@@ -51,7 +49,7 @@ class ObjectnessLoss(DenseCriterion):
         self.box_weight, self.objectness_weight, self.class_weight = box_weight, objectness_weight, class_weight
 
     def forward(
-        self, predictions: DensePredictions, assigned: Assigned, anchors: Anchors | Tensor, coder: Any
+        self, predictions: DensePredictions, assigned: Assigned, anchors: Anchors | Tensor, coder: BoxCoder
     ) -> dict[str, Float[Tensor, ""]]:
         """Losses "objectness", "classification" and "box", weighted.
 

@@ -1,7 +1,7 @@
 """Losses in which a class score learns how good its box is: generalized focal loss, VarifocalNet, TOOD."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -11,7 +11,7 @@ from detkit._inputs import check_not_negative, promote
 from detkit.anchors import Assigned
 from detkit.boxes import paired_box_iou
 from detkit.dist import all_reduce_mean
-from detkit.losses.box_costs import giou_cost
+from detkit.losses.box_costs import BoxCoder, giou_cost
 from detkit.losses.classification import distribution_focal_loss, quality_focal_loss
 from detkit.losses.dense import (
     BoxCost,
@@ -70,7 +70,7 @@ class QualityLoss(DenseCriterion):
         self.reads_distributions = distribution_weight > 0
 
     def forward(
-        self, predictions: DensePredictions, assigned: Assigned, anchors: Anchors | Tensor, coder: Any
+        self, predictions: DensePredictions, assigned: Assigned, anchors: Anchors | Tensor, coder: BoxCoder
     ) -> dict[str, Float[Tensor, ""]]:
         """Losses "classification", "box" and, where boxes are distributions, "distribution", weighted.
 
@@ -109,7 +109,7 @@ class QualityLoss(DenseCriterion):
 
     @torch.no_grad()
     def _qualities(
-        self, deltas: Tensor, assigned: Assigned, anchors: Anchors | Tensor, coder: Any
+        self, deltas: Tensor, assigned: Assigned, anchors: Anchors | Tensor, coder: BoxCoder
     ) -> Float[Tensor, "B N"]:
         """What the score of each positive shall learn, in [0, 1]; 0 for the others."""
         positive = assigned.labels >= 0
@@ -126,6 +126,8 @@ class QualityLoss(DenseCriterion):
         return torch.where(judged, costs.sum(-1), 0)
 
 
-def _distribution_cost(deltas: Tensor, boxes: Tensor, anchors: Any, coder: Any) -> Float[Tensor, "B N"]:
+def _distribution_cost(
+    deltas: Tensor, boxes: Tensor, anchors: Anchors | Tensor, coder: BoxCoder
+) -> Float[Tensor, "B N"]:
     """Distribution focal loss of the four numbers of each box, their mean."""
     return distribution_focal_loss(deltas.unflatten(-1, (4, -1)), coder.encode(boxes, anchors)).mean(-1)

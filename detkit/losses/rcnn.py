@@ -4,7 +4,6 @@ Both judge the rows that a sampler chose: whatever it left out comes as IGNORED 
 """
 
 from functools import partial
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -13,7 +12,7 @@ from torch.nn import functional as F
 
 from detkit._inputs import check_not_negative, promote
 from detkit.anchors import Assigned
-from detkit.losses.box_costs import smooth_l1_cost
+from detkit.losses.box_costs import BoxCoder, smooth_l1_cost
 from detkit.losses.dense import (
     BoxCost,
     DenseCriterion,
@@ -53,7 +52,7 @@ class RPNLoss(DenseCriterion):
         self.box_cost, self.box_weight = box_cost, box_weight
 
     def forward(
-        self, predictions: DensePredictions, assigned: Assigned, anchors: Anchors | Tensor, coder: Any
+        self, predictions: DensePredictions, assigned: Assigned, anchors: Anchors | Tensor, coder: BoxCoder
     ) -> dict[str, Float[Tensor, ""]]:
         """Losses "objectness" and "box", weighted. Half precision is promoted.
 
@@ -103,7 +102,7 @@ class RCNNLoss(DenseCriterion):
         self.box_cost, self.box_weight = box_cost, box_weight
 
     def forward(
-        self, predictions: DensePredictions, assigned: Assigned, anchors: Anchors | Tensor, coder: Any
+        self, predictions: DensePredictions, assigned: Assigned, anchors: Anchors | Tensor, coder: BoxCoder
     ) -> dict[str, Float[Tensor, ""]]:
         """Losses "classification" and "box", weighted.
 
@@ -137,7 +136,7 @@ def _per_sampled(
     predictions: DensePredictions,
     assigned: Assigned,
     anchors: Anchors | Tensor,
-    coder: Any,
+    coder: BoxCoder,
 ) -> dict[str, Float[Tensor, ""]]:
     """These costs, and those of boxes, summed over the sampled rows and divided by their number."""
     sampled = assigned.labels != IGNORED

@@ -1,6 +1,6 @@
 """The loss of RetinaNet: focal over all anchors and classes, a box cost over the positives."""
 
-from typing import Any, Literal
+from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor
@@ -8,7 +8,7 @@ from torch import Tensor
 from detkit._inputs import check_not_negative
 from detkit.anchors import Assigned
 from detkit.dist import all_reduce_mean
-from detkit.losses.box_costs import l1_cost
+from detkit.losses.box_costs import BoxCoder, l1_cost
 from detkit.losses.classification import sigmoid_focal_loss
 from detkit.losses.dense import BoxCost, DenseCriterion, box_costs, check_predictions, described, sigmoid_scores
 from detkit.structures import Anchors, DensePredictions
@@ -52,7 +52,7 @@ class RetinaNetLoss(DenseCriterion):
         self.box_weight, self.scope = box_weight, scope
 
     def forward(
-        self, predictions: DensePredictions, assigned: Assigned, anchors: Anchors | Tensor, coder: Any
+        self, predictions: DensePredictions, assigned: Assigned, anchors: Anchors | Tensor, coder: BoxCoder
     ) -> dict[str, Float[Tensor, ""]]:
         """Losses "classification" and "box", weighted.
 

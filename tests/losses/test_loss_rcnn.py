@@ -212,8 +212,9 @@ def test_scores_are_probabilities_of_the_classes_without_background():
     torch.testing.assert_close(RCNNLoss().scores(predictions), torch.tensor([[[1 / 8, 2 / 8], [1.0, 0]]]))
     assert RCNNLoss().scores(predictions._replace(logits=predictions.logits.half())).dtype == torch.float32
     assert RCNNLoss().num_classes(predictions) == 2
-    assert RPNLoss().num_classes(predictions) == 1
-    assert RPNLoss().scores(predictions)[0, 0].tolist() == [0.5, pytest.approx(2 / 3), pytest.approx(5 / 6)]
+    objectness = predictions._replace(logits=predictions.logits[..., 1:2])
+    assert RPNLoss().num_classes(objectness) == 1
+    assert RPNLoss().scores(objectness)[0, :, 0].tolist() == [pytest.approx(2 / 3), 0]
 
 
 def test_more_than_one_objectness_and_labels_outside_are_refused():

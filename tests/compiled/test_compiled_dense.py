@@ -1,0 +1,41 @@
+"""A dense stage compiles without a graph break, training and inference, and exports: in every combination of parts."""
+
+import pytest
+import torch
+from dense_parts import COMBINATIONS, STRIDES, Find, Step, dense_stage, seen, truth
+from torch.export import Dim
+
+every_combination = pytest.mark.parametrize("names", COMBINATIONS, ids=", ".join)
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    torch._dynamo.reset()
+
+
+@every_combination
+def test_training_is_one_graph_and_costs_and_teaches_the_same(names):
+    plain, traced = (Step(dense_stage(*names)) for _ in range(2))
+    (features, images), targets = seen(), truth()
+    expected = plain(features, images, targets)
+    found = torch.compile(traced, backend="aot_eager", fullgraph=True)(features, images, targets)
+    for name, loss in expected.items():
+        torch.testing.assert_close(found[name], loss)
+    for losses in (expected, found):
+        sum(losses.values()).backward()
+    for one, other in zip(traced.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad)
+
+
+@every_combination
+def test_inference_exports_with_any_number_and_size_of_images(names):
+    find = Find(dense_stage(*names)).eval()
+    features, images = seen()
+    batch, cells = Dim("batch", min=1, max=16), Dim("cells", min=1, max=32)
+    levels = [{0: batch, 2: STRIDES[-1] // stride * cells, 3: STRIDES[-1] // stride * cells} for stride in STRIDES]
+    shapes = (levels, {0: batch, 2: STRIDES[-1] * cells, 3: STRIDES[-1] * cells}, {0: batch})
+    exported = torch.export.export(find, (features, *images[:2]), dynamic_shapes=shapes).module()
+    for count, side in ((2, 64), (1, 96), (3, 32)):
+        features, images = seen(count, side)
+        for one, other in zip(exported(features, *images[:2]), find(features, *images[:2]), strict=True):
+            torch.testing.assert_close(one, other)

@@ -1,0 +1,192 @@
+"""What all criteria of anchors share: their settings, shapes and labels, and anchors that teach nothing."""
+
+import inspect
+import math
+from functools import partial
+
+import pytest
+import torch
+from dense_rows import judge
+from strategies import refusal
+
+from detkit.losses import (
+    DenseCriterion,
+    FCOSLoss,
+    MultiBoxLoss,
+    ObjectnessLoss,
+    QualityLoss,
+    RCNNLoss,
+    RetinaNetLoss,
+    RPNLoss,
+    ciou_cost,
+    diou_cost,
+    giou_cost,
+    iou_cost,
+    l1_cost,
+    quality_focal_loss,
+    smooth_l1_cost,
+    varifocal_loss,
+)
+from detkit.losses.dense import described, mean_count
+from detkit.structures import DensePredictions
+
+PRINTED = {  # how each prints itself with nothing set
+    FCOSLoss: "FCOSLoss(giou_cost, alpha=0.25, gamma=2.0, box_weight=1.0, centerness_weight=1.0)",
+    ObjectnessLoss: (
+        "ObjectnessLoss(iou_cost, box_weight=5.0, objectness_weight=1.0, class_weight=1.0, soft_classes=True)"
+    ),
+    QualityLoss: ("QualityLoss(quality_focal_loss, giou_cost, quality='iou', box_weight=2.0, distribution_weight=0.0)"),
+    RPNLoss: "RPNLoss(smooth_l1_cost(beta=0.1111111111111111), box_weight=1.0)",
+    RCNNLoss: "RCNNLoss(smooth_l1_cost(beta=0.1111111111111111), box_weight=1.0)",
+    RetinaNetLoss: "RetinaNetLoss(l1_cost, alpha=0.25, gamma=2.0, box_weight=1.0, scope='image')",
+    MultiBoxLoss: (
+        "MultiBoxLoss(\n  smooth_l1_cost, box_weight=1.0, label_smoothing=0.0\n"
+        "  (sampler): HardNegativeSampler(3.0, scope='image', minimum=0)\n)"
+    ),
+}
+COSTS = (l1_cost, smooth_l1_cost, iou_cost, giou_cost, diou_cost, ciou_cost)
+every_loss = pytest.mark.parametrize("kind", PRINTED)
+softmax = {MultiBoxLoss, RCNNLoss}
+
+
+def rows(kind: type[DenseCriterion], *, count: int = 6, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Predictions of two images with 2 classes, boxes to learn among positives, negatives and ignored anchors."""
+    generator = torch.Generator().manual_seed(seed)
+    outputs = 1 if kind is RPNLoss else 2 + (kind in softmax)
+    corners = torch.rand(2, count, 2, 2, generator=generator, dtype=torch.float64).sort(-2).values.flatten(2) * 9
+    labels = torch.tensor([[0, 1, -1, -2, -1, -1], [-1, -1, -1, -1, 0, -2]])[:, :count]
+    return {
+        "logits": torch.randn(2, count, outputs, generator=generator, dtype=torch.float64),
+        "deltas": corners + torch.tensor([0.0, 0, 1, 1]),
+        "labels": labels,
+        "wanted": corners + torch.rand(2, count, 4, generator=generator, dtype=torch.float64),
+        "quality": torch.randn(2, count, generator=generator, dtype=torch.float64),
+    }
+
+
+@every_loss
+def test_it_prints_its_settings(kind):
+    assert repr(kind()) == PRINTED[kind]
+
+
+def test_a_cost_is_described_by_name_and_settings():
+    assert described(partial(varifocal_loss, alpha=0.5)) == "varifocal_loss(alpha=0.5)"
+    assert described(lambda *rows: rows).endswith("<lambda>")
+
+
+@every_loss
+@pytest.mark.parametrize("cost", COSTS)
+def test_every_box_cost_fits_every_loss(kind, cost):
+    given = rows(kind)
+    learned = given["logits"].requires_grad_(), given["deltas"].requires_grad_()
+    losses = judge(kind(box_cost=cost), **given)
+    sum(losses.values()).backward()
+    assert all(torch.isfinite(loss) for loss in losses.values())
+    assert losses["box"] > 0
+    assert all(torch.isfinite(part.grad).all() and part.grad.any() for part in learned)
+    assert not learned[1].grad[given["labels"] < 0].any()
+
+
+@every_loss
+@pytest.mark.parametrize("part", ["logits", "deltas", "quality"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_an_ignored_anchor_that_is_not_finite_changes_no_loss_and_no_gradient(kind, part, bad):
+    def learned(given):
+        parts = [given[name].requires_grad_() for name in ("logits", "deltas", "quality")]
+        losses = judge(kind(), **given)
+        sum(losses.values()).backward()
+        return [*losses.values(), *(rows.grad for rows in parts if rows.grad is not None)]
+
+    expected, spoilt = learned(rows(kind)), rows(kind)
+    spoilt[part][spoilt["labels"] == -2] = bad
+    for one, other in zip(learned(spoilt), expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=0)
+
+
+@every_loss
+@pytest.mark.parametrize("label", [-1, -2])
+@pytest.mark.parametrize("count", [0, 6])
+def test_without_positives_boxes_cost_nothing_and_gradients_stay(kind, label, count):
+    given = rows(kind, count=count)
+    parts = [given[name].requires_grad_() for name in ("logits", "deltas", "quality")]
+    losses = judge(kind(), **{**given, "labels": torch.full_like(given["labels"], label)})
+    assert losses["box"] == 0
+    sum(losses.values()).backward()
+    assert all(torch.isfinite(part.grad).all() for part in parts[: 2 + kind.reads_quality])
+    if label == -2:
+        assert sum(losses.values()) == 0
+
+
+@every_loss
+def test_weights_scale_each_anchor_but_not_the_count(kind):
+    given, weights = rows(kind), torch.rand(2, 6, dtype=torch.float64)
+    losses = judge(kind(), **given, weights=weights)
+    parts = torch.eye(12, dtype=torch.float64).reshape(12, 2, 6) * weights
+    apart = [judge(kind(), **given, weights=part) for part in parts]
+    for name, loss in losses.items():
+        assert loss.item() == pytest.approx(sum(one[name].item() for one in apart))
+
+
+@every_loss
+def test_predictions_and_labels_that_are_not_equally_many_are_refused(kind):
+    given = rows(kind)
+    for name in ("logits", "deltas", "labels"):
+        short = {**given, name: given[name][:, 1:]}
+        if name == "labels":
+            short["wanted"] = given["wanted"][:, 1:]
+        with pytest.raises(ValueError, match=rf"^{kind.__name__}: .*{name} \(2, 5"):
+            judge(kind(), **short)
+
+
+@pytest.mark.parametrize("kind", [FCOSLoss, ObjectnessLoss])
+@pytest.mark.parametrize("columns", [None, 5])
+def test_a_loss_that_reads_a_quality_asks_for_one_of_each_anchor(kind, columns):
+    given = rows(kind)
+    given["quality"] = None if columns is None else given["quality"][:, :columns]
+    with pytest.raises(ValueError, match=rf"^{kind.__name__}: quality has shape"):
+        judge(kind(), **given)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in PRINTED if kind is not RPNLoss])
+@pytest.mark.parametrize("label", [2, 3, 7, -3])
+def test_a_label_that_is_no_class_is_refused_also_that_of_background(kind, label):
+    given = rows(kind)
+    given["labels"] = given["labels"].masked_fill(given["labels"] == 1, label)
+    with pytest.raises(ValueError, match=rf"(labels|targets)\[0, 1\]={label} must lie in 0..1"):
+        judge(kind(), **given)
+
+
+@every_loss
+def test_no_weight_may_be_negative_or_endless(kind):
+    names = [name for name in inspect.signature(kind).parameters if name.endswith("_weight")]
+    assert "box_weight" in names
+    for name in names:
+        assert getattr(kind(**{name: 0}), name) == 0
+        for bad in (-0.1, math.inf, math.nan):
+            assert refusal(kind, **{name: bad}).startswith(f"{kind.__name__}: {name}={bad}")
+
+
+@every_loss
+def test_scores_are_fractions_of_as_many_classes_as_it_says(kind):
+    given = rows(kind)
+    predictions = DensePredictions(given["logits"] * 40, given["deltas"], given["quality"])
+    scores = kind().scores(predictions)
+    assert scores.shape == (2, 6, kind().num_classes(predictions))
+    assert ((scores >= 0) & (scores <= 1)).all()
+
+
+def test_counts_are_at_least_one():
+    assert mean_count(torch.zeros(2, 3).bool(), torch.zeros(1)) == 1
+    assert mean_count(torch.ones(2, 3).bool(), torch.zeros(1).double()).dtype == torch.float64
+
+
+def test_an_abstract_criterion_names_what_is_missing():
+    predictions = DensePredictions(torch.zeros(1, 1, 1), torch.zeros(1, 1, 4))
+    for method in ("scores", "num_classes"):
+        with pytest.raises(NotImplementedError, match=rf"DenseCriterion must define {method}\(\)"):
+            getattr(DenseCriterion(), method)(predictions)
+
+
+def test_two_class_costs_learn_the_quality_of_boxes():
+    for cost in (quality_focal_loss, varifocal_loss):
+        assert judge(QualityLoss(cost), **rows(QualityLoss))["classification"] > 0
