@@ -7,21 +7,22 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from detkit.anchors.overlap import Sides, intersection_of, sides_of
-from detkit.structures import Assignment, Targets
+from detkit.structures import Assignment, Targets, take_rows
 
 _CROWD_SHARE = 0.5
 
 
 class Assigned(NamedTuple):
-    """What every anchor learns: class, NEGATIVE or IGNORED; the box of its object; the weight of its object."""
+    """What every anchor learns: class, NEGATIVE or IGNORED; box and weight of its object; how good the match is."""
 
     labels: Int[Tensor, "B N"]
     boxes: Float[Tensor, "B N 4"]
     weights: Float[Tensor, "B N"]
+    quality: Float[Tensor, "B N"]
 
 
 def gather_assigned(assignment: Assignment, targets: Targets) -> Assigned:
-    """Look up the label, box and weight that ``assignment`` gives every anchor.
+    """Look up the label, box and weight that ``assignment`` gives every anchor; its quality comes along.
 
     Where an anchor is NEGATIVE or IGNORED, so is its label; its box is some box of the image and its weight 1: losses
     mask them out.
@@ -34,11 +35,11 @@ def gather_assigned(assignment: Assignment, targets: Targets) -> Assigned:
     matched = assignment.matched
     index = matched.clamp(min=0)
     labels = torch.where(matched >= 0, targets.labels.gather(1, index), matched)
-    boxes = targets.boxes.gather(1, index[..., None].expand(-1, -1, 4))
+    boxes = take_rows(targets.boxes, index)
     weights = torch.ones_like(assignment.quality)
     if targets.weights is not None:
         weights = torch.where(matched >= 0, targets.weights.gather(1, index).to(weights), weights)
-    return Assigned(labels, boxes, weights)
+    return Assigned(labels, boxes, weights, assignment.quality)
 
 
 def in_crowd(
