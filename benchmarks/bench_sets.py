@@ -19,7 +19,7 @@ from detkit.anchors import HungarianMatcher
 from detkit.boxes import cxcywh_to_xyxy
 from detkit.layers.deformable import deformable_attention
 from detkit.losses.set_prediction import SetPredictionLoss
-from detkit.structures import Assignment, Targets, pad_targets
+from detkit.structures import Assignment, Predictions, Targets, pad_targets
 
 _IMAGES, _CLASSES, _LAYERS = 16, 91, 6
 _WEIGHTS = {"classification": 1.0, "l1": 5.0, "giou": 2.0}
@@ -125,7 +125,11 @@ def _matchers(batch: Batch) -> tuple[Callable[[], Assignment], Callable[[], list
     logits, boxes = batch.logits[-1].detach(), batch.boxes[-1].detach()
     wanted = [{"class_labels": row["labels"], "boxes": row["boxes"]} for row in batch.rows]
     own, other = HungarianMatcher(), _peer().HungarianMatcher(class_cost=1, bbox_cost=5, giou_cost=2)
-    return lambda: own(logits, boxes, batch.targets), lambda: other({"logits": logits, "pred_boxes": boxes}, wanted)
+
+    def ours() -> Assignment:
+        return own(None, batch.targets, Predictions(cxcywh_to_xyxy(boxes), logits=logits))
+
+    return ours, lambda: other({"logits": logits, "pred_boxes": boxes}, wanted)
 
 
 def _peer() -> Any:

@@ -1,16 +1,14 @@
 """ATSS: an object takes the anchors near it that overlap it unusually well; and how rival claims are settled."""
 
-from collections.abc import Sequence
-
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
-from detkit._inputs import as_boxes
 from detkit._ranking import from_rising_bits, rising_bits, stable_topk
 from detkit.anchors.assigned import in_crowd
+from detkit.anchors.matcher import read_boxes
 from detkit.boxes import paired_box_iou
-from detkit.structures import IGNORED, NEGATIVE, Assignment, Targets
+from detkit.structures import IGNORED, NEGATIVE, Anchors, Assignment, Predictions, Targets, take_rows
 
 _FARTHEST = 1e18  # coordinates count as at most this: squared distances stay finite
 _PAIRS_AT_ONCE = 2**24
@@ -34,10 +32,12 @@ class ATSSMatcher(nn.Module):
 
     >>> from detkit.structures import pad_targets
     >>> targets = pad_targets([{"boxes": torch.tensor([[0.0, 0, 10, 9]]), "labels": torch.tensor([7])}])
-    >>> anchors = torch.tensor([[0.0, 0, 10, 10], [4, 4, 14, 14], [8, 8, 18, 18], [20, 0, 40, 20]])
-    >>> ATSSMatcher(candidates=3)(anchors, targets, level_counts=[3, 1]).matched
+    >>> boxes = torch.tensor([[0.0, 0, 10, 10], [4, 4, 14, 14], [8, 8, 18, 18], [20, 0, 40, 20]])
+    >>> ATSSMatcher(candidates=3)(Anchors.of(boxes)._replace(counts=(3, 1)), targets).matched
     tensor([[ 0, -1, -1, -1]])
     """
+
+    reads_predictions = False
 
     def __init__(self, *, candidates: int = 9) -> None:
         super().__init__()
@@ -47,40 +47,40 @@ class ATSSMatcher(nn.Module):
 
     @torch.no_grad()
     def forward(
-        self, anchors: Shaped[Tensor, "*B N 4"], targets: Targets, *, level_counts: Sequence[int]
+        self,
+        anchors: Anchors | Shaped[Tensor, "*B N 4"],
+        targets: Targets,
+        predictions: Predictions | None = None,
     ) -> Assignment:
-        """Match ``anchors`` (N, 4) or (B, N, 4) xyxy, level after level, with the objects of B images.
+        """Match ``anchors``, (N, 4) or (B, N, 4) xyxy, with the objects of B images; predictions are not looked at.
 
-        level_counts: how many of the N anchors each level has, in their order.
+        Levels are those of ``anchors.counts``; plain boxes are one level.
         """
-        anchors = as_boxes(anchors, function="ATSSMatcher", name="anchors")
-        truth = as_boxes(targets.boxes, function="ATSSMatcher", name="targets.boxes")
-        check_rows("ATSSMatcher", targets, anchors, name="anchors")
-        if sum(level_counts) != anchors.shape[-2] or any(count < 0 for count in level_counts):
+        anchors, targets = read_boxes("ATSSMatcher", anchors, targets)
+        count, truth = anchors.boxes.shape[-2], targets.boxes
+        if sum(anchors.counts) != count or any(level < 0 for level in anchors.counts):
             raise ValueError(
-                f"ATSSMatcher: level_counts={list(level_counts)} add up to {sum(level_counts)}; "
-                f"allowed is one count for each level, together the {anchors.shape[-2]} anchors"
+                f"ATSSMatcher: anchors.counts={list(anchors.counts)} add up to {sum(anchors.counts)}; "
+                f"allowed is one count for each level, together the {count} anchors"
             )
-        anchors = torch.where(torch.isfinite(anchors), anchors, torch.nan)
-        places = self._candidates(anchors, truth, level_counts)
-        near = anchors.expand(truth.shape[0], -1, 4).gather(1, places.flatten(1)[..., None].expand(-1, -1, 4))
-        near = near.unflatten(1, places.shape[1:])
+        places = self._candidates(anchors, truth)
+        near = take_rows(anchors.boxes.expand(truth.shape[0], -1, 4), places.flatten(1)).unflatten(1, places.shape[1:])
         overlaps = paired_box_iou(near, truth[:, :, None]).float()
         fits = overlaps >= _threshold(overlaps, torch.isfinite(near).all(-1))[..., None]
         chosen = fits & (overlaps > 0) & contains(truth[:, :, None], centers(near))
-        matched, quality = highest_claim(places, overlaps, chosen & objects(targets)[..., None], anchors.shape[-2])
-        crowded = in_crowd(anchors, truth, targets.valid & targets.ignore) & (matched == NEGATIVE)
+        matched, quality = highest_claim(places, overlaps, chosen & objects(targets)[..., None], count)
+        crowded = in_crowd(anchors.boxes, truth, targets.valid & targets.ignore) & (matched == NEGATIVE)
         return Assignment(torch.where(crowded, IGNORED, matched), quality)
 
     def extra_repr(self) -> str:
         """The settings that ``print`` shows."""
         return f"candidates={self.candidates}"
 
-    def _candidates(self, anchors: Tensor, truth: Tensor, level_counts: Sequence[int]) -> Int[Tensor, "B T K"]:
+    def _candidates(self, anchors: Anchors, truth: Float[Tensor, "B T 4"]) -> Int[Tensor, "B T K"]:
         """Places of the nearest anchors of every level, for every object."""
-        points, goals = centers(anchors), centers(truth)
+        points, goals = centers(anchors.boxes), centers(truth)
         places, start = [], 0
-        for level in points.split(list(level_counts), dim=-2):
+        for level in points.split(list(anchors.counts), dim=-2):
             places.append(_nearest(level.expand(truth.shape[0], -1, 2), goals, self.candidates) + start)
             start = start + level.shape[-2]
         return torch.cat(places, dim=2) if places else goals.new_zeros((*goals.shape[:2], 0), dtype=torch.int64)
@@ -114,24 +114,6 @@ def objects(targets: Targets) -> Bool[Tensor, "B T"]:
     tensor([[ True, False]])
     """
     return targets.valid & ~targets.ignore
-
-
-def check_rows(function: str, targets: Targets, rows: Tensor, *, name: str) -> None:
-    """Raise ValueError unless ``rows`` are (N, ...) or (B, N, ...) for targets of B images with at least one row each.
-
-    >>> no = torch.zeros(1, 0).bool()
-    >>> check_rows("f", Targets(torch.zeros(1, 0, 4), torch.zeros(1, 0).long(), no, no), torch.ones(3, 4), name="boxes")
-    Traceback (most recent call last):
-    ValueError: f: targets have 0 rows; allowed is at least 1, as pad_targets makes
-    """
-    images, length = targets.valid.shape
-    if length == 0:
-        raise ValueError(f"{function}: targets have 0 rows; allowed is at least 1, as pad_targets makes")
-    width = rows.shape[-1]
-    if rows.ndim != 2 and (rows.ndim != 3 or rows.shape[0] != images):
-        raise ValueError(
-            f"{function}: {name} has shape {tuple(rows.shape)}; allowed is (N, {width}) or ({images}, N, {width})"
-        )
 
 
 def highest_claim(

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from detkit._inputs import check_fraction
 from detkit._ranking import stable_topk
 from detkit.anchors.assigned import in_crowd
+from detkit.anchors.matcher import read_boxes
 from detkit.anchors.overlap import OverlapIndex, Pairs, overlap_index
 from detkit.anchors.search import (
     ImageGroup,
     best_fit,
-    checked,
     image_groups,
     masked_overlaps,
     no_matches,
@@ -22,7 +22,7 @@ from detkit.anchors.search import (
     worth_searching,
     write_labels,
 )
-from detkit.structures import IGNORED, NEGATIVE, Assignment, Targets
+from detkit.structures import IGNORED, NEGATIVE, Anchors, Assignment, Predictions, Targets
 
 _SMALLEST_OVERLAP = 1e-6
 
@@ -49,6 +49,8 @@ class BipartiteMatcher(nn.Module):
     tensor([[ 0, -1, -1]])
     """
 
+    reads_predictions = False
+
     def __init__(
         self,
         *,
@@ -68,14 +70,20 @@ class BipartiteMatcher(nn.Module):
         self.greedy, self.force_match_zero = greedy, force_match_zero
 
     @torch.no_grad()
-    def forward(self, anchors: Shaped[Tensor, "*B N 4"], targets: Targets) -> Assignment:
-        """Match ``anchors`` (N, 4) or (B, N, 4) xyxy with the objects of B images.
+    def forward(
+        self,
+        anchors: Anchors | Shaped[Tensor, "*B N 4"],
+        targets: Targets,
+        predictions: Predictions | None = None,
+    ) -> Assignment:
+        """Match ``anchors``, (N, 4) or (B, N, 4) xyxy, with the objects of B images; predictions are not looked at.
 
         ``quality`` is the IoU of the match, 0 where an anchor has none.
         """
-        boxes, anchors = checked("BipartiteMatcher", targets, anchors)
+        anchors, targets = read_boxes("BipartiteMatcher", anchors, targets)
+        rows = targets.boxes, targets.valid, targets.ignore, anchors.boxes
         rule = (self.positive_iou, self.negative_iou, self.greedy, self.force_match_zero)
-        return Assignment(*torch.ops.detkit.match_bipartite(boxes, targets.valid, targets.ignore, anchors, *rule))
+        return Assignment(*torch.ops.detkit.match_bipartite(*rows, *rule))
 
     def extra_repr(self) -> str:
         """The settings that ``print`` shows."""

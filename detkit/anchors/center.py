@@ -7,8 +7,9 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from detkit.anchors.assigned import in_crowd
-from detkit.anchors.search import checked, matrix_pieces, no_matches
-from detkit.structures import IGNORED, NEGATIVE, Assignment, Targets
+from detkit.anchors.matcher import read_boxes
+from detkit.anchors.search import matrix_pieces, no_matches
+from detkit.structures import IGNORED, NEGATIVE, Anchors, Assignment, Predictions, Targets
 
 
 class CenterMatcher(nn.Module):
@@ -32,6 +33,8 @@ class CenterMatcher(nn.Module):
     tensor([[-1,  0, -1]])
     """
 
+    reads_predictions = False
+
     def __init__(self, *, radius: float = 1.5, reach: tuple[float, float] = (4.0, 8.0)) -> None:
         super().__init__()
         if not 0 < radius < math.inf:
@@ -41,13 +44,16 @@ class CenterMatcher(nn.Module):
         self.radius, self.reach = radius, reach
 
     @torch.no_grad()
-    def forward(self, anchors: Shaped[Tensor, "N 4"], targets: Targets) -> Assignment:
+    def forward(
+        self, anchors: Anchors | Shaped[Tensor, "N 4"], targets: Targets, predictions: Predictions | None = None
+    ) -> Assignment:
         """Match ``anchors`` (N, 4) xyxy, shared by all images, with the objects of B images."""
-        boxes, anchors = checked("CenterMatcher", targets, anchors)
-        if anchors.ndim != 2:
-            raise ValueError(f"CenterMatcher: anchors have shape {tuple(anchors.shape)}; allowed is (N, 4)")
+        anchors, targets = read_boxes("CenterMatcher", anchors, targets)
+        if anchors.boxes.ndim != 2:
+            raise ValueError(f"CenterMatcher: anchors have shape {tuple(anchors.boxes.shape)}; allowed is (N, 4)")
+        rows = targets.boxes, targets.valid, targets.ignore, anchors.boxes
         rule = (self.radius, *self.reach)
-        return Assignment(*torch.ops.detkit.match_center(boxes, targets.valid, targets.ignore, anchors, *rule))
+        return Assignment(*torch.ops.detkit.match_center(*rows, *rule))
 
     def extra_repr(self) -> str:
         """The settings that ``print`` shows."""

@@ -13,10 +13,10 @@ from torch.nn import functional as F
 
 from detkit._inputs import as_boxes, check_finite, first_bad, full_checks, promote
 from detkit.anchors.assigned import in_crowd
-from detkit.anchors.atss import centers, check_rows
-from detkit.boxes import cxcywh_to_xyxy
+from detkit.anchors.matcher import check_rows, read_predictions
+from detkit.boxes import xyxy_to_cxcywh
 from detkit.boxes.overlap import smallest_union
-from detkit.structures import IGNORED, NEGATIVE, Assignment, Targets
+from detkit.structures import IGNORED, NEGATIVE, Anchors, Assignment, Predictions, Targets
 
 ClassCost = Literal["softmax", "focal"]
 
@@ -30,8 +30,8 @@ _HAS_SOLVER = find_spec("torch_linear_assignment") is not None
 class HungarianMatcher(nn.Module):
     """Every object gets one query of its own, so that the sum of all costs of the image is the lowest possible.
 
-    The cost of a pair is ``class_weight`` * class cost + ``l1_weight`` * L1 distance of the boxes (cx, cy, w, h as
-    fractions of the image) - ``giou_weight`` * GIoU. The class cost is minus the probability of the object's class, by
+    The cost of a pair is ``class_weight`` * class cost + ``l1_weight`` * L1 distance of the boxes (as cx, cy, w,
+    h) - ``giou_weight`` * GIoU. The class cost is minus the probability of the object's class, by
     softmax with no-object last (``class_cost="softmax"``), or the focal loss of saying yes minus that of saying no with
     ``alpha`` and ``gamma`` (``"focal"``: sigmoid, no logit for no-object). Of more objects than queries the cheapest
     are matched. A query with a NaN, +inf or no finite logit, or with a box that is not finite, is IGNORED: it takes no
@@ -48,11 +48,13 @@ class HungarianMatcher(nn.Module):
     1e-8 inside the logarithms; here they are exact.
 
     >>> from detkit.structures import pad_targets
-    >>> targets = pad_targets([{"boxes": torch.tensor([[0.0, 0, 50, 100]]), "labels": torch.tensor([1])}])
-    >>> boxes = torch.tensor([[[0.8, 0.5, 0.4, 1.0], [0.3, 0.5, 0.5, 1.0]]])
-    >>> HungarianMatcher()(torch.zeros(1, 2, 3), boxes, targets, torch.tensor([[100, 100]])).matched
+    >>> targets = pad_targets([{"boxes": torch.tensor([[0.0, 0, 0.5, 1]]), "labels": torch.tensor([1])}])
+    >>> boxes = torch.tensor([[[0.6, 0, 1, 1], [0.05, 0, 0.55, 1]]])
+    >>> HungarianMatcher()(None, targets, Predictions(boxes, logits=torch.zeros(1, 2, 3))).matched
     tensor([[-1,  0]])
     """
+
+    reads_predictions = True
 
     def __init__(
         self,
@@ -77,30 +79,26 @@ class HungarianMatcher(nn.Module):
     @torch.no_grad()
     def forward(
         self,
-        logits: Float[Tensor, "B Q classes"],
-        boxes: Shaped[Tensor, "B Q 4"],
+        anchors: Anchors | Shaped[Tensor, "*B N 4"] | None,
         targets: Targets,
-        sizes: Shaped[Tensor, "B 2"] | None = None,
+        predictions: Predictions | None = None,
     ) -> Assignment:
         """Match the queries of B images with their objects; ``matched`` and ``quality`` are (B, Q).
 
-        logits (B, Q, C + 1) with no-object last, or (B, Q, C) for the focal cost; boxes (B, Q, 4) as DETR predicts
-        them: cx, cy, w, h as fractions of the image. Target boxes are xyxy pixels of images of ``sizes`` (height,
-        width); without ``sizes`` they are xyxy fractions, as a loss that matches several layers makes them once.
+        Of ``predictions``, boxes (B, Q, 4) are xyxy as fractions of the image, like those of the targets; logits are
+        (B, Q, C + 1) with no-object last, or (B, Q, C) for the focal cost. Anchors are not looked at.
         """
-        _check_shapes(logits, boxes, targets, sizes, self._num_classes(logits))
-        boxes = as_boxes(boxes, function="HungarianMatcher", corners=False)
+        boxes, logits = read_predictions("HungarianMatcher", predictions, "logits")
+        _check_shapes(logits, boxes, targets, self._num_classes(logits))
+        boxes = as_boxes(boxes, function="HungarianMatcher")
         if full_checks():
             check_finite(logits, function="HungarianMatcher", name="logits")
-        limit, truth = _LARGEST_FRACTION, promote(targets.boxes)
-        if sizes is not None:
-            limit, truth = math.inf, truth / sizes.to(truth).flip(-1).repeat(1, 2)[:, None]
-        targets = targets._replace(boxes=truth)
+        targets = targets._replace(boxes=promote(targets.boxes))
         costs, overlaps, usable = self._costs(logits, boxes, targets)
         objects, num_classes = targets.valid & ~targets.ignore, self._num_classes(logits)
-        matched = torch.ops.detkit.assign(costs, objects, usable, targets.labels, truth, num_classes, limit)
+        matched = torch.ops.detkit.assign(costs, objects, usable, targets.labels, targets.boxes, num_classes)
         quality = overlaps.gather(1, matched.clamp(min=0)[:, None]).squeeze(1).float().clamp(max=1)
-        left_out = ~usable | in_crowd(cxcywh_to_xyxy(boxes), truth, targets.valid & targets.ignore)
+        left_out = ~usable | in_crowd(boxes, targets.boxes, targets.valid & targets.ignore)
         matched = torch.where(left_out & (matched == NEGATIVE), IGNORED, matched)
         return Assignment(matched, torch.where(matched >= 0, quality, 0))
 
@@ -122,8 +120,8 @@ class HungarianMatcher(nn.Module):
         usable = usable & torch.isfinite(boxes).all(-1)
         queries, truth = boxes.clamp(-_FARTHEST, _FARTHEST), targets.boxes.clamp(-_FARTHEST, _FARTHEST)
         overlaps, waste = _overlaps(queries, truth)
-        centered = torch.cat((centers(truth), truth[..., 2:] - truth[..., :2]), -1)
-        costs = _distances(queries, centered).mul_(self.l1_weight).sub_(gain, alpha=self.class_weight)
+        apart = _distances(xyxy_to_cxcywh(queries), xyxy_to_cxcywh(truth))
+        costs = apart.mul_(self.l1_weight).sub_(gain, alpha=self.class_weight)
         return costs.sub_(overlaps, alpha=self.giou_weight).add_(waste, alpha=self.giou_weight), overlaps, usable
 
     def _class_gains(
@@ -158,15 +156,14 @@ def _overlaps(
     The same as generalized_box_iou, in place and with fewer steps: along an axis, hull + shared part = sum of sides.
     """
     shared, hull = [], []
-    corners = cxcywh_to_xyxy(queries)
     for low, high in ((0, 2), (1, 3)):
-        near, far = corners[..., low].contiguous()[:, None], corners[..., high].contiguous()[:, None]
+        near, far = queries[..., low].contiguous()[:, None], queries[..., high].contiguous()[:, None]
         near_truth, far_truth = truth[..., low, None], truth[..., high, None]
         part = torch.minimum(far, far_truth).sub_(torch.maximum(near, near_truth))
         hull.append(((far - near) + (far_truth - near_truth)).sub_(part).clamp_(min=0))
         shared.append(part.clamp_(min=0))
     intersection, around = shared[0].mul_(shared[1]), hull[0].mul_(hull[1])
-    union = (_areas(corners)[:, None] + _areas(truth)[..., None]).sub_(intersection)
+    union = (_areas(queries)[:, None] + _areas(truth)[..., None]).sub_(intersection)
     tiny = smallest_union(union.dtype)
     waste = (around - union).clamp_(min=0).div_(around.clamp_(min=tiny))
     return intersection.div_(union.clamp_(min=tiny)), waste
@@ -185,14 +182,13 @@ def _assign(
     labels: Tensor,
     boxes: Tensor,
     num_classes: int,
-    limit: float,
 ) -> Tensor:
     """(B, Q): the object of each query, or NEGATIVE. The only place where a solver is called."""
     if costs.is_cuda and _HAS_SOLVER:
         if full_checks():
-            _check_objects(objects, labels, boxes, num_classes, limit)
-        return solve_on_device(costs, objects & ~_wrong(labels, boxes, num_classes, limit), usable)
-    _check_objects(objects, labels, boxes, num_classes, limit)
+            _check_objects(objects, labels, boxes, num_classes)
+        return solve_on_device(costs, objects & ~_wrong(labels, boxes, num_classes), usable)
+    _check_objects(objects, labels, boxes, num_classes)
     matched = np.full(usable.shape, NEGATIVE)
     host = (tensor.cpu().numpy() for tensor in (costs, objects, usable))
     for taken, table, rows, columns in zip(matched, *host, strict=True):
@@ -211,7 +207,6 @@ def _(
     labels: Tensor,
     boxes: Tensor,
     num_classes: int,
-    limit: float,
 ) -> Tensor:
     return torch.empty_like(usable, dtype=torch.int64)
 
@@ -240,16 +235,16 @@ def solve_on_device(
     return matched.scatter_(1, taken, numbers)[:, :queries]
 
 
-def _wrong(labels: Tensor, boxes: Tensor, num_classes: int, limit: float) -> Bool[Tensor, "B T"]:
+def _wrong(labels: Tensor, boxes: Tensor, num_classes: int) -> Bool[Tensor, "B T"]:
     """Objects from which nothing can be learned: a label out of range, or a box that is none."""
     strange = (labels < 0) | (labels >= num_classes)
     inverted = (boxes[..., 2:] < boxes[..., :2]).any(-1)
-    return strange | ~torch.isfinite(boxes).all(-1) | inverted | (boxes.abs().amax(-1) > limit)
+    return strange | ~torch.isfinite(boxes).all(-1) | inverted | (boxes.abs().amax(-1) > _LARGEST_FRACTION)
 
 
-def _check_objects(objects: Tensor, labels: Tensor, boxes: Tensor, num_classes: int, limit: float) -> None:
+def _check_objects(objects: Tensor, labels: Tensor, boxes: Tensor, num_classes: int) -> None:
     """Name the first object with a label out of range or a box that is none: nothing can be learned from it."""
-    wrong = objects & _wrong(labels, boxes, num_classes, limit)
+    wrong = objects & _wrong(labels, boxes, num_classes)
     if not wrong.any():
         return
     (image, target), count = first_bad(wrong)
@@ -260,11 +255,11 @@ def _check_objects(objects: Tensor, labels: Tensor, boxes: Tensor, num_classes: 
         raise ValueError(f"{where}: label {label} must lie in 0..{num_classes - 1}{also}")
     box = [round(side, 4) for side in corners.tolist()]
     if torch.isfinite(corners).all() and not (corners[2:] < corners[:2]).any():
-        raise ValueError(f"{where}: box {box} is no fraction of the image; boxes in pixels need sizes{also}")
+        raise ValueError(f"{where}: box {box} must hold fractions of the image, not pixels{also}")
     raise ValueError(f"{where}: box {box} as fractions must be finite with x1 <= x2 and y1 <= y2{also}")
 
 
-def _check_shapes(logits: Tensor, boxes: Tensor, targets: Targets, sizes: Tensor | None, num_classes: int) -> None:
+def _check_shapes(logits: Tensor, boxes: Tensor, targets: Targets, num_classes: int) -> None:
     images = targets.valid.shape[0]
     if logits.ndim != 3 or boxes.shape != (*logits.shape[:2], 4) or logits.shape[0] != images:
         raise ValueError(
@@ -273,6 +268,4 @@ def _check_shapes(logits: Tensor, boxes: Tensor, targets: Targets, sizes: Tensor
         )
     if num_classes < 1:
         raise ValueError(f"HungarianMatcher: logits have shape {tuple(logits.shape)}, which leaves no class")
-    check_rows("HungarianMatcher", targets, boxes, name="boxes")
-    if sizes is not None and sizes.shape != (images, 2):
-        raise ValueError(f"HungarianMatcher: sizes have shape {tuple(sizes.shape)}; allowed is ({images}, 2)")
+    check_rows("HungarianMatcher", targets)

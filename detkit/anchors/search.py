@@ -7,11 +7,10 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from detkit._inputs import as_boxes
 from detkit._ranking import from_rising_bits, rising_bits
 from detkit.anchors.overlap import Sides, sides_of
 from detkit.boxes import box_iou
-from detkit.structures import IGNORED, NEGATIVE, Assignment, Targets
+from detkit.structures import IGNORED, NEGATIVE, Assignment
 
 _OBJECTS_TOGETHER = 512
 _SMALLEST_SEARCH = 2**17  # objects times anchors; below, the matrix costs less than sorting the anchors
@@ -33,26 +32,6 @@ class Fit(NamedTuple):
 
     row: Int[Tensor, "P"]
     overlap: Float[Tensor, "P"]
-
-
-def checked(function: str, targets: Targets, anchors: Tensor) -> tuple[Tensor, Tensor]:
-    """Boxes of the targets and anchors in a promoted type; raises ValueError where their shapes don't fit.
-
-    Rows that are not finite come back as NaN: they overlap nothing, and match nothing.
-    """
-    boxes = as_boxes(targets.boxes, function=function, name="targets.boxes")
-    anchors = as_boxes(anchors, function=function, name="anchors")
-    if boxes.shape[1] == 0:
-        raise ValueError(f"{function}: targets have 0 rows; allowed is at least 1, as pad_targets makes")
-    if anchors.ndim not in (2, 3) or (anchors.ndim == 3 and anchors.shape[0] != boxes.shape[0]):
-        raise ValueError(
-            f"{function}: anchors have shape {tuple(anchors.shape)} for {boxes.shape[0]} images; "
-            "allowed is (N, 4) for all images or (B, N, 4)"
-        )
-    boxes, anchors = (
-        torch.where(torch.isfinite(rows).all(-1, keepdim=True), rows, torch.nan) for rows in (boxes, anchors)
-    )
-    return boxes, anchors
 
 
 def worth_searching(objects: Bool[Tensor, "B T"], anchors: Shaped[Tensor, "*B N 4"]) -> bool:

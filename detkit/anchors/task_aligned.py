@@ -6,9 +6,10 @@ from torch import Tensor, nn
 
 from detkit._inputs import as_boxes, check_finite, check_not_negative, first_bad, full_checks, promote
 from detkit._ranking import stable_topk
-from detkit.anchors.atss import centers, check_rows, contains, highest_claim, objects
+from detkit.anchors.atss import centers, contains, highest_claim, objects
+from detkit.anchors.matcher import read_boxes, read_predictions
 from detkit.boxes import box_iou
-from detkit.structures import IGNORED, NEGATIVE, Assignment, Targets
+from detkit.structures import IGNORED, NEGATIVE, Anchors, Assignment, Predictions, Targets
 
 _SMALLEST_IOU = 1e-8
 _LARGEST_LOSS = 100.0  # of one class, as torch's binary cross-entropy bounds its logarithms
@@ -36,11 +37,13 @@ class TaskAlignedMatcher(nn.Module):
 
     >>> from detkit.structures import pad_targets
     >>> targets = pad_targets([{"boxes": torch.tensor([[0.0, 0, 10, 10]]), "labels": torch.tensor([0])}])
+    >>> cells = torch.tensor([[0.0, 0, 8, 8], [4, 0, 12, 8], [16, 0, 24, 8]])
     >>> boxes = torch.tensor([[[0.0, 0, 10, 10], [0, 0, 10, 5], [0, 0, 10, 10]]])
-    >>> points = torch.tensor([[5.0, 5], [2, 2], [20, 20]])
-    >>> TaskAlignedMatcher(beta=1.0)(torch.full((1, 3, 1), 0.5), boxes, points, targets)
+    >>> TaskAlignedMatcher(beta=1.0)(cells, targets, Predictions(boxes, torch.full((1, 3, 1), 0.5)))
     Assignment(matched=tensor([[ 0,  0, -1]]), quality=tensor([[1.0000, 0.5000, 0.0000]]))
     """
+
+    reads_predictions = True
 
     def __init__(self, *, candidates: int = 13, alpha: float = 1.0, beta: float = 6.0) -> None:
         super().__init__()
@@ -50,17 +53,17 @@ class TaskAlignedMatcher(nn.Module):
     @torch.no_grad()
     def forward(
         self,
-        scores: Float[Tensor, "B N C"],
-        boxes: Shaped[Tensor, "B N 4"],
-        anchors: Shaped[Tensor, "*B N two_or_four"],
+        anchors: Anchors | Shaped[Tensor, "*B N 4"],
         targets: Targets,
+        predictions: Predictions | None = None,
     ) -> Assignment:
         """Match predictions with objects: scores (B, N, C) in [0, 1], predicted boxes (B, N, 4) xyxy pixels.
 
-        anchors: (N, 2) or (B, N, 2) points x, y, or (N, 4) or (B, N, 4) boxes, of which only the center counts.
+        Of ``anchors``, (N, 4) or (B, N, 4) xyxy, only the center counts. Raises ValueError without predictions.
         """
-        scores, boxes, points, usable = _predictions("TaskAlignedMatcher", scores, boxes, anchors, targets)
-        inside = contains(promote(targets.boxes)[:, :, None], points.unsqueeze(-3))
+        anchors, targets = read_boxes("TaskAlignedMatcher", anchors, targets)
+        scores, boxes, usable = _usable("TaskAlignedMatcher", anchors, targets, predictions)
+        inside = contains(targets.boxes[:, :, None], centers(anchors.boxes).unsqueeze(-3))
         overlaps = box_iou(targets.boxes, boxes).float()
         alignment = _of_labels(scores, targets) ** self.alpha * overlaps**self.beta
         alignment = torch.where(inside & _pairs(targets, usable), alignment, 0)
@@ -80,7 +83,7 @@ class SimOTAMatcher(nn.Module):
     """Each object takes as many anchors as its predictions deserve, the cheapest ones first.
 
     Candidates of an object are the anchors (grid cells) whose center lies strictly inside it, or nearer to its center
-    than ``radius`` cells along both axes. The cost of a candidate is the binary cross-entropy of all its class scores
+    than ``radius`` strides along both axes. The cost of a candidate is the binary cross-entropy of all its class scores
     with the object's class as truth, plus ``iou_weight`` * -log(IoU + 1e-8) of its predicted box; candidates that are
     not both inside and near come after all that are. The object takes the k cheapest, where k is the sum of the
     ``candidates`` highest IoUs of its candidates, rounded down, at least 1. An anchor that several objects take goes to
@@ -99,9 +102,11 @@ class SimOTAMatcher(nn.Module):
     >>> targets = pad_targets([{"boxes": torch.tensor([[0.0, 0, 16, 8]]), "labels": torch.tensor([0])}])
     >>> cells = torch.tensor([[0.0, 0, 8, 8], [8, 0, 16, 8], [40, 0, 48, 8]])
     >>> boxes = torch.tensor([[[0.0, 0, 16, 8], [0, 0, 16, 4], [0, 0, 16, 8]]])
-    >>> SimOTAMatcher()(torch.full((1, 3, 1), 0.5), boxes, cells, targets)
+    >>> SimOTAMatcher()(cells, targets, Predictions(boxes, torch.full((1, 3, 1), 0.5)))
     Assignment(matched=tensor([[ 0, -1, -1]]), quality=tensor([[1., 0., 0.]]))
     """
+
+    reads_predictions = True
 
     def __init__(self, *, candidates: int = _BEST_OVERLAPS, radius: float = 2.5, iou_weight: float = 3.0) -> None:
         super().__init__()
@@ -111,22 +116,21 @@ class SimOTAMatcher(nn.Module):
     @torch.no_grad()
     def forward(
         self,
-        scores: Float[Tensor, "B N C"],
-        boxes: Shaped[Tensor, "B N 4"],
-        anchors: Shaped[Tensor, "*B N 4"],
+        anchors: Anchors | Shaped[Tensor, "*B N 4"],
         targets: Targets,
+        predictions: Predictions | None = None,
     ) -> Assignment:
         """Match predictions with objects: scores (B, N, C) in [0, 1], predicted boxes (B, N, 4) xyxy pixels.
 
-        scores: YOLOX hands over the root of class probability times objectness. anchors: (N, 4) or (B, N, 4) xyxy, the
-        grid cells: their sides are the strides.
+        scores: YOLOX hands over the root of class probability times objectness. ``radius`` counts in strides of the
+        anchors; plain boxes (N, 4) or (B, N, 4) xyxy are the cells themselves. Raises ValueError without predictions.
         """
-        if anchors.shape[-1] != 4:
-            raise ValueError(f"SimOTAMatcher: anchors has shape {tuple(anchors.shape)}; allowed is (N, 4) or (B, N, 4)")
-        scores, boxes, points, usable = _predictions("SimOTAMatcher", scores, boxes, anchors, targets)
-        truth, pairs = promote(targets.boxes), _pairs(targets, usable)
-        inside = contains(truth[:, :, None], points.unsqueeze(-3))
-        near = self._near(truth, promote(anchors), points)
+        anchors, targets = read_boxes("SimOTAMatcher", anchors, targets)
+        scores, boxes, usable = _usable("SimOTAMatcher", anchors, targets, predictions)
+        truth, points, pairs = targets.boxes, centers(anchors.boxes).unsqueeze(-3), _pairs(targets, usable)
+        inside = contains(truth[:, :, None], points)
+        apart = (points - centers(truth)[:, :, None]).abs()
+        near = (apart < self.radius * promote(anchors.strides).unsqueeze(-3)).all(-1)
         overlaps = torch.where((inside | near) & pairs, box_iou(truth, boxes).float(), 0)
         costs = self._costs(scores, overlaps, targets)
         costs = torch.where(inside & near, costs, (costs + 1) * _OUTSIDE)
@@ -143,13 +147,6 @@ class SimOTAMatcher(nn.Module):
     def extra_repr(self) -> str:
         """The settings that ``print`` shows."""
         return f"candidates={self.candidates}, radius={self.radius}, iou_weight={self.iou_weight}"
-
-    def _near(
-        self, truth: Float[Tensor, "B T 4"], anchors: Float[Tensor, "*B N 4"], points: Float[Tensor, "*B N 2"]
-    ) -> Bool[Tensor, "B T N"]:
-        reach = (anchors[..., 2:] - anchors[..., :2]) * self.radius
-        apart = (points.unsqueeze(-3) - centers(truth)[:, :, None]).abs()
-        return (apart < reach.unsqueeze(-3)).all(-1)
 
     def _costs(
         self, scores: Float[Tensor, "B N C"], overlaps: Float[Tensor, "B T N"], targets: Targets
@@ -168,38 +165,28 @@ def _check_settings(function: str, candidates: int, **numbers: float) -> None:
     check_not_negative(function, **numbers)
 
 
-def _predictions(
-    function: str, scores: Tensor, boxes: Tensor, anchors: Tensor, targets: Targets
-) -> tuple[Float[Tensor, "B N C"], Float[Tensor, "B N 4"], Float[Tensor, "*B N 2"], Bool[Tensor, "B N"]]:
-    """Scores and boxes (zero where not finite), the points of the anchors, and which predictions are usable."""
-    _check_shapes(function, scores, boxes, anchors, targets)
+def _usable(
+    function: str, anchors: Anchors, targets: Targets, predictions: Predictions | None
+) -> tuple[Float[Tensor, "B N C"], Float[Tensor, "B N 4"], Bool[Tensor, "B N"]]:
+    """Scores and boxes (zero where not finite), and which predictions are usable."""
+    boxes, scores = read_predictions(function, predictions, "scores")
+    images, count = targets.valid.shape[0], anchors.boxes.shape[-2]
+    if (
+        scores.ndim != 3
+        or scores.shape[2] < 1
+        or scores.shape[:2] != (images, count)
+        or boxes.shape[:2] != (images, count)
+    ):
+        raise ValueError(
+            f"{function}: scores have shape {tuple(scores.shape)} and boxes {tuple(boxes.shape)}; allowed is "
+            f"({images}, {count}, C) with at least one class, and ({images}, {count}, 4)"
+        )
     scores, boxes = promote(scores).float(), as_boxes(boxes, function=function)
-    usable = torch.isfinite(scores).all(-1) & torch.isfinite(boxes).all(-1)
-    if anchors.shape[-1] == 4:
-        points = centers(as_boxes(anchors, function=function, name="anchors"))
-    else:
-        points = promote(anchors)
     if full_checks():
-        as_boxes(targets.boxes, function=function, name="targets.boxes")
-        check_finite(points, function=function, name="anchors")
         _check_values(function, scores, targets)
+    usable = torch.isfinite(scores).all(-1) & torch.isfinite(boxes).all(-1)
     scores = torch.where(usable[..., None], scores, 0).clamp(0, 1)
-    return scores, torch.where(usable[..., None], boxes, 0), points, usable
-
-
-def _check_shapes(function: str, scores: Tensor, boxes: Tensor, anchors: Tensor, targets: Targets) -> None:
-    if scores.ndim != 3 or scores.shape[2] < 1 or boxes.shape != (*scores.shape[:2], 4):
-        raise ValueError(
-            f"{function}: scores have shape {tuple(scores.shape)} and boxes {tuple(boxes.shape)}; "
-            "allowed is (B, N, C) with at least one class, and (B, N, 4)"
-        )
-    check_rows(function, targets, boxes, name="boxes")
-    check_rows(function, targets, anchors, name="anchors")
-    if anchors.shape[-1] not in (2, 4) or anchors.shape[-2] != boxes.shape[1]:
-        raise ValueError(
-            f"{function}: anchors has shape {tuple(anchors.shape)}; allowed are points (x, y) or boxes, "
-            f"one for each of the {boxes.shape[1]} predictions"
-        )
+    return scores, torch.where(usable[..., None], boxes, 0), usable
 
 
 def _check_values(function: str, scores: Tensor, targets: Targets) -> None:

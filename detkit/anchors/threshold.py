@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 from detkit._inputs import check_fraction
 from detkit.anchors.assigned import in_crowd
+from detkit.anchors.matcher import read_boxes
 from detkit.anchors.overlap import OverlapIndex, overlap_index
 from detkit.anchors.search import (
     ImageGroup,
     best_fit,
-    checked,
     image_groups,
     masked_overlaps,
     matrix_pieces,
@@ -21,7 +21,7 @@ from detkit.anchors.search import (
     worth_searching,
     write_labels,
 )
-from detkit.structures import IGNORED, NEGATIVE, Assignment, Targets
+from detkit.structures import IGNORED, NEGATIVE, Anchors, Assignment, Predictions, Targets
 
 _ROWS_AT_ONCE = 4096
 
@@ -50,6 +50,8 @@ class ThresholdMatcher(nn.Module):
     tensor([[ 0, -2, -1]])
     """
 
+    reads_predictions = False
+
     def __init__(self, *, positive_iou: float = 0.5, negative_iou: float = 0.4, low_quality: bool = True) -> None:
         super().__init__()
         for name, value in (("positive_iou", positive_iou), ("negative_iou", negative_iou)):
@@ -61,14 +63,20 @@ class ThresholdMatcher(nn.Module):
         self.positive_iou, self.negative_iou, self.low_quality = positive_iou, negative_iou, low_quality
 
     @torch.no_grad()
-    def forward(self, anchors: Shaped[Tensor, "*B N 4"], targets: Targets) -> Assignment:
-        """Match ``anchors`` (N, 4) or (B, N, 4) xyxy with the objects of B images.
+    def forward(
+        self,
+        anchors: Anchors | Shaped[Tensor, "*B N 4"],
+        targets: Targets,
+        predictions: Predictions | None = None,
+    ) -> Assignment:
+        """Match ``anchors``, (N, 4) or (B, N, 4) xyxy, with the objects of B images; predictions are not looked at.
 
         ``quality`` is the IoU of the match, 0 where an anchor has none.
         """
-        boxes, anchors = checked("ThresholdMatcher", targets, anchors)
+        anchors, targets = read_boxes("ThresholdMatcher", anchors, targets)
+        rows = targets.boxes, targets.valid, targets.ignore, anchors.boxes
         rule = (self.positive_iou, self.negative_iou, self.low_quality)
-        return Assignment(*torch.ops.detkit.match_threshold(boxes, targets.valid, targets.ignore, anchors, *rule))
+        return Assignment(*torch.ops.detkit.match_threshold(*rows, *rule))
 
     def extra_repr(self) -> str:
         """The settings that ``print`` shows."""

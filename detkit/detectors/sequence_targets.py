@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from detkit._inputs import check_not_negative, first_bad, full_checks, promote
-from detkit.anchors.atss import check_rows
+from detkit.anchors.matcher import check_rows
 from detkit.boxes import clip_boxes_to_image, cxcywh_to_xyxy
 from detkit.boxes.tokens import TOKENS_PER_BOX, TokenCoder
 from detkit.heads.sequence import uniform_like
@@ -89,7 +89,7 @@ class SequenceTargetBuilder(nn.Module):
         Rows that are not valid change nothing but, with ``generator``, which numbers it draws. Under fullgraph
         compilation ``generator`` must be None.
         """
-        check_rows("SequenceTargetBuilder", targets, targets.boxes, name="boxes")
+        check_rows("SequenceTargetBuilder", targets)
         valid = targets.valid & ~targets.ignore & _has_area(targets.boxes) & self._known(targets)
         chosen = object_order(targets.boxes, valid, order=self.order, generator=generator)
         chosen = _exactly(chosen, self.max_objects)

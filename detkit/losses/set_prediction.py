@@ -13,7 +13,7 @@ from detkit.anchors import gather_assigned
 from detkit.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 from detkit.dist import all_reduce_mean
 from detkit.losses.regression import generalized_box_iou_loss
-from detkit.structures import IGNORED, NEGATIVE, Assignment, Targets
+from detkit.structures import IGNORED, NEGATIVE, Assignment, Predictions, Targets
 
 _Rows = TypeVar("_Rows", Targets, Assignment)
 
@@ -21,7 +21,7 @@ _Rows = TypeVar("_Rows", Targets, Assignment)
 class SetPredictionLoss(nn.Module):
     """Cross-entropy over all queries; L1 and GIoU on the boxes of the matched ones; each layer matched anew.
 
-    ``matcher(logits, boxes, targets)`` gives the objects of the queries. A query without object weighs
+    ``matcher(None, targets, predictions)`` gives the objects of the queries. A query without object weighs
     ``background_weight`` in the mean of the cross-entropy; IGNORED queries take no part. The box losses are sums over
     the matched queries, divided by the number of objects in the batch, which like the weights is averaged over
     processes, at least 1. The weight of an object scales what its query costs. Source: Carion et al. 2020, section 3.1
@@ -88,7 +88,8 @@ class SetPredictionLoss(nn.Module):
         count = all_reduce_mean(matched.sum().to(truth.dtype)).clamp(min=1)
         rows, targets = (promote(logits).flatten(0, 1), promote(boxes).flatten(0, 1)), _repeated(targets, layers)
         if assignment is None:
-            assignment = self.matcher(rows[0].detach(), rows[1].detach(), targets)
+            corners = cxcywh_to_xyxy(rows[1].detach())
+            assignment = self.matcher(None, targets, Predictions(corners, logits=rows[0].detach()))
         else:
             assignment = _usable(_repeated(assignment, layers), *rows)
         costs = self._costs(*rows, targets, assignment)
@@ -123,7 +124,7 @@ class SetPredictionLoss(nn.Module):
         assignment: Assignment,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(B, Q) each: cross-entropy, its weight in the mean, L1, 1 - GIoU; 0 where a query takes no part."""
-        labels, truth, weights = gather_assigned(assignment, targets)
+        labels, truth, weights, _ = gather_assigned(assignment, targets)
         judged, positive = labels != IGNORED, labels >= 0
         share = positive.to(logits) + self.background_weight * (labels == NEGATIVE).to(logits)
         column = torch.where(positive, labels, logits.shape[-1] - 1)

@@ -9,13 +9,15 @@ from detkit.anchors.assigned import in_crowd
 from detkit.structures import Assignment
 
 
-def test_assigned_labels_boxes_and_weights_are_those_of_the_object():
+def test_assigned_labels_boxes_weights_and_quality_are_those_of_the_object():
     objects = random_boxes(3)
-    assignment = Assignment(torch.tensor([[2, -1, -2, 0]]), torch.ones(1, 4))
+    quality = torch.tensor([[0.7, 0, 0, 0.9]])
+    assignment = Assignment(torch.tensor([[2, -1, -2, 0]]), quality)
     assigned = gather_assigned(assignment, targets_of(objects, weights=[torch.tensor([0.1, 0.2, 0.3])]))
     assert assigned.labels.tolist() == [[2, -1, -2, 0]]
     assert torch.equal(assigned.boxes[0, [0, 3]], objects[[2, 0]])
     torch.testing.assert_close(assigned.weights, torch.tensor([[0.3, 1, 1, 0.1]]))
+    assert torch.equal(assigned.quality, quality)
     assert (gather_assigned(assignment, targets_of(objects)).weights == 1).all()
 
 

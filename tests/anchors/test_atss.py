@@ -14,7 +14,7 @@ from detkit.anchors import IGNORED, NEGATIVE
 from detkit.anchors import atss as module
 from detkit.anchors.atss import ATSSMatcher, centers, contains, highest_claim
 from detkit.boxes import box_iou
-from detkit.structures import Targets
+from detkit.structures import Anchors, Targets
 
 
 def levels(*sides: float, extent: int = 32) -> tuple[torch.Tensor, list[int]]:
@@ -26,6 +26,11 @@ def levels(*sides: float, extent: int = 32) -> tuple[torch.Tensor, list[int]]:
         corner = torch.stack((x, y), -1).reshape(-1, 2).float()
         parts.append(torch.cat((corner, corner + side), 1))
     return torch.cat(parts), [len(part) for part in parts]
+
+
+def on_levels(boxes: torch.Tensor, counts: list[int]) -> Anchors:
+    """The boxes as anchors of levels with ``counts`` each."""
+    return Anchors.of(boxes)._replace(counts=counts)
 
 
 def slow_match(anchors: torch.Tensor, objects: torch.Tensor, counts: list[int], candidates: int = 9) -> list[int]:
@@ -56,7 +61,7 @@ def slow_match(anchors: torch.Tensor, objects: torch.Tensor, counts: list[int], 
 def test_an_object_takes_the_anchors_above_mean_plus_deviation_with_a_center_inside():
     anchors, counts = levels(8, 16)
     objects = torch.tensor([[1.0, 1, 17, 15], [20, 20, 27, 30]])
-    matched = ATSSMatcher(candidates=4)(anchors, targets_of(objects), level_counts=counts).matched[0]
+    matched = ATSSMatcher(candidates=4)(on_levels(anchors, counts), targets_of(objects)).matched[0]
     assert matched.tolist() == slow_match(anchors, objects, counts, 4)
     assert matched[16] == 0  # the anchor of 16 pixels that fits the first object
     assert (matched == 1).any()
@@ -79,7 +84,7 @@ def test_ten_thousand_small_images_match_as_in_the_loop(candidates):
                 torch.tensor([[x, y, x + w, y + h] for (x, y), (w, h) in zip(rows, sides, strict=True)]).float()
             )
         images = [image.reshape(-1, 4) for image in images]
-        matched = ATSSMatcher(candidates=candidates)(anchors, targets_of(*images), level_counts=counts).matched
+        matched = ATSSMatcher(candidates=candidates)(on_levels(anchors, counts), targets_of(*images)).matched
         for row, image in zip(matched.tolist(), images, strict=True):
             assert row == slow_match(anchors, image, counts, candidates)
             positives += sum(value >= 0 for value in row)
@@ -90,7 +95,7 @@ def test_ten_thousand_small_images_match_as_in_the_loop(candidates):
 def test_hostile_boxes_match_within_the_rules(anchors, objects, data):
     cut = data.draw(st.integers(0, len(anchors)))
     counts = [cut, len(anchors) - cut]
-    assignment = ATSSMatcher(candidates=2)(anchors, targets_of(objects), level_counts=counts)
+    assignment = ATSSMatcher(candidates=2)(on_levels(anchors, counts), targets_of(objects))
     overlaps = box_iou(objects, anchors)
     for anchor, target in enumerate(assignment.matched[0].tolist()):
         assert (assignment.quality[0, anchor] > 0) == (target >= 0)
@@ -102,7 +107,7 @@ def test_hostile_boxes_match_within_the_rules(anchors, objects, data):
 @given(seed=st.integers(0, 2**20))
 def test_every_object_has_at_most_candidates_times_levels_positives(seed):
     anchors, counts = levels(8, 16)
-    matched = ATSSMatcher(candidates=2)(anchors, targets_of(random_boxes(3, seed=seed, extent=30)), level_counts=counts)
+    matched = ATSSMatcher(candidates=2)(on_levels(anchors, counts), targets_of(random_boxes(3, seed=seed, extent=30)))
     for target in range(3):
         assert int((matched.matched == target).sum()) <= 4
 
@@ -111,8 +116,8 @@ def test_every_object_has_at_most_candidates_times_levels_positives(seed):
 def test_moving_everything_by_whole_pixels_changes_nothing(seed, shift):
     anchors, counts = levels(8, 16)
     objects = (random_boxes(3, seed=seed, extent=30) * 4).round() / 4
-    expected = ATSSMatcher()(anchors, targets_of(objects), level_counts=counts)
-    moved = ATSSMatcher()(anchors + shift, targets_of(objects + shift), level_counts=counts)
+    expected = ATSSMatcher()(on_levels(anchors, counts), targets_of(objects))
+    moved = ATSSMatcher()(on_levels(anchors + shift, counts), targets_of(objects + shift))
     assert torch.equal(moved.matched, expected.matched)
 
 
@@ -121,8 +126,8 @@ def test_the_order_of_the_objects_only_renames_them(seed, data):
     anchors, counts = levels(8, 16)
     objects = random_boxes(4, seed=seed, extent=30)
     order = torch.tensor(data.draw(st.permutations(range(4))))
-    expected = ATSSMatcher()(anchors, targets_of(objects), level_counts=counts)
-    mixed = ATSSMatcher()(anchors, targets_of(objects[order]), level_counts=counts)
+    expected = ATSSMatcher()(on_levels(anchors, counts), targets_of(objects))
+    mixed = ATSSMatcher()(on_levels(anchors, counts), targets_of(objects[order]))
     assert torch.equal(mixed.quality, expected.quality)
     assert torch.equal(torch.where(mixed.matched >= 0, order[mixed.matched.clamp(min=0)], NEGATIVE), expected.matched)
 
@@ -130,30 +135,30 @@ def test_the_order_of_the_objects_only_renames_them(seed, data):
 def test_a_level_with_fewer_anchors_than_candidates_gives_all_of_them():
     anchors, counts = levels(8, 16, 32)
     objects = torch.tensor([[0.0, 0, 30, 30]])
-    matched = ATSSMatcher()(anchors, targets_of(objects), level_counts=counts).matched[0]
+    matched = ATSSMatcher()(on_levels(anchors, counts), targets_of(objects)).matched[0]
     assert matched.tolist() == slow_match(anchors, objects, counts)
     assert matched[-1] == 0
 
 
 def test_a_single_candidate_is_its_own_threshold():
     objects = torch.tensor([[0.0, 0, 10, 10]])
-    assert ATSSMatcher()(objects - 2, targets_of(objects), level_counts=[1]).matched.tolist() == [[0]]
+    assert ATSSMatcher()(on_levels(objects - 2, [1]), targets_of(objects)).matched.tolist() == [[0]]
     apart = torch.tensor([[4.0, 4, 4, 4]])  # the center is inside, but nothing overlaps
-    assert ATSSMatcher()(apart, targets_of(objects), level_counts=[1]).matched.tolist() == [[NEGATIVE]]
+    assert ATSSMatcher()(on_levels(apart, [1]), targets_of(objects)).matched.tolist() == [[NEGATIVE]]
 
 
 def test_equal_overlaps_reach_their_mean_in_spite_of_rounding():
     anchors = torch.tensor([[0.0, 0, 7, 3]]).repeat(11, 1)
-    matched = ATSSMatcher(candidates=11)(anchors, targets_of(torch.tensor([[0.0, 0, 9, 9]])), level_counts=[11]).matched
+    matched = ATSSMatcher(candidates=11)(on_levels(anchors, [11]), targets_of(torch.tensor([[0.0, 0, 9, 9]]))).matched
     assert matched.tolist() == [[0] * 11]
 
 
 def test_a_center_on_the_border_is_outside():
     anchors = torch.tensor([[0.0, 0, 10, 10]])
     for objects, matched in (([5.0, 0, 20, 10], -1), ([4.9, 0, 20, 10], 0), ([0, 5, 10, 9], -1), ([0, 4.9, 10, 9], 0)):
-        assert ATSSMatcher()(anchors, targets_of(torch.tensor([objects])), level_counts=[1]).matched.item() == matched
+        assert ATSSMatcher()(on_levels(anchors, [1]), targets_of(torch.tensor([objects]))).matched.item() == matched
     for objects, matched in (([0.0, 0, 5, 10], -1), ([0.0, 0, 5.1, 10], 0), ([0, 0, 9, 5], -1), ([0, 0, 9, 5.1], 0)):
-        assert ATSSMatcher()(anchors, targets_of(torch.tensor([objects])), level_counts=[1]).matched.item() == matched
+        assert ATSSMatcher()(on_levels(anchors, [1]), targets_of(torch.tensor([objects]))).matched.item() == matched
 
 
 def test_nine_candidates_a_level_are_the_default():
@@ -164,22 +169,22 @@ def test_nine_candidates_a_level_are_the_default():
 def test_few_objects_at_a_time_give_the_same_as_all_at_once(monkeypatch):
     anchors, counts = levels(8, 16)
     targets = targets_of(random_boxes(5, seed=1, extent=30), random_boxes(7, seed=2, extent=30))
-    expected = ATSSMatcher()(anchors, targets, level_counts=counts)
+    expected = ATSSMatcher()(on_levels(anchors, counts), targets)
     monkeypatch.setattr(module, "_PAIRS_AT_ONCE", 70)
-    assert torch.equal(ATSSMatcher()(anchors, targets, level_counts=counts).matched, expected.matched)
+    assert torch.equal(ATSSMatcher()(on_levels(anchors, counts), targets).matched, expected.matched)
 
 
 def test_a_batch_equals_a_loop_with_shared_anchors_and_with_those_of_each_image():
     anchors, counts = levels(8, 16)
     images = [random_boxes(count, seed=count, extent=30) for count in (5, 0, 2)]
     own = torch.stack([anchors, anchors + 1, anchors + 2])
-    shared = ATSSMatcher()(anchors, targets_of(*images), level_counts=counts)
-    batch = ATSSMatcher()(own, targets_of(*images), level_counts=counts)
+    shared = ATSSMatcher()(on_levels(anchors, counts), targets_of(*images))
+    batch = ATSSMatcher()(on_levels(own, counts), targets_of(*images))
     for i, rows in enumerate(images):
-        alone = ATSSMatcher()(anchors, targets_of(rows), level_counts=counts)
+        alone = ATSSMatcher()(on_levels(anchors, counts), targets_of(rows))
         assert torch.equal(shared.matched[i], alone.matched[0])
         assert torch.equal(shared.quality[i], alone.quality[0])
-        alone = ATSSMatcher()(own[i], targets_of(rows), level_counts=counts)
+        alone = ATSSMatcher()(on_levels(own[i], counts), targets_of(rows))
         assert torch.equal(batch.matched[i], alone.matched[0])
     assert (shared.matched[1] == NEGATIVE).all()
     assert (shared.matched[0] >= 0).any()
@@ -189,18 +194,18 @@ def test_a_batch_equals_a_loop_with_shared_anchors_and_with_those_of_each_image(
 def test_a_row_that_is_not_finite_is_no_positive_and_spoils_no_other(bad):
     anchors, counts = levels(8, 16)
     objects = random_boxes(3, seed=2, extent=30)
-    expected = ATSSMatcher(candidates=5)(anchors, targets_of(objects), level_counts=counts).matched[0]
+    expected = ATSSMatcher(candidates=5)(on_levels(anchors, counts), targets_of(objects)).matched[0]
     worse = torch.cat((anchors, torch.tensor([[0, 0, bad, bad], [-bad, -bad, bad, bad]])))
     # The last level has 6 anchors now, two of them bad, for 5 candidates.
-    matched = ATSSMatcher(candidates=5)(worse, targets_of(objects), level_counts=[counts[0], counts[1] + 2]).matched[0]
+    matched = ATSSMatcher(candidates=5)(on_levels(worse, [counts[0], counts[1] + 2]), targets_of(objects)).matched[0]
     assert matched.tolist() == [*expected.tolist(), NEGATIVE, NEGATIVE]
     spoilt = torch.cat((objects, torch.full((1, 4), bad)))
-    assert torch.equal(ATSSMatcher(candidates=5)(anchors, targets_of(spoilt), level_counts=counts).matched[0], expected)
+    assert torch.equal(ATSSMatcher(candidates=5)(on_levels(anchors, counts), targets_of(spoilt)).matched[0], expected)
 
 
 def test_huge_coordinates_stay_finite():
     anchors = torch.tensor([[0.0, 0, 1e38, 1e38], [-3e38, -3e38, 3e38, 3e38], [0, 0, 10, 10]])
-    assignment = ATSSMatcher(candidates=1)(anchors, targets_of(torch.tensor([[0.0, 0, 10, 10]])), level_counts=[3])
+    assignment = ATSSMatcher(candidates=1)(on_levels(anchors, [3]), targets_of(torch.tensor([[0.0, 0, 10, 10]])))
     assert assignment.matched.tolist() == [[-1, -1, 0]]
     assert assignment.quality.tolist() == [[0, 0, 1]]
 
@@ -208,16 +213,16 @@ def test_huge_coordinates_stay_finite():
 def test_anchors_mostly_inside_a_crowd_are_ignored_unless_positive():
     anchors, counts = levels(8)
     targets = targets_of(torch.tensor([[0.0, 0, 8, 8], [0, 0, 21, 8]]), iscrowd=[torch.tensor([0, 1])])
-    matched = ATSSMatcher()(anchors, targets, level_counts=counts).matched[0]
+    matched = ATSSMatcher()(on_levels(anchors, counts), targets).matched[0]
     assert matched[:5].tolist() == [0, IGNORED, IGNORED, NEGATIVE, NEGATIVE]
     only = targets_of(torch.tensor([[0.0, 0, 8, 8]]), iscrowd=[torch.tensor([1])])
-    assert ATSSMatcher()(anchors, only, level_counts=counts).matched[0, :2].tolist() == [IGNORED, NEGATIVE]
+    assert ATSSMatcher()(on_levels(anchors, counts), only).matched[0, :2].tolist() == [IGNORED, NEGATIVE]
 
 
 def test_no_anchors_and_no_levels_give_an_empty_assignment():
     targets = targets_of(random_boxes(3), random_boxes(0))
     for counts in ([], [0], [0, 0]):
-        assignment = ATSSMatcher()(torch.zeros(0, 4), targets, level_counts=counts)
+        assignment = ATSSMatcher()(on_levels(torch.zeros(0, 4), counts), targets)
         assert assignment.matched.shape == assignment.quality.shape == (2, 0)
 
 
@@ -225,25 +230,25 @@ def test_no_anchors_and_no_levels_give_an_empty_assignment():
 def test_anchors_of_other_types_match_as_their_promoted_numbers(dtype):
     anchors, counts = levels(8, 16)
     targets = targets_of(random_boxes(4, seed=2, extent=30))
-    expected = ATSSMatcher()(anchors, targets, level_counts=counts)
-    ours = ATSSMatcher()(anchors.to(dtype), targets, level_counts=counts)
+    expected = ATSSMatcher()(on_levels(anchors, counts), targets)
+    ours = ATSSMatcher()(on_levels(anchors.to(dtype), counts), targets)
     assert torch.equal(ours.matched, expected.matched)
     assert ours.quality.dtype == torch.float32
 
 
 def test_what_does_not_fit_together_is_refused():
-    anchors, counts = levels(8, 16)
+    anchors, _ = levels(8, 16)
     targets, matcher = targets_of(random_boxes(2)), ATSSMatcher()
     nobody = Targets(*(entry[:, :0] for entry in targets[:4]))
     assert refusal(ATSSMatcher, candidates=0) == "ATSSMatcher: candidates=0 must be at least 1"
     for wrong in ([16], [21, -1], []):
-        assert refusal(matcher, anchors, targets, level_counts=wrong) == (
-            f"ATSSMatcher: level_counts={wrong} add up to {sum(wrong)}; allowed is one count for each level, "
+        assert refusal(matcher, on_levels(anchors, wrong), targets) == (
+            f"ATSSMatcher: anchors.counts={wrong} add up to {sum(wrong)}; allowed is one count for each level, "
             "together the 20 anchors"
         )
     for message, arguments in {
-        "anchors has shape (2, 20, 4); allowed is (N, 4) or (1, N, 4)": (anchors.expand(2, -1, 4), targets),
-        "anchors has shape (1, 1, 20, 4); allowed is (N, 4) or (1, N, 4)": (anchors[None, None], targets),
+        "anchors have shape (2, 20, 4); allowed is (N, 4) or (1, N, 4)": (anchors.expand(2, -1, 4), targets),
+        "anchors have shape (1, 1, 20, 4); allowed is (N, 4) or (1, N, 4)": (anchors[None, None], targets),
         "anchors has shape (20, 3); allowed is (..., 4)": (anchors[:, :3], targets),
         "targets.boxes has shape (1, 2, 3); allowed is (..., 4)": (
             anchors,
@@ -251,7 +256,7 @@ def test_what_does_not_fit_together_is_refused():
         ),
         "targets have 0 rows; allowed is at least 1, as pad_targets makes": (anchors, nobody),
     }.items():
-        assert refusal(ATSSMatcher.forward, matcher, *arguments, level_counts=counts) == f"ATSSMatcher: {message}"
+        assert refusal(ATSSMatcher.forward, matcher, *arguments) == f"ATSSMatcher: {message}"
 
 
 @pytest.mark.parametrize("name", ["anchors", "targets.boxes"])
@@ -261,7 +266,7 @@ def test_full_checks_name_a_box_that_is_inverted(monkeypatch, name):
     objects = random_boxes(2)
     (anchors if name == "anchors" else objects)[1] = torch.tensor([9.0, 0, 1, 5])
     with pytest.raises(ValueError, match=rf"^ATSSMatcher: {name}\[[0, ]*1\]: x2 < x1 \(1 < 9\)"):
-        ATSSMatcher()(anchors, targets_of(objects), level_counts=counts)
+        ATSSMatcher()(on_levels(anchors, counts), targets_of(objects))
 
 
 CLAIMS = st.lists(

@@ -14,7 +14,7 @@ from strategies import boxes, targets_of, unhooked
 from detkit.anchors.hungarian import HungarianMatcher
 from detkit.boxes import box_iou, cxcywh_to_xyxy
 from detkit.boxes.iou import generalized_box_iou
-from detkit.structures import IGNORED, NEGATIVE, Targets, pad_targets
+from detkit.structures import IGNORED, NEGATIVE, Predictions, Targets, pad_targets
 
 WEIGHTS = (1.0, 5.0, 2.0)
 
@@ -72,6 +72,11 @@ def predictions(images: int, queries: int, *, seed: int, classes: int = 4, dtype
     return logits.to(dtype), predicted.to(dtype)
 
 
+def of_detr(logits: torch.Tensor, predicted: torch.Tensor) -> Predictions:
+    """What a network predicts as DETR does, cx, cy, w, h, in the form that matchers take."""
+    return Predictions(cxcywh_to_xyxy(predicted), logits=logits)
+
+
 def truth_of(counts: list[int], *, seed: int, classes: int = 3) -> Targets:
     generator = torch.Generator().manual_seed(seed + 10_000)
     targets = []
@@ -97,22 +102,9 @@ def golden() -> tuple[torch.Tensor, torch.Tensor, Targets]:
 
 
 def test_golden_of_detr():
-    matched = HungarianMatcher()(*golden()).matched
-    assert matched.tolist() == [[-1, -1, 0, 1, -1], [-1, -1, -1, 0, -1]]
-
-
-def test_boxes_in_pixels_are_divided_by_width_and_height():
     logits, predicted, targets = golden()
-    sizes = torch.tensor([[480, 640], [100, 50]])
-    pixels = targets._replace(boxes=targets.boxes * sizes.flip(1).repeat(1, 2)[:, None])
-    expected, ours = (
-        HungarianMatcher()(logits, predicted, targets),
-        HungarianMatcher()(logits, predicted, pixels, sizes),
-    )
-    assert torch.equal(ours.matched, expected.matched)
-    torch.testing.assert_close(ours.quality, expected.quality)
-    swapped = HungarianMatcher()(logits, predicted, pixels, sizes.flip(1))
-    assert not torch.allclose(swapped.quality, expected.quality)
+    matched = HungarianMatcher()(None, targets, of_detr(logits, predicted)).matched
+    assert matched.tolist() == [[-1, -1, 0, 1, -1], [-1, -1, -1, 0, -1]]
 
 
 @pytest.mark.parametrize(("class_cost", "reference"), [("softmax", softmax_cost), ("focal", focal_cost)])
@@ -122,7 +114,9 @@ def test_costs_are_those_computed_pair_by_pair(class_cost, reference):
     for weights in (WEIGHTS, (3.0, 0.5, 0.25), (0, 1, 0), (1, 0, 0), (0, 0, 1)):
         names = dict(zip(("class_weight", "l1_weight", "giou_weight"), weights, strict=True))
         matcher = HungarianMatcher(class_cost=class_cost, **names)
-        costs, overlaps, usable = matcher._costs(logits, predicted, targets._replace(boxes=targets.boxes.double()))
+        costs, overlaps, usable = matcher._costs(
+            logits, cxcywh_to_xyxy(predicted), targets._replace(boxes=targets.boxes.double())
+        )
         for image, count in enumerate((3, 4)):
             labels, truth = rows_of(targets, image)
             slow = table(logits[image], predicted[image], labels, truth, class_cost=reference, weights=weights)
@@ -136,7 +130,7 @@ def test_focal_cost_takes_alpha_and_gamma():
     logits, predicted = predictions(1, 5, seed=2, dtype=torch.float64)
     targets = truth_of([1], seed=2)
     matcher = HungarianMatcher(class_cost="focal", alpha=0.7, gamma=1.5, l1_weight=0, giou_weight=0)
-    costs = matcher._costs(logits, predicted, targets._replace(boxes=targets.boxes.double()))[0]
+    costs = matcher._costs(logits, cxcywh_to_xyxy(predicted), targets._replace(boxes=targets.boxes.double()))[0]
     label = int(targets.labels[0, 0])
     expected = [focal_cost(row, label, 0.7, 1.5) for row in logits[0].tolist()]
     np.testing.assert_allclose(costs[0, 0].numpy(), expected, atol=1e-12)
@@ -150,7 +144,7 @@ def test_five_thousand_images_have_the_total_of_the_reference(class_cost, refere
         logits, predicted = predictions(100, queries, seed=batch)
         counts = [(image + batch) % 5 for image in range(100)]
         targets = truth_of(counts, seed=batch)
-        assignment = matcher(logits, predicted, targets)
+        assignment = matcher(None, targets, of_detr(logits, predicted))
         for image, count in enumerate(counts):
             matched = assignment.matched[image].tolist()
             if count == 0:
@@ -167,7 +161,7 @@ def test_five_thousand_images_have_the_total_of_the_reference(class_cost, refere
 def test_no_permutation_costs_less(seed, queries, objects):
     logits, predicted = predictions(1, queries, seed=seed)
     targets = truth_of([objects], seed=seed)
-    matched = HungarianMatcher()(logits, predicted, targets).matched[0].tolist()
+    matched = HungarianMatcher()(None, targets, of_detr(logits, predicted)).matched[0].tolist()
     costs = table(logits[0], predicted[0], *rows_of(targets, 0))
     assert total(costs, matched) == pytest.approx(best_total(costs), abs=1e-5)
 
@@ -176,12 +170,14 @@ def test_no_permutation_costs_less(seed, queries, objects):
 def test_the_order_of_queries_and_of_objects_only_reorders_the_result(seed, data):
     logits, predicted = predictions(1, 6, seed=seed, dtype=torch.float64)
     targets = truth_of([4], seed=seed)
-    matched = HungarianMatcher()(logits, predicted, targets).matched[0]
+    matched = HungarianMatcher()(None, targets, of_detr(logits, predicted)).matched[0]
     order = torch.tensor(data.draw(st.permutations(range(6))))
-    assert torch.equal(HungarianMatcher()(logits[:, order], predicted[:, order], targets).matched[0], matched[order])
+    assert torch.equal(
+        HungarianMatcher()(None, targets, of_detr(logits[:, order], predicted[:, order])).matched[0], matched[order]
+    )
     order = torch.tensor(data.draw(st.permutations(range(4))))
     mixed = targets._replace(boxes=targets.boxes[:, order], labels=targets.labels[:, order])
-    other = HungarianMatcher()(logits, predicted, mixed).matched[0]
+    other = HungarianMatcher()(None, mixed, of_detr(logits, predicted)).matched[0]
     assert torch.equal(torch.where(other >= 0, order[other.clamp(min=0)], other), matched)
 
 
@@ -191,8 +187,8 @@ def test_a_constant_added_to_all_logits_of_a_query_changes_nothing(seed, shift):
     targets = truth_of([4], seed=seed)
     logits_shifted = logits.clone()
     logits_shifted[0, 2] += shift
-    expected = HungarianMatcher()(logits, predicted, targets).matched
-    assert torch.equal(HungarianMatcher()(logits_shifted, predicted, targets).matched, expected)
+    expected = HungarianMatcher()(None, targets, of_detr(logits, predicted)).matched
+    assert torch.equal(HungarianMatcher()(None, targets, of_detr(logits_shifted, predicted)).matched, expected)
 
 
 @given(seed=st.integers(0, 2**20), scale=st.sampled_from([0.5, 2.0, 1024.0]))
@@ -201,7 +197,8 @@ def test_scaling_all_three_weights_changes_nothing(seed, scale):
     targets = truth_of([4], seed=seed)
     scaled = HungarianMatcher(class_weight=scale, l1_weight=5 * scale, giou_weight=2 * scale)
     assert torch.equal(
-        scaled(logits, predicted, targets).matched, HungarianMatcher()(logits, predicted, targets).matched
+        scaled(None, targets, of_detr(logits, predicted)).matched,
+        HungarianMatcher()(None, targets, of_detr(logits, predicted)).matched,
     )
 
 
@@ -210,15 +207,15 @@ def test_further_queries_never_raise_the_total(seed):
     logits, predicted = predictions(1, 8, seed=seed)
     targets = truth_of([3], seed=seed)
     costs = table(logits[0], predicted[0], *rows_of(targets, 0))
-    few = HungarianMatcher()(logits[:, :4], predicted[:, :4], targets).matched[0].tolist()
-    many = HungarianMatcher()(logits, predicted, targets).matched[0].tolist()
+    few = HungarianMatcher()(None, targets, of_detr(logits[:, :4], predicted[:, :4])).matched[0].tolist()
+    many = HungarianMatcher()(None, targets, of_detr(logits, predicted)).matched[0].tolist()
     assert total(costs, many) <= total(costs[:, :4], few) + 1e-5
 
 
-@given(predicted=boxes(most=6), truth=boxes(most=4, inverted=False))
+@given(predicted=boxes(most=6), truth=boxes(most=4, inverted=False, huge=800))
 def test_hostile_boxes_give_every_object_a_query_and_finite_numbers(predicted, truth):
-    logits = torch.zeros(1, len(predicted), 6)
-    assignment = HungarianMatcher()(logits, predicted[None], targets_of(truth), torch.ones(1, 2))
+    queries = Predictions(predicted[None], logits=torch.zeros(1, len(predicted), 6))
+    assignment = HungarianMatcher()(None, targets_of(truth / 160), queries)  # at most 10 images away
     matched = assignment.matched[0]
     assert int((matched >= 0).sum()) == len(set(matched[matched >= 0].tolist())) == min(len(predicted), len(truth))
     assert ((assignment.quality >= 0) & (assignment.quality <= 1)).all()
@@ -229,9 +226,8 @@ def test_the_fused_overlaps_equal_those_of_the_box_functions(predicted, truth):
     matcher = HungarianMatcher(class_weight=0, l1_weight=0, giou_weight=1)
     targets = targets_of(truth)
     targets = targets._replace(boxes=targets.boxes.double())
-    queries = predicted.double()[None]
-    costs, overlaps, _ = matcher._costs(torch.zeros(1, len(predicted), 6), queries, targets)
-    corners = cxcywh_to_xyxy(queries)
+    corners = predicted.double()[None]
+    costs, overlaps, _ = matcher._costs(torch.zeros(1, len(predicted), 6), corners, targets)
     torch.testing.assert_close(overlaps, box_iou(targets.boxes, corners), rtol=1e-6, atol=1e-6)
     clear = ((corners[..., 2:] - corners[..., :2]).abs() > 1e-9).all(-1)[:, None]  # where no term is all rounding
     clear = clear & ((targets.boxes[..., 2:] - targets.boxes[..., :2]) > 1e-9).all(-1)[..., None]
@@ -241,16 +237,16 @@ def test_the_fused_overlaps_equal_those_of_the_box_functions(predicted, truth):
 
 def test_boxes_without_area_cost_what_generalized_box_iou_says():
     matcher = HungarianMatcher(class_weight=0, l1_weight=0)
-    points = torch.tensor([[[0.5, 0.5, 0.0, 0.0], [0.5, 0.5, -0.2, -0.2], [0.5, 0.5, 0.2, -0.2]]])
+    points = torch.tensor([[[0.5, 0.5, 0.5, 0.5], [0.6, 0.6, 0.4, 0.4], [0.4, 0.6, 0.6, 0.4]]])
     truth = torch.tensor([[0.5, 0.5, 0.5, 0.5], [0.25, 0.25, 0.75, 0.75]])
     costs = matcher._costs(torch.zeros(1, 3, 3), points, targets_of(truth))[0]
-    torch.testing.assert_close(costs, -2 * generalized_box_iou(truth, cxcywh_to_xyxy(points)), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(costs, -2 * generalized_box_iou(truth, points), rtol=1e-5, atol=1e-5)
 
 
 def test_quality_is_the_overlap_of_the_match_and_zero_without():
     predicted = torch.tensor([[[0.5, 0.5, 0.4, 0.2], [0.2, 0.2, 0.1, 0.1]]])
     truth = cxcywh_to_xyxy(torch.tensor([[0.5, 0.5, 0.4, 0.4]]))
-    quality = HungarianMatcher()(torch.zeros(1, 2, 3), predicted, targets_of(truth)).quality
+    quality = HungarianMatcher()(None, targets_of(truth), of_detr(torch.zeros(1, 2, 3), predicted)).quality
     torch.testing.assert_close(quality, torch.tensor([[0.5, 0.0]]))
 
 
@@ -261,9 +257,9 @@ def test_a_query_that_is_not_finite_is_ignored_and_moves_no_other(class_cost, ba
     logits, predicted = predictions(3, 6, seed=3)
     targets, matcher = truth_of([4, 0, 2], seed=3), HungarianMatcher(class_cost=class_cost)
     others = [0, 1, 3, 4, 5]
-    expected = matcher(logits[:, others], predicted[:, others], targets)
+    expected = matcher(None, targets, of_detr(logits[:, others], predicted[:, others]))
     (logits if field == "logit" else predicted)[:, 2, 1] = bad
-    assignment = matcher(logits, predicted, targets)
+    assignment = matcher(None, targets, of_detr(logits, predicted))
     assert assignment.matched[:, 2].tolist() == [IGNORED] * 3
     assert (assignment.quality[:, 2] == 0).all()
     assert torch.equal(assignment.matched[:, others], expected.matched)
@@ -274,7 +270,7 @@ def test_where_all_queries_are_needed_the_bad_one_is_left_out_and_the_rest_is_th
     logits, predicted = predictions(1, 4, seed=4)
     targets = truth_of([4], seed=4)
     logits[0, 1] = torch.nan
-    matched = HungarianMatcher()(logits, predicted, targets).matched[0]
+    matched = HungarianMatcher()(None, targets, of_detr(logits, predicted)).matched[0]
     assert matched[1] == IGNORED
     keep = [0, 2, 3]
     costs = table(logits[0, keep], predicted[0, keep], *rows_of(targets, 0))
@@ -286,10 +282,10 @@ def test_a_class_that_is_switched_off_by_minus_infinity_leaves_its_queries_usabl
     logits, predicted = predictions(1, 4, seed=5)
     logits[0, :, 2] = -torch.inf
     targets = truth_of([2], seed=5)._replace(labels=torch.tensor([[2, 0]]))
-    matched = HungarianMatcher(class_cost=class_cost)(logits, predicted, targets).matched[0]
+    matched = HungarianMatcher(class_cost=class_cost)(None, targets, of_detr(logits, predicted)).matched[0]
     assert sorted(matched.tolist()) == [-1, -1, 0, 1]
     logits[0, 0] = -torch.inf
-    assert HungarianMatcher(class_cost=class_cost)(logits, predicted, targets).matched[0, 0] == IGNORED
+    assert HungarianMatcher(class_cost=class_cost)(None, targets, of_detr(logits, predicted)).matched[0, 0] == IGNORED
 
 
 @pytest.mark.parametrize(("class_cost", "last"), [("softmax", 2), ("focal", 3)])
@@ -301,13 +297,13 @@ def test_a_label_out_of_range_is_named(class_cost, last, offset):
     targets.labels[1, 2] = label
     message = rf"HungarianMatcher: image 1, target 2: label {label} must lie in 0..{last}$"
     with pytest.raises(ValueError, match=message):
-        matcher(logits, predicted, targets)
+        matcher(None, targets, of_detr(logits, predicted))
     targets.labels[0, 1] = 9
     with pytest.raises(ValueError, match=r"image 0, target 1: label 9 must lie in 0\.\.\d; 2 objects are wrong$"):
-        matcher(logits, predicted, targets)
+        matcher(None, targets, of_detr(logits, predicted))
     targets.labels[:] = last
     targets.labels[1, 3] = 99  # padding
-    assert int((matcher(logits, predicted, targets).matched >= 0).sum()) == 5
+    assert int((matcher(None, targets, of_detr(logits, predicted)).matched >= 0).sum()) == 5
 
 
 @pytest.mark.parametrize(
@@ -317,19 +313,13 @@ def test_a_label_out_of_range_is_named(class_cost, last, offset):
         ([0.1, 0.1, torch.inf, 0.5], r"box \[0.1, 0.1, inf, 0.5\] as fractions must be finite"),
         ([0.6, 0.1, 0.5, 0.5], r"box \[0.6, 0.1, 0.5, 0.5\] as fractions must be finite with x1 <= x2 and y1 <= y2"),
         ([0.1, 0.6, 0.5, 0.5], r"box \[0.1, 0.6, 0.5, 0.5\] as fractions must be finite"),
-        ([0.1, 0.6, 10.5, 0.7], r"box \[0.1, 0.6, 10.5, 0.7\] is no fraction of the image; boxes in pixels need sizes"),
+        ([0.1, 0.6, 10.5, 0.7], r"box \[0.1, 0.6, 10.5, 0.7\] must hold fractions of the image, not pixels"),
     ],
 )
 def test_a_target_box_that_cannot_be_learned_is_named(box, message):
     logits, predicted = predictions(1, 4, seed=7)
     with pytest.raises(ValueError, match=f"^HungarianMatcher: image 0, target 1: {message}"):
-        HungarianMatcher()(logits, predicted, targets_of(torch.tensor([[0.1, 0.1, 0.2, 10.0], box])))
-
-
-def test_boxes_far_outside_are_fine_with_sizes():
-    logits, predicted = predictions(1, 4, seed=7)
-    targets = targets_of(torch.tensor([[0.0, 0, 11, 1]]))
-    assert (HungarianMatcher()(logits, predicted, targets, torch.ones(1, 2)).matched >= 0).any()
+        HungarianMatcher()(None, targets_of(torch.tensor([[0.1, 0.1, 0.2, 10.0], box])), of_detr(logits, predicted))
 
 
 def test_crowds_take_no_query_and_queries_inside_are_ignored():
@@ -337,31 +327,32 @@ def test_crowds_take_no_query_and_queries_inside_are_ignored():
     truth = torch.tensor([[0.15, 0.15, 0.35, 0.35], [0.5, 0.5, 1.0, 1.0]])
     crowded = targets_of(truth, iscrowd=[torch.tensor([0, 1])])
     crowded.labels[0, 1] = 77  # no object: nobody looks at its class
-    assert HungarianMatcher()(torch.zeros(1, 3, 3), predicted, crowded).matched.tolist() == [[0, IGNORED, NEGATIVE]]
+    assert HungarianMatcher()(None, crowded, of_detr(torch.zeros(1, 3, 3), predicted)).matched.tolist() == [
+        [0, IGNORED, NEGATIVE]
+    ]
     predicted[0, 2, 0] = 0.51
-    assert HungarianMatcher()(torch.zeros(1, 3, 3), predicted, crowded).matched.tolist() == [[0, IGNORED, IGNORED]]
-    pixels = crowded._replace(boxes=crowded.boxes * torch.tensor([200, 100, 200, 100]))
-    sizes = torch.tensor([[100, 200]])
-    assert HungarianMatcher()(torch.zeros(1, 3, 3), predicted, pixels, sizes).matched.tolist() == [[0, -2, -2]]
+    assert HungarianMatcher()(None, crowded, of_detr(torch.zeros(1, 3, 3), predicted)).matched.tolist() == [
+        [0, IGNORED, IGNORED]
+    ]
 
 
 def test_a_batch_equals_a_loop_and_padding_changes_nothing():
     logits, predicted = predictions(4, 9, seed=8)
     targets = truth_of([5, 0, 2, 1], seed=8)
-    batch = HungarianMatcher()(logits, predicted, targets)
+    batch = HungarianMatcher()(None, targets, of_detr(logits, predicted))
     for image in range(4):
         labels, truth = rows_of(targets, image)
         alone = pad_targets([{"boxes": truth, "labels": labels}])
-        ours = HungarianMatcher()(logits[image : image + 1], predicted[image : image + 1], alone)
+        ours = HungarianMatcher()(None, alone, of_detr(logits[image : image + 1], predicted[image : image + 1]))
         assert torch.equal(batch.matched[image], ours.matched[0])
         torch.testing.assert_close(batch.quality[image], ours.quality[0])
 
 
 def test_no_queries_and_no_objects_give_empty_and_negative_assignments():
     targets = truth_of([3, 0], seed=9)
-    assignment = HungarianMatcher()(torch.zeros(2, 0, 4), torch.zeros(2, 0, 4), targets)
+    assignment = HungarianMatcher()(None, targets, of_detr(torch.zeros(2, 0, 4), torch.zeros(2, 0, 4)))
     assert assignment.matched.shape == assignment.quality.shape == (2, 0)
-    empty = HungarianMatcher()(*predictions(2, 3, seed=9), truth_of([0, 0], seed=9))
+    empty = HungarianMatcher()(None, truth_of([0, 0], seed=9), of_detr(*predictions(2, 3, seed=9)))
     assert empty.matched.tolist() == [[NEGATIVE] * 3] * 2
     assert (empty.quality == 0).all()
 
@@ -371,7 +362,10 @@ def test_no_queries_and_no_objects_give_empty_and_negative_assignments():
 def test_half_precision_matches_as_its_promoted_numbers(dtype, class_cost):
     logits, predicted = predictions(2, 20, seed=10, dtype=dtype)
     targets, matcher = truth_of([7, 3], seed=10), HungarianMatcher(class_cost=class_cost)
-    ours, expected = matcher(logits, predicted, targets), matcher(logits.float(), predicted.float(), targets)
+    ours, expected = (
+        matcher(None, targets, of_detr(logits, predicted)),
+        matcher(None, targets, of_detr(logits.float(), predicted.float())),
+    )
     assert torch.equal(ours.matched, expected.matched)
     assert torch.equal(ours.quality, expected.quality)
     assert ours.quality.dtype == torch.float32
@@ -379,17 +373,19 @@ def test_half_precision_matches_as_its_promoted_numbers(dtype, class_cost):
 
 def test_nothing_is_learned_through_the_matcher():
     logits, predicted = predictions(1, 4, seed=11)
-    assignment = HungarianMatcher()(logits.requires_grad_(), predicted.requires_grad_(), truth_of([2], seed=11))
+    assignment = HungarianMatcher()(
+        None, truth_of([2], seed=11), of_detr(logits.requires_grad_(), predicted.requires_grad_())
+    )
     assert not assignment.quality.requires_grad
 
 
 @pytest.mark.parametrize("field", ["logits", "boxes"])
 def test_full_checks_name_a_prediction_that_is_not_finite(monkeypatch, field):
     monkeypatch.setenv("DETKIT_CHECKS", "full")
-    logits, predicted = predictions(1, 4, seed=12)
-    (logits if field == "logits" else predicted)[0, 1, 2] = torch.nan
+    queries = of_detr(*predictions(1, 4, seed=12))
+    getattr(queries, field)[0, 1, 2] = torch.nan
     with pytest.raises(ValueError, match=rf"^HungarianMatcher: {field}\[0, 1, 2\]=nan must be finite"):
-        HungarianMatcher()(logits, predicted, truth_of([2], seed=12))
+        HungarianMatcher()(None, truth_of([2], seed=12), queries)
 
 
 @pytest.mark.parametrize(
@@ -412,32 +408,27 @@ def test_shapes_that_disagree_are_refused():
     forward = unhooked(HungarianMatcher.forward)
     logits, predicted = predictions(2, 4, seed=13)
     targets, matcher = truth_of([2, 1], seed=13), HungarianMatcher()
+    nobody = Targets(*(rows[:, :0] for rows in targets[:4]))
     wrong = [
-        (
-            logits[:1],
-            predicted,
-            targets,
-            None,
-            r"logits have shape \(1, 4, 4\), boxes \(2, 4, 4\) and targets 2 images",
-        ),
-        (logits[:, :3], predicted, targets, None, r"allowed is \(B, Q, classes\), \(B, Q, 4\) and B images"),
-        (logits[0], predicted[0], targets, None, "allowed is"),
-        (logits[:1], predicted[:1], targets, None, "and targets 2 images"),
-        (logits[..., :1], predicted, targets, None, r"logits have shape \(2, 4, 1\), which leaves no class"),
-        (logits, predicted, targets, torch.ones(2), r"sizes have shape \(2,\); allowed is \(2, 2\)"),
-        (
-            logits,
-            predicted,
-            Targets(*(x[:, :0] for x in targets[:4])),
-            None,
-            "targets have 0 rows; allowed is at least 1",
-        ),
+        (logits[:1], predicted, targets, r"logits have shape \(1, 4, 4\), boxes \(2, 4, 4\) and targets 2 images"),
+        (logits[:, :3], predicted, targets, r"allowed is \(B, Q, classes\), \(B, Q, 4\) and B images"),
+        (logits[0], predicted[0], targets, "allowed is"),
+        (logits[:1], predicted[:1], targets, "and targets 2 images"),
+        (logits[..., :1], predicted, targets, r"logits have shape \(2, 4, 1\), which leaves no class"),
+        (logits, predicted, nobody, "targets have 0 rows; allowed is at least 1"),
     ]
-    for *arguments, message in wrong:
+    for *predicting, truth, message in wrong:
         with pytest.raises(ValueError, match=f"HungarianMatcher: .*{message}"):
-            forward(matcher, *arguments)
+            forward(matcher, None, truth, of_detr(*predicting))
     with pytest.raises(ValueError, match="which leaves no class"):
-        forward(HungarianMatcher(class_cost="focal"), logits[..., :0], predicted, targets)
+        forward(HungarianMatcher(class_cost="focal"), None, targets, of_detr(logits[..., :0], predicted))
+
+
+@pytest.mark.parametrize("predictions", [None, Predictions(torch.zeros(1, 2, 4), torch.zeros(1, 2, 3))])
+def test_a_call_without_logits_is_refused_with_the_repair(predictions):
+    assert HungarianMatcher.reads_predictions
+    with pytest.raises(ValueError, match=r"HungarianMatcher: .* call it as .*Predictions\(boxes, logits=logits\)"):
+        HungarianMatcher()(None, truth_of([1], seed=1), predictions)
 
 
 def test_printing_shows_the_settings():

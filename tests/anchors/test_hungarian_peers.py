@@ -7,7 +7,7 @@ from torch import Tensor
 from detkit.anchors import hungarian
 from detkit.anchors.hungarian import HungarianMatcher, solve_on_device
 from detkit.boxes import cxcywh_to_xyxy
-from detkit.structures import IGNORED, NEGATIVE, Targets, pad_targets
+from detkit.structures import IGNORED, NEGATIVE, Predictions, Targets, pad_targets
 
 CLASSES = 4
 
@@ -29,6 +29,11 @@ def batch(seed: int) -> tuple[Tensor, Tensor, list[dict[str, Tensor]]]:
 
 def padded(targets: list[dict[str, Tensor]]) -> Targets:
     return pad_targets([{"boxes": cxcywh_to_xyxy(one["boxes"]), "labels": one["class_labels"]} for one in targets])
+
+
+def of_detr(logits: Tensor, predicted: Tensor) -> Predictions:
+    """What a network predicts as DETR does, cx, cy, w, h, in the form that matchers take."""
+    return Predictions(cxcywh_to_xyxy(predicted), logits=logits)
 
 
 def matched_of(pairs, queries: int) -> list[list[int]]:
@@ -53,7 +58,7 @@ def test_a_thousand_batches_are_matched_as_transformers_matches_them(peer):
     for seed in range(1000):
         logits, predicted, targets = batch(seed)
         expected = matched_of(peer({"logits": logits, "pred_boxes": predicted}, targets), logits.shape[1])
-        assert HungarianMatcher()(logits, predicted, padded(targets)).matched.tolist() == expected, seed
+        assert HungarianMatcher()(None, padded(targets), of_detr(logits, predicted)).matched.tolist() == expected, seed
         empty += sum(len(one["boxes"]) == 0 for one in targets)
         crowded += sum(len(one["boxes"]) > logits.shape[1] for one in targets)
     assert empty > 300
@@ -68,9 +73,9 @@ def test_a_bad_query_moves_no_other_and_where_queries_are_left_transformers_agre
         queries = logits.shape[1]
         row = seed % queries
         others = [query for query in range(queries) if query != row]
-        expected = HungarianMatcher()(logits[:, others], predicted[:, others], padded(targets)).matched
+        expected = HungarianMatcher()(None, padded(targets), of_detr(logits[:, others], predicted[:, others])).matched
         logits[:, row] = bad
-        matched = HungarianMatcher()(logits, predicted, padded(targets)).matched
+        matched = HungarianMatcher()(None, padded(targets), of_detr(logits, predicted)).matched
         assert torch.equal(matched[:, others], expected)
         assert (matched[:, row] == IGNORED).all()
         if max(len(one["boxes"]) for one in targets) < queries:
@@ -91,18 +96,18 @@ def solver():
 def solved_there(monkeypatch, logits: Tensor, predicted: Tensor, targets: Targets) -> Tensor:
     """What the matcher says with the op taken to be on CUDA; the solver then runs on the CPU."""
 
-    def assign(costs, objects, usable, labels, boxes, num_classes, limit) -> Tensor:
-        return solve_on_device(costs, objects & ~hungarian._wrong(labels, boxes, num_classes, limit), usable)
+    def assign(costs, objects, usable, labels, boxes, num_classes) -> Tensor:
+        return solve_on_device(costs, objects & ~hungarian._wrong(labels, boxes, num_classes), usable)
 
     with monkeypatch.context() as patch:
         patch.setattr(torch.ops.detkit, "assign", assign)
-        return HungarianMatcher()(logits, predicted, targets).matched
+        return HungarianMatcher()(None, targets, of_detr(logits, predicted)).matched
 
 
 def test_the_solver_on_the_device_gives_what_scipy_gives_on_the_host(solver, monkeypatch):
     for seed in range(150):
         logits, predicted, targets = batch(seed)
-        expected = HungarianMatcher()(logits, predicted, padded(targets)).matched
+        expected = HungarianMatcher()(None, padded(targets), of_detr(logits, predicted)).matched
         assert torch.equal(solved_there(monkeypatch, logits, predicted, padded(targets)), expected), seed
 
 
@@ -113,7 +118,7 @@ def test_on_the_device_bad_queries_and_crowds_are_left_out_as_on_the_host(solver
         (logits if field == "logits" else predicted)[:, seed % logits.shape[1], 1] = torch.nan
         truth = padded(targets)
         truth = truth._replace(ignore=truth.valid & (torch.arange(truth.valid.shape[1]) % 3 == 2))
-        expected = HungarianMatcher()(logits, predicted, truth).matched
+        expected = HungarianMatcher()(None, truth, of_detr(logits, predicted)).matched
         assert torch.equal(solved_there(monkeypatch, logits, predicted, truth), expected), seed
 
 
@@ -123,7 +128,7 @@ def test_on_the_device_an_object_that_cannot_be_learned_gets_no_query_and_moves_
     targets = [{"boxes": predicted[0, :4].flip(0) + 0.01, "class_labels": torch.tensor([0, 3, 1, 2])}] * 3
     truth = padded(targets)
     without = truth._replace(valid=truth.valid & (torch.arange(4) != 1))
-    expected = HungarianMatcher()(logits, predicted, without).matched
+    expected = HungarianMatcher()(None, without, of_detr(logits, predicted)).matched
     if wrong == "label":
         truth.labels[:, 1] = CLASSES
     else:
@@ -132,12 +137,12 @@ def test_on_the_device_an_object_that_cannot_be_learned_gets_no_query_and_moves_
     assert torch.equal(solved_there(monkeypatch, logits, predicted, truth), expected)
     assert (expected != 1).all()
     with pytest.raises(ValueError, match="HungarianMatcher: image 0, target 1: "):
-        HungarianMatcher()(logits, predicted, truth)  # the host looks
+        HungarianMatcher()(None, truth, of_detr(logits, predicted))  # the host looks
 
 
 def test_a_query_far_away_costs_no_other_its_precision(solver, monkeypatch):
     logits, predicted, targets = batch(26)
-    expected = HungarianMatcher()(logits, predicted, padded(targets)).matched
+    expected = HungarianMatcher()(None, padded(targets), of_detr(logits, predicted)).matched
     far = torch.cat((predicted, torch.full_like(predicted[:, :1], 1e14)), 1)
     more = torch.cat((logits, logits[:, :1]), 1)
     found = solved_there(monkeypatch, more, far, padded(targets))
@@ -159,9 +164,9 @@ def test_on_cuda_the_result_is_that_of_the_host(solver):
     for seed in range(50):
         logits, predicted, targets = batch(seed)
         truth = padded(targets)
-        expected = HungarianMatcher()(logits, predicted, truth).matched
+        expected = HungarianMatcher()(None, truth, of_detr(logits, predicted)).matched
         there = HungarianMatcher()(
-            logits.cuda(), predicted.cuda(), Targets._make(x if x is None else x.cuda() for x in truth)
+            None, Targets._make(x if x is None else x.cuda() for x in truth), of_detr(logits.cuda(), predicted.cuda())
         )
         assert there.matched.is_cuda
         assert torch.equal(there.matched.cpu(), expected)

@@ -1,13 +1,12 @@
-"""The parts that matchers share: images in groups, the best object of an anchor, pieces of the matrix, errors."""
+"""The parts that matchers share: images in groups, the best object of an anchor, pieces of the matrix."""
 
 import pytest
 import torch
-from strategies import random_boxes, refusal, targets_of, unhooked
+from strategies import random_boxes
 
 from detkit.anchors import search as module
 from detkit.anchors.search import (
     best_fit,
-    checked,
     image_groups,
     masked_overlaps,
     matrix_pieces,
@@ -16,7 +15,7 @@ from detkit.anchors.search import (
     worth_searching,
 )
 from detkit.boxes import box_iou
-from detkit.structures import IGNORED, NEGATIVE, Targets
+from detkit.structures import IGNORED, NEGATIVE
 
 
 @pytest.mark.parametrize(
@@ -83,18 +82,3 @@ def test_no_matches_are_negative_with_quality_zero():
         assert matched.tolist() == [[-1] * 5] * 2
         assert torch.equal(quality, torch.zeros(2, 5))
         assert quality.dtype == torch.float32
-
-
-def test_shapes_that_do_not_fit_are_named():
-    check, targets = unhooked(checked), targets_of(random_boxes(2), random_boxes(1))
-    empty = Targets(*(torch.zeros(2, 0, *rest) for rest in ((4,), (), (), ())))
-    assert refusal(checked, "Some", empty, random_boxes(2)) == (
-        "Some: targets have 0 rows; allowed is at least 1, as pad_targets makes"
-    )
-    assert refusal(checked, "Some", targets, torch.zeros(3, 5)) == "Some: anchors has shape (3, 5); allowed is (..., 4)"
-    for shape in ((4,), (3, 7, 4), (1, 7, 4), (1, 2, 7, 4)):
-        assert refusal(checked, "Some", targets, torch.zeros(shape)) == (
-            f"Some: anchors have shape {shape} for 2 images; allowed is (N, 4) for all images or (B, N, 4)"
-        )
-    boxes, anchors = check("Some", targets, torch.zeros(0))
-    assert (boxes.shape, anchors.shape) == ((2, 2, 4), (0, 4))

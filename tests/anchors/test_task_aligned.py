@@ -13,7 +13,7 @@ from detkit.anchors import IGNORED, NEGATIVE
 from detkit.anchors.atss import centers
 from detkit.anchors.task_aligned import SimOTAMatcher, TaskAlignedMatcher
 from detkit.boxes import box_iou
-from detkit.structures import Targets
+from detkit.structures import Anchors, Predictions, Targets
 
 CLASSES = 3
 
@@ -96,7 +96,7 @@ def test_task_aligned_matches_ten_thousand_images_as_the_loop(settings):
     matcher, cells, positives = TaskAlignedMatcher(**settings), grid(), 0
     for batch in range(25):
         scores, predicted, objects = scene(100, seed=batch)
-        assignment = matcher(scores, predicted, cells, targets_of(*objects))
+        assignment = matcher(cells, targets_of(*objects), Predictions(predicted, scores))
         for image, rows in enumerate(objects):
             matched, quality = slow_task_aligned(scores[image], predicted[image], cells, rows, **settings)
             assert assignment.matched[image].tolist() == matched
@@ -111,7 +111,7 @@ def test_simota_matches_ten_thousand_images_as_the_loop(settings):
     for batch in range(25):
         scores, predicted, objects = scene(100, seed=batch)
         scores = scores + torch.rand(scores.shape, generator=torch.Generator().manual_seed(batch)) / 100 - 0.01
-        assignment = matcher(scores, predicted, cells, targets_of(*objects))
+        assignment = matcher(cells, targets_of(*objects), Predictions(predicted, scores))
         for image, rows in enumerate(objects):
             matched, quality = slow_simota(scores[image], predicted[image], cells, rows, **settings)
             positives += sum(target >= 0 for target in matched)
@@ -126,11 +126,11 @@ def test_exact_numbers_of_task_alignment():
     objects = torch.tensor([[0.0, 0, 16, 16]])
     predicted = torch.tensor([[[0.0, 0, 16, 16], [0, 0, 16, 8], [0, 0, 8, 8], [0, 0, 16, 16]]])
     scores = torch.tensor([[[0.25], [1.0], [1.0], [0.5]]])
-    points = torch.tensor([[4.0, 4], [12, 4], [4, 12], [20, 4]])
-    assignment = TaskAlignedMatcher(alpha=1.0, beta=1.0)(scores, predicted, points, targets_of(objects))
+    points = grid(cells=3)[[0, 1, 3, 2]]
+    assignment = TaskAlignedMatcher(alpha=1.0, beta=1.0)(points, targets_of(objects), Predictions(predicted, scores))
     assert assignment.matched.tolist() == [[0, 0, 0, -1]]
     torch.testing.assert_close(assignment.quality, torch.tensor([[0.5, 1.0, 0.5, 0.0]]))
-    assignment = TaskAlignedMatcher(candidates=1)(scores, predicted, points, targets_of(objects))
+    assignment = TaskAlignedMatcher(candidates=1)(points, targets_of(objects), Predictions(predicted, scores))
     assert assignment.matched.tolist() == [[0, -1, -1, -1]]
     torch.testing.assert_close(assignment.quality, torch.tensor([[1.0, 0.0, 0.0, 0.0]]))
 
@@ -138,42 +138,44 @@ def test_exact_numbers_of_task_alignment():
 def test_an_anchor_of_two_objects_goes_to_the_higher_overlap_in_task_alignment():
     objects = torch.tensor([[0.0, 0, 16, 8], [0, 0, 16, 16]])
     scores = torch.tensor([[[1.0, 0.1]]])  # aligned better with the first, overlapping the second more
-    predicted, points = torch.tensor([[[0.0, 0, 16, 14]]]), torch.tensor([[4.0, 4]])
-    assert TaskAlignedMatcher(beta=1.0)(scores, predicted, points, targets_of(objects)).matched.tolist() == [[1]]
+    predicted, points = torch.tensor([[[0.0, 0, 16, 14]]]), grid()[:1]
+    assert TaskAlignedMatcher(beta=1.0)(
+        points, targets_of(objects), Predictions(predicted, scores)
+    ).matched.tolist() == [[1]]
     twice = targets_of(objects[[0, 0]])
-    assert TaskAlignedMatcher()(scores, predicted, points, twice).matched.tolist() == [[0]]
+    assert TaskAlignedMatcher()(points, twice, Predictions(predicted, scores)).matched.tolist() == [[0]]
 
 
 def test_objects_without_a_center_inside_go_without_in_task_alignment_but_not_in_simota():
     small = torch.tensor([[5.0, 5, 7, 7]])
     scores, predicted = torch.full((1, 16, CLASSES), 0.5), grid()[None] + torch.tensor([2.0, 2, -2, -2])
     predicted[0, 0] = torch.tensor([5.0, 5, 7, 8])
-    assert (TaskAlignedMatcher()(scores, predicted, grid(), targets_of(small)).matched == NEGATIVE).all()
-    matched = SimOTAMatcher()(scores, predicted, grid(), targets_of(small)).matched[0]
+    assert (TaskAlignedMatcher()(grid(), targets_of(small), Predictions(predicted, scores)).matched == NEGATIVE).all()
+    matched = SimOTAMatcher()(grid(), targets_of(small), Predictions(predicted, scores)).matched[0]
     assert matched.tolist() == [0] + [NEGATIVE] * 15
     far = torch.tensor([[100.0, 100, 102, 102]])
-    assert (SimOTAMatcher()(scores, predicted, grid(), targets_of(far)).matched == NEGATIVE).all()
+    assert (SimOTAMatcher()(grid(), targets_of(far), Predictions(predicted, scores)).matched == NEGATIVE).all()
 
 
 def test_predictions_that_overlap_nothing_are_no_positives_of_task_alignment():
     objects = torch.tensor([[0.0, 0, 32, 32]])
     scores, predicted = torch.full((1, 16, CLASSES), 0.5), grid()[None] + 100
-    assignment = TaskAlignedMatcher()(scores, predicted, grid(), targets_of(objects))
+    assignment = TaskAlignedMatcher()(grid(), targets_of(objects), Predictions(predicted, scores))
     assert (assignment.matched == NEGATIVE).all()
     assert (assignment.quality == 0).all()
-    assert int((SimOTAMatcher()(scores, predicted, grid(), targets_of(objects)).matched == 0).sum()) == 1
+    assert int((SimOTAMatcher()(grid(), targets_of(objects), Predictions(predicted, scores)).matched == 0).sum()) == 1
 
 
 def test_simota_takes_as_many_anchors_as_the_overlaps_add_up_to():
     objects = torch.tensor([[0.0, 0, 32, 32]])
     scores, predicted = torch.full((1, 16, CLASSES), 0.5), objects.expand(1, 16, 4)
     matcher = SimOTAMatcher()
-    assert int((matcher(scores, predicted, grid(), targets_of(objects)).matched == 0).sum()) == 10
+    assert int((matcher(grid(), targets_of(objects), Predictions(predicted, scores)).matched == 0).sum()) == 10
     half = predicted * torch.tensor([1.0, 1, 1, 0.5])
-    matched = matcher(scores, half, grid(), targets_of(objects)).matched[0]
+    matched = matcher(grid(), targets_of(objects), Predictions(half, scores)).matched[0]
     assert matched.tolist() == [0] * 5 + [NEGATIVE] * 11  # the lower anchors of equal cost
     tiny = predicted * torch.tensor([1.0, 1, 1, 0.0625])
-    assert int((matcher(scores, tiny, grid(), targets_of(objects)).matched == 0).sum()) == 1
+    assert int((matcher(grid(), targets_of(objects), Predictions(tiny, scores)).matched == 0).sum()) == 1
 
 
 def test_simota_takes_candidates_outside_the_center_only_after_those_inside():
@@ -182,9 +184,9 @@ def test_simota_takes_candidates_outside_the_center_only_after_those_inside():
     predicted = objects.expand(1, 16, 4).clone()
     predicted[0, 0] = torch.tensor([0.0, 0, 16, 30])  # inside, but the most expensive of all
     scores[0, 0] = 0.01
-    matched = SimOTAMatcher()(scores, predicted, grid(), targets_of(objects)).matched[0]
+    matched = SimOTAMatcher()(grid(), targets_of(objects), Predictions(predicted, scores)).matched[0]
     assert [anchor for anchor in range(16) if matched[anchor] == 0] == [0, 1, 2, 4, 5, 6, 8, 9, 12, 13]
-    near_only = SimOTAMatcher(radius=0.75)(scores, predicted, grid(), targets_of(objects)).matched[0]
+    near_only = SimOTAMatcher(radius=0.75)(grid(), targets_of(objects), Predictions(predicted, scores)).matched[0]
     # Both inside and within 6 pixels of the center (8, 16): anchors 4, 5, 8, 9; then the others inside, by cost.
     assert [anchor for anchor in range(16) if near_only[anchor] == 0] == [1, 4, 5, 8, 9, 12, 13]
 
@@ -193,7 +195,7 @@ def test_the_center_area_ends_at_radius_cells():
     objects = torch.tensor([[19.5, 19.5, 20.5, 20.5]])  # its center lies 16 pixels right of and below that of cell 0
     scores, predicted = torch.full((1, 1, CLASSES), 0.5), torch.tensor([[[0.0, 0, 8, 8]]])
     for radius, matched in ((2.0, NEGATIVE), (2.01, 0)):
-        ours = SimOTAMatcher(radius=radius)(scores, predicted, grid()[:1], targets_of(objects)).matched
+        ours = SimOTAMatcher(radius=radius)(grid()[:1], targets_of(objects), Predictions(predicted, scores)).matched
         assert ours.tolist() == [[matched]]
 
 
@@ -201,17 +203,28 @@ def test_an_anchor_of_two_objects_goes_to_the_lower_cost_in_simota():
     objects = torch.tensor([[0.0, 0, 16, 8], [0, 0, 16, 16]])
     predicted, cells = torch.tensor([[[0.0, 0, 16, 9]]]), grid()[:1]
     likely_second = torch.tensor([[[0.1, 0.9, 0.5]]])
-    assert SimOTAMatcher()(likely_second, predicted, cells, targets_of(objects)).matched.tolist() == [[1]]
-    assert SimOTAMatcher(iou_weight=20.0)(likely_second, predicted, cells, targets_of(objects)).matched.item() == 0
-    assert SimOTAMatcher()(likely_second[..., [2, 2, 2]], predicted, cells, targets_of(objects[[1, 1]])).matched == 0
+    assert SimOTAMatcher()(cells, targets_of(objects), Predictions(predicted, likely_second)).matched.tolist() == [[1]]
+    assert (
+        SimOTAMatcher(iou_weight=20.0)(cells, targets_of(objects), Predictions(predicted, likely_second)).matched.item()
+        == 0
+    )
+    assert (
+        SimOTAMatcher()(
+            cells, targets_of(objects[[1, 1]]), Predictions(predicted, likely_second[..., [2, 2, 2]])
+        ).matched
+        == 0
+    )
 
 
 def test_certain_scores_cost_at_most_one_hundred_a_class():
     objects, cells = torch.tensor([[0.0, 0, 16, 8]]), grid()[:2]
     scores = torch.tensor([[[0.0, 0.0, 0.0], [1.0, 1.0, 0.0]]])  # both 100 wrong in one class
     predicted = torch.tensor([[[0.0, 0, 16, 7], [0, 0, 16, 8]]])
-    assert SimOTAMatcher()(scores, predicted, cells, targets_of(objects)).matched.tolist() == [[-1, 0]]
-    assert SimOTAMatcher()(scores[:, [1, 0]], predicted[:, [1, 0]], cells, targets_of(objects)).matched[0, 0] == 0
+    assert SimOTAMatcher()(cells, targets_of(objects), Predictions(predicted, scores)).matched.tolist() == [[-1, 0]]
+    assert (
+        SimOTAMatcher()(cells, targets_of(objects), Predictions(predicted[:, [1, 0]], scores[:, [1, 0]])).matched[0, 0]
+        == 0
+    )
 
 
 MATCHERS = pytest.mark.parametrize(
@@ -226,7 +239,7 @@ def test_hostile_predictions_give_numbers_in_range(matcher, predicted, objects, 
     scores = data.draw(st.lists(unit, min_size=4 * len(predicted), max_size=4 * len(predicted)))
     scores = torch.tensor(scores).reshape(1, -1, 4)
     cells = grid(8, 3)[: len(predicted)]
-    assignment = matcher(scores, predicted[None], cells, targets_of(objects))
+    assignment = matcher(cells, targets_of(objects), Predictions(predicted[None], scores))
     assert ((assignment.matched >= NEGATIVE) & (assignment.matched < max(1, len(objects)))).all()
     assert ((assignment.quality >= 0) & (assignment.quality <= 1)).all()
     assert (assignment.quality[assignment.matched < 0] == 0).all()
@@ -235,7 +248,7 @@ def test_hostile_predictions_give_numbers_in_range(matcher, predicted, objects, 
 @given(seed=st.integers(0, 2**20))
 def test_the_best_positive_of_an_object_has_its_highest_overlap_as_quality(seed):
     scores, predicted, objects = scene(4, seed=seed)
-    assignment = TaskAlignedMatcher()(scores, predicted, grid(), targets_of(*objects))
+    assignment = TaskAlignedMatcher()(grid(), targets_of(*objects), Predictions(predicted, scores))
     for image, rows in enumerate(objects):
         overlaps = box_iou(rows, predicted[image])
         for target in set(assignment.matched[image].tolist()) - {NEGATIVE}:
@@ -248,8 +261,10 @@ def test_the_best_positive_of_an_object_has_its_highest_overlap_as_quality(seed)
 def test_the_order_of_the_images_only_reorders_the_result(matcher, seed, data):
     scores, predicted, objects = scene(3, seed=seed)
     order = data.draw(st.permutations(range(3)))
-    expected = matcher(scores, predicted, grid(), targets_of(*objects))
-    mixed = matcher(scores[list(order)], predicted[list(order)], grid(), targets_of(*(objects[i] for i in order)))
+    expected = matcher(grid(), targets_of(*objects), Predictions(predicted, scores))
+    mixed = matcher(
+        grid(), targets_of(*(objects[i] for i in order)), Predictions(predicted[list(order)], scores[list(order)])
+    )
     assert torch.equal(mixed.matched, expected.matched[list(order)])
 
 
@@ -257,19 +272,21 @@ def test_the_order_of_the_images_only_reorders_the_result(matcher, seed, data):
 @given(seed=st.integers(0, 2**20), shift=st.integers(-100, 100))
 def test_moving_everything_by_whole_pixels_changes_nothing(matcher, seed, shift):
     scores, predicted, objects = scene(2, seed=seed)
-    expected = matcher(scores, predicted, grid(), targets_of(*objects))
-    moved = matcher(scores, predicted + shift, grid() + shift, targets_of(*(rows + shift for rows in objects)))
+    expected = matcher(grid(), targets_of(*objects), Predictions(predicted, scores))
+    moved = matcher(
+        grid() + shift, targets_of(*(rows + shift for rows in objects)), Predictions(predicted + shift, scores)
+    )
     assert torch.equal(moved.matched, expected.matched)
 
 
 @MATCHERS
 def test_a_batch_equals_a_loop_with_shared_anchors_and_with_those_of_each_image(matcher):
     scores, predicted, objects = scene(4, seed=5)
-    batch = matcher(scores, predicted, grid(), targets_of(*objects))
-    own = matcher(scores, predicted, grid().expand(4, -1, 4).contiguous(), targets_of(*objects))
+    batch = matcher(grid(), targets_of(*objects), Predictions(predicted, scores))
+    own = matcher(grid().expand(4, -1, 4).contiguous(), targets_of(*objects), Predictions(predicted, scores))
     assert torch.equal(batch.matched, own.matched)
     for image, rows in enumerate(objects):
-        alone = matcher(scores[image : image + 1], predicted[image : image + 1], grid(), targets_of(rows))
+        alone = matcher(grid(), targets_of(rows), Predictions(predicted[image : image + 1], scores[image : image + 1]))
         assert torch.equal(batch.matched[image], alone.matched[0])
         assert torch.equal(batch.quality[image], alone.quality[0])
     assert (batch.matched >= 0).any()
@@ -281,9 +298,9 @@ def test_a_batch_equals_a_loop_with_shared_anchors_and_with_those_of_each_image(
 def test_a_prediction_that_is_not_finite_is_ignored_and_spoils_no_other(matcher, bad, field):
     scores, predicted, objects = scene(3, seed=6)
     others = [anchor for anchor in range(16) if anchor != 5]
-    expected = matcher(scores[:, others], predicted[:, others], grid()[others], targets_of(*objects))
+    expected = matcher(grid()[others], targets_of(*objects), Predictions(predicted[:, others], scores[:, others]))
     (scores if field == "scores" else predicted)[:, 5, 2] = bad
-    ours = matcher(scores, predicted, grid(), targets_of(*objects))
+    ours = matcher(grid(), targets_of(*objects), Predictions(predicted, scores))
     assert ours.matched[:, 5].tolist() == [IGNORED] * 3
     assert (ours.quality[:, 5] == 0).all()
     assert torch.equal(ours.matched[:, others], expected.matched)
@@ -294,12 +311,12 @@ def test_a_prediction_that_is_not_finite_is_ignored_and_spoils_no_other(matcher,
 def test_objects_and_anchors_that_are_not_finite_match_nothing_and_spoil_no_other(matcher):
     scores, predicted, objects = scene(1, seed=7, most=0)
     objects = torch.tensor([[0.0, 0, 17, 15]])
-    expected = matcher(scores, predicted, grid(), targets_of(objects)).matched
+    expected = matcher(grid(), targets_of(objects), Predictions(predicted, scores)).matched
     spoilt = torch.cat((objects, torch.full((1, 4), torch.nan)))
-    assert torch.equal(matcher(scores, predicted, grid(), targets_of(spoilt)).matched, expected)
+    assert torch.equal(matcher(grid(), targets_of(spoilt), Predictions(predicted, scores)).matched, expected)
     cells = grid()
     cells[0] = torch.nan
-    assert matcher(scores, predicted, cells, targets_of(objects)).matched[0, 0] == NEGATIVE
+    assert matcher(cells, targets_of(objects), Predictions(predicted, scores)).matched[0, 0] == NEGATIVE
 
 
 @MATCHERS
@@ -308,17 +325,17 @@ def test_anchors_with_their_center_in_a_crowd_are_ignored_unless_positive(matche
     targets = targets_of(objects, iscrowd=[torch.tensor([0, 1, 0])])
     targets = targets._replace(valid=targets.valid & torch.tensor([True, True, False, True]))
     scores = torch.full((1, 16, CLASSES), 0.5)
-    matched = matcher(scores, grid()[None], grid(), targets).matched[0]
+    matched = matcher(grid(), targets, Predictions(grid()[None], scores)).matched[0]
     assert matched.tolist() == [0, IGNORED, IGNORED] + [NEGATIVE] * 13
 
 
 @MATCHERS
 def test_no_anchors_give_an_empty_and_no_objects_a_negative_assignment(matcher):
     targets = targets_of(random_boxes(3), random_boxes(0))
-    empty = matcher(torch.zeros(2, 0, 3), torch.zeros(2, 0, 4), torch.zeros(0, 4), targets)
+    empty = matcher(torch.zeros(0, 4), targets, Predictions(torch.zeros(2, 0, 4), torch.zeros(2, 0, 3)))
     assert empty.matched.shape == empty.quality.shape == (2, 0)
     scores, predicted, _ = scene(2, seed=8)
-    nothing = matcher(scores, predicted, grid(), targets_of(random_boxes(0), random_boxes(0)))
+    nothing = matcher(grid(), targets_of(random_boxes(0), random_boxes(0)), Predictions(predicted, scores))
     assert (nothing.matched == NEGATIVE).all()
     assert (nothing.quality == 0).all()
 
@@ -327,54 +344,55 @@ def test_no_anchors_give_an_empty_and_no_objects_a_negative_assignment(matcher):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_predictions_of_other_types_match_as_their_promoted_numbers(matcher, dtype):
     scores, predicted, objects = scene(4, seed=9)
-    expected = matcher(scores, predicted, grid(), targets_of(*objects))
-    ours = matcher(scores.to(dtype), predicted.to(dtype), grid().to(dtype), targets_of(*objects))
+    expected = matcher(grid(), targets_of(*objects), Predictions(predicted, scores))
+    ours = matcher(grid().to(dtype), targets_of(*objects), Predictions(predicted.to(dtype), scores.to(dtype)))
     assert torch.equal(ours.matched, expected.matched)
     assert ours.quality.dtype == torch.float32
 
 
-def test_points_do_as_well_as_the_cells_around_them():
-    scores, predicted, objects = scene(4, seed=10)
-    cells, targets = grid(), targets_of(*objects)
-    expected = TaskAlignedMatcher()(scores, predicted, cells, targets)
-    points = centers(cells)
-    assert torch.equal(TaskAlignedMatcher()(scores, predicted, points, targets).matched, expected.matched)
-    assert torch.equal(
-        TaskAlignedMatcher()(scores, predicted, points.expand(4, -1, 2), targets).quality, expected.quality
-    )
+def test_the_center_area_of_simota_counts_in_strides_of_the_anchors():
+    scores, predicted, objects = scene(40, seed=10)
+    cells, targets, given = grid(), targets_of(*objects), Predictions(predicted, scores)
+    wide = Anchors(cells + torch.tensor([-4.0, -4, 4, 4]), cells[:, 2:] - cells[:, :2], (len(cells),))
+    doubled = wide._replace(strides=2 * wide.strides)
+    matcher, half = SimOTAMatcher(radius=1.0), SimOTAMatcher(radius=0.5)
+    expected = matcher(cells, targets, given).matched
+    assert torch.equal(matcher(wide, targets, given).matched, expected)
+    assert torch.equal(half(doubled, targets, given).matched, expected)
+    assert torch.equal(half(wide.boxes, targets, given).matched, expected)
+    assert not torch.equal(half(wide, targets, given).matched, expected)
+
+
+@MATCHERS
+@pytest.mark.parametrize("predictions", [None, Predictions(torch.zeros(1, 16, 4), logits=torch.zeros(1, 16, 3))])
+def test_a_call_without_scores_is_refused_with_the_repair(matcher, predictions):
+    assert matcher.reads_predictions
+    with pytest.raises(ValueError, match=rf"{type(matcher).__name__}: .* call it as .*Predictions\(boxes, scores="):
+        matcher(grid(), targets_of(random_boxes(1)), predictions)
 
 
 @MATCHERS
 def test_shapes_that_disagree_are_refused(matcher):
-    forward, name = type(matcher).forward, type(matcher).__name__
+    forward = type(matcher).forward
     scores, predicted, objects = scene(2, seed=11)
     good = {"scores": scores, "boxes": predicted, "anchors": grid(), "targets": targets_of(*objects)}
-    both = "allowed is (B, N, C) with at least one class, and (B, N, 4)"
-    points = "allowed are points (x, y) or boxes, one for each of the 16 predictions"
+    nobody = Targets(*(entry[:, :0] for entry in good["targets"][:4]))
     for message, changed in {
-        f"scores have shape (16, 3) and boxes (2, 16, 4); {both}": {"scores": scores[0]},
-        f"scores have shape (2, 16, 0) and boxes (2, 16, 4); {both}": {"scores": scores[..., :0]},
-        f"scores have shape (2, 3, 3) and boxes (2, 16, 4); {both}": {"scores": scores[:, :3]},
-        "boxes has shape (1, 16, 4); allowed is (N, 4) or (2, N, 4)": {"scores": scores[:1], "boxes": predicted[:1]},
-        "anchors has shape (1, 16, 4); allowed is (N, 4) or (2, N, 4)": {"anchors": grid()[None]},
-        f"anchors has shape (5, 4); {points}": {"anchors": grid()[:5]},
-        "targets have 0 rows; allowed is at least 1, as pad_targets makes": {
-            "targets": Targets(*(entry[:, :0] for entry in good["targets"][:4]))
-        },
+        "scores have shape (16, 3) and boxes (2, 16, 4); allowed is (2, 16, C)": {"scores": scores[0]},
+        "scores have shape (2, 16, 0) and boxes (2, 16, 4); allowed is (2, 16, C)": {"scores": scores[..., :0]},
+        "scores have shape (2, 3, 3) and boxes (2, 16, 4); allowed is (2, 16, C)": {"scores": scores[:, :3]},
+        "scores have shape (1, 16, 3) and boxes (1, 16, 4)": {"scores": scores[:1], "boxes": predicted[:1]},
+        "scores have shape (2, 16, 3) and boxes (2, 3, 4)": {"boxes": predicted[:, :3]},
+        "boxes has shape (2, 16, 3); allowed is (..., 4)": {"boxes": predicted[..., :3]},
+        "anchors have shape (1, 16, 4); allowed is (N, 4) or (2, N, 4)": {"anchors": grid()[None]},
+        "anchors has shape (16, 2); allowed is (..., 4)": {"anchors": grid()[:, :2]},
+        "scores have shape (2, 16, 3) and boxes (2, 16, 4); allowed is (2, 5, C)": {"anchors": grid()[:5]},
+        "targets have 0 rows": {"targets": nobody},
     }.items():
-        assert refusal(forward, matcher, **{**good, **changed}) == f"{name}: {message}"
-    cells = points if name == "TaskAlignedMatcher" else "allowed is (N, 4) or (B, N, 4)"
-    assert refusal(forward, matcher, **{**good, "anchors": grid()[:, :3]}) == (
-        f"{name}: anchors has shape (16, 3); {cells}"
-    )
-
-
-def test_simota_needs_cells_and_not_only_points():
-    scores, predicted, objects = scene(1, seed=12)
-    arguments = SimOTAMatcher(), scores, predicted, grid()[:, :2], targets_of(*objects)
-    assert refusal(SimOTAMatcher.forward, *arguments) == (
-        "SimOTAMatcher: anchors has shape (16, 2); allowed is (N, 4) or (B, N, 4)"
-    )
+        words = {**good, **changed}
+        predictions = Predictions(words["boxes"], words["scores"])
+        refused = refusal(forward, matcher, words["anchors"], words["targets"], predictions)
+        assert refused.startswith(f"{type(matcher).__name__}: {message}")
 
 
 @MATCHERS
@@ -431,13 +449,13 @@ def test_full_checks_name_what_is_wrong(matcher, monkeypatch):
         (scores, predicted, grid(), strange, "image 0, target 1: label 3 must lie in 0..2"),
         (scores, predicted, grid(), negative, "image 0, target 0: label -1 must lie in 0..2"),
     ]
-    for *arguments, _ in wrong:
-        matcher(*arguments)
+    for rows, found, anchors, truth, _ in wrong:
+        matcher(anchors, truth, Predictions(found, rows))
     monkeypatch.setenv("DETKIT_CHECKS", "full")
-    matcher(scores, predicted, grid(), targets._replace(labels=torch.tensor([[0, 2]])))
-    matcher(spoilt(spoilt(scores, (0, 2), 0), (0, 3), 1), predicted, grid(), targets)
-    for *arguments, message in wrong:
-        assert refusal(matcher, *arguments) == f"{name}: {message}"
+    matcher(grid(), targets._replace(labels=torch.tensor([[0, 2]])), Predictions(predicted, scores))
+    matcher(grid(), targets, Predictions(predicted, spoilt(spoilt(scores, (0, 2), 0), (0, 3), 1)))
+    for rows, found, anchors, truth, message in wrong:
+        assert refusal(matcher, anchors, truth, Predictions(found, rows)) == f"{name}: {message}"
 
 
 @pytest.mark.parametrize(

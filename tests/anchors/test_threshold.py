@@ -283,7 +283,7 @@ def test_thresholds_that_make_no_sense_are_refused(message, thresholds):
 
 def test_shapes_that_do_not_fit_are_refused():
     assert refusal(ThresholdMatcher.forward, ThresholdMatcher(), torch.zeros(3, 5, 4), targets_of(random_boxes(1))) == (
-        "ThresholdMatcher: anchors have shape (3, 5, 4) for 1 images; allowed is (N, 4) for all images or (B, N, 4)"
+        "ThresholdMatcher: anchors have shape (3, 5, 4); allowed is (N, 4) or (1, N, 4)"
     )
 
 

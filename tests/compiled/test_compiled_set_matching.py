@@ -9,7 +9,7 @@ from torch.export import Dim
 from detkit.anchors.atss import ATSSMatcher
 from detkit.anchors.hungarian import HungarianMatcher
 from detkit.anchors.task_aligned import SimOTAMatcher, TaskAlignedMatcher
-from detkit.structures import Assignment, Targets, pad_targets
+from detkit.structures import Anchors, Assignment, Predictions, Targets, pad_targets
 
 COUNTS = (0, 1, 2, 7, 1000, 1001)
 PREDICTING = {
@@ -30,9 +30,7 @@ class FromTensors(nn.Module):
     def forward(self, scores: Tensor, boxes: Tensor, anchors: Tensor, truth: Tensor, labels: Tensor) -> Assignment:
         rows = torch.ones_like(labels, dtype=torch.bool)
         targets = Targets(truth, labels, rows, ~rows)
-        if isinstance(self.matcher, HungarianMatcher):
-            return self.matcher(scores, boxes, targets)
-        return self.matcher(scores, boxes, anchors, targets)
+        return self.matcher(anchors, targets, Predictions(boxes, scores, logits=scores))
 
 
 def rectangles(*shape: int, generator: torch.Generator) -> Tensor:
@@ -83,9 +81,8 @@ def test_matching_predictions_follows_the_number_of_images_and_objects(name):
 def test_atss_follows_the_number_of_anchors():
     def match(anchors: Tensor, truth: Tensor, labels: Tensor) -> Assignment:
         rows = torch.ones_like(labels, dtype=torch.bool)
-        level_counts = [anchors.shape[0]] * 2
-        both = torch.cat((anchors, anchors + 0.1))
-        return ATSSMatcher()(both, Targets(truth, labels, rows, ~rows), level_counts=level_counts)
+        both = Anchors.of(torch.cat((anchors, anchors + 0.1)))._replace(counts=[anchors.shape[0]] * 2)
+        return ATSSMatcher()(both, Targets(truth, labels, rows, ~rows))
 
     compiled, counter = counted(match)
     for count in COUNTS:
@@ -99,15 +96,12 @@ def test_crowds_are_ignored_when_compiled_as_eagerly():
     truth[1], crowd = torch.tensor([-1.0, -1, 1.5, 3]), torch.tensor([0, 1, 0, 1])
     targets = pad_targets([{"boxes": truth, "labels": torch.tensor([0, 1, 2, 0]), "iscrowd": crowd}])
     scores, boxes, anchors, *_ = inputs(200, images=1)
-    for matcher, arguments in (
-        (HungarianMatcher(), (scores, boxes)),
-        (TaskAlignedMatcher(), (scores, boxes, anchors)),
-        (ATSSMatcher(), (anchors,)),
-    ):
-        settings = {"level_counts": [150, 50]} if isinstance(matcher, ATSSMatcher) else {}
+    given = Predictions(boxes, scores, logits=scores)
+    for matcher in (HungarianMatcher(), TaskAlignedMatcher(), ATSSMatcher()):
         compiled, _ = counted(matcher)
-        expected = matcher(*arguments, targets, **settings)
-        assert_same(compiled(*arguments, targets, **settings), expected)
+        arguments = Anchors.of(anchors)._replace(counts=[150, 50]), targets, given
+        expected = matcher(*arguments)
+        assert_same(compiled(*arguments), expected)
         assert (expected.matched == -2).any()
 
 

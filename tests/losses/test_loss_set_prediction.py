@@ -13,7 +13,7 @@ from detkit.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 from detkit.boxes.iou import generalized_box_iou
 from detkit.losses import set_prediction
 from detkit.losses.set_prediction import SetPredictionLoss, cardinality_error
-from detkit.structures import IGNORED, Assignment, Targets, pad_targets
+from detkit.structures import IGNORED, Assignment, Predictions, Targets, pad_targets
 
 WHOLE = torch.ones(2, 2)
 SIZES = torch.tensor([[480, 640], [100, 50], [64, 64]])
@@ -178,9 +178,9 @@ def test_an_assignment_of_another_shape_is_named():
 def test_each_layer_is_matched_anew():
     seen = []
 
-    def matcher(logits: Tensor, boxes: Tensor, targets: Targets) -> Assignment:
-        seen.append((len(logits), len(targets.valid)))
-        return HungarianMatcher()(logits, boxes, targets)
+    def matcher(anchors: None, targets: Targets, predictions: Predictions) -> Assignment:
+        seen.append((len(predictions.boxes), len(targets.valid)))
+        return HungarianMatcher()(anchors, targets, predictions)
 
     logits, boxes = predictions(layers=2, images=1)
     boxes[1] = boxes[0].flip(1)
@@ -195,7 +195,8 @@ def test_each_layer_is_matched_anew():
 def test_a_bad_row_of_logits_is_left_out_and_moves_no_other_match(bad):
     logits, boxes = predictions(layers=1)
     targets = truth()
-    worst = SetPredictionLoss(HungarianMatcher()).matcher(logits[0], boxes[0], _fractions(targets)).matched
+    given = Predictions(cxcywh_to_xyxy(boxes[0]), logits=logits[0])
+    worst = HungarianMatcher()(None, _fractions(targets), given).matched
     query = int((worst[0] < 0).nonzero()[0])  # one without object
     damaged = logits.clone()
     damaged[0, 0, query, 1] = bad
@@ -251,7 +252,8 @@ def test_more_objects_than_queries_are_all_counted():
     logits, boxes = predictions(layers=1, images=1, queries=2)
     targets = truth((4,))
     losses = detr_loss()(logits, boxes, targets, SIZES[:1])
-    matched = HungarianMatcher()(logits[0], boxes[0], targets, SIZES[:1]).matched[0]
+    given = Predictions(cxcywh_to_xyxy(boxes[0]), logits=logits[0])
+    matched = HungarianMatcher()(None, _fractions(targets), given).matched[0]
     assert (matched >= 0).all()
     wanted = xyxy_to_cxcywh(targets.boxes[0, matched] / SIZES[:1].flip(1).repeat(1, 2))
     assert losses["l1"].item() == pytest.approx(5 * (boxes[0, 0] - wanted).abs().sum().item() / 4)

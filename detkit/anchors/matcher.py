@@ -1,0 +1,62 @@
+"""What all matchers do with their arguments: read anchors and ground truth, and ask for predictions."""
+
+import torch
+from torch import Tensor
+
+from detkit._inputs import as_boxes
+from detkit.structures import Anchors, Predictions, Targets
+
+
+def read_boxes(function: str, anchors: Anchors | Tensor, targets: Targets) -> tuple[Anchors, Targets]:
+    """Anchors and targets with their boxes in a promoted type, NaN in every row that is not finite: it matches nothing.
+
+    Raises ValueError, in the name of ``function``, where shapes disagree and for targets without a single row.
+
+    >>> from detkit.structures import pad_targets
+    >>> targets = pad_targets([{"boxes": torch.ones(1, 4), "labels": torch.tensor([0])}])
+    >>> read_boxes("example", torch.tensor([[0, 0, 8, torch.inf], [0, 0, 8, 4]]), targets)[0].boxes
+    tensor([[nan, nan, nan, nan],
+            [0., 0., 8., 4.]])
+    """
+    truth = as_boxes(targets.boxes, function=function, name="targets.boxes")
+    given = isinstance(anchors, Anchors)
+    boxes = as_boxes(anchors.boxes if given else anchors, function=function, name="anchors")
+    check_rows(function, targets)
+    if boxes.ndim != 2 and (boxes.ndim != 3 or boxes.shape[0] != truth.shape[0]):
+        raise ValueError(
+            f"{function}: anchors have shape {tuple(boxes.shape)}; allowed is (N, 4) or ({truth.shape[0]}, N, 4)"
+        )
+    anchors = anchors if given else Anchors.of(boxes)
+    return anchors._replace(boxes=_finite(boxes)), targets._replace(boxes=_finite(truth))
+
+
+def read_predictions(function: str, predictions: Predictions | None, field: str) -> tuple[Tensor, Tensor]:
+    """The boxes of ``predictions``, and their ``field``: scores or logits. Raises ValueError where there are none.
+
+    >>> read_predictions("example", None, "scores")
+    Traceback (most recent call last):
+    ValueError: example: looks at predictions; call it as matcher(anchors, targets, Predictions(boxes, scores=scores))
+    """
+    values = None if predictions is None else getattr(predictions, field)
+    if predictions is None or values is None:
+        raise ValueError(
+            f"{function}: looks at predictions; "
+            f"call it as matcher(anchors, targets, Predictions(boxes, {field}={field}))"
+        )
+    return predictions.boxes, values
+
+
+def check_rows(function: str, targets: Targets) -> None:
+    """Raise ValueError for targets without a single row, in which no index could point anywhere.
+
+    >>> no = torch.zeros(1, 0).bool()
+    >>> check_rows("example", Targets(torch.zeros(1, 0, 4), torch.zeros(1, 0).long(), no, no))
+    Traceback (most recent call last):
+    ValueError: example: targets have 0 rows; allowed is at least 1, as pad_targets makes
+    """
+    if targets.valid.shape[1] == 0:
+        raise ValueError(f"{function}: targets have 0 rows; allowed is at least 1, as pad_targets makes")
+
+
+def _finite(boxes: Tensor) -> Tensor:
+    return torch.where(torch.isfinite(boxes).all(-1, keepdim=True), boxes, torch.nan)
