@@ -55,6 +55,7 @@ class HungarianMatcher(nn.Module):
     """
 
     reads_predictions = True
+    reads_fractions = True  # boxes of queries, which a stage over anchors does not predict
 
     def __init__(
         self,

@@ -81,7 +81,7 @@ class DeltaCoder(nn.Module):
         >>> DeltaCoder().decode(torch.tensor([[0.5, 0, 0, 0]]), torch.tensor([[0.0, 0, 4, 4]]))
         tensor([[2., 0., 6., 4.]])
         """
-        source = _bounded_cxcywh(anchors, function="DeltaCoder.decode")
+        source = _bounded_cxcywh(_boxes(anchors), function="DeltaCoder.decode")
         deltas = as_boxes(deltas, function="DeltaCoder.decode", name="deltas", corners=False)
         check_broadcast("DeltaCoder.decode", _EACH, deltas=deltas.shape, anchors=source.shape)
         deltas = deltas / self.scale.to(source)

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from dense_parts import COMBINATIONS, STRIDES, Find, Step, dense_stage, seen, truth
+from dense_parts import COMBINATIONS, MATCHERS, STRIDES, Find, Step, dense_stage, seen, truth
 from torch.export import Dim
 
-every_combination = pytest.mark.parametrize("names", COMBINATIONS, ids=", ".join)
+PREDICTING = sorted({names[1:] for names in COMBINATIONS})  # no matcher is asked at inference
 
 
 @pytest.fixture(autouse=True)
@@ -13,12 +13,11 @@ def fresh():
     torch._dynamo.reset()
 
 
-@every_combination
-def test_training_is_one_graph_and_costs_and_teaches_the_same(names):
+def assert_trains_as_one_graph(names: tuple[str, str, str], backend: str) -> None:
     plain, traced = (Step(dense_stage(*names)) for _ in range(2))
     (features, images), targets = seen(), truth()
     expected = plain(features, images, targets)
-    found = torch.compile(traced, backend="aot_eager", fullgraph=True)(features, images, targets)
+    found = torch.compile(traced, backend=backend, fullgraph=True)(features, images, targets)
     for name, loss in expected.items():
         torch.testing.assert_close(found[name], loss)
     for losses in (expected, found):
@@ -27,9 +26,20 @@ def test_training_is_one_graph_and_costs_and_teaches_the_same(names):
         torch.testing.assert_close(one.grad, other.grad)
 
 
-@every_combination
+@pytest.mark.parametrize("names", COMBINATIONS, ids=", ".join)
+def test_training_is_one_graph_and_costs_and_teaches_the_same(names):
+    assert_trains_as_one_graph(names, "eager")
+
+
+@pytest.mark.parametrize("places", range(len(PREDICTING)))
+def test_its_gradient_is_traced_too(places):
+    """Which takes longer: so each coder and criterion once, and each matcher twice."""
+    assert_trains_as_one_graph((list(MATCHERS)[places % len(MATCHERS)], *PREDICTING[places]), "aot_eager")
+
+
+@pytest.mark.parametrize("names", PREDICTING, ids=", ".join)
 def test_inference_exports_with_any_number_and_size_of_images(names):
-    find = Find(dense_stage(*names)).eval()
+    find = Find(dense_stage("threshold", *names)).eval()
     features, images = seen()
     batch, cells = Dim("batch", min=1, max=16), Dim("cells", min=1, max=32)
     levels = [{0: batch, 2: STRIDES[-1] // stride * cells, 3: STRIDES[-1] // stride * cells} for stride in STRIDES]
