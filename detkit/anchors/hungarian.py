@@ -89,7 +89,7 @@ class HungarianMatcher(nn.Module):
         width); without ``sizes`` they are xyxy fractions, as a loss that matches several layers makes them once.
         """
         _check_shapes(logits, boxes, targets, sizes, self._num_classes(logits))
-        boxes = as_boxes(boxes, function="HungarianMatcher", corners=False)
+        boxes = as_boxes(boxes, function="HungarianMatcher", form="CXCYWH")
         if full_checks():
             check_finite(logits, function="HungarianMatcher", name="logits")
         limit, truth = _LARGEST_FRACTION, promote(targets.boxes)
