@@ -1,15 +1,24 @@
 """What every function does to what it is given: promote it, read it as boxes, check it, and say what is wrong with it.
 
+Two doors take what users hand over. Parts (IoU, suppression, coders) take tensors only, through :func:`as_tensor` and
+:func:`as_boxes`. The border (targets, proposals, metrics, drawing) also takes NumPy arrays and nested lists of numbers,
+through :func:`read_tensor`. Both take the subclass off a tensor, and turn torchvision's BoundingBoxes of another format
+into the one that is wanted.
+
 Shapes, dtypes and options are always checked where they are used: that needs no device sync. *Values* (NaN, inverted
 boxes, label ranges) cost a sync on an accelerator, so device ops check them only with ``DETKIT_CHECKS=full``.
 """
 
 import math
 import os
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
+Form = Literal["XYXY", "XYWH", "CXCYWH"]
+"""How four numbers mean a box, in the words of torchvision's BoundingBoxFormat."""
 _PROMOTED = {
     torch.float64: torch.float64,
     torch.int32: torch.float64,  # float32 holds integers only up to 2**24: an area of 50,000 x 50,000 would be rounded
@@ -31,24 +40,91 @@ def promote(values: Tensor) -> Tensor:
     return values.to(_PROMOTED.get(values.dtype, torch.float32))
 
 
-def as_boxes(boxes: Tensor, *, function: str, name: str = "boxes", corners: bool = True) -> Tensor:
+def as_tensor(values: Any, *, function: str, name: str, form: Form | None = None) -> Tensor:
+    """``values`` as a plain tensor: what a part takes. BoundingBoxes come in ``form`` (None: as they are).
+
+    Raises TypeError for anything but a tensor, and ValueError for rotated BoundingBoxes. While ``torch.compile`` or
+    ``torch.export`` traces, tensors have a subclass of their own, and nothing is looked at.
+
+    >>> as_tensor([1.0], function="nms", name="scores")
+    Traceback (most recent call last):
+    TypeError: nms: scores is a list; give a tensor: torch.tensor(...)
+    """
+    if type(values) is Tensor or torch.compiler.is_compiling():
+        return values
+    if not isinstance(values, Tensor):
+        raise TypeError(f"{function}: {name} is a {type(values).__name__}; give a tensor: torch.tensor(...)")
+    return _plain(values, form, f"{function}: {name}")
+
+
+def as_boxes(boxes: Tensor, *, function: str, name: str = "boxes", form: Form | None = "XYXY") -> Tensor:
     """``boxes`` (..., 4) as a plain tensor of a promoted type; the shape (0,) of an empty list is read as (0, 4).
 
-    Raises ValueError where the last dimension is not 4; with ``DETKIT_CHECKS=full`` also for NaN or infinite boxes and,
-    where the format is ``corners``, inverted ones (x2 < x1), naming the first.
+    ``form`` is what the numbers mean: None where they are no box, as deltas are. Raises TypeError and ValueError as
+    :func:`as_tensor` does, and ValueError where the last dimension is not 4; with ``DETKIT_CHECKS=full`` also for
+    numbers that are not finite and, in the form XYXY, for inverted boxes (x2 < x1), naming the first.
 
     >>> as_boxes(torch.tensor([]), function="example").shape
     torch.Size([0, 4])
     """
+    if type(boxes) is not Tensor:
+        boxes = as_tensor(boxes, function=function, name=name, form=form)
     if boxes.ndim == 1 and boxes.shape[0] == 0:
         boxes = boxes.reshape(0, 4)
     if boxes.ndim == 0 or boxes.shape[-1] != 4:
         raise ValueError(f"{function}: {name} has shape {tuple(boxes.shape)}; allowed is (..., 4)")
-    plain = type(boxes) is Tensor or torch.compiler.is_compiling()  # tracing has a subclass of its own
-    boxes = promote(boxes if plain else boxes.as_subclass(Tensor))
+    boxes = promote(boxes)
     if full_checks():
-        (check_box_values if corners else check_finite)(boxes, function=function, name=name)
+        (check_box_values if form == "XYXY" else check_finite)(boxes, function=function, name=name)
     return boxes
+
+
+def read_tensor(values: Any, *, where: str, form: Form | None = None) -> Tensor:
+    """A tensor, NumPy array or nested list of numbers as a plain tensor without gradient: what the border takes.
+
+    Fractions in lists become float32; arrays keep their type. BoundingBoxes come in ``form`` (None: as they are).
+    Raises TypeError for anything that is no array of numbers, and ValueError for rotated BoundingBoxes, naming
+    ``where``.
+
+    >>> read_tensor([[0, 0, 4, 2.5]], where="boxes")
+    tensor([[0.0000, 0.0000, 4.0000, 2.5000]])
+    >>> read_tensor(["cat"], where="targets[0]['labels']")
+    Traceback (most recent call last):
+    TypeError: targets[0]['labels']: a list that holds no numbers; allowed is a tensor, a NumPy array or a nested list
+    of numbers
+    """
+    if isinstance(values, Tensor):
+        return (values if type(values) is Tensor else _plain(values, form, where)).detach()
+    try:
+        array = np.asarray(values)
+        if array.dtype.kind not in "biuf":
+            raise TypeError
+        if not isinstance(values, np.ndarray) and array.dtype == np.float64:
+            array = array.astype(np.float32)
+        native = array.astype(array.dtype.newbyteorder("="), copy=False)
+        return torch.from_numpy(np.require(native, requirements=["C", "W"]))
+    except (TypeError, ValueError, RuntimeError):  # ragged lists, tensors of another device, 128 bits
+        raise TypeError(
+            f"{where}: a {type(values).__name__} that holds no numbers; allowed is a tensor, a NumPy array or a nested "
+            "list of numbers"
+        ) from None
+
+
+def _plain(values: Tensor, form: Form | None, where: str) -> Tensor:
+    """``values`` without its subclass; BoundingBoxes, which say what their numbers mean, in ``form``."""
+    given = getattr(getattr(values, "format", None), "value", None)
+    values = values.as_subclass(Tensor)
+    if form is None or given is None or given == form:
+        return values
+    if given not in ("XYXY", "XYWH", "CXCYWH"):
+        raise ValueError(f"{where}: BoundingBoxes of format {given}; allowed are XYXY, XYWH and CXCYWH, none rotated")
+    first, second = promote(values).split(2, dim=-1)
+    if given == "CXCYWH":
+        first = first - second / 2
+    low, high = first, second if given == "XYXY" else first + second
+    if form == "XYXY":
+        return torch.cat((low, high), dim=-1)
+    return torch.cat((low if form == "XYWH" else (low + high) / 2, high - low), dim=-1)
 
 
 def check_broadcast(function: str, allowed: str, **shapes: torch.Size) -> None:

@@ -77,9 +77,9 @@ def test_values_are_looked_at_only_when_asked(monkeypatch):
     monkeypatch.setenv("DETKIT_CHECKS", "full")
     with pytest.raises(ValueError, match=r"f: boxes\[0\]: x2 < x1 \(0 < 10\)"):
         as_boxes(inverted, function="f")
-    assert torch.equal(as_boxes(inverted, function="f", corners=False), inverted)
+    assert torch.equal(as_boxes(inverted, function="f", form=None), inverted)
     with pytest.raises(ValueError, match=r"f: boxes\[0, 1\]=inf must be finite"):
-        as_boxes(torch.tensor([[1, torch.inf, 1, 1]]), function="f", corners=False)
+        as_boxes(torch.tensor([[1, torch.inf, 1, 1]]), function="f", form=None)
 
 
 def test_an_inverted_box_is_named_with_its_axis_numbers_and_count():

@@ -82,7 +82,7 @@ class DeltaCoder(nn.Module):
         tensor([[2., 0., 6., 4.]])
         """
         source = _bounded_cxcywh(_boxes(anchors), function="DeltaCoder.decode")
-        deltas = as_boxes(deltas, function="DeltaCoder.decode", name="deltas", corners=False)
+        deltas = as_boxes(deltas, function="DeltaCoder.decode", name="deltas", form=None)
         check_broadcast("DeltaCoder.decode", _EACH, deltas=deltas.shape, anchors=source.shape)
         deltas = deltas / self.scale.to(source)
         center = source[..., :2] + deltas[..., :2] * source[..., 2:]
@@ -139,7 +139,7 @@ class DistanceCoder(nn.Module):
         tensor([[ 9., 18., 13., 24.]])
         """
         points, units = self._read(anchors, "DistanceCoder.decode")
-        distances = as_boxes(distances, function="DistanceCoder.decode", name="distances", corners=False)
+        distances = as_boxes(distances, function="DistanceCoder.decode", name="distances", form=None)
         return torch.cat((points - distances[..., :2] * units, points + distances[..., 2:] * units), dim=-1)
 
     def extra_repr(self) -> str:
@@ -216,7 +216,7 @@ class GridCoder(nn.Module):
         """
         cells = _cells(anchors, "GridCoder.decode")
         source = _bounded_cxcywh(anchors.boxes, function="GridCoder.decode")
-        cells, deltas = cells.to(source), as_boxes(deltas, function="GridCoder.decode", name="deltas", corners=False)
+        cells, deltas = cells.to(source), as_boxes(deltas, function="GridCoder.decode", name="deltas", form=None)
         offset, scale = deltas[..., :2], deltas[..., 2:]
         if self.form == "log":
             offset, scale = offset.sigmoid(), scale.clamp(max=self.clamp).exp()

@@ -23,7 +23,7 @@ def cxcywh_to_xyxy(boxes: Shaped[Tensor, "... 4"]) -> Float[Tensor, "... 4"]:
     >>> cxcywh_to_xyxy(torch.tensor([20.0, 40, 20, 40]))
     tensor([10., 20., 30., 60.])
     """
-    cx, cy, w, h = as_boxes(boxes, function="cxcywh_to_xyxy", corners=False).unbind(-1)
+    cx, cy, w, h = as_boxes(boxes, function="cxcywh_to_xyxy", form="CXCYWH").unbind(-1)
     return torch.stack((cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2), dim=-1)
 
 
@@ -43,7 +43,7 @@ def xywh_to_xyxy(boxes: Shaped[Tensor, "... 4"]) -> Float[Tensor, "... 4"]:
     >>> xywh_to_xyxy(torch.tensor([10.0, 20, 20, 40]))
     tensor([10., 20., 30., 60.])
     """
-    x, y, w, h = as_boxes(boxes, function="xywh_to_xyxy", corners=False).unbind(-1)
+    x, y, w, h = as_boxes(boxes, function="xywh_to_xyxy", form="XYWH").unbind(-1)
     return torch.stack((x, y, x + w, y + h), dim=-1)
 
 

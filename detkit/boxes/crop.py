@@ -5,7 +5,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 from torch.nn import functional as F
 
-from detkit._inputs import as_boxes, promote
+from detkit._inputs import as_boxes, as_tensor, promote
 
 
 def crop_and_resize(
@@ -33,6 +33,7 @@ def crop_and_resize(
     [[[[0.0, 1.0], [4.0, 5.0]]], [[[12.5, 0.0], [0.0, 0.0]]]]
     """
     function = "crop_and_resize"
+    boxes = as_tensor(boxes, function=function, name="boxes", form="XYXY")
     _check(images, boxes, output_size, context, image_sizes, function)
     values = promote(images)
     boxes = as_boxes(boxes, function=function).to(values)

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int, Shaped
 from numpy.typing import NDArray
 from torch import Tensor
 
-from detkit._inputs import check_box_values, check_finite, check_fraction, first_bad, promote
+from detkit._inputs import as_tensor, check_box_values, check_finite, check_fraction, first_bad, promote
 
 _FUNCTION = "weighted_boxes_fusion"
 _LARGEST = 1e150  # areas of larger boxes overflow float64
@@ -48,7 +48,8 @@ def weighted_boxes_fusion(
     check_fraction(score_threshold, name="score_threshold", function=_FUNCTION)
     if nonfinite not in ("raise", "drop"):
         raise ValueError(f"{_FUNCTION}: nonfinite={nonfinite!r}; allowed is 'raise' or 'drop'")
-    boxes_list = [boxes.reshape(0, 4) if boxes.shape == (0,) else boxes for boxes in boxes_list]
+    boxes_list = [boxes.reshape(0, 4) if boxes.shape == (0,) else boxes for boxes in _read("boxes_list", boxes_list)]
+    scores_list, labels_list = _read("scores_list", scores_list), _read("labels_list", labels_list)
     _check_lists(boxes_list, scores_list, labels_list)
     weights = _checked_weights(weights, len(boxes_list))
     boxes, scores = (torch.cat([promote(rows.detach()) for rows in parts]) for parts in (boxes_list, scores_list))
@@ -57,6 +58,11 @@ def weighted_boxes_fusion(
     return torch.ops.detkit.weighted_boxes_fusion(
         boxes, scores, labels, counts, weights, iou_threshold, score_threshold, allow_overflow, nonfinite == "drop"
     )
+
+
+def _read(name: str, entries: Sequence[Tensor]) -> list[Tensor]:
+    form = "XYXY" if name == "boxes_list" else None
+    return [as_tensor(rows, function=_FUNCTION, name=f"{name}[{i}]", form=form) for i, rows in enumerate(entries)]
 
 
 def _check_lists(boxes_list: Sequence[Tensor], scores_list: Sequence[Tensor], labels_list: Sequence[Tensor]) -> None:

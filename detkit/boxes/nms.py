@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor
 
-from detkit._inputs import check_box_values, check_finite, check_fraction, promote
+from detkit._inputs import as_tensor, check_box_values, check_finite, check_fraction, promote
 from detkit.boxes.suppression import Measure, best_first, surviving, usable
 
 NonFinite = Literal["raise", "drop"]
@@ -36,7 +36,7 @@ def nms(
     >>> nms(boxes, torch.tensor([0.8, 0.9, 0.7]), iou_threshold=0.5)
     tensor([1, 2])
     """
-    _check_rows("nms", boxes, scores, nonfinite)
+    boxes, scores = _read_rows("nms", boxes, scores, nonfinite)
     check_options("nms", iou_threshold, measure)
     return torch.ops.detkit.nms(boxes, scores, None, iou_threshold, measure, nonfinite == "drop")
 
@@ -58,8 +58,9 @@ def batched_nms(
     >>> batched_nms(boxes, torch.tensor([0.8, 0.9, 0.7]), torch.tensor([0, 1, 1]), iou_threshold=0.5)
     tensor([1, 0])
     """
-    _check_rows("batched_nms", boxes, scores, nonfinite)
+    boxes, scores = _read_rows("batched_nms", boxes, scores, nonfinite)
     check_options("batched_nms", iou_threshold, measure)
+    groups = as_tensor(groups, function="batched_nms", name="groups")
     if groups.shape != scores.shape or groups.is_floating_point():
         raise ValueError(
             f"batched_nms: groups has shape {tuple(groups.shape)} and type {groups.dtype}; "
@@ -74,9 +75,11 @@ def check_options(function: str, iou_threshold: float, measure: str) -> None:
         raise ValueError(f"{function}: measure={measure!r}; allowed is 'iou' or 'diou'")
 
 
-def _check_rows(function: str, boxes: Tensor, scores: Tensor, nonfinite: str) -> None:
+def _read_rows(function: str, boxes: Tensor, scores: Tensor, nonfinite: str) -> tuple[Tensor, Tensor]:
     if nonfinite not in ("raise", "drop"):
         raise ValueError(f"{function}: nonfinite={nonfinite!r}; allowed is 'raise' or 'drop'")
+    boxes = as_tensor(boxes, function=function, name="boxes", form="XYXY")
+    scores = as_tensor(scores, function=function, name="scores")
     empty = boxes.ndim == 1 and boxes.shape[0] == 0
     if not empty and (boxes.ndim != 2 or boxes.shape[1] != 4):
         raise ValueError(f"{function}: boxes has shape {tuple(boxes.shape)}; allowed is (N, 4)")
@@ -85,6 +88,7 @@ def _check_rows(function: str, boxes: Tensor, scores: Tensor, nonfinite: str) ->
             f"{function}: scores has shape {tuple(scores.shape)}; allowed is one score for each of "
             f"the {boxes.shape[0]} boxes"
         )
+    return boxes, scores
 
 
 @torch.library.custom_op("detkit::nms", mutates_args=())

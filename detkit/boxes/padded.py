@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from detkit._inputs import promote
+from detkit._inputs import as_tensor, promote
 from detkit.boxes.nms import check_options
 from detkit.boxes.suppression import Measure, best_first, surviving, usable
 
@@ -44,10 +44,12 @@ def nms_padded(
     check_options("nms_padded", iou_threshold, measure)
     if max_detections < 1:
         raise ValueError(f"nms_padded: max_detections={max_detections} must be at least 1")
+    boxes = as_tensor(boxes, function="nms_padded", name="boxes", form="XYXY")
+    scores = as_tensor(scores, function="nms_padded", name="scores")
     if boxes.ndim != 3 or boxes.shape[-1] != 4:
         raise ValueError(f"nms_padded: boxes has shape {tuple(boxes.shape)}; allowed is (B, N, 4)")
     for name, rows in (("scores", scores), ("groups", groups), ("valid", valid)):
-        if rows is not None and rows.shape != boxes.shape[:2]:
+        if rows is not None and as_tensor(rows, function="nms_padded", name=name).shape != boxes.shape[:2]:
             raise ValueError(f"nms_padded: {name} has shape {tuple(rows.shape)}; allowed is {tuple(boxes.shape[:2])}")
     if groups is not None and groups.is_floating_point():
         raise ValueError(f"nms_padded: groups has type {groups.dtype}; allowed are integers")
@@ -84,6 +86,8 @@ def multiclass_nms_padded(
             raise ValueError(f"{function}: {name}={count} must be at least 1")
     if not -math.inf < score_threshold < math.inf:
         raise ValueError(f"{function}: score_threshold={score_threshold} must be finite")
+    boxes = as_tensor(boxes, function=function, name="boxes", form="XYXY")
+    scores = as_tensor(scores, function=function, name="scores")
     if boxes.ndim not in (3, 4) or boxes.shape[-1] != 4:
         raise ValueError(f"{function}: boxes has shape {tuple(boxes.shape)}; allowed is (B, N, 4) or (B, N, C, 4)")
     if scores.ndim != 3 or scores.shape[:2] != boxes.shape[:2]:

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from detkit._inputs import as_boxes, first_bad, full_checks, promote
+from detkit._inputs import as_boxes, as_tensor, first_bad, full_checks, promote
 
 BoxesOfImages = Tensor | Sequence[Tensor]
 _FARTHEST_CELL = 2.0**20  # the kernels hold cells in 32-bit integers
@@ -209,6 +209,7 @@ def _by_row(boxes: BoxesOfImages, batch: int, function: str) -> tuple[Shaped[Ten
             return torch.zeros(0), torch.zeros(0, 4)
         images = [own.new_full((len(own),), i) for i, own in enumerate(rows)]
         return torch.cat(images), torch.cat(rows)
+    boxes = as_tensor(boxes, function=function, name="boxes", form="XYXY")
     if boxes.ndim == 2 and boxes.shape[1] == 5:
         return promote(boxes)[:, 0], as_boxes(boxes[:, 1:], function=function)
     if boxes.ndim == 3 and boxes.shape[0] == batch and boxes.shape[2] == 4:

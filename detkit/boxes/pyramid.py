@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
-from detkit._inputs import promote
+from detkit._inputs import as_tensor, promote
 
 _FARTHEST_CELL = 2.0**20  # the kernel holds cells in 32-bit integers
 
@@ -68,6 +68,7 @@ class PyramidRoIAlign(nn.Module):
         """
         if len(features) < len(self.strides):
             raise ValueError(f"PyramidRoIAlign: got {len(features)} feature levels for {len(self.strides)} strides")
+        boxes = as_tensor(boxes, function="PyramidRoIAlign", name="boxes", form="XYXY")
         if features[0].shape[0] != boxes.shape[0]:
             raise ValueError(
                 f"PyramidRoIAlign: boxes are of {boxes.shape[0]} images; allowed are the {features[0].shape[0]} of "
@@ -92,7 +93,7 @@ class PyramidRoIAlign(nn.Module):
         >>> PyramidRoIAlign(7, strides=(4, 8, 16, 32)).levels_of(torch.tensor([[0.0, 0, 224, 224], [0, 0, 111, 112]]))
         tensor([2, 0])
         """
-        boxes = promote(boxes)
+        boxes = promote(as_tensor(boxes, function="PyramidRoIAlign.levels_of", name="boxes", form="XYXY"))
         sides = (boxes[..., 2:] - boxes[..., :2]).clamp(min=0)
         size = (sides[..., 0] * sides[..., 1]).sqrt()
         level = torch.floor(self.canonical_level + torch.log2(size / self.canonical_size) + 1e-6)

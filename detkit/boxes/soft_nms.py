@@ -16,7 +16,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from detkit._inputs import as_boxes, check_box_values, check_finite, check_fraction, first_bad, full_checks, promote
+from detkit._inputs import (
+    as_boxes,
+    as_tensor,
+    check_box_values,
+    check_finite,
+    check_fraction,
+    first_bad,
+    full_checks,
+    promote,
+)
 from detkit.boxes.iou import box_iou
 
 DecayMethod = Literal["linear", "gaussian"]
@@ -55,8 +64,7 @@ def soft_nms(
     _check_options("soft_nms", method, sigma, nonfinite, max_detections)
     check_fraction(iou_threshold, name="iou_threshold", function="soft_nms")
     check_fraction(score_threshold, name="score_threshold", function="soft_nms")
-    boxes = boxes.reshape(0, 4) if boxes.shape == (0,) else boxes
-    _check_shapes("soft_nms", boxes, scores, 1, groups=groups)
+    boxes, scores = _read_rows("soft_nms", boxes, scores, 1, groups=groups)
     boxes, scores = boxes.detach(), scores.detach()
     return torch.ops.detkit.soft_nms(
         boxes, scores, groups, method, sigma, iou_threshold, score_threshold, max_detections, nonfinite == "drop"
@@ -88,7 +96,7 @@ def soft_nms_padded(
     _check_options("soft_nms_padded", method, sigma, "drop", max_detections)
     check_fraction(iou_threshold, name="iou_threshold", function="soft_nms_padded")
     check_fraction(score_threshold, name="score_threshold", function="soft_nms_padded")
-    _check_shapes("soft_nms_padded", boxes, scores, 2, groups=groups, valid=valid)
+    boxes, scores = _read_rows("soft_nms_padded", boxes, scores, 2, groups=groups, valid=valid)
     boxes, scores = boxes.detach(), scores.detach()
     return torch.ops.detkit.soft_nms_padded(
         boxes, scores, groups, valid, method, sigma, iou_threshold, score_threshold, max_detections
@@ -122,6 +130,7 @@ def matrix_nms(
     _check_options("matrix_nms", method, sigma, nonfinite, None)
     if (boxes is None) == (overlaps is None):
         raise ValueError("matrix_nms: give either boxes or, with boxes=None, overlaps")
+    scores = as_tensor(scores, function="matrix_nms", name="scores")
     host = scores.device.type == "cpu" and not torch.compiler.is_compiling()
     check = nonfinite == "raise" and (host or full_checks())
     scores = promote(scores)
@@ -130,8 +139,7 @@ def matrix_nms(
     usable = torch.isfinite(scores)
     if overlaps is None:
         assert boxes is not None
-        boxes = boxes.reshape(0, 4) if boxes.shape == (0,) else boxes
-        _check_shapes("matrix_nms", boxes, scores, scores.ndim, groups=groups)
+        boxes, scores = _read_rows("matrix_nms", boxes, scores, scores.ndim, groups=groups)
         if check:
             check_box_values(boxes, function="matrix_nms")
         boxes = as_boxes(boxes, function="matrix_nms") if check else promote(boxes)
@@ -187,18 +195,22 @@ def _check_options(function: str, method: str, sigma: float, nonfinite: str, max
         raise ValueError(f"{function}: max_detections={max_detections} must be at least 1")
 
 
-def _check_shapes(function: str, boxes: Tensor, scores: Tensor, ndim: int, **rows: Tensor | None) -> None:
-    """Boxes (..., N, 4) with ``ndim`` dimensions before the last, and one entry for each in everything else."""
+def _read_rows(function: str, boxes: Tensor, scores: Tensor, ndim: int, **rows: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Boxes (..., N, 4) with ``ndim`` dimensions before the last, and scores; everything has one entry for each."""
+    boxes = as_tensor(boxes, function=function, name="boxes", form="XYXY")
+    boxes = boxes.reshape(0, 4) if boxes.shape == (0,) else boxes
+    scores = as_tensor(scores, function=function, name="scores")
     if boxes.ndim != ndim + 1 or boxes.shape[-1] != 4:
         allowed = {1: "(N, 4)", 2: "(B, N, 4)"}.get(ndim, "(..., N, 4)")
         raise ValueError(f"{function}: boxes has shape {tuple(boxes.shape)}; allowed is {allowed}")
     for name, entries in {"scores": scores, **rows}.items():
-        if entries is not None and entries.shape != boxes.shape[:-1]:
+        if entries is not None and as_tensor(entries, function=function, name=name).shape != boxes.shape[:-1]:
             raise ValueError(
                 f"{function}: {name} has shape {tuple(entries.shape)}; allowed is {tuple(boxes.shape[:-1])}, "
                 "one for each box"
             )
     _check_groups(function, rows.get("groups"))
+    return boxes, scores
 
 
 def _check_groups(function: str, groups: Tensor | None) -> None:

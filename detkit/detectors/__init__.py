@@ -42,6 +42,7 @@ from detkit.detectors.rpn import ProposalPostprocess, RPNStage
 from detkit.detectors.sequence import SequenceStage
 from detkit.detectors.sequence_targets import SequenceTargetBuilder
 from detkit.detectors.set_prediction import SetPredictionStage
+from detkit.detectors.side_by_side import SideBySide
 
 __all__ = [
     "IMAGENET_MEAN",
@@ -66,6 +67,7 @@ __all__ = [
     "SequenceStage",
     "SequenceTargetBuilder",
     "SetPredictionStage",
+    "SideBySide",
     "Stage",
     "decode_heatmaps",
     "detr",

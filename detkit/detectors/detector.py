@@ -7,10 +7,15 @@ from torch import Tensor, nn
 
 from detkit.detectors.preprocess import Preprocess
 from detkit.proposals import Proposals
-from detkit.structures import Detection, Detections, Images, Target, Targets
+from detkit.structures import FIELDS, Detection, Detections, Images, Target, Targets
 
 Features = list[Tensor] | dict[str, list[Tensor]]
 Given = Sequence[Proposals] | Detections
+Found = Detections | dict[str, Detections]
+Truth = Targets | dict[str, Targets]
+_OF_THE_IMAGE = [
+    field.inside for field in FIELDS.values() if field.of != "object" and field.inside in Detections._fields
+]
 
 
 class Stage(nn.Module):
@@ -18,7 +23,9 @@ class Stage(nn.Module):
 
     A subclass is final and fills in ``forward``, ``loss`` and ``detections``; ``handover`` where the next stage learns
     on something other than the detections. ``branch`` names the part of the features that the stage reads, where the
-    trunk returns a dict. Outputs are whatever the stage likes; nobody else looks inside.
+    trunk returns a dict. Outputs are whatever the stage likes; nobody else looks inside. What a stage says of the whole
+    image (segmentation, image_scores) is kept for the stages after it; what there is of each object is kept by a stage
+    that keeps the rows: it returns ``detections._replace(...)``.
 
     >>> class Constant(Stage):
     ...     def forward(self, features, images, detections, targets=None): return features[0].mean()
@@ -27,9 +34,21 @@ class Stage(nn.Module):
     {'mean': 3.0}
     """
 
+    branch: str | None
+    several = False  # whether it takes and gives values by name, as SideBySide does
+
     def __init__(self, *, branch: str | None = None) -> None:
         super().__init__()
         self.branch = branch
+
+    def on(self, branch: str) -> "Stage":
+        """The same stage, reading this branch of the features: for one whose constructor has no ``branch``.
+
+        >>> Stage().on("boxes").branch
+        'boxes'
+        """
+        self.branch = branch
+        return self
 
     def forward(
         self, features: list[Tensor], images: Images, detections: Detections | None, targets: Targets | None = None
@@ -62,6 +81,8 @@ class Detector(nn.Module):
     - an :class:`Images` batch, already preprocessed, goes straight in with padded :class:`Targets`, and padded
       :class:`Detections` come out: that form compiles and exports.
 
+    Stages side by side take and give values by name: see :class:`~detkit.detectors.SideBySide`.
+
     ``proposals`` enter as the detections before the first stage: with a list of images a list of dicts of boxes (N, 4)
     in each image's own pixels and scores (N,), best first; or padded, in the batch's pixels. Raises ValueError without
     stages.
@@ -75,15 +96,9 @@ class Detector(nn.Module):
 
     def __init__(self, trunk: nn.Module, *, preprocess: Preprocess, **stages: Stage) -> None:
         super().__init__()
-        if not stages:
-            raise ValueError("Detector: needs at least one stage, given by name: Detector(trunk, ..., dense=stage)")
         self.trunk, self.preprocess = trunk, preprocess
         self.stage_names: tuple[str, ...] = ()
-        for name, stage in stages.items():
-            if hasattr(self, name):
-                raise ValueError(f"Detector: a stage cannot be called {name!r}: every module has that already")
-            self.add_module(name, stage)
-            self.stage_names += (name,)
+        add_stages(self, stages)
 
     @property
     def stages(self) -> dict[str, Stage]:
@@ -101,13 +116,13 @@ class Detector(nn.Module):
         self, images: Sequence[Tensor], targets: Sequence[Target], proposals: Given | None = None
     ) -> dict[str, Tensor]: ...
     @overload
-    def forward(self, images: Images, targets: Targets, proposals: Detections | None = None) -> dict[str, Tensor]: ...
+    def forward(self, images: Images, targets: Truth, proposals: Detections | None = None) -> dict[str, Tensor]: ...
     def forward(
         self,
         images: Sequence[Tensor] | Images,
-        targets: Sequence[Target] | Targets | None = None,
+        targets: Sequence[Target] | Truth | None = None,
         proposals: Given | None = None,
-    ) -> list[Detection] | Detections | dict[str, Tensor]:
+    ) -> list[Detection] | Found | dict[str, Tensor]:
         """Detections, or with ``targets`` losses; see the class."""
         if isinstance(images, Images):
             if proposals is not None and not isinstance(proposals, Detections):
@@ -115,32 +130,60 @@ class Detector(nn.Module):
                     "Detector: images came as Images, so proposals must be Detections; see pad_proposals()"
                 )
             return self._fold(images, _padded(targets), proposals)
-        if isinstance(targets, Targets):
+        if isinstance(targets, (Targets, dict)):
             raise ValueError("Detector: images came as a list, so targets must be a list of dicts, one for each image")
         batch, padded = self.preprocess(images, targets)
         if proposals is not None and not isinstance(proposals, Detections):
             proposals = self.preprocess.proposals(proposals, batch)
         result = self._fold(batch, padded, proposals)
-        return self.preprocess.undo(result, batch) if isinstance(result, Detections) else result
+        return result if padded is not None else self.preprocess.undo(cast(Found, result), batch)
 
-    def _fold(
-        self, images: Images, targets: Targets | None, detections: Detections | None
-    ) -> Detections | dict[str, Tensor]:
+    def _fold(self, images: Images, targets: Truth | None, detections: Found | None) -> Found | dict[str, Tensor]:
         features: Features = self.trunk(images.tensors)
         losses: dict[str, Tensor] = {}
         last = self.stage_names[-1]
         for name, stage in self.stages.items():
-            outputs = stage(_branch(features, name, stage), images, detections, targets)
+            if not stage.several:
+                _check_single(name, targets=targets, detections=detections)
+            outputs = stage(branch_of(features, name, stage), images, detections, targets)
             if targets is None:
-                detections = stage.detections(outputs, images)
+                detections = _kept(stage.detections(outputs, images), detections)
                 continue
-            losses |= {f"{name}.{key}": loss for key, loss in stage.loss(outputs, targets).items()}
+            losses |= {f"{name}.{key}": loss for key, loss in stage.loss(outputs, cast(Any, targets)).items()}
             if name != last:
-                detections = stage.handover(outputs, images, targets)
-        return losses if targets is not None else cast(Detections, detections)
+                detections = _kept(stage.handover(outputs, images, cast(Any, targets)), detections)
+        return losses if targets is not None else cast(Found, detections)
 
 
-def _branch(features: Features, name: str, stage: Stage) -> list[Tensor]:
+def add_stages(owner: nn.Module, stages: dict[str, Stage]) -> None:
+    """Make ``stages`` modules of ``owner`` under their names, which ``owner.stage_names`` then lists in order.
+
+    Raises ValueError without any, and for a name that the owner has for something else.
+
+    >>> from detkit.detectors import Stage
+    >>> add_stages(nn.Module(), {"train": Stage()})
+    Traceback (most recent call last):
+    ValueError: Module: a stage cannot be called 'train': ...
+    """
+    kind = type(owner).__name__
+    if not stages:
+        raise ValueError(f"{kind}: needs at least one stage, given by name: {kind}(..., dense=stage)")
+    for name, stage in stages.items():
+        if hasattr(owner, name):
+            raise ValueError(f"{kind}: a stage cannot be called {name!r}: every module has that already")
+        owner.add_module(name, stage)
+    owner.stage_names = tuple(stages)
+
+
+def branch_of(features: Features, name: str, stage: Stage) -> Any:
+    """The features that a stage reads: its branch of them. Raises ValueError where there is none, naming the stage.
+
+    >>> import torch
+    >>> branch_of({"boxes": [torch.zeros(1)], "masks": [torch.ones(1)]}, "draw", Stage(branch="masks"))
+    [tensor([1.])]
+    """
+    if stage.several:
+        return features
     if isinstance(features, dict):
         if stage.branch not in features:
             raise ValueError(
@@ -152,7 +195,27 @@ def _branch(features: Features, name: str, stage: Stage) -> list[Tensor]:
     return features
 
 
-def _padded(targets: Sequence[Target] | Targets | None) -> Targets | None:
-    if targets is None or isinstance(targets, Targets):
+def _check_single(name: str, **values: Truth | Found | None) -> None:
+    for kind, value in values.items():
+        if isinstance(value, dict):
+            raise ValueError(
+                f"Detector: {kind} come by name, {sorted(value)}, but stage {name!r} takes one for all; "
+                "SideBySide(name=stage, ...) gives each stage its own"
+            )
+
+
+def _kept(found: Any, before: Found | None) -> Any:
+    """``found``, with what ``before`` says of the whole image where it says nothing itself."""
+    if found is None or before is None:
+        return found
+    if isinstance(found, dict):
+        own = before if isinstance(before, dict) else dict.fromkeys(found, before)
+        return {name: _kept(part, own[name]) for name, part in found.items()}
+    missing = {name: getattr(before, name) for name in _OF_THE_IMAGE if getattr(found, name) is None}
+    return found._replace(**missing)
+
+
+def _padded(targets: Sequence[Target] | Truth | None) -> Truth | None:
+    if targets is None or isinstance(targets, (Targets, dict)):
         return targets
     raise ValueError("Detector: images came as Images, so targets must be Targets; pad_targets() makes them")

@@ -58,8 +58,9 @@ class KeypointStage(Stage):
         *,
         criterion: Callable[[Tensor, Tensor, Tensor], Tensor] = keypoint_loss,
         weight: float = 1.0,
+        branch: str | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(branch=branch)
         self.pool, self.head, self.criterion, self.weight = pool, head, criterion, weight
 
     def forward(

@@ -55,8 +55,9 @@ class MaskStage(Stage):
         criterion: Callable[[Tensor, Tensor], Tensor] = mask_loss,
         weight: float = 1.0,
         binarise: bool = False,
+        branch: str | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(branch=branch)
         self.pool, self.head, self.criterion = pool, head, criterion
         self.weight, self.binarise = weight, binarise
 

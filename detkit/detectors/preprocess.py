@@ -1,18 +1,29 @@
 """The border between images as they come and the padded batch that a trunk takes; and the way back for results."""
 
-from collections.abc import Sequence
-from typing import Literal, cast
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detkit._inputs import as_boxes, check_fraction, first_bad, full_checks, promote
+from detkit._inputs import check_fraction, first_bad, full_checks, promote
 from detkit.boxes import clip_boxes_to_image
 from detkit.detectors.paste import paste_masks
 from detkit.proposals import Proposals, pad_proposals
-from detkit.structures import Detection, Detections, Images, Target, Targets, batch_images, pad_targets
+from detkit.structures import (
+    FIELDS,
+    VOID,
+    Detection,
+    Detections,
+    Images,
+    Target,
+    Targets,
+    batch_images,
+    pad_targets,
+    read_target,
+)
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -29,7 +40,8 @@ class Preprocess(nn.Module):
 
     Masks that come back are bool, True where the probability reaches ``mask_threshold``; None leaves probabilities.
     Targets with a side that is not above 0 pixels are an error (``degenerate="raise"``; on accelerators only with
-    ``DETKIT_CHECKS=full``), or taken out (``"drop"``).
+    ``DETKIT_CHECKS=full``), or taken out (``"drop"``). What moves with the pixels, and how, says
+    :data:`~detkit.structures.FIELDS`.
 
     >>> preprocess = Preprocess(600, max_size=1000, multiple_of=32)
     >>> batch, _ = preprocess([torch.zeros(3, 480, 640), torch.zeros(3, 300, 600, dtype=torch.uint8)])
@@ -68,11 +80,13 @@ class Preprocess(nn.Module):
 
     def forward(
         self, images: Sequence[Shaped[Tensor, "D _ _"]], targets: Sequence[Target] | None = None
-    ) -> tuple[Images, Targets | None]:
-        """A padded batch of B images (D, H, W), and its targets in the batch's pixels; masks are resized by nearest.
+    ) -> tuple[Images, Targets | dict[str, Targets] | None]:
+        """A padded batch of B images (D, H, W), and its targets in the batch's pixels.
 
-        Raises ValueError where images and targets differ in number, an image is not (D, H, W) with the D channels that
-        ``mean`` has, or a target has a degenerate box.
+        A segmentation is padded to the frame of the batch. Targets that hold one target for each of several names, the
+        same in every image, come out by name: see :class:`~detkit.detectors.SideBySide`. Raises ValueError where images
+        and targets differ in number, an image is not (D, H, W) with the D channels that ``mean`` has, masks are not of
+        the size of their image, a target has a degenerate box, and as :func:`~detkit.structures.pad_targets` does.
         """
         if targets is not None and len(targets) != len(images):
             raise ValueError(f"Preprocess: {len(images)} images but {len(targets)} targets; each image needs its own")
@@ -80,11 +94,7 @@ class Preprocess(nn.Module):
         batch = batch_images(tensors, multiple_of=self.multiple_of)
         originals = torch.tensor([image.shape[-2:] for image in images], device=batch.sizes.device)
         batch = batch._replace(original_sizes=originals)
-        if targets is None:
-            return batch, None
-        sizes = zip(batch.sizes.tolist(), originals.tolist(), strict=True)
-        resized = [resize_target(target, new, old) for target, (new, old) in zip(targets, sizes, strict=True)]
-        return batch, self._with_solid_boxes(pad_targets(resized, device=batch.tensors.device))
+        return batch, None if targets is None else self._targets(targets, batch)
 
     def proposals(self, proposals: Sequence[Proposals], images: Images) -> Detections:
         """Proposals that came in each image's own pixels, padded and in the pixels of the batch.
@@ -101,32 +111,52 @@ class Preprocess(nn.Module):
         padded = pad_proposals(proposals, device=images.tensors.device)
         return padded._replace(boxes=padded.boxes / _factors(images, padded.boxes))
 
-    def undo(self, detections: Detections, images: Images) -> list[Detection]:
-        """The valid detections of every image, in its own pixels, clipped to it; best first as they came."""
+    def undo(self, detections: Detections | dict[str, Detections], images: Images) -> list[Detection]:
+        """The valid detections of every image, in its own pixels, clipped to it; best first as they came.
+
+        All that stages found comes back under the names of :class:`~detkit.structures.Detection`. Detections by name
+        come back by name: every image's dict then holds a Detection for each.
+        """
+        if isinstance(detections, dict):
+            parts = zip(*(self.undo(part, images) for part in detections.values()), strict=True)
+            return [cast(Detection, dict(zip(detections, part, strict=True))) for part in parts]
+        found = _in_original_pixels(detections, images)
         original = images.sizes if images.original_sizes is None else images.original_sizes
-        factors = _factors(images, detections.boxes)
-        boxes = clip_boxes_to_image(detections.boxes * factors, original)
-        keypoints = detections.keypoints
-        if keypoints is not None:
-            keypoints = torch.cat((keypoints[..., :2] * factors[:, None, :, :2], keypoints[..., 2:]), dim=-1)
-        sizes = original.tolist() if detections.masks is not None else []
+        drawn = [key for key in found if FIELDS[key].moves in ("masks", "map")]
+        sizes = original.tolist() if drawn else []
         results: list[Detection] = []
         for i, valid in enumerate(detections.valid):
-            found = {"boxes": boxes[i], "scores": detections.scores[i], "labels": detections.labels[i]}
-            if keypoints is not None:
-                found["keypoints"] = keypoints[i]
-            if detections.keypoint_scores is not None:
-                found["keypoints_scores"] = detections.keypoint_scores[i]
-            result = {key: rows[valid] for key, rows in found.items()}
-            if detections.masks is not None:
-                masks, size = detections.masks[i][valid], (sizes[i][0], sizes[i][1])
-                result["masks"] = paste_masks(masks, result["boxes"], size, threshold=self.mask_threshold)
+            result = {key: rows[i][valid] if FIELDS[key].of == "object" else rows[i] for key, rows in found.items()}
+            for key in drawn:
+                if FIELDS[key].moves == "masks":
+                    size = sizes[i][0], sizes[i][1]
+                    result[key] = paste_masks(result[key], result["boxes"], size, threshold=self.mask_threshold)
+                else:
+                    result[key] = _of_image(result[key], images, i, sizes[i])
             results.append(cast(Detection, result))
         return results
 
     def extra_repr(self) -> str:
         """The settings that ``print`` shows."""
         return f"size={self.size}, max_size={self.max_size}, multiple_of={self.multiple_of}"
+
+    def _targets(self, targets: Sequence[Target], batch: Images) -> Targets | dict[str, Targets]:
+        if names := _names(targets):
+            by_name = {name: [cast(Any, target)[name] for target in targets] for name in names}
+            return {name: cast(Targets, self._targets(own, batch)) for name, own in by_name.items()}
+        assert batch.original_sizes is not None
+        sizes = zip(batch.sizes.tolist(), batch.original_sizes.tolist(), strict=True)
+        resized = [
+            resize_target(target, new, old, where=f"Preprocess: targets[{i}]")
+            for i, (target, (new, old)) in enumerate(zip(targets, sizes, strict=True))
+        ]
+        padded = pad_targets(resized, device=batch.tensors.device)
+        if padded.segmentation is not None:
+            height, width = (
+                whole - own for whole, own in zip(batch.tensors.shape[-2:], padded.segmentation.shape[-2:], strict=True)
+            )
+            padded = padded._replace(segmentation=F.pad(padded.segmentation, (0, width, 0, height), value=VOID))
+        return self._with_solid_boxes(padded)
 
     def _with_solid_boxes(self, targets: Targets) -> Targets:
         """Rows with a side of at most 0 pixels, or none that can be told, refused or taken out."""
@@ -166,32 +196,95 @@ class Preprocess(nn.Module):
         return max(1, int(height * factor)), max(1, int(width * factor))
 
 
+def _in_original_pixels(detections: Detections, images: Images) -> dict[str, Tensor]:
+    """What was found, by the key that it has outside, boxes and points in the pixels of the images as they came."""
+    original = images.sizes if images.original_sizes is None else images.original_sizes
+    factors, found = _factors(images, detections.boxes), {}
+    for key, field in FIELDS.items():
+        values = getattr(detections, field.inside or "", None)
+        if values is None:
+            continue
+        if field.moves == "boxes":
+            values = clip_boxes_to_image(values * factors, original)
+        elif field.moves == "points":
+            values = torch.cat((values[..., :2] * factors[:, None, :, :2], values[..., 2:]), dim=-1)
+        found[key] = values
+    return found
+
+
 def _factors(images: Images, like: Tensor) -> Float[Tensor, "B 1 4"]:
     """What takes boxes from the pixels of the batch to those of the images as they came."""
     original = images.sizes if images.original_sizes is None else images.original_sizes
     return (original / images.sizes).to(like).flip(-1).repeat(1, 2)[:, None]
 
 
-def resize_target(target: Target, new: Sequence[int], old: Sequence[int]) -> Target:
+def resize_target(target: Target, new: Sequence[int], old: Sequence[int], *, where: str = "resize_target") -> Target:
     """``target`` of an image of size ``old`` as it is after resizing to ``new``, both (height, width).
+
+    What it holds is read as :func:`~detkit.structures.read_target` does; ``where`` is what errors name. Raises
+    ValueError also for masks or a segmentation of another size than ``old``.
 
     >>> resize_target({"boxes": torch.tensor([[0.0, 0, 10, 20]]), "labels": torch.tensor([1])}, (50, 100), (100, 100))
     {'boxes': tensor([[ 0.,  0., 10., 10.]]), 'labels': tensor([1])}
     """
-    if tuple(new) == tuple(old):
-        return target
+    resized: dict[str, Any] = {**read_target(target, where=where)}
     fy, fx = (after / before for after, before in zip(new, old, strict=True))
-    resized = dict(target)
-    boxes = as_boxes(target["boxes"], function="resize_target")
-    resized["boxes"] = boxes * boxes.new_tensor((fx, fy, fx, fy))
-    if "masks" in target:
-        masks = target["masks"].as_subclass(Tensor)
-        resized["masks"] = (
-            F.interpolate(masks[:, None].float(), size=tuple(new), mode="nearest")[:, 0].to(masks.dtype)
-            if len(masks)
-            else masks.new_zeros((0, *new))  # whatever shape nothing came in
-        )
-    if "keypoints" in target:
-        keypoints = promote(target["keypoints"].as_subclass(Tensor))
-        resized["keypoints"] = keypoints * keypoints.new_tensor((fx, fy, 1.0)) if len(keypoints) else keypoints
+    for key in resized.keys() & FIELDS.keys():
+        moves, values = FIELDS[key].moves, resized[key]
+        if moves in ("masks", "map"):
+            if len(values) and tuple(values.shape[-2:]) != tuple(old):
+                raise ValueError(
+                    f"{where}: {key} of height and width {tuple(values.shape[-2:])} for an image of {tuple(old)}; "
+                    "allowed is the size of the image"
+                )
+            resized[key] = _nearest(values, new)
+        elif moves in ("boxes", "points") and tuple(new) != tuple(old):
+            factors = (fx, fy, fx, fy) if moves == "boxes" else (fx, fy, 1.0)
+            resized[key] = promote(values) * promote(values).new_tensor(factors)
     return cast(Target, resized)
+
+
+def _names(targets: Sequence[Target]) -> list[str]:
+    """The names for which all targets hold targets; none where they are targets themselves."""
+    if not targets or not targets[0] or not all(isinstance(entry, Mapping) for entry in targets[0].values()):
+        return []
+    for i, target in enumerate(targets):
+        if target.keys() != targets[0].keys():
+            raise ValueError(
+                f"Preprocess: targets[{i}] has the names {sorted(target)}; allowed are those of targets[0]: "
+                f"{sorted(targets[0])}"
+            )
+    return [*targets[0]]
+
+
+def _nearest(values: Shaped[Tensor, "*T H W"], size: Sequence[int]) -> Shaped[Tensor, "*T h w"]:
+    """Enlarged or reduced to ``size``, each pixel that of the nearest; no array of another type in between."""
+    if tuple(values.shape[-2:]) == tuple(size):
+        return values
+    if 0 in values.shape:
+        return values.new_zeros((*values.shape[:-2], *size))
+    if values.dtype == torch.bool:
+        return _nearest(values.view(torch.uint8), size).view(torch.bool)
+    if values.dtype == torch.uint8 or values.is_floating_point():
+        return F.interpolate(values.reshape(-1, 1, *values.shape[-2:]), size=tuple(size), mode="nearest").reshape(
+            *values.shape[:-2], *size
+        )
+    rows, columns = (
+        F.interpolate(torch.arange(float(old), device=values.device)[None, None], size=side, mode="nearest")[
+            0, 0
+        ].long()
+        for old, side in zip(values.shape[-2:], size, strict=True)
+    )
+    return values[..., rows[:, None], columns]
+
+
+def _of_image(values: Shaped[Tensor, "*C h w"], images: Images, index: int, size: Sequence[int]) -> Tensor:
+    """A map of the batch's frame, cut to one image and in its own pixels: classes by nearest, scores bilinearly."""
+    frame, (height, width) = images.tensors.shape[-2:], images.sizes[index].tolist()
+    if not values.is_floating_point():
+        return _nearest(_nearest(values, frame)[..., :height, :width], size)
+    planes = promote(values).reshape(1, -1, *values.shape[-2:])
+    planes = F.interpolate(planes, size=frame, mode="bilinear", align_corners=False)[..., :height, :width]
+    return F.interpolate(planes, size=tuple(size), mode="bilinear", align_corners=False).reshape(
+        *values.shape[:-2], *size
+    )

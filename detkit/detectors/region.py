@@ -118,9 +118,15 @@ class RegionStage(Stage):
     """
 
     def __init__(
-        self, describe: RegionFeatures, *, num_classes: int, coder: DeltaCoder, postprocess: Postprocess
+        self,
+        describe: RegionFeatures,
+        *,
+        num_classes: int,
+        coder: DeltaCoder,
+        postprocess: Postprocess,
+        branch: str | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(branch=branch)
         if num_classes < 1:
             raise ValueError(f"RegionStage: num_classes={num_classes} must be at least 1")
         self.describe, self.coder, self.postprocess = describe, coder, postprocess

@@ -56,8 +56,9 @@ class BoxStage(Stage):
         coder: DeltaCoder,
         criterion: DenseCriterion,
         postprocess: Postprocess,
+        branch: str | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(branch=branch)
         self.pool, self.head, self.matcher, self.sampler = pool, head, matcher, sampler
         self.coder, self.criterion, self.postprocess = coder, criterion, postprocess
 

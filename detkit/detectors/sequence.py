@@ -49,8 +49,9 @@ class SequenceStage(Stage):
         criterion: SequenceLoss,
         sampler: TokenSampler,
         constrained: bool = True,
+        branch: str | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(branch=branch)
         self.encoder, self.decoder, self.targets = encoder, decoder, targets
         self.criterion, self.sampler = criterion, sampler
         self.grammar = BoxGrammar(targets.coder) if constrained else None

@@ -100,10 +100,10 @@ def test_empty_lists_and_tv_tensors_are_boxes_too():
     [
         (r"targets\[1\]: boxes have shape \(2, 4\) and labels \(3,\)", {**target(2), "labels": torch.arange(3)}),
         (r"targets\[1\]: boxes have shape \(1, 5\)", {"boxes": torch.zeros(1, 5), "labels": torch.zeros(1)}),
-        (r"targets\[1\]: 2 boxes but 1 weights; each box needs its own", target(2, weights=torch.ones(1))),
-        (r"targets\[1\]: 2 boxes but 3 iscrowd; each box needs its own", target(2, iscrowd=torch.ones(3))),
-        (r"targets\[1\]: 2 boxes but 1 iscrowd; each box needs its own", target(2, iscrowd=torch.ones(1))),
-        (r"targets\[1\]: 2 boxes but no masks; each box needs its own", target(2)),
+        (r"targets\[1\]: boxes have shape \(2, 4\) and weights \(1,\)", target(2, weights=torch.ones(1))),
+        (r"targets\[1\]: boxes have shape \(2, 4\) and iscrowd \(3,\)", target(2, iscrowd=torch.ones(3))),
+        (r"targets\[1\]: boxes have shape \(2, 4\) and iscrowd \(1,\)", target(2, iscrowd=torch.ones(1))),
+        (r"targets\[1\]: 2 boxes but no masks; each object needs its own", target(2)),
     ],
 )
 def test_entries_that_disagree_are_named(message, bad):

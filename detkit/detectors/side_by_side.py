@@ -1,0 +1,90 @@
+"""Stages that look at the same features and do not follow each other: several box tasks on one trunk."""
+
+from collections.abc import Mapping
+from typing import Any, TypeVar, cast
+
+from torch import Tensor
+
+from detkit.detectors.detector import Features, Found, Stage, Truth, add_stages, branch_of
+from detkit.structures import Detections, Images, Targets
+
+Part = TypeVar("Part", Targets, Detections)
+
+
+class SideBySide(Stage):
+    """Several stages as one: each reads the features, or its branch of them, and finds something of its own.
+
+    What they find goes on by name, to the caller or to stages that are side by side under the same names: padded, as a
+    dict of Detections; in lists, every image's dict holds a Detection for each name. Targets may come by name, too:
+    each stage then learns on its own, else all on the same. So tasks may differ in their classes::
+
+        model = Detector(trunk, preprocess=preprocess, tasks=SideBySide(faces=one, cars=other))
+        losses = model(images, [{"faces": {"boxes": ..., "labels": ...}, "cars": {"boxes": ..., "labels": ...}}, ...])
+        found = model(images)  # found[0]["cars"]["boxes"]
+
+    Losses are named "tasks.cars.box". Detections, or proposals, of a stage before are the start of each. Raises
+    ValueError without stages, and for targets or detections by other names.
+
+    >>> import torch
+    >>> from detkit.structures import pad_targets
+    >>> class Find(Stage):
+    ...     def forward(self, features, images, detections, targets=None): return features[0].mean()
+    ...     def loss(self, outputs, targets): return {"mean": outputs}
+    >>> tasks, images = SideBySide(faces=Find(), cars=Find()), Images(torch.zeros(1, 3, 4, 4), torch.tensor([[4, 4]]))
+    >>> tasks.loss(tasks([images.tensors], images, None), pad_targets([{}]))
+    {'faces.mean': tensor(0.), 'cars.mean': tensor(0.)}
+    """
+
+    several = True
+
+    def __init__(self, **stages: Stage) -> None:
+        super().__init__()
+        self.stage_names: tuple[str, ...] = ()
+        add_stages(self, stages)
+
+    @property
+    def stages(self) -> dict[str, Stage]:
+        """The stages by name."""
+        return {name: cast(Stage, self.get_submodule(name)) for name in self.stage_names}
+
+    def forward(
+        self, features: Features, images: Images, detections: Found | None, targets: Truth | None = None
+    ) -> dict[str, Any]:
+        """The outputs of every stage, by name."""
+        return {
+            name: stage(
+                branch_of(features, name, stage),
+                images,
+                _own(detections, name, "detections"),
+                _own(targets, name, "targets"),
+            )
+            for name, stage in self.stages.items()
+        }
+
+    def loss(self, outputs: Mapping[str, Any], targets: Truth) -> dict[str, Tensor]:
+        """The losses of all stages, their names in front."""
+        return {
+            f"{name}.{key}": loss
+            for name, stage in self.stages.items()
+            for key, loss in stage.loss(outputs[name], _own(targets, name, "targets")).items()
+        }
+
+    def detections(self, outputs: Mapping[str, Any], images: Images) -> dict[str, Detections]:
+        """What every stage found, by name."""
+        return {name: stage.detections(outputs[name], images) for name, stage in self.stages.items()}
+
+    def handover(self, outputs: Mapping[str, Any], images: Images, targets: Truth) -> dict[str, Detections | None]:
+        """What the next stages learn on, by name."""
+        return {
+            name: stage.handover(outputs[name], images, _own(targets, name, "targets"))
+            for name, stage in self.stages.items()
+        }
+
+
+def _own(values: Part | dict[str, Part] | None, name: str, kind: str) -> Any:
+    """What belongs to the stage ``name``: its entry where values come by name, else all."""
+    if not isinstance(values, dict):
+        return values
+    if name not in values:
+        raise ValueError(f"SideBySide: {kind} come by name, {sorted(values)}; stage {name!r} needs its own")
+    return values[name]
