@@ -16,7 +16,7 @@ from detkit.backbones import SmallBackbone
 from detkit.boxes import DeltaCoder
 from detkit.data import DigitScenes, collate
 from detkit.detectors import DenseStage, Detector, Postprocess, Preprocess
-from detkit.heads import MultiBoxHead
+from detkit.heads import DenseHead, MultiBoxHead
 from detkit.losses import MultiBoxLoss
 from detkit.necks import FPN
 from detkit.tricks import warmup_cosine
@@ -31,8 +31,10 @@ def compose(num_classes: int) -> Detector:
         nn.Sequential(backbone, neck),
         preprocess=Preprocess((96, 96)),
         dense=DenseStage(
-            class_head=MultiBoxHead(neck.out_channels, anchors.per_cell, outputs=num_classes + 1),
-            box_head=MultiBoxHead(neck.out_channels, anchors.per_cell, outputs=4),
+            head=DenseHead(
+                MultiBoxHead(neck.out_channels, anchors.per_cell, outputs=num_classes + 1),
+                MultiBoxHead(neck.out_channels, anchors.per_cell, outputs=4),
+            ),
             anchors=anchors,
             matcher=BipartiteMatcher(positive_iou=0.5),
             coder=DeltaCoder((10.0, 10.0, 5.0, 5.0)),

@@ -25,9 +25,11 @@ from opspec import (
     refusals,
     rows,
 )
+from strategies import in_cells
 from torch import Tensor
 
 from detkit import boxes as ops
+from detkit.structures import Anchors
 
 WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 TOKEN_BINS = 100
@@ -284,22 +286,28 @@ def coding(
     written: str = "deltas",
     wrong: Changes | None = None,
     form: str = "",
-    **more: Any,
+    strides: float | Tensor | None = None,
 ) -> Iterable[OpSpec]:
     """``encode`` and ``decode`` of a coder: arguments, and the reference of a row, of each.
 
-    ``made`` is what the constructor refuses, ``wrong`` what both refuse of ``more``, the arguments behind boxes and
-    anchors; ``written`` is the name of what ``decode`` reads.
+    ``made`` is what the constructor refuses, ``wrong`` what both refuse of anchors; ``written`` is the name of what
+    ``decode`` reads. With ``strides``, anchors stand in cells of that size.
     """
-    kind, wrong = type(coder), wrong or {}
-    good = {"self": coder, "anchors": BOXES, **more}
+
+    def laid(rows: Tensor) -> Tensor | Anchors:
+        return rows if strides is None else in_cells(rows, strides)
+
+    kind = type(coder)
+    good = {"self": coder, "anchors": laid(BOXES)}
+    wrong = {text: {"anchors": laid(bad["anchors"])} for text, bad in misshapen("anchors").items()} | (wrong or {})
     errors = (
         refusals(kind.__init__, {"self": kind.__new__(kind)}, made)
-        | refusals(kind.encode, {**good, "boxes": BOXES}, {**misshapen("boxes", "anchors"), **wrong}),
-        refusals(kind.decode, {**good, written: BOXES}, {**misshapen("anchors"), **wrong}),
+        | refusals(kind.encode, {**good, "boxes": BOXES}, {**misshapen("boxes"), **wrong}),
+        refusals(kind.decode, {**good, written: BOXES}, wrong),
     )
     for i, (name, dtypes) in enumerate((("encode", TYPES), ("decode", FLOATS))):
-        op, reference = partial(getattr(coder, name), **more), each(references[i])
+        method, reference = getattr(coder, name), each(references[i])
+        op = lambda rows, anchors, method=method: method(rows, laid(anchors))  # noqa: E731
         yield OpSpec(f"{kind.__name__}.{name}{form}", op, makes[i], reference, errors[i], dtypes, "checked")
 
 
@@ -317,10 +325,11 @@ def grid(
         "clamp=inf must be a positive number": {"clamp": math.inf},
     }
     wrong: Changes = {
-        "strides=0 must be positive": {"strides": 0},
-        "strides=inf must be positive": {"strides": math.inf},
-        "strides have shape (3, 1); allowed is a number or (..., 2)": {"strides": BOXES[:, :1]},
-        "strides have shape (); allowed is a number or (..., 2)": {"strides": BOXES[0, 0]},
+        "anchors are plain boxes, which do not say how large their cells are; give Anchors(boxes, strides, counts)": {
+            "anchors": BOXES
+        },
+        "strides have shape (3, 1); allowed is (..., 2)": {"anchors": in_cells(BOXES, BOXES[:, :1])},
+        "strides have shape (); allowed is (..., 2)": {"anchors": in_cells(BOXES, BOXES[0, 0])},
     }
     coder = ops.GridCoder(form=form) if form == "log" else ops.GridCoder(form=form, clamp=clamp)
     yield from coding(coder, (pairs, deltas), references, made, wrong=wrong, form=f" {form}", strides=strides)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from detkit.structures import Targets, pad_targets
+from detkit.structures import Anchors, Targets, pad_targets
 
 KINDS = (
     "plain",
@@ -73,6 +73,12 @@ def targets_of(*images: torch.Tensor, **entries) -> Targets:
             for i, (rows, label) in enumerate(zip(images, labels, strict=True))
         ]
     )
+
+
+def in_cells(boxes: torch.Tensor, size: float | torch.Tensor) -> Anchors:
+    """Boxes as anchors in cells of one ``size``, or of a width and height (..., 2) each."""
+    strides = size if isinstance(size, torch.Tensor) else torch.full((2,), float(size))
+    return Anchors(boxes, strides, (boxes.shape[0],))
 
 
 def unhooked(function: Callable) -> Callable:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torchvision.tv_tensors as tv_tensors
-from strategies import random_boxes, refusal, unhooked
+from strategies import in_cells, random_boxes, refusal, unhooked
 
 from detkit._inputs import (
     as_boxes,
@@ -123,7 +123,7 @@ def test_the_first_number_that_is_not_finite_is_named():
         (r"DistanceCoder.decode: distances has shape \(3, 3\); allowed is \(..., 4\)",
          lambda: unhooked(DistanceCoder.decode)(DistanceCoder(), torch.zeros(3, 3), random_boxes(3))),
         (r"GridCoder.decode: deltas has shape \(3, 3\); allowed is \(..., 4\)",
-         lambda: unhooked(GridCoder.decode)(GridCoder(), torch.zeros(3, 3), random_boxes(3), 8)),
+         lambda: unhooked(GridCoder.decode)(GridCoder(), torch.zeros(3, 3), in_cells(random_boxes(3), 8))),
         (r"clip_boxes_to_image: size is \(1, 2, 3\); allowed is \(height, width\), or a tensor \(..., 2\)",
          lambda: unhooked(clip_boxes_to_image)(random_boxes(3), (1, 2, 3))),
         (r"clip_boxes_to_image: size is \(3,\); allowed is",

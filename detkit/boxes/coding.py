@@ -197,6 +197,7 @@ class GridCoder(nn.Module):
         target = xyxy_to_cxcywh(as_boxes(boxes, function="GridCoder.encode"))
         cells = _cells(anchors, "GridCoder.encode")
         source = xyxy_to_cxcywh(as_boxes(anchors.boxes, function="GridCoder.encode", name="anchors"))
+        cells = cells.to(source)
         solid = _solid(target[..., 2:]) & _solid(source[..., 2:]) & _solid(cells)
         target, source, cells = (torch.where(solid, rows, 1) for rows in (target, source, cells))
         offset = (target[..., :2] - source[..., :2]) / cells + 0.5
@@ -284,7 +285,7 @@ def _boxes(anchors: Anchors | Tensor) -> Tensor:
     return anchors.boxes if isinstance(anchors, Anchors) else anchors
 
 
-def _cells(anchors: Anchors, function: str) -> Float[Tensor, "... 2"]:
+def _cells(anchors: Anchors | Tensor, function: str) -> Float[Tensor, "... 2"]:
     """Width and height of cells (..., 2); their values are not looked at."""
     if not isinstance(anchors, Anchors):
         raise ValueError(

@@ -32,7 +32,7 @@ def ssd300(**settings) -> DefaultBoxes:
 
 
 def test_ssd300_has_8732_boxes_and_the_published_first_four():
-    anchors = ssd300()(grids(*GRIDS300), frame(300, 300))
+    anchors = ssd300()(grids(*GRIDS300), frame(300, 300)).boxes
     assert anchors.shape == (8732, 4)
     assert anchors.dtype == torch.float32
     expected = [[-11, -11, 19, 19], [-17.2132, -17.2132, 25.2132, 25.2132]]
@@ -46,21 +46,21 @@ def test_ssd300_equals_torchvision_where_nothing_is_clipped():
     scales = [30 / 300, 60 / 300, 111 / 300, 162 / 300, 213 / 300, 264 / 300, 315 / 300]
     peer = DefaultBoxGenerator([list(r) for r in RATIOS300], scales=scales, steps=list(STRIDES300), clip=False)
     theirs = peer(ImageList(torch.zeros(1, 3, 300, 300), [(300, 300)]), grids(*GRIDS300))[0]
-    torch.testing.assert_close(ssd300()(grids(*GRIDS300), frame(300, 300)), theirs, rtol=0, atol=1e-3)
+    torch.testing.assert_close(ssd300()(grids(*GRIDS300), frame(300, 300)).boxes, theirs, rtol=0, atol=1e-3)
 
 
 def test_ssd512_has_24564_boxes():
     sizes = [(20, 51), (51, 133), (133, 215), (215, 297), (297, 379), (379, 461), (461, 543)]
     anchors = DefaultBoxes(sizes, aspect_ratios=[(2,), *[(2, 3)] * 4, (2,), (2,)])
     assert anchors.per_cell == (4, 6, 6, 6, 6, 4, 4)
-    assert anchors(grids(64, 32, 16, 8, 4, 2, 1), frame(512, 512)).shape == (24564, 4)
+    assert anchors(grids(64, 32, 16, 8, 4, 2, 1), frame(512, 512)).boxes.shape == (24564, 4)
 
 
 def test_tiny_ssd_has_5444_boxes_in_the_order_of_its_chapter():
     pairs = [(0.2, 0.272), (0.37, 0.447), (0.54, 0.619), (0.71, 0.79), (0.88, 0.961)]
     # The chapter names both squares; here the second is the root of the first and the next size.
     anchors = DefaultBoxes([(256 * s, 256 * t * t / s) for s, t in pairs], aspect_ratios=[(2,)] * 5)
-    boxes = anchors(grids(32, 16, 8, 4, 1), frame(256, 256))
+    boxes = anchors(grids(32, 16, 8, 4, 1), frame(256, 256)).boxes
     assert boxes.shape == (5444, 4)
     expected = []
     for (s, t), size in zip(pairs, (32, 16, 8, 4, 1), strict=True):
@@ -74,7 +74,7 @@ def test_tiny_ssd_has_5444_boxes_in_the_order_of_its_chapter():
 
 
 def test_without_strides_cells_divide_the_frame_in_both_directions():
-    boxes = DefaultBoxes([(10, 10)], aspect_ratios=[()])(grids((2, 3)), frame(100, 300))
+    boxes = DefaultBoxes([(10, 10)], aspect_ratios=[()])(grids((2, 3)), frame(100, 300)).boxes
     centers = (boxes[:, :2] + boxes[:, 2:])[::2] / 2
     expected = [[50.0, 25], [150, 25], [250, 25], [50, 75], [150, 75], [250, 75]]
     assert centers.tolist() == expected
@@ -82,28 +82,28 @@ def test_without_strides_cells_divide_the_frame_in_both_directions():
 
 
 def test_ratios_are_width_over_height_at_equal_area():
-    sides = DefaultBoxes([(12, 48)], aspect_ratios=[(4,)])(grids(1), frame(100, 100))
+    sides = DefaultBoxes([(12, 48)], aspect_ratios=[(4,)])(grids(1), frame(100, 100)).boxes
     sides = (sides[:, 2:] - sides[:, :2]).tolist()
     assert sides == [[12, 12], [24, 24], [24, 6], [6, 24]]
 
 
 def test_clipping_keeps_boxes_in_the_frame():
-    loose, clipped = (ssd300(clip=clip)(grids(*GRIDS300), frame(300, 280)) for clip in (False, True))
+    loose, clipped = (ssd300(clip=clip)(grids(*GRIDS300), frame(300, 280)).boxes for clip in (False, True))
     limit = torch.tensor([280.0, 300, 280, 300])
     torch.testing.assert_close(clipped, loose.clamp(min=0).minimum(limit), rtol=0, atol=0)
     assert loose.min() < 0
 
 
 def test_every_image_of_a_batch_has_the_same_boxes():
-    one, three = (ssd300()(grids(*GRIDS300, batch=n), frame(300, 300, n)) for n in (1, 3))
+    one, three = (ssd300()(grids(*GRIDS300, batch=n), frame(300, 300, n)).boxes for n in (1, 3))
     assert torch.equal(one, three)
 
 
 def test_shapes_are_no_weights_and_follow_a_half_precision_model():
     anchors = ssd300()
     assert dict(anchors.state_dict()) == {}
-    expected = anchors(grids(*GRIDS300), frame(300, 300))
-    assert anchors.half()(grids(*GRIDS300), frame(300, 300)).dtype == torch.float32
+    expected = anchors(grids(*GRIDS300), frame(300, 300)).boxes
+    assert anchors.half()(grids(*GRIDS300), frame(300, 300)).boxes.dtype == torch.float32
     assert expected.shape == (8732, 4)
 
 
@@ -148,7 +148,7 @@ FASTER_RCNN += [(-45, -91, 45, 91), (-91, -181, 91, 181), (-181, -362, 181, 362)
 
 
 def test_torchvisions_anchors_of_faster_rcnn_are_the_published_ones():
-    anchors = GridAnchors([(128, 256, 512)], **TORCHVISION)(grids(2), frame(32, 32))
+    anchors = GridAnchors([(128, 256, 512)], **TORCHVISION)(grids(2), frame(32, 32)).boxes
     assert anchors[:9].tolist() == [list(map(float, box)) for box in FASTER_RCNN]
     assert torch.equal(anchors[9:18], anchors[:9] + torch.tensor([16.0, 0, 16, 0]))
     assert torch.equal(anchors[18:27], anchors[:9] + torch.tensor([0.0, 16, 0, 16]))
@@ -162,7 +162,7 @@ def test_every_anchor_of_a_torchvision_retinanet_is_equal(size):
     theirs = peer(ImageList(torch.zeros(1, 3, *size), [size]), features)[0]
     ours = GridAnchors(sizes, **TORCHVISION)
     assert list(ours.per_cell) == peer.num_anchors_per_location()
-    assert torch.equal(ours(features, frame(*size)), theirs)
+    assert torch.equal(ours(features, frame(*size)).boxes, theirs)
 
 
 @given(
@@ -176,14 +176,14 @@ def test_any_sizes_ratios_and_grids_equal_torchvision(sizes, ratios, grid, image
     theirs = AnchorGenerator((tuple(sizes),), (tuple(ratios),))(
         ImageList(torch.zeros(1, 3, *image), [image]), grids(grid)
     )[0]
-    ours = GridAnchors([sizes], aspect_ratios=ratios, **TORCHVISION)(grids(grid), frame(*image))
+    ours = GridAnchors([sizes], aspect_ratios=ratios, **TORCHVISION)(grids(grid), frame(*image)).boxes
     assert torch.equal(ours, theirs)
 
 
 def test_the_anchors_of_py_faster_rcnn_are_shapes_that_it_rounded_at_its_base_of_16_pixels():
     base = [(23, 12), (16, 16), (11, 22)]
     shapes = [(w * scale, h * scale) for w, h in base for scale in (8, 16, 32)]
-    boxes = GridAnchors(shapes=[shapes], strides=(16,))(grids(1), frame(16, 16))
+    boxes = GridAnchors(shapes=[shapes], strides=(16,))(grids(1), frame(16, 16)).boxes
     inclusive_from_one = boxes + torch.tensor([1.0, 1, 0, 0])  # its list counts pixels from 1, both ends included
     expected = [(-83, -39, 100, 56), (-175, -87, 192, 104), (-359, -183, 376, 200)]
     expected += [(-55, -55, 72, 72), (-119, -119, 136, 136), (-247, -247, 264, 264)]
@@ -195,7 +195,7 @@ def test_the_hourglass_rpn_has_30_anchor_shapes():
     ratios = (0.15, 0.5, 1, 2, 6.7)
     anchors = GridAnchors([(16, 32), (64, 128), (256, 512)], aspect_ratios=ratios, strides=(8, 16, 32))
     assert anchors.per_cell == (10, 10, 10)
-    boxes = anchors(grids(1, 1, 1), frame(32, 32))
+    boxes = anchors(grids(1, 1, 1), frame(32, 32)).boxes
     torch.testing.assert_close(sides(boxes)[0], torch.tensor([6.20, 41.31]), rtol=0, atol=5e-3)
     slow = [
         (s * math.sqrt(r), s / math.sqrt(r)) for pair in ((16, 32), (64, 128), (256, 512)) for r in ratios for s in pair
@@ -206,12 +206,12 @@ def test_the_hourglass_rpn_has_30_anchor_shapes():
 def test_yolo_v3_lays_three_given_shapes_at_the_center_of_every_cell():
     shapes = [[(10, 13), (16, 30), (33, 23)], [(30, 61), (62, 45), (59, 119)], [(116, 90), (156, 198), (373, 326)]]
     anchors = GridAnchors(shapes=shapes)
-    boxes = anchors(grids(52, 26, 13), frame(416, 416))
+    boxes = anchors(grids(52, 26, 13), frame(416, 416)).boxes
     assert boxes.shape == (10647, 4)
     assert sides(boxes)[:3].tolist() == [[10, 13], [16, 30], [33, 23]]
     assert centers(boxes)[[0, 3, 52 * 3, -1]].tolist() == [[4, 4], [12, 4], [4, 12], [400, 400]]
     tensors = GridAnchors(shapes=[torch.tensor(level) for level in shapes])
-    assert torch.equal(tensors(grids(52, 26, 13), frame(416, 416)), boxes)
+    assert torch.equal(tensors(grids(52, 26, 13), frame(416, 416)).boxes, boxes)
 
 
 @given(
@@ -221,7 +221,7 @@ def test_yolo_v3_lays_three_given_shapes_at_the_center_of_every_cell():
 )
 @settings(max_examples=60)
 def test_every_anchor_has_the_area_and_ratio_asked_for_and_every_cell_has_them_all(sizes, ratios, grid):
-    boxes = GridAnchors([sizes], aspect_ratios=ratios, strides=(16,))(grids(grid), frame(64, 64))
+    boxes = GridAnchors([sizes], aspect_ratios=ratios, strides=(16,))(grids(grid), frame(64, 64)).boxes
     assert len(boxes) == grid[0] * grid[1] * len(sizes) * len(ratios)
     width, height = sides(boxes.double()).unbind(1)
     area = torch.tensor([s * s for _ in ratios for s in sizes], dtype=torch.float64).repeat(grid[0] * grid[1])
@@ -240,8 +240,8 @@ def test_every_anchor_has_the_area_and_ratio_asked_for_and_every_cell_has_them_a
 def test_a_larger_grid_continues_the_smaller_one_and_a_shift_by_cells_shifts_the_anchors(grid, by, stride, centered):
     anchors = GridAnchors([(20,)], strides=(stride,), centered=centered)
     larger = (grid[0] + by[0], grid[1] + by[1])
-    whole = anchors(grids(larger), frame(9, 9)).reshape(*larger, 3, 4)
-    part = anchors(grids(grid), frame(99, 9)).reshape(*grid, 3, 4)
+    whole = anchors(grids(larger), frame(9, 9)).boxes.reshape(*larger, 3, 4)
+    part = anchors(grids(grid), frame(99, 9)).boxes.reshape(*grid, 3, 4)
     assert torch.equal(whole[: grid[0], : grid[1]], part)
     shift = torch.tensor([by[1] * stride, by[0] * stride] * 2)
     torch.testing.assert_close(whole[by[0] :, by[1] :], part + shift, rtol=0, atol=1e-3)
@@ -251,7 +251,7 @@ def test_a_larger_grid_continues_the_smaller_one_and_a_shift_by_cells_shifts_the
 @settings(max_examples=40)
 def test_a_ratio_read_as_height_over_width_transposes_every_anchor(sizes, ratio):
     wide, high = (
-        GridAnchors([sizes], aspect_ratios=(ratio,), strides=(8,), ratio_is=ratio_is)(grids(1), frame(8, 8))
+        GridAnchors([sizes], aspect_ratios=(ratio,), strides=(8,), ratio_is=ratio_is)(grids(1), frame(8, 8)).boxes
         for ratio_is in ("w/h", "h/w")
     )
     assert torch.equal(wide[:, [1, 0, 3, 2]], high)
@@ -259,7 +259,7 @@ def test_a_ratio_read_as_height_over_width_transposes_every_anchor(sizes, ratio)
 
 def test_half_cell_centers_are_the_default_and_corners_the_other_choice():
     default, corner = (
-        GridAnchors([(4,)], strides=(8,), **s)(grids(2), frame(16, 16)) for s in ({}, {"centered": False})
+        GridAnchors([(4,)], strides=(8,), **s)(grids(2), frame(16, 16)).boxes for s in ({}, {"centered": False})
     )
     assert centers(default)[::3].tolist() == [[4, 4], [12, 4], [4, 12], [12, 12]]
     assert centers(corner)[::3].tolist() == [[0, 0], [8, 0], [0, 8], [8, 8]]
@@ -267,37 +267,39 @@ def test_half_cell_centers_are_the_default_and_corners_the_other_choice():
 
 def test_without_strides_the_frame_is_divided_and_whole_pixels_rounds_that_down():
     loose, whole = (GridAnchors([(3,)], aspect_ratios=(1,), whole_pixels=w) for w in (False, True))
-    assert centers(loose(grids((2, 4)), frame(9, 10))).tolist()[-1] == [8.75, 6.75]
-    assert centers(whole(grids((2, 4)), frame(9, 10))).tolist()[-1] == [7, 6]
-    assert sides(loose(grids(1), frame(9, 9))).tolist() == [[3, 3]]
-    assert sides(whole(grids(1), frame(9, 9))).tolist() == [[4, 4]]  # a corner at 1.5 goes to the even number
+    assert centers(loose(grids((2, 4)), frame(9, 10)).boxes).tolist()[-1] == [8.75, 6.75]
+    assert centers(whole(grids((2, 4)), frame(9, 10)).boxes).tolist()[-1] == [7, 6]
+    assert sides(loose(grids(1), frame(9, 9)).boxes).tolist() == [[3, 3]]
+    assert sides(whole(grids(1), frame(9, 9)).boxes).tolist() == [[4, 4]]  # a corner at 1.5 goes to the even number
 
 
 def test_each_level_may_have_its_own_ratios():
     anchors = grid_anchors(aspect_ratios=((1,), (0.5, 1, 2)), strides=(8, 16))
     assert anchors.per_cell == (2, 3)
-    boxes = anchors(grids(1, 1), frame(16, 16))
+    boxes = anchors(grids(1, 1), frame(16, 16)).boxes
     assert sides(boxes)[[0, 1, 3]].tolist() == [[32, 32], [64, 64], [128, 128]]
     torch.testing.assert_close(sides(boxes)[2], torch.tensor([128 / 2**0.5, 128 * 2**0.5]))
 
 
 def test_grid_anchors_clip_and_hold_for_every_image_of_a_batch():
-    loose, clipped = (grid_anchors(strides=(8, 16), clip=clip)(grids(3, 2), frame(32, 24)) for clip in (False, True))
+    loose, clipped = (
+        grid_anchors(strides=(8, 16), clip=clip)(grids(3, 2), frame(32, 24)).boxes for clip in (False, True)
+    )
     assert torch.equal(clipped, loose.clamp(min=0).minimum(torch.tensor([24.0, 32, 24, 32])))
     assert not torch.equal(clipped, loose)
-    assert torch.equal(grid_anchors(strides=(8, 16))(grids(3, 2, batch=3), frame(32, 24, 3)), loose)
+    assert torch.equal(grid_anchors(strides=(8, 16))(grids(3, 2, batch=3), frame(32, 24, 3)).boxes, loose)
 
 
-def test_strides_of_gives_the_cell_of_every_anchor():
+def test_anchors_know_the_cell_that_they_stand_in_and_how_many_each_level_has():
     features, image = grids((2, 3), (1, 1)), frame(32, 96)
     anchors = GridAnchors([(8,), (16,)], aspect_ratios=(1, 2))
-    strides = anchors.strides_of(features, image)
+    strides = anchors(features, image).strides
     assert strides.tolist() == [[32, 16]] * 12 + [[96, 32]] * 2
-    given_strides = GridAnchors([(8,), (16,)], aspect_ratios=(1, 2), strides=(4, 8)).strides_of(features, image)
+    given_strides = GridAnchors([(8,), (16,)], aspect_ratios=(1, 2), strides=(4, 8))(features, image).strides
     assert given_strides.tolist() == [[4, 4]] * 12 + [[8, 8]] * 2
     assert strides.dtype == torch.float32
-    assert len(strides) == len(anchors(features, image))
-    whole = GridAnchors([(8,)], aspect_ratios=(1,), whole_pixels=True).strides_of(grids((2, 4)), frame(9, 10))
+    assert anchors(features, image).counts == (12, 2)
+    whole = GridAnchors([(8,)], aspect_ratios=(1,), whole_pixels=True)(grids((2, 4)), frame(9, 10)).strides
     assert whole[0].tolist() == [2, 4]
 
 
@@ -307,15 +309,15 @@ def test_a_feature_map_without_cells_has_no_anchors():
         GridAnchors([(8,)], whole_pixels=True),
         DefaultBoxes([(1, 2)], aspect_ratios=[()]),
     ):
-        assert anchors(grids((0, 3)), frame(8, 8)).shape == (0, 4)
-        assert anchors.strides_of(grids((0, 3)), frame(8, 8)).shape == (0, 2)
+        assert anchors(grids((0, 3)), frame(8, 8)).boxes.shape == (0, 4)
+        assert anchors(grids((0, 3)), frame(8, 8)).strides.shape == (0, 2)
 
 
 def test_positions_keep_their_precision_in_a_half_precision_model():
     anchors = GridAnchors([(32,)], aspect_ratios=(1,), strides=(1,))
-    expected = anchors(grids((1, 3000)), frame(8, 3000))
-    assert torch.equal(anchors.half()(grids((1, 3000)), frame(8, 3000)), expected)
-    assert anchors.strides_of(grids((1, 2)), frame(8, 8)).dtype == torch.float32
+    expected = anchors(grids((1, 3000)), frame(8, 3000)).boxes
+    assert torch.equal(anchors.half()(grids((1, 3000)), frame(8, 3000)).boxes, expected)
+    assert anchors(grids((1, 2)), frame(8, 8)).strides.dtype == torch.float32
     assert dict(anchors.state_dict()) == {}
 
 
@@ -355,10 +357,9 @@ def test_anchors_that_make_no_sense_are_refused(message, options):
 
 def test_another_number_of_feature_levels_is_refused():
     anchors = GridAnchors([(8,)])
-    for method in (GridAnchors.forward, GridAnchors.strides_of):
-        assert refusal(method, anchors, grids(1, 1), frame(8, 8)) == (
-            "GridAnchors: got 2 feature levels, was built for 1"
-        )
+    assert refusal(GridAnchors.forward, anchors, grids(1, 1), frame(8, 8)) == (
+        "GridAnchors: got 2 feature levels, was built for 1"
+    )
 
 
 def test_printing_grid_anchors_shows_the_settings():

@@ -1,17 +1,19 @@
 """Coders: goldens, torchvision at 10,000 pairs, slow formulas, inverses, and boxes that have no code."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import boxes, random_boxes, refusal, unhooked
+from strategies import boxes, in_cells, random_boxes, refusal, unhooked
+from torch import Tensor
 from torchvision.models.detection._utils import BoxCoder, BoxLinearCoder
 
 from detkit.anchors.generate import GridAnchors
 from detkit.boxes import DeltaCoder
-from detkit.boxes.coding import DistanceCoder, GridCoder
+from detkit.boxes.coding import DistanceCoder, DistributionCoder, GridCoder
 from detkit.structures import Images
 
 SSD = (10.0, 10.0, 5.0, 5.0)
@@ -130,7 +132,7 @@ def test_weights_must_be_four_positive_numbers(weights):
 def test_the_weights_are_a_setting_and_not_learned():
     assert not DeltaCoder((10.0, 10.0, 5.0, 5.0)).state_dict()
     for weight in (1e-12, 1e12):
-        assert DeltaCoder((weight,) * 4).weights.tolist() == [weight] * 4
+        assert DeltaCoder((weight,) * 4).scale.tolist() == [weight] * 4
 
 
 def test_full_checks_name_the_inverted_box(monkeypatch):
@@ -161,8 +163,8 @@ def test_extreme_anchors_and_deltas_decode_without_nan(anchor, delta):
     deltas = torch.full((1, 4), delta, requires_grad=True)
     for decoded in (
         DeltaCoder(SSD).decode(deltas, anchors),
-        GridCoder().decode(deltas, anchors, 8),
-        GridCoder(form="root").decode(deltas, anchors, 8),
+        GridCoder().decode(deltas, in_cells(anchors, 8)),
+        GridCoder(form="root").decode(deltas, in_cells(anchors, 8)),
         DistanceCoder(unit=1.0).decode(deltas, anchors),
         DistanceCoder().decode(deltas, anchors),
     ):
@@ -291,7 +293,7 @@ class GridCoderAt8:
     """A grid coder of cells of 8 pixels, with the two arguments of the others."""
 
     def encode(self, rows, anchors):
-        return GridCoder().encode(rows, anchors, 8)
+        return GridCoder().encode(rows, in_cells(anchors, 8))
 
 
 def cell_anchors(count: int = 50, *, stride: float = 16, seed: int = 0) -> torch.Tensor:
@@ -329,7 +331,7 @@ def test_grid_decoding_equals_the_formula_of_the_paper(form, stride):
     deltas = torch.randn(50, 4, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     pairs = zip(deltas.tolist(), anchors.tolist(), strict=True)
     expected = torch.tensor([slow_grid_decode(*pair, stride, form) for pair in pairs], dtype=torch.float64)
-    decoded = GridCoder(form=form).decode(deltas, anchors, stride)
+    decoded = GridCoder(form=form).decode(deltas, in_cells(anchors, stride))
     torch.testing.assert_close(decoded, expected, rtol=1e-12, atol=1e-9)
 
 
@@ -340,7 +342,7 @@ def test_grid_decode_inverts_encode_of_boxes_centered_in_their_cell(form, seed, 
     anchors = cell_anchors(stride=stride, seed=seed)
     rows = boxes_in_cells(anchors, stride=stride, seed=seed + 1)
     coder = GridCoder(form=form)
-    back = coder.decode(coder.encode(rows, anchors, stride), anchors, stride)
+    back = coder.decode(coder.encode(rows, in_cells(anchors, stride)), in_cells(anchors, stride))
     torch.testing.assert_close(back, rows, rtol=1e-9, atol=1e-9)
 
 
@@ -348,7 +350,7 @@ def test_grid_decode_inverts_encode_of_boxes_centered_in_their_cell(form, seed, 
 @settings(max_examples=60)
 def test_grid_encode_inverts_decode(deltas):
     anchors, deltas = cell_anchors(5), torch.tensor(deltas, dtype=torch.float64).expand(5, 4)
-    back = GridCoder().encode(GridCoder().decode(deltas, anchors, 16), anchors, 16)
+    back = GridCoder().encode(GridCoder().decode(deltas, in_cells(anchors, 16)), in_cells(anchors, 16))
     torch.testing.assert_close(back, deltas, rtol=1e-7, atol=1e-7)
 
 
@@ -356,14 +358,14 @@ def test_grid_encode_inverts_decode(deltas):
 @settings(max_examples=60)
 def test_a_decoded_center_stays_in_its_cell_and_a_decoded_size_below_the_bound(rows, deltas):
     anchors = cell_anchors(5)
-    decoded = GridCoder(clamp=2.0).decode(torch.tensor(deltas).expand(5, 4), anchors, 16)
+    decoded = GridCoder(clamp=2.0).decode(torch.tensor(deltas).expand(5, 4), in_cells(anchors, 16))
     shift = (decoded[:, :2] + decoded[:, 2:] - anchors[:, :2] - anchors[:, 2:]) / 2
     assert (shift.abs() <= 8 + 1e-6).all()
     size, own = decoded[:, 2:] - decoded[:, :2], anchors[:, 2:] - anchors[:, :2]
     assert (size <= own * math.exp(2) * (1 + 1e-5)).all()
-    root = GridCoder(form="root", clamp=2.0).decode(torch.tensor([[0.0, 0, 1e30, -1e30]]), anchors, 16)
+    root = GridCoder(form="root", clamp=2.0).decode(torch.tensor([[0.0, 0, 1e30, -1e30]]), in_cells(anchors, 16))
     torch.testing.assert_close(root[:, 2:] - root[:, :2], own * math.exp(2), rtol=1e-6, atol=1e-6)
-    assert not GridCoder().decode(torch.tensor(deltas).expand(len(rows), 4), rows, 16).isnan().any()
+    assert not GridCoder().decode(torch.tensor(deltas).expand(len(rows), 4), in_cells(rows, 16)).isnan().any()
 
 
 @pytest.mark.parametrize("form", ["log", "root"])
@@ -371,7 +373,7 @@ def test_a_decoded_center_stays_in_its_cell_and_a_decoded_size_below_the_bound(r
 @settings(max_examples=50)
 def test_hostile_boxes_have_finite_grid_deltas_and_gradients(form, rows, anchors, stride):
     rows, anchors = rows[:, None].clone().requires_grad_(), anchors.requires_grad_()
-    deltas = GridCoder(form=form).encode(rows, anchors, stride)
+    deltas = GridCoder(form=form).encode(rows, in_cells(anchors, stride))
     assert torch.isfinite(deltas).all()
     deltas.sum().backward()
     assert torch.isfinite(rows.grad).all()
@@ -380,10 +382,10 @@ def test_hostile_boxes_have_finite_grid_deltas_and_gradients(form, rows, anchors
 
 def test_a_center_outside_its_cell_is_moved_to_the_nearest_place_inside():
     anchor = torch.tensor([[0.0, 0, 16, 16]])
-    deltas = GridCoder().encode(torch.tensor([[30.0, -30, 34, -26], [-2, 14, 2, 18]]), anchor, 16)
+    deltas = GridCoder().encode(torch.tensor([[30.0, -30, 34, -26], [-2, 14, 2, 18]]), in_cells(anchor, 16))
     most = math.log((1 - 1e-6) / 1e-6)
     torch.testing.assert_close(deltas[:, :2], torch.tensor([[most, -most], [-most, most]]), rtol=5e-3, atol=0)
-    back = GridCoder().decode(deltas, anchor, 16)
+    back = GridCoder().decode(deltas, in_cells(anchor, 16))
     torch.testing.assert_close((back[:, :2] + back[:, 2:]) / 2, torch.tensor([[16.0, 0], [0, 16]]), rtol=0, atol=1e-4)
 
 
@@ -394,18 +396,20 @@ def test_the_first_yolo_codes_places_in_cells_and_roots_of_the_image():
     anchor = torch.cat((center - image / 2, center + image / 2))[None]
     middle, half = torch.tensor([1.3, 2.6]) * cell, torch.tensor([0.25, 0.36]) * image / 2
     box = torch.cat((middle - half, middle + half))[None]
-    deltas = GridCoder(form="root").encode(box, anchor, cell)
+    deltas = GridCoder(form="root").encode(box, in_cells(anchor, cell))
     torch.testing.assert_close(deltas, torch.tensor([[0.3, 0.6, 0.5, 0.6]]), rtol=1e-5, atol=1e-5)
     negative = deltas * torch.tensor([1.0, 1, -1, -1])
-    torch.testing.assert_close(GridCoder(form="root").decode(negative, anchor, cell), box, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(
+        GridCoder(form="root").decode(negative, in_cells(anchor, cell)), box, rtol=1e-5, atol=1e-4
+    )
 
 
 def test_the_anchors_of_yolo_v2_in_cells_give_the_boxes_of_its_formula():
     anchors = GridAnchors(shapes=[torch.tensor([[1.3221, 1.73145], [3.19275, 4.00944]]) * 32], strides=(32,))
     features, images = [torch.zeros(1, 1, 13, 13)], Images(torch.zeros(1, 3, 416, 416), torch.tensor([[416, 416]]))
-    rows, strides = anchors(features, images), anchors.strides_of(features, images)
-    deltas = torch.tensor([0.3, -1.0, 0.5, -0.5]).expand(len(rows), 4)
-    decoded = GridCoder().decode(deltas, rows, strides).reshape(13, 13, 2, 4)
+    rows = anchors(features, images)
+    deltas = torch.tensor([0.3, -1.0, 0.5, -0.5]).expand(len(rows.boxes), 4)
+    decoded = GridCoder().decode(deltas, rows).reshape(13, 13, 2, 4)
     w, h = 3.19275 * math.exp(0.5) * 32, 4.00944 * math.exp(-0.5) * 32
     cx, cy = (5 + 1 / (1 + math.exp(-0.3))) * 32, (9 + 1 / (1 + math.e)) * 32
     expected = torch.tensor([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2])
@@ -416,18 +420,18 @@ def test_cells_may_differ_from_anchor_to_anchor_and_from_width_to_height():
     anchors = torch.cat((cell_anchors(3, stride=8), cell_anchors(3, stride=16)))
     strides = torch.tensor([[8.0, 8]] * 3 + [[16, 12]] * 3)
     deltas = torch.randn(6, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    decoded = GridCoder().decode(deltas, anchors, strides)
-    torch.testing.assert_close(decoded[:3], GridCoder().decode(deltas[:3], anchors[:3], 8), rtol=0, atol=0)
-    wide, high = (GridCoder().decode(deltas[3:], anchors[3:], stride) for stride in (16, 12))
+    decoded = GridCoder().decode(deltas, in_cells(anchors, strides))
+    torch.testing.assert_close(decoded[:3], GridCoder().decode(deltas[:3], in_cells(anchors[:3], 8)), rtol=0, atol=0)
+    wide, high = (GridCoder().decode(deltas[3:], in_cells(anchors[3:], stride)) for stride in (16, 12))
     torch.testing.assert_close(decoded[3:, [0, 2]], wide[:, [0, 2]], rtol=0, atol=0)
     torch.testing.assert_close(decoded[3:, [1, 3]], high[:, [1, 3]], rtol=0, atol=0)
-    batch = GridCoder().encode(decoded.expand(2, 6, 4), anchors, strides)
-    assert torch.equal(batch[1], GridCoder().encode(decoded, anchors, strides))
+    batch = GridCoder().encode(decoded.expand(2, 6, 4), in_cells(anchors, strides))
+    assert torch.equal(batch[1], GridCoder().encode(decoded, in_cells(anchors, strides)))
 
 
 def test_a_cell_without_area_has_no_deltas():
     row = torch.tensor([[0.0, 0, 4, 4]])
-    assert GridCoder().encode(row, row + 1, torch.tensor([0.0, 8])).tolist() == [[0, 0, 0, 0]]
+    assert GridCoder().encode(row, in_cells(row + 1, torch.tensor([0.0, 8]))).tolist() == [[0, 0, 0, 0]]
 
 
 @pytest.mark.parametrize("form", ["log", "root"])
@@ -446,21 +450,21 @@ def test_gradients_of_grid_coding_equal_finite_differences(form):
 def test_every_type_of_box_has_the_deltas_and_distances_of_its_promoted_numbers(dtype):
     anchors, rows = random_boxes(6, seed=1).to(dtype), random_boxes(6, seed=2).to(dtype)
     wide = torch.float64 if dtype in (torch.float64, torch.int64) else torch.float32
-    expected = GridCoder().encode(rows.to(wide), anchors.to(wide), 16)
-    assert torch.equal(GridCoder().encode(rows, anchors, 16), expected)
-    assert torch.equal(GridCoder().encode(rows, anchors, torch.tensor([16, 16])), expected)
+    expected = GridCoder().encode(rows.to(wide), in_cells(anchors.to(wide), 16))
+    assert torch.equal(GridCoder().encode(rows, in_cells(anchors, 16)), expected)
+    assert torch.equal(GridCoder().encode(rows, in_cells(anchors, torch.tensor([16, 16]))), expected)
     assert torch.equal(DistanceCoder().encode(rows, anchors), DistanceCoder().encode(rows.to(wide), anchors.to(wide)))
     points = rows[:, :2]
     assert torch.equal(DistanceCoder().encode(rows, points), DistanceCoder().encode(rows.to(wide), points.to(wide)))
     if dtype.is_floating_point:
-        assert GridCoder().decode(expected.to(dtype), anchors, 16).dtype == wide
+        assert GridCoder().decode(expected.to(dtype), in_cells(anchors, 16)).dtype == wide
         assert DistanceCoder().decode(expected.to(dtype), anchors).dtype == wide
 
 
 def test_empty_lists_of_boxes_code_to_nothing():
     empty = torch.tensor([])
-    assert unhooked(GridCoder.encode)(GridCoder(), empty, empty, 16).shape == (0, 4)
-    assert unhooked(GridCoder.decode)(GridCoder(), torch.zeros(0, 4), empty, 16).shape == (0, 4)
+    assert unhooked(GridCoder.encode)(GridCoder(), empty, in_cells(empty, 16)).shape == (0, 4)
+    assert unhooked(GridCoder.decode)(GridCoder(), torch.zeros(0, 4), in_cells(empty, 16)).shape == (0, 4)
     assert unhooked(DistanceCoder.encode)(DistanceCoder(), empty, torch.zeros(0, 2)).shape == (0, 4)
     assert unhooked(DistanceCoder.encode)(DistanceCoder(), empty, empty).shape == (0, 4)
 
@@ -477,32 +481,45 @@ def test_a_grid_coder_that_makes_no_sense_is_refused(message, options):
     assert refusal(GridCoder.__init__, GridCoder.__new__(GridCoder), **options) == message
 
 
-def test_strides_that_are_no_cells_are_refused():
+def test_anchors_that_tell_no_cells_are_refused():
     row = torch.ones(2, 4)
-    for strides in (0, -1.0, math.nan, math.inf):
-        for method in ("encode", "decode"):
-            assert refusal(getattr(GridCoder, method), GridCoder(), row, row, strides) == (
-                f"GridCoder.{method}: strides={strides} must be positive"
-            )
-    for strides in (torch.ones(2, 1), torch.tensor(8.0)):
-        for method in ("encode", "decode"):
-            assert refusal(getattr(GridCoder, method), GridCoder(), row, row, strides) == (
-                f"GridCoder.{method}: strides have shape {tuple(strides.shape)}; allowed is a number or (..., 2)"
-            )
+    for method in ("encode", "decode"):
+        call = getattr(GridCoder, method)
+        assert "anchors are plain boxes" in refusal(call, GridCoder(), row, row)
+        for strides in (torch.ones(2, 1), torch.tensor(8.0)):
+            message = refusal(call, GridCoder(), row, in_cells(row, strides))
+            assert message.startswith(f"GridCoder.{method}: strides have shape {tuple(strides.shape)}")
 
 
 def test_bad_shapes_are_refused_by_name():
-    for name, arguments in {"boxes": (torch.ones(3), torch.ones(4)), "anchors": (torch.ones(4), torch.ones(3))}.items():
-        for coder, more in ((DeltaCoder(), ()), (GridCoder(), (8,)), (DistanceCoder(), ())):
-            kind = type(coder)
-            assert refusal(kind.encode, coder, *arguments, *more) == (
-                f"{kind.__name__}.encode: {name} has shape (3,); allowed is (..., 4)"
-            )
-    for coder, more in ((DeltaCoder(), ()), (GridCoder(), (8,)), (DistanceCoder(), ())):
+    good, bad = torch.ones(4), torch.ones(3)
+    for coder, lay in ((DeltaCoder(), Tensor), (GridCoder(), partial(in_cells, size=8)), (DistanceCoder(), Tensor)):
         kind = type(coder)
-        assert refusal(kind.decode, coder, torch.ones(4), torch.ones(3), *more) == (
-            f"{kind.__name__}.decode: anchors has shape (3,); allowed is (..., 4)"
-        )
+        for name, arguments in {"boxes": (bad, lay(good)), "anchors": (good, lay(bad))}.items():
+            message = refusal(kind.encode, coder, *arguments)
+            assert message.startswith(f"{kind.__name__}.encode: {name} has shape (3,)")
+        message = refusal(kind.decode, coder, good, lay(bad))
+        assert message.startswith(f"{kind.__name__}.decode: anchors has shape (3,)")
+
+
+def test_distributions_decode_to_their_means_and_encode_as_their_coder():
+    coder, plain = DistributionCoder(DistanceCoder(), bins=4), DistanceCoder()
+    points = torch.rand(7, 2, dtype=torch.float64) * 50
+    logits = torch.randn(3, 7, 20, dtype=torch.float64)
+    means = [[sum(k * p for k, p in enumerate(row.softmax(0).tolist())) for row in some.view(-1, 5)] for some in logits]
+    expected = plain.decode(torch.tensor(means, dtype=torch.float64).view(3, 7, 4), points)
+    torch.testing.assert_close(coder.decode(logits, points), expected)
+    boxes = torch.cat((points - 1, points + 2), 1)
+    assert torch.equal(coder.encode(boxes, points), plain.encode(boxes, points))
+    assert coder.numbers == 20
+    assert coder.decode(logits.half(), points.float()).dtype == torch.float32
+    assert repr(coder) == "DistributionCoder(\n  bins=4\n  (coder): DistanceCoder(unit=None)\n)"
+
+
+def test_a_distribution_of_no_bins_or_another_number_of_logits_is_refused():
+    assert refusal(DistributionCoder, DistanceCoder(), bins=0).startswith("DistributionCoder: bins=0")
+    coder = DistributionCoder(DistanceCoder(), bins=4)
+    assert "logits have shape (2, 16)" in refusal(DistributionCoder.decode, coder, torch.ones(2, 16), torch.ones(2, 2))
 
 
 def test_printing_shows_the_settings_of_every_coder():

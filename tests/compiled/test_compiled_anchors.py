@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from strategies import in_cells
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.export import Dim
@@ -24,7 +25,7 @@ GENERATORS = {
 
 
 class Laid(nn.Module):
-    """A generator that takes plain tensors, and gives anchors and strides."""
+    """A generator that takes plain tensors, and gives boxes and strides."""
 
     def __init__(self, anchors: nn.Module) -> None:
         super().__init__()
@@ -32,7 +33,7 @@ class Laid(nn.Module):
 
     def forward(self, fine: Tensor, coarse: Tensor, tensors: Tensor) -> tuple[Tensor, Tensor]:
         images = Images(tensors, torch.ones(1, 2))
-        return self.anchors([fine, coarse], images), self.anchors.strides_of([fine, coarse], images)
+        return tuple(self.anchors([fine, coarse], images)[:2])
 
 
 def maps(height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -91,31 +92,31 @@ def boxes(count: int, seed: int = 0) -> Tensor:
 
 
 CODERS = {
-    "delta": (DeltaCoder(), ()),
-    "grid": (GridCoder(), (16,)),
-    "root": (GridCoder(form="root"), (16,)),
-    "distance": (DistanceCoder(unit=1.0), ()),
+    "delta": DeltaCoder(),
+    "grid": GridCoder(),
+    "root": GridCoder(form="root"),
+    "distance": DistanceCoder(unit=1.0),
 }
 
 
 @pytest.mark.parametrize("name", CODERS)
 def test_a_coder_follows_the_number_of_boxes_there_and_back(name):
-    coder, more = CODERS[name]
+    coder = CODERS[name]
 
     def code(rows: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
-        deltas = coder.encode(rows, anchors, *more)
-        return deltas, coder.decode(deltas, anchors, *more)
+        deltas = coder.encode(rows, in_cells(anchors, 16))
+        return deltas, coder.decode(deltas, in_cells(anchors, 16))
 
     assert_follows(code, [(boxes(count), boxes(count, 1)) for count in COUNTS])
 
 
 @pytest.mark.parametrize("name", CODERS)
 def test_a_coder_exports_with_a_dynamic_number_of_boxes(name):
-    coder, more = CODERS[name]
+    coder = CODERS[name]
 
     class Decoder(nn.Module):
         def forward(self, deltas: Tensor, anchors: Tensor) -> tuple[Tensor]:
-            return (coder.decode(deltas, anchors, *more),)
+            return (coder.decode(deltas, in_cells(anchors, 16)),)
 
     dynamic = ({0: Dim.DYNAMIC}, {0: Dim.DYNAMIC})
     program = torch.export.export(Decoder(), (torch.rand(6, 4), boxes(6)), dynamic_shapes=dynamic).module()
@@ -126,7 +127,7 @@ def test_a_coder_exports_with_a_dynamic_number_of_boxes(name):
 
 def test_grid_coding_follows_strides_of_each_anchor():
     def code(rows: Tensor, anchors: Tensor, strides: Tensor) -> tuple[Tensor]:
-        return (GridCoder().decode(GridCoder().encode(rows, anchors, strides), anchors, strides),)
+        return (GridCoder().decode(GridCoder().encode(rows, in_cells(anchors, strides)), in_cells(anchors, strides)),)
 
     assert_follows(code, [(boxes(count), boxes(count, 1), torch.full((count, 2), 8.0)) for count in COUNTS])
 

@@ -31,7 +31,7 @@ def backbone() -> SmallBackbone:
 def test_anchors_of_the_recipe_are_torchvisions():
     """The golden of (128, 256, 512) in ratios h/w of .5, 1 and 2, around the corner of the first cell."""
     images = Images(torch.zeros(1, 3, 64, 64), torch.tensor([[64, 64]]))
-    found = rpn_anchors((16, 32, 64))([torch.zeros(1, 8, size, size) for size in (4, 2, 1)], images)
+    found = rpn_anchors((16, 32, 64))([torch.zeros(1, 8, size, size) for size in (4, 2, 1)], images).boxes
     assert found.shape == (63, 4)
     golden = ((0, 91, 45, 64), (48, 181, 91, 128), (60, 362, 181, 256))
     for first, long, short, square in golden:
@@ -57,14 +57,14 @@ def test_settings_are_the_published_ones():
         "Preprocess(size=800, max_size=1333, multiple_of=32)",
         "ThresholdMatcher(positive_iou=0.7, negative_iou=0.3, low_quality=True)",
         "BalancedSampler(256, positive_fraction=0.5)",
-        "RPNLoss(box_weight=1.0, beta=0.1111)",
+        "RPNLoss(smooth_l1_cost(beta=0.1111",
         "ProposalPostprocess(candidates_per_level=1000, max_proposals=1000, iou_threshold=0.7, min_size=0.001)",
         "ProposalPostprocess(candidates_per_level=2000, max_proposals=2000, iou_threshold=0.7, min_size=0.001)",
         "PyramidRoIAlign(7, strides=(4, 8, 16, 32), sampling_ratio=2)",
         "ThresholdMatcher(positive_iou=0.5, negative_iou=0.5, low_quality=False)",
         "BalancedSampler(512, positive_fraction=0.25)",
         "DeltaCoder(scale=(10.0, 10.0, 5.0, 5.0), clamp=4.135)",
-        "RCNNLoss(box_weight=1.0, beta=0.1111)",
+        "RCNNLoss(smooth_l1_cost(beta=0.1111",
         "score_threshold=0.05, iou_threshold=0.5, max_detections=100, candidates_per_class=None, min_size=0.01",
     ):
         assert part in text, part

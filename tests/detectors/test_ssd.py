@@ -14,7 +14,7 @@ def levels_and_anchors(detector: Detector, size: tuple[int, int]) -> tuple[list[
     batch = Images(torch.zeros(2, 3, *size), torch.tensor([size, size]))
     with torch.no_grad():
         features = detector.trunk(batch.tensors)
-    return [tuple(level.shape[-2:]) for level in features], detector.dense.anchors(features, batch)
+    return [tuple(level.shape[-2:]) for level in features], detector.dense.anchors(features, batch).boxes
 
 
 @pytest.mark.parametrize(

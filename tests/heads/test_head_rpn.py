@@ -20,12 +20,13 @@ def test_it_says_what_torchvisions_head_of_the_same_weights_says(depth):
     for one, other in zip(own, (m for m in theirs.modules() if isinstance(m, nn.Conv2d)), strict=True):
         one.load_state_dict(other.state_dict())
     features = levels((5, 7), (3, 4), (1, 1))
-    logits, deltas = head(features)
+    logits, deltas, quality = head(features)
     expected_logits, expected_deltas = peer.concat_box_prediction_layers(*theirs(features))
-    torch.testing.assert_close(torch.cat(logits, 1).flatten(0, 1), expected_logits, rtol=0, atol=1e-12)
-    torch.testing.assert_close(torch.cat(deltas, 1).flatten(0, 1), expected_deltas, rtol=0, atol=1e-12)
-    assert [level.shape for level in logits] == [(2, 105, 1), (2, 36, 1), (2, 3, 1)]
-    assert [level.shape for level in deltas] == [(2, 105, 4), (2, 36, 4), (2, 3, 4)]
+    torch.testing.assert_close(logits.flatten(0, 1), expected_logits, rtol=0, atol=1e-12)
+    torch.testing.assert_close(deltas.flatten(0, 1), expected_deltas, rtol=0, atol=1e-12)
+    assert logits.shape == (2, 105 + 36 + 3, 1)
+    assert deltas.shape == (2, 105 + 36 + 3, 4)
+    assert quality is None
 
 
 def test_rows_stand_in_the_order_of_the_anchors():
@@ -35,19 +36,19 @@ def test_rows_stand_in_the_order_of_the_anchors():
         head.logits.weight.copy_(torch.eye(3, 6)[..., None, None])
         head.deltas.weight.copy_(torch.eye(6).repeat(2, 1)[..., None, None])
     (feature,) = levels((4, 5))
-    logits, deltas = head([feature])
+    logits, deltas, _ = head([feature])
     for y, x, a in ((0, 0, 0), (0, 1, 2), (3, 4, 1), (2, 0, 2)):
         row = (y * 5 + x) * 3 + a
-        assert torch.equal(logits[0][:, row, 0], feature[:, a, y, x])
+        assert torch.equal(logits[:, row, 0], feature[:, a, y, x])
         for side in range(4):
-            assert torch.equal(deltas[0][:, row, side], feature[:, (a * 4 + side) % 6, y, x])
+            assert torch.equal(deltas[:, row, side], feature[:, (a * 4 + side) % 6, y, x])
 
 
 def test_all_levels_share_the_weights():
     (feature,) = levels((4, 4))
-    logits, deltas = RPNHead(6, 2).double()([feature, feature])
-    assert torch.equal(logits[0], logits[1])
-    assert torch.equal(deltas[0], deltas[1])
+    for rows in RPNHead(6, 2).double()([feature, feature])[:2]:
+        one, other = rows.chunk(2, dim=1)
+        assert torch.equal(one, other)
 
 
 def test_it_starts_as_in_the_paper_so_that_anchors_are_as_likely_objects_as_not():
@@ -57,5 +58,5 @@ def test_it_starts_as_in_the_paper_so_that_anchors_are_as_likely_objects_as_not(
         if isinstance(layer, nn.Conv2d):
             assert not layer.bias.any()
             assert layer.weight.std().item() == pytest.approx(0.01, rel=0.2)
-    logits, _ = head([torch.rand(1, 64, 8, 8)])
-    assert logits[0].sigmoid().sub(0.5).abs().max() < 0.05
+    logits = head([torch.rand(1, 64, 8, 8)]).logits
+    assert logits.sigmoid().sub(0.5).abs().max() < 0.05

@@ -28,13 +28,13 @@ def test_models_that_detect_nothing_are_refused_by_name(model):
 def test_detectors_of_several_one_stage_parts_are_refused_by_name():
     first, second = ssd300(2), ssd300(2)
     both = Detector(first.trunk, preprocess=first.preprocess, one=first.dense, two=second.dense)
-    with pytest.raises(ValueError, match="stages are DenseStage, DenseStage; allowed are one DenseStage or FCOSStage"):
+    with pytest.raises(ValueError, match="stages are DenseStage, DenseStage; allowed are one DenseStage"):
         to_torchvision(both)
 
 
 def test_a_detector_of_another_kind_is_refused_by_name():
     other = rcnn(2, nn.Flatten(), feature_size=12, size=2, context=0)
     with pytest.raises(
-        ValueError, match="the stage is a RegionStage with a class head NoneType; allowed are a DenseSt"
+        ValueError, match="the stage is a RegionStage with heads NoneType and NoneType; allowed are a DenseSt"
     ):
         to_torchvision(other)

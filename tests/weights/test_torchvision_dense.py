@@ -22,11 +22,10 @@ from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from detkit.backbones import ResNetBackbone
-from detkit.boxes import DeltaCoder
 from detkit.detectors import fpn_ssd, ssd300
 from detkit.detectors.recipes.fcos import fcos
 from detkit.detectors.recipes.retinanet import retinanet_v2
-from detkit.losses.retinanet import DeltaGIoU
+from detkit.losses import giou_cost
 from detkit.weights import from_torchvision, to_torchvision
 
 SMALL = {"min_size": 128, "max_size": 256}
@@ -143,8 +142,8 @@ def test_changed_weights_reach_torchvision():
     with torch.no_grad():
         outputs = detector.eval().dense(detector.trunk(batch.tensors), batch, None)
         expected = peer.eval().head(list(peer.backbone(batch.tensors).values()))
-    torch.testing.assert_close(outputs.logits, expected["cls_logits"])
-    torch.testing.assert_close(outputs.center_logits, expected["bbox_ctrness"][..., 0])
+    torch.testing.assert_close(outputs.predictions.logits, expected["cls_logits"])
+    torch.testing.assert_close(outputs.predictions.quality, expected["bbox_ctrness"][..., 0])
 
 
 def test_settings_are_taken_over_and_the_model_is_left_alone():
@@ -156,7 +155,7 @@ def test_settings_are_taken_over_and_the_model_is_left_alone():
     assert not from_torchvision(model.eval()).training
     assert detector.preprocess.mean.flatten().tolist() == [0.1, 0.2, 0.3]
     assert detector.dense.postprocess.score_threshold == 0.3
-    assert detector.dense.matcher.negative == 0.2
+    assert detector.dense.matcher.negative_iou == 0.2
     frozen = [name for name, weights in detector.named_parameters() if not weights.requires_grad]
     assert frozen == ["trunk.0.conv1.weight"]
     with torch.no_grad():
@@ -219,11 +218,9 @@ def test_a_detector_of_other_parts_is_refused_by_name():
         to_torchvision(fpn_ssd(2, channels=8))
 
 
-def test_giou_decodes_as_the_stage_does():
+def test_the_box_loss_is_taken_over():
     detector = from_torchvision(small_retinanet("giou"))
-    cost = detector.dense.criterion.box_cost
-    assert isinstance(cost, DeltaGIoU)
-    assert isinstance(cost.coder, DeltaCoder)
+    assert detector.dense.criterion.box_cost is giou_cost
     assert isinstance(detector.trunk[0], ResNetBackbone)
 
 

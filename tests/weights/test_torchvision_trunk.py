@@ -136,7 +136,7 @@ def test_anchors_are_torchvisions_to_the_last_bit():
     generator = AnchorGenerator(((16, 24), (32, 40.5)), ((0.5, 1.0), (2.0, 0.3, 1.0)))
     images, features = torch.zeros(1, 3, 60, 90), [torch.zeros(1, 1, 8, 12), torch.zeros(1, 1, 4, 6)]
     (expected,) = generator(ImageList(images, [(60, 90)]), features)
-    assert torch.equal(anchors_from(generator)(features, Images(images, torch.tensor([[60, 90]]))), expected)
+    assert torch.equal(anchors_from(generator)(features, Images(images, torch.tensor([[60, 90]]))).boxes, expected)
     with pytest.raises(ValueError, match="the anchor generator is a DefaultBoxGenerator; allowed is AnchorGenerator"):
         anchors_from(DefaultBoxGenerator([[2]]))
 
