@@ -57,7 +57,7 @@ def as_tensor(values: Any, *, function: str, name: str, form: Form | None = None
     return _plain(values, form, f"{function}: {name}")
 
 
-def as_boxes(boxes: Tensor, *, function: str, name: str = "boxes", form: Form | None = "XYXY") -> Tensor:
+def as_boxes(boxes: Any, *, function: str, name: str = "boxes", form: Form | None = "XYXY") -> Tensor:
     """``boxes`` (..., 4) as a plain tensor of a promoted type; the shape (0,) of an empty list is read as (0, 4).
 
     ``form`` is what the numbers mean: None where they are no box, as deltas are. Raises TypeError and ValueError as

@@ -1,12 +1,15 @@
 """What inputs are promoted to and read as; when values are checked, and what a message names."""
 
+import numpy as np
 import pytest
 import torch
 import torchvision.tv_tensors as tv_tensors
 from strategies import in_cells, random_boxes, refusal, unhooked
+from torchvision.transforms import v2
 
 from detkit._inputs import (
     as_boxes,
+    as_tensor,
     check_box_values,
     check_finite,
     check_fraction,
@@ -14,17 +17,29 @@ from detkit._inputs import (
     first_bad,
     full_checks,
     promote,
+    read_tensor,
 )
 from detkit.boxes import (
     DeltaCoder,
     DistanceCoder,
     GridCoder,
+    TokenCoder,
+    batched_nms,
+    box_area,
     box_iou,
     clip_boxes_to_image,
+    cxcywh_to_xyxy,
+    matrix_nms,
     multiclass_nms_padded,
+    nms,
     nms_padded,
     paired_box_iou,
     remove_small_boxes,
+    roi_align,
+    soft_nms,
+    weighted_boxes_fusion,
+    xywh_to_xyxy,
+    xyxy_to_cxcywh,
 )
 
 PROMOTED = {
@@ -64,11 +79,145 @@ def test_other_shapes_are_refused_by_name(shape):
         as_boxes(torch.zeros(shape), function="f", name="anchors")
 
 
-def test_tv_tensors_come_out_as_plain_tensors():
-    given = tv_tensors.BoundingBoxes(torch.tensor([[0, 0, 2, 2]]), format="XYXY", canvas_size=(4, 4))
-    plain = as_boxes(given, function="f")
+CORNERS = [[1.0, 2, 5, 10], [0, 0, 0, 3]]
+
+
+def tv_boxes(form, numbers=CORNERS, dtype=torch.float32):
+    """The boxes as torchvision's BoundingBoxes of a format."""
+    boxes = tv_tensors.BoundingBoxes(numbers, format="XYXY", canvas_size=(20, 20), dtype=dtype)
+    return v2.functional.convert_bounding_box_format(boxes, new_format=form)
+
+
+@pytest.mark.parametrize("wanted", ["XYXY", "XYWH", "CXCYWH"])
+@pytest.mark.parametrize("given", ["XYXY", "XYWH", "CXCYWH"])
+def test_tv_tensors_come_out_as_plain_tensors_in_the_form_that_is_wanted(given, wanted):
+    plain = as_boxes(tv_boxes(given), function="f", form=wanted)
     assert type(plain) is torch.Tensor
-    assert plain.tolist() == [[0, 0, 2, 2]]
+    assert plain.tolist() == tv_boxes(wanted).tolist()
+    assert as_boxes(tv_boxes(given), function="f", form=None).tolist() == tv_boxes(given).tolist()
+
+
+def test_whole_numbers_of_tv_tensors_are_promoted_before_they_are_converted():
+    given = tv_tensors.BoundingBoxes([[4, 4, 3, 5]], format="CXCYWH", canvas_size=(9, 9), dtype=torch.int64)
+    assert as_boxes(given, function="f").tolist() == [[2.5, 1.5, 5.5, 6.5]]
+
+
+@pytest.mark.parametrize(("form", "numbers"), [("XYWHR", 5), ("CXCYWHR", 5), ("XYXYXYXY", 8)])
+def test_rotated_boxes_are_refused_by_name(form, numbers):
+    given = tv_tensors.BoundingBoxes(torch.ones(1, numbers), format=form, canvas_size=(20, 20))
+    with pytest.raises(ValueError, match=rf"^box_iou: boxes2: BoundingBoxes of format {form}; allowed are XYXY"):
+        unhooked(box_iou)(random_boxes(2), given)
+
+
+def test_other_subclasses_keep_their_gradient():
+    boxes = torch.nn.Parameter(torch.tensor(CORNERS))
+    box_area(boxes).sum().backward()
+    assert boxes.grad is not None
+
+
+SCORES, ROWS = torch.tensor([0.9, 0.8]), torch.tensor(CORNERS)
+OF_BOXES = {
+    "box_area": lambda boxes: box_area(boxes),
+    "box_iou": lambda boxes: box_iou(boxes, ROWS),
+    "paired_box_iou": lambda boxes: paired_box_iou(ROWS, boxes),
+    "xyxy_to_cxcywh": lambda boxes: xyxy_to_cxcywh(boxes),
+    "cxcywh_to_xyxy": lambda boxes: xyxy_to_cxcywh(cxcywh_to_xyxy(boxes)),
+    "xywh_to_xyxy": lambda boxes: xywh_to_xyxy(boxes),
+    "clip_boxes_to_image": lambda boxes: clip_boxes_to_image(boxes, (4, 4)),
+    "nms": lambda boxes: nms(boxes, SCORES, 0.5),
+    "batched_nms": lambda boxes: batched_nms(boxes, SCORES, torch.zeros(2, dtype=torch.int64), 0.5),
+    "soft_nms": lambda boxes: torch.cat(soft_nms(boxes, SCORES)),
+    "matrix_nms": lambda boxes: matrix_nms(boxes, SCORES),
+    "weighted_boxes_fusion": lambda boxes: weighted_boxes_fusion([boxes], [SCORES], [torch.arange(2)])[0],
+    "roi_align": lambda boxes: roi_align(torch.arange(400.0).reshape(1, 1, 20, 20), [boxes], 2, 1.0),
+    "DeltaCoder.encode": lambda boxes: DeltaCoder().encode(boxes, ROWS + 1),
+    "DeltaCoder.decode": lambda boxes: DeltaCoder().decode(torch.zeros(2, 4), boxes),
+    "TokenCoder.encode": lambda boxes: TokenCoder(3).encode(boxes, torch.arange(2), torch.tensor([20, 20])),
+}
+
+
+@pytest.mark.parametrize("form", ["XYWH", "CXCYWH"])
+@pytest.mark.parametrize("function", OF_BOXES)
+def test_what_takes_boxes_reads_the_format_of_tv_tensors(function, form):
+    expected = "CXCYWH" if function == "cxcywh_to_xyxy" else "XYWH" if function == "xywh_to_xyxy" else "XYXY"
+    plain = tv_boxes(expected).as_subclass(torch.Tensor)
+    torch.testing.assert_close(OF_BOXES[function](tv_boxes(form)), OF_BOXES[function](plain))
+
+
+@pytest.mark.parametrize("boxes", [CORNERS, np.array(CORNERS), None], ids=["list", "array", "none"])
+@pytest.mark.parametrize(
+    ("function", "name", "call"),
+    [
+        ("box_area", "boxes", lambda boxes: unhooked(box_area)(boxes)),
+        ("nms", "boxes", lambda boxes: unhooked(nms)(boxes, SCORES, 0.5)),
+        ("nms", "scores", lambda scores: unhooked(nms)(ROWS, scores, 0.5)),
+        ("nms_padded", "boxes", lambda boxes: unhooked(nms_padded)(boxes, SCORES[None], 0.5, max_detections=2)),
+        ("matrix_nms", "scores", lambda scores: unhooked(matrix_nms)(ROWS, scores)),
+        ("soft_nms", "boxes", lambda boxes: unhooked(soft_nms)(boxes, SCORES)),
+        ("DeltaCoder.encode", "boxes", lambda boxes: unhooked(DeltaCoder.encode)(DeltaCoder(), boxes, ROWS)),
+        ("xyxy_to_cxcywh", "boxes", lambda boxes: unhooked(xyxy_to_cxcywh)(boxes)),
+    ],
+)
+def test_parts_take_tensors_only(function, name, call, boxes):
+    kind = type(boxes).__name__
+    with pytest.raises(TypeError, match=rf"^{function}: {name} is a {kind}; give a tensor: torch\.tensor\(\.\.\.\)$"):
+        call(boxes)
+
+
+def test_a_plain_tensor_goes_through_the_doors_as_it_is():
+    rows = torch.rand(2, 4)
+    assert as_tensor(rows, function="f", name="rows") is rows
+    assert as_boxes(rows, function="f") is rows
+    assert read_tensor(rows, where="here").data_ptr() == rows.data_ptr()
+
+
+STRIDED = np.arange(12, dtype=np.float64).reshape(3, 4)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        STRIDED[::-1],
+        STRIDED.T,
+        STRIDED.astype(">f4"),
+        np.broadcast_to(np.float32(3), (2, 2)),
+        np.arange(3, dtype=np.uint16),
+        np.zeros(0),
+        np.array([True, False]),
+        [[1, 2], [3, 4]],
+        [True, False],
+        (1, 2),
+        [np.float64(1), 2],
+        [np.ones(3), np.zeros(3)],
+        [],
+        3,
+    ],
+    ids=str,
+)
+def test_the_border_takes_arrays_and_nested_lists_of_numbers(values):
+    read = read_tensor(values, where="here")
+    assert type(read) is torch.Tensor
+    assert read.tolist() == np.asarray(values).tolist()
+
+
+def test_fractions_in_lists_are_float32_and_arrays_keep_their_type():
+    assert read_tensor([0.5, 1], where="here").dtype == torch.float32
+    assert read_tensor(np.array([0.5, 1]), where="here").dtype == torch.float64
+    assert read_tensor([1, 2], where="here").dtype == torch.int64
+
+
+@pytest.mark.parametrize(
+    "values", [["a"], "abc", None, {1: 2}, [[1], [2, 3]], [None], object(), np.array(["a"])], ids=str
+)
+def test_the_border_refuses_what_holds_no_numbers(values):
+    with pytest.raises(
+        TypeError, match=rf"^here: a {type(values).__name__} that holds no numbers; allowed is a tensor, "
+    ):
+        read_tensor(values, where="here")
+
+
+def test_the_border_takes_the_gradient_off():
+    assert not read_tensor(torch.ones(2, requires_grad=True), where="here").requires_grad
 
 
 def test_values_are_looked_at_only_when_asked(monkeypatch):

@@ -1,7 +1,7 @@
 """Fusion of the detections of several models: overlapping boxes are averaged instead of all but one being dropped."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -60,7 +60,7 @@ def weighted_boxes_fusion(
     )
 
 
-def _read(name: str, entries: Sequence[Tensor]) -> list[Tensor]:
+def _read(name: str, entries: Sequence[Any]) -> list[Tensor]:
     form = "XYXY" if name == "boxes_list" else None
     return [as_tensor(rows, function=_FUNCTION, name=f"{name}[{i}]", form=form) for i, rows in enumerate(entries)]
 

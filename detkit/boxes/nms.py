@@ -5,7 +5,7 @@ each, and hand all segments to one engine (``detkit.boxes.suppression``). They a
 export, whatever happens inside. Whole padded batches: ``detkit.boxes.padded``.
 """
 
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Int, Shaped
@@ -75,7 +75,7 @@ def check_options(function: str, iou_threshold: float, measure: str) -> None:
         raise ValueError(f"{function}: measure={measure!r}; allowed is 'iou' or 'diou'")
 
 
-def _read_rows(function: str, boxes: Tensor, scores: Tensor, nonfinite: str) -> tuple[Tensor, Tensor]:
+def _read_rows(function: str, boxes: Any, scores: Any, nonfinite: str) -> tuple[Tensor, Tensor]:
     if nonfinite not in ("raise", "drop"):
         raise ValueError(f"{function}: nonfinite={nonfinite!r}; allowed is 'raise' or 'drop'")
     boxes = as_tensor(boxes, function=function, name="boxes", form="XYXY")

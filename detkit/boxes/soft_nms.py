@@ -7,7 +7,7 @@ the host in float64; that is one copy, where steps on an accelerator would cost 
 """
 
 from collections.abc import Callable, Iterator
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -195,7 +195,7 @@ def _check_options(function: str, method: str, sigma: float, nonfinite: str, max
         raise ValueError(f"{function}: max_detections={max_detections} must be at least 1")
 
 
-def _read_rows(function: str, boxes: Tensor, scores: Tensor, ndim: int, **rows: Tensor | None) -> tuple[Tensor, Tensor]:
+def _read_rows(function: str, boxes: Any, scores: Any, ndim: int, **rows: Any) -> tuple[Tensor, Tensor]:
     """Boxes (..., N, 4) with ``ndim`` dimensions before the last, and scores; everything has one entry for each."""
     boxes = as_tensor(boxes, function=function, name="boxes", form="XYXY")
     boxes = boxes.reshape(0, 4) if boxes.shape == (0,) else boxes

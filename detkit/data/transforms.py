@@ -1,10 +1,12 @@
 """Augmentations for boxes as compositions of torchvision.transforms.v2, and the seed that makes them repeatable.
 
 v2 has the parts (crops that keep boxes, zooming out, photometric distortion, flips); what it leaves to the caller is
-that everything about a dropped box goes with it, and random numbers that a resumed run draws again.
+that everything moves with the pixels and everything about a dropped box goes with it, as the table of fields says
+(``detkit.structures.FIELDS``), and random numbers that a resumed run draws again.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,12 +16,12 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from detkit._inputs import as_boxes
 from detkit.data.truth import Transforms
-from detkit.structures import Target
+from detkit.structures import FIELDS, VOID, Target, read_target
 
 MEAN_COLOUR = (123.0, 117.0, 104.0)
 """ImageNet's mean RGB: what uncovered canvas is filled with."""
-_PER_BOX = ("labels", "area", "iscrowd", "weights")
 
 
 class Augmented(Dataset[tuple[Any, Target]]):
@@ -77,8 +79,11 @@ class Augmented(Dataset[tuple[Any, Target]]):
 def sanitize(*, min_size: float = 1.0) -> v2.Compose:
     """Clamp boxes to the image; drop those with a side below ``min_size`` pixels, and what belongs to each of them.
 
-    That is its label, area, iscrowd, weight and mask; ``image_id`` stays. It belongs at the end of every composition.
-    Without clamping v2 would drop whatever sticks out by a hair, as rounded annotations do. Raises ValueError for a
+    That is every entry that :data:`~detkit.structures.FIELDS` gives to an object; of entries that it doesn't know, the
+    tensors and NumPy arrays with as many rows as there are boxes. All others stay. It belongs at the end of every
+    composition. Without clamping v2 would drop whatever sticks out by a hair, as rounded annotations do. Targets are
+    read as :func:`~detkit.structures.read_target` does, here and at the start of the compositions below, and boxes,
+    masks and segmentation become tv_tensors, so that plain ones move with the image, too. Raises ValueError for a
     target with keypoints: v2 would leave plain (T, P, 3) tensors where they are while the boxes move.
 
     >>> boxes = tv_tensors.BoundingBoxes([[0., 0., 4., 4.], [2., 2., 2., 2.]], format="XYXY", canvas_size=(8, 8))
@@ -87,7 +92,7 @@ def sanitize(*, min_size: float = 1.0) -> v2.Compose:
     >>> target["labels"].tolist(), target["weights"].tolist(), target["image_id"]
     ([7], [0.5], 3)
     """
-    return v2.Compose([v2.ClampBoundingBoxes(), v2.SanitizeBoundingBoxes(min_size=min_size, labels_getter=_per_box)])
+    return _composed(min_size=min_size)
 
 
 def flip_augmentation(*, vertical: bool = False) -> v2.Compose:
@@ -96,8 +101,7 @@ def flip_augmentation(*, vertical: bool = False) -> v2.Compose:
     >>> type(flip_augmentation()).__name__
     'Compose'
     """
-    flips = [v2.RandomHorizontalFlip(0.5), *([v2.RandomVerticalFlip(0.5)] if vertical else [])]
-    return v2.Compose([*flips, sanitize()])
+    return _composed(v2.RandomHorizontalFlip(0.5), *([v2.RandomVerticalFlip(0.5)] if vertical else []))
 
 
 def ssd_augmentation(*, size: tuple[int, int] | None = None) -> v2.Compose:
@@ -122,7 +126,7 @@ def ssd_augmentation(*, size: tuple[int, int] | None = None) -> v2.Compose:
         v2.RandomIoUCrop(trials=50),
         v2.RandomHorizontalFlip(0.5),
     ]
-    return v2.Compose([*steps, *([v2.Resize(list(size))] if size else []), sanitize()])
+    return _composed(*steps, *([v2.Resize(list(size))] if size else []))
 
 
 def large_scale_jitter(size: tuple[int, int], *, scale_range: tuple[float, float] = (0.1, 2.0)) -> v2.Compose:
@@ -140,7 +144,7 @@ def large_scale_jitter(size: tuple[int, int], *, scale_range: tuple[float, float
         v2.ScaleJitter(target_size=size, scale_range=scale_range),
         v2.RandomCrop(list(size), pad_if_needed=True, fill=_fill()),
     ]
-    return v2.Compose([*steps, sanitize()])
+    return _composed(*steps)
 
 
 def short_side_augmentation(
@@ -156,19 +160,60 @@ def short_side_augmentation(
     >>> short_side_augmentation([25], long_side=80)(image, target)[0].shape
     torch.Size([3, 25, 50])
     """
-    steps = [v2.RandomHorizontalFlip(0.5), v2.RandomShortestSize(list(short_sides), max_size=long_side)]
-    return v2.Compose([*steps, sanitize()])
+    return _composed(v2.RandomHorizontalFlip(0.5), v2.RandomShortestSize(list(short_sides), max_size=long_side))
 
 
-def _per_box(inputs: tuple[Any, dict[str, Any]]) -> tuple[Tensor, ...]:
-    _, target = inputs
-    if "keypoints" in target:
-        raise ValueError(
-            "sanitize: target has 'keypoints', which these transforms would leave in place while boxes move; "
-            "take them out, or use transforms of your own"
-        )
-    return tuple(target[key] for key in _PER_BOX if key in target)
+def _composed(*steps: Callable[..., Any], min_size: float = 1.0) -> v2.Compose:
+    """The steps between the reading of a target, which makes all of it movable, and the dropping of small boxes."""
+    return v2.Compose([_movable, *steps, v2.ClampBoundingBoxes(), functools.partial(_without_small, min_size=min_size)])
+
+
+def _movable(image: Any, target: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The target read, with what moves with the pixels as tv_tensors; a plain tensor of an image likewise."""
+    entries: dict[str, Any] = {**read_target(target, where="augmentation: target")}
+    image = tv_tensors.Image(image) if type(image) is Tensor else image
+    for key in entries.keys() & FIELDS.keys():
+        moves = FIELDS[key].moves
+        if moves == "points":
+            raise ValueError(
+                f"augmentation: target has {key!r}, which these transforms would leave in place while boxes move; "
+                "take them out, or use transforms of your own"
+            )
+        if moves == "boxes":
+            make_boxes: Any = tv_tensors.BoundingBoxes  # its overloads are followed by no type checker
+            entries[key] = make_boxes(entries[key], format="XYXY", canvas_size=tuple(v2.functional.get_size(image)))
+        elif moves in ("masks", "map"):
+            entries[key] = (tv_tensors.Mask if moves == "masks" else _ClassMap)(entries[key])
+    return image, entries
+
+
+def _without_small(image: Any, target: dict[str, Any], *, min_size: float) -> tuple[Any, dict[str, Any]]:
+    """Image and target without the objects whose boxes have a side below ``min_size`` pixels."""
+    boxes = as_boxes(target["boxes"], function="sanitize")
+    keep = (boxes[:, 2:] - boxes[:, :2] >= min_size).all(1)
+    if bool(keep.all()):
+        return image, target
+    return image, {
+        key: _rows(value, keep) if _is_of_objects(key, value, keep) else value for key, value in target.items()
+    }
+
+
+def _is_of_objects(key: str, value: Any, keep: Tensor) -> bool:
+    if key in FIELDS:
+        return FIELDS[key].of == "object"
+    return isinstance(value, Tensor | np.ndarray) and value.ndim > 0 and len(value) == len(keep)
+
+
+def _rows(values: Any, keep: Tensor) -> Any:
+    if not isinstance(values, Tensor):
+        return values[keep.cpu().numpy()]
+    rows = values[keep.to(values.device)]
+    return tv_tensors.wrap(rows, like=values) if isinstance(values, tv_tensors.TVTensor) else rows
+
+
+class _ClassMap(tv_tensors.Mask):
+    """A segmentation: it moves as masks do, but uncovered canvas has no class."""
 
 
 def _fill() -> dict[Any, Any]:
-    return {tv_tensors.Image: MEAN_COLOUR, "others": 0}
+    return {tv_tensors.Image: MEAN_COLOUR, _ClassMap: VOID, "others": 0}

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torchvision import tv_tensors
 
+from detkit._inputs import as_boxes
 from detkit._rle import encode_masks
 from detkit.structures import Target
 
@@ -128,7 +129,7 @@ def coco_ground_truth(dataset: Annotated) -> dict[str, list[dict[str, Any]]]:
 
 
 def _annotations(target: Target, category_ids: Sequence[int]) -> list[dict[str, Any]]:
-    boxes = target["boxes"].as_subclass(torch.Tensor).to(torch.float64)
+    boxes = as_boxes(target["boxes"], function="coco_ground_truth").to(torch.float64)
     corners, sizes = boxes[:, :2], boxes[:, 2:] - boxes[:, :2]
     area = target.get("area", sizes.prod(1))
     iscrowd = target.get("iscrowd", torch.zeros(len(boxes)))

@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from detkit._inputs import read_tensor
 from detkit.boxes import box_iou
 from detkit.metrics.coco import CocoMetrics
 from detkit.metrics.engines import IOU_RANGE
 from detkit.metrics.records import ImageRecord, corners
-from detkit.structures import Target
+from detkit.structures import Target, read_entries, read_truth
 
 MATCHES = ("one-to-one", "any")
 
@@ -44,8 +45,9 @@ class ProposalRecall:
 
         >>> ProposalRecall().update([], [])
         """
-        detections: list[Any] = [_unlabeled(proposal) for proposal in proposals]
-        truth: list[Any] = [{**target, "labels": _zeros(target["boxes"])} for target in targets]
+        places = [f"ProposalRecall.update: {kind}" for kind in ("proposals", "targets")]
+        detections: list[Any] = [_unlabeled(proposal, f"{places[0]}[{i}]") for i, proposal in enumerate(proposals)]
+        truth: list[Any] = [_of_one_class(target, f"{places[1]}[{i}]") for i, target in enumerate(targets)]
         self._metrics.update(detections, truth)
 
     def compute(self) -> dict[str, float]:
@@ -70,14 +72,19 @@ class ProposalRecall:
         self._metrics.reset()
 
 
-def _zeros(boxes: Any) -> torch.Tensor:
-    return torch.zeros(len(torch.as_tensor(boxes)), dtype=torch.int64)
+def _unlabeled(proposal: Mapping[str, Any], where: str) -> dict[str, Any]:
+    entries = read_entries(proposal, where=where)
+    labels = _zeros(entries, where)
+    return {"scores": -torch.arange(len(labels), dtype=torch.float64), **entries, "labels": labels}
 
 
-def _unlabeled(proposal: Mapping[str, Any]) -> dict[str, Any]:
-    boxes = proposal.get("boxes", ())
-    scores = proposal.get("scores", -torch.arange(len(boxes), dtype=torch.float64))
-    return {**proposal, "scores": scores, "labels": _zeros(boxes)}
+def _of_one_class(target: Mapping[str, Any], where: str) -> dict[str, Any]:
+    entries = read_truth(target, where=where)
+    return {**entries, "labels": _zeros(entries, where)}
+
+
+def _zeros(entries: Mapping[str, Any], where: str) -> torch.Tensor:
+    return torch.zeros(len(read_tensor(entries.get("boxes", ()), where=f"{where}: boxes")), dtype=torch.int64)
 
 
 def _any_recall(records: Sequence[ImageRecord], k: int) -> float:

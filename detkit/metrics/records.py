@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from torch import Tensor
 
+from detkit._inputs import Form, read_tensor
 from detkit._rle import Rle, encode_masks, mask_areas
-from detkit.structures import Detection, Target
+from detkit.structures import Detection, Target, read_entries, read_truth
 
 LARGEST = 1e15
 """Largest coordinate: areas of larger boxes could overflow, and then overlap is not a number."""
@@ -114,6 +114,7 @@ def _read_image(
 ) -> ImageRecord:
     name = f" (image_id {key[1]})" if key[0] == 0 else ""
     found_at, truth_at = (f"{reader.function}: {kind}[{index}]{name}" for kind in ("detections", "targets"))
+    detection, target = read_entries(detection, where=found_at), read_truth(target, where=truth_at)
     found, found_size = _read_objects(reader, detection, found_at)
     truth, truth_size = _read_objects(reader, target, truth_at)
     if found_size and truth_size and found_size != truth_size:
@@ -130,12 +131,12 @@ def _read_image(
         found._replace(scores=scores),
         truth._replace(areas=areas, **flags),
         truth_size or found_size,
-        _labels_of(target, "negative_labels"),
-        _labels_of(target, "not_exhaustive_labels"),
+        _labels_of(target, "negative_labels", truth_at),
+        _labels_of(target, "not_exhaustive_labels", truth_at),
     )
 
 
-def _truth_areas(target: Target, truth: Objects, where: str) -> np.ndarray:
+def _truth_areas(target: Mapping[str, Any], truth: Objects, where: str) -> np.ndarray:
     """The given area, else the mask's, else the box's."""
     derived = truth.boxes[:, 2] * truth.boxes[:, 3] if truth.masks is None else mask_areas(truth.masks)
     areas = _column(target, "area", len(truth.labels), where, np.float64, default=derived)
@@ -143,8 +144,8 @@ def _truth_areas(target: Target, truth: Objects, where: str) -> np.ndarray:
     return areas
 
 
-def _labels_of(target: Target, name: str) -> frozenset[int]:
-    return frozenset(torch.as_tensor(target.get(name, ())).to(torch.int64).flatten().tolist())
+def _labels_of(target: Mapping[str, Any], name: str, where: str) -> frozenset[int]:
+    return frozenset(_host(target.get(name, ()), np.int64, f"{where}[{name!r}]").flatten().tolist())
 
 
 def _read_objects(reader: Reader, entries: Mapping[str, Any], where: str) -> tuple[Objects, tuple[int, int] | None]:
@@ -166,7 +167,7 @@ def read_boxes(entries: Mapping[str, Any], where: str) -> np.ndarray:
     """
     if "boxes" not in entries:
         raise ValueError(f"{where} has no 'boxes', only {sorted(entries)}")
-    boxes = _host(entries["boxes"], np.float64)
+    boxes = _host(entries["boxes"], np.float64, f"{where}['boxes']", form="XYXY")
     boxes = boxes.reshape(-1, 4) if boxes.size == 0 else boxes
     if boxes.ndim != 2 or boxes.shape[1] != 4:
         raise ValueError(f"{where}['boxes'] have shape {boxes.shape}; allowed is (N, 4)")
@@ -176,7 +177,7 @@ def read_boxes(entries: Mapping[str, Any], where: str) -> np.ndarray:
 
 
 def _read_labels(reader: Reader, entries: Mapping[str, Any], length: int, where: str) -> np.ndarray:
-    given = torch.as_tensor(entries.get("labels", ()))
+    given = read_tensor(entries.get("labels", ()), where=f"{where}['labels']")
     if given.numel() and (given.is_floating_point() or given.dtype == torch.bool):
         raise ValueError(f"{where}['labels'] are {given.dtype}; allowed are integers")
     labels = _column(entries, "labels", length, where, np.int64)
@@ -188,17 +189,17 @@ def _read_labels(reader: Reader, entries: Mapping[str, Any], length: int, where:
 def _read_masks(entries: Mapping[str, Any], length: int, where: str) -> np.ndarray:
     if "masks" not in entries and length == 0:
         return np.zeros((0, 0, 0), dtype=np.uint8)
-    masks = torch.as_tensor(entries["masks"]) if "masks" in entries else torch.zeros(0)
+    masks = read_tensor(entries.get("masks", ()), where=f"{where}['masks']")
     if masks.ndim != 3 or len(masks) != length or masks.is_floating_point() or bool(length) > bool(masks.numel()):
         raise ValueError(
             f"{where}['masks'] have shape {tuple(masks.shape)} and {masks.dtype}; allowed is "
             f"({length}, height, width), boolean or integer (threshold probabilities, and drop a channel of one, first)"
         )
-    return _host(masks, None)
+    return masks.cpu().numpy()
 
 
 def _read_keypoints(entries: Mapping[str, Any], shape: tuple[int, int], where: str) -> np.ndarray:
-    keypoints = _host(entries.get("keypoints", ()), np.float64)
+    keypoints = _host(entries.get("keypoints", ()), np.float64, f"{where}['keypoints']")
     keypoints = keypoints.reshape(0, shape[1], 3) if shape[0] == 0 and keypoints.size == 0 else keypoints
     if keypoints.shape != (*shape, 3):
         raise ValueError(f"{where}['keypoints'] have shape {keypoints.shape}; allowed is {(*shape, 3)}")
@@ -212,18 +213,16 @@ def _column(
 ) -> np.ndarray:
     if name not in entries and default is not None:
         return np.broadcast_to(np.asarray(default, dtype), (length,)).copy()
-    column = _host(entries.get(name, ()), dtype)
+    column = _host(entries.get(name, ()), dtype, f"{where}[{name!r}]")
     if column.size != length or column.ndim > 1:
         found = f"has shape {column.shape}" if name in entries else "is missing"
         raise ValueError(f"{where}[{name!r}] {found}; allowed is ({length},), one per box")
     return column.reshape(length)
 
 
-def _host(values: Any, dtype: Any) -> np.ndarray:
-    tensor = torch.as_tensor(values).detach()
-    tensor = tensor.to("cpu", torch.float64) if tensor.is_floating_point() else tensor.cpu()
-    array = tensor.as_subclass(Tensor).numpy()
-    return array if dtype is None else array.astype(dtype)
+def _host(values: Any, dtype: Any, where: str, *, form: Form | None = None) -> np.ndarray:
+    tensor = read_tensor(values, where=where, form=form)
+    return (tensor.to("cpu", torch.float64) if tensor.is_floating_point() else tensor.cpu()).numpy().astype(dtype)
 
 
 def _refuse(bad: ArrayLike, values: np.ndarray, where: str, allowed: str) -> None:

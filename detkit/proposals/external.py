@@ -3,7 +3,6 @@
 BING, EdgeBoxes, objectness, or yesterday's RPN: whatever writes ``[{"image_id", "bbox", "score"}, ...]``.
 """
 
-import functools
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -15,9 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from detkit._inputs import promote
+from detkit._inputs import promote, read_tensor
 from detkit._json_file import read_json
-from detkit.structures import Detections
+from detkit.structures import Detections, pad_rows, read_entries
 
 MAX_COORDINATE = float(1 << 31)
 """Larger numbers, in either direction, are refused."""
@@ -84,7 +83,8 @@ def pad_proposals(
     They come best first, boxes (N_i, 4) and scores (N_i,), and stay so. K is ``max_proposals``, the best so many of
     each image: it does not depend on values, so compiles once; without it the most that any image has, at least 1.
     The result is on ``device``, by default that of the first boxes, and in the widest type of all images, promoted.
-    Raises ValueError for an empty list, and where boxes and scores disagree, naming the image.
+    Arrays and nested lists are taken as in targets. Raises ValueError for an empty list, and where boxes and scores are
+    missing or disagree, naming the image; TypeError for what holds no numbers.
 
     >>> padded = pad_proposals([{"boxes": torch.ones(1, 4), "scores": torch.ones(1)},
     ...                         {"boxes": torch.ones(3, 4), "scores": torch.ones(3)}], max_proposals=2)
@@ -95,12 +95,12 @@ def pad_proposals(
         raise ValueError(
             f"pad_proposals: {len(proposals)} images, max_proposals={max_proposals}; allowed is at least one of each"
         )
-    boxes = [promote(_rows(i, image)) for i, image in enumerate(proposals)]
+    boxes, scores = zip(*(_rows(i, image) for i, image in enumerate(proposals)), strict=True)
     length = max_proposals or max(1, *map(len, boxes))
     counts = torch.tensor([min(len(rows), length) for rows in boxes])
     padded = Detections(
-        boxes=_padded(boxes, length),
-        scores=_padded([promote(image["scores"]) for image in proposals], length),
+        boxes=pad_rows(boxes, length),
+        scores=pad_rows(scores, length),
         labels=torch.zeros(len(boxes), length, dtype=torch.int64),
         valid=torch.arange(length) < counts[:, None],
     )
@@ -175,20 +175,20 @@ def _tensor(rows: Float[np.ndarray, "..."]) -> Tensor:
     return torch.from_numpy(rows.astype(np.float32))
 
 
-def _rows(image: int, entries: Proposals) -> Tensor:
-    boxes, scores = entries["boxes"], entries["scores"]
+def _rows(image: int, proposals: Proposals) -> tuple[Tensor, Tensor]:
+    """The boxes (N, 4) and scores (N,) of one image, promoted."""
+    where = f"pad_proposals: proposals[{image}]"
+    entries = read_entries(proposals, where=where)
+    if missing := [key for key in ("boxes", "scores") if key not in entries]:
+        raise ValueError(
+            f"{where}: no {missing[0]!r} among {sorted(entries)}; allowed are boxes (N, 4) with scores (N,)"
+        )
+    boxes = read_tensor(entries["boxes"], where=f"{where}: boxes", form="XYXY")
+    scores = read_tensor(entries["scores"], where=f"{where}: scores")
     boxes = boxes.reshape(-1, 4) if boxes.numel() == 0 else boxes
     if boxes.ndim != 2 or boxes.shape[1] != 4 or scores.shape != boxes.shape[:1]:
         raise ValueError(
-            f"pad_proposals: proposals[{image}] has boxes of shape {tuple(boxes.shape)} and scores of shape "
-            f"{tuple(scores.shape)}; allowed is (N, 4) and (N,)"
+            f"{where} has boxes of shape {tuple(boxes.shape)} and scores of shape {tuple(scores.shape)}; "
+            "allowed is (N, 4) and (N,)"
         )
-    return boxes
-
-
-def _padded(rows: Sequence[Tensor], length: int) -> Tensor:
-    dtype = functools.reduce(torch.promote_types, (own.dtype for own in rows))
-    padded = rows[0].new_zeros(len(rows), length, *rows[0].shape[1:], dtype=dtype)
-    for image, own in zip(padded, rows, strict=True):
-        image[: min(len(own), length)] = own[:length]
-    return padded
+    return promote(boxes), promote(scores)

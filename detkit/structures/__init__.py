@@ -17,7 +17,7 @@ from detkit.structures.batch import (
     Targets,
     take_rows,
 )
-from detkit.structures.fields import FIELDS, VOID, Detection, Field, Target, read_entries
+from detkit.structures.fields import FIELDS, VOID, Detection, Field, Target, read_entries, read_truth
 from detkit.structures.padding import batch_images, collate, pad_rows, pad_targets, read_target
 
 __all__ = [
@@ -41,5 +41,6 @@ __all__ = [
     "pad_targets",
     "read_entries",
     "read_target",
+    "read_truth",
     "take_rows",
 ]

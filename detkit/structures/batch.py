@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
+from detkit._inputs import as_tensor
+
 NEGATIVE = -1
 """In an :class:`Assignment`: this anchor belongs to no object, and learns to say so."""
 IGNORED = -2
@@ -98,6 +100,7 @@ class Anchors(NamedTuple):
         """
         if isinstance(boxes, Anchors):
             return boxes
+        boxes = as_tensor(boxes, function="Anchors.of", name="boxes", form="XYXY")
         return Anchors(boxes, boxes[..., 2:] - boxes[..., :2], (boxes.shape[-2],))
 
 

@@ -7,6 +7,7 @@ of a ``Detector`` all read :data:`FIELDS`: a field that is added there goes ever
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, NotRequired, TypedDict
 
+import torch
 from torch import Tensor
 
 VOID = 255
@@ -132,6 +133,24 @@ def read_entries(entries: Mapping[str, Any], *, where: str) -> dict[str, Any]:
         if known is not None:
             raise ValueError(f"{where}: unknown key {key!r}; did you mean {known!r}?")
     return {key: value for key, value in entries.items() if value is not None}
+
+
+def read_truth(target: Mapping[str, Any], *, where: str) -> dict[str, Any]:
+    """:func:`read_entries` of a target; one that says nothing of objects gets boxes (0, 4) and labels (0,).
+
+    So torchvision's wrapper says of an image without annotations nothing but its ``image_id``. A list or an array that
+    is none of :data:`FIELDS` might be the boxes under another name: then nothing is added.
+
+    >>> read_truth({"image_id": 7}, where="targets[0]")["labels"]
+    tensor([], dtype=torch.int64)
+    """
+    entries = read_entries(target, where=where)
+    if all(
+        FIELDS[key].of != "object" if key in FIELDS else isinstance(value, str) or not hasattr(value, "__len__")
+        for key, value in entries.items()
+    ):
+        entries |= {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
+    return entries
 
 
 def _stem(key: str) -> str:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from detkit._inputs import first_bad, read_tensor
 from detkit.structures.batch import Images, Targets
-from detkit.structures.fields import FIELDS, Field, Target, read_entries
+from detkit.structures.fields import FIELDS, Field, Target, read_truth
 
 
 def batch_images(images: Sequence[Float[Tensor, "D _ _"]], *, multiple_of: int = 1) -> Images:
@@ -53,9 +53,7 @@ def read_target(target: Mapping[str, Any], *, where: str = "target") -> Target:
     Traceback (most recent call last):
     ValueError: targets[0]: labels[0]=1.5 must be a whole number
     """
-    entries = read_entries(target, where=where)
-    if all(_says_nothing_of_objects(key, value) for key, value in entries.items()):
-        entries |= {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
+    entries = read_truth(target, where=where)
     for key in ("boxes", "labels"):
         if key not in entries:
             raise ValueError(f"{where}: no {key!r} among {sorted(entries)}; an image without objects has boxes (0, 4)")
@@ -126,11 +124,6 @@ def collate(batch: Sequence[tuple[Any, Any]]) -> tuple[list[Any], list[Any]]:
     (['a.png', 'b.png'], [{'labels': 1}, {'labels': 2}])
     """
     return [image for image, _ in batch], [target for _, target in batch]
-
-
-def _says_nothing_of_objects(key: str, value: Any) -> bool:
-    """Entries of the image, and text and numbers of the user's own; an array that nobody knows might be boxes."""
-    return FIELDS[key].of != "object" if key in FIELDS else isinstance(value, str) or not hasattr(value, "__len__")
 
 
 def _read(values: Any, key: str, field: Field, where: str) -> Tensor:

@@ -16,8 +16,8 @@ from jaxtyping import Float, Int, Shaped
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from torch import Tensor
 
-from detkit._inputs import check_fraction, first_bad
-from detkit.structures import Detection, Target
+from detkit._inputs import check_fraction, first_bad, read_tensor
+from detkit.structures import Detection, Target, read_truth
 
 if TYPE_CHECKING:
     import matplotlib.figure
@@ -139,8 +139,10 @@ def side_by_side(
         )
     cells = []
     for image, truth, found in zip(images, truths, detections, strict=True):
-        above = int((torch.as_tensor(found["scores"]) >= score_threshold).sum())
-        titles = f"truth: {len(truth['boxes'])}", f"prediction: {above} (score from {score_threshold:g})"
+        scores = read_tensor(found["scores"], where="side_by_side: detections['scores']")
+        above = int((scores >= score_threshold).sum())
+        count = len(read_truth(truth, where="side_by_side: truths").get("boxes", ()))
+        titles = f"truth: {count}", f"prediction: {above} (score from {score_threshold:g})"
         for title, objects in zip(titles, (truth, found), strict=True):
             picture = draw_detections(
                 image, objects, categories=categories, score_threshold=score_threshold, enlarge=enlarge
@@ -198,7 +200,12 @@ def _objects(entries: Mapping[str, Any], score_threshold: float, size: tuple[int
 
 def _checked_rows(entries: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Tensor]:
     """The entries that can be drawn, on the host, of right shape and finite."""
-    rows = {key: torch.as_tensor(entries[key]).detach().cpu().as_subclass(Tensor) for key in _SHAPES if key in entries}
+    entries, where = read_truth(entries, where="draw_detections: detections"), "draw_detections: detections"
+    rows = {
+        key: read_tensor(entries[key], where=f"{where}[{key!r}]", form="XYXY" if key == "boxes" else None).cpu()
+        for key in _SHAPES
+        if key in entries
+    }
     if not rows.keys() >= {"boxes", "labels"}:
         raise ValueError(f"draw_detections: detections has keys {[*entries]}; allowed are those with boxes and labels")
     rows["boxes"] = rows["boxes"].reshape(-1, 4) if not rows["boxes"].numel() else rows["boxes"]

@@ -440,10 +440,11 @@ def test_gradients_of_grid_coding_equal_finite_differences(form):
     rows = boxes_in_cells(anchors)
     coder = GridCoder(form=form)
     assert torch.autograd.gradcheck(
-        lambda *tensors: coder.encode(*tensors, 16), (rows.requires_grad_(), anchors.requires_grad_())
+        lambda rows, anchors: coder.encode(rows, in_cells(anchors, 16)),
+        (rows.requires_grad_(), anchors.requires_grad_()),
     )
     deltas = torch.randn(3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    assert torch.autograd.gradcheck(lambda *tensors: coder.decode(*tensors, 16), (deltas, anchors))
+    assert torch.autograd.gradcheck(lambda rows, anchors: coder.decode(rows, in_cells(anchors, 16)), (deltas, anchors))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.uint8])

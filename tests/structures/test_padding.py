@@ -1,12 +1,16 @@
 """Batches of images and of targets: padded once, at the border, with nothing lost."""
 
+import re
+
 import pytest
 import torch
 import torchvision.tv_tensors as tv_tensors
 from strategies import random_boxes, unhooked
+from torch import Tensor
 from torch.utils.data import DataLoader
+from torchvision.transforms import v2
 
-from detkit.structures import batch_images, collate, pad_targets
+from detkit.structures import VOID, batch_images, collate, pad_rows, pad_targets, read_target
 
 
 def target(count: int, **entries) -> dict:
@@ -143,3 +147,143 @@ def test_whole_numbers_of_one_image_do_not_round_those_of_another(entry):
     rows = [torch.ones(shape, dtype=torch.int64), torch.full(shape, 0.5)]
     targets = [{"boxes": torch.ones(1, 4), "labels": torch.tensor([0]), entry: own} for own in rows]
     assert getattr(pad_targets(targets), entry)[1].unique().tolist() == [0.5]
+
+
+# Fields beyond boxes and labels
+
+
+def test_identities_are_minus_one_where_nobody_knows_them():
+    padded = pad_targets([target(2, identities=torch.tensor([7, 9])), target(1), target(0)])
+    assert padded.identities.tolist() == [[7, 9], [-1, -1], [-1, -1]]
+    assert padded.identities.dtype == torch.int64
+
+
+def test_label_sets_are_rows_of_their_objects():
+    sets = torch.tensor([[True, False, True], [False, True, True]])
+    padded = pad_targets([target(2, label_sets=sets), target(0)])
+    assert padded.label_sets.shape == (2, 2, 3)
+    assert torch.equal(padded.label_sets[0], sets)
+    assert not padded.label_sets[1].any()
+    with pytest.raises(ValueError, match=r"targets\[1\]: 1 boxes but no label_sets; each object needs its own"):
+        pad_targets([target(2, label_sets=sets), target(1)])
+
+
+def test_segmentations_are_padded_with_void_and_void_altogether_where_there_is_none():
+    classes = torch.tensor([[0, 1, 2]], dtype=torch.uint8)
+    padded = pad_targets([target(1, segmentation=classes), target(1, segmentation=torch.zeros(2, 2)), target(3)])
+    assert padded.segmentation.tolist() == [[[0, 1, 2], [VOID] * 3], [[0, 0, VOID], [0, 0, VOID]], [[VOID] * 3] * 2]
+    assert padded.segmentation.dtype == torch.int64
+
+
+def test_image_labels_are_of_one_shape_and_of_every_image():
+    padded = pad_targets([target(2, image_labels=[0, 1]), target(0, image_labels=torch.tensor([1, 1]))])
+    assert padded.image_labels.tolist() == [[0, 1], [1, 1]]
+    assert pad_targets([target(1, image_labels=3)]).image_labels.tolist() == [3]
+    with pytest.raises(ValueError, match=r"targets\[1\]: 0 boxes but no image_labels; each image needs its own"):
+        pad_targets([target(2, image_labels=[0, 1]), target(0)])
+    with pytest.raises(ValueError, match=r"pad_targets: image_labels of shapes \[\(2,\), \(3,\)\]; allowed is one"):
+        pad_targets([target(2, image_labels=[0, 1]), target(0, image_labels=[0, 1, 1])])
+
+
+# What the border takes
+
+
+def test_arrays_and_lists_are_taken_as_tensors_are():
+    given = target(3, weights=torch.tensor([0.5, 1, 2]), masks=torch.ones(3, 4, 5, dtype=torch.uint8))
+    expected = pad_targets([given])
+    for read in (Tensor.numpy, Tensor.tolist):
+        padded = pad_targets([{key: read(values) for key, values in given.items()}])
+        for one, other in zip(padded, expected, strict=True):
+            assert one is other is None or one.tolist() == other.tolist()
+        assert padded.boxes.dtype == torch.float32
+
+
+def test_entries_that_are_none_are_not_there():
+    padded = pad_targets([target(2, masks=None, weights=None, iscrowd=None)])
+    assert padded.masks is padded.weights is None
+    assert not padded.ignore.any()
+
+
+def test_a_target_of_its_image_alone_has_no_objects():
+    padded = pad_targets([{"image_id": 7}, target(1)])
+    assert padded.valid.tolist() == [[False], [True]]
+    with pytest.raises(ValueError, match=r"targets\[0\]: no 'boxes' among \['image_id', 'labels'\]"):
+        pad_targets([{"image_id": 7, "labels": torch.tensor([1])}])
+    with pytest.raises(ValueError, match=r"targets\[0\]: no 'labels' among \['boxes'\]"):
+        pad_targets([{"boxes": torch.zeros(0, 4)}])
+
+
+def test_ground_truth_carries_no_gradient():
+    boxes = random_boxes(2).requires_grad_()
+    padded = pad_targets([{"boxes": boxes, "labels": torch.arange(2)}, target(3)])
+    assert torch.equal(padded.boxes[0, :2], boxes)
+    assert not padded.boxes.requires_grad
+
+
+@pytest.mark.parametrize("form", ["XYXY", "XYWH", "CXCYWH"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64])
+def test_tv_tensors_of_other_formats_are_converted(form, dtype):
+    corners = tv_tensors.BoundingBoxes([[1, 2, 5, 10]], format="XYXY", canvas_size=(20, 20), dtype=dtype)
+    given = v2.functional.convert_bounding_box_format(corners, new_format=form)
+    assert pad_targets([{"boxes": given, "labels": torch.tensor([0])}]).boxes.tolist() == [[[1, 2, 5, 10]]]
+
+
+@pytest.mark.parametrize(("form", "numbers"), [("XYWHR", 5), ("CXCYWHR", 5), ("XYXYXYXY", 8)])
+def test_rotated_boxes_are_refused_by_name(form, numbers):
+    given = tv_tensors.BoundingBoxes(torch.ones(1, numbers), format=form, canvas_size=(20, 20))
+    with pytest.raises(
+        ValueError, match=rf"targets\[0\]: boxes: BoundingBoxes of format {form}; allowed are XYXY, XYWH"
+    ):
+        pad_targets([{"boxes": given, "labels": torch.tensor([0])}])
+
+
+@pytest.mark.parametrize("entry", ["labels", "identities"])
+@pytest.mark.parametrize(("bad", "shown"), [(1.7, "1.7"), (float("nan"), "nan"), (float("inf"), "inf")])
+def test_numbers_that_are_not_whole_are_refused_not_cut(entry, bad, shown):
+    given = target(2) | {entry: torch.tensor([1.0, bad])}
+    with pytest.raises(ValueError, match=rf"^targets\[0\]: {entry}\[1\]={shown} must be a whole number"):
+        pad_targets([given])
+    assert pad_targets([target(2) | {entry: torch.tensor([1.0, 3.0])}]).valid.all()
+
+
+@pytest.mark.parametrize(
+    ("entry", "shape", "allowed"),
+    [
+        ("keypoints", (2, 17, 2), r"\(T, P, 3\)"),
+        ("keypoints", (2, 51), r"\(T, P, 3\)"),
+        ("masks", (2, 1, 8, 8), r"\(T, H, W\)"),
+        ("weights", (2, 1), r"\(T,\)"),
+        ("labels", (2, 1), r"\(T,\)"),
+        ("label_sets", (2,), r"\(T, C\)"),
+        ("segmentation", (1, 8, 8), r"\(H, W\)"),
+    ],
+)
+def test_another_shape_than_that_of_the_table_is_refused(entry, shape, allowed):
+    with pytest.raises(
+        ValueError, match=rf"^targets\[0\]: {entry} have shape {re.escape(str(shape))}; allowed is {allowed}"
+    ):
+        pad_targets([target(2) | {entry: torch.ones(shape)}])
+
+
+def test_what_holds_no_numbers_is_refused():
+    for bad in (["cat", "dog"], "cat", [[1], [1, 2]], object()):
+        with pytest.raises(TypeError, match=r"^targets\[0\]: labels: a \w+ that holds no numbers; allowed is a tensor"):
+            pad_targets([target(2) | {"labels": bad}])
+
+
+def test_a_key_close_to_a_known_one_is_refused_in_a_batch():
+    with pytest.raises(ValueError, match=r"^targets\[1\]: unknown key 'mask'; did you mean 'masks'\?"):
+        pad_targets([target(1), target(1, mask=torch.ones(1, 2, 2))])
+
+
+def test_a_target_is_read_without_a_change_to_what_is_the_users_own():
+    own = {"file_name": "a.png", "size": (3, 4), "image_id": "seven", "captions": ["one"]}
+    read = read_target({**target(2), **own})
+    assert {key: read[key] for key in own} == own
+    assert torch.equal(read["boxes"], target(2)["boxes"])
+
+
+def test_rows_are_padded_to_a_length_or_cut():
+    rows = [torch.ones(1, 2, dtype=torch.int64), torch.full((3, 1), 0.5)]
+    padded = pad_rows(rows, 2, fill=-1)
+    assert padded.tolist() == [[[1, 1], [-1, -1]], [[0.5, -1], [0.5, -1]]]
