@@ -9,6 +9,7 @@ import json
 import pkgutil
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, is_typeddict
@@ -41,6 +42,8 @@ def public_names(module: ModuleType) -> list[str]:
 
 def written_default(value: Any) -> str:
     """A default as text that is the same in every process."""
+    if isinstance(value, partial):
+        return f"{written_default(value.func)}({value.keywords})"
     return getattr(value, "__qualname__", None) or repr(value)
 
 
