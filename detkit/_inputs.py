@@ -200,7 +200,7 @@ def check_fraction(value: float, *, name: str, function: str) -> None:
 def check_not_negative(function: str, **settings: float) -> None:
     """Raise ValueError for the first of ``settings`` that is below 0 or not finite.
 
-    >>> check_not_negative("DeltaL1", beta=0.0)
+    >>> check_not_negative("smooth_l1_cost", beta=0.0)
     """
     for name, value in settings.items():
         if not 0 <= value < math.inf:

@@ -119,7 +119,7 @@ def test_a_detector_exports_with_dynamic_batch_height_and_width(detector):
 def test_a_detector_that_ranks_each_level_exports_as_well(recipe):
     torch.manual_seed(0)
     detector = recipe(3, size=(96, 128), channels=8).eval()
-    nn.init.normal_(detector.dense.class_head.logits.weight)  # scores far enough apart for one order only
+    nn.init.normal_(detector.dense.head.class_head.logits.weight)  # scores far enough apart for one order only
     # More candidates than the coarse levels have anchors, fewer than the fine ones.
     detector.dense.postprocess = LevelwisePostprocess(score_threshold=0.0, max_detections=10, candidates_per_level=40)
     assert_exports(detector)

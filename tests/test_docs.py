@@ -1,0 +1,20 @@
+"""What pages under docs/ show works: the Python of those that need nothing but the library runs, in order."""
+
+from pathlib import Path
+
+import pytest
+from test_readme import blocks
+
+DOCS = Path(__file__).parent.parent / "docs"
+PAGES = ("adding_a_part", "anchors_and_matching", "elementary_losses", "overlap", "suppression")
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_the_python_of_a_page_runs(name: str, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page, namespace = DOCS / f"{name}.md", {"__name__": name}
+    shown = blocks(page.read_text(encoding="utf-8"), "python")
+    assert shown
+    for line, block in shown:
+        # Empty lines in front make a traceback name the page's own lines.
+        exec(compile("\n" * (line - 1) + block, str(page), "exec"), namespace)
