@@ -4,7 +4,8 @@ Floor by floor: :mod:`~detkit.structures` says what flows between parts; :mod:`~
 :mod:`~detkit.anchors` are the geometry; :mod:`~detkit.layers`, :mod:`~detkit.backbones` and :mod:`~detkit.necks` see;
 :mod:`~detkit.heads` predict; :mod:`~detkit.losses` judge; :mod:`~detkit.proposals` say where to look;
 :mod:`~detkit.data` and :mod:`~detkit.metrics` read and measure; :mod:`~detkit.detectors` is where parts meet;
-:mod:`~detkit.tricks` help training, :mod:`~detkit.viz` draws, :mod:`~detkit.weights` saves and loads.
+:mod:`~detkit.tricks` help training, :mod:`~detkit.viz` draws, :mod:`~detkit.fitting` solves for linear machines,
+:mod:`~detkit.weights` saves and loads.
 ``python -m detkit.demo`` shows all of it at work.
 """
 

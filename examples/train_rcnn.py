@@ -14,7 +14,7 @@ from detkit.boxes import box_iou
 from detkit.data import DigitScenes
 from detkit.detectors import Detector
 from detkit.detectors.recipes.regions import rcnn
-from detkit.detectors.region_fit import fit_rcnn
+from detkit.fitting import fit_rcnn
 from detkit.metrics import CocoMetrics
 from detkit.proposals import Proposals, sliding_windows
 from detkit.viz import save_picture, side_by_side

@@ -35,8 +35,6 @@ from detkit.detectors.recipes import (
     tiny_ssd,
 )
 from detkit.detectors.region import RegionFeatures, RegionStage
-from detkit.detectors.region_fit import RCNNFit, fit_rcnn
-from detkit.detectors.region_svm import SVMSettings
 from detkit.detectors.roi import BoxStage
 from detkit.detectors.rpn import ProposalPostprocess, RPNStage
 from detkit.detectors.sequence import SequenceStage
@@ -59,11 +57,9 @@ __all__ = [
     "Postprocess",
     "Preprocess",
     "ProposalPostprocess",
-    "RCNNFit",
     "RPNStage",
     "RegionFeatures",
     "RegionStage",
-    "SVMSettings",
     "SequenceStage",
     "SequenceTargetBuilder",
     "SetPredictionStage",
@@ -75,7 +71,6 @@ __all__ = [
     "fast_rcnn",
     "faster_rcnn",
     "fcos",
-    "fit_rcnn",
     "fpn_ssd",
     "keypoint_rcnn",
     "mask_rcnn",

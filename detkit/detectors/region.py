@@ -1,6 +1,6 @@
 """R-CNN's only stage: every proposal is warped, described by a network, and judged by linear machines.
 
-The machines are not learned by gradient steps: :func:`detkit.detectors.region_fit.fit_rcnn` fits them.
+The machines are not learned by gradient steps: :func:`detkit.fitting.rcnn.fit_rcnn` fits them.
 """
 
 from collections.abc import Sequence
@@ -107,7 +107,7 @@ class RegionStage(Stage):
     detection is the logistic function of the SVM's decision value: the same order as far as float32 goes (it is 1 from
     17 on), in [0, 1], 0.5 on the SVM's border.
     ``coder`` reads the regressed numbers; of ``postprocess`` R-CNN's settings are IoU 0.3 and the best 100. Machines
-    are zero until :func:`~detkit.detectors.region_fit.fit_rcnn` fits them, and part of the ``state_dict``. Proposals
+    are zero until :func:`~detkit.fitting.rcnn.fit_rcnn` fits them, and part of the ``state_dict``. Proposals
     come from the caller, ``detector(images, proposals=)``.
     Source: Girshick et al. 2014, sections 2.2 and 2.3, appendix C.
 

@@ -7,7 +7,7 @@ from sklearn.linear_model import Ridge
 from strategies import unhooked
 
 from detkit.boxes import DeltaCoder
-from detkit.detectors.region_ridge import fit_box_ridge
+from detkit.fitting.ridge import fit_box_ridge
 
 
 def samples(count: int = 300, features: int = 7) -> tuple[np.ndarray, np.ndarray]:

@@ -18,8 +18,8 @@ from detkit.anchors.assigned import in_crowd
 from detkit.boxes import box_area, box_iou
 from detkit.detectors.detector import Detector
 from detkit.detectors.region import RegionStage
-from detkit.detectors.region_ridge import fit_box_ridge
-from detkit.detectors.region_svm import MinedSVM, SVMSettings
+from detkit.fitting.ridge import fit_box_ridge
+from detkit.fitting.svm import MinedSVM, SVMSettings
 from detkit.proposals import Proposals
 from detkit.structures import Target
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.svm import LinearSVC
 
-from detkit.detectors.region_svm import MinedSVM, SVMSettings, fit_svm
+from detkit.fitting.svm import MinedSVM, SVMSettings, fit_svm
 
 
 def clouds(positives: int = 40, negatives: int = 900, features: int = 12) -> tuple[np.ndarray, np.ndarray]:

@@ -17,8 +17,8 @@ from detkit.boxes import DeltaCoder, box_iou
 from detkit.boxes.crop import crop_and_resize
 from detkit.detectors import Detector, Preprocess, tiny_ssd
 from detkit.detectors.recipes.regions import rcnn
-from detkit.detectors.region_fit import _Regions, _rescale, fit_rcnn
-from detkit.detectors.region_svm import SVMSettings
+from detkit.fitting.rcnn import _Regions, _rescale, fit_rcnn
+from detkit.fitting.svm import SVMSettings
 from detkit.metrics import CocoMetrics
 from detkit.proposals import pad_proposals, sliding_windows
 from detkit.structures import Target
