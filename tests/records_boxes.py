@@ -375,6 +375,24 @@ FORMATS = (
     of_format(ops.xyxy_to_xywh, lambda b: [b[0], b[1], b[2] - b[0], b[3] - b[1]]),
     of_format(ops.xywh_to_xyxy, lambda b: [b[0], b[1], b[0] + b[2], b[1] + b[3]]),
     of_format(ops.box_area, slow.area),
+    of_format(ops.box_centers, lambda b: [(b[0] + b[2]) / 2, (b[1] + b[3]) / 2]),
+    OpSpec(
+        "points_in_boxes",
+        lambda first, second: ops.points_in_boxes(first[..., :2], second),
+        pairs,
+        each(lambda p, b: b[0] < p[0] < b[2] and b[1] < p[1] < b[3]),
+        refusals(
+            ops.points_in_boxes,
+            {"points": torch.zeros(3, 2), "boxes": BOXES},
+            {
+                **misshapen("boxes"),
+                "points have shape (3, 4); allowed is (..., 2)": {"points": BOXES},
+                "points (2,) and boxes (3,) do not broadcast; allowed is a box for each point": {
+                    "points": torch.zeros(2, 2)
+                },
+            },
+        ),
+    ),
     OpSpec(
         "clip_boxes_to_image",
         lambda first: ops.clip_boxes_to_image(first, (40, 50)),

@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from detkit.anchors.overlap import Sides, intersection_of, sides_of
-from detkit.structures import Assignment, Targets, take_rows
+from detkit.anchors.search.overlap_index import Sides, intersection_of, sides_of
+from detkit.structures import IGNORED, NEGATIVE, Assignment, Targets, take_rows
 
 _CROWD_SHARE = 0.5
 
@@ -40,6 +40,53 @@ def gather_assigned(assignment: Assignment, targets: Targets) -> Assigned:
     if targets.weights is not None:
         weights = torch.where(matched >= 0, targets.weights.gather(1, index).to(weights), weights)
     return Assigned(labels, boxes, weights, assignment.quality)
+
+
+def no_matches(boxes: Shaped[Tensor, "B T 4"], anchors: Shaped[Tensor, "*B N 4"]) -> Assignment:
+    """An assignment in which every anchor is NEGATIVE.
+
+    >>> no_matches(torch.zeros(1, 4, 4), torch.zeros(3, 4))
+    Assignment(matched=tensor([[-1, -1, -1]]), quality=tensor([[0., 0., 0.]]))
+    """
+    shape = (boxes.shape[0], anchors.shape[-2])
+    return Assignment(boxes.new_full(shape, NEGATIVE, dtype=torch.int64), boxes.new_zeros(shape, dtype=torch.float32))
+
+
+def threshold_labels(
+    overlaps: Float[Tensor, "*B"], rows: Int[Tensor, "*B"], positive_iou: float, negative_iou: float
+) -> Int[Tensor, "*B"]:
+    """The row where its overlap is at least ``positive_iou``, else IGNORED down to ``negative_iou``, else NEGATIVE.
+
+    >>> threshold_labels(torch.tensor([0.5, 0.4, 0.3]), torch.tensor([7, 8, 9]), 0.5, 0.4)
+    tensor([ 7, -2, -1])
+    """
+    rest = torch.where(overlaps >= negative_iou, IGNORED, NEGATIVE)
+    return torch.where(overlaps >= positive_iou, rows, rest)
+
+
+def matched_overlaps(overlaps: Float[Tensor, "B T N"], matched: Int[Tensor, "B N"]) -> Float[Tensor, "B N"]:
+    """Of the IoUs of all objects and anchors, that of each anchor with the object it is matched with; 0 without one.
+
+    >>> matched_overlaps(torch.tensor([[[0.5, 0.25], [0.75, 0.125]]]), torch.tensor([[1, -1]]))
+    tensor([[0.7500, 0.0000]])
+    """
+    own = overlaps.gather(1, matched.clamp(min=0)[:, None]).squeeze(1)
+    return torch.where(matched >= 0, own, 0)
+
+
+def ignore_crowds(
+    matched: Int[Tensor, "B N"],
+    anchors: Shaped[Tensor, "*B N 4"],
+    boxes: Shaped[Tensor, "B T 4"],
+    crowds: Bool[Tensor, "B T"],
+) -> Int[Tensor, "B N"]:
+    """``matched`` with IGNORED in place of NEGATIVE where an anchor lies in a crowd: see :func:`in_crowd`.
+
+    >>> anchors, crowd = torch.tensor([[0.0, 0, 5, 5], [8, 8, 20, 20]]), torch.tensor([[[0.0, 0, 10, 10]]])
+    >>> ignore_crowds(torch.tensor([[-1, -1]]), anchors, crowd, torch.tensor([[True]]))
+    tensor([[-2, -1]])
+    """
+    return torch.where((matched == NEGATIVE) & in_crowd(anchors, boxes, crowds), IGNORED, matched)
 
 
 def in_crowd(

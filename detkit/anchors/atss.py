@@ -1,14 +1,15 @@
-"""ATSS: an object takes the anchors near it that overlap it unusually well; and how rival claims are settled."""
+"""ATSS: an object takes the anchors near it that overlap it unusually well."""
 
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from detkit._ranking import from_rising_bits, rising_bits, stable_topk
-from detkit.anchors.assigned import in_crowd
-from detkit.anchors.matcher import read_boxes
-from detkit.boxes import paired_box_iou
-from detkit.structures import IGNORED, NEGATIVE, Anchors, Assignment, Predictions, Targets, take_rows
+from detkit._ranking import stable_topk
+from detkit.anchors.assigned import ignore_crowds
+from detkit.anchors.claims import highest_claim
+from detkit.anchors.matcher import AnchorBoxes, read_boxes
+from detkit.boxes import box_centers, paired_box_iou, points_in_boxes
+from detkit.structures import Anchors, Assignment, Predictions, Targets, take_rows
 
 _FARTHEST = 1e18  # coordinates count as at most this: squared distances stay finite
 _PAIRS_AT_ONCE = 2**24
@@ -46,12 +47,7 @@ class ATSSMatcher(nn.Module):
         self.candidates = candidates
 
     @torch.no_grad()
-    def forward(
-        self,
-        anchors: Anchors | Shaped[Tensor, "*B N 4"],
-        targets: Targets,
-        predictions: Predictions | None = None,
-    ) -> Assignment:
+    def forward(self, anchors: AnchorBoxes, targets: Targets, predictions: Predictions | None = None) -> Assignment:
         """Match ``anchors``, (N, 4) or (B, N, 4) xyxy, with the objects of B images; predictions are not looked at.
 
         Levels are those of ``anchors.counts``; plain boxes are one level.
@@ -67,10 +63,9 @@ class ATSSMatcher(nn.Module):
         near = take_rows(anchors.boxes.expand(truth.shape[0], -1, 4), places.flatten(1)).unflatten(1, places.shape[1:])
         overlaps = paired_box_iou(near, truth[:, :, None]).float()
         fits = overlaps >= _threshold(overlaps, torch.isfinite(near).all(-1))[..., None]
-        chosen = fits & (overlaps > 0) & contains(truth[:, :, None], centers(near))
-        matched, quality = highest_claim(places, overlaps, chosen & objects(targets)[..., None], count)
-        crowded = in_crowd(anchors.boxes, truth, targets.valid & targets.ignore) & (matched == NEGATIVE)
-        return Assignment(torch.where(crowded, IGNORED, matched), quality)
+        chosen = fits & (overlaps > 0) & points_in_boxes(box_centers(near), truth[:, :, None])
+        matched, quality = highest_claim(places, overlaps, chosen & targets.objects[..., None], count)
+        return Assignment(ignore_crowds(matched, anchors.boxes, truth, targets.crowds), quality)
 
     def extra_repr(self) -> str:
         """The settings that ``print`` shows."""
@@ -78,64 +73,12 @@ class ATSSMatcher(nn.Module):
 
     def _candidates(self, anchors: Anchors, truth: Float[Tensor, "B T 4"]) -> Int[Tensor, "B T K"]:
         """Places of the nearest anchors of every level, for every object."""
-        points, goals = centers(anchors.boxes), centers(truth)
+        points, goals = box_centers(anchors.boxes), box_centers(truth)
         places, start = [], 0
         for level in points.split(list(anchors.counts), dim=-2):
             places.append(_nearest(level.expand(truth.shape[0], -1, 2), goals, self.candidates) + start)
             start = start + level.shape[-2]
         return torch.cat(places, dim=2) if places else goals.new_zeros((*goals.shape[:2], 0), dtype=torch.int64)
-
-
-def centers(boxes: Float[Tensor, "*B 4"]) -> Float[Tensor, "*B 2"]:
-    """Middle of each xyxy box.
-
-    >>> centers(torch.tensor([[0.0, 0, 10, 4]]))
-    tensor([[5., 2.]])
-    """
-    return boxes[..., :2] / 2 + boxes[..., 2:] / 2
-
-
-def contains(boxes: Float[Tensor, "*#B 4"], points: Float[Tensor, "*#B 2"]) -> Bool[Tensor, "*B"]:
-    """Whether each point lies strictly inside its box; leading dimensions broadcast.
-
-    >>> contains(torch.tensor([0.0, 0, 10, 4]), torch.tensor([[5.0, 2], [5, 4]]))
-    tensor([ True, False])
-    """
-    x, y = points.unbind(-1)
-    x1, y1, x2, y2 = boxes.unbind(-1)
-    return (x > x1) & (x < x2) & (y > y1) & (y < y2)
-
-
-def objects(targets: Targets) -> Bool[Tensor, "B T"]:
-    """Rows that are objects: neither padding nor crowds.
-
-    >>> no = torch.tensor([[False, False]])
-    >>> objects(Targets(torch.zeros(1, 2, 4), torch.zeros(1, 2).long(), torch.tensor([[True, False]]), no))
-    tensor([[ True, False]])
-    """
-    return targets.valid & ~targets.ignore
-
-
-def highest_claim(
-    places: Int[Tensor, "B T K"], values: Float[Tensor, "B T K"], claimed: Bool[Tensor, "B T K"], count: int
-) -> tuple[Int[Tensor, "B N"], Float[Tensor, "B N"]]:
-    """For each of ``count`` anchors the object that claims it with the highest value, and that value; NEGATIVE and 0.
-
-    Object t of an image claims anchor ``places[..., t, k]`` with ``values``, compared in float32, where ``claimed``.
-    Ties go to the lower object. Value and object are packed into one integer, so that one scatter decides.
-
-    >>> places, claimed = torch.tensor([[[0, 1], [1, 2]]]), torch.tensor([[[True, True], [True, False]]])
-    >>> highest_claim(places, torch.tensor([[[0.5, 0.5], [0.7, 0.9]]]), claimed, 3)
-    (tensor([[ 0,  1, -1]]), tensor([[0.5000, 0.7000, 0.0000]]))
-    """
-    length, nobody = places.shape[1], torch.iinfo(torch.int64).min
-    backwards = length - 1 - torch.arange(length, device=places.device)[:, None]
-    keys = torch.where(claimed, (rising_bits(values) << 32) + backwards, nobody)
-    best = keys.new_full((places.shape[0], count), nobody)
-    best = best.scatter_reduce(1, places.flatten(1), keys.flatten(1), "amax")
-    won = best > nobody
-    matched = torch.where(won, length - 1 - (best & 0xFFFFFFFF), NEGATIVE)
-    return matched, torch.where(won, from_rising_bits(best >> 32), 0)
 
 
 def _nearest(points: Float[Tensor, "B N 2"], goals: Float[Tensor, "B T 2"], count: int) -> Int[Tensor, "B T K"]:

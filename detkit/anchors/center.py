@@ -1,15 +1,54 @@
 """The matcher of FCOS: a point near the center of an object learns it, on the level that suits the object's size."""
 
 import math
+from functools import partial
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from detkit.anchors.assigned import in_crowd
-from detkit.anchors.matcher import read_boxes
-from detkit.anchors.search import matrix_pieces, no_matches
-from detkit.structures import IGNORED, NEGATIVE, Anchors, Assignment, Predictions, Targets
+from detkit.anchors.assigned import no_matches
+from detkit.anchors.matcher import AnchorBoxes, match_batch, read_boxes, traced_matches
+from detkit.anchors.matrix import matrix_pieces
+from detkit.structures import NEGATIVE, Assignment, Predictions, Targets, take_rows
+
+
+def match_points(
+    boxes: Float[Tensor, "B T 4"],
+    objects: Bool[Tensor, "B T"],
+    points: Float[Tensor, "N 2"],
+    *,
+    near: Float[Tensor, "N"],
+    low: Float[Tensor, "N"],
+    high: Float[Tensor, "N"],
+) -> Assignment:
+    """The definition: each point learns the smallest object around it that is ``near`` and of a size that suits it.
+
+    Near is the center of the object, in x and in y; of the distances to its sides the largest lies between ``low`` and
+    ``high``. All are in pixels. See :class:`CenterMatcher`, which explains it.
+
+    >>> near, low, high = torch.tensor([[12.0], [32], [64]])
+    >>> box, point = torch.tensor([[[0.0, 0, 40, 34]]]), torch.tensor([[20.0, 17]])
+    >>> match_points(box, torch.tensor([[True]]), point, near=near, low=low, high=high).matched
+    tensor([[-1]])
+    >>> match_points(box, torch.tensor([[True]]), point + 13, near=near * 2, low=low, high=high).matched
+    tensor([[0]])
+    """
+    sides = _distances(points, boxes[:, :, None])  # (B, T, N, 4)
+    inside = sides.amin(-1) > 0
+    offset = (sides[..., :2] - sides[..., 2:]).abs().amax(-1) / 2  # of the point from the center of the box
+    reach = sides.amax(-1)
+    suits = objects[..., None] & inside & (offset < near) & (reach > low) & (reach < high)
+    areas = (boxes[..., 2:] - boxes[..., :2]).prod(-1)
+    area, row = torch.where(suits, areas[..., None], math.inf).min(dim=1)
+    found = area < math.inf
+    quality = centerness(_distances(points, take_rows(boxes, row))).float()
+    return Assignment(torch.where(found, row, NEGATIVE), torch.where(found, quality, 0))
+
+
+def _distances(points: Float[Tensor, "*#B 2"], boxes: Float[Tensor, "*#B 4"]) -> Float[Tensor, "*B 4"]:
+    """From each point to the left, top, right and bottom of its box, negative outside; leading dimensions broadcast."""
+    return torch.cat((points - boxes[..., :2], boxes[..., 2:] - points), dim=-1)
 
 
 class CenterMatcher(nn.Module):
@@ -44,9 +83,7 @@ class CenterMatcher(nn.Module):
         self.radius, self.reach = radius, reach
 
     @torch.no_grad()
-    def forward(
-        self, anchors: Anchors | Shaped[Tensor, "N 4"], targets: Targets, predictions: Predictions | None = None
-    ) -> Assignment:
+    def forward(self, anchors: AnchorBoxes, targets: Targets, predictions: Predictions | None = None) -> Assignment:
         """Match ``anchors`` (N, 4) xyxy, shared by all images, with the objects of B images."""
         anchors, targets = read_boxes("CenterMatcher", anchors, targets)
         if anchors.boxes.ndim != 2:
@@ -79,43 +116,27 @@ def centerness(distances: Float[Tensor, "*B 4"]) -> Float[Tensor, "*B"]:
 def _match(
     boxes: Tensor, valid: Tensor, ignore: Tensor, anchors: Tensor, radius: float, least: float, most: float
 ) -> tuple[Tensor, Tensor]:
-    objects, result = valid & ~ignore, no_matches(boxes, anchors)
-    if len(anchors):
-        sides = anchors[:, 2] - anchors[:, 0]  # NaN where an anchor is not finite, which must not decide for others
-        low = torch.where(sides == sides.nan_to_num(math.inf).amin(), 0, sides * least)
-        high = torch.where(sides == sides.nan_to_num(-math.inf).amax(), math.inf, sides * most)
-        for piece in matrix_pieces(objects, anchors):
-            points = (anchors[piece, :2] + anchors[piece, 2:]) / 2
-            rows = points, radius * sides[piece], low[piece], high[piece]
-            result.matched[:, piece], result.quality[:, piece] = _match_points(boxes, objects, *rows)
-    crowded = in_crowd(anchors, boxes, valid & ignore) & (result.matched == NEGATIVE)
-    return result.matched.masked_fill_(crowded, IGNORED), result.quality
+    compare = partial(_compare, radius=radius, reach=(least, most))
+    return match_batch(boxes, valid, ignore, anchors, compare=compare)
 
 
-@_match.register_fake
-def _(
-    boxes: Tensor, valid: Tensor, ignore: Tensor, anchors: Tensor, radius: float, least: float, most: float
-) -> tuple[Tensor, Tensor]:
-    matched, quality = no_matches(boxes, anchors)
-    return matched, quality
+_match.register_fake(traced_matches)
 
 
-def _match_points(
+def _compare(
     boxes: Float[Tensor, "B T 4"],
-    objects: Shaped[Tensor, "B T"],
-    points: Float[Tensor, "N 2"],
-    near: Float[Tensor, " N"],
-    low: Float[Tensor, " N"],
-    high: Float[Tensor, " N"],
-) -> tuple[Tensor, Tensor]:
-    """Row of the smallest object that each point may learn, or NEGATIVE, and how central it lies there."""
-    places, corners = points[None, None], boxes[:, :, None]
-    distances = torch.cat((places - corners[..., :2], corners[..., 2:] - places), dim=-1)  # (B, T, N, 4)
-    offset = (distances[..., :2] - distances[..., 2:]).abs().amax(-1) / 2  # of the point from the center of the box
-    reach = distances.amax(-1)
-    suits = (distances.amin(-1) > 0) & (offset < near) & (reach > low) & (reach < high) & objects[..., None]
-    areas = (boxes[..., 2:] - boxes[..., :2]).prod(-1)
-    area, row = torch.where(suits, areas[..., None], math.inf).min(dim=1)
-    own = distances.gather(1, row[:, None, :, None].expand(-1, -1, -1, 4))[:, 0]
-    found = area < math.inf
-    return torch.where(found, row, NEGATIVE), torch.where(found, centerness(own), 0).float()
+    objects: Bool[Tensor, "B T"],
+    anchors: Float[Tensor, "N 4"],
+    *,
+    radius: float,
+    reach: tuple[float, float],
+) -> Assignment:
+    """The definition on pieces of the points, with the bounds that ``reach`` sets for their strides."""
+    strides = anchors[:, 2] - anchors[:, 0]  # NaN where an anchor is not finite, which must not decide for others
+    low = torch.where(strides == strides.nan_to_num(math.inf).amin(), 0, strides * reach[0])
+    high = torch.where(strides == strides.nan_to_num(-math.inf).amax(), math.inf, strides * reach[1])
+    points, result = (anchors[:, :2] + anchors[:, 2:]) / 2, no_matches(boxes, anchors)
+    for piece in matrix_pieces(objects, anchors):
+        bounds = {"near": radius * strides[piece], "low": low[piece], "high": high[piece]}
+        result.matched[:, piece], result.quality[:, piece] = match_points(boxes, objects, points[piece], **bounds)
+    return result

@@ -6,17 +6,17 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Int
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detkit._inputs import as_boxes, check_finite, first_bad, full_checks, promote
-from detkit.anchors.assigned import in_crowd
-from detkit.anchors.matcher import check_rows, read_predictions
+from detkit.anchors.assigned import ignore_crowds, matched_overlaps
+from detkit.anchors.matcher import AnchorBoxes, check_rows, read_predictions
 from detkit.boxes import xyxy_to_cxcywh
 from detkit.boxes.overlap import smallest_union
-from detkit.structures import IGNORED, NEGATIVE, Anchors, Assignment, Predictions, Targets
+from detkit.structures import IGNORED, NEGATIVE, Assignment, Predictions, Targets
 
 ClassCost = Literal["softmax", "focal"]
 
@@ -79,10 +79,7 @@ class HungarianMatcher(nn.Module):
 
     @torch.no_grad()
     def forward(
-        self,
-        anchors: Anchors | Shaped[Tensor, "*B N 4"] | None,
-        targets: Targets,
-        predictions: Predictions | None = None,
+        self, anchors: AnchorBoxes | None, targets: Targets, predictions: Predictions | None = None
     ) -> Assignment:
         """Match the queries of B images with their objects; ``matched`` and ``quality`` are (B, Q).
 
@@ -96,12 +93,11 @@ class HungarianMatcher(nn.Module):
             check_finite(logits, function="HungarianMatcher", name="logits")
         targets = targets._replace(boxes=promote(targets.boxes))
         costs, overlaps, usable = self._costs(logits, boxes, targets)
-        objects, num_classes = targets.valid & ~targets.ignore, self._num_classes(logits)
-        matched = torch.ops.detkit.assign(costs, objects, usable, targets.labels, targets.boxes, num_classes)
-        quality = overlaps.gather(1, matched.clamp(min=0)[:, None]).squeeze(1).float().clamp(max=1)
-        left_out = ~usable | in_crowd(boxes, targets.boxes, targets.valid & targets.ignore)
-        matched = torch.where(left_out & (matched == NEGATIVE), IGNORED, matched)
-        return Assignment(matched, torch.where(matched >= 0, quality, 0))
+        labels, num_classes = targets.labels, self._num_classes(logits)
+        matched = torch.ops.detkit.assign(costs, targets.objects, usable, labels, targets.boxes, num_classes)
+        quality = matched_overlaps(overlaps, matched).float().clamp(max=1)
+        matched = ignore_crowds(matched, boxes, targets.boxes, targets.crowds)
+        return Assignment(torch.where(usable, matched, IGNORED), quality)
 
     def extra_repr(self) -> str:
         """The settings that ``print`` shows."""

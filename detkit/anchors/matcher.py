@@ -1,10 +1,18 @@
-"""What all matchers do with their arguments: read anchors and ground truth, and ask for predictions."""
+"""What all matchers do around their rule: read what they are given, run on a whole batch, and leave out crowds."""
+
+from typing import TypeAlias
 
 import torch
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from detkit._inputs import as_boxes
+from detkit.anchors.assigned import ignore_crowds, no_matches
+from detkit.anchors.search.groups import Compare, Search, search_batch, worth_searching
 from detkit.structures import Anchors, Predictions, Targets
+
+AnchorBoxes: TypeAlias = Anchors | Shaped[Tensor, "*B N 4"]
+"""What matchers take: anchors, or their boxes, shared by all images or those of each."""
 
 
 def read_boxes(function: str, anchors: Anchors | Tensor, targets: Targets) -> tuple[Anchors, Targets]:
@@ -56,6 +64,34 @@ def check_rows(function: str, targets: Targets) -> None:
     """
     if targets.valid.shape[1] == 0:
         raise ValueError(f"{function}: targets have 0 rows; allowed is at least 1, as pad_targets makes")
+
+
+def match_batch(
+    boxes: Float[Tensor, "B T 4"],
+    valid: Bool[Tensor, "B T"],
+    ignore: Bool[Tensor, "B T"],
+    anchors: Float[Tensor, "*B N 4"],
+    *,
+    compare: Compare,
+    search: Search | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Matched and quality (B, N), by ``compare`` or, where that is faster, by ``search``; then crowds are left out.
+
+    ``compare(boxes, objects, anchors)`` defines the matches. ``search`` finds the same without the whole matrix.
+    """
+    objects = valid & ~ignore
+    if anchors.shape[-2] == 0:
+        matched, quality = no_matches(boxes, anchors)
+    elif search is not None and worth_searching(objects, anchors):
+        matched, quality = search_batch(boxes, objects, anchors, search=search, compare=compare)
+    else:
+        matched, quality = compare(boxes, objects, anchors)
+    return ignore_crowds(matched, anchors, boxes, valid & ignore), quality
+
+
+def traced_matches(boxes: Tensor, valid: Tensor, ignore: Tensor, anchors: Tensor, *rule: object) -> tuple[Tensor, ...]:
+    """What a matching operator returns while it is traced: shapes and types, as :func:`match_batch` gives them."""
+    return tuple(no_matches(boxes, anchors))
 
 
 def _finite(boxes: Tensor) -> Tensor:

@@ -1,14 +1,15 @@
 """Matchers that look at what the network predicts: task-aligned (TOOD) and simplified optimal transport (YOLOX)."""
 
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from detkit._inputs import as_boxes, check_finite, check_not_negative, first_bad, full_checks, promote
 from detkit._ranking import stable_topk
-from detkit.anchors.atss import centers, contains, highest_claim, objects
-from detkit.anchors.matcher import read_boxes, read_predictions
-from detkit.boxes import box_iou
+from detkit.anchors.assigned import matched_overlaps
+from detkit.anchors.claims import highest_claim
+from detkit.anchors.matcher import AnchorBoxes, read_boxes, read_predictions
+from detkit.boxes import box_centers, box_iou, points_in_boxes
 from detkit.structures import IGNORED, NEGATIVE, Anchors, Assignment, Predictions, Targets
 
 _SMALLEST_IOU = 1e-8
@@ -51,19 +52,14 @@ class TaskAlignedMatcher(nn.Module):
         self.candidates, self.alpha, self.beta = candidates, alpha, beta
 
     @torch.no_grad()
-    def forward(
-        self,
-        anchors: Anchors | Shaped[Tensor, "*B N 4"],
-        targets: Targets,
-        predictions: Predictions | None = None,
-    ) -> Assignment:
+    def forward(self, anchors: AnchorBoxes, targets: Targets, predictions: Predictions | None = None) -> Assignment:
         """Match predictions with objects: scores (B, N, C) in [0, 1], predicted boxes (B, N, 4) xyxy pixels.
 
         Of ``anchors``, (N, 4) or (B, N, 4) xyxy, only the center counts. Raises ValueError without predictions.
         """
         anchors, targets = read_boxes("TaskAlignedMatcher", anchors, targets)
         scores, boxes, usable = _usable("TaskAlignedMatcher", anchors, targets, predictions)
-        inside = contains(targets.boxes[:, :, None], centers(anchors.boxes).unsqueeze(-3))
+        inside = points_in_boxes(box_centers(anchors.boxes).unsqueeze(-3), targets.boxes[:, :, None])
         overlaps = box_iou(targets.boxes, boxes).float()
         alignment = _of_labels(scores, targets) ** self.alpha * overlaps**self.beta
         alignment = torch.where(inside & _pairs(targets, usable), alignment, 0)
@@ -114,12 +110,7 @@ class SimOTAMatcher(nn.Module):
         self.candidates, self.radius, self.iou_weight = candidates, radius, iou_weight
 
     @torch.no_grad()
-    def forward(
-        self,
-        anchors: Anchors | Shaped[Tensor, "*B N 4"],
-        targets: Targets,
-        predictions: Predictions | None = None,
-    ) -> Assignment:
+    def forward(self, anchors: AnchorBoxes, targets: Targets, predictions: Predictions | None = None) -> Assignment:
         """Match predictions with objects: scores (B, N, C) in [0, 1], predicted boxes (B, N, 4) xyxy pixels.
 
         scores: YOLOX hands over the root of class probability times objectness. ``radius`` counts in strides of the
@@ -127,9 +118,9 @@ class SimOTAMatcher(nn.Module):
         """
         anchors, targets = read_boxes("SimOTAMatcher", anchors, targets)
         scores, boxes, usable = _usable("SimOTAMatcher", anchors, targets, predictions)
-        truth, points, pairs = targets.boxes, centers(anchors.boxes).unsqueeze(-3), _pairs(targets, usable)
-        inside = contains(truth[:, :, None], points)
-        apart = (points - centers(truth)[:, :, None]).abs()
+        truth, points, pairs = targets.boxes, box_centers(anchors.boxes).unsqueeze(-3), _pairs(targets, usable)
+        inside = points_in_boxes(points, truth[:, :, None])
+        apart = (points - box_centers(truth)[:, :, None]).abs()
         near = (apart < self.radius * promote(anchors.strides).unsqueeze(-3)).all(-1)
         overlaps = torch.where((inside | near) & pairs, box_iou(truth, boxes).float(), 0)
         costs = self._costs(scores, overlaps, targets)
@@ -141,8 +132,8 @@ class SimOTAMatcher(nn.Module):
         wanted = best.sum(-1, dtype=torch.float64).long().clamp(min=1)
         taken = (torch.arange(places.shape[2], device=places.device) < wanted[..., None]) & torch.isfinite(costs)
         matched, _ = highest_claim(places, -costs, taken, boxes.shape[1])
-        quality = overlaps.gather(1, matched.clamp(min=0)[:, None]).squeeze(1)
-        return Assignment(_leave_out(matched, inside, usable, targets), torch.where(matched >= 0, quality, 0))
+        quality = matched_overlaps(overlaps, matched)
+        return Assignment(_leave_out(matched, inside, usable, targets), quality)
 
     def extra_repr(self) -> str:
         """The settings that ``print`` shows."""
@@ -197,7 +188,7 @@ def _check_values(function: str, scores: Tensor, targets: Targets) -> None:
         index, count = first_bad(outside)
         place = ", ".join(map(str, index))
         raise ValueError(f"{function}: scores[{place}]={scores[index].item():g} must lie in [0, 1]; {count} do not")
-    strange = objects(targets) & ((targets.labels < 0) | (targets.labels >= scores.shape[2]))
+    strange = targets.objects & ((targets.labels < 0) | (targets.labels >= scores.shape[2]))
     if strange.any():
         (image, target), _ = first_bad(strange)
         label = targets.labels[image, target].item()
@@ -213,7 +204,7 @@ def _of_labels(scores: Float[Tensor, "B N C"], targets: Targets) -> Float[Tensor
 
 
 def _pairs(targets: Targets, usable: Bool[Tensor, "B N"]) -> Bool[Tensor, "B T N"]:
-    return objects(targets)[..., None] & usable[:, None]
+    return targets.objects[..., None] & usable[:, None]
 
 
 def _winners(matched: Int[Tensor, "B N"], places: Int[Tensor, "B T K"]) -> Bool[Tensor, "B T K"]:
@@ -237,5 +228,5 @@ def _leave_out(
     matched: Int[Tensor, "B N"], inside: Bool[Tensor, "B T N"], usable: Bool[Tensor, "B N"], targets: Targets
 ) -> Int[Tensor, "B N"]:
     """IGNORED instead of NEGATIVE where a center lies in a crowd or the prediction is not finite."""
-    crowded = (inside & (targets.valid & targets.ignore)[..., None]).any(dim=1)
+    crowded = (inside & targets.crowds[..., None]).any(dim=1)
     return torch.where((crowded | ~usable) & (matched == NEGATIVE), IGNORED, matched)

@@ -1,29 +1,40 @@
-"""The matcher of R-CNN and RetinaNet: an anchor learns the object that it fits best, if it fits well enough."""
+"""The matcher of R-CNN and RetinaNet: an anchor learns the object that it overlaps most, if it overlaps it enough."""
 
-from typing import NamedTuple
+from functools import partial
 
 import torch
-from jaxtyping import Bool, Shaped
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from detkit._inputs import check_fraction
-from detkit.anchors.assigned import in_crowd
-from detkit.anchors.matcher import read_boxes
-from detkit.anchors.overlap import OverlapIndex, overlap_index
-from detkit.anchors.search import (
-    ImageGroup,
-    best_fit,
-    image_groups,
-    masked_overlaps,
-    matrix_pieces,
-    no_matches,
-    threshold_labels,
-    worth_searching,
-    write_labels,
-)
-from detkit.structures import IGNORED, NEGATIVE, Anchors, Assignment, Predictions, Targets
+from detkit.anchors.assigned import no_matches, threshold_labels
+from detkit.anchors.matcher import AnchorBoxes, match_batch, read_boxes, traced_matches
+from detkit.anchors.matrix import matrix_pieces, overlap_matrix
+from detkit.anchors.search.threshold import search_threshold
+from detkit.structures import Assignment, Predictions, Targets
 
-_ROWS_AT_ONCE = 4096
+
+def match_by_threshold(
+    overlaps: Float[Tensor, "B T N"],
+    highest: Float[Tensor, "B T"] | None,
+    *,
+    positive_iou: float,
+    negative_iou: float,
+) -> Assignment:
+    """The definition, on the IoUs of all objects and anchors; ``highest`` are those of each object's best anchors.
+
+    Each anchor looks at the object that it overlaps most. With ``highest`` the best anchors of an object are positive,
+    too, if they overlap it at all. See :class:`ThresholdMatcher`, which explains it.
+
+    >>> match_by_threshold(torch.tensor([[[0.8, 0.4, 0.3]]]), None, positive_iou=0.5, negative_iou=0.4).matched
+    tensor([[ 0, -2, -1]])
+    """
+    overlap, row = overlaps.max(dim=1)
+    matched = threshold_labels(overlap, row, positive_iou, negative_iou)
+    if highest is not None:
+        best = overlaps == torch.where(highest > 0, highest, torch.nan)[..., None]
+        matched = torch.where(best.any(dim=1), row, matched)
+    return Assignment(matched, torch.where(matched >= 0, overlap, 0))
 
 
 class ThresholdMatcher(nn.Module):
@@ -63,12 +74,7 @@ class ThresholdMatcher(nn.Module):
         self.positive_iou, self.negative_iou, self.low_quality = positive_iou, negative_iou, low_quality
 
     @torch.no_grad()
-    def forward(
-        self,
-        anchors: Anchors | Shaped[Tensor, "*B N 4"],
-        targets: Targets,
-        predictions: Predictions | None = None,
-    ) -> Assignment:
+    def forward(self, anchors: AnchorBoxes, targets: Targets, predictions: Predictions | None = None) -> Assignment:
         """Match ``anchors``, (N, 4) or (B, N, 4) xyxy, with the objects of B images; predictions are not looked at.
 
         ``quality`` is the IoU of the match, 0 where an anchor has none.
@@ -83,12 +89,6 @@ class ThresholdMatcher(nn.Module):
         return f"positive_iou={self.positive_iou}, negative_iou={self.negative_iou}, low_quality={self.low_quality}"
 
 
-class _Rule(NamedTuple):
-    positive_iou: float
-    negative_iou: float
-    low_quality: bool
-
-
 @torch.library.custom_op("detkit::match_threshold", mutates_args=())
 def _match(
     boxes: Tensor,
@@ -99,79 +99,31 @@ def _match(
     negative_iou: float,
     low_quality: bool,
 ) -> tuple[Tensor, Tensor]:
-    rule, objects = _Rule(positive_iou, negative_iou, low_quality), valid & ~ignore
-    result = no_matches(boxes, anchors)
-    if negative_iou > 0 and worth_searching(objects, anchors):
-        index = overlap_index(anchors)
-        for group in image_groups(boxes, objects):
-            part = Assignment(*(rows[group.images] for rows in result))
-            if not _search(index, boxes[group.images], objects[group.images], anchors, group, rule, part):
-                _compare_all(boxes[group.images], objects[group.images], anchors, rule, part)
-    else:
-        _compare_all(boxes, objects, anchors, rule, result)
-    crowded = in_crowd(anchors, boxes, valid & ignore) & (result.matched == NEGATIVE)
-    return result.matched.masked_fill_(crowded, IGNORED), result.quality
+    rule = {"positive_iou": positive_iou, "negative_iou": negative_iou, "low_quality": low_quality}
+    search = partial(search_threshold, **rule) if negative_iou > 0 else None
+    return match_batch(boxes, valid, ignore, anchors, compare=partial(_compare, **rule), search=search)
 
 
-@_match.register_fake
-def _(
-    boxes: Tensor,
-    valid: Tensor,
-    ignore: Tensor,
-    anchors: Tensor,
+_match.register_fake(traced_matches)
+
+
+def _compare(
+    boxes: Float[Tensor, "B T 4"],
+    objects: Bool[Tensor, "B T"],
+    anchors: Float[Tensor, "*B N 4"],
+    *,
     positive_iou: float,
     negative_iou: float,
     low_quality: bool,
-) -> tuple[Tensor, Tensor]:
-    matched, quality = no_matches(boxes, anchors)
-    return matched, quality
-
-
-def _compare_all(boxes: Tensor, objects: Tensor, anchors: Tensor, rule: _Rule, result: Assignment) -> None:
-    """The definition, on the whole matrix piece by piece; twice, as the best of an object is known only at the end."""
-    pieces = matrix_pieces(objects, anchors)
-    best = torch.zeros(objects.shape, device=boxes.device)
-    if rule.low_quality:
+) -> Assignment:
+    """The definition on pieces of the anchors; twice, as the best of an object is known only at the end."""
+    pieces, result = matrix_pieces(objects, anchors), no_matches(boxes, anchors)
+    highest = torch.zeros(objects.shape, device=boxes.device) if low_quality else None
+    if highest is not None:
         for piece in pieces:
-            best = best.maximum(masked_overlaps(boxes, objects, anchors[..., piece, :]).amax(2))
-    best = torch.where(best > 0, best, 2)
+            highest = highest.maximum(overlap_matrix(boxes, objects, anchors[..., piece, :]).amax(2))
     for piece in pieces:
-        overlaps = masked_overlaps(boxes, objects, anchors[..., piece, :])
-        overlap, row = overlaps.max(dim=1)
-        forced = (overlaps == best[..., None]).any(dim=1)
-        label = torch.where(forced, row, threshold_labels(row, overlap, rule.positive_iou, rule.negative_iou))
-        result.matched[:, piece] = label
-        result.quality[:, piece] = torch.where(label >= 0, overlap, 0)
-
-
-def _search(
-    index: OverlapIndex,
-    boxes: Shaped[Tensor, "B T 4"],
-    objects: Bool[Tensor, "B T"],
-    anchors: Shaped[Tensor, "N 4"],
-    group: ImageGroup,
-    rule: _Rule,
-    result: Assignment,
-) -> bool:
-    """The same from the pairs that matter: IoU >= ``negative_iou``, or the best of an object; False where too many."""
-    least = torch.full(group.row.shape, rule.negative_iou)
-    if rule.low_quality:
-        least = least.minimum(index.reachable(group.sides))
-    pairs = index.pairs(group.sides, least)
-    if pairs is None:
-        return False
-    matched, quality = result.matched.view(-1), result.quality.view(-1)
-    cells = group.image[pairs.objects] * len(anchors) + pairs.anchors
-    row, overlap = best_fit(cells, group.row[pairs.objects], pairs.overlaps, matched)
-    write_labels(matched, quality, cells, threshold_labels(row, overlap, rule.positive_iou, rule.negative_iou), overlap)
-    if rule.low_quality:
-        best = pairs.overlaps.new_zeros(len(least)).scatter_reduce_(0, pairs.objects, pairs.overlaps, "amax")
-        forced = (pairs.overlaps == best[pairs.objects]).nonzero().squeeze(1)
-        known = overlap[forced] >= rule.negative_iou  # all pairs as good as that were found
-        sure, unsure = forced[known], forced[~known]
-        write_labels(matched, quality, cells[sure], row[sure], overlap[sure])
-        for some in unsure.split(_ROWS_AT_ONCE):
-            image = group.image[pairs.objects[some]]
-            others = masked_overlaps(boxes[image], objects[image], anchors[pairs.anchors[some], None]).squeeze(2)
-            write_labels(matched, quality, cells[some], *reversed(others.max(dim=1)))
-    return True
+        overlaps = overlap_matrix(boxes, objects, anchors[..., piece, :])
+        found = match_by_threshold(overlaps, highest, positive_iou=positive_iou, negative_iou=negative_iou)
+        result.matched[:, piece], result.quality[:, piece] = found
+    return result

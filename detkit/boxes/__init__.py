@@ -7,8 +7,10 @@ has the promoted type: float64 for float64, int32 and int64, else float32.
 from detkit.boxes.coding import DeltaCoder, DistanceCoder, DistributionCoder, GridCoder
 from detkit.boxes.convert import (
     box_area,
+    box_centers,
     clip_boxes_to_image,
     cxcywh_to_xyxy,
+    points_in_boxes,
     remove_small_boxes,
     xywh_to_xyxy,
     xyxy_to_cxcywh,
@@ -43,6 +45,7 @@ __all__ = [
     "TokenCoder",
     "batched_nms",
     "box_area",
+    "box_centers",
     "box_iou",
     "clip_boxes_to_image",
     "complete_box_iou",
@@ -59,6 +62,7 @@ __all__ = [
     "paired_complete_box_iou",
     "paired_distance_box_iou",
     "paired_generalized_box_iou",
+    "points_in_boxes",
     "project_to_cells",
     "remove_small_boxes",
     "roi_align",

@@ -1,10 +1,10 @@
-"""Box formats, areas, and keeping boxes inside an image. Everywhere else in the library a box is xyxy."""
+"""Box formats, areas, centers, and keeping boxes inside an image. Everywhere else in the library a box is xyxy."""
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from detkit._inputs import as_boxes
+from detkit._inputs import as_boxes, check_broadcast
 
 
 def xyxy_to_cxcywh(boxes: Shaped[Tensor, "... 4"]) -> Float[Tensor, "... 4"]:
@@ -55,6 +55,32 @@ def box_area(boxes: Shaped[Tensor, "... 4"]) -> Float[Tensor, "..."]:
     """
     x1, y1, x2, y2 = as_boxes(boxes, function="box_area").unbind(-1)
     return (x2 - x1).clamp(min=0) * (y2 - y1).clamp(min=0)
+
+
+def box_centers(boxes: Shaped[Tensor, "... 4"]) -> Float[Tensor, "... 2"]:
+    """Center (x, y) of each xyxy box.
+
+    >>> box_centers(torch.tensor([[0.0, 0, 10, 4]]))
+    tensor([[5., 2.]])
+    """
+    boxes = as_boxes(boxes, function="box_centers")
+    return boxes[..., :2] / 2 + boxes[..., 2:] / 2  # halved first: the sum of huge coordinates would overflow
+
+
+def points_in_boxes(points: Shaped[Tensor, "*#B 2"], boxes: Shaped[Tensor, "*#B 4"]) -> Bool[Tensor, "*B"]:
+    """Whether each point (x, y) lies inside its box, not on its border; leading dimensions broadcast.
+
+    points (..., 2) and xyxy boxes (..., 4). NaN lies nowhere, and nothing inside an inverted box. Raises ValueError
+    where shapes disagree.
+
+    >>> points_in_boxes(torch.tensor([[5.0, 2], [5, 4]]), torch.tensor([0.0, 0, 10, 4]))
+    tensor([ True, False])
+    """
+    boxes = as_boxes(boxes, function="points_in_boxes")
+    if points.ndim == 0 or points.shape[-1] != 2:
+        raise ValueError(f"points_in_boxes: points have shape {tuple(points.shape)}; allowed is (..., 2)")
+    check_broadcast("points_in_boxes", "a box for each point", points=points.shape[:-1], boxes=boxes.shape[:-1])
+    return ((points > boxes[..., :2]) & (points < boxes[..., 2:])).all(-1)
 
 
 def clip_boxes_to_image(

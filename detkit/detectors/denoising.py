@@ -60,7 +60,7 @@ class DenoisingQueries(nn.Module):
         compilation it must be None. T is that of the targets: a padded object has queries too, that nothing looks at.
         """
         boxes = promote(targets.boxes)
-        objects = targets.valid & ~targets.ignore & torch.isfinite(boxes).all(-1)
+        objects = targets.objects & torch.isfinite(boxes).all(-1)
         objects &= (targets.labels >= 0) & (targets.labels < self.labels.num_embeddings)
         # Masked attention still multiplies by what it leaves out: a NaN there would be everyone's.
         boxes = torch.where(objects[..., None], boxes, 0)

@@ -178,5 +178,5 @@ def check_objects(function: str, targets: Targets, num_classes: int) -> None:
     Traceback (most recent call last):
     ValueError: f: targets.labels[0, 0]=-1 must lie in 0..2, ...
     """
-    labels = torch.where(targets.valid & ~targets.ignore, targets.labels, 0)
+    labels = torch.where(targets.objects, targets.labels, 0)
     check_labels(labels, num_classes, lowest=0, function=function, name="targets.labels")

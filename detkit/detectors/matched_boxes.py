@@ -66,7 +66,7 @@ def refuse_objects_without(name: str, stage: str, targets: Targets) -> None:
     ValueError: MaskStage: targets have no masks; give every target with objects its own (and, where the training is
     compiled, images without objects empty ones)
     """
-    if torch.compiler.is_compiling() or bool((targets.valid & ~targets.ignore).any()):
+    if torch.compiler.is_compiling() or bool((targets.objects).any()):
         raise ValueError(
             f"{stage}: targets have no {name}; give every target with objects its own (and, where the training is "
             "compiled, images without objects empty ones)"

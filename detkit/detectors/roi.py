@@ -125,7 +125,7 @@ class BoxStage(Stage):
         """Proposals and objects to learn on, positives first: boxes, which rows count, their object, what to learn."""
         given = promote(proposals.boxes)
         boxes = torch.cat((given, targets.boxes.to(given)), dim=1)
-        valid = torch.cat((proposals.valid, targets.valid & ~targets.ignore), dim=1)
+        valid = torch.cat((proposals.valid, targets.objects), dim=1)
         assignment = self.matcher(boxes, targets)
         candidates = torch.where(valid, assignment.matched, IGNORED)
         rows, valid = sampled_rows(self.sampler(candidates), candidates, self.sampler.count)

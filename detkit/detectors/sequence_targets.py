@@ -90,7 +90,7 @@ class SequenceTargetBuilder(nn.Module):
         compilation ``generator`` must be None.
         """
         check_rows("SequenceTargetBuilder", targets)
-        valid = targets.valid & ~targets.ignore & _has_area(targets.boxes) & self._known(targets)
+        valid = targets.objects & _has_area(targets.boxes) & self._known(targets)
         chosen = object_order(targets.boxes, valid, order=self.order, generator=generator)
         chosen = _exactly(chosen, self.max_objects)
         real = torch.arange(self.max_objects, device=valid.device) < valid.sum(1, keepdim=True)
@@ -112,7 +112,7 @@ class SequenceTargetBuilder(nn.Module):
         """Rows whose label is a class; an object of none is named: on a CPU, elsewhere with ``DETKIT_CHECKS=full``."""
         labels = targets.labels
         known = (labels >= 0) & (labels < self.coder.num_classes)
-        bad = targets.valid & ~targets.ignore & ~known
+        bad = targets.objects & ~known
         looked_at = not torch.compiler.is_compiling() and (labels.device.type == "cpu" or full_checks())
         if looked_at and bad.any():
             (image, target), count = first_bad(bad)

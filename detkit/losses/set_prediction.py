@@ -84,7 +84,7 @@ class SetPredictionLoss(nn.Module):
         truth = promote(targets.boxes)
         truth = truth / sizes.to(truth).flip(-1).repeat(1, 2)[:, None]
         targets = targets._replace(boxes=truth, masks=None, keypoints=None)
-        matched = targets.valid & ~targets.ignore if assignment is None else assignment.matched >= 0
+        matched = targets.objects if assignment is None else assignment.matched >= 0
         count = all_reduce_mean(matched.sum().to(truth.dtype)).clamp(min=1)
         rows, targets = (promote(logits).flatten(0, 1), promote(boxes).flatten(0, 1)), _repeated(targets, layers)
         if assignment is None:
@@ -153,7 +153,7 @@ def cardinality_error(logits: Float[Tensor, "B Q classes"], targets: Targets) ->
     tensor(2.)
     """
     found = (logits.argmax(-1) != logits.shape[-1] - 1).sum(1)
-    objects = (targets.valid & ~targets.ignore).sum(1)
+    objects = (targets.objects).sum(1)
     return (found - objects).abs().to(torch.float32).mean()
 
 

@@ -41,6 +41,22 @@ class Targets(NamedTuple):
     segmentation: Int[Tensor, "B H W"] | None = None
     image_labels: Shaped[Tensor, "B ..."] | None = None
 
+    @property
+    def objects(self) -> Bool[Tensor, "B T"]:
+        """Rows that are objects: neither padding nor crowds.
+
+        >>> yes, no = torch.tensor([[True, True, False]]), torch.tensor([[False, True, False]])
+        >>> targets = Targets(torch.zeros(1, 3, 4), torch.zeros(1, 3).long(), valid=yes, ignore=no)
+        >>> targets.objects, targets.crowds
+        (tensor([[ True, False, False]]), tensor([[False,  True, False]]))
+        """
+        return self.valid & ~self.ignore
+
+    @property
+    def crowds(self) -> Bool[Tensor, "B T"]:
+        """Rows that are crowd regions and no padding."""
+        return self.valid & self.ignore
+
 
 class Detections(NamedTuple):
     """Boxes of a padded batch, best first, and what else stages found: the entries of :class:`Detection`.

@@ -5,8 +5,8 @@ import torch
 from strategies import random_boxes, targets_of
 
 from detkit.anchors import gather_assigned
-from detkit.anchors.assigned import in_crowd
-from detkit.structures import Assignment
+from detkit.anchors.assigned import ignore_crowds, in_crowd, matched_overlaps, no_matches, threshold_labels
+from detkit.structures import IGNORED, NEGATIVE, Assignment
 
 
 def test_assigned_labels_boxes_weights_and_quality_are_those_of_the_object():
@@ -29,6 +29,34 @@ def test_every_image_is_assigned_its_own_objects():
     assert torch.equal(assigned.boxes[0, 0], first[1])
     assert torch.equal(assigned.boxes[1], second[[2, 0]])
     torch.testing.assert_close(assigned.weights, torch.tensor([[0.2, 1], [0.5, 0.3]]))
+
+
+def test_labels_follow_the_thresholds():
+    overlap = torch.tensor([0.5, 0.49, 0.4, 0.39, 0.0])
+    labels = threshold_labels(overlap, torch.tensor([3, 4, 5, 6, 7]), 0.5, 0.4)
+    assert labels.tolist() == [3, IGNORED, IGNORED, NEGATIVE, NEGATIVE]
+
+
+def test_no_matches_are_negative_with_quality_zero():
+    for anchors in (torch.zeros(5, 4), torch.zeros(2, 5, 4, dtype=torch.float64)):
+        matched, quality = no_matches(torch.zeros(2, 3, 4, dtype=torch.float64), anchors)
+        assert matched.tolist() == [[-1] * 5] * 2
+        assert torch.equal(quality, torch.zeros(2, 5))
+        assert quality.dtype == torch.float32
+
+
+def test_the_overlap_of_a_match_is_that_with_its_object():
+    overlaps = torch.tensor([[[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]], [[0.7, 0.8, 0.9], [0.6, 0.5, 0.4]]])
+    matched = torch.tensor([[1, -1, 0], [-2, 1, 0]])
+    assert torch.equal(matched_overlaps(overlaps, matched), torch.tensor([[0.4, 0, 0.3], [0, 0.5, 0.9]]))
+
+
+def test_only_negatives_become_ignored_in_a_crowd():
+    anchors = torch.tensor([[1.0, 1, 2, 2], [1, 1, 2, 2], [1, 1, 2, 2], [20, 20, 22, 22]])
+    matched = torch.tensor([[0, NEGATIVE, IGNORED, NEGATIVE]])
+    region, crowd = torch.tensor([[[0.0, 0, 9, 9]]]), torch.tensor([[True]])
+    assert ignore_crowds(matched, anchors, region, crowd).tolist() == [[0, IGNORED, IGNORED, NEGATIVE]]
+    assert torch.equal(ignore_crowds(matched, anchors, region, ~crowd), matched)
 
 
 def crowded(anchors: torch.Tensor, boxes: torch.Tensor, crowds: list[list[bool]]) -> list[list[bool]]:

@@ -1,6 +1,5 @@
 """ATSS against the loop of its algorithm 1 in plain Python, and the settling of rival claims."""
 
-import math
 import random
 import statistics
 
@@ -12,8 +11,8 @@ from strategies import boxes, random_boxes, refusal, targets_of
 
 from detkit.anchors import IGNORED, NEGATIVE
 from detkit.anchors import atss as module
-from detkit.anchors.atss import ATSSMatcher, centers, contains, highest_claim
-from detkit.boxes import box_iou
+from detkit.anchors.atss import ATSSMatcher
+from detkit.boxes import box_centers, box_iou, points_in_boxes
 from detkit.structures import Anchors, Targets
 
 
@@ -100,7 +99,7 @@ def test_hostile_boxes_match_within_the_rules(anchors, objects, data):
     for anchor, target in enumerate(assignment.matched[0].tolist()):
         assert (assignment.quality[0, anchor] > 0) == (target >= 0)
         if target >= 0:
-            assert contains(objects[target], centers(anchors[anchor]))
+            assert points_in_boxes(box_centers(anchors[anchor]), objects[target])
             assert assignment.quality[0, anchor] == overlaps[target, anchor]
 
 
@@ -267,25 +266,3 @@ def test_full_checks_name_a_box_that_is_inverted(monkeypatch, name):
     (anchors if name == "anchors" else objects)[1] = torch.tensor([9.0, 0, 1, 5])
     with pytest.raises(ValueError, match=rf"^ATSSMatcher: {name}\[[0, ]*1\]: x2 < x1 \(1 < 9\)"):
         ATSSMatcher()(on_levels(anchors, counts), targets_of(objects))
-
-
-CLAIMS = st.lists(
-    st.tuples(st.integers(0, 4), st.sampled_from([-math.inf, -2.0, -1e-45, -0.0, 0.0, 0.5, 0.5, 3e38]), st.booleans()),
-    min_size=4,
-    max_size=4,
-)
-
-
-@given(rows=st.lists(CLAIMS, min_size=1, max_size=4))
-def test_the_highest_claim_wins_and_ties_go_to_the_lower_object(rows):
-    places, values, claimed = (torch.tensor([[[claim[i] for claim in row] for row in rows]]) for i in range(3))
-    matched, value = highest_claim(places, values, claimed, 5)
-    for anchor in range(5):
-        rivals = [
-            (-number, target)
-            for target, row in enumerate(rows)
-            for place, number, claims in row
-            if place == anchor and claims
-        ]
-        assert matched[0, anchor] == (min(rivals)[1] if rivals else NEGATIVE)
-        assert value[0, anchor] == (-min(rivals)[0] if rivals else 0)

@@ -65,6 +65,19 @@ def test_plain_boxes_do_as_well_as_anchors(matcher):
     assert torch.equal(matcher(anchors.boxes, targets).matched, matcher(anchors, targets).matched)
 
 
+@pytest.mark.parametrize("matcher", [ThresholdMatcher, BipartiteMatcher])
+@pytest.mark.parametrize(
+    ("message", "thresholds"),
+    [
+        ("positive_iou=1.5 must lie in [0, 1]", {"positive_iou": 1.5}),
+        ("negative_iou=-0.1 must lie in [0, 1]", {"negative_iou": -0.1}),
+        ("negative_iou=0.6 must not exceed positive_iou=0.5", {"negative_iou": 0.6}),
+    ],
+)
+def test_thresholds_that_make_no_sense_are_refused(matcher, message, thresholds):
+    assert refusal(matcher, **thresholds) == f"{matcher.__name__}: {message}"
+
+
 @pytest.mark.parametrize("field", ["scores", "logits"])
 def test_missing_predictions_are_named_with_the_repair(field):
     for missing in (None, Predictions(torch.zeros(1, 2, 4))):

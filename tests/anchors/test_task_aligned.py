@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 from strategies import boxes, random_boxes, refusal, targets_of
 
 from detkit.anchors import IGNORED, NEGATIVE
-from detkit.anchors.atss import centers
 from detkit.anchors.task_aligned import SimOTAMatcher, TaskAlignedMatcher
-from detkit.boxes import box_iou
+from detkit.boxes import box_centers, box_iou
 from detkit.structures import Anchors, Predictions, Targets
 
 CLASSES = 3
@@ -43,7 +42,7 @@ def scene(images: int, *, seed: int, most: int = 3):
 
 def slow_task_aligned(scores, predicted, cells, objects, *, candidates=13, alpha=1.0, beta=6.0):
     """One image: (matched, quality) as the definition spells it. Labels of the objects are 0, 1, ..."""
-    overlaps, middles = box_iou(objects, predicted), centers(cells).tolist()
+    overlaps, middles = box_iou(objects, predicted), box_centers(cells).tolist()
     alignment = (scores.T[: len(objects)] ** alpha * overlaps**beta).tolist()  # in float32, as the matcher computes
     overlaps, claims = overlaps.tolist(), [[] for _ in cells]
     for target, row in enumerate(alignment):
@@ -63,7 +62,7 @@ def slow_task_aligned(scores, predicted, cells, objects, *, candidates=13, alpha
 
 def slow_simota(scores, predicted, cells, objects, *, candidates=10, radius=2.5, iou_weight=3.0):
     """One image: (matched, quality). Costs of the pairs in float64, compared with a tolerance by the caller."""
-    overlaps, middles = box_iou(objects, predicted).tolist(), centers(cells).tolist()
+    overlaps, middles = box_iou(objects, predicted).tolist(), box_centers(cells).tolist()
     sides, scores = (cells[:, 2:] - cells[:, :2]).tolist(), scores.tolist()
     claims: list[list[tuple]] = [[] for _ in cells]
     for target, (x1, y1, x2, y2) in enumerate(objects.tolist()):

@@ -8,7 +8,9 @@ from strategies import boxes, random_boxes, refusal, targets_of
 from torchvision.models.detection._utils import Matcher
 from torchvision.ops import box_iou as torchvision_box_iou
 
-from detkit.anchors import overlap, search, threshold
+from detkit.anchors import matrix, threshold
+from detkit.anchors.search import groups, overlap_index
+from detkit.anchors.search import threshold as search
 from detkit.anchors.threshold import ThresholdMatcher
 from detkit.boxes import box_iou
 from detkit.structures import IGNORED, NEGATIVE, Targets
@@ -17,7 +19,7 @@ from detkit.structures import IGNORED, NEGATIVE, Targets
 @pytest.fixture(params=["matrix", "search"])
 def way(request, monkeypatch):
     """Both ways to the result, on inputs of any size."""
-    monkeypatch.setattr(search, "_SMALLEST_SEARCH", 1 if request.param == "search" else 2**60)
+    monkeypatch.setattr(groups, "_SMALLEST_SEARCH", 1 if request.param == "search" else 2**60)
     return request.param
 
 
@@ -70,7 +72,7 @@ RULES = [
 def test_hostile_boxes_match_as_the_slow_loop(rule, anchors, objects):
     for least in (1, 2**60):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(search, "_SMALLEST_SEARCH", least)
+            patch.setattr(groups, "_SMALLEST_SEARCH", least)
             assert_as_slow(anchors, objects, **rule)
 
 
@@ -93,7 +95,7 @@ def test_boxes_full_of_ties_match_as_the_slow_loop(anchors, objects, rule):
     rows = [torch.tensor([(x, y, x + w, y + h) for x, y, w, h in some]).float() for some in (anchors, objects)]
     for least in (1, 2**60):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(search, "_SMALLEST_SEARCH", least)
+            patch.setattr(groups, "_SMALLEST_SEARCH", least)
             assert_as_slow(*rows, **rule)
 
 
@@ -137,7 +139,7 @@ def test_batches_as_retinanet_has_them_match_as_in_torchvision_ties_included(see
         whole_boxes(1 + (seed + 5 * i) % 17, generator, extent=220, longest=(9, 60, 200)[i % 3]) for i in range(4)
     ]
     images = [torch.cat((rows, rows[: len(rows) // 2], anchors[i : i + 2])) for i, rows in enumerate(images)]
-    assert search.worth_searching(targets_of(*images).valid, anchors)
+    assert groups.worth_searching(targets_of(*images).valid, anchors)
     found = ThresholdMatcher()(anchors, targets_of(*images)).matched
     for row, rows in zip(found, images, strict=True):
         assert torch.equal(row, torchvision_match(torchvision_box_iou(rows, anchors)))
@@ -247,16 +249,16 @@ def test_all_ways_through_the_search_agree(monkeypatch):
     anchors, targets = retinanet_batch()
     expected = ThresholdMatcher()(anchors, targets)
     for module, name, value in (
-        (search, "_SMALLEST_SEARCH", 2**60),
-        (search, "_MATRIX", {"cpu": 5000}),
-        (search, "_OBJECTS_TOGETHER", 20),
-        (overlap, "_MOST_LEAVES", 0),
-        (threshold, "_ROWS_AT_ONCE", 3),
+        (groups, "_SMALLEST_SEARCH", 2**60),
+        (matrix, "_ENTRIES", {"cpu": 5000}),
+        (groups, "_OBJECTS_TOGETHER", 20),
+        (overlap_index, "_MOST_LEAVES", 0),
+        (search, "_ROWS_AT_ONCE", 3),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(module, name, value)
-            if name == "_MATRIX":
-                patch.setattr(search, "_SMALLEST_SEARCH", 2**60)
+            if name == "_ENTRIES":
+                patch.setattr(groups, "_SMALLEST_SEARCH", 2**60)
             found = ThresholdMatcher()(anchors, targets)
         assert torch.equal(found.matched, expected.matched)
         assert torch.equal(found.quality, expected.quality)
@@ -264,21 +266,9 @@ def test_all_ways_through_the_search_agree(monkeypatch):
 
 def test_large_batches_never_make_the_matrix(monkeypatch):
     anchors, targets = retinanet_batch()
-    monkeypatch.setattr(threshold, "_compare_all", None)
+    monkeypatch.setattr(threshold, "overlap_matrix", None)
     found = ThresholdMatcher(positive_iou=0.5, negative_iou=0.4)(anchors, targets)
     assert (found.matched >= 0).any(1).all()
-
-
-@pytest.mark.parametrize(
-    ("message", "thresholds"),
-    [
-        ("positive_iou=1.5 must lie in [0, 1]", {"positive_iou": 1.5}),
-        ("negative_iou=-0.1 must lie in [0, 1]", {"negative_iou": -0.1}),
-        ("negative_iou=0.6 must not exceed positive_iou=0.5", {"negative_iou": 0.6}),
-    ],
-)
-def test_thresholds_that_make_no_sense_are_refused(message, thresholds):
-    assert refusal(ThresholdMatcher, **thresholds) == f"ThresholdMatcher: {message}"
 
 
 def test_shapes_that_do_not_fit_are_refused():

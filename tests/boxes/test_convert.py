@@ -8,8 +8,10 @@ from strategies import boxes, random_boxes, unhooked
 
 from detkit.boxes import (
     box_area,
+    box_centers,
     clip_boxes_to_image,
     cxcywh_to_xyxy,
+    points_in_boxes,
     remove_small_boxes,
     xywh_to_xyxy,
     xyxy_to_cxcywh,
@@ -57,6 +59,20 @@ def test_there_and_back_is_the_same_box(rows):
 def test_area_is_width_times_height_and_zero_when_inverted(rows):
     expected = [max(x2 - x1, 0) * max(y2 - y1, 0) for x1, y1, x2, y2 in rows.double().tolist()]
     assert box_area(rows.double()).tolist() == pytest.approx(expected, rel=1e-12, abs=0)
+
+
+def test_centers_of_huge_and_half_precision_boxes_do_not_overflow():
+    huge = torch.tensor([[0.0, -3e38, 3e38, -3e38]])
+    assert box_centers(huge).tolist()[0] == pytest.approx([1.5e38, -3e38])
+    assert box_centers(torch.tensor([[60000.0, 0, 60000, 1]], dtype=torch.float16)).tolist() == [[60000, 0.5]]
+
+
+def test_a_point_on_the_border_nan_and_an_inverted_box_are_outside():
+    box = torch.tensor([0.0, 0, 10, 4])
+    points = torch.tensor([[5.0, 2], [0, 2], [10, 2], [5, 0], [5, 4], [5, 5], [torch.nan, 2]])
+    assert points_in_boxes(points, box).tolist() == [True] + [False] * 6
+    assert not points_in_boxes(points, box[[2, 3, 0, 1]]).any()
+    assert points_in_boxes(points[:2, None], torch.stack((box, box + 1))).shape == (2, 2)
 
 
 def test_integer_areas_do_not_wrap_around():

@@ -106,6 +106,7 @@ class OverlapIndex:
     """
 
     def __init__(self, anchors: Float[Tensor, "N 4"]) -> None:
+        self.anchors = anchors
         every = sides_of(anchors)
         shapes, order = _neighbors(every)
         places, filling = _whole_nodes(shapes)
@@ -157,7 +158,7 @@ class OverlapIndex:
         return Pairs(rows[pairs], anchors, _rows(overlaps.view(-1), hits))
 
 
-_kept: tuple[Tensor, OverlapIndex] | None = None
+_kept: OverlapIndex | None = None
 
 
 def overlap_index(anchors: Float[Tensor, "N 4"]) -> OverlapIndex:
@@ -169,9 +170,9 @@ def overlap_index(anchors: Float[Tensor, "N 4"]) -> OverlapIndex:
     """
     global _kept
     kept = _kept  # another thread may keep its own meanwhile
-    if kept is None or kept[0].dtype != anchors.dtype or not torch.equal(kept[0], anchors):
-        _kept = kept = (anchors.clone(), OverlapIndex(anchors))
-    return kept[1]
+    if kept is None or kept.anchors.dtype != anchors.dtype or not torch.equal(kept.anchors, anchors):
+        _kept = kept = OverlapIndex(anchors.clone())
+    return kept
 
 
 class _Hulls(NamedTuple):

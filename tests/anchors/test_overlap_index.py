@@ -6,8 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import boxes, random_boxes
 
-from detkit.anchors import overlap as module
-from detkit.anchors.overlap import OverlapIndex, Pairs, intersection_of, overlap_index, overlap_of, sides_of
+from detkit.anchors.search import overlap_index as module
+from detkit.anchors.search.overlap_index import (
+    OverlapIndex,
+    Pairs,
+    intersection_of,
+    overlap_index,
+    overlap_of,
+    sides_of,
+)
 from detkit.boxes import box_iou
 
 
