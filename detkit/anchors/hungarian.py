@@ -15,7 +15,7 @@ from detkit._inputs import as_boxes, check_finite, first_bad, full_checks, promo
 from detkit.anchors.assigned import in_crowd
 from detkit.anchors.atss import centers, check_rows
 from detkit.boxes import cxcywh_to_xyxy
-from detkit.boxes.overlap import smallest_union
+from detkit.boxes.measures import smallest_union
 from detkit.structures import IGNORED, NEGATIVE, Assignment, Targets
 
 ClassCost = Literal["softmax", "focal"]

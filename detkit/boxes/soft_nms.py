@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from detkit._inputs import as_boxes, check_box_values, check_finite, check_fraction, first_bad, full_checks, promote
-from detkit.boxes.iou import box_iou
+from detkit.boxes.overlap import box_iou
 
 DecayMethod = Literal["linear", "gaussian"]
 
