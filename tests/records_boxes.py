@@ -254,6 +254,9 @@ def of_format(op: Callable[..., Any], reference: Callable[..., Any]) -> OpSpec:
     return OpSpec(op.__name__, op, one, each(reference), errors, gradient="checked")
 
 
+SINGLE = "allowed is (..., N, 4) and (..., M, 4); {} compares box with box"
+
+
 def measures(
     name: str,
     reference: Callable[..., float],
@@ -264,7 +267,7 @@ def measures(
     **options: Any,
 ) -> Iterable[OpSpec]:
     """A measure of overlap as a matrix and in pairs."""
-    words = f"allowed is (..., N, 4) and (..., M, 4); paired_{name} compares box with box"
+    words = SINGLE.format(f"paired_{name}")
     single: Changes = {
         f"boxes have shapes (4,) and (3, 4); {words}": {"boxes1": BOXES[0]},
         f"boxes have shapes (3, 4) and (4,); {words}": {"boxes2": BOXES[0]},
@@ -275,6 +278,12 @@ def measures(
         errors = refusals(op, TWO_SETS, {**misshapen("boxes1", "boxes2"), **more, **(wrong or {})})
         with_options = partial(op, **options) if options else op
         yield OpSpec(called + form, with_options, make, arranged(reference), errors, gradient=gradient)
+
+
+def of_measure(op: Callable[..., Any], more: Changes | None = None) -> dict[str, Callable[[], Any]]:
+    """What the function that ``op`` makes of a measure refuses, in the name of the measure."""
+    changes = {**misshapen("boxes1", "boxes2"), **(more or {})}
+    return {f"giou: {message}": partial(op(ops.giou), **{**TWO_SETS, **change}) for message, change in changes.items()}
 
 
 def coding(
@@ -424,6 +433,26 @@ OVERLAPS = (
     *measures("distance_box_iou", slow.distance, wrong=VARIANT),
     *measures("distance_box_iou", UNSQUARED, form=" unsquared", wrong=VARIANT, variant="unsquared"),
     *measures("complete_box_iou", slow.complete, "finite"),  # alpha takes no gradient
+    OpSpec(
+        "all_pairs",
+        ops.all_pairs(ops.giou),
+        against_five,
+        matrix(slow.generalized),
+        of_measure(
+            ops.all_pairs,
+            {f"boxes have shapes (4,) and (3, 4); {SINGLE.format('paired')}": {"boxes1": BOXES[0]}},
+        ),
+        gradient="checked",
+    ),
+    OpSpec("paired", ops.paired(ops.giou), pairs, each(slow.generalized), of_measure(ops.paired), gradient="checked"),
+    OpSpec(
+        "sides_of",
+        ops.sides_of,
+        one,
+        lambda first: tuple(zip(*((*b, slow.area(b)) for b in first), strict=True)) or ((),) * 5,
+        refusals(ops.sides_of, {}, misshapen("boxes")),
+        gradient="checked",
+    ),
     OpSpec(
         "mask_iou",
         ops.mask_iou,

@@ -22,7 +22,7 @@ FLOOR_OF = {unit: floor for floor, units in enumerate(FLOORS) for unit in units}
 
 
 def unit_of(module: str) -> str:
-    """The unit of a module's dotted name: "boxes" of "detkit.boxes.iou", "__init__" of "detkit"."""
+    """The unit of a module's dotted name: "boxes" of "detkit.boxes.overlap", "__init__" of "detkit"."""
     return module.split(".")[1] if "." in module else "__init__"
 
 
@@ -97,7 +97,7 @@ def test_imports_point_down(module):
 @pytest.mark.parametrize(
     ("source", "module", "complaint"),
     [
-        ("from detkit.detectors import Detector", "detkit.boxes.iou", "floor 5; boxes may import floors 0 to 1"),
+        ("from detkit.detectors import Detector", "detkit.boxes.overlap", "floor 5; boxes may import floors 0 to 1"),
         ("import detkit.losses", "detkit.heads.multibox", "floor 4; heads may import floors 0 to 3"),
         ("from detkit import losses", "detkit.heads.multibox", "floor 4; heads may import floors 0 to 3"),
         ("from ..losses import MultiBoxLoss", "detkit.heads.multibox", "floor 4; heads may import floors 0 to 3"),
@@ -110,9 +110,9 @@ def test_imports_point_down(module):
         ("from detkit import __version__", "detkit.metrics.coco", "__init__ lies above everything"),
         ("def f():\n    from detkit.viz import draw", "detkit.data.coco", "viz is a leaf"),
         ("from detkit.structures import Images", "detkit.dist", "dist lies under all floors"),
-        ("from detkit.boxes.iou import box_iou\nimport torch", "detkit.anchors.bipartite", None),
+        ("from detkit.boxes.overlap import box_iou\nimport torch", "detkit.anchors.bipartite", None),
         ("from detkit.viz import draw", "detkit.demo", None),
-        ("from .iou import box_iou", "detkit.boxes.nms", None),
+        ("from .overlap import box_iou", "detkit.boxes.nms", None),
         ("import detkitten.viz", "detkit.boxes.nms", None),
     ],
 )
@@ -126,5 +126,5 @@ def test_the_check_finds_what_it_should(source, module, complaint):
 
 
 def test_a_relative_import_in_an_init_starts_at_its_own_package():
-    assert broken_rules("from .iou import x", "detkit.boxes", is_package=True) == []
+    assert broken_rules("from .overlap import x", "detkit.boxes", is_package=True) == []
     assert broken_rules("from ..losses import x", "detkit.boxes", is_package=True)

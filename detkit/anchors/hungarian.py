@@ -15,7 +15,7 @@ from detkit._inputs import as_boxes, check_finite, first_bad, full_checks, promo
 from detkit.anchors.assigned import ignore_crowds, matched_overlaps
 from detkit.anchors.matcher import AnchorBoxes, check_rows, read_predictions
 from detkit.boxes import xyxy_to_cxcywh
-from detkit.boxes.overlap import smallest_union
+from detkit.boxes.measures import smallest_union
 from detkit.structures import IGNORED, NEGATIVE, Assignment, Predictions, Targets
 
 ClassCost = Literal["softmax", "focal"]

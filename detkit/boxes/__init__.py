@@ -18,18 +18,32 @@ from detkit.boxes.convert import (
 )
 from detkit.boxes.crop import crop_and_resize
 from detkit.boxes.fusion import weighted_boxes_fusion
-from detkit.boxes.iou import (
+from detkit.boxes.measures import (
+    BoxSides,
+    ciou,
+    diou,
+    giou,
+    hull,
+    intersection_and_union,
+    iou,
+    ratio,
+    sides_of,
+    unsquared_diou,
+)
+from detkit.boxes.nms import batched_nms, nms
+from detkit.boxes.overlap import (
+    all_pairs,
     box_iou,
     complete_box_iou,
     distance_box_iou,
     generalized_box_iou,
     mask_iou,
+    paired,
     paired_box_iou,
     paired_complete_box_iou,
     paired_distance_box_iou,
     paired_generalized_box_iou,
 )
-from detkit.boxes.nms import batched_nms, nms
 from detkit.boxes.padded import multiclass_nms_padded, nms_padded
 from detkit.boxes.pooling import project_to_cells, roi_align, roi_pool, spatial_pyramid_pool
 from detkit.boxes.pyramid import PyramidRoIAlign
@@ -37,39 +51,51 @@ from detkit.boxes.soft_nms import matrix_nms, soft_nms, soft_nms_padded
 from detkit.boxes.tokens import TokenCoder
 
 __all__ = [
+    "BoxSides",
     "DeltaCoder",
     "DistanceCoder",
     "DistributionCoder",
     "GridCoder",
     "PyramidRoIAlign",
     "TokenCoder",
+    "all_pairs",
     "batched_nms",
     "box_area",
     "box_centers",
     "box_iou",
+    "ciou",
     "clip_boxes_to_image",
     "complete_box_iou",
     "crop_and_resize",
     "cxcywh_to_xyxy",
+    "diou",
     "distance_box_iou",
     "generalized_box_iou",
+    "giou",
+    "hull",
+    "intersection_and_union",
+    "iou",
     "mask_iou",
     "matrix_nms",
     "multiclass_nms_padded",
     "nms",
     "nms_padded",
+    "paired",
     "paired_box_iou",
     "paired_complete_box_iou",
     "paired_distance_box_iou",
     "paired_generalized_box_iou",
     "points_in_boxes",
     "project_to_cells",
+    "ratio",
     "remove_small_boxes",
     "roi_align",
     "roi_pool",
+    "sides_of",
     "soft_nms",
     "soft_nms_padded",
     "spatial_pyramid_pool",
+    "unsquared_diou",
     "weighted_boxes_fusion",
     "xywh_to_xyxy",
     "xyxy_to_cxcywh",

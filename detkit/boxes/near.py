@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from detkit.boxes.overlap import Mirrored
+from detkit.boxes.measures import BoxSides
 
 _SLOTS = 16  # slots of the table for each box: with fewer more strangers meet, more do not fit the cache
 _ROUNDING = 1e-5  # a computed IoU may be above t where the exact one is a little below
@@ -26,7 +26,7 @@ _PRIMES = (73856093, 19349663, 83492791)
 
 
 def near_pairs(
-    boxes: Mirrored, others: Mirrored, threshold: float, *, most: float = math.inf
+    boxes: BoxSides, others: BoxSides, threshold: float, *, most: float = math.inf
 ) -> tuple[Int[Tensor, "P"], Int[Tensor, "P"]] | None:
     """Index pairs (into ``boxes``, into ``others``) among which all with IoU above ``threshold`` are, and some more.
 
@@ -34,8 +34,8 @@ def near_pairs(
     one order only. None where there are more than ``most``, and where the boxes are so small, so far from the origin,
     that rounding spreads each over many cells.
 
-    >>> from detkit.boxes.overlap import mirror
-    >>> boxes = mirror(torch.tensor([[0.0, 0, 9, 9], [0, 1, 9, 10], [500, 0, 509, 9]]))
+    >>> from detkit.boxes import sides_of
+    >>> boxes = sides_of(torch.tensor([[0.0, 0, 9, 9], [0, 1, 9, 10], [500, 0, 509, 9]]))
     >>> first, second = near_pairs(boxes, boxes, 0.5)
     >>> sorted({(i, j) for i, j in zip(first.tolist(), second.tolist()) if i != j})
     [(0, 1), (1, 0)]
@@ -69,7 +69,7 @@ class _Interval(NamedTuple):
 class _Cells:
     """Boxes sorted by the slot of their cell. Arrays of two rows hold x and y."""
 
-    def __init__(self, threshold: float, boxes: Mirrored) -> None:
+    def __init__(self, threshold: float, boxes: BoxSides) -> None:
         self.threshold, self.ratio = threshold, 1 / threshold
         self.reach = (1 - threshold) / (1 + threshold) / 2  # of the sum of two sides
         # A cell is so high that a box reaches into two rows at most; along x, where ranges are free, cells are finer.
@@ -88,7 +88,7 @@ class _Cells:
         self.starts = torch.cat((slots.new_zeros(1), slots.bincount(minlength=self.mask + 1).cumsum(0)))
 
     def ranges(
-        self, boxes: Mirrored, *, wider: tuple[int, ...]
+        self, boxes: BoxSides, *, wider: tuple[int, ...]
     ) -> tuple[Int[Tensor, "R"], Int[Tensor, "R"], Int[Tensor, "M"]] | None:
         """Starts and counts of ranges in the returned order; range r belongs to box r modulo their number.
 
@@ -129,9 +129,9 @@ class _Cells:
         return _Interval(level, low.to(torch.int64), high.to(torch.int64))
 
 
-def _centers_and_sides(boxes: Mirrored) -> tuple[Float[Tensor, "2 N"], Float[Tensor, "2 N"]]:
-    low, high = boxes.sides.double().split(2)
-    return (high - low) / 2, high + low
+def _centers_and_sides(boxes: BoxSides) -> tuple[Float[Tensor, "2 N"], Float[Tensor, "2 N"]]:
+    low, high = torch.stack((boxes.x1, boxes.y1)).double(), torch.stack((boxes.x2, boxes.y2)).double()
+    return (low + high) / 2, high - low
 
 
 def _hash(wide: Tensor, high: Tensor, row: Tensor) -> Tensor:

@@ -5,14 +5,14 @@ each, and hand all segments to one engine (``detkit.boxes.suppression``). They a
 export, whatever happens inside. Whole padded batches: ``detkit.boxes.padded``.
 """
 
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor
 
 from detkit._inputs import as_tensor, check_box_values, check_finite, check_fraction, promote
-from detkit.boxes.suppression import Measure, best_first, surviving, usable
+from detkit.boxes.suppression import MEASURES, MeasureName, best_first, surviving, usable
 
 NonFinite = Literal["raise", "drop"]
 
@@ -22,7 +22,7 @@ def nms(
     scores: Shaped[Tensor, "N"],
     iou_threshold: float,
     *,
-    measure: Measure = "iou",
+    measure: MeasureName = "iou",
     nonfinite: NonFinite = "raise",
 ) -> Int[Tensor, "K"]:
     """Indices of the boxes that survive greedy non-maximum suppression, best score first, ties by lower index.
@@ -47,7 +47,7 @@ def batched_nms(
     groups: Shaped[Tensor, "N"],
     iou_threshold: float,
     *,
-    measure: Measure = "iou",
+    measure: MeasureName = "iou",
     nonfinite: NonFinite = "raise",
 ) -> Int[Tensor, "K"]:
     """:func:`nms` within each group: boxes of different ``groups`` (N,) integers, classes say, never meet.
@@ -71,7 +71,7 @@ def batched_nms(
 
 def check_options(function: str, iou_threshold: float, measure: str) -> None:
     check_fraction(iou_threshold, name="iou_threshold", function=function)
-    if measure not in ("iou", "diou"):
+    if measure not in MEASURES:
         raise ValueError(f"{function}: measure={measure!r}; allowed is 'iou' or 'diou'")
 
 
@@ -105,7 +105,7 @@ def _nms(
         check_finite(scores, function=function, name="scores")
         order = best_first(scores, len(scores))
     segments = None if groups is None else groups[order].to(torch.int64)
-    return order[surviving(boxes.index_select(0, order), segments, iou_threshold, cast(Measure, measure))]
+    return order[surviving(boxes.index_select(0, order), segments, iou_threshold, MEASURES[measure])]
 
 
 @_nms.register_fake

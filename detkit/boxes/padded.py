@@ -7,15 +7,16 @@ images not yet full. All images are looked at together: each (image, group) is a
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from detkit._inputs import as_tensor, promote
+from detkit.boxes.measures import Measure
 from detkit.boxes.nms import check_options
-from detkit.boxes.suppression import Measure, best_first, surviving, usable
+from detkit.boxes.suppression import MEASURES, MeasureName, best_first, surviving, usable
 
 _SHORT_PREFIX = 1024  # candidates to look at first, where that is 2 to 4 times what is wanted
 
@@ -28,7 +29,7 @@ def nms_padded(
     groups: Shaped[Tensor, "B N"] | None = None,
     valid: Bool[Tensor, "B N"] | None = None,
     max_detections: int,
-    measure: Measure = "iou",
+    measure: MeasureName = "iou",
 ) -> tuple[Int[Tensor, "B K"], Bool[Tensor, "B K"]]:
     """The best ``max_detections`` survivors of every image, with shapes that do not depend on values.
 
@@ -64,7 +65,7 @@ def multiclass_nms_padded(
     score_threshold: float,
     candidates_per_class: int | None = None,
     max_detections: int,
-    measure: Measure = "iou",
+    measure: MeasureName = "iou",
 ) -> tuple[Int[Tensor, "B K"], Int[Tensor, "B K"], Bool[Tensor, "B K"]]:
     """The best ``max_detections`` of all (box, class) pairs above ``score_threshold`` that survive in their class.
 
@@ -159,7 +160,7 @@ def _nms_padded(
         return _Prefix(order, boxes[rows, order], None if groups is None else groups[rows, order], real, real[:, -1])
 
     batch, total = scores.shape
-    nms = (iou_threshold, cast(Measure, measure))
+    nms = (iou_threshold, MEASURES[measure])
     return _best_survivors(look, batch, min(max_detections, total), total, nms, boxes)
 
 
@@ -209,7 +210,7 @@ def _multiclass_nms_padded(
         return _Prefix(index * classes + labels, boxes[place], labels, real, more)
 
     width = min(max_detections, min(count, candidates_per_class or count) * classes)
-    nms = (iou_threshold, cast(Measure, measure))
+    nms = (iou_threshold, MEASURES[measure])
     return _best_survivors(look, batch, width, count * classes, nms, boxes)
 
 

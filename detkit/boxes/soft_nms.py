@@ -26,7 +26,7 @@ from detkit._inputs import (
     full_checks,
     promote,
 )
-from detkit.boxes.iou import box_iou
+from detkit.boxes.overlap import box_iou
 
 DecayMethod = Literal["linear", "gaussian"]
 

@@ -23,11 +23,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from detkit._ranking import stable_topk
-from detkit.boxes.iou import paired_distance_box_iou
+from detkit.boxes.iou_blocks import iou_matrix
+from detkit.boxes.measures import BoxSides, Measure, coordinate_limit, diou, iou, sides_of, smallest_union
 from detkit.boxes.near import near_pairs
-from detkit.boxes.overlap import Mirrored, coordinate_limit, iou_matrix, mirror, paired_above, smallest_union
 
-Measure = Literal["iou", "diou"]
+MeasureName = Literal["iou", "diou"]
+MEASURES: dict[str, Measure] = {"iou": iou, "diou": diou}
+"""Measures that are never above IoU: what IoU does not bring near cannot conflict."""
 
 _SHORT, _LONG = 64, 2048
 _BLOCK = 1024  # the first block of a long segment; later ones are as long as _GROWTH times all before
@@ -63,7 +65,7 @@ def surviving(
 ) -> Bool[Tensor, "N"]:
     """Which rows survive, of rows in order of score that may be suppressed by those of their own segment.
 
-    >>> surviving(torch.tensor([[0.0, 0, 9, 9]] * 3), torch.tensor([7, 8, 7]), 0.5, "iou")
+    >>> surviving(torch.tensor([[0.0, 0, 9, 9]] * 3), torch.tensor([7, 8, 7]), 0.5, iou)
     tensor([ True,  True, False])
     """
     if segments is None:
@@ -75,7 +77,7 @@ def surviving(
 
 
 def survivors(
-    boxes: Float[Tensor, "N 4"], lengths: Sequence[int], iou_threshold: float, measure: Measure = "iou"
+    boxes: Float[Tensor, "N 4"], lengths: Sequence[int], iou_threshold: float, measure: Measure = iou
 ) -> Bool[Tensor, "N"]:
     """Which rows survive: those that no better survivor of their segment overlaps by more than ``iou_threshold``.
 
@@ -147,11 +149,8 @@ def _resolve_in_order(count: int, better: Int[Tensor, "P"], worse: Int[Tensor, "
     return torch.from_numpy(keep).to(better.device)
 
 
-def _above(better: Mirrored, worse: Mirrored, threshold: float, measure: Measure) -> Bool[Tensor, "P"]:
-    threshold = round_down(threshold, better.area.dtype)
-    if measure == "iou":
-        return paired_above(better, worse, threshold)
-    return paired_distance_box_iou(better.corners(), worse.corners()) > threshold
+def _above(better: BoxSides, worse: BoxSides, threshold: float, measure: Measure) -> Bool[Tensor, "P"]:
+    return measure(better, worse) > round_down(threshold, better.area.dtype)
 
 
 def round_down(threshold: float, dtype: torch.dtype) -> float:
@@ -181,11 +180,11 @@ def _short_conflicts(
     place -= torch.repeat_interleave(sizes.cumsum(0) - sizes, sizes)
     origin = torch.repeat_interleave(starts, sizes) + place
     following = torch.repeat_interleave(sizes, sizes) - place - 1
-    mirrored = mirror(boxes.index_select(0, origin))
+    ordered = sides_of(boxes.index_select(0, origin))
     found = [(origin[:0], origin[:0])]
     for shift in range(1, int(sizes[0]) if len(sizes) else 0):
         front = int(sizes[sizes > shift].sum())
-        better, worse = mirrored.cut(0, front - shift), mirrored.cut(shift, front)
+        better, worse = ordered.cut(0, front - shift), ordered.cut(shift, front)
         above = _above(better, worse, threshold, measure) & (following[: front - shift] >= shift)
         rows = above.nonzero().squeeze(1)
         found.append((origin.index_select(0, rows), origin.index_select(0, rows + shift)))
@@ -196,7 +195,7 @@ def _short_conflicts(
 def _one(boxes: Float[Tensor, "N 4"], threshold: float, measure: Measure) -> Bool[Tensor, "N"]:
     """One segment of any length."""
     near = _LEAST_THRESHOLD <= threshold <= _LARGEST_THRESHOLD and boxes.device.type == "cpu"
-    if measure == "iou" and (len(boxes) <= _LONG or not near):
+    if measure is iou and (len(boxes) <= _LONG or not near):
         return _by_kernel(boxes, threshold)
     return _by_blocks(boxes, threshold, measure)
 
@@ -209,18 +208,18 @@ def _by_kernel(boxes: Float[Tensor, "N 4"], threshold: float) -> Bool[Tensor, "N
 
 def _by_blocks(boxes: Float[Tensor, "N 4"], threshold: float, measure: Measure) -> Bool[Tensor, "N"]:
     """One long segment, block by block: a block meets the survivors so far, what is left of it meets itself."""
-    mirrored = mirror(boxes)
-    first = boxes[:_BLOCK] if measure == "iou" else boxes[:0]
+    sides = sides_of(boxes)
+    first = boxes[:_BLOCK] if measure is iou else boxes[:0]
     kept = _by_kernel(first, threshold).nonzero().squeeze(1)
     start, length, crowded = len(first), _BLOCK, False
     while start < len(boxes):
         block = torch.arange(start, min(start + length, len(boxes)), device=boxes.device)
-        fresh = _outlive(mirrored, block, kept, threshold, measure)
-        keep = None if fresh is None else _among(mirrored, fresh, threshold, measure)
+        fresh = _outlive(sides, block, kept, threshold, measure)
+        keep = None if fresh is None else _among(sides, fresh, threshold, measure)
         if fresh is not None and keep is not None:
             kept, start = torch.cat((kept, fresh[keep])), start + len(block)
             length = min(_GROWTH * start, _LONGEST_BLOCK, 2 * length if crowded else _LONGEST_BLOCK)
-        elif measure == "iou":  # too crowded for looking at pairs; what is kept suppresses nothing that is kept
+        elif measure is iou:  # too crowded for looking at pairs; what is kept suppresses nothing that is kept
             rest = torch.cat((kept, torch.arange(start, len(boxes), device=boxes.device)))
             kept, start = rest[_by_kernel(boxes[rest], threshold)], len(boxes)
         else:
@@ -228,11 +227,11 @@ def _by_blocks(boxes: Float[Tensor, "N 4"], threshold: float, measure: Measure) 
     return torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device).index_fill_(0, kept, True)
 
 
-def _among(boxes: Mirrored, rows: Tensor, threshold: float, measure: Measure) -> Bool[Tensor, "M"] | None:
+def _among(boxes: BoxSides, rows: Tensor, threshold: float, measure: Measure) -> Bool[Tensor, "M"] | None:
     """Which of ``rows`` survive each other; None where that takes too many pairs."""
     pairs = _candidates(boxes, rows, rows, threshold)
     if pairs is None:
-        return _by_kernel(boxes.take(rows).corners(), threshold) if measure == "iou" else None
+        return _by_kernel(boxes.take(rows).corners(), threshold) if measure is iou else None
     better, worse = torch.minimum(*pairs), torch.maximum(*pairs)
     first, second = boxes.take(rows.index_select(0, better)), boxes.take(rows.index_select(0, worse))
     above = (better < worse) & _above(first, second, threshold, measure)
@@ -240,10 +239,10 @@ def _among(boxes: Mirrored, rows: Tensor, threshold: float, measure: Measure) ->
 
 
 def _outlive(
-    boxes: Mirrored, block: Tensor, kept: Tensor, threshold: float, measure: Measure
+    boxes: BoxSides, block: Tensor, kept: Tensor, threshold: float, measure: Measure
 ) -> Int[Tensor, "M"] | None:
     """Rows of ``block`` that none of ``kept`` suppresses; None where that takes too many pairs."""
-    if measure == "iou" and len(kept) <= _FEW:
+    if measure is iou and len(kept) <= _FEW:
         overlaps = iou_matrix(boxes.take(kept), boxes.take(block))
         return block[(overlaps <= round_down(threshold, overlaps.dtype)).all(0)]
     pairs = _candidates(boxes, block, kept, threshold)
@@ -255,7 +254,7 @@ def _outlive(
     return block[torch.ones_like(block, dtype=torch.bool).index_fill_(0, queries[above], False)]
 
 
-def _candidates(boxes: Mirrored, rows: Tensor, others: Tensor, threshold: float) -> tuple[Tensor, Tensor] | None:
+def _candidates(boxes: BoxSides, rows: Tensor, others: Tensor, threshold: float) -> tuple[Tensor, Tensor] | None:
     """Places (in ``rows``, in ``others``) of pairs that may conflict; None if they are too many."""
     if threshold >= _LEAST_THRESHOLD and rows.device.type == "cpu":
         first = boxes.take(rows)

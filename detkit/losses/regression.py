@@ -15,15 +15,8 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from detkit._inputs import as_boxes, promote
-from detkit.boxes.iou import (
-    BoxSides,
-    DistanceVariant,
-    complete_formula,
-    distance_formula,
-    generalized_formula,
-    iou_formula,
-)
-from detkit.boxes.overlap import coordinate_limit, smallest_union
+from detkit.boxes.measures import BoxSides, Measure, ciou, coordinate_limit, giou, iou, smallest_union
+from detkit.boxes.overlap import DistanceVariant, distance_measure
 from detkit.losses.analytic import Derivatives, with_gradient
 
 
@@ -64,7 +57,7 @@ def box_iou_loss(
     >>> box_iou_loss(torch.tensor([[0.0, 0, 2, 2]]), torch.tensor([[0.0, 0, 4, 2]]))
     tensor([0.5000])
     """
-    return _box_loss(iou_formula, _none, boxes1, boxes2, weights, "box_iou_loss")
+    return _box_loss(iou, _none, boxes1, boxes2, weights, "box_iou_loss")
 
 
 def generalized_box_iou_loss(
@@ -78,7 +71,7 @@ def generalized_box_iou_loss(
     >>> generalized_box_iou_loss(torch.tensor([[0.0, 0, 1, 1]]), torch.tensor([[2.0, 0, 3, 1]]))
     tensor([1.3333])
     """
-    return _box_loss(generalized_formula, _generalized, boxes1, boxes2, weights, "generalized_box_iou_loss")
+    return _box_loss(giou, _generalized, boxes1, boxes2, weights, "generalized_box_iou_loss")
 
 
 def distance_box_iou_loss(
@@ -97,7 +90,7 @@ def distance_box_iou_loss(
     >>> distance_box_iou_loss(torch.tensor([[0.0, 0, 2, 2]]), torch.tensor([[1.0, 1, 3, 3]]))
     tensor([0.9683])
     """
-    measure = distance_formula(variant, "distance_box_iou_loss")
+    measure = distance_measure(variant, "distance_box_iou_loss")
     penalty = _distance if variant == "squared" else _distance_unsquared
     return _box_loss(measure, penalty, boxes1, boxes2, weights, "distance_box_iou_loss")
 
@@ -113,7 +106,7 @@ def complete_box_iou_loss(
     >>> complete_box_iou_loss(torch.tensor([[0.0, 0, 2, 2]]), torch.tensor([[0.0, 0, 4, 1]]))
     tensor([0.7470])
     """
-    return _box_loss(complete_formula, _complete, boxes1, boxes2, weights, "complete_box_iou_loss")
+    return _box_loss(ciou, _complete, boxes1, boxes2, weights, "complete_box_iou_loss")
 
 
 class _Pairs(NamedTuple):
@@ -142,7 +135,7 @@ class _Penalty(NamedTuple):
 
 
 def _box_loss(
-    measure: Callable[[BoxSides, BoxSides], Tensor],
+    measure: Measure,
     penalty: Callable[[_Pairs], _Penalty],
     boxes1: Tensor,
     boxes2: Tensor,
@@ -267,12 +260,16 @@ def _(x1: Tensor, y1: Tensor, x2: Tensor, y2: Tensor) -> Tensor:
 _box_columns.register_autograd(lambda context, *upstream: _box_rows(*upstream))
 
 
-def _fused(formula: Callable[[BoxSides, BoxSides], Tensor], boxes1: Tensor, boxes2: Tensor) -> Tensor:
+def _fused(formula: Measure, boxes1: Tensor, boxes2: Tensor) -> Tensor:
     """The plain form for ``torch.compile``: 1 - formula without a mask or an index, on contiguous columns."""
     limit, on_cpu = coordinate_limit(boxes1.dtype), boxes1.device.type == "cpu"
     columns = [_box_columns(boxes) if on_cpu else boxes.unbind(-1) for boxes in (boxes1, boxes2)]
-    first, second = (BoxSides(*(column.clamp(-limit, limit) for column in four)) for four in columns)
+    first, second = (_sides(*(column.clamp(-limit, limit) for column in four)) for four in columns)
     return 1 - formula(first, second)
+
+
+def _sides(x1, y1, x2, y2):
+    return BoxSides(x1, y1, x2, y2, (x2 - x1).clamp(min=0) * (y2 - y1).clamp(min=0))
 
 
 def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from strategies import boxes, targets_of, unhooked
 
 from detkit.anchors.hungarian import HungarianMatcher
 from detkit.boxes import box_iou, cxcywh_to_xyxy
-from detkit.boxes.iou import generalized_box_iou
+from detkit.boxes.overlap import generalized_box_iou
 from detkit.structures import IGNORED, NEGATIVE, Predictions, Targets, pad_targets
 
 WEIGHTS = (1.0, 5.0, 2.0)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import boxes, random_boxes
 
-from detkit.boxes import box_iou, distance_box_iou
+from detkit.boxes import box_iou, diou, distance_box_iou, iou
 from detkit.boxes import suppression as module
 from detkit.boxes.suppression import resolve, round_down, survivors
 
@@ -79,18 +79,18 @@ def test_diou_suppresses_as_its_greedy_loop_on_every_way(tiny_blocks, threshold)
     for count, objects in ((3, 1), (12, 2), (300, 20)):
         rows = scattered(count, objects=objects)
         expected = greedy(rows, threshold)
-        assert survivors(rows, [count], threshold, "diou").tolist() == expected
-        assert survivors(torch.cat((rows, rows)), [count] * 2, threshold, "diou").tolist() == expected * 2
+        assert survivors(rows, [count], threshold, diou).tolist() == expected
+        assert survivors(torch.cat((rows, rows)), [count] * 2, threshold, diou).tolist() == expected * 2
 
 
 def test_diou_spares_what_lies_off_center():
     rows = torch.tensor([[0.0, 0, 10, 10], [4, 0, 14, 10], [0, 0, 10, 9]])
-    iou, diou = 0.4286, 0.3745
-    assert survivors(rows[:2], [2], (iou + diou) / 2).tolist() == [True, False]
-    assert survivors(rows[:2], [2], (iou + diou) / 2, "diou").tolist() == [True, True]
+    between = (0.4286 + 0.3745) / 2  # IoU and DIoU of the first two
+    assert survivors(rows[:2], [2], between).tolist() == [True, False]
+    assert survivors(rows[:2], [2], between, diou).tolist() == [True, True]
 
 
-@pytest.mark.parametrize("measure", ["iou", "diou"])
+@pytest.mark.parametrize("measure", [iou, diou])
 @pytest.mark.parametrize("most", [1, 50, 2000])
 def test_blocks_with_too_many_pairs_are_decided_all_the_same(tiny_blocks, monkeypatch, measure, most):
     rows = torch.cat((scattered(100, objects=100), scattered(100, objects=1, seed=1) + 2000))
@@ -170,10 +170,10 @@ def test_crowds_at_tight_thresholds_are_decided_as_by_the_kernel(threshold):
     assert survivors(rows, [4000], threshold).tolist() == kernel(rows, threshold)
 
 
-@pytest.mark.parametrize("measure", ["iou", "diou"])
+@pytest.mark.parametrize("measure", [iou, diou])
 def test_boxes_as_small_as_the_rounding_of_their_place_are_decided_at_once(measure):
     generator = torch.Generator().manual_seed(0)
     corner = 2.0**56 + torch.randint(0, 1000, (2100, 2), generator=generator).double() * 16
     rows = torch.cat((corner, corner + 16 * torch.randint(1, 3, (2100, 2), generator=generator)), dim=1)
-    expected = kernel(rows, 0.9) if measure == "iou" else greedy(rows, 0.9)
+    expected = kernel(rows, 0.9) if measure is iou else greedy(rows, 0.9)
     assert survivors(rows, [2100], 0.9, measure).tolist() == expected

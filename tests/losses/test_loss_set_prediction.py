@@ -10,7 +10,7 @@ from torch import Tensor
 
 from detkit.anchors import HungarianMatcher
 from detkit.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
-from detkit.boxes.iou import generalized_box_iou
+from detkit.boxes.overlap import generalized_box_iou
 from detkit.losses import set_prediction
 from detkit.losses.set_prediction import SetPredictionLoss, cardinality_error
 from detkit.structures import IGNORED, Assignment, Predictions, Targets, pad_targets

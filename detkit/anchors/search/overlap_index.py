@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from detkit.boxes.overlap import coordinate_limit, smallest_union
+from detkit.boxes.measures import coordinate_limit, smallest_union
 
 _LEAF = 16
 _NODE = 16  # leaves in a node
