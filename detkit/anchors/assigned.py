@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from detkit.anchors.search.overlap_index import Sides, intersection_of, sides_of
+from detkit.boxes.measures import BoxSides, bounded_sides, intersection_and_union
 from detkit.structures import IGNORED, NEGATIVE, Assignment, Targets, take_rows
 
 _CROWD_SHARE = 0.5
@@ -101,14 +101,14 @@ def in_crowd(
     >>> in_crowd(anchors, torch.tensor([[[0.0, 0, 10, 10]]]), torch.tensor([[True]]))
     tensor([[ True, False]])
     """
-    own, regions = (
-        Sides(*(values.unsqueeze(d) for values in sides_of(rows))) for rows, d in ((anchors, -2), (boxes, -1))
-    )
+    own = bounded_sides(anchors).map(lambda values: values.unsqueeze(-2))
+    regions = bounded_sides(boxes).map(lambda values: values.unsqueeze(-1))
     inside = boxes.new_zeros((boxes.shape[0], anchors.shape[-2]), dtype=torch.bool)
     # A host can look which rows are crowds, and take them one by one; a device would have to wait for the answer.
     host = crowds.device.type == "cpu" and not torch.compiler.is_compiling()
     pieces = [slice(row, row + 1) for row in crowds.any(0).nonzero().squeeze(1).tolist()] if host else [slice(None)]
     for rows in pieces:
-        shared = intersection_of(Sides(*(values[:, rows] for values in regions)), own)
+        region = BoxSides(*(values[:, rows] for values in regions))
+        shared, _ = intersection_and_union(region, own)
         inside = inside | ((shared > _CROWD_SHARE * own.area) & crowds[:, rows, None]).any(1)
     return inside

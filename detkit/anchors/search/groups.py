@@ -9,7 +9,8 @@ from torch import Tensor
 
 from detkit.anchors.assigned import no_matches
 from detkit.anchors.claims import pair_keys, pairs_of
-from detkit.anchors.search.overlap_index import OverlapIndex, Sides, overlap_index, sides_of
+from detkit.anchors.search.overlap_index import OverlapIndex, overlap_index
+from detkit.boxes.measures import BoxSides, bounded_sides
 from detkit.structures import Assignment
 
 _OBJECTS_TOGETHER = 512
@@ -24,7 +25,7 @@ class ImageGroup(NamedTuple):
     objects: Bool[Tensor, "B T"]
     image: Int[Tensor, "M"]
     row: Int[Tensor, "M"]
-    sides: Sides
+    sides: BoxSides
 
 
 Search = Callable[[OverlapIndex, ImageGroup, Assignment], bool]
@@ -63,7 +64,7 @@ def image_groups(boxes: Float[Tensor, "B T 4"], objects: Bool[Tensor, "B T"]) ->
         if total >= _OBJECTS_TOGETHER or (end == len(counts) and total):
             images = slice(start, end)
             image, row = objects[images].nonzero().unbind(1)
-            sides = sides_of(boxes[images][image, row])
+            sides = bounded_sides(boxes[images][image, row])
             yield ImageGroup(images, boxes[images], objects[images], image, row, sides)
             start, total = end, 0
 

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from detkit.boxes.measures import coordinate_limit, smallest_union
+from detkit.boxes.measures import BoxSides, bounded_sides, iou
 
 _LEAF = 16
 _NODE = 16  # leaves in a node
@@ -27,32 +27,6 @@ _LEAVES_AT_ONCE = 8192  # their overlaps fit a core's cache
 _MOST_LEAVES = 2**18
 
 
-class Sides(NamedTuple):
-    """Corners and areas of boxes, each (...)."""
-
-    x1: Tensor
-    y1: Tensor
-    x2: Tensor
-    y2: Tensor
-    area: Tensor
-
-    def at(self, index: Int[Tensor, "*P"]) -> "Sides":
-        """The boxes, or rows of boxes, that ``index`` picks."""
-        return Sides(*(_rows(values, index) for values in self))
-
-    def column(self) -> "Sides":
-        """Boxes (M,) as (M, 1), to meet many others each."""
-        return Sides(*(values[:, None] for values in self))
-
-    def split(self, size: int) -> "list[Sides]":
-        """Boxes (M,) in pieces of at most ``size``."""
-        return [Sides(*piece) for piece in zip(*(values.split(size) for values in self), strict=True)]
-
-
-def _rows(values: Tensor, index: Tensor) -> Tensor:
-    return values.index_select(0, index.flatten()).unflatten(0, index.shape)  # faster than values[index]
-
-
 class Pairs(NamedTuple):
     """Objects and anchors that overlap, and by how much."""
 
@@ -61,45 +35,10 @@ class Pairs(NamedTuple):
     overlaps: Float[Tensor, "P"]
 
 
-def sides_of(boxes: Float[Tensor, "*B 4"]) -> Sides:
-    """Columns of ``boxes`` (..., 4) as :func:`detkit.boxes.box_iou` sees them: bounded; NaN boxes have no area.
-
-    >>> sides_of(torch.tensor([[0.0, 1, 2, 4]])).area
-    tensor([6.])
-    """
-    limit = coordinate_limit(boxes.dtype)
-    x1, y1, x2, y2 = boxes.movedim(-1, 0).contiguous().clamp(-limit, limit).unbind(0)
-    area = (x2 - x1).clamp_(min=0).mul_((y2 - y1).clamp_(min=0))
-    bad = area.isnan()
-    return Sides(*(values.masked_fill(bad, 0) for values in (x1, y1, x2, y2, area)))
-
-
-def intersection_of(one: Sides, other: Sides) -> Float[Tensor, "*B"]:
-    """Area that boxes share, broadcast.
-
-    >>> intersection_of(sides_of(torch.tensor([0.0, 0, 4, 4])), sides_of(torch.tensor([3.0, 2, 9, 9])))
-    tensor(2.)
-    """
-    width = (torch.minimum(one.x2, other.x2) - torch.maximum(one.x1, other.x1)).clamp_(min=0)
-    height = (torch.minimum(one.y2, other.y2) - torch.maximum(one.y1, other.y1)).clamp_(min=0)
-    return width.mul_(height)
-
-
-def overlap_of(one: Sides, other: Sides) -> Float[Tensor, "*B"]:
-    """IoU in float32, broadcast: bit for bit that of :func:`detkit.boxes.box_iou`, with fewer passes over memory.
-
-    >>> overlap_of(sides_of(torch.tensor([0.0, 0, 2, 2])), sides_of(torch.tensor([1.0, 1, 3, 3])))
-    tensor(0.1429)
-    """
-    shared = intersection_of(one, other)
-    union = (one.area + other.area).sub_(shared)
-    empty = union <= smallest_union(union.dtype)
-    return shared.div_(union.masked_fill_(empty, 1)).masked_fill_(empty, 0).float()
-
-
 class OverlapIndex:
     """Anchors (N, 4), N at least 1, in an order that lets a search skip nearly all of them; building it sorts them.
 
+    >>> from detkit.boxes import sides_of
     >>> index = OverlapIndex(torch.tensor([[0.0, 0, 10, 10], [50, 50, 60, 60], [0, 0, 10, 9]]))
     >>> index.pairs(sides_of(torch.tensor([[0.0, 0, 10, 10]])), torch.tensor([0.5]))
     Pairs(objects=tensor([0, 0]), anchors=tensor([2, 0]), overlaps=tensor([0.9000, 1.0000]))
@@ -107,26 +46,28 @@ class OverlapIndex:
 
     def __init__(self, anchors: Float[Tensor, "N 4"]) -> None:
         self.anchors = anchors
-        every = sides_of(anchors)
+        every = bounded_sides(anchors)
         shapes, order = _neighbors(every)
         places, filling = _whole_nodes(shapes)
         self._order = order[places].view(-1, _LEAF)
-        self._members = every.at(self._order)
+        self._members = every.take(self._order)
         self._leaves = _Hulls.around(self._members)
         self._nodes = self._leaves.merged()
         for column in self._members:
             column.view(-1).masked_fill_(filling, 0)  # copies are never found
 
-    def reachable(self, objects: Sides) -> Float[Tensor, "M"]:
+    def reachable(self, objects: BoxSides) -> Float[Tensor, "M"]:
         """An IoU that each object reaches with some anchor, mostly near its best: where its search may start."""
         probes = min(_PROBES, len(self._nodes.area))
         pieces = objects.split(_OBJECTS_AT_ONCE)
-        nodes = torch.cat([self._nodes.promise(piece.column()).topk(probes, sorted=False).indices for piece in pieces])
-        cube = Sides(*(values[:, None, None] for values in objects))
+        nodes = torch.cat(
+            [self._nodes.promise(piece.map(_column)).topk(probes, sorted=False).indices for piece in pieces]
+        )
+        cube = objects.map(lambda values: values[:, None, None])
         best = self._leaves.children(nodes).promise(cube).argmax(2)
-        return overlap_of(cube, self._members.at(nodes * _NODE + best)).amax((1, 2))
+        return iou(cube, self._members.take(nodes * _NODE + best)).float().amax((1, 2))
 
-    def pairs(self, objects: Sides, least: Float[Tensor, "M"]) -> Pairs | None:
+    def pairs(self, objects: BoxSides, least: Float[Tensor, "M"]) -> Pairs | None:
         """All pairs with IoU > 0 and at least ``least`` of its object; None where they are too many to be worth it."""
         rows, leaves = self._promising(objects, least)
         if len(rows) > _MOST_LEAVES:
@@ -135,12 +76,12 @@ class OverlapIndex:
         found = [self._exact(objects, least, *piece) for piece in pieces]
         return Pairs(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
-    def _promising(self, objects: Sides, least: Tensor) -> tuple[Tensor, Tensor]:
+    def _promising(self, objects: BoxSides, least: Tensor) -> tuple[Tensor, Tensor]:
         """(object, leaf) pairs that may hold what is looked for; the rest is left out once they are too many."""
         found, start = [], 0
         for piece, floor in zip(objects.split(_OBJECTS_AT_ONCE), least.split(_OBJECTS_AT_ONCE), strict=True):
-            rows, nodes = self._nodes.may_reach(floor[:, None], piece.column()).nonzero().unbind(1)
-            leaves = self._leaves.children(nodes).may_reach(floor[rows, None], piece.at(rows).column())
+            rows, nodes = self._nodes.may_reach(floor[:, None], piece.map(_column)).nonzero().unbind(1)
+            leaves = self._leaves.children(nodes).may_reach(floor[rows, None], piece.take(rows).map(_column))
             pairs, children = leaves.nonzero().unbind(1)
             found.append((rows[pairs] + start, nodes[pairs] * _NODE + children))
             start += len(floor)
@@ -149,8 +90,8 @@ class OverlapIndex:
         rows, leaves = (torch.cat(parts) for parts in zip(*found, strict=True))
         return rows, leaves
 
-    def _exact(self, objects: Sides, least: Tensor, rows: Tensor, leaves: Tensor) -> Pairs:
-        overlaps = overlap_of(objects.at(rows).column(), self._members.at(leaves))
+    def _exact(self, objects: BoxSides, least: Tensor, rows: Tensor, leaves: Tensor) -> Pairs:
+        overlaps = iou(objects.take(rows).map(_column), self._members.take(leaves)).float()
         enough = least.index_select(0, rows)[:, None]
         hits = (overlaps >= enough).logical_and_(overlaps > 0).view(-1).nonzero().squeeze(1)
         pairs = hits // _LEAF
@@ -187,7 +128,7 @@ class _Hulls(NamedTuple):
     height: Tensor
 
     @staticmethod
-    def around(members: Sides) -> "_Hulls":
+    def around(members: BoxSides) -> "_Hulls":
         """Hulls of groups (L, 16) of anchors."""
         x1, y1, x2, y2, area = members
         return _Hulls(x1, y1, area, x2, y2, x2 - x1, y2 - y1)._reduced()
@@ -200,12 +141,12 @@ class _Hulls(NamedTuple):
         """Of leaves: the 16 in each of ``nodes``."""
         return _Hulls(*(_rows(values.view(-1, _NODE), nodes) for values in self))
 
-    def promise(self, objects: Sides) -> Tensor:
+    def promise(self, objects: BoxSides) -> Tensor:
         """A guess at the best IoU inside, lower where shapes are mixed and the bound therefore says little."""
         shared, union = self._shared_and_union(objects)
         return shared.mul_(self.area / (self.width * self.height)).div_(union).nan_to_num_(0)
 
-    def may_reach(self, least: Tensor, objects: Sides) -> Tensor:
+    def may_reach(self, least: Tensor, objects: BoxSides) -> Tensor:
         """False where no anchor inside overlaps an object by as much as ``least``."""
         shared, union = self._shared_and_union(objects)
         least = least.masked_fill(least < _INEXACT, 0)  # so small a ratio is rounded by more than the slack
@@ -214,7 +155,7 @@ class _Hulls(NamedTuple):
     def _reduced(self) -> "_Hulls":
         return _Hulls(*(values.amin(1) for values in self[:3]), *(values.amax(1) for values in self[3:]))
 
-    def _shared_and_union(self, objects: Sides) -> tuple[Tensor, Tensor]:
+    def _shared_and_union(self, objects: BoxSides) -> tuple[Tensor, Tensor]:
         width = torch.minimum(self.x2, objects.x2).sub_(torch.maximum(self.x1, objects.x1))
         height = torch.minimum(self.y2, objects.y2).sub_(torch.maximum(self.y1, objects.y1))
         width = torch.minimum(width, self.width, out=width).clamp_(min=0)
@@ -222,7 +163,15 @@ class _Hulls(NamedTuple):
         return shared, torch.maximum(shared, self.area, out=width).add_(objects.area).sub_(shared)
 
 
-def _neighbors(boxes: Sides) -> tuple[Int[Tensor, "N"], Int[Tensor, "N"]]:
+def _rows(values: Tensor, index: Tensor) -> Tensor:
+    return values.index_select(0, index.flatten()).unflatten(0, index.shape)  # faster than values[index]
+
+
+def _column(values: Tensor) -> Tensor:
+    return values[:, None]
+
+
+def _neighbors(boxes: BoxSides) -> tuple[Int[Tensor, "N"], Int[Tensor, "N"]]:
     """An order in which boxes of one shape stand together, the near ones side by side; and their shapes' numbers."""
     shape = [_octave_eighths(high - low) for low, high in ((boxes.x1, boxes.x2), (boxes.y1, boxes.y2))]
     place = [_every_other_bit(_cells(low + high)) for low, high in ((boxes.x1, boxes.x2), (boxes.y1, boxes.y2))]
