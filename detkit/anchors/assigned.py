@@ -80,13 +80,13 @@ def ignore_crowds(
     boxes: Shaped[Tensor, "B T 4"],
     crowds: Bool[Tensor, "B T"],
 ) -> Int[Tensor, "B N"]:
-    """``matched`` with IGNORED in place of NEGATIVE where an anchor lies in a crowd: see :func:`in_crowd`.
+    """Write IGNORED over NEGATIVE in ``matched`` where an anchor lies in a crowd (:func:`in_crowd`); returns it.
 
     >>> anchors, crowd = torch.tensor([[0.0, 0, 5, 5], [8, 8, 20, 20]]), torch.tensor([[[0.0, 0, 10, 10]]])
     >>> ignore_crowds(torch.tensor([[-1, -1]]), anchors, crowd, torch.tensor([[True]]))
     tensor([[-2, -1]])
     """
-    return torch.where((matched == NEGATIVE) & in_crowd(anchors, boxes, crowds), IGNORED, matched)
+    return matched.masked_fill_(in_crowd(anchors, boxes, crowds) & (matched == NEGATIVE), IGNORED)
 
 
 def in_crowd(

@@ -1,5 +1,7 @@
 """ATSS: an object takes the anchors near it that overlap it unusually well."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -52,31 +54,35 @@ class ATSSMatcher(nn.Module):
 
         Levels are those of ``anchors.counts``; plain boxes are one level.
         """
-        anchors, targets = read_boxes("ATSSMatcher", anchors, targets)
-        count, truth = anchors.boxes.shape[-2], targets.boxes
-        if sum(anchors.counts) != count or any(level < 0 for level in anchors.counts):
+        boxes, targets = read_boxes("ATSSMatcher", anchors, targets)
+        count, truth = boxes.shape[-2], targets.boxes
+        counts = anchors.counts if isinstance(anchors, Anchors) else (count,)
+        if sum(counts) != count or any(level < 0 for level in counts):
             raise ValueError(
-                f"ATSSMatcher: anchors.counts={list(anchors.counts)} add up to {sum(anchors.counts)}; "
+                f"ATSSMatcher: anchors.counts={list(counts)} add up to {sum(counts)}; "
                 f"allowed is one count for each level, together the {count} anchors"
             )
-        places = self._candidates(anchors, truth)
-        near = take_rows(anchors.boxes.expand(truth.shape[0], -1, 4), places.flatten(1)).unflatten(1, places.shape[1:])
+        places = self._candidates(boxes.split(list(counts), dim=-2), truth)
+        near = take_rows(boxes.expand(truth.shape[0], -1, 4), places.flatten(1)).unflatten(1, places.shape[1:])
         overlaps = paired_box_iou(near, truth[:, :, None]).float()
         fits = overlaps >= _threshold(overlaps, torch.isfinite(near).all(-1))[..., None]
         chosen = fits & (overlaps > 0) & points_in_boxes(box_centers(near), truth[:, :, None])
         matched, quality = highest_claim(places, overlaps, chosen & targets.objects[..., None], count)
-        return Assignment(ignore_crowds(matched, anchors.boxes, truth, targets.crowds), quality)
+        return Assignment(ignore_crowds(matched, boxes, truth, targets.crowds), quality)
 
     def extra_repr(self) -> str:
         """The settings that ``print`` shows."""
         return f"candidates={self.candidates}"
 
-    def _candidates(self, anchors: Anchors, truth: Float[Tensor, "B T 4"]) -> Int[Tensor, "B T K"]:
+    def _candidates(
+        self, levels: Sequence[Float[Tensor, "*B _ 4"]], truth: Float[Tensor, "B T 4"]
+    ) -> Int[Tensor, "B T K"]:
         """Places of the nearest anchors of every level, for every object."""
-        points, goals = box_centers(anchors.boxes), box_centers(truth)
+        goals = box_centers(truth)
         places, start = [], 0
-        for level in points.split(list(anchors.counts), dim=-2):
-            places.append(_nearest(level.expand(truth.shape[0], -1, 2), goals, self.candidates) + start)
+        for level in levels:
+            points = box_centers(level).expand(truth.shape[0], -1, 2)
+            places.append(_nearest(points, goals, self.candidates) + start)
             start = start + level.shape[-2]
         return torch.cat(places, dim=2) if places else goals.new_zeros((*goals.shape[:2], 0), dtype=torch.int64)
 

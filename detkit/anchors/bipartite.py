@@ -7,11 +7,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from detkit._inputs import check_fraction
 from detkit._ranking import stable_topk
 from detkit.anchors.assigned import matched_overlaps, threshold_labels
 from detkit.anchors.claims import SMALLEST_CLAIM, pair_keys
-from detkit.anchors.matcher import AnchorBoxes, match_batch, read_boxes, traced_matches
+from detkit.anchors.matcher import AnchorBoxes, check_thresholds, match_batch, read_boxes, traced_matches
 from detkit.anchors.matrix import overlap_matrix
 from detkit.anchors.search.bipartite import search_bipartite
 from detkit.structures import NEGATIVE, Assignment, Predictions, Targets
@@ -111,12 +110,7 @@ class BipartiteMatcher(nn.Module):
     ) -> None:
         super().__init__()
         self.positive_iou, self.negative_iou = positive_iou, positive_iou if negative_iou is None else negative_iou
-        for name, value in (("positive_iou", self.positive_iou), ("negative_iou", self.negative_iou)):
-            check_fraction(value, name=name, function="BipartiteMatcher")
-        if self.negative_iou > self.positive_iou:
-            raise ValueError(
-                f"BipartiteMatcher: negative_iou={negative_iou} must not exceed positive_iou={positive_iou}"
-            )
+        check_thresholds("BipartiteMatcher", self.positive_iou, self.negative_iou)
         self.greedy, self.force_match_zero = greedy, force_match_zero
 
     @torch.no_grad()
@@ -125,8 +119,8 @@ class BipartiteMatcher(nn.Module):
 
         ``quality`` is the IoU of the match, 0 where an anchor has none.
         """
-        anchors, targets = read_boxes("BipartiteMatcher", anchors, targets)
-        rows = targets.boxes, targets.valid, targets.ignore, anchors.boxes
+        boxes, targets = read_boxes("BipartiteMatcher", anchors, targets)
+        rows = targets.boxes, targets.valid, targets.ignore, boxes
         rule = (self.positive_iou, self.negative_iou, self.greedy, self.force_match_zero)
         return Assignment(*torch.ops.detkit.match_bipartite(*rows, *rule))
 

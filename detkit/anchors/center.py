@@ -85,10 +85,10 @@ class CenterMatcher(nn.Module):
     @torch.no_grad()
     def forward(self, anchors: AnchorBoxes, targets: Targets, predictions: Predictions | None = None) -> Assignment:
         """Match ``anchors`` (N, 4) xyxy, shared by all images, with the objects of B images."""
-        anchors, targets = read_boxes("CenterMatcher", anchors, targets)
-        if anchors.boxes.ndim != 2:
-            raise ValueError(f"CenterMatcher: anchors have shape {tuple(anchors.boxes.shape)}; allowed is (N, 4)")
-        rows = targets.boxes, targets.valid, targets.ignore, anchors.boxes
+        boxes, targets = read_boxes("CenterMatcher", anchors, targets)
+        if boxes.ndim != 2:
+            raise ValueError(f"CenterMatcher: anchors have shape {tuple(boxes.shape)}; allowed is (N, 4)")
+        rows = targets.boxes, targets.valid, targets.ignore, boxes
         rule = (self.radius, *self.reach)
         return Assignment(*torch.ops.detkit.match_center(*rows, *rule))
 

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
-from detkit._inputs import as_boxes
+from detkit._inputs import as_boxes, check_fraction
 from detkit.anchors.assigned import ignore_crowds, no_matches
 from detkit.anchors.search.groups import Compare, Search, search_batch, worth_searching
 from detkit.structures import Anchors, Predictions, Targets
@@ -15,27 +15,26 @@ AnchorBoxes: TypeAlias = Anchors | Shaped[Tensor, "*B N 4"]
 """What matchers take: anchors, or their boxes, shared by all images or those of each."""
 
 
-def read_boxes(function: str, anchors: Anchors | Tensor, targets: Targets) -> tuple[Anchors, Targets]:
-    """Anchors and targets with their boxes in a promoted type, NaN in every row that is not finite: it matches nothing.
+def read_boxes(function: str, anchors: Anchors | Tensor, targets: Targets) -> tuple[Tensor, Targets]:
+    """Boxes of the anchors and targets in a promoted type; a row that is not finite becomes NaN, and matches nothing.
 
     Raises ValueError, in the name of ``function``, where shapes disagree and for targets without a single row.
 
     >>> from detkit.structures import pad_targets
     >>> targets = pad_targets([{"boxes": torch.ones(1, 4), "labels": torch.tensor([0])}])
-    >>> read_boxes("example", torch.tensor([[0, 0, 8, torch.inf], [0, 0, 8, 4]]), targets)[0].boxes
+    >>> read_boxes("example", torch.tensor([[0, 0, 8, torch.inf], [0, 0, 8, 4]]), targets)[0]
     tensor([[nan, nan, nan, nan],
             [0., 0., 8., 4.]])
     """
     truth = as_boxes(targets.boxes, function=function, name="targets.boxes")
-    given = isinstance(anchors, Anchors)
-    boxes = as_boxes(anchors.boxes if given else anchors, function=function, name="anchors")
+    boxes = anchors.boxes if isinstance(anchors, Anchors) else anchors
+    boxes = as_boxes(boxes, function=function, name="anchors")
     check_rows(function, targets)
     if boxes.ndim != 2 and (boxes.ndim != 3 or boxes.shape[0] != truth.shape[0]):
         raise ValueError(
             f"{function}: anchors have shape {tuple(boxes.shape)}; allowed is (N, 4) or ({truth.shape[0]}, N, 4)"
         )
-    anchors = anchors if given else Anchors.of(boxes)
-    return anchors._replace(boxes=_finite(boxes)), targets._replace(boxes=_finite(truth))
+    return _finite(boxes), targets._replace(boxes=_finite(truth))
 
 
 def read_predictions(function: str, predictions: Predictions | None, field: str) -> tuple[Tensor, Tensor]:
@@ -64,6 +63,19 @@ def check_rows(function: str, targets: Targets) -> None:
     """
     if targets.valid.shape[1] == 0:
         raise ValueError(f"{function}: targets have 0 rows; allowed is at least 1, as pad_targets makes")
+
+
+def check_thresholds(function: str, positive_iou: float, negative_iou: float) -> None:
+    """Raise ValueError unless both lie in [0, 1] and ``negative_iou`` is not the higher one.
+
+    >>> check_thresholds("example", 0.5, 0.6)
+    Traceback (most recent call last):
+    ValueError: example: negative_iou=0.6 must not exceed positive_iou=0.5
+    """
+    check_fraction(positive_iou, name="positive_iou", function=function)
+    check_fraction(negative_iou, name="negative_iou", function=function)
+    if negative_iou > positive_iou:
+        raise ValueError(f"{function}: negative_iou={negative_iou} must not exceed positive_iou={positive_iou}")
 
 
 def match_batch(

@@ -57,9 +57,10 @@ class TaskAlignedMatcher(nn.Module):
 
         Of ``anchors``, (N, 4) or (B, N, 4) xyxy, only the center counts. Raises ValueError without predictions.
         """
-        anchors, targets = read_boxes("TaskAlignedMatcher", anchors, targets)
-        scores, boxes, usable = _usable("TaskAlignedMatcher", anchors, targets, predictions)
-        inside = points_in_boxes(box_centers(anchors.boxes).unsqueeze(-3), targets.boxes[:, :, None])
+        cells, targets = read_boxes("TaskAlignedMatcher", anchors, targets)
+        points = box_centers(cells).unsqueeze(-3)
+        scores, boxes, usable = _usable("TaskAlignedMatcher", points, targets, predictions)
+        inside = points_in_boxes(points, targets.boxes[:, :, None])
         overlaps = box_iou(targets.boxes, boxes).float()
         alignment = _of_labels(scores, targets) ** self.alpha * overlaps**self.beta
         alignment = torch.where(inside & _pairs(targets, usable), alignment, 0)
@@ -116,12 +117,14 @@ class SimOTAMatcher(nn.Module):
         scores: YOLOX hands over the root of class probability times objectness. ``radius`` counts in strides of the
         anchors; plain boxes (N, 4) or (B, N, 4) xyxy are the cells themselves. Raises ValueError without predictions.
         """
-        anchors, targets = read_boxes("SimOTAMatcher", anchors, targets)
-        scores, boxes, usable = _usable("SimOTAMatcher", anchors, targets, predictions)
-        truth, points, pairs = targets.boxes, box_centers(anchors.boxes).unsqueeze(-3), _pairs(targets, usable)
+        cells, targets = read_boxes("SimOTAMatcher", anchors, targets)
+        strides = promote(anchors.strides) if isinstance(anchors, Anchors) else cells[..., 2:] - cells[..., :2]
+        points = box_centers(cells).unsqueeze(-3)
+        scores, boxes, usable = _usable("SimOTAMatcher", points, targets, predictions)
+        truth, pairs = targets.boxes, _pairs(targets, usable)
         inside = points_in_boxes(points, truth[:, :, None])
         apart = (points - box_centers(truth)[:, :, None]).abs()
-        near = (apart < self.radius * promote(anchors.strides).unsqueeze(-3)).all(-1)
+        near = (apart < self.radius * strides.unsqueeze(-3)).all(-1)
         overlaps = torch.where((inside | near) & pairs, box_iou(truth, boxes).float(), 0)
         costs = self._costs(scores, overlaps, targets)
         costs = torch.where(inside & near, costs, (costs + 1) * _OUTSIDE)
@@ -157,11 +160,11 @@ def _check_settings(function: str, candidates: int, **numbers: float) -> None:
 
 
 def _usable(
-    function: str, anchors: Anchors, targets: Targets, predictions: Predictions | None
+    function: str, points: Tensor, targets: Targets, predictions: Predictions | None
 ) -> tuple[Float[Tensor, "B N C"], Float[Tensor, "B N 4"], Bool[Tensor, "B N"]]:
     """Scores and boxes (zero where not finite), and which predictions are usable."""
     boxes, scores = read_predictions(function, predictions, "scores")
-    images, count = targets.valid.shape[0], anchors.boxes.shape[-2]
+    images, count = targets.valid.shape[0], points.shape[-2]
     if (
         scores.ndim != 3
         or scores.shape[2] < 1

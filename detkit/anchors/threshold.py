@@ -6,9 +6,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from detkit._inputs import check_fraction
 from detkit.anchors.assigned import no_matches, threshold_labels
-from detkit.anchors.matcher import AnchorBoxes, match_batch, read_boxes, traced_matches
+from detkit.anchors.matcher import AnchorBoxes, check_thresholds, match_batch, read_boxes, traced_matches
 from detkit.anchors.matrix import matrix_pieces, overlap_matrix
 from detkit.anchors.search.threshold import search_threshold
 from detkit.structures import Assignment, Predictions, Targets
@@ -65,12 +64,7 @@ class ThresholdMatcher(nn.Module):
 
     def __init__(self, *, positive_iou: float = 0.5, negative_iou: float = 0.4, low_quality: bool = True) -> None:
         super().__init__()
-        for name, value in (("positive_iou", positive_iou), ("negative_iou", negative_iou)):
-            check_fraction(value, name=name, function="ThresholdMatcher")
-        if negative_iou > positive_iou:
-            raise ValueError(
-                f"ThresholdMatcher: negative_iou={negative_iou} must not exceed positive_iou={positive_iou}"
-            )
+        check_thresholds("ThresholdMatcher", positive_iou, negative_iou)
         self.positive_iou, self.negative_iou, self.low_quality = positive_iou, negative_iou, low_quality
 
     @torch.no_grad()
@@ -79,8 +73,8 @@ class ThresholdMatcher(nn.Module):
 
         ``quality`` is the IoU of the match, 0 where an anchor has none.
         """
-        anchors, targets = read_boxes("ThresholdMatcher", anchors, targets)
-        rows = targets.boxes, targets.valid, targets.ignore, anchors.boxes
+        boxes, targets = read_boxes("ThresholdMatcher", anchors, targets)
+        rows = targets.boxes, targets.valid, targets.ignore, boxes
         rule = (self.positive_iou, self.negative_iou, self.low_quality)
         return Assignment(*torch.ops.detkit.match_threshold(*rows, *rule))
 

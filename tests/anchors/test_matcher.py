@@ -115,16 +115,19 @@ def test_targets_without_a_row_are_refused():
 
 def test_boxes_are_promoted_and_rows_that_are_not_finite_become_nan():
     targets = targets_of(torch.tensor([[0.0, 0, 1, 1], [0, torch.inf, 1, 1]]))
-    anchors, read = read_boxes("Some", torch.tensor([[0.0, 0, 8, 4], [0, 0, torch.nan, 4]]).half(), targets)
-    assert anchors.boxes.dtype == anchors.strides.dtype == torch.float32
-    assert anchors.boxes.isnan().tolist() == [[False] * 4, [True] * 4]
+    boxes, read = read_boxes("Some", torch.tensor([[0.0, 0, 8, 4], [0, 0, torch.nan, 4]]).half(), targets)
+    assert boxes.dtype == torch.float32
+    assert boxes.isnan().tolist() == [[False] * 4, [True] * 4]
     assert read.boxes.isnan().tolist() == [[[False] * 4, [True] * 4]]
-    assert anchors.strides[0].tolist() == [8, 4]
-    given = Anchors(torch.zeros(3, 4), torch.full((3, 2), 2.0), (2, 1))
-    anchors, _ = read_boxes("Some", given, targets)
-    assert anchors.strides is given.strides
-    assert anchors.counts == (2, 1)
 
 
 def test_an_empty_list_of_anchors_is_none():
-    assert read_boxes("Some", torch.zeros(0), targets_of(random_boxes(1)))[0].boxes.shape == (0, 4)
+    assert read_boxes("Some", torch.zeros(0), targets_of(random_boxes(1)))[0].shape == (0, 4)
+
+
+@pytest.mark.parametrize("matcher", [*BLIND, *SEEING[:2]], ids=str)
+def test_no_anchors_and_no_predictions_of_them_give_an_empty_assignment(matcher):
+    predictions = Predictions(torch.zeros(1, 0, 4), torch.zeros(1, 0, 3))
+    for anchors in (torch.zeros(0), torch.zeros(0, 4), Anchors(torch.zeros(0, 4), torch.zeros(0, 2), ())):
+        found = unhooked(type(matcher).forward)(matcher, anchors, targets_of(random_boxes(1)), predictions)
+        assert found.matched.shape == (1, 0)
