@@ -8,7 +8,6 @@ from contracts import assert_same_found, assert_same_losses, pictures, target
 from torch import Tensor, nn
 
 from detkit.detectors import Detector, SideBySide, Stage, fpn_ssd, small_faster_rcnn
-from detkit.detectors.region import Pixels
 from detkit.structures import Detections, Images, Targets
 
 SIZE = (96, 128)
@@ -25,6 +24,13 @@ class Shared(nn.Module):
     def forward(self, images: Tensor) -> dict[str, list[Tensor]]:
         levels = self.trunk(images)
         return dict.fromkeys(CLASSES, levels)
+
+
+class Pixels(nn.Module):
+    """A trunk that hands on what it is given."""
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        return [images]
 
 
 def detectors() -> tuple[Detector, dict[str, Detector]]:
