@@ -16,8 +16,7 @@ from torchvision.utils import make_grid
 from detkit.anchors import BalancedSampler, ThresholdMatcher
 from detkit.boxes import clip_boxes_to_image, mask_iou
 from detkit.data import DigitScenes
-from detkit.detectors import paste_masks, small_mask_rcnn
-from detkit.detectors.recipes.rcnn import box_stage
+from detkit.detectors import box_stage, paste_masks, small_mask_rcnn
 from detkit.losses import mask_targets
 from detkit.proposals import pad_proposals
 from detkit.structures import IGNORED, Target

@@ -49,6 +49,8 @@ from detkit.tricks import ExponentialMovingAverage, warmup_cosine
 from detkit.viz import plot_curves, save_picture, side_by_side
 from detkit.weights import load_checkpoint, load_weights, save_checkpoint, save_weights
 
+RECIPES = [name for name in recipes.__all__ if not name.endswith(("_stage", "_anchors"))]
+"""Those that build a whole detector, not a part of one."""
 OTHERWISE = {"ssd", "fast_rcnn", "rcnn"}
 """Recipes that need a trunk, or proposals, handed over."""
 AUGMENTATIONS = {
@@ -74,7 +76,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--folders", nargs=3, default=tuple(VocFolders()), metavar=("XML", "IMAGES", "SPLITS"))
     add("--minus-one", action="store_true", help="voc: pixels are counted from 1, as PASCAL's own files do")
     add("--scenes", type=int, default=2000, help="scenes: how many to train on; a tenth of it to validate and to test")
-    add("--recipe", choices=sorted(set(recipes.__all__) - OTHERWISE), default="fpn_ssd")
+    add("--recipe", choices=sorted(set(RECIPES) - OTHERWISE), default="fpn_ssd")
     add("--trunk", type=Path, help="weights of another recipe, trained before, whose backbone to start from")
     add("--masks", action="store_true", help="coco and scenes: read masks, and judge them, for recipes that draw some")
     add("--size", type=int, nargs=2, metavar=("H", "W"), help="input size, for recipes that take one")

@@ -12,8 +12,7 @@ from torch.nn import functional as F
 from detkit.backbones import SmallBackbone
 from detkit.boxes import box_iou
 from detkit.data import DigitScenes
-from detkit.detectors import Detector
-from detkit.detectors.recipes.regions import rcnn
+from detkit.detectors import Detector, rcnn
 from detkit.fitting import fit_rcnn
 from detkit.metrics import CocoMetrics
 from detkit.proposals import Proposals, sliding_windows

@@ -21,6 +21,7 @@ KINDS = (
     "whole",
     "minus zero",
 )
+SCORES = st.sampled_from([0.0, -0.0, 0.001, 0.25, 0.5, 0.5, 0.75, 1.0])
 
 
 def random_boxes(count: int, *, seed: int = 0, extent: float = 100.0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -62,6 +63,25 @@ def boxes(draw: st.DrawFn, *, most: int = 6, inverted: bool = True, huge: float 
     if rows and draw(st.booleans()):
         rows = [*rows, rows[0]]
     return torch.tensor(rows, dtype=torch.float32).reshape(-1, 4)
+
+
+def crowd(count: int, *, seed: int = 0, groups: int = 3, ties: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    """Boxes, scores and groups, in float64; with ``ties`` many scores are equal."""
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.rand(count, generator=generator, dtype=torch.float64)
+    scores = (scores * 8).round() / 8 if ties else scores
+    return (
+        random_boxes(count, seed=seed, dtype=torch.float64),
+        scores,
+        torch.randint(0, groups, (count,), generator=generator),
+    )
+
+
+def drawn(data: st.DataObject, rows: Tensor, most_groups: int = 2) -> tuple[Tensor, Tensor]:
+    """Scores and groups for ``rows``, ties and zeros among them."""
+    scores = torch.tensor(data.draw(st.lists(SCORES, min_size=len(rows), max_size=len(rows))), dtype=torch.float64)
+    groups = data.draw(st.lists(st.integers(-most_groups, most_groups), min_size=len(rows), max_size=len(rows)))
+    return scores, torch.tensor(groups, dtype=torch.int64)
 
 
 def targets_of(*images: torch.Tensor, **entries) -> Targets:

@@ -8,6 +8,7 @@ import inspect
 import json
 import pkgutil
 import sys
+import typing
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -179,6 +180,17 @@ def test_a_public_name_is_typed(name):
     for function_name, function in functions_of(THINGS[name]).items():
         if function.__module__.startswith("detkit"):
             assert unannotated(function) == [], f"{name}: {function_name}() lacks types"
+
+
+@pytest.mark.parametrize("name", [name for name, thing in THINGS.items() if inspect.isclass(thing)])
+def test_what_a_public_constructor_takes_is_public(name):
+    hidden = [
+        f"{part.__module__}.{part.__name__}"
+        for hint in typing.get_type_hints(THINGS[name].__init__).values()
+        for part in [hint, *typing.get_args(hint)]
+        if inspect.isclass(part) and part.__module__.startswith("detkit.") and part not in THINGS.values()
+    ]
+    assert hidden == [], f"{name}() takes what no unit's __init__ exports"
 
 
 def test_missing_types_are_noticed():

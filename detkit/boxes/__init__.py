@@ -18,6 +18,7 @@ from detkit.boxes.convert import (
 )
 from detkit.boxes.crop import crop_and_resize
 from detkit.boxes.fusion import weighted_boxes_fusion
+from detkit.boxes.matrix_nms import matrix_nms
 from detkit.boxes.measures import (
     BoxSides,
     ciou,
@@ -47,7 +48,7 @@ from detkit.boxes.overlap import (
 from detkit.boxes.padded import multiclass_nms_padded, nms_padded
 from detkit.boxes.pooling import project_to_cells, roi_align, roi_pool, spatial_pyramid_pool
 from detkit.boxes.pyramid import PyramidRoIAlign
-from detkit.boxes.soft_nms import matrix_nms, soft_nms, soft_nms_padded
+from detkit.boxes.soft_nms import soft_nms, soft_nms_padded
 from detkit.boxes.tokens import TokenCoder
 
 __all__ = [

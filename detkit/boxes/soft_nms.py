@@ -1,6 +1,6 @@
-"""Suppression that lowers scores instead of dropping boxes: Soft-NMS, one box after the other, and Matrix NMS at once.
+"""Soft-NMS: the best box lowers the scores of the boxes that it overlaps, again and again.
 
-Soft-NMS is sequential by definition, but only within a group: boxes of other groups and images never meet. So
+It is sequential by definition, but only within a group: boxes of other groups and images never meet. So
 ``_soften`` sorts the candidates into segments, one for each group of each image, pads segments of similar length to one
 table (S, L), and lets all rows of a table take a step together: pick the best box, decay the rest. All of it runs on
 the host in float64; that is one copy, where steps on an accelerator would cost a launch each.
@@ -14,16 +14,12 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
 from detkit._inputs import (
-    as_boxes,
     as_tensor,
     check_box_values,
     check_finite,
     check_fraction,
-    first_bad,
-    full_checks,
     promote,
 )
 from detkit.boxes.overlap import box_iou
@@ -61,10 +57,10 @@ def soft_nms(
     >>> soft_nms(boxes, torch.tensor([0.9, 0.8, 0.7]))
     (tensor([0, 2, 1]), tensor([0.9000, 0.7000, 0.4852]))
     """
-    _check_options("soft_nms", method, sigma, nonfinite, max_detections)
+    check_options("soft_nms", method, sigma, nonfinite, max_detections)
     check_fraction(iou_threshold, name="iou_threshold", function="soft_nms")
     check_fraction(score_threshold, name="score_threshold", function="soft_nms")
-    boxes, scores = _read_rows("soft_nms", boxes, scores, 1, groups=groups)
+    boxes, scores = read_rows("soft_nms", boxes, scores, 1, groups=groups)
     boxes, scores = boxes.detach(), scores.detach()
     return torch.ops.detkit.soft_nms(
         boxes, scores, groups, method, sigma, iou_threshold, score_threshold, max_detections, nonfinite == "drop"
@@ -93,98 +89,22 @@ def soft_nms_padded(
     >>> soft_nms_padded(boxes, torch.tensor([[0.9, 0.8, 0.0]]), max_detections=9)
     (tensor([[0, 1, 0]]), tensor([[0.9000, 0.4852, 0.0000]]), tensor([[ True,  True, False]]))
     """
-    _check_options("soft_nms_padded", method, sigma, "drop", max_detections)
+    check_options("soft_nms_padded", method, sigma, "drop", max_detections)
     check_fraction(iou_threshold, name="iou_threshold", function="soft_nms_padded")
     check_fraction(score_threshold, name="score_threshold", function="soft_nms_padded")
-    boxes, scores = _read_rows("soft_nms_padded", boxes, scores, 2, groups=groups, valid=valid)
+    boxes, scores = read_rows("soft_nms_padded", boxes, scores, 2, groups=groups, valid=valid)
     boxes, scores = boxes.detach(), scores.detach()
     return torch.ops.detkit.soft_nms_padded(
         boxes, scores, groups, valid, method, sigma, iou_threshold, score_threshold, max_detections
     )
 
 
-def matrix_nms(
-    boxes: Shaped[Tensor, "*B N 4"] | None,
-    scores: Shaped[Tensor, "*B N"],
-    *,
-    groups: Shaped[Tensor, "*B N"] | None = None,
-    overlaps: Float[Tensor, "*B N N"] | None = None,
-    method: DecayMethod = "gaussian",
-    sigma: float = 0.5,
-    nonfinite: Literal["raise", "drop"] = "raise",
-) -> Float[Tensor, "*B N"]:
-    """Scores (..., N) lowered where a better box of the same group covers the place; in the given order.
-
-    boxes (..., N, 4) xyxy, or None and ``overlaps`` (..., N, N) in [0, 1] instead: :func:`detkit.boxes.mask_iou` of
-    masks with themselves. A score is multiplied by the least, over all better boxes i, of f(IoU with i) / f(c_i), where
-    c_i is the largest IoU of i with one better than i; f(IoU) is exp(-IoU^2 / ``sigma``) or, ``"linear"``, 1 - IoU. Of
-    equal scores the lower index is better; scores below 0 stay. Nothing is dropped: compare with a threshold and take
-    the best. Rows that are not finite (or pairs, in ``overlaps``) lower nothing and score 0; on the host, or with
-    ``DETKIT_CHECKS=full``, they raise ValueError unless ``nonfinite="drop"``. Memory grows with N^2: choose the best
-    few hundred first. Source: Wang et al. 2020 (SOLOv2), section 3.3.
-
-    >>> boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 5], [20, 20, 30, 30]])
-    >>> matrix_nms(boxes, torch.tensor([0.9, 0.8, 0.7]), method="linear")
-    tensor([0.9000, 0.4000, 0.7000])
-    """
-    _check_options("matrix_nms", method, sigma, nonfinite, None)
-    if (boxes is None) == (overlaps is None):
-        raise ValueError("matrix_nms: give either boxes or, with boxes=None, overlaps")
-    scores = as_tensor(scores, function="matrix_nms", name="scores")
-    host = scores.device.type == "cpu" and not torch.compiler.is_compiling()
-    check = nonfinite == "raise" and (host or full_checks())
-    scores = promote(scores)
-    if check:
-        check_finite(scores, function="matrix_nms", name="scores")
-    usable = torch.isfinite(scores)
-    if overlaps is None:
-        assert boxes is not None
-        boxes, scores = _read_rows("matrix_nms", boxes, scores, scores.ndim, groups=groups)
-        if check:
-            check_box_values(boxes, function="matrix_nms")
-        boxes = as_boxes(boxes, function="matrix_nms") if check else promote(boxes)
-        usable = usable & torch.isfinite(boxes).all(-1)
-        overlaps = box_iou(boxes, boxes)
-    else:
-        overlaps = _check_overlaps(overlaps, scores, groups, check)
-    worse = _worse(scores, usable, groups)
-    decay = (_linear_decay if method == "linear" else _gaussian_decay)(torch.where(worse, overlaps, 0), worse, sigma)
-    lowered = torch.where(scores > 0, scores * decay.to(scores.dtype), scores)
-    return torch.where(usable, lowered, 0)
-
-
-def _worse(scores: Tensor, usable: Tensor, groups: Tensor | None) -> Bool[Tensor, "*B N N"]:
-    """Where box j (column) is of the group of box i (row) and comes after it in order of score."""
-    place = torch.arange(scores.shape[-1], device=scores.device)
-    row, column = scores.unsqueeze(-1), scores.unsqueeze(-2)
-    worse = (row > column) | ((row == column) & (place[:, None] < place))
-    worse = worse & usable.unsqueeze(-1) & usable.unsqueeze(-2)
-    return worse if groups is None else worse & (groups.unsqueeze(-1) == groups.unsqueeze(-2))
-
-
-# Each decay starts with a row for nobody, who overlaps nothing: the largest and the least of no rows are then 0 and 1.
-
-
-def _gaussian_decay(overlaps: Tensor, worse: Tensor, sigma: float) -> Tensor:
-    squares = overlaps * overlaps
-    covered = functional.pad(squares, (0, 0, 1, 0)).amax(-2)
-    excess = torch.where(worse, squares - covered.unsqueeze(-1), 0)  # the least ratio has the largest exponent
-    return torch.exp(-functional.pad(excess, (0, 0, 1, 0)).amax(-2) / _safe(sigma, excess))
-
-
-def _linear_decay(overlaps: Tensor, worse: Tensor, sigma: float) -> Tensor:
-    rest = 1 - functional.pad(overlaps, (0, 0, 1, 0)).amax(-2).unsqueeze(-1)
-    # A box that equals a better one says nothing which that one has not said.
-    ratio = torch.where(worse & (rest > 0), (1 - overlaps) / torch.where(rest > 0, rest, 1), 1)
-    return functional.pad(ratio, (0, 0, 1, 0), value=1.0).amin(-2)
-
-
-def _safe(sigma: float, like: Tensor) -> float:
+def safe_sigma(sigma: float, like: Tensor) -> float:
     """``sigma`` as a number that the type of ``like`` does not round to 0."""
     return max(sigma, torch.finfo(like.dtype).tiny)
 
 
-def _check_options(function: str, method: str, sigma: float, nonfinite: str, max_detections: int | None) -> None:
+def check_options(function: str, method: str, sigma: float, nonfinite: str, max_detections: int | None) -> None:
     if method not in ("linear", "gaussian"):
         raise ValueError(f"{function}: method={method!r}; allowed is 'linear' or 'gaussian'")
     if not 0 < sigma < float("inf"):
@@ -195,7 +115,7 @@ def _check_options(function: str, method: str, sigma: float, nonfinite: str, max
         raise ValueError(f"{function}: max_detections={max_detections} must be at least 1")
 
 
-def _read_rows(function: str, boxes: Any, scores: Any, ndim: int, **rows: Any) -> tuple[Tensor, Tensor]:
+def read_rows(function: str, boxes: Any, scores: Any, ndim: int, **rows: Any) -> tuple[Tensor, Tensor]:
     """Boxes (..., N, 4) with ``ndim`` dimensions before the last, and scores; everything has one entry for each."""
     boxes = as_tensor(boxes, function=function, name="boxes", form="XYXY")
     boxes = boxes.reshape(0, 4) if boxes.shape == (0,) else boxes
@@ -209,33 +129,13 @@ def _read_rows(function: str, boxes: Any, scores: Any, ndim: int, **rows: Any) -
                 f"{function}: {name} has shape {tuple(entries.shape)}; allowed is {tuple(boxes.shape[:-1])}, "
                 "one for each box"
             )
-    _check_groups(function, rows.get("groups"))
+    check_groups(function, rows.get("groups"))
     return boxes, scores
 
 
-def _check_groups(function: str, groups: Tensor | None) -> None:
+def check_groups(function: str, groups: Tensor | None) -> None:
     if groups is not None and (groups.is_floating_point() or groups.is_complex()):
         raise ValueError(f"{function}: groups has type {groups.dtype}; allowed is an integer for each box")
-
-
-def _check_overlaps(overlaps: Tensor, scores: Tensor, groups: Tensor | None, check: bool) -> Tensor:
-    """Overlaps in [0, 1]; a pair that is not finite counts as 0."""
-    if overlaps.ndim == 0 or overlaps.shape != (*scores.shape, scores.shape[-1]):
-        raise ValueError(
-            f"matrix_nms: overlaps has shape {tuple(overlaps.shape)}; allowed is {(*scores.shape, *scores.shape[-1:])}"
-        )
-    if groups is not None and groups.shape != scores.shape:
-        raise ValueError(f"matrix_nms: groups has shape {tuple(groups.shape)}; allowed is {tuple(scores.shape)}")
-    _check_groups("matrix_nms", groups)
-    overlaps = promote(overlaps)
-    if check:
-        check_finite(overlaps, function="matrix_nms", name="overlaps")
-        outside = (overlaps < 0) | (overlaps > 1)
-        if outside.any():
-            index, count = first_bad(outside)
-            place, value = ", ".join(map(str, index)), overlaps[index].item()
-            raise ValueError(f"matrix_nms: overlaps[{place}]={value:g} must lie in [0, 1]; {count} outside")
-    return torch.where(torch.isfinite(overlaps), overlaps, 0).clamp(0, 1)
 
 
 class _Decay(NamedTuple):
@@ -248,7 +148,7 @@ class _Decay(NamedTuple):
     def __call__(self, overlaps: Tensor) -> Tensor:
         if self.method == "linear":
             return torch.where(overlaps > self.iou_threshold, 1 - overlaps, 1)
-        return torch.exp(-overlaps * overlaps / _safe(self.sigma, overlaps))
+        return torch.exp(-overlaps * overlaps / safe_sigma(self.sigma, overlaps))
 
 
 @torch.library.custom_op("detkit::soft_nms", mutates_args=())

@@ -208,7 +208,8 @@ def _rows(values: Any, keep: Tensor) -> Any:
     if not isinstance(values, Tensor):
         return values[keep.cpu().numpy()]
     rows = values[keep.to(values.device)]
-    return tv_tensors.wrap(rows, like=values) if isinstance(values, tv_tensors.TVTensor) else rows
+    wrap: Any = tv_tensors.wrap  # which type checkers take for the method of a class
+    return wrap(rows, like=values) if isinstance(values, tv_tensors.TVTensor) else rows
 
 
 class _ClassMap(tv_tensors.Mask):

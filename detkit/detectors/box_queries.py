@@ -32,7 +32,7 @@ class BoxQueryStage(Stage):
     (None: none) come before the queries, which do not see them. What lies in the padding of a batch is not looked at.
     Sources: Liu et al. 2022, "DAB-DETR"; Li et al. 2022, "DN-DETR"; Zhu et al. 2021, "Deformable DETR".
 
-    >>> from detkit.detectors.recipes.detr import small_detr
+    >>> from detkit.detectors import small_detr
     >>> type(small_detr(num_classes=2).objects).__name__
     'BoxQueryStage'
     """

@@ -97,8 +97,7 @@ class Detector(nn.Module):
     def __init__(self, trunk: nn.Module, *, preprocess: Preprocess, **stages: Stage) -> None:
         super().__init__()
         self.trunk, self.preprocess = trunk, preprocess
-        self.stage_names: tuple[str, ...] = ()
-        add_stages(self, stages)
+        self.stage_names = add_stages(self, stages)
 
     @property
     def stages(self) -> dict[str, Stage]:
@@ -155,8 +154,8 @@ class Detector(nn.Module):
         return losses if targets is not None else cast(Found, detections)
 
 
-def add_stages(owner: nn.Module, stages: dict[str, Stage]) -> None:
-    """Make ``stages`` modules of ``owner`` under their names, which ``owner.stage_names`` then lists in order.
+def add_stages(owner: nn.Module, stages: dict[str, Stage]) -> tuple[str, ...]:
+    """Make ``stages`` modules of ``owner`` under their names, and give the names in order.
 
     Raises ValueError without any, and for a name that the owner has for something else.
 
@@ -172,7 +171,7 @@ def add_stages(owner: nn.Module, stages: dict[str, Stage]) -> None:
         if hasattr(owner, name):
             raise ValueError(f"{kind}: a stage cannot be called {name!r}: every module has that already")
         owner.add_module(name, stage)
-    owner.stage_names = tuple(stages)
+    return tuple(stages)
 
 
 def branch_of(features: Features, name: str, stage: Stage) -> Any:

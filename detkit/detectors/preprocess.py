@@ -1,6 +1,6 @@
 """The border between images as they come and the padded batch that a trunk takes; and the way back for results."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, cast
 
 import torch
@@ -27,6 +27,7 @@ from detkit.structures import (
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+_MASKS_AT_ONCE = 32  # that are resized together
 
 
 class Preprocess(nn.Module):
@@ -145,12 +146,17 @@ class Preprocess(nn.Module):
             by_name = {name: [cast(Any, target)[name] for target in targets] for name in names}
             return {name: cast(Targets, self._targets(own, batch)) for name, own in by_name.items()}
         assert batch.original_sizes is not None
-        sizes = zip(batch.sizes.tolist(), batch.original_sizes.tolist(), strict=True)
+        sizes = [*zip(batch.sizes.tolist(), batch.original_sizes.tolist(), strict=True)]
+        places = [f"Preprocess: targets[{i}]" for i in range(len(targets))]
+        read = [read_target(target, where=where) for target, where in zip(targets, places, strict=True)]
         resized = [
-            resize_target(target, new, old, where=f"Preprocess: targets[{i}]")
-            for i, (target, (new, old)) in enumerate(zip(targets, sizes, strict=True))
+            _resized(target, new, old, where, _blank)
+            for target, (new, old), where in zip(read, sizes, places, strict=True)
         ]
         padded = pad_targets(resized, device=batch.tensors.device)
+        if padded.masks is not None:
+            for canvas, target, (new, _) in zip(padded.masks, read, sizes, strict=True):
+                _draw(canvas, target.get("masks"), new)
         if padded.segmentation is not None:
             height, width = (
                 whole - own for whole, own in zip(batch.tensors.shape[-2:], padded.segmentation.shape[-2:], strict=True)
@@ -227,7 +233,17 @@ def resize_target(target: Target, new: Sequence[int], old: Sequence[int], *, whe
     >>> resize_target({"boxes": torch.tensor([[0.0, 0, 10, 20]]), "labels": torch.tensor([1])}, (50, 100), (100, 100))
     {'boxes': tensor([[ 0.,  0., 10., 10.]]), 'labels': tensor([1])}
     """
-    resized: dict[str, Any] = {**read_target(target, where=where)}
+    return _resized(read_target(target, where=where), new, old, where, _nearest)
+
+
+def _resized(
+    target: Target,
+    new: Sequence[int],
+    old: Sequence[int],
+    where: str,
+    masks: Callable[[Tensor, Sequence[int]], Tensor],
+) -> Target:
+    resized: dict[str, Any] = {**target}
     fy, fx = (after / before for after, before in zip(new, old, strict=True))
     for key in resized.keys() & FIELDS.keys():
         moves, values = FIELDS[key].moves, resized[key]
@@ -237,7 +253,7 @@ def resize_target(target: Target, new: Sequence[int], old: Sequence[int], *, whe
                     f"{where}: {key} of height and width {tuple(values.shape[-2:])} for an image of {tuple(old)}; "
                     "allowed is the size of the image"
                 )
-            resized[key] = _nearest(values, new)
+            resized[key] = (masks if moves == "masks" else _nearest)(values, new)
         elif moves in ("boxes", "points") and tuple(new) != tuple(old):
             factors = (fx, fy, fx, fy) if moves == "boxes" else (fx, fy, 1.0)
             resized[key] = promote(values) * promote(values).new_tensor(factors)
@@ -255,6 +271,20 @@ def _names(targets: Sequence[Target]) -> list[str]:
                 f"{sorted(targets[0])}"
             )
     return [*targets[0]]
+
+
+def _blank(masks: Shaped[Tensor, "T H W"], size: Sequence[int]) -> Shaped[Tensor, "T h w"]:
+    """Masks of another size that take no memory: what is to be drawn later."""
+    return masks.new_zeros(()).expand(len(masks), *size)
+
+
+def _draw(canvas: Shaped[Tensor, "T H W"], masks: Tensor | None, size: Sequence[int]) -> None:
+    """Resized to ``size`` and written where they are padded, a few at a time: large stacks are not held twice."""
+    if masks is None:
+        return
+    for start in range(0, len(masks), _MASKS_AT_ONCE):
+        block = masks[start : start + _MASKS_AT_ONCE]
+        canvas[start : start + len(block), : size[0], : size[1]] = _nearest(block.to(canvas.device), size)
 
 
 def _nearest(values: Shaped[Tensor, "*T H W"], size: Sequence[int]) -> Shaped[Tensor, "*T h w"]:

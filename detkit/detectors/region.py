@@ -103,7 +103,7 @@ class RegionFeatures(nn.Module):
 class RegionStage(Stage):
     """R-CNN: a linear SVM and a linear box regression for each class, on the vector of each proposal.
 
-    ``describe`` is a :class:`RegionFeatures`; the trunk hands over the pixels themselves (``Pixels``). The score of a
+    ``describe`` is a :class:`RegionFeatures`; the trunk hands over the pixels themselves. The score of a
     detection is the logistic function of the SVM's decision value: the same order as far as float32 goes (it is 1 from
     17 on), in [0, 1], 0.5 on the SVM's border.
     ``coder`` reads the regressed numbers; of ``postprocess`` R-CNN's settings are IoU 0.3 and the best 100. Machines
@@ -111,7 +111,7 @@ class RegionStage(Stage):
     come from the caller, ``detector(images, proposals=)``.
     Source: Girshick et al. 2014, sections 2.2 and 2.3, appendix C.
 
-    >>> from detkit.detectors.recipes.regions import rcnn
+    >>> from detkit.detectors import rcnn
     >>> stage = rcnn(2, nn.Flatten(), feature_size=3 * 8 * 8, size=8, context=1).region
     >>> stage.svm, stage.regression
     (Linear(in_features=192, out_features=2, bias=True), Linear(in_features=192, out_features=8, bias=True))
@@ -158,18 +158,6 @@ class RegionStage(Stage):
         """Suppressed within each class, the best of all classes."""
         scores = torch.where(outputs.valid[..., None], promote(outputs.decisions).sigmoid(), 0)
         return self.postprocess(scores, outputs.boxes, images.sizes)
-
-
-class Pixels(nn.Module):
-    """The trunk of a detector whose stages look at the pixels themselves.
-
-    >>> Pixels()(torch.zeros(1, 3, 4, 4))[0].shape
-    torch.Size([1, 3, 4, 4])
-    """
-
-    def forward(self, images: Float[Tensor, "B D H W"]) -> list[Tensor]:
-        """The images as the only level."""
-        return [images]
 
 
 def _refuse_to_learn() -> NoReturn:

@@ -34,7 +34,7 @@ class SequenceStage(Stage):
     likeliest class token at its place, its score that token's probability among all tokens.
     Source: Chen et al. 2022, "Pix2seq", section 2.
 
-    >>> from detkit.detectors.recipes.pix2seq import small_pix2seq
+    >>> from detkit.detectors import small_pix2seq
     >>> detector = small_pix2seq(num_classes=2, max_objects=3).eval()
     >>> detector([torch.zeros(3, 64, 64)])[0]["boxes"].shape
     torch.Size([3, 4])

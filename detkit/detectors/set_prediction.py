@@ -79,7 +79,7 @@ class SetPredictionStage(Stage):
     layers give to logits and boxes; ``postprocess(scores, boxes, sizes)`` makes Detections. What lies in the padding of
     a batch is not looked at. Source: Carion et al. 2020, figures 2 and 10.
 
-    >>> from detkit.detectors.recipes.detr import detr_stage
+    >>> from detkit.detectors import detr_stage
     >>> type(detr_stage(2, 8, channels=32, depth=1)).__name__
     'SetPredictionStage'
     """

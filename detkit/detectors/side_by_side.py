@@ -39,8 +39,7 @@ class SideBySide(Stage):
 
     def __init__(self, **stages: Stage) -> None:
         super().__init__()
-        self.stage_names: tuple[str, ...] = ()
-        add_stages(self, stages)
+        self.stage_names = add_stages(self, stages)
 
     @property
     def stages(self) -> dict[str, Stage]:
@@ -69,11 +68,16 @@ class SideBySide(Stage):
             for key, loss in stage.loss(outputs[name], _own(targets, name, "targets")).items()
         }
 
-    def detections(self, outputs: Mapping[str, Any], images: Images) -> dict[str, Detections]:
+    # What several stages find is no Detections: the fold and Preprocess.undo know, and other stages are kept from it.
+    def detections(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, outputs: Mapping[str, Any], images: Images
+    ) -> dict[str, Detections]:
         """What every stage found, by name."""
         return {name: stage.detections(outputs[name], images) for name, stage in self.stages.items()}
 
-    def handover(self, outputs: Mapping[str, Any], images: Images, targets: Truth) -> dict[str, Detections | None]:
+    def handover(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, outputs: Mapping[str, Any], images: Images, targets: Truth
+    ) -> dict[str, Detections | None]:
         """What the next stages learn on, by name."""
         return {
             name: stage.handover(outputs[name], images, _own(targets, name, "targets"))

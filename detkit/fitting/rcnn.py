@@ -79,7 +79,7 @@ def fit_rcnn(
     classes, proposals that are not finite or inverted, features that are not finite, and a class without any negative.
     Source: Girshick et al. 2014, sections 2.3 and appendices B and C.
 
-    >>> from detkit.detectors.recipes.regions import rcnn
+    >>> from detkit.detectors import rcnn
     >>> detector = rcnn(1, torch.nn.Flatten(), feature_size=3 * 8 * 8, size=8, context=1)
     >>> image = torch.zeros(3, 32, 32)
     >>> image[:, 4:16, 4:16] = 1

@@ -114,16 +114,16 @@ def _read_image(
 ) -> ImageRecord:
     name = f" (image_id {key[1]})" if key[0] == 0 else ""
     found_at, truth_at = (f"{reader.function}: {kind}[{index}]{name}" for kind in ("detections", "targets"))
-    detection, target = read_entries(detection, where=found_at), read_truth(target, where=truth_at)
-    found, found_size = _read_objects(reader, detection, found_at)
-    truth, truth_size = _read_objects(reader, target, truth_at)
+    results, facts = read_entries(detection, where=found_at), read_truth(target, where=truth_at)
+    found, found_size = _read_objects(reader, results, found_at)
+    truth, truth_size = _read_objects(reader, facts, truth_at)
     if found_size and truth_size and found_size != truth_size:
         raise ValueError(f"{found_at}['masks'] are {found_size} (height, width); allowed is the target's {truth_size}")
-    scores = _column(detection, "scores", len(found.labels), found_at, np.float64)
+    scores = _column(results, "scores", len(found.labels), found_at, np.float64)
     _refuse(~np.isfinite(scores), scores, f"{found_at}['scores']", "finite scores")
-    areas = _truth_areas(target, truth, truth_at)
+    areas = _truth_areas(facts, truth, truth_at)
     flags = {
-        name: _column(target, key, len(truth.labels), truth_at, np.float64, default=0) != 0
+        name: _column(facts, key, len(truth.labels), truth_at, np.float64, default=0) != 0
         for name, key in (("crowd", "iscrowd"), ("ignore", "ignore"))
     }
     return ImageRecord(
@@ -131,8 +131,8 @@ def _read_image(
         found._replace(scores=scores),
         truth._replace(areas=areas, **flags),
         truth_size or found_size,
-        _labels_of(target, "negative_labels", truth_at),
-        _labels_of(target, "not_exhaustive_labels", truth_at),
+        _labels_of(facts, "negative_labels", truth_at),
+        _labels_of(facts, "not_exhaustive_labels", truth_at),
     )
 
 

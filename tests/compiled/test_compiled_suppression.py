@@ -9,7 +9,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.export import Dim
 
 from detkit.boxes.fusion import weighted_boxes_fusion
-from detkit.boxes.soft_nms import matrix_nms, soft_nms, soft_nms_padded
+from detkit.boxes.matrix_nms import matrix_nms
+from detkit.boxes.soft_nms import soft_nms, soft_nms_padded
 
 module = importlib.import_module("detkit.boxes.soft_nms")  # the package's name is the function's
 COUNTS = (0, 1, 2, 7, 1000, 1001)

@@ -1,5 +1,8 @@
 """Augmentations: what belongs to a box goes with it, and random numbers are those of (seed, epoch, index)."""
 
+import pickle
+
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
@@ -16,6 +19,8 @@ from detkit.data import (
     short_side_augmentation,
     ssd_augmentation,
 )
+from detkit.data.transforms import MEAN_COLOUR
+from detkit.structures import VOID
 
 COMPOSITIONS = {
     "ssd": ssd_augmentation(),
@@ -171,3 +176,95 @@ def test_a_negative_seed_or_epoch_is_refused():
         Augmented(DigitScenes(1), flip_augmentation(), seed=-1)
     with pytest.raises(ValueError, match="epoch=-2"):
         augmented().set_epoch(-2)
+
+
+# The table of fields
+
+
+@pytest.mark.parametrize("transforms", COMPOSITIONS.values(), ids=COMPOSITIONS)
+def test_whatever_belongs_to_an_object_goes_with_it_and_all_else_stays(transforms):
+    own = {"file_name": "a.png", "captions": ["one", "two"], "size": torch.tensor([96, 96])}
+    torch.manual_seed(0)
+    fewer = 0
+    for index in range(20):
+        image, target = scene(index)
+        number = target["labels"]
+        rows = {
+            "identities": number + 3,
+            "label_sets": torch.nn.functional.one_hot(number, 20),
+            "ignore": number % 2,
+            "track": number + 5,
+            "names": np.array([f"object {i}" for i in number.tolist()]),
+        }
+        image_labels = torch.arange(len(number))  # as many classes as objects, by chance
+        image, target = transforms(image, target | rows | own | {"image_labels": image_labels})
+        fewer += len(target["labels"]) < len(number)
+        for key, values in rows.items():
+            kept = values[target["labels"].numpy()] if isinstance(values, np.ndarray) else values[target["labels"]]
+            assert target[key].tolist() == kept.tolist(), key
+        assert target["image_labels"].tolist() == image_labels.tolist()
+        assert {key: target[key] for key in ("file_name", "captions")} == {
+            key: own[key] for key in own if key != "size"
+        }
+        assert target["size"].tolist() == [96, 96]
+    assert fewer or transforms not in (COMPOSITIONS["ssd"], COMPOSITIONS["jitter"])
+
+
+@pytest.mark.parametrize("transforms", COMPOSITIONS.values(), ids=COMPOSITIONS)
+def test_plain_entries_move_as_tv_tensors_do(transforms):
+    for index in range(10):
+        image, target = scene(index)
+        plain = {key: values.as_subclass(torch.Tensor) for key, values in target.items() if key in ("boxes", "masks")}
+        results = []
+        for given, picture in ((target, image), (target | plain, image.as_subclass(torch.Tensor))):
+            torch.manual_seed(index)
+            results.append(transforms(picture, given))
+        (first, expected), (second, found) = results
+        assert torch.equal(first, second)
+        for key in ("boxes", "masks", "labels"):
+            assert torch.equal(found[key], expected[key])
+
+
+def test_boxes_of_another_format_move_as_corners_do():
+    boxes = tv_tensors.BoundingBoxes([[2.0, 2, 3, 4]], format="XYWH", canvas_size=(8, 8))
+    mirrored = v2.Compose([sanitize(), v2.RandomHorizontalFlip(1.0)])
+    _, target = mirrored(tv_tensors.Image(torch.zeros(3, 8, 8)), {"boxes": boxes, "labels": torch.tensor([1])})
+    assert target["boxes"].tolist() == [[3, 2, 6, 6]]
+
+
+@pytest.mark.parametrize("transforms", COMPOSITIONS.values(), ids=COMPOSITIONS)
+@pytest.mark.parametrize("wrap", [tv_tensors.Mask, torch.Tensor.clone], ids=["mask", "plain"])
+def test_a_segmentation_moves_with_the_image_and_has_no_class_where_there_is_none(transforms, wrap):
+    torch.manual_seed(0)
+    for _ in range(10):
+        image = tv_tensors.Image(torch.full((3, 40, 50), 7, dtype=torch.uint8))
+        target = {"boxes": [[5.0, 5, 40, 35]], "labels": [0], "segmentation": wrap(torch.ones(40, 50).byte())}
+        moved, target = transforms(image, target)
+        classes = target["segmentation"]
+        assert classes.shape == moved.shape[1:]
+        assert {*classes.unique().tolist()} <= {1, VOID}
+        outside = classes == VOID
+        if outside.any():
+            assert moved[:, outside].median(1).values.tolist() == [*MEAN_COLOUR]  # but for borders, which are blended
+
+
+def test_an_image_of_which_nothing_is_known_gets_no_objects():
+    torch.manual_seed(0)
+    _, target = ssd_augmentation()(tv_tensors.Image(torch.zeros(3, 40, 50, dtype=torch.uint8)), {"image_id": 3})
+    assert target["boxes"].shape == (0, 4)
+    assert target["image_id"] == 3
+
+
+def test_a_key_close_to_a_known_one_is_refused():
+    image, target = scene(0)
+    with pytest.raises(ValueError, match=r"^augmentation: target: unknown key 'mask'; did you mean 'masks'\?"):
+        flip_augmentation()(image, target | {"mask": target["masks"]})
+
+
+def test_compositions_travel_to_workers():
+    for transforms in COMPOSITIONS.values():
+        torch.manual_seed(0)
+        expected = transforms(*scene(1))
+        torch.manual_seed(0)
+        found = pickle.loads(pickle.dumps(transforms))(*scene(1))
+        assert torch.equal(found[0], expected[0])

@@ -1,12 +1,26 @@
 """The fold: what a Detector hands to its stages, in training and in inference, and what it gives back."""
 
+import inspect
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from detkit.detectors import Detector, Preprocess, Stage
+from detkit import detectors
+from detkit.boxes import DeltaCoder, PyramidRoIAlign
+from detkit.detectors import (
+    Detector,
+    KeypointStage,
+    MaskStage,
+    Postprocess,
+    Preprocess,
+    RegionFeatures,
+    RegionStage,
+    Stage,
+)
+from detkit.heads.keypoint import KeypointHead
+from detkit.heads.mask import MaskHead
 from detkit.structures import Detections, Images, Target, Targets, pad_targets
 
 PREPROCESS = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
@@ -40,9 +54,8 @@ class Step(Stage):
     """Remembers what it was called with; outputs its scale; finds one box of that scale, learns on one twice as big."""
 
     def __init__(self, scale: float, *, branch: str | None = None, own_handover: bool = True) -> None:
-        super().__init__()
+        super().__init__(branch=branch)
         self.scale = nn.Parameter(torch.tensor(float(scale)))
-        self.branch = branch
         self.own_handover = own_handover
         self.calls: list[tuple[Any, ...]] = []
 
@@ -215,3 +228,109 @@ def test_a_stage_that_leaves_a_method_out_is_told_which():
     for method, call in calls.items():
         with pytest.raises(NotImplementedError, match=rf"Empty must define {method}\(\)"):
             call()
+
+
+# What an earlier stage found
+
+
+class Paint(Stage):
+    """A segmentation of one class, beside the boxes found so far; with ``found`` other boxes too."""
+
+    def __init__(self, number: int, *, scores: bool = False) -> None:
+        super().__init__()
+        self.number, self.scores = number, scores
+
+    def forward(
+        self, features: list[Tensor], images: Images, detections: Detections | None, targets: Targets | None = None
+    ) -> Detections | None:
+        return detections
+
+    def loss(self, outputs: Any, targets: Targets) -> dict[str, Tensor]:
+        return {"none": torch.zeros(())}
+
+    def detections(self, outputs: Detections | None, images: Images) -> Detections:
+        found = one_box(1, len(images.tensors)) if outputs is None else outputs
+        found = found._replace(segmentation=torch.full((len(images.tensors), 8, 8), self.number))
+        return found._replace(image_scores=torch.full((len(images.tensors), 2), 0.5)) if self.scores else found
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_box_stage_keeps_the_segmentation_that_was_made_before_it(training):
+    last = Step(3)
+    model = detector(paint=Paint(7, scores=True), boxes=Step(2), last=last)
+    found = model(batch(), pad_targets([target()] * 2) if training else None)
+    seen = last.calls[0][2]
+    assert (seen.segmentation == 7).all()
+    assert seen.image_scores.shape == (2, 2)
+    if not training:
+        assert found.boxes[0, 0].tolist() == [0, 0, 3, 3]
+        assert (found.segmentation == 7).all()
+
+
+def test_a_later_segmentation_counts_and_leaves_the_boxes():
+    found = detector(first=Paint(7, scores=True), boxes=Step(2), second=Paint(8))([torch.rand(3, 8, 8)] * 2)
+    for one in found:
+        assert one["boxes"].tolist() == [[0, 0, 2, 2]]
+        assert (one["segmentation"] == 8).all()
+        assert one["image_scores"].tolist() == [0.5, 0.5]
+
+
+def test_what_there_is_of_each_object_goes_with_rows_that_are_not_kept():
+    start = one_box(1, 2)._replace(embeddings=torch.ones(2, 1, 5), class_scores=torch.ones(2, 1, 3))
+    kept = detector(only=Paint(7))(batch(), proposals=start)
+    assert kept.embeddings is start.embeddings
+    assert kept.class_scores is start.class_scores
+    assert detector(only=Step(2))(batch(), proposals=start).embeddings is None
+
+
+# Branches
+
+
+def region_stages() -> dict[str, Stage]:
+    """A stage of each kind whose parts need no more than to be there."""
+    part = nn.Identity()
+    coder, postprocess = DeltaCoder(), Postprocess(score_threshold=0.0)
+    return {
+        "mask": MaskStage(PyramidRoIAlign(2, strides=(1,)), MaskHead(3, 2, channels=(4,)), branch="negated"),
+        "keypoint": KeypointStage(
+            PyramidRoIAlign(2, strides=(1,)), KeypointHead(3, 2, channels=(4,)), branch="negated"
+        ),
+        "region": RegionStage(
+            RegionFeatures(part, feature_size=3, size=8, context=0),
+            num_classes=2,
+            coder=coder,
+            postprocess=postprocess,
+            branch="negated",
+        ),
+    }
+
+
+@pytest.mark.parametrize("name", region_stages())
+def test_a_stage_of_the_library_reads_the_branch_that_its_constructor_names(name):
+    torch.manual_seed(0)
+    stage, images = region_stages()[name].eval(), batch()
+    start = one_box(6, 2)
+    found = detector(Branches(), only=stage)(images, proposals=start)
+    alone = stage.detections(stage([-images.tensors], images, start), images)
+    for one, other in zip(found, alone, strict=True):
+        assert one is other is None or torch.equal(one, other)
+
+
+def test_every_stage_has_a_branch_and_no_constructor_more_than_eight_arguments():
+    stages = [kind for kind in vars(detectors).values() if isinstance(kind, type) and issubclass(kind, Stage)]
+    assert len(stages) > 8
+    without = []
+    for kind in stages:
+        parameters = inspect.signature(kind).parameters
+        assert len(parameters) <= 8, kind
+        if "branch" not in parameters:
+            without.append(kind.__name__)
+    assert {*without} <= {"BoxQueryStage", "RPNStage", "SetPredictionStage", "SideBySide"}, "of eight arguments: on()"
+
+
+def test_a_stage_may_be_put_on_a_branch():
+    step = Step(1)
+    assert step.on("negated") is step
+    images = batch()
+    detector(Branches(), only=step)(images)
+    assert torch.equal(step.calls[0][0][0], -images.tensors)

@@ -1,14 +1,18 @@
 """Preprocess against torchvision's GeneralizedRCNNTransform, and against numbers worked out by hand."""
 
+import numpy as np
 import pytest
 import torch
 from strategies import unhooked
 from torch import Tensor
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torchvision import tv_tensors
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from detkit.detectors import IMAGENET_MEAN, IMAGENET_STD, Preprocess, resize_target
-from detkit.structures import Detections, Images, Target
+from detkit.structures import VOID, Detections, Images, Target
 
 PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 
@@ -305,3 +309,144 @@ def test_an_image_without_objects_may_say_so_in_any_shape(nothing):
     assert padded is not None
     assert padded.masks.shape == (2, 1, 32, 32)
     assert padded.keypoints.shape == (2, 1, 2, 3)
+
+
+# The table of fields
+
+
+def test_all_that_was_found_comes_back_under_its_name(generator):
+    parts = {
+        "embeddings": torch.rand(2, 2, 5, generator=generator),
+        "class_scores": torch.rand(2, 2, 3, generator=generator),
+        "image_scores": torch.rand(2, 4, generator=generator),
+        "matched": torch.zeros(2, 2, dtype=torch.int64),
+    }
+    preprocess = Preprocess((20, 20), **PLAIN)
+    batch, _ = preprocess([torch.zeros(3, 40, 30), torch.zeros(3, 10, 60)])
+    for i, found in enumerate(preprocess.undo(with_parts(**parts), batch)):
+        count = 2 - i
+        assert sorted(found) == ["boxes", "class_scores", "embeddings", "image_scores", "labels", "scores"]
+        assert torch.equal(found["embeddings"], parts["embeddings"][i, :count])
+        assert torch.equal(found["class_scores"], parts["class_scores"][i, :count])
+        assert torch.equal(found["image_scores"], parts["image_scores"][i])
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool])
+def test_a_segmentation_that_goes_in_comes_back(dtype):
+    preprocess = Preprocess(20, multiple_of=16, **PLAIN)  # 20 x 40 and 20 x 20 in a frame of 32 x 48
+    batch, _ = preprocess([torch.zeros(3, 10, 20), torch.zeros(3, 5, 5)])
+    classes = torch.zeros(2, 32, 48, dtype=dtype)
+    classes[0, :10, :20] = classes[1, :20, :8] = 1
+    first, second = preprocess.undo(with_parts(segmentation=classes), batch)
+    expected = torch.zeros(10, 20, dtype=dtype)
+    expected[:5, :10] = 1
+    assert torch.equal(first["segmentation"], expected)
+    assert second["segmentation"].shape == (5, 5)
+    assert second["segmentation"].sum(0).tolist() == [5, 5, 0, 0, 0]
+
+
+def test_scores_of_a_coarse_segmentation_are_enlarged_to_the_frame_and_cut_to_the_image():
+    preprocess = Preprocess(None, multiple_of=8, **PLAIN)
+    batch, _ = preprocess([torch.zeros(3, 12, 20), torch.zeros(3, 16, 24)])
+    scores = torch.rand(2, 3, 4, 6, generator=torch.Generator().manual_seed(0))
+    first, second = preprocess.undo(with_parts(segmentation=scores), batch)
+    whole = F.interpolate(scores, size=(16, 24), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(first["segmentation"], whole[0, :, :12, :20])
+    torch.testing.assert_close(second["segmentation"], whole[1])
+
+
+def test_a_segmentation_is_resized_by_the_nearest_pixel_and_padded_to_the_frame():
+    classes = torch.tensor([[1, 2], [3, 4]], dtype=torch.uint8)
+    targets = [with_boxes(SOLID) | {"segmentation": classes}, with_boxes(SOLID)]
+    batch, padded = Preprocess(4, multiple_of=8, **PLAIN)([torch.zeros(3, 2, 2), torch.zeros(3, 4, 6)], targets)
+    assert padded.segmentation.shape == (2, *batch.tensors.shape[-2:]) == (2, 8, 8)
+    expected = torch.full((8, 8), VOID)
+    expected[:4, :4] = classes.repeat_interleave(2, 0).repeat_interleave(2, 1)
+    assert torch.equal(padded.segmentation[0], expected)
+    assert (padded.segmentation[1] == VOID).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int16, torch.int64, torch.float16, torch.float32])
+@pytest.mark.parametrize("new", [(7, 90), (33, 11), (20, 30)])
+def test_masks_of_every_type_are_resized_alike(dtype, new, generator):
+    masks = torch.rand(3, 20, 30, generator=generator) > 0.5
+    found = resize_target(with_boxes(SOLID, SOLID, SOLID) | {"masks": masks.to(dtype)}, new, (20, 30))["masks"]
+    assert found.dtype == dtype
+    assert torch.equal(found.bool(), F.interpolate(masks[:, None].float(), size=new, mode="nearest")[:, 0].bool())
+
+
+@pytest.mark.parametrize(("key", "values"), [("masks", torch.ones(1, 8, 10)), ("segmentation", torch.ones(8, 10))])
+@pytest.mark.parametrize("size", [None, (5, 5)])
+def test_masks_of_another_size_than_the_image_are_refused_with_both(key, values, size):
+    images, targets = [torch.zeros(3, 10, 8)] * 2, [with_boxes(SOLID), with_boxes(SOLID) | {key: values}]
+    with pytest.raises(
+        ValueError, match=rf"^Preprocess: targets\[1\]: {key} of height and width \(8, 10\) for an image of \(10, 8\)"
+    ):
+        Preprocess(size, **PLAIN)(images, targets)
+
+
+def test_what_does_not_move_with_the_pixels_stays_as_it_is():
+    own = {"file_name": "a.png", "image_id": 3, "track": [1, 2]}
+    extra = {"identities": torch.tensor([4, 5]), "label_sets": torch.eye(2), "area": torch.tensor([1.0, 2])}
+    resized = resize_target(
+        with_boxes(SOLID, SOLID) | own | extra | {"image_labels": torch.tensor([1, 0])}, (5, 5), (9, 9)
+    )
+    assert {key: resized[key] for key in own} == own
+    for key, values in extra.items():
+        assert torch.equal(resized[key], values)
+    assert resized["image_labels"].tolist() == [1, 0]
+
+
+def test_formats_and_arrays_are_taken_in_whole_batches():
+    image = torch.zeros(3, 10, 10)
+    given = tv_tensors.BoundingBoxes([[2.0, 2, 4, 6]], format="XYWH", canvas_size=(10, 10))
+    targets = [{"boxes": given, "labels": [1]}, {"boxes": np.array([[2, 2, 6, 8]]), "labels": np.array([1])}]
+    _, padded = Preprocess((20, 20), **PLAIN)([image, image], targets)
+    assert padded.boxes.tolist() == [[[4, 4, 12, 16]]] * 2
+
+
+def test_targets_by_name_are_prepared_each_for_itself():
+    images = [torch.zeros(3, 10, 10), torch.zeros(3, 20, 10)]
+    ones, others = [with_boxes(SOLID), with_boxes()], [with_boxes(SOLID, SOLID, SOLID), with_boxes(SOLID)]
+    preprocess = Preprocess((20, 20), **PLAIN)
+    _, padded = preprocess(images, [{"a": one, "b": other} for one, other in zip(ones, others, strict=True)])
+    assert list(padded) == ["a", "b"]
+    for name, alone in (("a", ones), ("b", others)):
+        for found, expected in zip(padded[name], preprocess(images, alone)[1], strict=True):
+            assert found is expected is None or torch.equal(found, expected)
+    with pytest.raises(
+        ValueError, match=r"^Preprocess: targets\[1\] has the names \['a'\]; allowed are .* \['a', 'b'\]"
+    ):
+        preprocess(images, [{"a": ones[0], "b": others[0]}, {"a": ones[1]}])
+
+
+def test_detections_by_name_come_back_by_name():
+    preprocess = Preprocess((20, 20), **PLAIN)
+    batch, _ = preprocess([torch.zeros(3, 40, 30), torch.zeros(3, 10, 60)])
+    parts = {"a": with_parts(), "b": with_parts(embeddings=torch.rand(2, 2, 3))}
+    found = preprocess.undo(parts, batch)
+    for name, part in parts.items():
+        for one, alone in zip(found, preprocess.undo(part, batch), strict=True):
+            assert one[name].keys() == alone.keys()
+            assert all(torch.equal(one[name][key], alone[key]) for key in alone)
+
+
+class Largest(TorchDispatchMode):
+    """Remembers the bytes of the largest tensor that any operation made."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, Tensor):
+            self.bytes = max(self.bytes, made.nbytes)
+        return made
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.bool, torch.int64])
+@pytest.mark.parametrize("size", [None, 70, 90])
+def test_many_masks_are_never_held_in_a_larger_type(size, dtype):
+    target = with_boxes(*[SOLID] * 64) | {"masks": torch.ones(64, 80, 80, dtype=dtype)}
+    with Largest() as largest:
+        _, padded = Preprocess(size, **PLAIN)([torch.zeros(3, 80, 80)], [target])
+    assert largest.bytes <= max(target["masks"].nbytes, padded.masks.nbytes)

@@ -8,9 +8,8 @@ from torch import nn
 
 from detkit.boxes import DeltaCoder
 from detkit.boxes.crop import crop_and_resize
-from detkit.detectors import Detector, Postprocess, Preprocess
-from detkit.detectors.recipes.regions import rcnn
-from detkit.detectors.region import Pixels, RegionFeatures, RegionOutputs, RegionStage
+from detkit.detectors import Detector, Postprocess, Preprocess, rcnn
+from detkit.detectors.region import RegionFeatures, RegionOutputs, RegionStage
 from detkit.proposals import pad_proposals
 from detkit.structures import Detections, Images
 
@@ -143,12 +142,6 @@ def test_training_by_gradients_is_refused_with_the_name_of_the_way_to_train():
         flat()(pictures((48, 64)), targets, proposals(BOXES))
     with pytest.raises(ValueError, match="fit_rcnn"):
         unhooked(RegionStage.loss)(flat().region, None, None)
-
-
-def test_pixels_are_a_trunk_of_one_level():
-    image = torch.rand(1, 3, 4, 5)
-    (level,) = Pixels()(image)
-    assert level is image
 
 
 def test_resized_images_take_proposals_in_pixels_of_the_batch():

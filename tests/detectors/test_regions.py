@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from detkit.detectors import Preprocess
-from detkit.detectors.recipes.regions import rcnn
+from detkit.detectors import Preprocess, rcnn
 
 
 def test_rcnn_has_the_settings_of_the_paper():
@@ -16,6 +15,12 @@ def test_rcnn_has_the_settings_of_the_paper():
     assert stage.coder.scale.tolist() == [1, 1, 1, 1]
     assert stage.num_classes == 20
     assert detector.preprocess.size is None
+
+
+def test_the_trunk_hands_over_the_pixels_as_the_only_level():
+    image = torch.rand(1, 3, 4, 5)
+    (level,) = rcnn(1, nn.Flatten(), feature_size=192, size=8, context=1).trunk(image)
+    assert level is image
 
 
 def test_every_setting_can_be_changed():

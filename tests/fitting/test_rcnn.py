@@ -15,8 +15,7 @@ from torch.utils.data import Dataset
 from detkit.backbones import SmallBackbone
 from detkit.boxes import DeltaCoder, box_iou
 from detkit.boxes.crop import crop_and_resize
-from detkit.detectors import Detector, Preprocess, tiny_ssd
-from detkit.detectors.recipes.regions import rcnn
+from detkit.detectors import Detector, Preprocess, rcnn, tiny_ssd
 from detkit.fitting.rcnn import _Regions, _rescale, fit_rcnn
 from detkit.fitting.svm import SVMSettings
 from detkit.metrics import CocoMetrics

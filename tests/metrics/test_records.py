@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from torchvision import tv_tensors
+from torchvision.transforms import v2
 
 from detkit.metrics import CocoMetrics, ProposalRecall, VocMetrics
 from detkit.metrics.records import Reader, corners, objects, read_images
@@ -157,3 +158,59 @@ def test_rows_are_taken_in_order_and_corners_come_back():
     rows = objects(np.array([[0.0, 1, 2, 3], [4, 5, 6, 7]]), np.array([3, 4])).take(np.array([1, 0]))
     assert rows.labels.tolist() == [4, 3]
     assert corners(rows.boxes).tolist() == [[4, 5, 10, 12], [0, 1, 2, 4]]
+
+
+# What the border takes
+
+
+@pytest.mark.parametrize("form", ["XYXY", "XYWH", "CXCYWH"])
+def test_a_perfect_detector_is_perfect_in_every_format_of_tv_tensors(form):
+    corners = tv_tensors.BoundingBoxes([[10, 20, 50, 40], [5, 5, 9, 9]], format="XYXY", canvas_size=(60, 60))
+    boxes = v2.functional.convert_bounding_box_format(corners, new_format=form)
+    for metrics in (CocoMetrics(2), VocMetrics(2)):
+        metrics.update(
+            [{"boxes": boxes, "scores": torch.tensor([0.9, 0.8]), "labels": torch.arange(2)}],
+            [{"boxes": boxes, "labels": torch.arange(2)}],
+        )
+        assert next(iter(metrics.compute().values())) == pytest.approx(1)
+    recall = ProposalRecall((2,), match="any")
+    recall.update([{"boxes": boxes}], [{"boxes": corners, "labels": torch.arange(2)}])
+    assert recall.compute() == {"AR@2": 1}
+
+
+def test_rotated_boxes_are_refused_by_name():
+    rotated = tv_tensors.BoundingBoxes([[5.0, 5, 2, 2, 30]], format="CXCYWHR", canvas_size=(9, 9))
+    with pytest.raises(ValueError, match=r"^demo: targets\[0\]\['boxes'\]: BoundingBoxes of format CXCYWHR; allowed"):
+        read({"boxes": torch.zeros(0, 4), "scores": [], "labels": []}, {"boxes": rotated, "labels": [0]})
+
+
+def test_arrays_and_lists_are_read_as_tensors_are():
+    tensors = found(), truth(iscrowd=torch.tensor([1]), area=torch.tensor([3.0]), masks=torch.ones(1, 9, 9).bool())
+    expected = read(*tensors)
+    for convert in (torch.Tensor.numpy, torch.Tensor.tolist):
+        given = read(*({key: convert(values) for key, values in one.items()} for one in tensors))
+        for side in ("detections", "truth"):
+            for one, other in zip(getattr(given, side), getattr(expected, side), strict=True):
+                np.testing.assert_array_equal(one, other)
+    with pytest.raises(TypeError, match=r"^demo: detections\[0\]\['labels'\]: a list that holds no numbers"):
+        read(found(labels=["cat", "dog"]))
+
+
+def test_none_is_as_if_it_were_not_there_and_an_image_alone_has_no_objects():
+    record = read(found(masks=None), truth(iscrowd=None, area=None, ignore=None))
+    assert record.truth.areas.tolist() == [16]
+    assert not record.truth.crowd.any()
+    assert len(read(found(), {"image_id": 3}).truth.labels) == 0
+    metrics = ProposalRecall()
+    metrics.update([{"boxes": np.zeros((0, 4)), "scores": None}], [{"image_id": 3}])
+    assert metrics.compute()["AR@100"] == -1
+    with pytest.raises(ValueError, match=r"demo: detections\[0\] has no 'boxes'"):
+        read({"image_id": 3})
+
+
+@pytest.mark.parametrize(("near", "known"), [("score", "scores"), ("bbox", "boxes"), ("class", "labels")])
+def test_a_key_close_to_a_known_one_is_refused(near, known):
+    with pytest.raises(ValueError, match=rf"^demo: detections\[0\]: unknown key '{near}'; did you mean '{known}'\?"):
+        read(found(**{near: torch.zeros(2)}))
+    with pytest.raises(ValueError, match=r"^ProposalRecall.update: proposals\[0\]: unknown key"):
+        ProposalRecall().update([found(**{near: torch.zeros(2)})], [truth()])

@@ -3,8 +3,10 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from torchvision import tv_tensors
 
 from detkit.data import CocoDataset
 from detkit.metrics import ProposalRecall
@@ -205,3 +207,33 @@ def test_the_batch_stays_on_the_device_of_its_boxes():
     image = {"boxes": torch.zeros(2, 4, device="meta"), "scores": torch.zeros(2, device="meta")}
     padded = pad_proposals([image, image])
     assert {rows.device.type for rows in padded if rows is not None} == {"meta"}
+
+
+def test_arrays_lists_and_other_formats_are_padded_alike():
+    boxes = tv_tensors.BoundingBoxes([[2.0, 3, 4, 6]], format="XYWH", canvas_size=(20, 20))
+    given = [
+        {"boxes": boxes, "scores": torch.tensor([0.5])},
+        {"boxes": np.array([[2, 3, 6, 9]]), "scores": np.array([0.5])},
+        {"boxes": [[2, 3, 6, 9]], "scores": [0.5]},
+    ]
+    assert pad_proposals(given).boxes.tolist() == [[[2, 3, 6, 9]]] * 3
+
+
+def test_the_gradient_of_proposals_is_taken_off():
+    padded = pad_proposals([{"boxes": torch.ones(2, 4, requires_grad=True), "scores": torch.ones(2)}])
+    assert not padded.boxes.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("entries", "error", "message"),
+    [
+        ({"boxes": torch.ones(1, 4)}, ValueError, r"no 'scores' among \['boxes'\]"),
+        ({"boxes": torch.ones(1, 4), "scores": None}, ValueError, r"no 'scores' among \['boxes'\]"),
+        ({"box": torch.ones(1, 4), "scores": torch.ones(1)}, ValueError, r"unknown key 'box'; did you mean 'boxes'\?"),
+        ({"boxes": "all", "scores": torch.ones(1)}, TypeError, r"boxes: a str that holds no numbers"),
+    ],
+)
+def test_what_is_no_proposal_is_refused_by_image_and_entry(entries, error, message):
+    good = {"boxes": torch.ones(1, 4), "scores": torch.ones(1)}
+    with pytest.raises(error, match=rf"^pad_proposals: proposals\[1\]: {message}"):
+        pad_proposals([good, entries])

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision import tv_tensors
+from torchvision.transforms import v2
 
 from detkit.viz import (
     class_color,
@@ -350,3 +352,28 @@ def test_pictures_and_figures_are_saved_as_png(tmp_path):
         save_picture(tmp_path / "a.jpg", picture)
     with pytest.raises(FileNotFoundError):
         save_picture(tmp_path / "nowhere" / "a.png", picture)
+
+
+# what the border takes
+
+
+@pytest.mark.parametrize("form", ["XYWH", "CXCYWH"])
+def test_tv_tensors_of_other_formats_are_drawn_where_they_are(form):
+    corners = tv_tensors.BoundingBoxes([[50.0, 60, 150, 260]], format="XYXY", canvas_size=(500, 500))
+    boxes = v2.functional.convert_bounding_box_format(corners, new_format=form)
+    assert extent(draw_boxes(gray(), boxes), 0) == (50, 60, 150, 260)
+
+
+def test_arrays_lists_and_none_are_taken():
+    given = {"boxes": [[50, 60, 150, 260]], "labels": np.array([0]), "scores": None, "masks": None}
+    assert extent(draw_detections(gray(), given), 0)[2:] == (150, 260)
+    with pytest.raises(TypeError, match=r"^draw_detections: detections\['labels'\]: a list that holds no numbers"):
+        draw_detections(gray(), {**given, "labels": ["cat"]})
+    with pytest.raises(ValueError, match=r"^draw_detections: detections: unknown key 'mask'; did you mean 'masks'\?"):
+        draw_detections(gray(), {**given, "mask": torch.zeros(1, 500, 500)})
+
+
+def test_a_truth_of_its_image_alone_has_nothing_to_draw():
+    found = {"boxes": [[50.0, 60, 150, 260]], "labels": [0], "scores": [0.9]}
+    alone = side_by_side([gray()], [{"image_id": 3}], [found])
+    assert (pixels(alone) == pixels(side_by_side([gray()], [{"boxes": [], "labels": []}], [found]))).all()

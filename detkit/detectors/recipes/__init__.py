@@ -1,33 +1,59 @@
-"""Published detectors as functions: each puts parts together and returns a Detector; nothing here holds logic."""
+"""Published detectors as functions: each puts parts together and returns a Detector; nothing here holds logic.
 
-from detkit.detectors.recipes.detr import detr, detr_dc5, small_detr
-from detkit.detectors.recipes.fcos import fcos, small_fcos
-from detkit.detectors.recipes.pix2seq import pix2seq, small_pix2seq
+What ends in ``_stage`` or ``_anchors`` builds a part of one, for detectors of your own.
+"""
+
+from detkit.detectors.recipes.detr import box_query_stage, detr, detr_dc5, detr_stage, small_detr
+from detkit.detectors.recipes.fcos import fcos, fcos_anchors, fcos_stage, small_fcos
+from detkit.detectors.recipes.pix2seq import pix2seq, sequence_stage, small_pix2seq
 from detkit.detectors.recipes.rcnn import (
+    box_stage,
     fast_rcnn,
     faster_rcnn,
     keypoint_rcnn,
+    keypoint_stage,
     mask_rcnn,
+    mask_stage,
+    rpn_anchors,
+    rpn_stage,
     small_faster_rcnn,
     small_mask_rcnn,
 )
 from detkit.detectors.recipes.regions import rcnn
-from detkit.detectors.recipes.retinanet import retinanet, retinanet_v2, small_retinanet
+from detkit.detectors.recipes.retinanet import (
+    retinanet,
+    retinanet_anchors,
+    retinanet_stage,
+    retinanet_v2,
+    small_retinanet,
+)
 from detkit.detectors.recipes.ssd import fpn_ssd, ssd, ssd300, ssd512, tiny_ssd
 
 __all__ = [
+    "box_query_stage",
+    "box_stage",
     "detr",
     "detr_dc5",
+    "detr_stage",
     "fast_rcnn",
     "faster_rcnn",
     "fcos",
+    "fcos_anchors",
+    "fcos_stage",
     "fpn_ssd",
     "keypoint_rcnn",
+    "keypoint_stage",
     "mask_rcnn",
+    "mask_stage",
     "pix2seq",
     "rcnn",
     "retinanet",
+    "retinanet_anchors",
+    "retinanet_stage",
     "retinanet_v2",
+    "rpn_anchors",
+    "rpn_stage",
+    "sequence_stage",
     "small_detr",
     "small_faster_rcnn",
     "small_fcos",

@@ -1,12 +1,13 @@
 """R-CNN: regions that others propose, each warped and shown to a network."""
 
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from detkit.boxes import DeltaCoder
 from detkit.detectors.detector import Detector
 from detkit.detectors.postprocess import Postprocess
 from detkit.detectors.preprocess import Preprocess
-from detkit.detectors.region import Pixels, RegionFeatures, RegionStage
+from detkit.detectors.region import RegionFeatures, RegionStage
 
 
 def rcnn(
@@ -41,4 +42,12 @@ def rcnn(
         coder=DeltaCoder(),
         postprocess=Postprocess(score_threshold=0.0, iou_threshold=0.3, max_detections=100, candidates_per_class=None),
     )
-    return Detector(Pixels(), preprocess=preprocess or Preprocess(None), region=region)
+    return Detector(_Pixels(), preprocess=preprocess or Preprocess(None), region=region)
+
+
+class _Pixels(nn.Module):
+    """The trunk of a detector whose stages look at the pixels themselves."""
+
+    def forward(self, images: Float[Tensor, "B D H W"]) -> list[Tensor]:
+        """The images as the only level."""
+        return [images]
