@@ -10,12 +10,13 @@ from detkit.anchors.hungarian import HungarianMatcher
 from detkit.anchors.sample import BalancedSampler, HardNegativeSampler
 from detkit.anchors.task_aligned import SimOTAMatcher, TaskAlignedMatcher
 from detkit.anchors.threshold import ThresholdMatcher
-from detkit.structures import IGNORED, NEGATIVE
+from detkit.structures import IGNORED, NEGATIVE, Anchors
 
 __all__ = [
     "IGNORED",
     "NEGATIVE",
     "ATSSMatcher",
+    "Anchors",
     "Assigned",
     "BalancedSampler",
     "BipartiteMatcher",
