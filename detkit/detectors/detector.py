@@ -97,6 +97,7 @@ class Detector(nn.Module):
     def __init__(self, trunk: nn.Module, *, preprocess: Preprocess, **stages: Stage) -> None:
         super().__init__()
         self.trunk, self.preprocess = trunk, preprocess
+        self.stage_names: tuple[str, ...] = ()  # taken, too
         self.stage_names = add_stages(self, stages)
 
     @property

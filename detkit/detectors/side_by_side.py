@@ -39,6 +39,7 @@ class SideBySide(Stage):
 
     def __init__(self, **stages: Stage) -> None:
         super().__init__()
+        self.stage_names: tuple[str, ...] = ()  # taken, too
         self.stage_names = add_stages(self, stages)
 
     @property
