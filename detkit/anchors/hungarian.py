@@ -15,7 +15,7 @@ from detkit._inputs import as_boxes, check_finite, first_bad, full_checks, promo
 from detkit.anchors.assigned import ignore_crowds, matched_overlaps
 from detkit.anchors.matcher import AnchorBoxes, check_rows, read_predictions
 from detkit.boxes import xyxy_to_cxcywh
-from detkit.boxes.measures import smallest_union
+from detkit.boxes.measures import BoxSides, bounded_sides, smallest_union
 from detkit.structures import IGNORED, NEGATIVE, Assignment, Predictions, Targets
 
 ClassCost = Literal["softmax", "focal"]
@@ -116,7 +116,8 @@ class HungarianMatcher(nn.Module):
         gain, usable = self._class_gains(promote(logits), labels)
         usable = usable & torch.isfinite(boxes).all(-1)
         queries, truth = boxes.clamp(-_FARTHEST, _FARTHEST), targets.boxes.clamp(-_FARTHEST, _FARTHEST)
-        overlaps, waste = _overlaps(queries, truth)
+        columns, rows = bounded_sides(queries), bounded_sides(truth)
+        overlaps, waste = _overlaps(columns.map(lambda x: x[:, None]), rows.map(lambda x: x[..., None]))
         apart = _distances(xyxy_to_cxcywh(queries), xyxy_to_cxcywh(truth))
         costs = apart.mul_(self.l1_weight).sub_(gain, alpha=self.class_weight)
         return costs.sub_(overlaps, alpha=self.giou_weight).add_(waste, alpha=self.giou_weight), overlaps, usable
@@ -145,30 +146,20 @@ def _distances(queries: Float[Tensor, "B Q 4"], truth: Float[Tensor, "B T 4"]) -
     return apart[0].add_(apart[1]).add_(apart[2]).add_(apart[3])
 
 
-def _overlaps(
-    queries: Float[Tensor, "B Q 4"], truth: Float[Tensor, "B T 4"]
-) -> tuple[Float[Tensor, "B T Q"], Float[Tensor, "B T Q"]]:
-    """IoU of every pair, and the share of the hull that neither box covers: GIoU is the first minus the second.
+def _overlaps(queries: BoxSides, truth: BoxSides) -> tuple[Tensor, Tensor]:
+    """IoU of pairs, and the share of the hull that neither box covers: the GIoU is the first minus the second.
 
-    The same as generalized_box_iou, in place and with fewer steps: along an axis, hull + shared part = sum of sides.
+    In place: with :func:`detkit.boxes.giou` matching 900 queries with 30 objects takes twice as long.
     """
-    shared, hull = [], []
-    for low, high in ((0, 2), (1, 3)):
-        near, far = queries[..., low].contiguous()[:, None], queries[..., high].contiguous()[:, None]
-        near_truth, far_truth = truth[..., low, None], truth[..., high, None]
-        part = torch.minimum(far, far_truth).sub_(torch.maximum(near, near_truth))
-        hull.append(((far - near) + (far_truth - near_truth)).sub_(part).clamp_(min=0))
-        shared.append(part.clamp_(min=0))
-    intersection, around = shared[0].mul_(shared[1]), hull[0].mul_(hull[1])
-    union = (_areas(queries)[:, None] + _areas(truth)[..., None]).sub_(intersection)
-    tiny = smallest_union(union.dtype)
+    width = torch.minimum(queries.x2, truth.x2).sub_(torch.maximum(queries.x1, truth.x1))
+    height = torch.minimum(queries.y2, truth.y2).sub_(torch.maximum(queries.y1, truth.y1))
+    # Along an axis the hull and the shared part, which is negative between boxes apart, add up to both sides.
+    around = ((queries.x2 - queries.x1) + (truth.x2 - truth.x1)).sub_(width).clamp_(min=0)
+    around.mul_(((queries.y2 - queries.y1) + (truth.y2 - truth.y1)).sub_(height).clamp_(min=0))
+    shared = width.clamp_(min=0).mul_(height.clamp_(min=0))
+    union, tiny = (queries.area + truth.area).sub_(shared), smallest_union(shared.dtype)
     waste = (around - union).clamp_(min=0).div_(around.clamp_(min=tiny))
-    return intersection.div_(union.clamp_(min=tiny)), waste
-
-
-def _areas(boxes: Float[Tensor, "B N 4"]) -> Float[Tensor, "B N"]:
-    x1, y1, x2, y2 = boxes.unbind(-1)
-    return (x2 - x1).clamp(min=0) * (y2 - y1).clamp(min=0)
+    return shared.div_(union.clamp_(min=tiny)), waste
 
 
 @torch.library.custom_op("detkit::assign", mutates_args=())
