@@ -16,6 +16,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 Form = Literal["XYXY", "XYWH", "CXCYWH"]
 """How four numbers mean a box, in the words of torchvision's BoundingBoxFormat."""
@@ -186,6 +188,21 @@ def full_checks() -> bool:
     False
     """
     return not torch.compiler.is_compiling() and os.environ.get("DETKIT_CHECKS", "") == "full"
+
+
+def is_transformed() -> bool:
+    """True inside a transform of ``torch.func``, forward differentiation or a dispatch mode: what sees each operation.
+
+    A fast form that works in place or brings its own gradient would hide operations from it.
+
+    >>> is_transformed()
+    False
+    """
+    return (
+        torch._C._are_functorch_transforms_active()
+        or _get_current_dispatch_mode() is not None
+        or forward_ad._current_level >= 0
+    )
 
 
 def check_fraction(value: float, *, name: str, function: str) -> None:

@@ -8,9 +8,8 @@ import math
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd import forward_ad
-from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from detkit._inputs import is_transformed
 from detkit.boxes.measures import BoxSides, smallest_union
 
 _BLOCK = 1 << 17  # pairs worked on at a time: a block's buffers fit the cache, a block is worth two threads
@@ -29,21 +28,7 @@ def suits_blocks(rows: Tensor, columns: Tensor) -> bool:
         and rows.dtype == columns.dtype
         and rows.device == columns.device
     )
-    return plain and rows.device.type == "cpu" and not watched and not is_transformed()
-
-
-def is_transformed() -> bool:
-    """Whether operations are traced, transformed by ``torch.func``, differentiated forward, or seen by a mode.
-
-    >>> is_transformed()
-    False
-    """
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._are_functorch_transforms_active()
-        or _get_current_dispatch_mode() is not None
-        or forward_ad._current_level >= 0
-    )
+    return plain and rows.device.type == "cpu" and not (watched or is_transformed() or torch.compiler.is_compiling())
 
 
 def iou_matrix(rows: BoxSides, columns: BoxSides) -> Float[Tensor, "N M"]:

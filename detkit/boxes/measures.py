@@ -30,6 +30,11 @@ class BoxSides(NamedTuple):
     y2: Float[Tensor, "*B"]
     area: Float[Tensor, "*B"]
 
+    @staticmethod
+    def of(x1: Tensor, y1: Tensor, x2: Tensor, y2: Tensor) -> "BoxSides":
+        """The boxes with these corners, and their areas."""
+        return BoxSides(x1, y1, x2, y2, (x2 - x1).clamp(min=0) * (y2 - y1).clamp(min=0))
+
     @property
     def width(self) -> Float[Tensor, "*B"]:
         """At least 0."""
@@ -83,8 +88,7 @@ def bounded_sides(boxes: Float[Tensor, "*B 4"]) -> BoxSides:
     """:func:`sides_of` boxes of a promoted type that were checked before."""
     limit = coordinate_limit(boxes.dtype)
     columns = boxes.movedim(-1, 0).contiguous().clamp(-limit, limit)
-    x1, y1, x2, y2 = torch.where(columns.sum(0).isnan(), 0, columns).unbind(0)
-    return BoxSides(x1, y1, x2, y2, (x2 - x1).clamp(min=0) * (y2 - y1).clamp(min=0))
+    return BoxSides.of(*torch.where(columns.sum(0).isnan(), 0, columns).unbind(0))
 
 
 def intersection_and_union(a: BoxSides, b: BoxSides) -> tuple[Float[Tensor, "*B"], Float[Tensor, "*B"]]:
@@ -182,7 +186,7 @@ def ciou(a: BoxSides, b: BoxSides) -> Float[Tensor, "*B"]:
     penalty = (4 / math.pi**2) * (_aspect_angle(a) - _aspect_angle(b)) ** 2
     penalty = torch.where((a.area > 0) & (b.area > 0), penalty, 0)
     with torch.no_grad():
-        alpha = ratio(penalty, 1 - iou(a, b) + penalty)
+        alpha = ratio(penalty, 1 - iou(a, b) + penalty).detach()  # no_grad alone lets forward differentiation pass
     return diou(a, b) - alpha * penalty
 
 

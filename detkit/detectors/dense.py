@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from detkit.anchors import gather_assigned
 from detkit.detectors.detector import Stage
 from detkit.losses import DenseCriterion
-from detkit.losses.labels import check_labels
 from detkit.structures import Anchors, Assignment, DensePredictions, Detections, Images, Predictions, Targets
+from detkit.structures.labels import check_labels
 
 
 class DenseOutputs(NamedTuple):

@@ -1,15 +1,48 @@
 """Losses on class logits, elementwise or by row. Unreduced: masking, counting and summing stay with the caller."""
 
-from functools import partial
-
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from detkit._inputs import first_bad, full_checks, promote
-from detkit.losses.analytic import Derivatives, with_gradient
-from detkit.losses.labels import check_labels
+from detkit.losses.fused import classification as fused
+from detkit.losses.fused.gradient import with_gradient
 from detkit.structures import IGNORED, NEGATIVE
+from detkit.structures.labels import check_labels
+
+
+def focal(x: Tensor, y: Tensor, *, alpha: float | None, gamma: float) -> Tensor:
+    """Equation 5 of Lin et al. 2017: alpha_t (1 - p_t)**gamma times the cross-entropy."""
+    wrong = y * torch.sigmoid(-x) + (1 - y) * torch.sigmoid(x)  # 1 - p_t
+    balance = 1 if alpha is None else alpha * y + (1 - alpha) * (1 - y)  # alpha_t
+    return balance * _power(wrong, gamma) * _cross_entropy(x, y)
+
+
+def focal_of_labels(x: Tensor, labels: Tensor, *, alpha: float | None, gamma: float) -> Tensor:
+    """:func:`focal` of logits (n, C) and classes (n): 1 for the true one, 0 for the others, nothing where IGNORED."""
+    kept = (labels != IGNORED)[:, None]
+    y = (labels[:, None] == torch.arange(x.shape[1], device=x.device)).to(x.dtype)
+    return torch.where(kept, focal(torch.where(kept, x, 0), y, alpha=alpha, gamma=gamma), 0)
+
+
+def varifocal(x: Tensor, q: Tensor, *, alpha: float, gamma: float) -> Tensor:
+    """Equation 2 of Zhang et al. 2021: the cross-entropy to the quality q, weighted by q, or alpha p**gamma at 0."""
+    return torch.where(q > 0, q, alpha * _power(torch.sigmoid(x), gamma)) * _cross_entropy(x, q)
+
+
+def quality_focal(x: Tensor, y: Tensor, *, beta: float) -> Tensor:
+    """Equation 5 of Li et al. 2020: |y - p|**beta times the cross-entropy."""
+    return _power((y - torch.sigmoid(x)).abs(), beta) * _cross_entropy(x, y)
+
+
+def _cross_entropy(x: Tensor, y: Tensor) -> Tensor:
+    return -(y * logsigmoid(x) + (1 - y) * logsigmoid(-x))
+
+
+def _power(base: Tensor, exponent: float) -> Tensor:
+    """The slope of a power below 1 has no end at 0."""
+    return base.clamp(min=torch.finfo(base.dtype).tiny) ** exponent
 
 
 def sigmoid_focal_loss(
@@ -37,15 +70,14 @@ def sigmoid_focal_loss(
     if alpha is not None and not 0 <= alpha <= 1:
         raise ValueError(f"sigmoid_focal_loss: alpha={alpha} must lie in [0, 1], or be None for no balance")
     _check_exponent(gamma, name="gamma", function="sigmoid_focal_loss")
-    scales = (1.0, 1.0) if alpha is None else (1 - alpha, alpha)
+    settings = {"alpha": alpha, "gamma": gamma}
     if _are_labels(targets):
-        targets = _labels(targets, logits, lowest=NEGATIVE, function="sigmoid_focal_loss")
-        formula = partial(_focal_of_labels, scales=scales, gamma=gamma)
-        rows = logits.reshape(targets.numel(), logits.shape[-1]).contiguous()  # strided ones are rounded otherwise
-        losses = with_gradient(formula, rows, targets.reshape(-1)).reshape(logits.shape)
+        labels = _labels(targets, logits, lowest=NEGATIVE, function="sigmoid_focal_loss").reshape(-1)
+        rows = logits.reshape(len(labels), logits.shape[-1]).contiguous()  # strided ones are rounded otherwise
+        losses = with_gradient(focal_of_labels, fused.focal_of_labels, rows, labels, **settings).reshape(logits.shape)
     else:
-        formula = partial(_focal, scales=scales, gamma=gamma)
-        losses = _elementwise(formula, logits, targets, function="sigmoid_focal_loss")
+        rows, numbers = _numbers(logits, targets, function="sigmoid_focal_loss")
+        losses = with_gradient(focal, fused.focal, rows, numbers, **settings).reshape(logits.shape)
     return _weighted(losses, weights, function="sigmoid_focal_loss")
 
 
@@ -68,10 +100,9 @@ def varifocal_loss(
     """
     _check_exponent(alpha, name="alpha", function="varifocal_loss")
     _check_exponent(gamma, name="gamma", function="varifocal_loss")
-    formula = partial(_varifocal, alpha=alpha, gamma=gamma)
-    return _weighted(
-        _elementwise(formula, logits, targets, function="varifocal_loss"), weights, function="varifocal_loss"
-    )
+    rows, numbers = _numbers(logits, targets, function="varifocal_loss")
+    losses = with_gradient(varifocal, fused.varifocal, rows, numbers, alpha=alpha, gamma=gamma)
+    return _weighted(losses.reshape(logits.shape), weights, function="varifocal_loss")
 
 
 def quality_focal_loss(
@@ -95,21 +126,17 @@ def quality_focal_loss(
     """
     function = "quality_focal_loss"
     _check_exponent(beta, name="beta", function=function)
-    formula = partial(_quality_focal, beta=beta)
-    if not _are_labels(targets):
-        if quality is not None:
-            raise ValueError(f"{function}: quality goes with integer targets; these are {targets.dtype}")
-        return _weighted(_elementwise(formula, logits, targets, function=function), weights, function=function)
-    targets = _labels(targets, logits, lowest=NEGATIVE, function=function)
-    if quality is not None and quality.shape != targets.shape:
-        raise ValueError(
-            f"{function}: quality has shape {tuple(quality.shape)}; allowed is that of targets, {tuple(targets.shape)}"
-        )
-    logits = torch.where(targets[..., None] == IGNORED, 0, logits)  # before the formula: a NaN there has a gradient
-    hit = targets[..., None] == torch.arange(logits.shape[-1], device=logits.device)
-    soft = hit if quality is None else torch.where(hit, quality[..., None], 0)
-    losses = _elementwise(formula, logits, soft, function=function)
-    return _weighted(torch.where(targets[..., None] == IGNORED, 0, losses), weights, function=function)
+    labels = _labels(targets, logits, lowest=NEGATIVE, function=function) if _are_labels(targets) else None
+    if labels is not None:
+        logits = torch.where(labels[..., None] == IGNORED, 0, logits)  # before the formula: a NaN there has a gradient
+        targets = _qualities(labels, quality, logits, function)
+    elif quality is not None:
+        raise ValueError(f"{function}: quality goes with integer targets; these are {targets.dtype}")
+    rows, numbers = _numbers(logits, targets, function=function)
+    losses = with_gradient(quality_focal, fused.quality_focal, rows, numbers, beta=beta).reshape(logits.shape)
+    if labels is not None:
+        losses = torch.where(labels[..., None] == IGNORED, 0, losses)
+    return _weighted(losses, weights, function=function)
 
 
 def distribution_focal_loss(
@@ -178,11 +205,23 @@ def label_smoothed_cross_entropy(
     return _weighted(losses, weights, function=function)
 
 
-def _elementwise(formula: partial, logits: Tensor, targets: Tensor, *, function: str) -> Tensor:
+def _qualities(labels: Tensor, quality: Tensor | None, logits: Tensor, function: str) -> Tensor:
+    """Targets (..., C): the quality, or 1, of the class of each label and 0 for the others."""
+    if quality is not None and quality.shape != labels.shape:
+        raise ValueError(
+            f"{function}: quality has shape {tuple(quality.shape)}; allowed is that of targets, {tuple(labels.shape)}"
+        )
+    hit = labels[..., None] == torch.arange(logits.shape[-1], device=logits.device)
+    return hit if quality is None else torch.where(hit, quality[..., None], 0)
+
+
+def _numbers(logits: Tensor, targets: Tensor, *, function: str) -> tuple[Tensor, Tensor]:
+    """Logits (n) and checked targets (n)."""
     _check_dense(targets, logits, function=function)
     if targets.requires_grad:
         raise ValueError(f"{function}: targets require a gradient but take none; pass targets.detach()")
-    return with_gradient(formula, logits.reshape(-1), targets.reshape(-1)).reshape(logits.shape)
+    targets = targets.float() if targets.dtype == torch.bool else targets
+    return logits.reshape(-1), targets.reshape(-1)
 
 
 def _weighted(losses: Tensor, weights: Tensor | None, *, function: str) -> Tensor:
@@ -196,91 +235,6 @@ def _weighted(losses: Tensor, weights: Tensor | None, *, function: str) -> Tenso
             f"{function}: weights have shape {tuple(weights.shape)}; allowed: what broadcasts to {tuple(losses.shape)}"
         )
     return losses * promote(weights)
-
-
-# Formulas of detkit.losses.analytic. p = sigmoid(x) and q = 1 - p are each computed where they are small, and in-place
-# operations reuse the few intermediates.
-
-
-def _terms(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
-    """Promoted x and y; p, q, cross-entropy; (1 - y) p and y q, whose difference is p - y and whose sum is 1 - p_t."""
-    x = promote(x)
-    y = y.to(x.dtype)
-    p, q = torch.sigmoid(x), torch.sigmoid(-x)
-    cost = torch.addcmul(torch.relu(x), x, y, value=-1)  # with the next line softplus(x) - x y, nothing cancelled
-    cost = cost.sub_(torch.minimum(p, q).neg_().log1p_())
-    return x, y, p, q, cost, (1 - y).mul_(p), y * q
-
-
-def _of_zero(x: Tensor, *, scale: float, gamma: float) -> tuple[Tensor, Tensor]:
-    """scale p**gamma softplus(x) and its derivative: what a target of 0 costs; one of 1 costs the same at -x."""
-    p = torch.sigmoid(x)
-    minus_q = p - 1
-    cost = torch.relu(x).sub_(torch.maximum(minus_q, -p).log1p_())
-    weight = p.pow(gamma).mul_(scale)
-    slope = torch.addcmul(p, minus_q, cost, value=-gamma)
-    return cost.mul_(weight), slope.mul_(weight)
-
-
-def _focal_of_labels(
-    x: Tensor, labels: Tensor, needs: tuple[bool, ...], *, scales: tuple[float, float], gamma: float
-) -> tuple[Tensor, Derivatives]:
-    x = promote(x)
-    if torch.compiler.is_compiling() or x.device.type != "cpu":
-        return _focal_of_labels_fused(x, labels, scales=scales, gamma=gamma)
-    losses, slopes = _of_zero(x, scale=scales[0], gamma=gamma)
-    rows = (labels >= 0).nonzero().squeeze(1)
-    columns = labels[rows].to(torch.int64)
-    cost, slope = _of_zero(-x[rows, columns], scale=scales[1], gamma=gamma)
-    losses[rows, columns], slopes[rows, columns] = cost, slope.neg_()
-    ignored = (labels == IGNORED).nonzero().squeeze(1)
-    losses[ignored], slopes[ignored] = 0, 0
-    return losses, (slopes if needs[0] else None, None)
-
-
-def _focal_of_labels_fused(
-    x: Tensor, labels: Tensor, *, scales: tuple[float, float], gamma: float
-) -> tuple[Tensor, Derivatives]:
-    """The same without indices: nothing waits for the host, and one kernel does it all."""
-    hit = labels[:, None] == torch.arange(x.shape[1], device=x.device)
-    kept = labels[:, None] != IGNORED
-    losses, slopes = _of_zero(torch.where(hit, -x, x), scale=1, gamma=gamma)
-    losses = torch.where(kept, torch.where(hit, losses * scales[1], losses * scales[0]), 0)
-    return losses, (torch.where(kept, torch.where(hit, slopes * -scales[1], slopes * scales[0]), 0), None)
-
-
-def _focal(
-    x: Tensor, y: Tensor, needs: tuple[bool, ...], *, scales: tuple[float, float], gamma: float
-) -> tuple[Tensor, Derivatives]:
-    x, y, p, q, cost, above, below = _terms(x, y)
-    wrong = above + below
-    weight = (y * (scales[1] - scales[0])).add_(scales[0]).mul_(wrong.pow(gamma))
-    losses = weight * cost
-    if not needs[0]:
-        return losses, (None, None)
-    steepness = p.mul_(q).div_(wrong.clamp_(min=torch.finfo(x.dtype).tiny))  # of log(1 - p_t), for 1 - 2 y = 1
-    slope = steepness.mul_(cost).mul_(1 - 2 * y).mul_(gamma).add_(above).sub_(below).mul_(weight)
-    return losses, (slope, None)
-
-
-def _varifocal(
-    x: Tensor, y: Tensor, needs: tuple[bool, ...], *, alpha: float, gamma: float
-) -> tuple[Tensor, Derivatives]:
-    x, y, p, q, cost, above, below = _terms(x, y)
-    weight = torch.where(y > 0, y, p.pow(gamma) * alpha)
-    growth = torch.where(y > 0, 0, q * cost * gamma)
-    return weight * cost, (growth.add_(above).sub_(below).mul_(weight) if needs[0] else None, None)
-
-
-def _quality_focal(x: Tensor, y: Tensor, needs: tuple[bool, ...], *, beta: float) -> tuple[Tensor, Derivatives]:
-    x, y, p, q, cost, above, below = _terms(x, y)
-    excess = above - below
-    distance = excess.abs()
-    weight = distance.pow(beta)
-    if not needs[0]:
-        return weight * cost, (None, None)
-    steepness = (p * q).div_(distance.clamp(min=torch.finfo(x.dtype).tiny)).mul_(cost).mul_(excess.sign()).mul_(beta)
-    return weight * cost, (steepness.add_(excess).mul_(weight), None)
 
 
 def _log_softmax(logits: Tensor) -> Tensor:

@@ -7,8 +7,8 @@ from torch.nn import functional as F
 from torchvision.ops import roi_align
 
 from detkit._inputs import as_boxes, promote
-from detkit.losses.labels import check_labels
 from detkit.structures import NEGATIVE
+from detkit.structures.labels import check_labels
 
 _FARTHEST = 1  # image side: so far outside a box may reach, or sampling it would take as long as the box is large
 

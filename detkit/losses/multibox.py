@@ -18,8 +18,8 @@ from detkit.losses.dense import (
     mean_count,
     softmax_scores,
 )
-from detkit.losses.labels import check_labels
 from detkit.structures import NEGATIVE, Anchors, DensePredictions
+from detkit.structures.labels import check_labels
 
 
 class MultiBoxLoss(DenseCriterion):

@@ -9,8 +9,8 @@ from detkit._inputs import check_not_negative, promote
 from detkit.anchors import Assigned
 from detkit.losses.box_costs import BoxCoder, iou_cost
 from detkit.losses.dense import BoxCost, DenseCriterion, box_costs, check_predictions, described, mean_count
-from detkit.losses.labels import check_labels
 from detkit.structures import IGNORED, NEGATIVE, Anchors, DensePredictions
+from detkit.structures.labels import check_labels
 
 
 class ObjectnessLoss(DenseCriterion):

@@ -22,8 +22,8 @@ from detkit.losses.dense import (
     mean_count,
     sigmoid_scores,
 )
-from detkit.losses.labels import check_labels
 from detkit.structures import IGNORED, NEGATIVE, Anchors, DensePredictions
+from detkit.structures.labels import check_labels
 
 ClassCost = Callable[[Tensor, Tensor], Tensor]
 

@@ -23,8 +23,8 @@ from detkit.losses.dense import (
     sigmoid_scores,
     softmax_scores,
 )
-from detkit.losses.labels import check_labels
 from detkit.structures import IGNORED, NEGATIVE, Anchors, DensePredictions
+from detkit.structures.labels import check_labels
 
 sharp_l1_cost = partial(smooth_l1_cost, beta=1 / 9)
 """Smooth L1 as both stages take it: the RPN's sigma of 3 as a beta, which torchvision uses for both."""

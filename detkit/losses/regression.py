@@ -1,23 +1,20 @@
 """Losses on numbers: deltas of boxes, and boxes themselves. Unreduced: masking, weighting and summing are the caller's.
 
-The box losses are ``1 - paired_*`` of :mod:`detkit.boxes`, gradients included: those of a minimum of equal numbers go
-half to each, a denominator that is not safely positive has none, coordinates beyond 2e18 (float32) count as that and
-have none. Their formulas are written on columns: sides (2, n) hold x in row 0 and y in row 1.
+The box losses are ``1 - measure`` of :mod:`detkit.boxes.measures`. Their fused form, a fifth of the time of autograd,
+stands in :mod:`detkit.losses.fused.regression`; all of them may be differentiated twice, and by ``torch.func``.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from detkit._inputs import as_boxes, promote
-from detkit.boxes.measures import BoxSides, Measure, ciou, coordinate_limit, giou, iou, smallest_union
+from detkit.boxes.measures import BoxSides, Measure, ciou, coordinate_limit, giou, iou
 from detkit.boxes.overlap import DistanceVariant, distance_measure
-from detkit.losses.analytic import Derivatives, with_gradient
+from detkit.losses.fused import regression as fused
+from detkit.losses.fused.gradient import with_gradient
 
 
 def smooth_l1_loss(
@@ -57,7 +54,7 @@ def box_iou_loss(
     >>> box_iou_loss(torch.tensor([[0.0, 0, 2, 2]]), torch.tensor([[0.0, 0, 4, 2]]))
     tensor([0.5000])
     """
-    return _box_loss(iou, _none, boxes1, boxes2, weights, "box_iou_loss")
+    return _box_loss(iou, boxes1, boxes2, weights, "box_iou_loss")
 
 
 def generalized_box_iou_loss(
@@ -71,7 +68,7 @@ def generalized_box_iou_loss(
     >>> generalized_box_iou_loss(torch.tensor([[0.0, 0, 1, 1]]), torch.tensor([[2.0, 0, 3, 1]]))
     tensor([1.3333])
     """
-    return _box_loss(giou, _generalized, boxes1, boxes2, weights, "generalized_box_iou_loss")
+    return _box_loss(giou, boxes1, boxes2, weights, "generalized_box_iou_loss")
 
 
 def distance_box_iou_loss(
@@ -91,8 +88,7 @@ def distance_box_iou_loss(
     tensor([0.9683])
     """
     measure = distance_measure(variant, "distance_box_iou_loss")
-    penalty = _distance if variant == "squared" else _distance_unsquared
-    return _box_loss(measure, penalty, boxes1, boxes2, weights, "distance_box_iou_loss")
+    return _box_loss(measure, boxes1, boxes2, weights, "distance_box_iou_loss")
 
 
 def complete_box_iou_loss(
@@ -106,42 +102,21 @@ def complete_box_iou_loss(
     >>> complete_box_iou_loss(torch.tensor([[0.0, 0, 2, 2]]), torch.tensor([[0.0, 0, 4, 1]]))
     tensor([0.7470])
     """
-    return _box_loss(ciou, _complete, boxes1, boxes2, weights, "complete_box_iou_loss")
+    return _box_loss(ciou, boxes1, boxes2, weights, "complete_box_iou_loss")
 
 
-class _Pairs(NamedTuple):
-    """What a penalty is made of, as sides (2, n), and the IoU (n)."""
+def one_minus(boxes1: Float[Tensor, "n 4"], boxes2: Float[Tensor, "n 4"], *, measure: Measure) -> Float[Tensor, "n"]:
+    """What every box loss is; a NaN box costs NaN.
 
-    low1: Tensor
-    high1: Tensor
-    low2: Tensor
-    high2: Tensor
-    sides1: Tensor
-    sides2: Tensor
-    hull: Tensor
-    union: Tensor
-    iou: Tensor
+    >>> one_minus(torch.tensor([[0.0, 0, 2, 2]]), torch.tensor([[0.0, 0, 4, 2]]), measure=iou)
+    tensor([0.5000])
+    """
+    limit = coordinate_limit(boxes1.dtype)
+    first, second = (BoxSides.of(*boxes.clamp(-limit, limit).unbind(-1)) for boxes in (boxes1, boxes2))
+    return 1 - measure(first, second)
 
 
-class _Penalty(NamedTuple):
-    """What is added to 1 - IoU; its derivatives by hull (2, n), union (n), offset of the centers and sides (2, n)."""
-
-    value: Tensor
-    hull: Tensor
-    union: Tensor | None = None
-    offset: Tensor | None = None
-    sides1: Tensor | None = None
-    sides2: Tensor | None = None
-
-
-def _box_loss(
-    measure: Measure,
-    penalty: Callable[[_Pairs], _Penalty],
-    boxes1: Tensor,
-    boxes2: Tensor,
-    weights: Tensor | None,
-    function: str,
-) -> Tensor:
+def _box_loss(measure: Measure, boxes1: Tensor, boxes2: Tensor, weights: Tensor | None, function: str) -> Tensor:
     first = as_boxes(boxes1, function=function, name="boxes1")
     second = as_boxes(boxes2, function=function, name="boxes2")
     kind = torch.promote_types(first.dtype, second.dtype)
@@ -152,199 +127,11 @@ def _box_loss(
         raise ValueError(f"{function}: boxes have shapes {shapes}; allowed is (..., 4) that broadcast") from None
     shape, first, second = first.shape[:-1], first.reshape(-1, 4), second.reshape(-1, 4)
     if torch.compiler.is_compiling():
-        losses = _fused(measure, first, second).reshape(shape)
+        losses = fused.one_minus_compiled(first, second, measure=measure).reshape(shape)
     else:
-        losses = with_gradient(partial(_overlap_loss, penalty=penalty), first, second).reshape(shape)
+        losses = with_gradient(one_minus, fused.one_minus, first, second, measure=measure).reshape(shape)
     if weights is None:
         return losses
     if weights.shape != shape:
         raise ValueError(f"{function}: weights have shape {tuple(weights.shape)}; allowed is {tuple(shape)}")
     return losses * promote(weights)
-
-
-def _overlap_loss(
-    boxes1: Tensor, boxes2: Tensor, needs: tuple[bool, ...], *, penalty: Callable[[_Pairs], _Penalty]
-) -> tuple[Tensor, Derivatives]:
-    """1 - IoU + penalty, by the chain rule from areas to sides to corners."""
-    low1, high1, low2, high2 = (half for boxes in (boxes1, boxes2) for half in _columns(boxes).split(2))
-    overlap = torch.minimum(high1, high2).sub_(torch.maximum(low1, low2)).relu_()
-    sides1, sides2 = (high1 - low1).relu_(), (high2 - low2).relu_()
-    hull = torch.maximum(high1, high2).sub_(torch.minimum(low1, low2)).relu_()
-    intersection = overlap[0] * overlap[1]
-    union = (sides1[0] * sides1[1]).add_(sides2[0] * sides2[1]).sub_(intersection)
-    iou = _ratio(intersection, union)
-    extra = penalty(_Pairs(low1, high1, low2, high2, sides1, sides2, hull, union, iou))
-    losses = (1 - iou).add_(extra.value)
-    if not any(needs):
-        return losses, (None, None)
-    by_union, by_meet = _ratio(iou, union), _inverse(union).neg_()
-    if extra.union is not None:
-        by_union = by_union.add_(extra.union)
-    by_overlap = _gate(by_meet.sub_(by_union) * overlap.flip(0), overlap)  # what both cover counts once in the union
-    low, high = (_share(one, other) for one, other in ((low1, low2), (high1, high2)))
-    own1, own2 = (_gate(by_union * sides.flip(0), sides) for sides in (sides1, sides2))
-    gradients: list[Tensor | None] = [None, None]
-    if needs[0]:
-        gradients[0] = _by_corners(boxes1, by_overlap, extra.hull, own1, (low, high), extra.sides1, extra.offset)
-    if needs[1]:
-        back = None if extra.offset is None else -extra.offset
-        gradients[1] = _by_corners(boxes2, by_overlap, extra.hull, own2, (1 - low, 1 - high), extra.sides2, back)
-    return losses, tuple(gradients)
-
-
-def _by_corners(
-    boxes: Tensor,
-    overlap: Tensor,
-    hull: Tensor,
-    own: Tensor,
-    shares: tuple[Tensor, Tensor],
-    sides: Tensor | None,
-    offset: Tensor | None,
-) -> Tensor:
-    """Derivative by the corners of a box from those by the sides (2, n): a low corner is the larger one of two in the
-    overlap, the smaller one in the hull, for ``shares`` of 0, 1/2 or 1; a high corner the other way round."""
-    own = own if sides is None else own.add_(sides)
-    low = torch.lerp(hull, overlap, shares[0]).add_(own).neg_()
-    high = torch.lerp(overlap, hull, shares[1]).add_(own)
-    if offset is not None:
-        low, high = low.add_(offset), high.add_(offset)
-    gradient = _as_rows((*low, *high))
-    size = boxes.abs()
-    if boxes.device.type == "cpu" and size.sum() < coordinate_limit(boxes.dtype):  # the usual case: no mask needed
-        return gradient
-    return torch.where(size > coordinate_limit(boxes.dtype), 0, gradient)
-
-
-def _columns(boxes: Tensor) -> Tensor:
-    """(n, 4) to (4, n) in memory, bounded, in one pass."""
-    limit = coordinate_limit(boxes.dtype)
-    return torch.clamp(boxes.T, -limit, limit, out=boxes.new_empty(4, len(boxes)))
-
-
-def _share(one: Tensor, other: Tensor) -> Tensor:
-    """1 where one is larger, 1/2 where both are equal, 0 where it is smaller."""
-    return (one - other).sign_().mul_(0.5).add_(0.5)
-
-
-def _as_rows(columns: Sequence[Tensor]) -> Tensor:
-    """4 columns (n) as boxes (n, 4); column by column, which a CPU does four times as fast as a transposition."""
-    boxes = columns[0].new_empty(len(columns[0]), 4)
-    for place, column in enumerate(columns):
-        boxes[:, place] = column
-    return boxes
-
-
-@torch.library.custom_op("detkit::box_columns", mutates_args=())
-def _box_columns(boxes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(n, 4) to 4 x (n), each contiguous: of a step of 4 numbers a compiler makes loops without vectors."""
-    x1, y1, x2, y2 = (column.clone() for column in boxes.unbind(-1))
-    return x1, y1, x2, y2
-
-
-@_box_columns.register_fake
-def _(boxes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    x1, y1, x2, y2 = (boxes.new_empty(boxes.shape[0]) for _ in range(4))
-    return x1, y1, x2, y2
-
-
-@torch.library.custom_op("detkit::box_rows", mutates_args=())
-def _box_rows(x1: Tensor, y1: Tensor, x2: Tensor, y2: Tensor) -> Tensor:
-    return _as_rows((x1, y1, x2, y2))
-
-
-@_box_rows.register_fake
-def _(x1: Tensor, y1: Tensor, x2: Tensor, y2: Tensor) -> Tensor:
-    return x1.new_empty(x1.shape[0], 4)
-
-
-_box_columns.register_autograd(lambda context, *upstream: _box_rows(*upstream))
-
-
-def _fused(formula: Measure, boxes1: Tensor, boxes2: Tensor) -> Tensor:
-    """The plain form for ``torch.compile``: 1 - formula without a mask or an index, on contiguous columns."""
-    limit, on_cpu = coordinate_limit(boxes1.dtype), boxes1.device.type == "cpu"
-    columns = [_box_columns(boxes) if on_cpu else boxes.unbind(-1) for boxes in (boxes1, boxes2)]
-    first, second = (_sides(*(column.clamp(-limit, limit) for column in four)) for four in columns)
-    return 1 - formula(first, second)
-
-
-def _sides(x1, y1, x2, y2):
-    return BoxSides(x1, y1, x2, y2, (x2 - x1).clamp(min=0) * (y2 - y1).clamp(min=0))
-
-
-def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """numerator / denominator, and 0 where the denominator is not safely positive."""
-    limit = smallest_union(denominator.dtype)
-    return torch.ops.aten.threshold_backward(numerator / denominator, denominator, limit)  # one pass; where() is slow
-
-
-def _inverse(denominator: Tensor) -> Tensor:
-    return _ratio(torch.ones_like(denominator), denominator)
-
-
-def _gate(gradient: Tensor, sides: Tensor) -> Tensor:
-    """The gradient through ``clamp(min=0)``: none where nothing is left."""
-    return torch.ops.aten.threshold_backward(gradient, sides, 0)
-
-
-def _none(pairs: _Pairs) -> _Penalty:
-    return _Penalty(torch.zeros_like(pairs.iou), torch.zeros_like(pairs.hull))
-
-
-def _generalized(pairs: _Pairs) -> _Penalty:
-    area = pairs.hull[0] * pairs.hull[1]
-    gap = (area - pairs.union).relu_()
-    share = _ratio(gap, area)
-    by_gap = _gate(_inverse(area), gap)
-    sides = pairs.hull.flip(0)
-    return _Penalty(share, union=-by_gap, hull=(by_gap - _ratio(share, area)) * sides)
-
-
-def _centers(pairs: _Pairs) -> tuple[Tensor, Tensor]:
-    """Offset (2, n) between the centers, and the squared diagonal (n) of the hull."""
-    offset = ((pairs.low1 + pairs.high1) - (pairs.low2 + pairs.high2)).div_(2)
-    return offset, pairs.hull.square().sum(0)
-
-
-def _distance(pairs: _Pairs) -> _Penalty:
-    offset, diagonal = _centers(pairs)
-    apart = offset.square().sum(0)
-    share = _ratio(torch.minimum(apart, diagonal), diagonal)
-    inside = (diagonal - apart).sign_().mul_(0.5).add_(0.5)  # centers of inverted boxes lie outside their hull
-    inverse = _inverse(diagonal)
-    by_diagonal = ((1 - inside) - share).mul_(inverse)
-    return _Penalty(share, hull=by_diagonal * 2 * pairs.hull, offset=(inside * inverse) * offset)
-
-
-def _distance_unsquared(pairs: _Pairs) -> _Penalty:
-    offset, diagonal = _centers(pairs)
-    distance = offset.square().sum(0).sqrt_()
-    share = _ratio(distance, diagonal)
-    direction = offset / distance.clamp(min=torch.finfo(offset.dtype).tiny)
-    inverse = _inverse(diagonal)
-    by_hull = (pairs.hull * -2).mul_(inverse).mul_(share)
-    bound = torch.finfo(by_hull.dtype).max / 8  # this form does not stay small: it grows as boxes shrink
-    return _Penalty(share, hull=by_hull.clamp_(-bound, bound), offset=direction.mul_(inverse).div_(2))
-
-
-def _complete(pairs: _Pairs) -> _Penalty:
-    distance = _distance(pairs)
-    valid = ((pairs.sides1[0] * pairs.sides1[1]).minimum(pairs.sides2[0] * pairs.sides2[1]) > 0).to(pairs.iou.dtype)
-    (angle1, slope1), (angle2, slope2) = (_aspect_angle(sides, valid) for sides in (pairs.sides1, pairs.sides2))
-    difference = (angle1 - angle2).mul_(valid)
-    penalty = difference.square().mul_(4 / math.pi**2)
-    alpha = _ratio(penalty, (1 - pairs.iou).add_(penalty))
-    by_angle = (difference * alpha).mul_(8 / math.pi**2)
-    return distance._replace(
-        value=distance.value + alpha * penalty, sides1=slope1.mul_(by_angle), sides2=slope2.mul_(-by_angle)
-    )
-
-
-def _aspect_angle(sides: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-    """The angle (n) whose tangent is width / height, and its derivative by both sides (2, n); 0 where not valid."""
-    sides = sides + (1 - valid)  # a side of 0 would divide by 0
-    larger = torch.maximum(sides[0], sides[1])
-    scaled = sides / larger
-    slope = scaled.flip(0) / scaled.square().sum(0).mul_(larger)
-    slope[1].neg_()
-    return torch.atan2(scaled[0], scaled[1]), slope.mul_(valid)

@@ -1,9 +1,7 @@
 """Losses on class logits against formulas in plain Python, torchvision and torch, and at the ends of the range."""
 
-import math
-from functools import partial
-
 import pytest
+import references as slow
 import torch
 import torchvision
 from hypothesis import given
@@ -12,14 +10,13 @@ from strategies import unhooked
 from torch.nn import functional as F
 
 from detkit.losses import (
-    analytic,
     distribution_focal_loss,
     label_smoothed_cross_entropy,
     quality_focal_loss,
     sigmoid_focal_loss,
     varifocal_loss,
 )
-from detkit.losses.classification import _focal_of_labels, _focal_of_labels_fused
+from detkit.losses.fused import gradient
 
 NEGATIVE, IGNORED = -1, -2
 HALVES = [torch.float16, torch.bfloat16]
@@ -30,30 +27,7 @@ UNIT = st.one_of(st.sampled_from([0.0, 1.0]), st.floats(0, 1, width=32))
 EXPONENT = st.sampled_from([0.0, 0.5, 1.0, 1.5, 2.0, 3.0])
 
 
-def softplus(x: float) -> float:
-    return max(x, 0.0) + math.log1p(math.exp(-abs(x)))
-
-
-def sigmoid(x: float) -> float:
-    return 1 / (1 + math.exp(-x)) if x > -700 else 0.0
-
-
-def slow_focal(x, y, *, alpha=0.25, gamma=2.0):
-    wrong = y * sigmoid(-x) + (1 - y) * sigmoid(x)
-    balance = 1 if alpha is None else alpha * y + (1 - alpha) * (1 - y)
-    return balance * wrong**gamma * (y * softplus(-x) + (1 - y) * softplus(x))
-
-
-def slow_varifocal(x, q, *, alpha=0.75, gamma=2.0):
-    cost = q * softplus(-x) + (1 - q) * softplus(x)
-    return q * cost if q > 0 else alpha * sigmoid(x) ** gamma * cost
-
-
-def slow_quality_focal(x, y, *, beta=2.0):
-    return abs(y - sigmoid(x)) ** beta * (y * softplus(-x) + (1 - y) * softplus(x))
-
-
-SLOW = {sigmoid_focal_loss: slow_focal, varifocal_loss: slow_varifocal, quality_focal_loss: slow_quality_focal}
+SLOW = {sigmoid_focal_loss: slow.focal, varifocal_loss: slow.varifocal, quality_focal_loss: slow.quality_focal}
 OPTIONS = [
     (sigmoid_focal_loss, {}),
     (sigmoid_focal_loss, {"alpha": None, "gamma": 0.5}),
@@ -133,16 +107,6 @@ def test_labels_may_be_of_any_integer_type(kind):
 def test_focal_loss_of_labels_has_the_gradient_of_finite_differences():
     logits, labels = logits_of(6, 3, scale=2).requires_grad_(), torch.tensor([0, 2, -1, -2, 1, 1])
     assert torch.autograd.gradcheck(lambda rows: sigmoid_focal_loss(rows, labels, gamma=1.5), (logits,))
-
-
-def test_the_fused_form_of_labels_equals_the_eager_one():
-    logits, labels = logits_of(50, 5), labels_of(50)
-    options = {"scales": (0.7, 0.2), "gamma": 1.5}
-    fused = partial(_focal_of_labels_fused, **options)(logits, labels)
-    eager = partial(_focal_of_labels, **options)(logits, labels, (True, False))
-    torch.testing.assert_close(fused[0], eager[0], rtol=1e-12, atol=0)
-    torch.testing.assert_close(fused[1][0], eager[1][0], rtol=1e-12, atol=0)
-    assert fused[1][1] is None is eager[1][1]
 
 
 @pytest.mark.parametrize(("function", "options"), OPTIONS)
@@ -379,7 +343,7 @@ def test_pieces_and_threads_change_nothing(monkeypatch):
     for function, target in ((sigmoid_focal_loss, labels), *((f, targets) for f in ELEMENTWISE)):
         results = []
         for chunk, count in ((1 << 17, 1), (100, 1), (1, 2), (1 << 17, 2)):
-            monkeypatch.setattr(analytic, "CHUNK", chunk)
+            monkeypatch.setattr(gradient, "CHUNK", chunk)
             torch.set_num_threads(count)
             results.append(value_and_gradient(function, logits, target))
         torch.set_num_threads(threads)
@@ -402,17 +366,11 @@ def test_bool_targets_are_zeros_and_ones():
     assert torch.equal(sigmoid_focal_loss(logits, targets), sigmoid_focal_loss(logits, targets.double()))
 
 
-def slow_distribution(row, target):
-    total = math.log(sum(math.exp(x) for x in row))
-    left = min(int(target), len(row) - 2)
-    return (left + 1 - target) * (total - row[left]) + (target - left) * (total - row[left + 1])
-
-
 def test_distribution_focal_loss_follows_its_formula():
     logits = logits_of(2, 9, 4, scale=2)
     targets = torch.tensor([[0, 0.25, 1, 1.5, 2, 2.75, 3, 1e-9, 2.999]] * 2, dtype=torch.float64)
     pairs = zip(logits.reshape(-1, 4).tolist(), targets.flatten().tolist(), strict=True)
-    expected = torch.tensor([slow_distribution(row, t) for row, t in pairs], dtype=torch.float64).reshape(2, 9)
+    expected = torch.tensor([slow.distribution_focal(row, t) for row, t in pairs], dtype=torch.float64).reshape(2, 9)
     torch.testing.assert_close(distribution_focal_loss(logits, targets), expected)
     weights = torch.rand(2, 9, dtype=torch.float64)
     torch.testing.assert_close(distribution_focal_loss(logits, targets, weights=weights), expected * weights)

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from detkit.losses import quality_focal_loss, sigmoid_focal_loss
-from detkit.losses.labels import check_labels
 from detkit.structures import IGNORED, NEGATIVE
+from detkit.structures.labels import check_labels
 
 
 @pytest.mark.parametrize("label", [0, 2, NEGATIVE, IGNORED])

@@ -1,14 +1,19 @@
-"""Losses that bring their gradient: pieces against the whole, repeated and refused backward passes."""
+"""Losses that bring their gradient: pieces against the whole, repeated backward passes, graphs of gradients."""
 
 import pytest
 import torch
 
-from detkit.losses import analytic
-from detkit.losses.analytic import evaluate, with_gradient
+from detkit.losses.fused import gradient as module
+from detkit.losses.fused.gradient import evaluate, with_gradient
+
+
+def defined(x, factors, *, power=2):
+    """sum(x**power) * factor of each row."""
+    return (x**power).sum(1) * factors
 
 
 def power_of_rows(x, factors, needs):
-    """sum(x**2) * factor of each row."""
+    """The same, and its derivatives."""
     squares = x.square().sum(1)
     by_x = 2 * x * factors[:, None] if needs[0] else None
     return squares * factors, (by_x, squares if needs[1] else None)
@@ -21,7 +26,7 @@ def inputs(rows=11, columns=3):
 
 def test_value_and_gradients_equal_finite_differences():
     x, factors = (rows.requires_grad_() for rows in inputs())
-    assert torch.autograd.gradcheck(lambda *rows: with_gradient(power_of_rows, *rows), (x, factors))
+    assert torch.autograd.gradcheck(lambda *rows: with_gradient(defined, power_of_rows, *rows), (x, factors))
 
 
 @pytest.mark.parametrize(("chunk", "rows"), [(1, 1), (3, 1), (7, 2), (32, 10), (33, 11)])
@@ -35,7 +40,7 @@ def test_pieces_give_what_the_whole_gives(monkeypatch, chunk, rows):
         assert len(factors) == len(x)
         return power_of_rows(x, factors, needs)
 
-    monkeypatch.setattr(analytic, "CHUNK", chunk)
+    monkeypatch.setattr(module, "CHUNK", chunk)
     losses, derivatives = evaluate(formula, (x, factors), (True, True))
     assert max(seen) == rows
     assert sum(seen) == 11
@@ -44,7 +49,7 @@ def test_pieces_give_what_the_whole_gives(monkeypatch, chunk, rows):
 
 
 def test_what_needs_no_gradient_is_not_asked_for(monkeypatch):
-    monkeypatch.setattr(analytic, "CHUNK", 4)
+    monkeypatch.setattr(module, "CHUNK", 4)
     x, factors = inputs()
     _, derivatives = evaluate(power_of_rows, (x, factors), (False, True))
     assert derivatives[0] is None
@@ -55,15 +60,15 @@ def test_what_needs_no_gradient_is_not_asked_for(monkeypatch):
         asked.append(needs)
         return power_of_rows(x, factors, needs)
 
-    with_gradient(formula, x, factors.requires_grad_())
+    with_gradient(defined, formula, x, factors.requires_grad_())
     with torch.no_grad():
-        assert not with_gradient(formula, x, factors).requires_grad
+        assert not with_gradient(defined, formula, x, factors).requires_grad
     assert asked[0] == (False, True)
 
 
 def test_a_second_backward_pass_through_a_retained_graph_equals_the_first():
     x, factors = (rows.requires_grad_() for rows in inputs())
-    losses = with_gradient(power_of_rows, x, factors)
+    losses = with_gradient(defined, power_of_rows, x, factors)
     upstream = torch.rand(11).double()
     results = [torch.autograd.grad(losses, (x, factors), upstream * k, retain_graph=True) for k in (1, 1, 3)]
     for once, twice, thrice in zip(*results, strict=True):
@@ -72,17 +77,45 @@ def test_a_second_backward_pass_through_a_retained_graph_equals_the_first():
     assert torch.equal(results[0][1], x.detach().square().sum(1) * upstream)
 
 
-def test_differentiating_twice_is_refused():
-    x, factors = inputs()
+def test_differentiated_gradients_are_those_of_the_definition():
+    x, factors = (rows.requires_grad_() for rows in inputs(3))
+    assert torch.autograd.gradgradcheck(lambda *rows: with_gradient(defined, power_of_rows, *rows), (x, factors))
+    (by_x,) = torch.autograd.grad(with_gradient(defined, power_of_rows, x, factors).sum(), x, create_graph=True)
+    assert torch.equal(torch.autograd.grad(by_x.sum(), x)[0], (2 * factors[:, None]).expand_as(x))
+
+
+def test_only_what_asks_for_a_graph_of_its_gradient_is_computed_by_the_definition():
+    calls = []
+
+    def counted(x, factors):
+        calls.append(x.dtype)
+        return defined(x, factors)
+
+    x, factors = (rows.half().requires_grad_() for rows in inputs(3))
+    losses = with_gradient(counted, power_of_rows, x, factors).sum()
+    losses.backward(retain_graph=True)
+    assert calls == []
+    torch.autograd.grad(losses, x, create_graph=True)
+    assert calls == [torch.float32]  # promoted
+
+
+def test_settings_reach_both_forms():
+    x, factors = inputs(3)
+
+    def fused(x, factors, needs, *, power):
+        return defined(x, factors, power=power), (power * x ** (power - 1) * factors[:, None], None)
+
     x.requires_grad_()
-    with pytest.raises(RuntimeError, match="backward with create_graph=True is not supported"):
-        torch.autograd.grad(with_gradient(power_of_rows, x, factors).sum(), x, create_graph=True)
+    losses = with_gradient(defined, fused, x, factors, power=3)
+    assert torch.equal(losses, defined(x, factors, power=3))
+    plain = torch.autograd.grad(losses.sum(), x, retain_graph=True)[0]
+    torch.testing.assert_close(torch.autograd.grad(losses.sum(), x, create_graph=True)[0], plain)
 
 
 def test_an_input_changed_after_the_forward_pass_is_noticed():
     x, factors = inputs()
     middle = x.requires_grad_() * 1
-    losses = with_gradient(power_of_rows, middle, factors)
+    losses = with_gradient(defined, power_of_rows, middle, factors)
     losses.sum().backward(retain_graph=True)
     middle.add_(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
@@ -91,6 +124,7 @@ def test_an_input_changed_after_the_forward_pass_is_noticed():
 
 def test_gradients_come_in_the_type_of_the_input():
     x = torch.ones(3, dtype=torch.float16, requires_grad=True)
-    with_gradient(lambda x, needs: (x.float(), (torch.full((3,), 1e-8),)), x).mul(2.0**16).sum().backward()
+    losses = with_gradient(lambda x: x, lambda x, needs: (x.float(), (torch.full((3,), 1e-8),)), x)
+    losses.mul(2.0**16).sum().backward()
     assert x.grad.dtype == torch.float16
     torch.testing.assert_close(x.grad.float(), torch.full((3,), 1e-8 * 2**16), rtol=1e-2, atol=0)

@@ -1,0 +1,5 @@
+"""Fast forms of the elementary losses: hand-written gradients, and fewer passes over memory.
+
+What a loss is stands in :mod:`detkit.losses.classification` and :mod:`detkit.losses.regression`; here is only what
+makes it fast. One test, tests/losses/test_fused.py, holds every form to autograd of its definition.
+"""
