@@ -3,6 +3,7 @@
 The process that they are forked from imports without the hook of the shape checks, as a user's does.
 """
 
+import gc
 import multiprocessing
 import os
 import runpy
@@ -65,4 +66,5 @@ def _call(
     os.chdir(cwd)
     os.environ.update(environment)
     torch.set_num_threads(1)
+    gc.freeze()  # what was loaded before stays: no collection need walk through it
     function(*arguments)

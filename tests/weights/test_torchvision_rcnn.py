@@ -27,6 +27,7 @@ SETTINGS: dict[str, Any] = {
     "box_detections_per_img": 10,
 }
 RANDOM: dict[str, Any] = {"weights": None, "weights_backbone": None, **SETTINGS}
+RANDOM |= {"rpn_post_nms_top_n_train": 15, "rpn_post_nms_top_n_test": 15}  # their heads are wide
 
 
 class Everything:
