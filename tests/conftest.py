@@ -1,16 +1,27 @@
 """Fixtures that every test may use."""
 
+from __future__ import annotations
+
 import os
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
-import torch
+
+if TYPE_CHECKING:  # the process that only hands tests out needs no torch
+    import torch
 
 # Two workers on two cores: threads of their own would only wait for one another.
 if "PYTEST_XDIST_WORKER" in os.environ:
-    torch.set_num_threads(1)
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
+    os.environ["OMP_NUM_THREADS"] = "1"
+
+# Where bytecode may not lie beside the sources, each process would compile all of torch's anew.
+if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
+    sys.dont_write_bytecode = False
+    sys.pycache_prefix = str(Path(__file__).parent.parent / ".pytest_cache" / "bytecode")
+    os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
 
 # What torch.compile traces must not carry the shape checks: tests/test_compiled.py runs that folder on its own.
 collect_ignore = [] if os.environ.get("DETKIT_COMPILED_TESTS") else ["compiled"]
@@ -38,4 +49,6 @@ def detkit_data() -> Path:
 @pytest.fixture
 def generator() -> torch.Generator:
     """A freshly seeded generator: the same numbers in every run."""
+    import torch
+
     return torch.Generator().manual_seed(0)

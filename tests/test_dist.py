@@ -4,10 +4,10 @@ import tempfile
 from datetime import timedelta
 from pathlib import Path
 
+import processes
 import pytest
 import torch
 import torch.distributed as torch_dist
-import torch.multiprocessing
 
 from detkit import dist
 from detkit.losses import MultiBoxLoss
@@ -42,7 +42,6 @@ def learn(logits, deltas, labels, wanted) -> tuple[torch.Tensor, torch.Tensor, t
 
 
 def process(rank: int, world: int, folder: str) -> None:
-    torch.set_num_threads(1)
     torch_dist.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world, timeout=timedelta(seconds=60)
     )
@@ -67,7 +66,12 @@ def process(rank: int, world: int, folder: str) -> None:
 def world(request) -> list[dict]:
     """What every process of a world saw."""
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(process, (request.param, folder), nprocs=request.param)
+        processes.end(
+            *(
+                processes.start(process, rank, request.param, folder, printed=Path(folder) / f"{rank}.txt")
+                for rank in range(request.param)
+            )
+        )
         return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(request.param)]
 
 

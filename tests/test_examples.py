@@ -1,10 +1,8 @@
 """Every example runs, in seconds where it is asked to, and stays short."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
+import processes
 import pytest
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -43,18 +41,12 @@ def test_each_example_has_small_arguments_here():
 @pytest.mark.parametrize("name", FILES)
 def test_an_example_runs(name, tmp_path):
     arguments, files, word = SMALL[name]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    run = subprocess.run(
-        [sys.executable, str(EXAMPLES / name), *arguments],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
+    started = processes.start(
+        processes.script, EXAMPLES / name, *arguments, printed=tmp_path / "printed.txt", cwd=tmp_path
     )
-    assert run.returncode == 0, run.stderr[-4000:]
-    assert word in run.stdout
-    assert run.stdout.strip() or files
+    (printed,) = processes.end(started)
+    assert word in printed
+    assert printed.strip() or files
     for file in files:
         assert (tmp_path / file).stat().st_size > 0
 

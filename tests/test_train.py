@@ -5,18 +5,14 @@ Everything here starts real processes on the built-in scenes.
 
 import importlib.util
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from types import ModuleType
 
+import processes
 import pytest
 import torch
 import torch.distributed as torch_dist
-import torch.multiprocessing as torch_mp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torchvision.transforms.v2.functional import to_pil_image
@@ -27,21 +23,27 @@ from detkit.weights import load_checkpoint, save_weights
 
 ROOT = Path(__file__).parent.parent
 OPTIONS = ["--data", "scenes", "--scenes", "24", "--size", "64", "64", "--batch-size", "4", "--warmup", "4"]
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+TRAIN = ROOT / "examples" / "train.py"
 
 
-def command(output: Path, *options: str, processes: int = 1) -> list[str]:
-    launcher = [sys.executable]
-    if processes > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    return [*launcher, "examples/train.py", *OPTIONS, *options, "--output", str(output)]
+def started(output: Path, *options: str, rank: int = 0, **environment: str) -> processes.Started:
+    output.mkdir(exist_ok=True)
+    arguments = (*OPTIONS, *options, "--output", str(output))
+    printed = output / f"printed by {rank}.txt"
+    return processes.start(processes.script, TRAIN, *arguments, printed=printed, CUDA_VISIBLE_DEVICES="", **environment)
 
 
-def run(output: Path, *options: str, processes: int = 1) -> None:
-    finished = subprocess.run(
-        command(output, *options, processes=processes), cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True
-    )
-    assert finished.returncode == 0, finished.stdout[-2000:] + finished.stderr[-4000:]
+def run(output: Path, *options: str) -> None:
+    processes.end(started(output, *options))
+
+
+def run_in_two_processes(output: Path, *options: str) -> None:
+    """As torchrun starts them: each is told its rank, and where the store lies at which they meet."""
+    store = torch_dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    told = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(store.port), "WORLD_SIZE": "2"}
+    told |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
+    ranks = [started(output, *options, rank=i, **told, RANK=str(i), LOCAL_RANK=str(i)) for i in range(2)]
+    processes.end(*ranks)
 
 
 def records(output: Path) -> list[dict[str, float]]:
@@ -68,20 +70,18 @@ def assert_equal_states(first: object, second: object, place: str = "state") -> 
 
 def kill_within_an_epoch(output: Path, options: tuple[str, ...]) -> None:
     """Start a run, and kill -9 it once a checkpoint from the middle of its second epoch lies there."""
-    process = subprocess.Popen(
-        command(output, *options), cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    process, _ = started(output, *options)
     deadline = time.monotonic() + 180
-    while time.monotonic() < deadline and process.poll() is None:
+    while time.monotonic() < deadline and process.is_alive():
         checkpoint = output / "checkpoint.pt"
         if checkpoint.exists():
             state = load_checkpoint(checkpoint)
             if state["epoch"] == 1 and state["sampler"]["position"] > 0:
                 break
         time.sleep(0.01)
-    assert process.poll() is None, "the run ended before it could be killed"
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    assert process.is_alive(), "the run ended before it could be killed"
+    process.kill()
+    process.join()
 
 
 def test_a_run_killed_by_signal_9_and_resumed_equals_the_uninterrupted_run_bit_for_bit(tmp_path):
@@ -99,7 +99,7 @@ def test_a_run_killed_by_signal_9_and_resumed_equals_the_uninterrupted_run_bit_f
 def test_two_processes_train_to_the_losses_and_the_ap_of_one(tmp_path):
     options = ("--epochs", "2", "--group-norm", "--lr", "0.0005")
     run(tmp_path / "one", *options)
-    run(tmp_path / "two", *options, "--batch-size", "2", processes=2)
+    run_in_two_processes(tmp_path / "two", *options, "--batch-size", "2")
     first, *later = zip(records(tmp_path / "one"), records(tmp_path / "two"), strict=True)
     assert first[1] == pytest.approx(first[0], rel=1e-4, abs=1e-4)
     for one, two in later:  # Adam soon turns a rounding into a step: the test below holds the gradients in float64
@@ -115,7 +115,6 @@ def detector_and_batch() -> tuple[nn.Module, list[torch.Tensor], list]:
 
 
 def one_rank(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
     torch_dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     detector, images, targets = detector_and_batch()
     mine = [0, 2, 3] if rank == 0 else [1]  # uneven, and the second process sees no object at all
@@ -128,7 +127,9 @@ def one_rank(rank: int, folder: str) -> None:
 
 
 def test_loss_and_gradients_of_two_uneven_processes_equal_one(tmp_path):
-    torch_mp.spawn(one_rank, (str(tmp_path),), nprocs=2)
+    processes.end(
+        *(processes.start(one_rank, rank, str(tmp_path), printed=tmp_path / f"{rank}.txt") for rank in range(2))
+    )
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     detector, images, targets = detector_and_batch()
     losses = detector(images, targets)

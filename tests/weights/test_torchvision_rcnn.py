@@ -7,15 +7,16 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torchvision.models import detection
-from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.models import detection, resnet18
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor
+from torchvision.models.detection.keypoint_rcnn import KeypointRCNNHeads, KeypointRCNNPredictor
 from torchvision.ops import MultiScaleRoIAlign
 
 from detkit.detectors import Detector, faster_rcnn
 from detkit.weights import from_torchvision, to_torchvision
 
-CLASSES = 4
+CLASSES, CHANNELS = 4, 64
 SETTINGS: dict[str, Any] = {
     "num_classes": CLASSES + 1,
     "min_size": 128,
@@ -26,6 +27,7 @@ SETTINGS: dict[str, Any] = {
     "box_detections_per_img": 10,
 }
 RANDOM: dict[str, Any] = {"weights": None, "weights_backbone": None, **SETTINGS}
+RANDOM |= {"rpn_post_nms_top_n_train": 15, "rpn_post_nms_top_n_test": 15}  # their heads are wide
 
 
 class Everything:
@@ -37,31 +39,37 @@ class Everything:
         return [(own >= 1).to(torch.uint8) for own in labels], [(own == 0).to(torch.uint8) for own in labels]
 
 
+def backbone() -> nn.Module:
+    """A ResNet-18 below a narrow pyramid."""
+    levels = {f"layer{i + 1}": str(i) for i in range(4)}
+    return BackboneWithFPN(resnet18(weights=None), levels, [64, 128, 256, 512], CHANNELS)
+
+
 def small(kind: type[nn.Module], **more: Any) -> nn.Module:
-    """A model of torchvision's on a ResNet-18, few proposals."""
-    backbone = resnet_fpn_backbone(backbone_name="resnet18", weights=None, trainable_layers=5)
-    return kind(backbone, **SETTINGS, **more)
+    """A model of torchvision's on a small backbone, few proposals."""
+    return kind(backbone(), **SETTINGS, **more)
 
 
-def convolutional(head: FastRCNNConvFCHead) -> nn.Module:
+def keypoint() -> nn.Module:
+    """Its eight layers are narrow too."""
+    head, predictor = KeypointRCNNHeads(CHANNELS, (32,) * 8), KeypointRCNNPredictor(32, 5)
+    return small(detection.KeypointRCNN, keypoint_head=head, keypoint_predictor=predictor)
+
+
+def convolutional(norm_layer: Callable[[int], nn.Module]) -> nn.Module:
     """A model of torchvision's with a box head of 16 numbers."""
-    backbone = resnet_fpn_backbone(backbone_name="resnet18", weights=None, trainable_layers=5)
     settings = {key: value for key, value in SETTINGS.items() if key != "num_classes"}
-    predictor = FastRCNNPredictor(16, CLASSES + 1)
-    return detection.FasterRCNN(backbone, **settings, box_head=head, box_predictor=predictor)
+    head, predictor = FastRCNNConvFCHead((CHANNELS, 7, 7), [8], [16], norm_layer), FastRCNNPredictor(16, CLASSES + 1)
+    return detection.FasterRCNN(backbone(), **settings, box_head=head, box_predictor=predictor)
 
 
 SMALL: dict[str, Callable[[], nn.Module]] = {
     "faster": lambda: small(detection.FasterRCNN),
     "mask": lambda: small(detection.MaskRCNN),
-    "keypoint": lambda: small(detection.KeypointRCNN, num_keypoints=5),
+    "keypoint": keypoint,
     "score": lambda: small(detection.FasterRCNN, rpn_score_thresh=0.5),
-    "batch norm": lambda: convolutional(
-        FastRCNNConvFCHead((256, 7, 7), [8], [16], norm_layer=partial(nn.BatchNorm2d, eps=0.5))
-    ),
-    "group norm": lambda: convolutional(
-        FastRCNNConvFCHead((256, 7, 7), [8], [16], norm_layer=partial(nn.GroupNorm, 4))
-    ),
+    "batch norm": lambda: convolutional(partial(nn.BatchNorm2d, eps=0.5)),
+    "group norm": lambda: convolutional(partial(nn.GroupNorm, 4)),
 }
 FULL: dict[str, Callable[[], nn.Module]] = {
     "fasterrcnn_resnet50_fpn": lambda: detection.fasterrcnn_resnet50_fpn(**RANDOM),
@@ -212,9 +220,8 @@ def test_parts_that_torchvisions_builders_do_not_use_are_named():
     pool = MultiScaleRoIAlign(["1", "2"], 7, 2)
     with pytest.raises(ValueError, match=r"regions are read from \['1', '2'\]; allowed are the finest levels"):
         from_torchvision(small(detection.FasterRCNN, box_roi_pool=pool))
-    head = FastRCNNConvFCHead((256, 7, 7), [8], [16], norm_layer=nn.InstanceNorm2d)
     with pytest.raises(ValueError, match=r"holds a InstanceNorm2d where a BatchNorm2d, FrozenBatchNorm2d or GroupNorm"):
-        from_torchvision(convolutional(head))
+        from_torchvision(convolutional(nn.InstanceNorm2d))
 
 
 def test_stages_that_torchvision_does_not_have_are_named():
