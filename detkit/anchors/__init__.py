@@ -1,4 +1,4 @@
-"""Anchors: where a detector looks, which target each anchor learns, and which anchors take part in the loss."""
+"""Anchors: where a detector looks, which ground truth each anchor is matched with, and which anchors enter the loss."""
 
 from detkit.anchors.assigned import Assigned, gather_assigned
 from detkit.anchors.atss import ATSSMatcher

@@ -1,4 +1,4 @@
-"""What an assignment means for each anchor: the class, box and weight it learns, and whether it lies in a crowd."""
+"""What an assignment means for each anchor: the class, box and weight it learns, and whether it is ignored."""
 
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ _CROWD_SHARE = 0.5
 
 
 class Assigned(NamedTuple):
-    """What every anchor learns: class, NEGATIVE or IGNORED; box and weight of its object; how good the match is."""
+    """What each anchor learns: a class, NEGATIVE or IGNORED; the box and weight of its object; quality of the match."""
 
     labels: Int[Tensor, "B N"]
     boxes: Float[Tensor, "B N 4"]
@@ -22,10 +22,9 @@ class Assigned(NamedTuple):
 
 
 def gather_assigned(assignment: Assignment, targets: Targets) -> Assigned:
-    """Look up the label, box and weight that ``assignment`` gives every anchor; its quality comes along.
+    """Gather the label, box and weight of the object that each anchor is matched with; quality is passed on.
 
-    Where an anchor is NEGATIVE or IGNORED, so is its label; its box is some box of the image and its weight 1: losses
-    mask them out.
+    A NEGATIVE or IGNORED anchor has that as its label, any box of the image and weight 1: losses mask it out.
 
     >>> from detkit.structures import pad_targets
     >>> targets = pad_targets([{"boxes": torch.tensor([[0.0, 0, 10, 9]]), "labels": torch.tensor([7])}])
@@ -55,7 +54,7 @@ def no_matches(boxes: Shaped[Tensor, "B T 4"], anchors: Shaped[Tensor, "*B N 4"]
 def threshold_labels(
     overlaps: Float[Tensor, "*B"], rows: Int[Tensor, "*B"], positive_iou: float, negative_iou: float
 ) -> Int[Tensor, "*B"]:
-    """The row where its overlap is at least ``positive_iou``, else IGNORED down to ``negative_iou``, else NEGATIVE.
+    """The row where the IoU is at least ``positive_iou``, else IGNORED down to ``negative_iou``, else NEGATIVE.
 
     >>> threshold_labels(torch.tensor([0.5, 0.4, 0.3]), torch.tensor([7, 8, 9]), 0.5, 0.4)
     tensor([ 7, -2, -1])
@@ -65,7 +64,7 @@ def threshold_labels(
 
 
 def matched_overlaps(overlaps: Float[Tensor, "B T N"], matched: Int[Tensor, "B N"]) -> Float[Tensor, "B N"]:
-    """Of the IoUs of all objects and anchors, that of each anchor with the object it is matched with; 0 without one.
+    """The IoU of each anchor with the object it is matched with, 0 without one; ``overlaps`` are those of all pairs.
 
     >>> matched_overlaps(torch.tensor([[[0.5, 0.25], [0.75, 0.125]]]), torch.tensor([[1, -1]]))
     tensor([[0.7500, 0.0000]])
@@ -74,13 +73,23 @@ def matched_overlaps(overlaps: Float[Tensor, "B T N"], matched: Int[Tensor, "B N
     return torch.where(matched >= 0, own, 0)
 
 
+def values_of_labels(values: Float[Tensor, "B N C"], labels: Int[Tensor, "B T"]) -> Float[Tensor, "B T N"]:
+    """What each anchor or query predicts for the class of each object; a label out of range counts as the nearest.
+
+    >>> values_of_labels(torch.tensor([[[0.1, 0.2], [0.3, 0.4]]]), torch.tensor([[1]]))
+    tensor([[[0.2000, 0.4000]]])
+    """
+    image = torch.arange(labels.shape[0], device=labels.device)[:, None]
+    return values[image, :, labels.clamp(0, values.shape[2] - 1)]
+
+
 def ignore_crowds(
     matched: Int[Tensor, "B N"],
     anchors: Shaped[Tensor, "*B N 4"],
     boxes: Shaped[Tensor, "B T 4"],
     crowds: Bool[Tensor, "B T"],
 ) -> Int[Tensor, "B N"]:
-    """Write IGNORED over NEGATIVE in ``matched`` where an anchor lies in a crowd (:func:`in_crowd`); returns it.
+    """Replace NEGATIVE by IGNORED in ``matched``, in place, for anchors in a crowd (:func:`in_crowd`).
 
     >>> anchors, crowd = torch.tensor([[0.0, 0, 5, 5], [8, 8, 20, 20]]), torch.tensor([[[0.0, 0, 10, 10]]])
     >>> ignore_crowds(torch.tensor([[-1, -1]]), anchors, crowd, torch.tensor([[True]]))
@@ -92,10 +101,9 @@ def ignore_crowds(
 def in_crowd(
     anchors: Shaped[Tensor, "*B N 4"], boxes: Shaped[Tensor, "B T 4"], crowds: Bool[Tensor, "B T"]
 ) -> Bool[Tensor, "B N"]:
-    """Anchors with more than half their area in one of the boxes that are ``crowds``.
+    """Which anchors have more than half their area in one of the boxes that are ``crowds``; exactly half is not enough.
 
-    anchors (N, 4) or (B, N, 4) and ``boxes`` (B, T, 4) are of a floating type. Area and intersection are compared, so
-    exactly one half is not enough.
+    anchors (N, 4) or (B, N, 4) and ``boxes`` (B, T, 4) are of one floating type, float32 or float64.
 
     >>> anchors = torch.tensor([[0.0, 0, 5, 5], [8, 8, 20, 20]])
     >>> in_crowd(anchors, torch.tensor([[[0.0, 0, 10, 10]]]), torch.tensor([[True]]))
@@ -104,7 +112,7 @@ def in_crowd(
     own = bounded_sides(anchors).map(lambda values: values.unsqueeze(-2))
     regions = bounded_sides(boxes).map(lambda values: values.unsqueeze(-1))
     inside = boxes.new_zeros((boxes.shape[0], anchors.shape[-2]), dtype=torch.bool)
-    # A host can look which rows are crowds, and take them one by one; a device would have to wait for the answer.
+    # A host can look up which rows are crowds and go through them; on a device that would be a sync.
     host = crowds.device.type == "cpu" and not torch.compiler.is_compiling()
     pieces = [slice(row, row + 1) for row in crowds.any(0).nonzero().squeeze(1).tolist()] if host else [slice(None)]
     for rows in pieces:

@@ -1,4 +1,4 @@
-"""ATSS: an object takes the anchors near it that overlap it unusually well."""
+"""ATSS: of the anchors near an object, those with an unusually high IoU are positive."""
 
 from collections.abc import Sequence
 
@@ -20,16 +20,17 @@ _PAIRS_AT_ONCE = 2**24
 class ATSSMatcher(nn.Module):
     """Adaptive training sample selection: each object sets its own IoU threshold.
 
-    Candidates of an object are, on every level, the ``candidates`` anchors whose centers are nearest to its own. Those
-    whose IoU is at least the mean plus the standard deviation (unbiased, as the authors compute it; 0 for a single
-    candidate) of the candidates' IoUs, and above 0, and whose center lies strictly inside the object, are positive. An
-    anchor that several objects claim takes the one with the highest IoU. Ties go to the lower anchor and the lower
-    object. The other anchors are NEGATIVE, or IGNORED where they lie with more than half their area in an ignored
-    target (a crowd). Quality is the IoU of the match, 0 without one. An object may go without: all its candidates equal
-    but none inside, say. Anchors that are not finite are no candidates. Overlaps are compared in float32.
+    The candidates of an object are, on every level, the ``candidates`` anchors whose centers are nearest to its own.
+    Positive are those whose IoU is above 0 and at least the mean plus the standard deviation of the candidates' IoUs
+    (unbiased, as in the authors' code; 0 for a single candidate), and whose center lies strictly inside the object. An
+    anchor that several objects claim goes to the one with the highest IoU. Ties go to the lower anchor and the lower
+    object. The other anchors are NEGATIVE, or IGNORED if more than half their area lies in a crowd. ``quality`` is the
+    IoU of the match, 0 without one. An object may have no positive anchor, for example if no candidate has its center
+    inside. Padding rows and boxes that are not finite match nothing; such an anchor is no candidate. IoUs are compared
+    in float32.
 
-    Raises ValueError for fewer than 1 candidate, shapes that disagree, and level counts that do not add up to the
-    number of anchors; with ``DETKIT_CHECKS=full`` for boxes that are not finite or inverted.
+    Raises ValueError for fewer than 1 candidate, shapes that disagree, targets without a single row, and level counts
+    that do not add up to the number of anchors; with ``DETKIT_CHECKS=full`` for boxes that are not finite or inverted.
 
     Source: Zhang et al. 2020, algorithm 1.
 
@@ -50,9 +51,9 @@ class ATSSMatcher(nn.Module):
 
     @torch.no_grad()
     def forward(self, anchors: AnchorBoxes, targets: Targets, predictions: Predictions | None = None) -> Assignment:
-        """Match ``anchors``, (N, 4) or (B, N, 4) xyxy, with the objects of B images; predictions are not looked at.
+        """Match ``anchors``, (N, 4) or (B, N, 4) xyxy, with the objects of B images; predictions are not read.
 
-        Levels are those of ``anchors.counts``; plain boxes are one level.
+        The levels are those of ``anchors.counts``; plain boxes are one level.
         """
         boxes, targets = read_boxes("ATSSMatcher", anchors, targets)
         count, truth = boxes.shape[-2], targets.boxes
@@ -77,7 +78,7 @@ class ATSSMatcher(nn.Module):
     def _candidates(
         self, levels: Sequence[Float[Tensor, "*B _ 4"]], truth: Float[Tensor, "B T 4"]
     ) -> Int[Tensor, "B T K"]:
-        """Places of the nearest anchors of every level, for every object."""
+        """Indices of the anchors nearest to each object, level after level."""
         goals = box_centers(truth)
         places, start = [], 0
         for level in levels:
@@ -88,7 +89,7 @@ class ATSSMatcher(nn.Module):
 
 
 def _nearest(points: Float[Tensor, "B N 2"], goals: Float[Tensor, "B T 2"], count: int) -> Int[Tensor, "B T K"]:
-    """The points nearest to each goal; a few goals at a time, so that no whole matrix of distances is in memory."""
+    """Indices of the points nearest to each goal, computed for a few goals at a time to bound memory."""
     points, goals = (rows.clamp(-_FARTHEST, _FARTHEST) for rows in (points, goals))
     step = goals.shape[1]
     if not torch.compiler.is_compiling():
@@ -101,7 +102,7 @@ def _nearest(points: Float[Tensor, "B N 2"], goals: Float[Tensor, "B T 2"], coun
 
 
 def _threshold(overlaps: Float[Tensor, "B T K"], usable: Bool[Tensor, "B T K"]) -> Tensor:
-    """Mean plus standard deviation of the usable overlaps; in float64, where equal numbers have exactly their mean."""
+    """Mean plus standard deviation of the usable IoUs; in float64, where the mean of equal numbers is exact."""
     values = torch.where(usable, overlaps, 0).double()
     number = usable.sum(-1)
     mean = values.sum(-1) / number.clamp(min=1)

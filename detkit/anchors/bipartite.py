@@ -1,4 +1,4 @@
-"""SSD's matcher: every object takes its best free anchor, and every anchor that fits well enough joins in."""
+"""SSD's matcher: each object gets its best free anchor, and every other anchor with a high enough IoU is added."""
 
 from functools import partial
 from typing import Any
@@ -24,9 +24,7 @@ def match_bipartite(
     greedy: bool = True,
     force_match_zero: bool = False,
 ) -> Assignment:
-    """The definition, on the IoUs of all objects and anchors: first claims, then thresholds.
-
-    See :class:`BipartiteMatcher`, which explains it.
+    """The rule of :class:`BipartiteMatcher`, on the IoU of every object with every anchor: claims before thresholds.
 
     >>> match_bipartite(torch.tensor([[[0.3, 0.2], [0.4, 0.6]]]), positive_iou=0.5, negative_iou=0.5).matched
     tensor([[0, 1]])
@@ -38,14 +36,14 @@ def match_bipartite(
 
 
 def greedy_claims(overlaps: Float[Tensor, "B T N"], *, force_match_zero: bool = False) -> Int[Tensor, "B N"]:
-    """For each anchor the object that takes it, else -1: of all pairs the best is taken, and both leave, T times.
+    """For each anchor the object that claims it, else -1: T times the best pair left is taken, and both are spent.
 
     >>> greedy_claims(torch.tensor([[[0.3, 0.2], [0.6, 0.5]]]))
     tensor([[1, 0]])
     """
     images, length, count = overlaps.shape
     claimed = overlaps.new_full((images, count), NEGATIVE, dtype=torch.int64)
-    anchors = stable_topk(overlaps, length)  # of each object; it can lose at most T - 1 to others
+    anchors = stable_topk(overlaps, length)  # of each object: it can lose at most T - 1 of them to others
     values = overlaps.gather(2, anchors)
     order = torch.where(_worth_forcing(values, force_match_zero), pair_keys(values, anchors), -1)
     objects = torch.arange(length, device=overlaps.device)
@@ -60,7 +58,7 @@ def greedy_claims(overlaps: Float[Tensor, "B T N"], *, force_match_zero: bool = 
 
 
 def independent_claims(overlaps: Float[Tensor, "B T N"], *, force_match_zero: bool = False) -> Int[Tensor, "B N"]:
-    """For each anchor the last object whose best anchor it is, else -1: torchvision's rule for SSD.
+    """For each anchor the last object whose best anchor it is, else -1: torchvision's rule in SSD.
 
     >>> independent_claims(torch.tensor([[[0.3, 0.2], [0.6, 0.5]]]))
     tensor([[ 1, -1]])
@@ -77,17 +75,19 @@ def _worth_forcing(overlaps: Tensor, force_match_zero: bool) -> Tensor:
 
 
 class BipartiteMatcher(nn.Module):
-    """SSD's matching: every object gets its best free anchor, and every anchor that fits well enough joins in.
+    """SSD's matching: each object gets its best free anchor, then every anchor with a high enough IoU is added.
 
-    First the greedy part: of all pairs the one with the highest IoU is matched, its anchor and object leave, and so on
-    until every object has an anchor. Pairs with IoU <= 1e-6 are left alone unless ``force_match_zero``. Then each other
-    anchor whose best IoU is at least ``positive_iou`` takes that object, whether it has an anchor already or not. An
-    anchor whose best IoU lies in [``negative_iou``, ``positive_iou``) is IGNORED, the rest are NEGATIVE;
-    ``negative_iou`` defaults to ``positive_iou``. Anchors that lie with more than half their area in an ignored target
-    (a crowd) are IGNORED too, unless they are positive. Ties go to the lower anchor, then to the lower object.
-    ``greedy=False`` is torchvision's rule for the first part: every object claims its best anchor, and of two that
-    claim the same one the later wins. Overlaps are compared in float32. Raises ValueError for thresholds outside
-    [0, 1] or in the wrong order, and for targets without a single row.
+    The first part is greedy: of all pairs of an object and an anchor the one with the highest IoU is matched and both
+    are removed, until every object has an anchor. Pairs with IoU <= 1e-6 are not matched unless ``force_match_zero``.
+    Then each other anchor whose highest IoU is at least ``positive_iou`` is matched with that object, whether it has an
+    anchor already or not. An anchor whose highest IoU lies in [``negative_iou``, ``positive_iou``) is IGNORED, the rest
+    are NEGATIVE; ``negative_iou`` defaults to ``positive_iou``. Anchors with more than half their area in a crowd are
+    IGNORED too, unless they are positive. Padding rows and boxes that are not finite match nothing. Ties go to the
+    lower anchor, then to the lower object. ``greedy=False`` is torchvision's rule for the first part: each object
+    claims its best anchor, and where two claim the same one the later object wins. IoUs are compared in float32.
+
+    Raises ValueError for thresholds outside [0, 1] or in the wrong order, for targets without a single row, and for
+    anchors of another batch size.
 
     Source: Liu et al. 2016, section 2.2 ("Matching strategy").
 
@@ -115,9 +115,9 @@ class BipartiteMatcher(nn.Module):
 
     @torch.no_grad()
     def forward(self, anchors: AnchorBoxes, targets: Targets, predictions: Predictions | None = None) -> Assignment:
-        """Match ``anchors``, (N, 4) or (B, N, 4) xyxy, with the objects of B images; predictions are not looked at.
+        """Match ``anchors``, (N, 4) or (B, N, 4) xyxy, with the objects of B images; predictions are not read.
 
-        ``quality`` is the IoU of the match, 0 where an anchor has none.
+        ``quality`` is the IoU of the match, 0 for an anchor without one.
         """
         boxes, targets = read_boxes("BipartiteMatcher", anchors, targets)
         rows = targets.boxes, targets.valid, targets.ignore, boxes
@@ -152,7 +152,7 @@ _match.register_fake(traced_matches)
 def _compare(
     boxes: Float[Tensor, "B T 4"], objects: Bool[Tensor, "B T"], anchors: Float[Tensor, "*B N 4"], **rule: Any
 ) -> Assignment:
-    """The definition; on the CPU image by image, where the matrices of all together would leave the cache."""
+    """The rule; on the CPU image by image, as the matrix of a whole batch would not fit the cache."""
     if boxes.device.type != "cpu" or len(boxes) < 2:
         return match_bipartite(overlap_matrix(boxes, objects, anchors), **rule)
     own = anchors.expand(len(boxes), -1, -1).split(1)

@@ -1,4 +1,4 @@
-"""The matcher of FCOS: a point near the center of an object learns it, on the level that suits the object's size."""
+"""The matcher of FCOS: a point near an object's center learns it, on the level that suits the object's size."""
 
 import math
 from functools import partial
@@ -22,10 +22,10 @@ def match_points(
     low: Float[Tensor, "N"],
     high: Float[Tensor, "N"],
 ) -> Assignment:
-    """The definition: each point learns the smallest object around it that is ``near`` and of a size that suits it.
+    """The rule of :class:`CenterMatcher`: a point is matched with the smallest object that contains and suits it.
 
-    Near is the center of the object, in x and in y; of the distances to its sides the largest lies between ``low`` and
-    ``high``. All are in pixels. See :class:`CenterMatcher`, which explains it.
+    It suits where the object's center is less than ``near`` pixels away in x and in y, and the largest distance to its
+    four sides lies between ``low`` and ``high`` pixels.
 
     >>> near, low, high = torch.tensor([[12.0], [32], [64]])
     >>> box, point = torch.tensor([[[0.0, 0, 40, 34]]]), torch.tensor([[20.0, 17]])
@@ -52,18 +52,19 @@ def _distances(points: Float[Tensor, "*#B 2"], boxes: Float[Tensor, "*#B 4"]) ->
 
 
 class CenterMatcher(nn.Module):
-    """FCOS's matching of points with the objects around them.
+    """FCOS's matching of points with the objects that contain them.
 
-    Anchors are squares as wide as the stride of their level; what counts is their center, the point. It may learn an
-    object if it lies strictly inside its box, if it is less than ``radius`` strides away from the box's center in x and
-    in y, and if the largest of its distances to the four sides lies strictly between ``reach[0]`` and ``reach[1]``
-    strides; of the narrowest anchors the lower bound is 0, of the widest there is no upper one. Of several objects it
-    takes the smallest, then the lower row. Points without an object are NEGATIVE; those of them whose anchor lies with
-    more than half its area in an ignored target (a crowd) are IGNORED. Rows that are not valid or not finite match
-    nothing. ``quality`` is the centerness of the match, 0 without one.
+    Anchors are squares as wide as the stride of their level, and only their center, the point, is matched. A point may
+    learn an object if it lies strictly inside its box, less than ``radius`` strides from the box's center in x and in
+    y, and if the largest of its distances to the four sides lies strictly between ``reach[0]`` and ``reach[1]``
+    strides. The narrowest anchors have the lower bound 0, the widest no upper bound. Of several objects the smallest is
+    chosen, then the lower one. Points without an object are NEGATIVE, or IGNORED if more than half the anchor's area
+    lies in a crowd. Padding rows and boxes that are not finite match nothing. ``quality`` is the centerness of the
+    match, 0 without one.
 
     Source: Tian et al. 2020, "FCOS: A Simple and Strong Anchor-free Object Detector", section 2; bounds relative to
-    the stride as in torchvision. Raises ValueError for a radius or a reach that is not positive or not rising.
+    the stride as in torchvision. Raises ValueError for a radius or a reach that is not positive or not rising, for
+    targets without a single row, and for anchors that are not (N, 4).
 
     >>> from detkit.structures import pad_targets
     >>> anchors = torch.tensor([[0.0, 0, 8, 8], [8, 8, 16, 16], [40, 40, 48, 48]])
@@ -84,7 +85,10 @@ class CenterMatcher(nn.Module):
 
     @torch.no_grad()
     def forward(self, anchors: AnchorBoxes, targets: Targets, predictions: Predictions | None = None) -> Assignment:
-        """Match ``anchors`` (N, 4) xyxy, shared by all images, with the objects of B images."""
+        """Match ``anchors`` (N, 4) xyxy, shared by all images, with the objects of B images; predictions are not read.
+
+        Strides are the widths of the boxes, also of :class:`~detkit.structures.Anchors`.
+        """
         boxes, targets = read_boxes("CenterMatcher", anchors, targets)
         if boxes.ndim != 2:
             raise ValueError(f"CenterMatcher: anchors have shape {tuple(boxes.shape)}; allowed is (N, 4)")
@@ -131,8 +135,8 @@ def _compare(
     radius: float,
     reach: tuple[float, float],
 ) -> Assignment:
-    """The definition on pieces of the points, with the bounds that ``reach`` sets for their strides."""
-    strides = anchors[:, 2] - anchors[:, 0]  # NaN where an anchor is not finite, which must not decide for others
+    """The rule on pieces of the points, with bounds in pixels."""
+    strides = anchors[:, 2] - anchors[:, 0]  # NaN where an anchor is not finite: it must not be the narrowest or widest
     low = torch.where(strides == strides.nan_to_num(math.inf).amin(), 0, strides * reach[0])
     high = torch.where(strides == strides.nan_to_num(-math.inf).amax(), math.inf, strides * reach[1])
     points, result = (anchors[:, :2] + anchors[:, 2:]) / 2, no_matches(boxes, anchors)

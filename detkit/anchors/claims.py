@@ -1,4 +1,4 @@
-"""Rival claims of objects on anchors: pairs packed into integers that order them, and the best claim on each anchor."""
+"""Objects that claim the same anchor: pairs as integers in the order of their values, and the highest claim."""
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -8,13 +8,13 @@ from detkit._ranking import from_rising_bits, rising_bits
 from detkit.structures import NEGATIVE
 
 SMALLEST_CLAIM = 1e-6
-"""An object does not take an anchor by force that it overlaps by no more."""
+"""A claim needs an IoU above this."""
 _NOBODY = torch.iinfo(torch.int64).min
 _LAST = 0xFFFFFFFF
 
 
 def pair_keys(values: Float[Tensor, "*#P"], indices: Int[Tensor, "*#P"]) -> Int[Tensor, "*P"]:
-    """Integers in the order of ``values`` in float32, and of equal values with the lower index higher.
+    """Integers in the order of ``values`` in float32; of equal values the one with the lower index is higher.
 
     >>> pair_keys(torch.tensor([0.5, 0.5, 0.7]), torch.tensor([0, 1, 2])).argsort(descending=True)
     tensor([2, 0, 1])
@@ -23,7 +23,7 @@ def pair_keys(values: Float[Tensor, "*#P"], indices: Int[Tensor, "*#P"]) -> Int[
 
 
 def pairs_of(keys: Int[Tensor, "*P"]) -> tuple[Float[Tensor, "*P"], Int[Tensor, "*P"]]:
-    """The values and indices that :func:`pair_keys` packed.
+    """The values and indices that :func:`pair_keys` packed into these integers.
 
     >>> pairs_of(pair_keys(torch.tensor([0.5, -2.0]), torch.tensor([7, 0])))
     (tensor([ 0.5000, -2.0000]), tensor([7, 0]))
@@ -34,10 +34,10 @@ def pairs_of(keys: Int[Tensor, "*P"]) -> tuple[Float[Tensor, "*P"], Int[Tensor, 
 def highest_claim(
     places: Int[Tensor, "B T K"], values: Float[Tensor, "B T K"], claimed: Bool[Tensor, "B T K"], count: int
 ) -> tuple[Int[Tensor, "B N"], Float[Tensor, "B N"]]:
-    """For each of ``count`` anchors the object that claims it with the highest value, and that value; NEGATIVE and 0.
+    """For each of ``count`` anchors the object that claims it with the highest value, and the value.
 
-    Object t of an image claims anchor ``places[..., t, k]`` with ``values``, compared in float32, where ``claimed``.
-    Ties go to the lower object.
+    Object t of an image claims anchor ``places[..., t, k]`` with ``values[..., t, k]``, compared in float32, where
+    ``claimed``. Ties go to the lower object. An anchor that nobody claims is NEGATIVE, with value 0.
 
     >>> places, claimed = torch.tensor([[[0, 1], [1, 2]]]), torch.tensor([[[True, True], [True, False]]])
     >>> highest_claim(places, torch.tensor([[[0.5, 0.5], [0.7, 0.9]]]), claimed, 3)

@@ -1,4 +1,4 @@
-"""Anchor shapes learned from a data set: k-means over the sizes of its boxes, with overlap as nearness."""
+"""Anchor shapes from a data set: k-means over the sizes of its boxes, with the distance 1 - IoU."""
 
 import torch
 from jaxtyping import Float, Shaped
@@ -10,9 +10,9 @@ _LARGEST = 2.0**500
 
 
 def shape_iou(sizes: Shaped[Tensor, "*#B N 2"], shapes: Shaped[Tensor, "*#B K 2"]) -> Float[Tensor, "*B N K"]:
-    """IoU of every size with every shape, both (width, height), as if they had one center; in [0, 1], 0 without area.
+    """IoU of every size with every shape, both (width, height), as if centered on one point; in [0, 1], 0 without area.
 
-    Where an object of YOLO goes: to the anchor shape with the highest value. Raises ValueError unless both end in 2.
+    YOLO assigns an object to the anchor shape with the highest value. Raises ValueError if the last dimension is not 2.
 
     >>> shape_iou(torch.tensor([[12.0, 14], [50, 50]]), torch.tensor([[10.0, 13], [62, 45]]))
     tensor([[0.7738, 0.0602],
@@ -20,7 +20,7 @@ def shape_iou(sizes: Shaped[Tensor, "*#B N 2"], shapes: Shaped[Tensor, "*#B K 2"
     """
     one, other = _as_sizes(sizes, "sizes")[..., :, None, :], _as_sizes(shapes, "shapes")[..., None, :, :]
     kind = torch.promote_types(one.dtype, other.dtype)
-    (w, h), (v, g) = (rows.double().clamp(0, _LARGEST).unbind(-1) for rows in (one, other))  # no area overflows there
+    (w, h), (v, g) = (rows.double().clamp(0, _LARGEST).unbind(-1) for rows in (one, other))  # where no area overflows
     shared = torch.minimum(w, v) * torch.minimum(h, g)
     union = w * h + v * g - shared
     return torch.where(shared > 0, shared / torch.where(shared > 0, union, 1), 0).to(kind)
@@ -29,7 +29,7 @@ def shape_iou(sizes: Shaped[Tensor, "*#B N 2"], shapes: Shaped[Tensor, "*#B K 2"
 def mean_shape_iou(sizes: Shaped[Tensor, "N 2"], shapes: Shaped[Tensor, "K 2"]) -> Float[Tensor, ""]:
     """How well ``shapes`` fit ``sizes``, both (width, height): the mean over sizes of the IoU with the best shape.
 
-    Raises ValueError where either is empty. Source: Redmon and Farhadi 2017, section 2 ("Avg IOU", table 1).
+    Raises ValueError if either is empty. Source: Redmon and Farhadi 2017, section 2 ("Avg IOU", table 1).
 
     >>> mean_shape_iou(torch.tensor([[10.0, 20], [20, 10]]), torch.tensor([[10.0, 10]]))
     tensor(0.5000)
@@ -48,15 +48,15 @@ def cluster_anchors(
     iterations: int = 100,
     generator: torch.Generator | None = None,
 ) -> Float[Tensor, "{count} 2"]:
-    """The ``count`` anchor shapes (width, height) that fit boxes of these ``sizes``, smallest area first.
+    """The ``count`` anchor shapes (width, height) that best fit boxes of these ``sizes``, smallest area first.
 
-    k-means where the distance of two shapes is 1 - IoU, as if they had one center, so that large boxes weigh no more
-    than small ones. Every one of ``restarts`` runs starts from sizes drawn far apart (k-means++), goes on until no size
-    changes its cluster or ``iterations`` are done, and moves a center that has lost all its sizes to the size that fits
-    worst; the shapes of the highest mean IoU seen win. The same ``generator`` state gives the same shapes. Computed on
-    the CPU in float64, wherever ``sizes`` are.
+    k-means with the distance 1 - IoU of two shapes centered on one point, so that large boxes count no more than small
+    ones. Each of ``restarts`` runs starts from sizes drawn far apart (k-means++) and continues until no size changes
+    its cluster or ``iterations`` are done. A center that loses all its sizes moves to the size that fits worst. The
+    result is the set of shapes with the highest mean IoU seen. The same ``generator`` state gives the same shapes.
+    Computed on the CPU in float64, wherever ``sizes`` are.
 
-    Raises ValueError for sizes that are not (N, 2), positive and finite, for fewer than ``count`` different ones, and
+    Raises ValueError for sizes that are not (N, 2), positive and finite, for fewer than ``count`` different sizes, and
     for a count, restarts or iterations below 1.
 
     Source: Redmon and Farhadi 2017, section 2 ("Dimension Clusters").
@@ -85,7 +85,8 @@ def cluster_anchors(
 
 
 def _spread(sizes: Tensor, weights: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
-    """``count`` different sizes, each drawn with a chance that grows as the squared distance from those before."""
+    """``count`` different sizes, each drawn with a probability proportional to its squared distance from the drawn
+    ones."""
     chosen = [_draw(weights, generator)]
     distance = torch.ones_like(weights)
     while len(chosen) < count:
@@ -97,7 +98,7 @@ def _spread(sizes: Tensor, weights: Tensor, count: int, generator: torch.Generat
 
 
 def _draw(chances: Tensor, generator: torch.Generator | None) -> int:
-    """An index with this chance; unlike multinomial it takes more than 2**24 rows."""
+    """An index drawn with these probabilities; unlike multinomial it takes more than 2**24 of them."""
     device = chances.device if generator is None else generator.device
     steps = chances.cumsum(0)
     place = torch.rand((), dtype=torch.float64, generator=generator, device=device).to(steps) * steps[-1]
@@ -106,9 +107,9 @@ def _draw(chances: Tensor, generator: torch.Generator | None) -> int:
 
 
 def _settle(sizes: Tensor, weights: Tensor, centers: Tensor, iterations: int) -> tuple[float, Tensor]:
-    """The best mean IoU that Lloyd's rounds meet from ``centers`` on, and its centers.
+    """The highest mean IoU over Lloyd's iterations from ``centers`` on, and its centers.
 
-    A mean is not the shape nearest to its cluster in IoU, so a round may make things worse: the best is kept.
+    The mean of a cluster does not maximize its IoU, so an iteration may lower the mean IoU: the best is kept.
     """
     best, kept, before = -1.0, centers, None
     for _ in range(iterations + 1):
@@ -124,7 +125,7 @@ def _settle(sizes: Tensor, weights: Tensor, centers: Tensor, iterations: int) ->
 
 
 def _means(sizes: Tensor, weights: Tensor, nearest: Tensor, overlaps: Tensor, count: int) -> Tensor:
-    """Mean size of each cluster; those without any take the sizes that fit worst, each another."""
+    """Mean size of each cluster; empty clusters move to the sizes that fit worst, each to another."""
     mass = weights.new_zeros(count).index_add_(0, nearest, weights)
     sums = sizes.new_zeros(count, 2).index_add_(0, nearest, sizes * weights[:, None])
     empty = (mass == 0).nonzero().squeeze(1)

@@ -1,4 +1,4 @@
-"""Where a detector looks: boxes laid over the image, several shapes at every cell of every feature level."""
+"""Anchor generators: boxes of several shapes at every cell of every feature level."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -15,7 +15,7 @@ Shapes = Sequence[tuple[float, float]] | Tensor
 
 
 class _ShapesOnGrids(nn.Module):
-    """What every generator does once it knows the shapes (S, 2) as (width, height) of each level's cells."""
+    """A generator of boxes with given shapes (S, 2), as (width, height), on each level."""
 
     def __init__(
         self, shapes: Sequence[Shapes], *, strides: Sequence[float] | None, clip: bool, start: float = 0.5
@@ -32,13 +32,14 @@ class _ShapesOnGrids(nn.Module):
 
     @property
     def per_cell(self) -> tuple[int, ...]:
-        """Number of boxes at each cell, level by level: what the heads need to know."""
+        """Number of boxes per cell of each level: what the heads need to know."""
         return tuple(len(self._shapes(level)) for level in range(self.levels))
 
     def forward(self, features: Sequence[Float[Tensor, "B _ _ _"]], images: Images) -> Anchors:
-        """Boxes xyxy in pixels of the padded frame, for the grids of ``features``; N sums cells times boxes per cell.
+        """Anchors on the grids of ``features``, boxes xyxy in pixels of the padded frame; N sums cells * boxes per
+        cell.
 
-        Only shapes are read, so the result is the same for every image of the batch.
+        Only the shapes of the tensors are read, so the anchors are the same for every image of the batch.
         """
         boxes, strides, counts = [], [], []
         for level, (grid, step) in enumerate(zip(*self._grids(features, images), strict=True)):
@@ -59,7 +60,7 @@ class _ShapesOnGrids(nn.Module):
     def _grids(
         self, features: Sequence[Tensor], images: Images
     ) -> tuple[Sequence[Sequence[int]], Sequence[Sequence[float]]]:
-        """(height, width) of each level's grid, and the distance of its cells in both directions."""
+        """(height, width) of each level's grid, and its stride in both directions."""
         if len(features) != self.levels:
             name = type(self).__name__
             raise ValueError(f"{name}: got {len(features)} feature levels, was built for {self.levels}")
@@ -85,11 +86,11 @@ class DefaultBoxes(_ShapesOnGrids):
     ``sizes`` holds (size, next size) in pixels for each level; ``aspect_ratios`` the w/h of each level's rectangles,
     each used with its inverse too. The order within a cell is: square of ``size``, square of sqrt(size * next size),
     then r and 1/r for each ratio; cells run row by row, levels from fine to coarse. ``strides`` are the distances
-    between centers in pixels; without them they are image size over feature size. Boxes reach beyond the border unless
-    ``clip``. Source: Liu et al. 2016, section 2.2, in the order of the authors' released code.
+    between centers in pixels; without them they are image size over feature size. Boxes may extend beyond the image
+    unless ``clip``. Source: Liu et al. 2016, section 2.2, in the order of the authors' released code.
 
-    Raises ValueError where the levels of ``sizes``, ``aspect_ratios`` and ``strides`` differ in number, and for sizes
-    or ratios that are not positive.
+    Raises ValueError if ``sizes``, ``aspect_ratios`` and ``strides`` differ in their number of levels, and for sizes,
+    ratios or strides that are not positive.
 
     >>> anchors = DefaultBoxes([(30, 60), (60, 111)], aspect_ratios=[(2,), (2, 3)], strides=(8, 16))
     >>> anchors.per_cell
@@ -123,18 +124,18 @@ class GridAnchors(_ShapesOnGrids):
 
     ``sizes`` holds the sizes of each level in pixels; an anchor of size s has the area s * s. ``aspect_ratios`` is one
     list for all levels, or a list for each; w/h, unless ``ratio_is="h/w"``. The order within a cell is: every size in
-    the first ratio, every size in the second ...; cells run row by row, levels as given. ``shapes`` gives (width,
-    height) in pixels outright instead, a list or a tensor (S, 2) for each level: YOLO's way, and what
-    :func:`~detkit.anchors.cluster_anchors` finds. ``strides`` are the distances between anchors in pixels; without them
-    image size over feature size. Anchors are centered on (i + .5) * stride, or with ``centered=False`` on i * stride.
-    ``whole_pixels`` rounds corners relative to the center, and strides that are not given down, to whole numbers.
-    Boxes reach beyond the border unless ``clip``.
+    the first ratio, then every size in the second, and so on; cells run row by row, levels as given. ``shapes`` gives
+    (width, height) in pixels instead, a list or a tensor (S, 2) for each level, as YOLO does and
+    :func:`~detkit.anchors.cluster_anchors` returns. ``strides`` are the distances between centers in pixels; without
+    them they are image size over feature size. Anchors are centered on (i + .5) * stride, or with ``centered=False`` on
+    i * stride. ``whole_pixels`` rounds corners, relative to the center, to whole numbers, and strides that are not
+    given down to whole numbers. Boxes may extend beyond the image unless ``clip``.
 
     ``GridAnchors(sizes, aspect_ratios=..., ratio_is="h/w", centered=False, whole_pixels=True)`` are torchvision's
     anchors to the last bit. Source: Ren et al. 2015, section 3.1; Redmon and Farhadi 2017, section 2.
 
-    Raises ValueError where levels differ in number or have no shape, for numbers that are not positive, and unless
-    exactly one of ``sizes`` and ``shapes`` is given.
+    Raises ValueError if arguments differ in their number of levels or a level has no shape, for numbers that are not
+    positive, and unless exactly one of ``sizes`` and ``shapes`` is given.
 
     >>> anchors = GridAnchors([(32,), (64,)], aspect_ratios=(0.5, 1, 2), strides=(8, 16))
     >>> anchors.per_cell
@@ -188,12 +189,12 @@ def multibox_anchors(
     *,
     device: torch.device | None = None,
 ) -> Float[Tensor, "N 4"]:
-    """Anchors of n sizes and m ratios with n + m - 1 of the n * m pairs, at every pixel of a map, as fractions of it.
+    """Anchors at every pixel of a map, for n + m - 1 of the n * m pairs of n sizes and m ratios, as fractions of it.
 
-    Gives xyxy (height * width * (n + m - 1), 4) in fractions of width and height, rows of the map first. Within a cell:
-    every size with the first ratio, then the first size with every other ratio. ``sizes`` are relative to the height
-    and ``ratios`` w/h in pixels: of a map twice as wide as high, a square covers half the fraction in x. Nothing is
-    clipped. Raises ValueError for a side below 0, no sizes or no ratios, or numbers that are not positive.
+    Returns xyxy (height * width * (n + m - 1), 4) in fractions of width and height, row by row. Within a cell: every
+    size with the first ratio, then the first size with every other ratio. ``sizes`` are relative to the height and
+    ``ratios`` are w/h in pixels: on a map twice as wide as high, a square has half the fraction in x. Nothing is
+    clipped. Raises ValueError for a height or width below 0, no sizes or no ratios, or numbers that are not positive.
 
     Source: Zhang et al., Dive into Deep Learning, section 14.4, as its code computes.
 
@@ -215,27 +216,27 @@ def multibox_anchors(
 def lay_on_grid(
     shapes: Float[Tensor, "S 2"], grid: Sequence[int], steps: Sequence[float], *, start: float = 0.5
 ) -> Float[Tensor, "N 4"]:
-    """Boxes xyxy (H * W * S, 4) float32 of every shape (width, height), at every cell of a grid (H, W), row by row.
+    """Boxes xyxy (H * W * S, 4) float32 of every shape (width, height) at every cell of a grid (H, W), row by row.
 
-    Centers lie at ((column + start) * steps[1], (row + start) * steps[0]).
+    Centers are at ((column + start) * steps[1], (row + start) * steps[0]).
 
     >>> lay_on_grid(torch.tensor([[4.0, 2.0]]), (1, 2), (8, 8))
     tensor([[ 2.,  3.,  6.,  5.],
             [10.,  3., 14.,  5.]])
     """
-    halves = shapes.float() / 2  # positions need float32: half precision counts to 2048 only
+    halves = shapes.float() / 2  # positions need float32: half precision holds integers only up to 2048
     ys, xs = ((torch.arange(grid[d], device=shapes.device).float() + start) * steps[d] for d in (0, 1))
     centers = torch.stack(torch.meshgrid(ys, xs, indexing="ij")[::-1] * 2, dim=-1)
     return (centers.reshape(-1, 1, 4) + torch.cat((-halves, halves), dim=-1)).reshape(-1, 4)
 
 
 def _at_least_one(cells: int) -> Any:
-    """A feature map without cells has no anchors, and must not divide by zero; symbols are not compared in export."""
+    """A feature map without cells must not cause a division by zero; in export symbols cannot be compared."""
     return torch.sym_max(cells, 1) if isinstance(cells, torch.SymInt) else max(cells, 1)
 
 
 def _default_shapes(sizes: tuple[float, float], ratios: Sequence[float]) -> list[tuple[float, float]]:
-    """(width, height) of one cell's boxes."""
+    """(width, height) of the boxes of a cell."""
     size, between = sizes[0], math.sqrt(sizes[0] * sizes[1])
     stretched = [(size * math.sqrt(r), size / math.sqrt(r)) for ratio in ratios for r in (ratio, 1 / ratio)]
     return [(size, size), (between, between), *stretched]
@@ -244,7 +245,7 @@ def _default_shapes(sizes: tuple[float, float], ratios: Sequence[float]) -> list
 def _sized_shapes(
     sizes: Sequence[Sequence[float]], ratios: Sequence[float] | Sequence[Sequence[float]], ratio_is: Ratio
 ) -> list[Tensor]:
-    """(S, 2) of each level, ratio-major, in float32 as torchvision computes: rounding then agrees to the last bit."""
+    """(S, 2) of each level, ratio-major, in float32 like torchvision, so that rounding agrees to the last bit."""
     shared = not any(isinstance(ratio, Sequence) for ratio in ratios)
     per_level = [ratios] * len(sizes) if shared else ratios
     if len(per_level) != len(sizes):

@@ -1,6 +1,5 @@
-"""DETR's matcher: the one-to-one assignment of queries to objects whose total cost is the lowest."""
+"""DETR's matcher: the one-to-one assignment of queries to objects with the lowest total cost."""
 
-import math
 from importlib.util import find_spec
 from typing import Literal
 
@@ -11,8 +10,8 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detkit._inputs import as_boxes, check_finite, first_bad, full_checks, promote
-from detkit.anchors.assigned import ignore_crowds, matched_overlaps
+from detkit._inputs import as_boxes, check_finite, check_not_negative, first_bad, full_checks, promote
+from detkit.anchors.assigned import ignore_crowds, matched_overlaps, values_of_labels
 from detkit.anchors.matcher import AnchorBoxes, check_rows, read_predictions
 from detkit.boxes import xyxy_to_cxcywh
 from detkit.boxes.measures import BoxSides, bounded_sides, smallest_union
@@ -28,21 +27,21 @@ _HAS_SOLVER = find_spec("torch_linear_assignment") is not None
 
 
 class HungarianMatcher(nn.Module):
-    """Every object gets one query of its own, so that the sum of all costs of the image is the lowest possible.
+    """Bipartite matching: each object is matched with one query, so that the total cost of the image is the lowest.
 
-    The cost of a pair is ``class_weight`` * class cost + ``l1_weight`` * L1 distance of the boxes (as cx, cy, w,
-    h) - ``giou_weight`` * GIoU. The class cost is minus the probability of the object's class, by
-    softmax with no-object last (``class_cost="softmax"``), or the focal loss of saying yes minus that of saying no with
-    ``alpha`` and ``gamma`` (``"focal"``: sigmoid, no logit for no-object). Of more objects than queries the cheapest
-    are matched. A query with a NaN, +inf or no finite logit, or with a box that is not finite, is IGNORED: it takes no
-    object, and no other query moves. So is a query without object that lies with more than half its area in an ignored
-    target (a crowd); the other queries without object are NEGATIVE. Quality is the IoU of the match, 0 without.
+    The cost of a pair is ``class_weight`` * class cost + ``l1_weight`` * L1 distance of the boxes (as cx, cy, w, h) -
+    ``giou_weight`` * GIoU. The class cost is minus the probability of the object's class by a softmax with no-object
+    last (``class_cost="softmax"``), or the focal loss of a positive minus that of a negative with ``alpha`` and
+    ``gamma`` (``"focal"``: sigmoid, no logit for no-object). If there are more objects than queries, the cheapest are
+    matched. A query with a NaN, +inf or no finite logit, or with a box that is not finite, is IGNORED: it is not
+    matched, and the matches of the others are as without it. A query without object is IGNORED if more than half its
+    area lies in a crowd, else NEGATIVE. ``quality`` is the IoU of the match, 0 without one.
 
-    Solved on the host by scipy, so targets are always checked: ValueError for an object's label outside 0..C-1 and a
-    box that is not finite or inverted, naming image and target; also for negative weights. With ``DETKIT_CHECKS=full``
-    for logits and boxes that are not finite. Where torch-linear-assignment is installed, tensors on CUDA are solved
-    there: then targets, too, are checked only with ``DETKIT_CHECKS=full``, and without it an object that would be an
-    error gets no query.
+    scipy solves it on the host, so targets are always checked: ValueError for an object's label outside 0..C-1 and for
+    a box that is not finite, inverted, or in pixels (a number above 10), naming image and target; also for negative
+    weights. With ``DETKIT_CHECKS=full`` predictions are checked too: logits and boxes that are not finite, inverted
+    boxes. If torch-linear-assignment is installed, it solves on CUDA what lies there; then targets, too, are checked
+    only with ``DETKIT_CHECKS=full``, and otherwise an object that would be an error is not matched.
 
     Source: Carion et al. 2020, section 3.1 and appendix A.2; focal cost: Zhu et al. 2021, appendix A.4, whose code adds
     1e-8 inside the logarithms; here they are exact.
@@ -73,9 +72,8 @@ class HungarianMatcher(nn.Module):
         self.class_cost: ClassCost = class_cost
         self.class_weight, self.l1_weight, self.giou_weight = class_weight, l1_weight, giou_weight
         self.alpha, self.gamma = alpha, gamma
-        for name in ("class_weight", "l1_weight", "giou_weight", "alpha", "gamma"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"HungarianMatcher: {name}={getattr(self, name)} must be at least 0 and finite")
+        numbers = {"class_weight": class_weight, "l1_weight": l1_weight, "giou_weight": giou_weight}
+        check_not_negative("HungarianMatcher", **numbers, alpha=alpha, gamma=gamma)
 
     @torch.no_grad()
     def forward(
@@ -84,7 +82,7 @@ class HungarianMatcher(nn.Module):
         """Match the queries of B images with their objects; ``matched`` and ``quality`` are (B, Q).
 
         Of ``predictions``, boxes (B, Q, 4) are xyxy as fractions of the image, like those of the targets; logits are
-        (B, Q, C + 1) with no-object last, or (B, Q, C) for the focal cost. Anchors are not looked at.
+        (B, Q, C + 1) with no-object last, or (B, Q, C) for the focal cost. Anchors are not read.
         """
         boxes, logits = read_predictions("HungarianMatcher", predictions, "logits")
         _check_shapes(logits, boxes, targets, self._num_classes(logits))
@@ -111,9 +109,8 @@ class HungarianMatcher(nn.Module):
     def _costs(
         self, logits: Tensor, boxes: Float[Tensor, "B Q 4"], targets: Targets
     ) -> tuple[Float[Tensor, "B T Q"], Float[Tensor, "B T Q"], Bool[Tensor, "B Q"]]:
-        """Cost and IoU of every pair of an image, and the queries that may be matched at all."""
-        labels = targets.labels.clamp(0, self._num_classes(logits) - 1)  # a bad label is named by the solver
-        gain, usable = self._class_gains(promote(logits), labels)
+        """Cost and IoU of every pair of an image, and which queries may be matched."""
+        gain, usable = self._class_gains(promote(logits), targets.labels)
         usable = usable & torch.isfinite(boxes).all(-1)
         queries, truth = boxes.clamp(-_FARTHEST, _FARTHEST), targets.boxes.clamp(-_FARTHEST, _FARTHEST)
         columns, rows = bounded_sides(queries), bounded_sides(truth)
@@ -125,14 +122,14 @@ class HungarianMatcher(nn.Module):
     def _class_gains(
         self, logits: Float[Tensor, "B Q classes"], labels: Int[Tensor, "B T"]
     ) -> tuple[Float[Tensor, "B T Q"], Bool[Tensor, "B Q"]]:
-        """Minus the class cost. Only classes of the image's own objects are looked up: T columns instead of all C."""
-        image = torch.arange(labels.shape[0], device=labels.device)[:, None]
+        """Minus the class cost, of the classes of the image's own objects: T columns instead of C. And usable
+        queries."""
         if self.class_cost == "softmax":
             probabilities = logits.softmax(-1)
-            return probabilities[image, :, labels], ~torch.isnan(probabilities[..., 0])
-        x = logits[image, :, labels].clamp(-_LARGEST_LOGIT, _LARGEST_LOGIT)
+            return values_of_labels(probabilities, labels), ~torch.isnan(probabilities[..., 0])
+        x = values_of_labels(logits, labels).clamp(-_LARGEST_LOGIT, _LARGEST_LOGIT)
         probability, no = x.sigmoid(), F.softplus(x)
-        yes = no - x  # minus the logarithm of the probability; ``no`` is that of its complement
+        yes = no - x  # minus the log of the probability; ``no`` is minus that of its complement
         gain = (1 - self.alpha) * probability**self.gamma * no - self.alpha * (1 - probability) ** self.gamma * yes
         return gain, torch.isfinite(logits.amax(-1))
 
@@ -147,13 +144,13 @@ def _distances(queries: Float[Tensor, "B Q 4"], truth: Float[Tensor, "B T 4"]) -
 
 
 def _overlaps(queries: BoxSides, truth: BoxSides) -> tuple[Tensor, Tensor]:
-    """IoU of pairs, and the share of the hull that neither box covers: the GIoU is the first minus the second.
+    """IoU of pairs, and the share of the enclosing box that neither covers: GIoU is the first minus the second.
 
     In place: with :func:`detkit.boxes.giou` matching 900 queries with 30 objects takes twice as long.
     """
     width = torch.minimum(queries.x2, truth.x2).sub_(torch.maximum(queries.x1, truth.x1))
     height = torch.minimum(queries.y2, truth.y2).sub_(torch.maximum(queries.y1, truth.y1))
-    # Along an axis the hull and the shared part, which is negative between boxes apart, add up to both sides.
+    # Along an axis the enclosing side and the shared part, negative for boxes apart, add up to both sides.
     around = ((queries.x2 - queries.x1) + (truth.x2 - truth.x1)).sub_(width).clamp_(min=0)
     around.mul_(((queries.y2 - queries.y1) + (truth.y2 - truth.y1)).sub_(height).clamp_(min=0))
     shared = width.clamp_(min=0).mul_(height.clamp_(min=0))
@@ -171,7 +168,7 @@ def _assign(
     boxes: Tensor,
     num_classes: int,
 ) -> Tensor:
-    """(B, Q): the object of each query, or NEGATIVE. The only place where a solver is called."""
+    """(B, Q): the object of each query, or NEGATIVE."""
     if costs.is_cuda and _HAS_SOLVER:
         if full_checks():
             _check_objects(objects, labels, boxes, num_classes)
@@ -188,14 +185,7 @@ def _assign(
 
 
 @_assign.register_fake
-def _(
-    costs: Tensor,
-    objects: Tensor,
-    usable: Tensor,
-    labels: Tensor,
-    boxes: Tensor,
-    num_classes: int,
-) -> Tensor:
+def _(costs: Tensor, objects: Tensor, usable: Tensor, *rest: object) -> Tensor:
     return torch.empty_like(usable, dtype=torch.int64)
 
 
@@ -204,10 +194,10 @@ def solve_on_device(
 ) -> Int[Tensor, "B Q"]:
     """The object of each query, or NEGATIVE, by torch-linear-assignment: nothing leaves the device.
 
-    Its problems have no rows or columns to leave out. So a pair with padding or with an unusable query costs more than
-    all others together, which keeps the number of such pairs the lowest; they are then dropped. Costs count as at most
-    1e6, in double precision, so that the dear pairs leave them their last digits. (The solver itself reads two flags
-    on the host: whether costs are numbers, and whether it found a solution.)
+    It cannot leave out rows or columns. So a pair with padding or with an unusable query costs more than all others
+    together, which makes such pairs as few as possible; they are then dropped. Costs are clamped to 1e6 and in double
+    precision, so that the expensive pairs don't round them. (The solver itself reads two flags on the host: whether
+    costs are numbers, and whether it found a solution.)
     """
     from torch_linear_assignment import batch_linear_assignment  # pyright: ignore[reportMissingImports]
 
@@ -224,14 +214,14 @@ def solve_on_device(
 
 
 def _wrong(labels: Tensor, boxes: Tensor, num_classes: int) -> Bool[Tensor, "B T"]:
-    """Objects from which nothing can be learned: a label out of range, or a box that is none."""
+    """Objects with a label out of range or an invalid box."""
     strange = (labels < 0) | (labels >= num_classes)
     inverted = (boxes[..., 2:] < boxes[..., :2]).any(-1)
     return strange | ~torch.isfinite(boxes).all(-1) | inverted | (boxes.abs().amax(-1) > _LARGEST_FRACTION)
 
 
 def _check_objects(objects: Tensor, labels: Tensor, boxes: Tensor, num_classes: int) -> None:
-    """Name the first object with a label out of range or a box that is none: nothing can be learned from it."""
+    """Raise ValueError for the first object with a label out of range or an invalid box."""
     wrong = objects & _wrong(labels, boxes, num_classes)
     if not wrong.any():
         return

@@ -1,4 +1,4 @@
-"""What all matchers do around their rule: read what they are given, run on a whole batch, and leave out crowds."""
+"""What all matchers share around their rule: reading the arguments, running on a whole batch, ignoring crowds."""
 
 from typing import TypeAlias
 
@@ -12,11 +12,11 @@ from detkit.anchors.search.groups import Compare, Search, search_batch, worth_se
 from detkit.structures import Anchors, Predictions, Targets
 
 AnchorBoxes: TypeAlias = Anchors | Shaped[Tensor, "*B N 4"]
-"""What matchers take: anchors, or their boxes, shared by all images or those of each."""
+"""What matchers take: anchors, or plain boxes, either shared by all images or those of each image."""
 
 
 def read_boxes(function: str, anchors: Anchors | Tensor, targets: Targets) -> tuple[Tensor, Targets]:
-    """Boxes of the anchors and targets in a promoted type; a row that is not finite becomes NaN, and matches nothing.
+    """The boxes of the anchors, and targets, in a promoted type; boxes that are not finite become NaN: no match.
 
     Raises ValueError, in the name of ``function``, where shapes disagree and for targets without a single row.
 
@@ -38,7 +38,7 @@ def read_boxes(function: str, anchors: Anchors | Tensor, targets: Targets) -> tu
 
 
 def read_predictions(function: str, predictions: Predictions | None, field: str) -> tuple[Tensor, Tensor]:
-    """The boxes of ``predictions``, and their ``field``: scores or logits. Raises ValueError where there are none.
+    """The boxes and the ``field``, scores or logits, of ``predictions``. Raises ValueError where they are missing.
 
     >>> read_predictions("example", None, "scores")
     Traceback (most recent call last):
@@ -54,7 +54,7 @@ def read_predictions(function: str, predictions: Predictions | None, field: str)
 
 
 def check_rows(function: str, targets: Targets) -> None:
-    """Raise ValueError for targets without a single row, in which no index could point anywhere.
+    """Raise ValueError for targets padded to length 0: no index could point into them.
 
     >>> no = torch.zeros(1, 0).bool()
     >>> check_rows("example", Targets(torch.zeros(1, 0, 4), torch.zeros(1, 0).long(), no, no))
@@ -87,9 +87,9 @@ def match_batch(
     compare: Compare,
     search: Search | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Matched and quality (B, N), by ``compare`` or, where that is faster, by ``search``; then crowds are left out.
+    """Matched and quality (B, N) by ``compare(boxes, objects, anchors)``; then anchors in crowds are ignored.
 
-    ``compare(boxes, objects, anchors)`` defines the matches. ``search`` finds the same without the whole matrix.
+    ``search`` gives the same result and stands in where that is faster: see :mod:`detkit.anchors.search`.
     """
     objects = valid & ~ignore
     if anchors.shape[-2] == 0:
@@ -102,7 +102,7 @@ def match_batch(
 
 
 def traced_matches(boxes: Tensor, valid: Tensor, ignore: Tensor, anchors: Tensor, *rule: object) -> tuple[Tensor, ...]:
-    """What a matching operator returns while it is traced: shapes and types, as :func:`match_batch` gives them."""
+    """The fake of the matching operators: tensors of the shapes and types that :func:`match_batch` returns."""
     return tuple(no_matches(boxes, anchors))
 
 

@@ -1,4 +1,4 @@
-"""IoU of all objects with all anchors of a batch, a piece of the anchors at a time where it would be large."""
+"""The IoU of every object with every anchor of a batch, and pieces of the anchors that keep it small."""
 
 import torch
 from jaxtyping import Bool, Float, Shaped
@@ -6,14 +6,14 @@ from torch import Tensor
 
 from detkit.boxes import box_iou
 
-_ENTRIES = {"cpu": 2**20}  # of a piece: it stays in a core's cache
+_ENTRIES = {"cpu": 2**20}  # per piece, which then fits a core's cache
 _ENTRIES_ON_DEVICE = 2**24
 
 
 def overlap_matrix(
     boxes: Shaped[Tensor, "B T 4"], objects: Bool[Tensor, "B T"], anchors: Shaped[Tensor, "*B N 4"]
 ) -> Float[Tensor, "B T N"]:
-    """IoU in float32 of every object with every anchor; -1 in rows that are no ``objects``, and where a box is NaN.
+    """The IoU in float32 of every object with every anchor; -1 for rows that are no ``objects`` and for NaN boxes.
 
     >>> boxes = torch.tensor([[[0.0, 0, 2, 2], [0, 0, 2, 2]]])
     >>> overlap_matrix(boxes, torch.tensor([[True, False]]), torch.tensor([[0.0, 0, 2, 1]]))
@@ -26,7 +26,7 @@ def overlap_matrix(
 
 
 def matrix_pieces(objects: Bool[Tensor, "B T"], anchors: Shaped[Tensor, "*B N 4"]) -> list[slice]:
-    """Slices of the anchors whose matrix with all objects of the batch stays small.
+    """Slices of the anchors, so short that the matrix of each with all objects of the batch stays small.
 
     >>> matrix_pieces(torch.ones(8, 128).bool(), torch.zeros(2000, 4))
     [slice(0, 1024, None), slice(1024, 2048, None)]

@@ -1,6 +1,6 @@
-"""Which anchors take part in the loss, when there are far more negatives than positives.
+"""Samplers: which anchors enter the loss, as there are far more negatives than positives.
 
-Every sampler gives one mask (B, N), True for each anchor chosen; which of them are positives the labels say.
+A sampler returns a mask (B, N), True for each sampled anchor; the labels tell positives from negatives.
 """
 
 from typing import Literal
@@ -18,10 +18,10 @@ Scope = Literal["image", "batch"]
 
 
 class HardNegativeSampler(nn.Module):
-    """Chooses the negatives that the network gets most wrong, a few for every positive.
+    """Hard negative mining: samples the negatives with the highest loss, a few for every positive.
 
-    ``negatives_per_positive`` times the number of positives are taken, at least ``minimum``, and never one whose loss
-    is 0. ``scope="image"`` counts and ranks within each image (Caffe, torchvision), ``"batch"`` over the whole batch
+    It samples ``negatives_per_positive`` times the number of positives, at least ``minimum``, but no negative with loss
+    0. ``scope="image"`` counts and ranks within each image (Caffe, torchvision), ``"batch"`` over the whole batch
     (Keras ports). Ties go to the lower index. Source: Liu et al. 2016, section 2.2 ("Hard negative mining").
 
     Raises ValueError for a negative or infinite ratio, a negative minimum, or another scope.
@@ -40,9 +40,9 @@ class HardNegativeSampler(nn.Module):
 
     @torch.no_grad()
     def forward(self, losses: Float[Tensor, "B N"], labels: Int[Tensor, "B N"]) -> Bool[Tensor, "B N"]:
-        """True for each chosen negative.
+        """True for each sampled negative.
 
-        losses (B, N) is what each anchor costs as background; labels (B, N) its class, NEGATIVE or IGNORED.
+        losses (B, N): the loss of each anchor as background; labels (B, N): its class, NEGATIVE or IGNORED.
         """
         if losses.shape != labels.shape:
             raise ValueError(
@@ -65,12 +65,12 @@ class HardNegativeSampler(nn.Module):
 
 
 class BalancedSampler(nn.Module):
-    """Chooses at random, in each image, up to ``count`` anchors of which at most a fraction are positives.
+    """Samples up to ``count`` anchors of each image at random, of which at most a fraction are positive.
 
-    int(count * positive_fraction) positives are taken, or all where there are fewer; negatives fill up to ``count``,
-    or all where there are fewer. IGNORED anchors never. Without replacement, every choice with the same chance.
-    Defaults are those of RPN; Faster R-CNN's second stage takes (512, positive_fraction=0.25). Source: Ren et al. 2015,
-    section 3.1.3, and Girshick 2015, section 2.3.
+    It samples int(count * positive_fraction) positives, or all if there are fewer, and fills up to ``count`` with
+    negatives, or all if there are fewer; never IGNORED anchors. Sampling is uniform and without replacement. Defaults
+    are those of RPN; Faster R-CNN's second stage uses (512, positive_fraction=0.25). Source: Ren et al. 2015, section
+    3.1.3, and Girshick 2015, section 2.3.
 
     Raises ValueError for a count below 0 and a fraction outside [0, 1].
 
@@ -89,21 +89,21 @@ class BalancedSampler(nn.Module):
 
     @property
     def most_positives(self) -> int:
-        """How many positives an image can have among its ``count``."""
+        """The largest number of positives sampled in an image."""
         return int(self.count * self.positive_fraction)
 
     @torch.no_grad()
     def forward(self, labels: Int[Tensor, "B N"], *, generator: torch.Generator | None = None) -> Bool[Tensor, "B N"]:
-        """True for each chosen anchor, positive or negative.
+        """True for each sampled anchor, positive or negative.
 
-        labels (B, N) is each anchor's class or object (from 0), NEGATIVE or IGNORED. One ``generator`` state gives one
-        choice, whatever the number of threads; under fullgraph compilation it must be None.
+        labels (B, N): each anchor's class or object (from 0), NEGATIVE or IGNORED. The same ``generator`` state gives
+        the same sample, whatever the number of threads; under fullgraph compilation it must be None.
         """
         if generator is None:
             lots = torch.rand_like(labels, dtype=torch.float32)
         else:
             lots = torch.rand(labels.shape, generator=generator, device=generator.device).to(labels.device)
-        lots = 1 - lots  # in (0, 1]: whoever is not eligible draws 0
+        lots = 1 - lots  # in (0, 1]: anchors that are not eligible get 0
         positives = _best(lots, labels >= 0, self.most_positives)
         room = self.count - positives.sum(1, keepdim=True)
         return positives | _best(lots, labels == NEGATIVE, self.count, room)
@@ -116,11 +116,10 @@ class BalancedSampler(nn.Module):
 def sampled_rows(
     chosen: Bool[Tensor, "B N"], labels: Int[Tensor, "B N"], count: int
 ) -> tuple[Int[Tensor, "B K"], Bool[Tensor, "B K"]]:
-    """Where a sampler's choice lies, positives first, in rows of one length: what a head is run on.
+    """Indices (B, K) of the sampled anchors, positives first, padded to one length, and which of them are valid.
 
-    ``chosen`` (B, N) is a sampler's mask of at most ``count`` in each image, ``labels`` (B, N) what it chose from.
-    Returns indices (B, K) into N, by rising index within positives and negatives, and which of them are valid;
-    K = min(count, N).
+    ``chosen`` (B, N) is a sampler's mask of at most ``count`` anchors per image, ``labels`` (B, N) what it sampled
+    from; K = min(count, N). Indices rise within positives and within negatives.
 
     >>> chosen, labels = torch.tensor([[True, False, True]]), torch.tensor([[-1, -1, 4]])
     >>> sampled_rows(chosen, labels, 2)
@@ -133,8 +132,8 @@ def sampled_rows(
 def _best(
     lots: Float[Tensor, "B N"], eligible: Bool[Tensor, "B N"], most: int, room: Int[Tensor, "B 1"] | None = None
 ) -> Bool[Tensor, "B N"]:
-    """True for the eligible with the highest positive lots of each row: at most ``most``, and at most ``room``."""
-    padded = F.pad(eligible, (0, most))  # so that there are always ``most``: compiled code need not ask whether
+    """True for the eligible with the highest lots above 0 in each row: at most ``most``, and at most ``room``."""
+    padded = F.pad(eligible, (0, most))  # there are always ``most`` then: no branch in compiled code
     winners = torch.where(padded, F.pad(lots, (0, most)), 0).topk(most, dim=1).indices
     taken = padded.gather(1, winners)
     if room is not None:

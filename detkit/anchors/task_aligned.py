@@ -1,4 +1,4 @@
-"""Matchers that look at what the network predicts: task-aligned (TOOD) and simplified optimal transport (YOLOX)."""
+"""Matchers that read predictions: task-aligned assignment (TOOD) and simplified optimal transport (YOLOX)."""
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from detkit._inputs import as_boxes, check_finite, check_not_negative, first_bad, full_checks, promote
 from detkit._ranking import stable_topk
-from detkit.anchors.assigned import matched_overlaps
+from detkit.anchors.assigned import matched_overlaps, values_of_labels
 from detkit.anchors.claims import highest_claim
 from detkit.anchors.matcher import AnchorBoxes, read_boxes, read_predictions
 from detkit.boxes import box_centers, box_iou, points_in_boxes
@@ -19,18 +19,19 @@ _OUTSIDE = 2.0**40
 
 
 class TaskAlignedMatcher(nn.Module):
-    """An object takes the anchors whose predictions of class and box are best together.
+    """Task-aligned assignment: an object's positives are the anchors that predict its class and its box best together.
 
     The alignment of an anchor with an object is score ** ``alpha`` * IoU ** ``beta``: the predicted score of the
     object's class, and the IoU of the predicted box. Of the anchors whose center lies strictly inside the object, the
-    ``candidates`` best aligned are positive; an anchor that several objects take goes to the one with the highest IoU.
-    Ties go to the lower anchor and the lower object; all numbers are compared in float32. An object with fewer anchors
-    inside takes those; one that no center lies in, or that no prediction inside overlaps (alignment 0), goes without.
+    ``candidates`` with the highest alignment are positive, or all if they are fewer; an anchor that several objects
+    claim goes to the one with the highest IoU. Ties go to the lower anchor and the lower object; all numbers are
+    compared in float32. An object has no positive anchor if no center lies inside it, or if no prediction there
+    overlaps it (alignment 0).
 
-    Quality is what the score of a positive shall learn: its alignment, scaled so that the best of the object's
-    positives has the highest IoU among them (TOOD, section 3.2.1, "normalized t"); 0 for the others. The others are
-    NEGATIVE, or IGNORED where their center lies inside an ignored target (a crowd) and where their prediction is not
-    finite: such an anchor is never positive and changes no other.
+    ``quality`` is the target of a positive's score: its alignment, scaled so that the highest of an object's positives
+    equals the highest IoU among them (TOOD, section 3.2.1, "normalized t"); 0 for the others. The others are NEGATIVE,
+    or IGNORED if their center lies in a crowd or their prediction is not finite; such a prediction is never positive
+    and does not change the matches of others. Padding rows and boxes that are not finite match nothing.
 
     Raises ValueError for fewer than 1 candidate, negative exponents, and shapes that disagree; with
     ``DETKIT_CHECKS=full`` for numbers that are not finite, inverted boxes, scores outside [0, 1] and labels out of
@@ -55,14 +56,14 @@ class TaskAlignedMatcher(nn.Module):
     def forward(self, anchors: AnchorBoxes, targets: Targets, predictions: Predictions | None = None) -> Assignment:
         """Match predictions with objects: scores (B, N, C) in [0, 1], predicted boxes (B, N, 4) xyxy pixels.
 
-        Of ``anchors``, (N, 4) or (B, N, 4) xyxy, only the center counts. Raises ValueError without predictions.
+        Of ``anchors``, (N, 4) or (B, N, 4) xyxy, only the centers are used. Raises ValueError without predictions.
         """
         cells, targets = read_boxes("TaskAlignedMatcher", anchors, targets)
         points = box_centers(cells).unsqueeze(-3)
         scores, boxes, usable = _usable("TaskAlignedMatcher", points, targets, predictions)
         inside = points_in_boxes(points, targets.boxes[:, :, None])
         overlaps = box_iou(targets.boxes, boxes).float()
-        alignment = _of_labels(scores, targets) ** self.alpha * overlaps**self.beta
+        alignment = values_of_labels(scores, targets.labels) ** self.alpha * overlaps**self.beta
         alignment = torch.where(inside & _pairs(targets, usable), alignment, 0)
         places = stable_topk(alignment, self.candidates)
         alignment, overlaps = alignment.gather(2, places), overlaps.gather(2, places)
@@ -77,20 +78,21 @@ class TaskAlignedMatcher(nn.Module):
 
 
 class SimOTAMatcher(nn.Module):
-    """Each object takes as many anchors as its predictions deserve, the cheapest ones first.
+    """Simplified optimal transport: the better an object is predicted, the more anchors it gets, the cheapest first.
 
-    Candidates of an object are the anchors (grid cells) whose center lies strictly inside it, or nearer to its center
-    than ``radius`` strides along both axes. The cost of a candidate is the binary cross-entropy of all its class scores
-    with the object's class as truth, plus ``iou_weight`` * -log(IoU + 1e-8) of its predicted box; candidates that are
-    not both inside and near come after all that are. The object takes the k cheapest, where k is the sum of the
-    ``candidates`` highest IoUs of its candidates, rounded down, at least 1. An anchor that several objects take goes to
-    the one where it costs least. Ties go to the lower anchor and the lower object; costs are compared in float32.
-    Quality is the IoU of the match, 0 without one. The others are NEGATIVE, or IGNORED where their center lies inside
-    an ignored target (a crowd) and where their prediction is not finite: such an anchor is never positive and changes
-    no other. An object without candidates goes without.
+    The candidates of an object are the anchors (grid cells) whose center lies strictly inside it, or within ``radius``
+    strides of its center along both axes. The cost of a candidate is the binary cross-entropy of all its class scores
+    against the object's class, plus ``iou_weight`` * -log(IoU + 1e-8) of its predicted box. Candidates both inside and
+    within the radius come before all others. The object gets the k cheapest, where k is the sum of the ``candidates``
+    highest IoUs of its candidates, rounded down, at least 1. An anchor that several objects claim goes to the one with
+    the lowest cost. Ties go to the lower anchor and the lower object; costs are compared in float32. ``quality`` is the
+    IoU of the match, 0 without one. The others are NEGATIVE, or IGNORED if their center lies in a crowd or their
+    prediction is not finite; such a prediction is never positive and does not change the matches of others. Padding
+    rows and boxes that are not finite match nothing. An object without candidates has no positive anchor.
 
-    Differs from YOLOX in this: an object never takes candidates of other objects only, and the penalty for candidates
-    not both inside and near is a rule instead of 100,000, which in float32 would round their costs.
+    Differs from YOLOX in two points: an object never gets an anchor that is a candidate of other objects only; and
+    candidates not both inside and within the radius are ranked behind the others instead of costing 100,000 more, which
+    in float32 would round their costs.
 
     Raises ValueError for fewer than 1 candidate, negative settings, and shapes that disagree; with
     ``DETKIT_CHECKS=full`` as :class:`TaskAlignedMatcher`. Source: Ge et al. 2021 (YOLOX), section 2.1 ("SimOTA").
@@ -114,8 +116,8 @@ class SimOTAMatcher(nn.Module):
     def forward(self, anchors: AnchorBoxes, targets: Targets, predictions: Predictions | None = None) -> Assignment:
         """Match predictions with objects: scores (B, N, C) in [0, 1], predicted boxes (B, N, 4) xyxy pixels.
 
-        scores: YOLOX hands over the root of class probability times objectness. ``radius`` counts in strides of the
-        anchors; plain boxes (N, 4) or (B, N, 4) xyxy are the cells themselves. Raises ValueError without predictions.
+        YOLOX's scores are the square root of class probability times objectness. ``radius`` is in ``anchors.strides``;
+        plain boxes, (N, 4) or (B, N, 4) xyxy, are the cells themselves. Raises ValueError without predictions.
         """
         cells, targets = read_boxes("SimOTAMatcher", anchors, targets)
         strides = promote(anchors.strides) if isinstance(anchors, Anchors) else cells[..., 2:] - cells[..., :2]
@@ -145,9 +147,9 @@ class SimOTAMatcher(nn.Module):
     def _costs(
         self, scores: Float[Tensor, "B N C"], overlaps: Float[Tensor, "B T N"], targets: Targets
     ) -> Float[Tensor, "B T N"]:
-        """Cross-entropy of all classes against one of them: that of none, corrected where the class is the object's."""
+        """Cost of every pair: cross-entropy against no class at all, corrected for the object's class, and IoU loss."""
         nothing = -torch.log1p(-scores).clamp(min=-_LARGEST_LOSS)
-        score = _of_labels(scores, targets)
+        score = values_of_labels(scores, targets.labels)
         yes, no = (-logarithm.clamp(min=-_LARGEST_LOSS) for logarithm in (score.log(), torch.log1p(-score)))
         classes = (nothing.sum(-1)[:, None] - no).clamp(min=0) + yes
         return (classes - self.iou_weight * (overlaps + _SMALLEST_IOU).log()).clamp(min=0)
@@ -162,7 +164,7 @@ def _check_settings(function: str, candidates: int, **numbers: float) -> None:
 def _usable(
     function: str, points: Tensor, targets: Targets, predictions: Predictions | None
 ) -> tuple[Float[Tensor, "B N C"], Float[Tensor, "B N 4"], Bool[Tensor, "B N"]]:
-    """Scores and boxes (zero where not finite), and which predictions are usable."""
+    """Scores and boxes, 0 where not finite, and which predictions are finite."""
     boxes, scores = read_predictions(function, predictions, "scores")
     images, count = targets.valid.shape[0], points.shape[-2]
     if (
@@ -184,7 +186,7 @@ def _usable(
 
 
 def _check_values(function: str, scores: Tensor, targets: Targets) -> None:
-    """Raise ValueError for the first score that is no probability and the first label without a score."""
+    """Raise ValueError for the first score outside [0, 1], and for the first label out of range."""
     check_finite(scores, function=function, name="scores")
     outside = (scores < 0) | (scores > 1)
     if outside.any():
@@ -200,18 +202,12 @@ def _check_values(function: str, scores: Tensor, targets: Targets) -> None:
         )
 
 
-def _of_labels(scores: Float[Tensor, "B N C"], targets: Targets) -> Float[Tensor, "B T N"]:
-    """The score that every anchor gives to the class of every target."""
-    labels = targets.labels.clamp(0, scores.shape[2] - 1)
-    return scores[torch.arange(labels.shape[0], device=labels.device)[:, None], :, labels]
-
-
 def _pairs(targets: Targets, usable: Bool[Tensor, "B N"]) -> Bool[Tensor, "B T N"]:
     return targets.objects[..., None] & usable[:, None]
 
 
 def _winners(matched: Int[Tensor, "B N"], places: Int[Tensor, "B T K"]) -> Bool[Tensor, "B T K"]:
-    """Which candidates an object kept."""
+    """Which of its candidates each object was matched with."""
     numbers = torch.arange(places.shape[1], device=places.device)[:, None]
     return matched.gather(1, places.flatten(1)).view(places.shape) == numbers
 
@@ -219,7 +215,7 @@ def _winners(matched: Int[Tensor, "B N"], places: Int[Tensor, "B T K"]) -> Bool[
 def _normalized(
     alignment: Float[Tensor, "B T K"], overlaps: Float[Tensor, "B T K"], kept: Bool[Tensor, "B T K"]
 ) -> Float[Tensor, "B T K"]:
-    """Alignment of the kept candidates, scaled so that the highest of an object equals its highest IoU; others 0."""
+    """Alignment of the kept candidates, scaled so that an object's highest equals its highest IoU; 0 for the others."""
     if kept.shape[2] == 0:
         return alignment
     alignment, overlaps = torch.where(kept, alignment, 0), torch.where(kept, overlaps, 0)
@@ -230,6 +226,6 @@ def _normalized(
 def _leave_out(
     matched: Int[Tensor, "B N"], inside: Bool[Tensor, "B T N"], usable: Bool[Tensor, "B N"], targets: Targets
 ) -> Int[Tensor, "B N"]:
-    """IGNORED instead of NEGATIVE where a center lies in a crowd or the prediction is not finite."""
+    """``matched`` with IGNORED for a NEGATIVE whose center lies in a crowd or whose prediction is not finite."""
     crowded = (inside & targets.crowds[..., None]).any(dim=1)
     return torch.where((crowded | ~usable) & (matched == NEGATIVE), IGNORED, matched)

@@ -1,4 +1,4 @@
-"""The matcher of R-CNN and RetinaNet: an anchor learns the object that it overlaps most, if it overlaps it enough."""
+"""The matcher of R-CNN and RetinaNet: an anchor learns the object it overlaps most, if the IoU is high enough."""
 
 from functools import partial
 
@@ -20,10 +20,10 @@ def match_by_threshold(
     positive_iou: float,
     negative_iou: float,
 ) -> Assignment:
-    """The definition, on the IoUs of all objects and anchors; ``highest`` are those of each object's best anchors.
+    """The rule of :class:`ThresholdMatcher`, on the IoU of every object with every anchor.
 
-    Each anchor looks at the object that it overlaps most. With ``highest`` the best anchors of an object are positive,
-    too, if they overlap it at all. See :class:`ThresholdMatcher`, which explains it.
+    Each anchor considers the object it overlaps most. ``highest``, each object's highest IoU with any anchor, makes the
+    anchors that reach it positive too, if it is above 0.
 
     >>> match_by_threshold(torch.tensor([[[0.8, 0.4, 0.3]]]), None, positive_iou=0.5, negative_iou=0.4).matched
     tensor([[ 0, -2, -1]])
@@ -37,18 +37,18 @@ def match_by_threshold(
 
 
 class ThresholdMatcher(nn.Module):
-    """R-CNN's matching: every anchor looks at the object that it overlaps most.
+    """R-CNN's matching: each anchor is matched with the object it overlaps most, if the IoU reaches a threshold.
 
-    An anchor whose best IoU is at least ``positive_iou`` takes that object, ties going to the lower object; below
-    ``negative_iou`` it is NEGATIVE, in between IGNORED. RetinaNet uses 0.5 and 0.4, Faster R-CNN's proposals 0.7 and
-    0.3, its second stage 0.5 and 0.5. With ``low_quality`` the anchors that overlap an object more than any other
-    anchor does, all of those that tie, are positive too, however little that is, if it is above 0: so that no object
-    that an anchor touches goes unseen. Such an anchor takes the object that *it* overlaps most, which may be another
-    one. Anchors that lie with more than half their area in an ignored target (a crowd) are IGNORED unless they are
-    positive. Rows that are not valid match nothing, NaN boxes neither. Overlaps are compared in float32.
+    An anchor whose highest IoU is at least ``positive_iou`` is positive for that object; ties go to the lower object.
+    Below ``negative_iou`` it is NEGATIVE, in between IGNORED. RetinaNet uses 0.5 and 0.4, Faster R-CNN's RPN 0.7 and
+    0.3, its second stage 0.5 and 0.5. With ``low_quality``, the anchors with an object's highest IoU, all that tie, are
+    positive too, however low it is, as long as it is above 0: every object that touches an anchor is then learned by
+    one. Such an anchor is matched with the object *it* overlaps most, which may be another one. Anchors with more than
+    half their area in a crowd are IGNORED unless they are positive. Padding rows and boxes that are not finite match
+    nothing. IoUs are compared in float32.
 
-    On a CPU the work grows with the number of overlapping pairs, not with objects times anchors, where all images share
-    their anchors (N, 4); memory is bounded in any case. Raises ValueError for thresholds outside [0, 1] or in the
+    On a CPU, where all images share their anchors (N, 4), the work grows with the number of overlapping pairs, not with
+    objects times anchors; memory is bounded in any case. Raises ValueError for thresholds outside [0, 1] or in the
     wrong order, for targets without a single row, and for anchors of another batch size.
 
     Source: Ren et al. 2015, section 3.1.2; Lin et al. 2017, "Focal Loss", section 4.
@@ -69,9 +69,9 @@ class ThresholdMatcher(nn.Module):
 
     @torch.no_grad()
     def forward(self, anchors: AnchorBoxes, targets: Targets, predictions: Predictions | None = None) -> Assignment:
-        """Match ``anchors``, (N, 4) or (B, N, 4) xyxy, with the objects of B images; predictions are not looked at.
+        """Match ``anchors``, (N, 4) or (B, N, 4) xyxy, with the objects of B images; predictions are not read.
 
-        ``quality`` is the IoU of the match, 0 where an anchor has none.
+        ``quality`` is the IoU of the match, 0 for an anchor without one.
         """
         boxes, targets = read_boxes("ThresholdMatcher", anchors, targets)
         rows = targets.boxes, targets.valid, targets.ignore, boxes
@@ -110,7 +110,7 @@ def _compare(
     negative_iou: float,
     low_quality: bool,
 ) -> Assignment:
-    """The definition on pieces of the anchors; twice, as the best of an object is known only at the end."""
+    """The rule on pieces of the anchors, in two passes: an object's highest IoU is known only after the first."""
     pieces, result = matrix_pieces(objects, anchors), no_matches(boxes, anchors)
     highest = torch.zeros(objects.shape, device=boxes.device) if low_quality else None
     if highest is not None:

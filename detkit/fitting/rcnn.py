@@ -179,7 +179,7 @@ def _regions(
     vectors = stage.describe(level, torch.cat((own, objects))[None], batch.sizes)[0].float().cpu().numpy()
     if not np.isfinite(vectors).all():
         raise ValueError(f"fit_rcnn: the features of image {index} are not all finite")
-    crowd = in_crowd(own, targets.boxes.to(own), targets.valid & targets.ignore)[0]
+    crowd = in_crowd(own, targets.boxes.to(own), targets.crowds)[0]
     return _Regions(
         boxes=own.cpu(),
         features=vectors[: len(own)],

@@ -1,5 +1,5 @@
-"""Matching without the matrix of all objects and all anchors: only pairs that overlap enough to matter are looked at.
+"""Fast search: matching without the IoU of all pairs, from those pairs that overlap enough to matter.
 
-Nothing here decides what matches: threshold.py and bipartite.py, one folder up, define it on the matrix, and are
-searched here with the same result, bit for bit. A reader of a matcher need not read on.
+Nothing here decides what matches: that is defined on the matrix of all pairs by threshold.py and bipartite.py, one
+folder up. The search gives the same result, bit for bit, so a reader of a matcher can skip this folder.
 """

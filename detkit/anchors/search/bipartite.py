@@ -1,4 +1,4 @@
-"""The search for what bipartite.py defines."""
+"""The search behind BipartiteMatcher."""
 
 import torch
 from jaxtyping import Int
@@ -20,10 +20,10 @@ def search_bipartite(
     negative_iou: float,
     greedy: bool,
 ) -> bool:
-    """Write the matches of a group of images to ``result``; False, and nothing done, where pairs are too many.
+    """Write the matches of a group of images to ``result``; False, and nothing written, if there are too many pairs.
 
-    Pairs that matter are those with IoU >= ``negative_iou``, and for every object those that compete for its claim:
-    first about its best, then, as long as an object has lost all of them to others, more.
+    The pairs that matter are those with IoU >= ``negative_iou``, and each object's best, which its claim is chosen
+    from. The search is repeated with a lower bound for objects that lose all of these to others.
     """
     least = index.reachable(group.sides).clamp(max=negative_iou)
     while True:
@@ -46,18 +46,18 @@ def search_bipartite(
 
 
 def _best_pairs(pairs: Pairs, count: int) -> Int[Tensor, "C"]:
-    """Of every object the pair with its best anchor, the lower one of equals, if it is worth forcing."""
+    """The pair of each object with its best anchor, the lower one on a tie, if the IoU is high enough for a claim."""
     keys = pair_keys(pairs.overlaps, pairs.anchors)
     best = keys.new_zeros(count).scatter_reduce_(0, pairs.objects, keys, "amax")
     return ((keys == best[pairs.objects]) & (pairs.overlaps > SMALLEST_CLAIM)).nonzero().squeeze(1)
 
 
 def _proposals(pairs: Pairs, cells: Int[Tensor, "P"], rows: Int[Tensor, "P"], count: int) -> Int[Tensor, "C"]:
-    """The pairs that the greedy part takes.
+    """The pairs that greedy claims take, found by deferred acceptance.
 
-    Every object proposes to its best anchor; an anchor holds on to its best proposal, and who is refused goes on to the
-    next. As both sides rank pairs by one order, this ends where taking the best pair of all, again and again, ends; but
-    objects far apart don't wait for each other.
+    Each object proposes to its best anchor; an anchor keeps its best proposal, and a refused object proposes to its
+    next anchor. As objects and anchors rank pairs in one order, the result is that of taking the best pair left, again
+    and again; but objects far apart don't wait for each other.
     """
     order = pair_keys(pairs.overlaps, pairs.anchors).argsort(descending=True)
     order = order[pairs.overlaps[order] > SMALLEST_CLAIM]

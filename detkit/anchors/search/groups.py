@@ -1,4 +1,4 @@
-"""The overlapping pairs of a whole batch, a few images at a time, and which object each anchor overlaps most."""
+"""Searching a whole batch a few images at a time, and the object that each anchor overlaps most."""
 
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -18,7 +18,7 @@ _SMALLEST_SEARCH = 2**17  # objects times anchors; below, the matrix costs less 
 
 
 class ImageGroup(NamedTuple):
-    """Consecutive images and their objects: M of them, each with its image (counted in the group) and its row."""
+    """Consecutive images and their M objects, each with its image, counted within the group, and its row."""
 
     images: slice
     boxes: Float[Tensor, "B T 4"]
@@ -33,7 +33,7 @@ Compare = Callable[[Tensor, Tensor, Tensor], Assignment]
 
 
 def worth_searching(objects: Bool[Tensor, "B T"], anchors: Shaped[Tensor, "*B N 4"]) -> bool:
-    """True where many objects meet many anchors that all images share, on a CPU."""
+    """True for many objects and many anchors, shared by all images, on a CPU."""
     shared = anchors.ndim == 2 and anchors.device.type == "cpu"
     return shared and objects.numel() * len(anchors) >= _SMALLEST_SEARCH
 
@@ -46,7 +46,8 @@ def search_batch(
     search: Search,
     compare: Compare,
 ) -> Assignment:
-    """What ``search`` writes for each group of images, or ``compare`` returns where it finds too many pairs."""
+    """The matches that ``search`` writes for each group of images, or ``compare`` returns if it finds too many
+    pairs."""
     result, index = no_matches(boxes, anchors), overlap_index(anchors)
     for group in image_groups(boxes, objects):
         part = Assignment(*(rows[group.images] for rows in result))
@@ -57,7 +58,7 @@ def search_batch(
 
 
 def image_groups(boxes: Float[Tensor, "B T 4"], objects: Bool[Tensor, "B T"]) -> Iterator[ImageGroup]:
-    """Images in groups of some hundred objects; those without objects are left out where they would stand alone."""
+    """Images in groups of some hundred objects; a group of images without objects is left out."""
     start, total, counts = 0, 0, objects.sum(1).tolist()
     for end, count in enumerate(counts, 1):
         total += count
@@ -72,16 +73,16 @@ def image_groups(boxes: Float[Tensor, "B T 4"], objects: Bool[Tensor, "B T"]) ->
 def best_fit(
     cells: Int[Tensor, "P"], rows: Int[Tensor, "P"], overlaps: Float[Tensor, "P"], table: Int[Tensor, "cells"]
 ) -> tuple[Float[Tensor, "P"], Int[Tensor, "P"]]:
-    """For each pair: of all that share its cell of ``table`` the highest IoU, and the (lowest) row that has it.
+    """For each pair the highest IoU among all pairs of its cell, and the row of that pair, the lowest on a tie.
 
-    ``table`` int64 holds negative numbers; it is written to in the ``cells`` that occur.
+    ``table`` int64, of negative numbers, is scratch: it is overwritten in these ``cells``.
     """
     table.scatter_reduce_(0, cells, pair_keys(overlaps, rows), "amax")
     return pairs_of(table[cells])
 
 
 def write_labels(result: Assignment, cells: Int[Tensor, "P"], labels: Int[Tensor, "P"], overlaps: Tensor) -> None:
-    """Set ``cells`` of an assignment, counted through all images; where there is no match, the quality is 0."""
+    """Write labels, and overlaps where they are a match, to ``cells`` of an assignment, counted through all images."""
     matched, quality = (rows.view(-1) for rows in result)
     matched[cells] = labels
     quality[cells] = torch.where(labels >= 0, overlaps, 0)

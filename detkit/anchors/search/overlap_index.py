@@ -1,11 +1,11 @@
-"""Which anchors overlap an object enough to matter, found without the matrix of all objects and all anchors.
+"""An index of anchors that finds those with a high IoU without computing the IoU of all pairs.
 
-Anchors are sorted by shape, then along a Z-shaped curve over their centers, so that 16 neighbors in this order are
-mostly one small tile of one grid of equal boxes. A *leaf* is 16 of them, a *node* is 16 leaves. Of every leaf and node
-we keep the hull, the largest sides and the smallest area: together they bound the IoU of any anchor inside with an
-object. A search compares all objects with all nodes, then the leaves of the nodes that may hold a good anchor, and
-computes exact IoUs for the anchors of what is left: about one pair in two hundred. The order is only a guess at what
-lies together; bounds hold for any anchors, so results are exact for any anchors.
+Anchors are sorted by shape, then along a Z-order curve over their centers, so that 16 neighbors in this order are
+mostly a small tile of one grid of equal boxes. 16 anchors are a *leaf*, 16 leaves a *node*. Each leaf and node keeps
+its enclosing box, the largest sides and the smallest area: together they bound the IoU of an object with any anchor
+inside. A search compares all objects with all nodes, then with the leaves of the nodes that may hold a good anchor, and
+computes exact IoUs for the anchors of the leaves that remain: about one pair in two hundred. The order only affects
+speed: the bounds hold for any anchors, so the result is exact for any anchors.
 """
 
 import math
@@ -28,7 +28,7 @@ _MOST_LEAVES = 2**18
 
 
 class Pairs(NamedTuple):
-    """Objects and anchors that overlap, and by how much."""
+    """Pairs of an object and an anchor that overlap, with their IoU."""
 
     objects: Int[Tensor, "P"]
     anchors: Int[Tensor, "P"]
@@ -36,7 +36,7 @@ class Pairs(NamedTuple):
 
 
 class OverlapIndex:
-    """Anchors (N, 4), N at least 1, in an order that lets a search skip nearly all of them; building it sorts them.
+    """Anchors (N, 4), N at least 1, sorted so that a search can skip nearly all of them.
 
     >>> from detkit.boxes import sides_of
     >>> index = OverlapIndex(torch.tensor([[0.0, 0, 10, 10], [50, 50, 60, 60], [0, 0, 10, 9]]))
@@ -57,7 +57,7 @@ class OverlapIndex:
             column.view(-1).masked_fill_(filling, 0)  # copies are never found
 
     def reachable(self, objects: BoxSides) -> Float[Tensor, "M"]:
-        """An IoU that each object reaches with some anchor, mostly near its best: where its search may start."""
+        """For each object a lower bound of its highest IoU with any anchor, mostly close to it."""
         probes = min(_PROBES, len(self._nodes.area))
         pieces = objects.split(_OBJECTS_AT_ONCE)
         nodes = torch.cat(
@@ -68,7 +68,7 @@ class OverlapIndex:
         return iou(cube, self._members.take(nodes * _NODE + best)).float().amax((1, 2))
 
     def pairs(self, objects: BoxSides, least: Float[Tensor, "M"]) -> Pairs | None:
-        """All pairs with IoU > 0 and at least ``least`` of its object; None where they are too many to be worth it."""
+        """All pairs with an IoU > 0 of at least its object's ``least``; None if there are too many for a search."""
         rows, leaves = self._promising(objects, least)
         if len(rows) > _MOST_LEAVES:
             return None
@@ -77,7 +77,7 @@ class OverlapIndex:
         return Pairs(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
     def _promising(self, objects: BoxSides, least: Tensor) -> tuple[Tensor, Tensor]:
-        """(object, leaf) pairs that may hold what is looked for; the rest is left out once they are too many."""
+        """Pairs of an object and a leaf that may hold such an anchor; stops once there are too many."""
         found, start = [], 0
         for piece, floor in zip(objects.split(_OBJECTS_AT_ONCE), least.split(_OBJECTS_AT_ONCE), strict=True):
             rows, nodes = self._nodes.may_reach(floor[:, None], piece.map(_column)).nonzero().unbind(1)
@@ -103,21 +103,21 @@ _kept: OverlapIndex | None = None
 
 
 def overlap_index(anchors: Float[Tensor, "N 4"]) -> OverlapIndex:
-    """The index of ``anchors``. The last one is kept: a detector mostly asks for the same anchors at every step.
+    """The index of ``anchors``. The last one is cached, as a detector mostly has the same anchors in every step.
 
     >>> anchors = torch.tensor([[0.0, 0, 10, 10]])
     >>> overlap_index(anchors) is overlap_index(anchors.clone())
     True
     """
     global _kept
-    kept = _kept  # another thread may keep its own meanwhile
+    kept = _kept  # another thread may replace it meanwhile
     if kept is None or kept.anchors.dtype != anchors.dtype or not torch.equal(kept.anchors, anchors):
         _kept = kept = OverlapIndex(anchors.clone())
     return kept
 
 
 class _Hulls(NamedTuple):
-    """Of each group of anchors the hull, the smallest area and the largest sides."""
+    """The enclosing box, smallest area and largest sides of each group of anchors."""
 
     x1: Tensor
     y1: Tensor
@@ -129,27 +129,27 @@ class _Hulls(NamedTuple):
 
     @staticmethod
     def around(members: BoxSides) -> "_Hulls":
-        """Hulls of groups (L, 16) of anchors."""
+        """Those of groups (L, 16) of anchors."""
         x1, y1, x2, y2, area = members
         return _Hulls(x1, y1, area, x2, y2, x2 - x1, y2 - y1)._reduced()
 
     def merged(self) -> "_Hulls":
-        """Hulls of every 16 of these."""
+        """Those of every 16 of these."""
         return _Hulls(*(values.view(-1, _NODE) for values in self))._reduced()
 
     def children(self, nodes: Int[Tensor, "*P"]) -> "_Hulls":
-        """Of leaves: the 16 in each of ``nodes``."""
+        """The 16 leaves of each of ``nodes``."""
         return _Hulls(*(_rows(values.view(-1, _NODE), nodes) for values in self))
 
     def promise(self, objects: BoxSides) -> Tensor:
-        """A guess at the best IoU inside, lower where shapes are mixed and the bound therefore says little."""
+        """An estimate of the highest IoU inside, lower for mixed shapes, whose bound is loose."""
         shared, union = self._shared_and_union(objects)
         return shared.mul_(self.area / (self.width * self.height)).div_(union).nan_to_num_(0)
 
     def may_reach(self, least: Tensor, objects: BoxSides) -> Tensor:
-        """False where no anchor inside overlaps an object by as much as ``least``."""
+        """False where no anchor inside can have an IoU of ``least`` with the object."""
         shared, union = self._shared_and_union(objects)
-        least = least.masked_fill(least < _INEXACT, 0)  # so small a ratio is rounded by more than the slack
+        least = least.masked_fill(least < _INEXACT, 0)  # rounding of so small a ratio exceeds the slack
         return (shared >= union.mul_(least * _SLACK)).logical_and_(shared > 0)
 
     def _reduced(self) -> "_Hulls":
@@ -172,7 +172,7 @@ def _column(values: Tensor) -> Tensor:
 
 
 def _neighbors(boxes: BoxSides) -> tuple[Int[Tensor, "N"], Int[Tensor, "N"]]:
-    """An order in which boxes of one shape stand together, the near ones side by side; and their shapes' numbers."""
+    """An order with boxes of one shape together and near ones side by side, and the number of each one's shape."""
     shape = [_octave_eighths(high - low) for low, high in ((boxes.x1, boxes.x2), (boxes.y1, boxes.y2))]
     place = [_every_other_bit(_cells(low + high)) for low, high in ((boxes.x1, boxes.x2), (boxes.y1, boxes.y2))]
     curve = place[0] | (place[1] << 1)
@@ -181,9 +181,9 @@ def _neighbors(boxes: BoxSides) -> tuple[Int[Tensor, "N"], Int[Tensor, "N"]]:
 
 
 def _whole_nodes(shapes: Int[Tensor, "N"]) -> tuple[Int[Tensor, "S"], Bool[Tensor, "S"]]:
-    """Places that fill whole nodes with one shape each, by repeating the last of a shape; and which are repetitions.
+    """Places that pad the boxes of each shape to whole nodes by repeating the last one; and which are padding.
 
-    Where shapes are so many that this would double the places, nodes mix them.
+    If that would double the places, as with many shapes, only the whole is padded and nodes mix shapes.
     """
     counts = shapes.unique_consecutive(return_counts=True)[1]
     size = _LEAF * _NODE
@@ -197,12 +197,12 @@ def _whole_nodes(shapes: Int[Tensor, "N"]) -> tuple[Int[Tensor, "S"], Bool[Tenso
 
 
 def _octave_eighths(sides: Tensor) -> Tensor:
-    """Lengths on a logarithmic scale, 0 to 255; grids of one shape differ by rounding, so 2**k stays off the steps."""
+    """Lengths on a log scale, 0 to 255, shifted so that powers of two, which rounding may move, are off the steps."""
     return ((sides.clamp(2.0**-15, 2.0**15).log2() + 15) * 8 + 0.2).int()
 
 
 def _cells(places: Tensor) -> Tensor:
-    """Places on a scale of 0 to 4095, with steps of a power of two, as strides mostly are."""
+    """Positions on a scale of 0 to 4095 whose step is a power of two, as most strides are."""
     low, high = places.aminmax()
     step = 2.0 ** math.ceil(math.log2(max(float(high - low), 1e-30) / 4095))
     return ((places - low) / step).int()

@@ -1,4 +1,4 @@
-"""The search for what threshold.py defines."""
+"""The search behind ThresholdMatcher."""
 
 import torch
 
@@ -20,9 +20,9 @@ def search_threshold(
     negative_iou: float,
     low_quality: bool,
 ) -> bool:
-    """Write the matches of a group of images to ``result``; False, and nothing done, where pairs are too many.
+    """Write the matches of a group of images to ``result``; False, and nothing written, if there are too many pairs.
 
-    Pairs that matter are those with IoU >= ``negative_iou``, and the best of each object.
+    The pairs that matter are those with IoU >= ``negative_iou``, and the best of each object.
     """
     least = torch.full(group.row.shape, negative_iou)
     if low_quality:
@@ -36,7 +36,7 @@ def search_threshold(
     if low_quality:
         highest = pairs.overlaps.new_zeros(len(least)).scatter_reduce_(0, pairs.objects, pairs.overlaps, "amax")
         forced = (pairs.overlaps == highest[pairs.objects]).nonzero().squeeze(1)
-        known = overlap[forced] >= negative_iou  # all pairs as good as that were found
+        known = overlap[forced] >= negative_iou  # no pair of its anchor with a higher IoU is missing
         sure, unsure = forced[known], forced[~known]
         write_labels(result, cells[sure], row[sure], overlap[sure])
         for some in unsure.split(_ROWS_AT_ONCE):
