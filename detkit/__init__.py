@@ -1,12 +1,11 @@
-"""detkit: object-detection parts for PyTorch, to be put together into detectors of your own.
+"""detkit: object-detection parts for PyTorch, to compose into detectors of your own.
 
-Floor by floor: :mod:`~detkit.structures` says what flows between parts; :mod:`~detkit.boxes` and
-:mod:`~detkit.anchors` are the geometry; :mod:`~detkit.layers`, :mod:`~detkit.backbones` and :mod:`~detkit.necks` see;
-:mod:`~detkit.heads` predict; :mod:`~detkit.losses` judge; :mod:`~detkit.proposals` say where to look;
-:mod:`~detkit.data` and :mod:`~detkit.metrics` read and measure; :mod:`~detkit.detectors` is where parts meet;
-:mod:`~detkit.tricks` help training, :mod:`~detkit.viz` draws, :mod:`~detkit.fitting` solves for linear machines,
-:mod:`~detkit.weights` saves and loads.
-``python -m detkit.demo`` shows all of it at work.
+From the bottom up: :mod:`~detkit.structures` defines the data that flows between parts; :mod:`~detkit.boxes` and
+:mod:`~detkit.anchors` are the geometry; :mod:`~detkit.layers`, :mod:`~detkit.backbones` and :mod:`~detkit.necks`
+extract features; :mod:`~detkit.heads` predict; :mod:`~detkit.losses` train them; :mod:`~detkit.proposals` are external
+region proposals; :mod:`~detkit.data` reads data sets and :mod:`~detkit.metrics` evaluates; :mod:`~detkit.detectors`
+puts the parts together; :mod:`~detkit.tricks` help training, :mod:`~detkit.viz` draws, :mod:`~detkit.fitting` fits
+linear SVMs and regressions, :mod:`~detkit.weights` saves and loads. ``python -m detkit.demo`` shows all of it at work.
 """
 
 __version__ = "0.1.0"
@@ -14,10 +13,10 @@ __all__ = ["__version__", "show_env"]
 
 
 def show_env() -> str:
-    """Print, and return, the versions and devices that a bug report needs.
+    """Print and return the versions and devices that a bug report needs.
 
-    Warns where another distribution owns the import name: PyPI's ``detkit`` computes determinants of matrices, this
-    library is distributed as ``torch-detkit``.
+    Warns if another distribution owns the import name: PyPI's ``detkit`` computes matrix determinants; this library is
+    distributed as ``torch-detkit``.
 
     >>> "torch-detkit" in show_env()
     torch-detkit...

@@ -1,4 +1,4 @@
-"""The one way JSON gets in: a regular file of bounded size, named in every error."""
+"""Reading JSON: from a regular file of bounded size, named in every error."""
 
 import json
 import stat
@@ -10,9 +10,9 @@ MAX_JSON_BYTES = 1 << 32
 
 
 def read_json(path: str | Path, *, owner: str) -> Any:
-    """What a JSON file holds, whether or not it starts with a byte order mark.
+    """The content of a JSON file, with or without a byte order mark.
 
-    Raises ValueError naming ``owner`` and the file where it is no regular file, too large, too deep or not JSON.
+    Raises ValueError naming ``owner`` and the file if it is not a regular file, too large, too deep or not JSON.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as root:

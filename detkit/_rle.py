@@ -1,8 +1,8 @@
 """COCO run-length masks and polygons: checked before a byte is decoded.
 
-pycocotools trusts what it is given: runs that do not fill the mask leave memory unwritten, a size of zero or text cut
-short ends the process. So everything from a file passes :func:`check_segmentation`; only then is it drawn as pixels or
-compressed for pycocotools, and always from the runs that were checked, never from the text as it came.
+pycocotools trusts its input: runs that do not fill the mask leave memory unwritten, a size of zero or truncated text
+crashes the process. So everything from a file passes :func:`check_segmentation`; only then is it drawn as pixels or
+compressed for pycocotools, and always from the checked runs, never from the original text.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,9 +28,9 @@ Rle = dict[str, Any]
 def check_segmentation(value: Any, *, size: tuple[int, int], owner: str) -> Segmentation:
     """A segmentation as COCO writes it (polygons; runs as numbers or as text), checked against (height, width).
 
-    Raises ValueError naming ``owner`` for: an image without pixels or beyond ``MAX_PIXELS``; runs that do not add up to
-    the image, are negative, truncated, no integers or for another size; no polygon, or one with fewer than three
-    points, an odd count, or points that are not finite or more than one image size away from the image.
+    Raises ValueError naming ``owner`` for an image without pixels or beyond ``MAX_PIXELS``; runs that do not add up to
+    the image, are negative, truncated, not integers or for another size; no polygon, or one with fewer than three
+    points, an odd number of coordinates, or points that are not finite or more than one image size outside the image.
 
     >>> check_segmentation({"size": [2, 3], "counts": [1, 2, 3]}, size=(2, 3), owner="annotation id=1")
     array([1, 2, 3])
@@ -58,7 +58,7 @@ def draw_mask(segmentation: Segmentation, size: tuple[int, int]) -> NDArray[np.u
 
 
 def compress_segmentation(segmentation: Segmentation, size: tuple[int, int]) -> Rle:
-    """A *checked* segmentation as pycocotools holds it.
+    """A *checked* segmentation in pycocotools' compressed form.
 
     >>> compress_segmentation(np.array([1, 5]), (2, 3))
     {'size': [2, 3], 'counts': b'15'}
@@ -108,11 +108,11 @@ def mask_boxes(masks: Sequence[Rle]) -> NDArray[np.float64]:
 
 
 def parse_counts(text: str | bytes) -> NDArray[np.int64]:
-    """Run lengths from COCO's text form: 5 bits a character, low bits first, from the fourth on as a difference.
+    """Run lengths from COCO's text form: 5 bits per character, low bits first, from the fourth run on as a difference.
 
     A character is 48 + bits; bit 32 says that more follow, bit 16 of the last one is the sign. Differences are to the
-    run before the previous one. Raises ValueError for other characters, text cut short, and numbers of over 35 bits;
-    whether the runs make sense is for the caller to check. Source: cocoapi's maskApi.c (rleToString).
+    run before the previous one. Raises ValueError for other characters, truncated text, and numbers of over 35 bits;
+    the caller checks whether the runs make sense. Source: cocoapi's maskApi.c (rleToString).
 
     >>> parse_counts("123O1")
     array([1, 2, 3, 1, 4])
@@ -183,7 +183,7 @@ def _check_polygon(polygon: Any, size: tuple[int, int], owner: str) -> NDArray[n
 def _numbers(values: Any, dtype: type, *kinds: type) -> NDArray[Any] | None:
     """A flat sequence of numbers as an array, else None.
 
-    Types are looked at first: NumPy would make room for text or nested lists, however much.
+    Types are checked first: NumPy would allocate any amount of memory for text or nested lists.
     """
     values = values.tolist() if isinstance(values, np.ndarray) else values
     if not isinstance(values, Sequence) or isinstance(values, str | bytes):

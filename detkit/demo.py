@@ -1,7 +1,7 @@
-"""``python -m detkit.demo``: train a small SSD on scenes of real handwritten digits, judge it on unseen ones, draw it.
+"""``python -m detkit.demo``: train a small SSD on scenes of real handwritten digits, evaluate it, draw results.
 
-Three quarters of a minute on two CPU cores, no download. :func:`digit_detector` is the detector, put together in the
-open: copy it.
+It takes three quarters of a minute on two CPU cores and needs no download. :func:`digit_detector` composes the detector
+from parts, to be copied.
 """
 
 import argparse
@@ -81,7 +81,7 @@ def evaluate(detector: Detector, scenes: DigitScenes) -> CocoMetrics:
 
 @torch.no_grad()
 def draw(detector: Detector, scenes: DigitScenes, path: Path) -> None:
-    """Truth beside prediction for the first scenes, as one PNG."""
+    """Draw ground truth beside prediction for the first scenes, as one PNG."""
     images, targets = collate([scenes[i] for i in range(6)])
     detections = detector(images)
     picture = side_by_side(images, targets, detections, categories=scenes.categories, score_threshold=0.5, columns=2)

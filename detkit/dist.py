@@ -1,6 +1,6 @@
 """The few collective operations that parts need, on the default process group; a no-op in a single process.
 
-Nothing here initializes a group or wraps a model: that is the training script's business.
+Nothing here initializes a group or wraps a model: the training script does that.
 """
 
 from typing import Any
@@ -31,8 +31,8 @@ def rank() -> int:
 def all_reduce_mean(value: Tensor) -> Tensor:
     """Mean of ``value`` over all processes, without gradient; the input itself in a single process.
 
-    Losses divide by it: each rank's sum over the *mean* count, averaged over ranks by DDP, is the global sum over the
-    global count, so N processes equal one.
+    Losses divide by it: each rank's sum divided by the *mean* count, averaged over ranks by DDP, equals the global sum
+    divided by the global count, so N processes give the same result as one.
 
     >>> all_reduce_mean(torch.tensor(3.0))
     tensor(3.)
@@ -60,7 +60,7 @@ def gather_objects(value: Any) -> list[Any]:
 def gather(value: Tensor) -> Tensor:
     """Rows of every process concatenated along the first dimension, with gradient; row counts may differ.
 
-    Shape (N_rank, ...) to (sum of N_rank, ...). In a single process the input itself comes back.
+    Shape (N_rank, ...) to (sum of N_rank, ...). A single process returns the input itself.
 
     >>> gather(torch.ones(2, 3)).shape
     torch.Size([2, 3])

@@ -1,7 +1,7 @@
 """Backbones turn images into feature maps of known channels and strides, finest first.
 
 ``SmallBackbone`` and the chains of TinySSD and SSD7 are built here; VGG, ResNet and the torchvision and timm adapters
-take over a model that the user built, with or without pretrained weights. A neck on top makes a trunk:
+wrap a model that the user built, with or without pretrained weights. A backbone and a neck make a trunk:
 ``nn.Sequential(backbone, neck)``.
 """
 

@@ -1,4 +1,4 @@
-"""What every backbone promises: images in, feature maps of known channels and strides out."""
+"""The interface of every backbone: images in, feature maps of known channels and strides out."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -13,8 +13,10 @@ class Backbone(nn.Module, ABC):
     """Turns images into feature maps, finest first.
 
     ``out_channels[l]`` and ``strides[l]`` describe level l: its channels, and the distance in image pixels between
-    neighboring cells. They are known before the first forward, so that necks, heads and anchors are built from them.
-    Raises ValueError where they do not describe the same levels, finest first.
+    neighboring cells. They are known before the first forward pass, so that necks, heads and anchors can be built from
+    them.
+
+    Raises ValueError if they do not describe the same levels, finest first.
 
     >>> import torch
     >>> class Patches(Backbone):

@@ -1,4 +1,4 @@
-"""Any classifier as a backbone: adapters around torchvision and timm models that the user hands over."""
+"""Any classifier as a backbone: adapters for torchvision and timm models that the user passes in."""
 
 from collections.abc import Sequence
 
@@ -11,13 +11,13 @@ from detkit.backbones.base import Backbone
 
 
 class TorchvisionBackbone(Backbone):
-    """Inner activations of any torchvision classifier, chosen by the names of nodes of its graph.
+    """Intermediate activations of any torchvision classifier, chosen by the names of nodes of its graph.
 
     ``nodes`` are ascending names as ``torchvision.models.feature_extraction.get_graph_node_names`` lists them; layers
-    behind the last are left out. ``channels_last`` says that the nodes give (B, H, W, D), as in Swin. Channels and
-    strides are read off one pass over shapes alone (on the meta device: nothing is computed) of an image of
-    ``image_size`` (height, width); models of a fixed size need theirs.
-    Raises ValueError for a name that is no node, and for a node whose activation is not a map.
+    after the last one are dropped. ``channels_last`` says that the nodes return (B, H, W, D), as in Swin. Channels and
+    strides are inferred from the shapes of one pass on the meta device (nothing is computed) with an image of
+    ``image_size`` (height, width); models of a fixed size need theirs. Raises ValueError for a name that is not a node,
+    and for a node whose activation is not a feature map.
 
     >>> from torchvision.models import mobilenet_v3_small
     >>> model = mobilenet_v3_small(weights=None)
@@ -58,9 +58,9 @@ class TorchvisionBackbone(Backbone):
 class TimmBackbone(Backbone):
     """A model made by ``timm.create_model(name, features_only=True, ...)``.
 
-    Channels and strides come from the model's ``feature_info``; which levels, from its ``out_indices``. Maps of models
-    that work channels last (Swin) are permuted to (B, D, H, W). timm itself is not imported here.
-    Raises ValueError for a model without ``feature_info``, and in forward where the maps are not what it declares.
+    Channels and strides come from the model's ``feature_info``, the levels from its ``out_indices``. Maps of
+    channels-last models (Swin) are permuted to (B, D, H, W). timm itself is not imported here. Raises ValueError for a
+    model without ``feature_info``, and in forward if the maps are not as it declares.
 
     >>> import timm
     >>> model = timm.create_model("resnet10t", pretrained=False, features_only=True, out_indices=(2, 3, 4))

@@ -1,4 +1,4 @@
-"""torchvision's ResNets as backbones: the user hands the model over, with the weights of their choice."""
+"""torchvision's ResNets as backbones: the user passes in the model, with weights of their choice."""
 
 from collections.abc import Sequence
 
@@ -16,11 +16,11 @@ LAYERS = ("layer1", "layer2", "layer3", "layer4")
 class ResNetBackbone(Backbone):
     """Chosen stages of a torchvision ResNet (also ResNeXt, Wide ResNet, and dilated ones such as DETR's DC5).
 
-    ``model`` is handed over: its layers are adopted, not copied, under their own names; what lies behind the last of
-    ``levels`` is left out. ``levels`` are names of stages, ascending. ``trainable_layers`` counts from the deepest:
-    5 trains all, 3 freezes the stem and layer1 as torchvision's detectors do with pretrained weights, 0 freezes all.
-    Frozen layers still update batch statistics in training mode, unless ``frozen_norm`` replaces every batch norm.
-    Images (B, 3, H, W) in the range and with the mean that the weights were trained on; level sizes are rounded up.
+    The layers of ``model`` are shared, not copied, and keep their names; layers after the last of ``levels`` are
+    dropped. ``levels`` are names of stages, ascending. ``trainable_layers`` counts from the deepest: 5 trains all, 3
+    freezes the stem and layer1 as torchvision's detectors do with pretrained weights, 0 freezes all. Frozen layers
+    still update batch statistics in training mode, unless ``frozen_norm`` replaces every batch norm. Images (B, 3, H,
+    W) need the range and mean that the weights were trained on; level sizes are rounded up.
     Raises ValueError for other levels, or trainable_layers outside 0..5.
 
     >>> from torchvision.models import resnet18
@@ -74,7 +74,7 @@ def _out_channels(layer: nn.Sequential) -> int:
 
 
 def _strides(model: ResNet, layers: Sequence[str]) -> list[int]:
-    """Stride of the image at the end of each layer; a dilated layer keeps the stride of the one before."""
+    """The stride at the end of each layer; a dilated layer keeps the stride of the one before."""
     pool = model.maxpool.stride
     stride = model.conv1.stride[0] * (pool if isinstance(pool, int) else pool[0])
     strides = []

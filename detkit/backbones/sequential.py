@@ -1,4 +1,4 @@
-"""A chain of stages as a backbone, and the two published chains that are nothing more: TinySSD's and SSD7's."""
+"""A chain of stages as a backbone, and two published ones: TinySSD's and SSD7's."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -14,8 +14,8 @@ from detkit.layers import init_convolutions
 class SequentialBackbone(Backbone):
     """Stages run one after another; the output of each is a level.
 
-    ``stages`` are handed over with the channels and the stride (relative to the image) of each one's output.
-    Raises ValueError where there are not as many of each.
+    ``stages`` come with the channels and the stride (relative to the image) of each stage's output. Raises ValueError
+    if their numbers differ.
 
     >>> import torch
     >>> backbone = SequentialBackbone([nn.Conv2d(3, 4, 2, 2), nn.MaxPool2d(2)], out_channels=[4, 4], strides=[2, 4])
@@ -42,7 +42,7 @@ class SequentialBackbone(Backbone):
 
 
 def tiny_ssd_backbone() -> SequentialBackbone:
-    """The trunk of TinySSD: six blocks that each halve the image, then one cell for the whole of it.
+    """The trunk of TinySSD: six blocks that each halve the image, then one cell for the whole image.
 
     Images (B, 3, H, W) of at least 64 pixels to levels of 64, 128, 128, 128, 128 channels: 32, 16, 8, 4 and 1 cells
     wide at the published 256 x 256. The last stride, 256, holds at that size only: its cell is always the whole image.
@@ -58,7 +58,7 @@ def tiny_ssd_backbone() -> SequentialBackbone:
 
 
 def ssd7_backbone() -> SequentialBackbone:
-    """The trunk of SSD7: seven convolutions with batch norm and ELU, a pooling between each two.
+    """The trunk of SSD7: seven convolutions with batch norm and ELU, with pooling between them.
 
     Images (B, 3, H, W) of at least 64 pixels to the outputs of convolutions 4 to 7: 64, 48, 48, 32 channels at strides
     8, 16, 32, 64, sizes rounded down. Source: ssd_keras, keras_ssd7; He initialization.

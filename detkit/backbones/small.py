@@ -1,4 +1,4 @@
-"""A small residual net: trained from scratch on a CPU in minutes, and quick enough for tests."""
+"""A small residual net: trains from scratch on a CPU in minutes, and is fast enough for tests."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -16,7 +16,7 @@ class SmallBackbone(Backbone):
     """A ResNet of basic blocks with a stem of 3 x 3 convolutions; each stage halves the one before.
 
     ``channels`` gives each stage's width. Stage 0 works at ``stem_stride`` (2 or 4), so the default has levels at
-    strides 4, 8, 16, 32. ``levels`` picks, ascending, the stages that are returned (default: all); stages behind the
+    strides 4, 8, 16, 32. ``levels`` picks, ascending, the stages that are returned (default: all); stages after the
     last one are not built. ``norm`` is called with the number of channels (``functools.partial(nn.GroupNorm, 8)``).
     Images (B, 3, H, W) of any size; level sizes are rounded up. He initialization (arXiv 1502.01852, section 2.2).
 

@@ -1,4 +1,4 @@
-"""VGG-16: as SSD changed it, and its plain stages; both from the ``features`` of a torchvision VGG."""
+"""VGG-16: as modified by SSD, and its plain stages; both from the ``features`` of a torchvision VGG."""
 
 from collections.abc import Mapping, Sequence
 
@@ -16,7 +16,7 @@ VGG16_DEPTHS = (2, 2, 3, 3, 3)
 def vgg_features(depths: Sequence[int] = VGG16_DEPTHS) -> nn.Sequential:
     """Randomly initialized VGG layers, laid out as ``torchvision.models.vgg16().features``; each stage ends in a pool.
 
-    Use it where no pretrained VGG is at hand: torchvision's constructor also fills 120 million classifier weights.
+    Use it if no pretrained VGG is at hand: torchvision's constructor also initializes 120 million classifier weights.
     Source: arXiv 1409.1556, table 1 (column D for the default); He initialization.
 
     >>> [type(layer).__name__ for layer in vgg_features((1, 1))]
@@ -38,8 +38,8 @@ def vgg_backbone(features: nn.Sequential, *, levels: Sequence[int] = (2, 3, 4)) 
     """The plain VGG: the last activation of each chosen stage, before its pooling.
 
     ``features`` come from a torchvision VGG, with batch norm or without, or from :func:`vgg_features`; its layers are
-    adopted, not copied. ``levels`` are ascending stage numbers in 0..4, of strides 1, 2, 4, 8, 16; layers behind the
-    last are left out. Raises ValueError for other levels.
+    shared, not copied. ``levels`` are ascending stage numbers in 0..4, of strides 1, 2, 4, 8, 16; layers after the last
+    are dropped. Raises ValueError for other levels.
 
     >>> backbone = vgg_backbone(vgg_features(), levels=(3, 4))
     >>> backbone.out_channels, backbone.strides
@@ -61,11 +61,11 @@ def vgg_backbone(features: nn.Sequential, *, levels: Sequence[int] = (2, 3, 4)) 
 class SSDVGGBackbone(Backbone):
     """VGG-16 as SSD uses it: conv4_3 (512 channels, stride 8, L2-normalized) and fc7 (1024 channels, stride 16).
 
-    ``features`` come from ``torchvision.models.vgg16`` or :func:`vgg_features`; the layers are adopted, not copied.
-    The third pooling rounds up (300 pixels give 38 cells), the fifth is 3 x 3 without stride, fc6 is a 3 x 3
-    convolution of dilation 6, fc7 a 1 x 1, both newly initialized (Xavier). Images (B, 3, H, W) are expected in the
-    range and with the mean that VGG was trained on. As in torchvision only the third pooling rounds up, where Caffe
-    rounds all of them: no difference at 300 and at 512 pixels.
+    ``features`` come from ``torchvision.models.vgg16`` or :func:`vgg_features`; the layers are shared, not copied. The
+    third pooling rounds up (300 pixels give 38 cells), the fifth is 3 x 3 without stride, fc6 is a 3 x 3 convolution of
+    dilation 6, fc7 a 1 x 1, both newly initialized (Xavier). Images (B, 3, H, W) need the range and mean that VGG was
+    trained on. As in torchvision only the third pooling rounds up, while Caffe rounds all of them up, which makes no
+    difference at 300 and 512 pixels.
     Source: SSD (arXiv 1512.02325, section 3, "Base network", and section 3.1 for the norm).
     Raises ValueError unless ``features`` are the five stages of a VGG of 512 channels.
 
@@ -104,7 +104,7 @@ def ssd_trunk_from_torchvision(state: Mapping[str, Tensor]) -> dict[str, Tensor]
     """Rename the ``backbone`` state_dict of torchvision's ``ssd300_vgg16`` to that of this library's SSD trunk.
 
     The trunk is ``nn.Sequential(SSDVGGBackbone(...), SSDExtra(...))``. Values are shared, not copied.
-    Raises ValueError for a key that torchvision's backbone has not.
+    Raises ValueError for a key that torchvision's backbone does not have.
 
     >>> import torch
     >>> list(ssd_trunk_from_torchvision({"scale_weight": torch.ones(512), "extra.2.0.bias": torch.ones(128)}))
@@ -128,7 +128,7 @@ def _trunk_key(key: str) -> str:
 
 
 def _split_before_pools(features: nn.Sequential, function: str) -> list[list[nn.Module]]:
-    """VGG's five stages, each but the first beginning with the pooling before it; the closing pooling is dropped."""
+    """VGG's five stages, each but the first beginning with the pooling before it; the last pooling is dropped."""
     parts: list[list[nn.Module]] = [[]]
     for layer in features:
         if isinstance(layer, nn.MaxPool2d):

@@ -1,9 +1,9 @@
-"""Data sets and what feeds them to a training loop.
+"""Data sets, augmentation and samplers for a training loop.
 
 Readers (:class:`CocoDataset`, :class:`VocDataset`) check every annotation when they are built and open nothing outside
-their folder; :class:`DigitScenes` draws scenes of real handwritten digits without any download. All hand out (image,
-target) pairs of tv_tensors, so torchvision.transforms.v2 applies; :class:`Augmented` makes those transforms a pure
-function of (seed, epoch, index), and the samplers resume at the very next sample.
+their folder; :class:`DigitScenes` draws scenes of real handwritten digits without any download. All return (image,
+target) pairs of tv_tensors, so torchvision.transforms.v2 applies. :class:`Augmented` makes those transforms a pure
+function of (seed, epoch, index), and the samplers resume exactly at the next sample.
 """
 
 from detkit.data.coco import CocoDataset

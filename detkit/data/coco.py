@@ -1,4 +1,4 @@
-"""COCO's format: one JSON of images, annotations and categories beside a folder of images."""
+"""COCO's format: one JSON file of images, annotations and categories, and a folder of images."""
 
 from pathlib import Path
 from typing import Any
@@ -20,14 +20,14 @@ class CocoDataset(Dataset[tuple[Any, Target]]):
 
     An item is (image, target): image uint8 (3, H, W) RGB as tv_tensors.Image; target a dict with boxes (T, 4) float32
     xyxy pixels as tv_tensors.BoundingBoxes, labels (T,) int64 in 0..C-1 in the order of ascending category id,
-    image_id, area (T,), iscrowd (T,) (crowds stay, with 1; so do entries with ``ignore``), masks (T, H, W) uint8 as
-    tv_tensors.Mask with ``masks=True``, keypoints (T, P, 3) as x, y, visibility with ``keypoints=True``. Images come
-    in the order of ascending id; those without objects stay, with boxes (0, 4). ``transforms`` gets both and returns
+    image_id, area (T,), iscrowd (T,) (1 for crowds and for entries with ``ignore``, which stay), masks (T, H, W) uint8
+    as tv_tensors.Mask with ``masks=True``, keypoints (T, P, 3) as x, y, visibility with ``keypoints=True``. Images come
+    in ascending order of id; images without objects stay, with boxes (0, 4). ``transforms`` maps image and target to
     both, as torchvision.transforms.v2 does.
 
-    Boxes without width or height are dropped with one warning (``degenerate="drop"``) or refused (``"raise"``).
-    Raises ValueError naming the file and the entry for everything that is wrong in the JSON, and for a file name
-    that is absolute, leads out of ``image_folder`` or is a URL; on reading, for an image that is broken, larger than
+    Boxes without width or height are dropped with one warning (``degenerate="drop"``) or refused (``"raise"``). Raises
+    ValueError naming the file and the entry for anything invalid in the JSON, and for a file name that is absolute,
+    leads out of ``image_folder`` or is a URL; on reading, for an image that is broken, larger than
     ``MAX_IMAGE_PIXELS``, or of another size than declared.
 
     >>> import json, tempfile
@@ -83,7 +83,7 @@ class CocoDataset(Dataset[tuple[Any, Target]]):
 
     @property
     def image_ids(self) -> list[int]:
-        """Id of each image, ascending: the order of the data set."""
+        """Id of each image, ascending, which is the order of the data set."""
         return self.records.image_ids.tolist()
 
     def __len__(self) -> int:

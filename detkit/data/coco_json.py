@@ -1,4 +1,4 @@
-"""A COCO annotation file, read and checked as a whole into arrays: every error comes at once and names its entry."""
+"""A COCO annotation file, read and checked as a whole into arrays: errors surface at once and name their entry."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +24,7 @@ class CocoRecords(NamedTuple):
     """M images in ascending id and A annotations grouped by image, file order kept within one; C categories.
 
     sizes (M, 2) height, width; offsets (M + 1,): annotations of image m are offsets[m] to offsets[m + 1]; boxes (A, 4)
-    float32 xyxy; labels, area, iscrowd (A,); keypoints (A, P, 3) and A segmentations only where asked for.
+    float32 xyxy; labels, area, iscrowd (A,); keypoints (A, P, 3) and A segmentations only if requested.
     """
 
     categories: list[str]
@@ -44,11 +44,11 @@ class CocoRecords(NamedTuple):
 def read_coco(
     path: str | Path, *, masks: bool = False, keypoints: bool = False, degenerate: Degenerate = "drop"
 ) -> CocoRecords:
-    """Read a COCO annotation file; see :class:`CocoRecords` for what comes back.
+    """Read a COCO annotation file; see :class:`CocoRecords` for the result.
 
     An annotation with ``ignore`` set counts as a crowd. Raises ValueError naming the file and the image, annotation or
-    category: not a dict of three lists, missing or ill-typed keys, ids twice or unknown, boxes that are not four finite
-    numbers or have negative size, areas, keypoints and segmentations that are not what they say.
+    category, if the file is not a dict of three lists, keys are missing or of the wrong type, ids are duplicate or
+    unknown, boxes are not four finite numbers or have negative size, or areas, keypoints or segmentations are invalid.
 
     >>> import json, tempfile
     >>> with tempfile.TemporaryDirectory() as root:
@@ -120,7 +120,8 @@ def _sorted(document: Any, key: str, kind: str, source: str) -> tuple[list[Entry
 
 
 def _integers(entries: list[Entry], key: str, kind: str, source: str) -> NDArray[np.int64]:
-    """The column ``key``; NumPy tells by its type whether all are integers, and only if not is the culprit sought."""
+    """The column ``key``; NumPy's dtype tells whether all are integers, and only if not is the bad entry searched
+    for."""
     column = _array([entry.get(key) for entry in entries])
     if column.dtype.kind == "i" and column.ndim == 1:
         return column.astype(np.int64)
@@ -164,7 +165,7 @@ def _ids(entries: list[Entry], kind: str, source: str) -> NDArray[np.int64]:
 
 
 def _positions(entries: list[Entry], key: str, known: NDArray[np.int64], source: str) -> NDArray[np.int64]:
-    """Where each entry's ``key`` stands in the ascending ids ``known``."""
+    """The position of each entry's ``key`` in the ascending ids ``known``."""
     values = _integers(entries, key, "annotation", source)
     unknown = np.flatnonzero(~np.isin(values, known))
     if unknown.size:

@@ -1,7 +1,7 @@
-"""Reading files that an annotation file names: inside the given root only, bounded, and never over a network.
+"""Reading files named by an annotation file: only inside the given root, of bounded size, and never over a network.
 
 Names come from JSON and XML that anyone may have written. They are checked as text, resolved through every link, and
-opened without following a link put there meanwhile; sizes are compared with a bound before memory is taken.
+opened without following a link created in the meantime; sizes are checked before memory is allocated.
 """
 
 import os
@@ -28,7 +28,7 @@ _short.maxstring = _short.maxother = 120
 
 
 def shown(value: object) -> str:
-    """``repr`` of a value from a file, cut to a length that an error message can bear.
+    """``repr`` of a value from a file, truncated to fit an error message.
 
     >>> shown("x" * 5000).count("x") < 120
     True
@@ -37,7 +37,7 @@ def shown(value: object) -> str:
 
 
 def check_name(name: object, *, owner: str) -> str:
-    """The relative file name itself; nothing on disk is looked at. ``owner`` says in errors whose name it is.
+    """Return the relative file name if it is safe, without touching the disk; errors begin with ``owner``.
 
     Raises ValueError for anything but text, an empty, absolute or overlong name, a part ``..``, a NUL or a URL.
 
@@ -54,7 +54,7 @@ def check_name(name: object, *, owner: str) -> str:
 def resolve_inside(root: str | Path, name: object, *, owner: str) -> Path:
     """The path of ``name`` below ``root`` with every link followed; it need not exist.
 
-    Raises ValueError as :func:`check_name` does, and where a link leads out of the root.
+    Raises ValueError as :func:`check_name` does, and if a link leads out of the root.
 
     >>> resolve_inside("/data", "a/1.jpg", owner="image id=1") == Path(os.path.realpath("/data")) / "a" / "1.jpg"
     True
@@ -67,10 +67,10 @@ def resolve_inside(root: str | Path, name: object, *, owner: str) -> Path:
 
 
 def open_inside(root: str | Path, name: object, *, owner: str) -> BinaryIO:
-    """``name`` below ``root`` opened for reading in binary.
+    """Open ``name`` below ``root`` for binary reading.
 
-    Raises ValueError as :func:`resolve_inside` does and for what is no regular file (a pipe would block for ever),
-    FileNotFoundError where there is none.
+    Raises ValueError as :func:`resolve_inside` does and for anything but a regular file (a pipe would block forever),
+    FileNotFoundError if there is none.
 
     >>> open_inside("/", "../etc/passwd", owner="image id=1")
     Traceback (most recent call last):
@@ -102,9 +102,9 @@ def check_pixels(height: int, width: int, *, owner: str) -> None:
 def read_image(root: str | Path, name: object, *, size: tuple[int, int], owner: str) -> tv_tensors.Image:
     """Decode an image below ``root`` to RGB uint8 (3, H, W); ``size`` is the declared (height, width).
 
-    Gray values are repeated, an alpha channel is dropped, an EXIF orientation is left alone (boxes are drawn on the
-    stored pixels). Raises ValueError as :func:`open_inside` does, and for a size that is not the declared one, more
-    than :data:`MAX_IMAGE_PIXELS`, 16-bit or float pixels, and a file that is broken or no image.
+    Gray values are repeated, an alpha channel is dropped, EXIF orientation is ignored (boxes refer to the stored
+    pixels). Raises ValueError as :func:`open_inside` does, and for a size other than the declared one, more than
+    :data:`MAX_IMAGE_PIXELS`, 16-bit or float pixels, and a file that is broken or not an image.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as root:

@@ -1,7 +1,7 @@
-"""Samplers whose order is a pure function of (seed, epoch), and that go on with the very next sample after a restart.
+"""Samplers whose order is a pure function of (seed, epoch) and that resume exactly at the next sample.
 
-Iterating changes nothing in a sampler: workers fetch ahead of the training step, so what was handed out is not what
-was learned. The loop says what it has done with ``advance``; ``state_dict`` then holds the truth.
+Iterating does not change a sampler: workers prefetch, so samples handed out are not yet samples trained on. The loop
+reports its progress with ``advance``, and ``state_dict`` holds that progress.
 """
 
 from abc import ABC, abstractmethod
@@ -18,7 +18,7 @@ Item = TypeVar("Item", int, list[int])
 
 
 class _Resumable(Sampler[Item], ABC, Generic[Item]):
-    """Seed, epoch, position in this rank's share of the epoch, and what a restart needs of them."""
+    """Seed, epoch and position in this rank's share of the epoch, with the state that a restart needs."""
 
     def __init__(self, seed: int, rank: int | None, world_size: int | None) -> None:
         name = type(self).__name__
@@ -38,31 +38,31 @@ class _Resumable(Sampler[Item], ABC, Generic[Item]):
 
     @abstractmethod
     def __len__(self) -> int:
-        """Items of this rank in a whole epoch, wherever it stands."""
+        """Items of this rank in a whole epoch, whatever the position."""
 
     def __iter__(self) -> Iterator[Item]:
         return iter(self._share()[self.position :])
 
     def set_epoch(self, epoch: int) -> None:
-        """Begin an epoch. Naming the epoch that it stands in already changes nothing, so that a resumed one goes on."""
+        """Begin an epoch. Setting the current epoch again changes nothing, so that a resumed one continues."""
         if epoch < 0:
             raise ValueError(f"{type(self).__name__}.set_epoch: epoch={epoch} must not be negative")
         if epoch != self.epoch:
             self.epoch, self.position = epoch, 0
 
     def advance(self, count: int = 1) -> None:
-        """Say that ``count`` further items of this rank have been trained on."""
+        """Record that ``count`` further items of this rank have been trained on."""
         if not 0 <= count <= len(self) - self.position:
             left = len(self) - self.position
             raise ValueError(f"{type(self).__name__}.advance: count={count} must lie in 0 to {left}, what is left")
         self.position += count
 
     def state_dict(self) -> dict[str, int]:
-        """Epoch and position, with what they depend on: plain numbers, safe for ``weights_only`` loading."""
+        """Epoch and position, with the settings they depend on: plain numbers, safe for ``weights_only`` loading."""
         return {"epoch": self.epoch, "position": self.position, **self._identity()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where ``state`` was taken. Raises ValueError where seed, length or world size differ."""
+        """Continue where ``state`` was taken. Raises ValueError if seed, length or world size differ."""
         for key, value in self._identity().items():
             if state.get(key) != value:
                 raise ValueError(
@@ -80,13 +80,13 @@ class _Resumable(Sampler[Item], ABC, Generic[Item]):
 class ResumableSampler(_Resumable[int]):
     """Indices of a data set for one of several ranks: rank r takes every world_size-th of the epoch's order, from r on.
 
-    With ``shuffle=True`` (training) every rank gets the same number, or the others would wait for ever: the order's
-    beginning is repeated at its end, or with ``drop_last=True`` its end left out (which samples, changes with the
-    epoch). With ``shuffle=False`` (evaluation) the order is 0, 1, 2 ..., shares may differ by one and no sample is seen
-    twice. ``rank`` and ``world_size`` are those of the process group unless given; ``length`` is the data set's.
+    With ``shuffle=True`` (training) every rank gets the same number of samples, or the others would wait forever: the
+    order is padded with its beginning, or truncated with ``drop_last=True`` (which samples are left out changes with
+    the epoch). With ``shuffle=False`` (evaluation) the order is 0, 1, 2 ..., shares may differ by one and no sample is
+    seen twice. ``rank`` and ``world_size`` default to those of the process group; ``length`` is the data set's.
 
     In the loop: ``sampler.set_epoch(epoch)`` before each epoch, ``sampler.advance(len(images))`` after each step, and
-    ``state_dict()`` into the checkpoint. Raises ValueError for a negative length or seed, or a rank outside.
+    ``state_dict()`` into the checkpoint. Raises ValueError for a negative length or seed, or a rank out of range.
 
     >>> sampler = ResumableSampler(10, seed=1)
     >>> order = list(sampler)
@@ -136,17 +136,17 @@ class ResumableSampler(_Resumable[int]):
 
 
 class BalancedBatchSampler(_Resumable[list[int]]):
-    """Batches in which every class has its turn equally often: counts differ by at most 1 in a batch and in an epoch.
+    """Batches that draw every class equally often: counts differ by at most 1 in a batch and in an epoch.
 
-    Each place of a batch belongs to a class, in one cycle through all classes that runs on over the batches of an
-    epoch; it is filled with the next image of that class, in an order shuffled anew whenever the class is exhausted.
-    So rare classes come again and common ones are not all seen in one epoch. An image with several classes counts for
-    the one whose place it fills; images without any are never drawn.
+    Each slot of a batch belongs to a class, in one cycle through all classes that continues over the batches of an
+    epoch. It is filled with the next image of that class, reshuffled whenever the class is exhausted. So images of rare
+    classes repeat, and those of common classes are not all seen in one epoch. An image with several classes counts for
+    the one whose slot it fills; images without labels are never drawn.
 
-    labels_per_image: for each image its label, or its labels (a sequence or tensor, possibly empty). ``batches`` is
-    the number per rank and epoch, by default as many as the images fill; ranks take every world_size-th batch. Hand it
-    to a DataLoader as ``batch_sampler``; ``advance()`` after each step. Raises ValueError without any label, and for a
-    ``batch_size`` or ``batches`` below 1.
+    labels_per_image: the label or labels of each image (a sequence or tensor, possibly empty). ``batches`` is the
+    number per rank and epoch, by default as many as the images fill; ranks take every world_size-th batch. Pass it to a
+    DataLoader as ``batch_sampler`` and call ``advance()`` after each step. Raises ValueError if there is no label at
+    all, and for a ``batch_size`` or ``batches`` below 1.
 
     >>> labels = [0, 0, 0, 0, 0, 1]
     >>> [sorted(labels[image] for image in batch) for batch in BalancedBatchSampler(labels, 2)]
@@ -189,7 +189,7 @@ class BalancedBatchSampler(_Resumable[list[int]]):
 
 
 def _images_per_class(labels_per_image: Sequence[int | Sequence[int] | Tensor]) -> list[np.ndarray]:
-    """Images that hold each class that occurs, in ascending order of labels."""
+    """The images of each class that occurs, in ascending order of labels."""
     images: dict[int, list[int]] = {}
     for image, labels in enumerate(labels_per_image):
         for label in np.unique(np.asarray(labels)).tolist():

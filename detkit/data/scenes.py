@@ -1,4 +1,4 @@
-"""Scenes of real handwritten digits on made canvases: a detection data set without any download.
+"""Scenes of real handwritten digits on synthetic canvases: a detection data set without any download.
 
 The digits are scikit-learn's ``load_digits``: 1,797 images of 8 x 8 pixels from the UCI Optical Recognition of
 Handwritten Digits data set (Alpaydin and Kaynak 1998, the test set: 13 writers), bundled with scikit-learn.
@@ -39,10 +39,8 @@ class DigitScenes(Dataset[tuple[Any, Target]]):
     *visible* ink, labels (T,) the digits 0..9, image_id the index, area (T,) visible ink in pixels, iscrowd zeros, and
     with ``masks=True`` that ink as masks (T, H, W). ``size`` is (height, width). A scene is a pure function of (seed,
     split, index), whatever the order or worker. Splits share no digit sample, as digit or as scrap (5/7 of the samples
-    of each class train, 1/7 val, 1/7 test); writers are not told apart.
-
-    Raises ValueError for a negative length or seed, an unknown split, or sides outside 32..4096; IndexError past the
-    end.
+    of each class train, 1/7 val, 1/7 test), but may share writers. Raises ValueError for a negative length or seed, an
+    unknown split, or sides outside 32..4096; IndexError past the end.
 
     >>> image, target = DigitScenes(3, split="test")[1]
     >>> image.shape, image.dtype, len(target["labels"]) == len(target["boxes"])
@@ -117,7 +115,7 @@ class DigitScenes(Dataset[tuple[Any, Target]]):
 
 
 def split_samples(split: str) -> NDArray[np.int64]:
-    """Which of the 1,797 samples of ``load_digits`` a split draws from; each class is shared out 5 : 1 : 1.
+    """Indices of the 1,797 samples of ``load_digits`` that a split draws from; each class is split 5 : 1 : 1.
 
     >>> [len(split_samples(split)) for split in ("train", "val", "test")]
     [1290, 255, 252]
@@ -171,7 +169,7 @@ def _stamps() -> _Array:
 
 @cache
 def _noise_bank() -> _Array:
-    """Standard normal numbers, drawn once: a scene takes a stretch of them."""
+    """Standard normal numbers, drawn once: each scene uses a slice of them."""
     return np.random.default_rng(1).standard_normal(1 << 18, np.float32)
 
 
@@ -217,7 +215,7 @@ def _clutter(rng: np.random.Generator, canvas: _Array, pool: NDArray[np.int64], 
 def _placed(
     rng: np.random.Generator, pool: NDArray[np.int64], size: tuple[int, int]
 ) -> tuple[list[int], list[int], list[tuple[int, int]]]:
-    """Samples, side lengths and top left corners of the digits that found a place; the first always does."""
+    """Samples, side lengths and top-left corners of the digits that could be placed; the first always can."""
     count = int(rng.integers(DIGITS[0], DIGITS[1] + 1))
     largest = min(SIDES[1], *size) // 2
     sides = 2 * rng.integers(SIDES[0] // 2, largest + 1, count)
@@ -235,7 +233,7 @@ def _placed(
 
 
 def _free(corners: NDArray[np.int64], side: int, taken: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Which corners (K, 2) put a square of ``side`` where it covers, and is covered by, little of those taken."""
+    """Which corners (K, 2) place a square of ``side`` with little overlap with the squares already taken."""
     sides = taken[:, 2]
     start = np.maximum(corners[:, None], taken[:, :2])
     stop = np.minimum(corners[:, None] + side, taken[:, :2] + sides[:, None])
@@ -249,7 +247,7 @@ def _blend(canvas: _Array, ink: _Array, top: int, left: int, color: _Array) -> N
 
 
 def _truth(owner: NDArray[np.int8], labels: NDArray[np.int64], index: int, masks: bool) -> Target:
-    """The target of a scene from who owns each pixel; a digit covered altogether is left out."""
+    """The target of a scene from the owner of each pixel; a digit that is covered completely is left out."""
     ink = owner == np.arange(len(labels), dtype=np.int8)[:, None, None]
     area = ink.sum((1, 2))
     rows, columns = ink.any(2), ink.any(1)

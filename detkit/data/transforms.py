@@ -1,8 +1,8 @@
-"""Augmentations for boxes as compositions of torchvision.transforms.v2, and the seed that makes them repeatable.
+"""Augmentations for boxes as compositions of torchvision.transforms.v2, reproducible from a seed.
 
-v2 has the parts (crops that keep boxes, zooming out, photometric distortion, flips); what it leaves to the caller is
-that everything moves with the pixels and everything about a dropped box goes with it, as the table of fields says
-(``detkit.structures.FIELDS``), and random numbers that a resumed run draws again.
+v2 has the parts (crops that keep boxes, zooming out, photometric distortion, flips). This module adds what v2 leaves to
+the caller: every field moves with the pixels, all fields of a dropped box are dropped with it, as the table of fields
+says (``detkit.structures.FIELDS``), and a resumed run draws the same random numbers.
 """
 
 import functools
@@ -27,9 +27,9 @@ MEAN_COLOUR = (123.0, 117.0, 104.0)
 class Augmented(Dataset[tuple[Any, Target]]):
     """A data set whose transforms are a pure function of (seed, epoch, index): the same in every run, worker and order.
 
-    Each item is transformed with torch's CPU generator seeded for it; the generator's state is put back afterwards, so
-    nothing else notices. Transforms must draw from torch's global generator, as all of torchvision.transforms.v2 does,
-    not from ``random`` or NumPy. ``set_epoch`` reaches workers that live already: the number lies in shared memory.
+    torch's CPU generator is seeded for each item and its state restored afterwards, so nothing else is affected.
+    Transforms must draw from torch's global generator, as all of torchvision.transforms.v2 does, not from ``random`` or
+    NumPy. ``set_epoch`` also reaches running workers: the epoch is in shared memory.
     Raises ValueError for a negative seed or epoch.
 
     >>> from detkit.data import DigitScenes
@@ -50,11 +50,11 @@ class Augmented(Dataset[tuple[Any, Target]]):
 
     @property
     def epoch(self) -> int:
-        """The epoch whose random numbers are drawn."""
+        """The epoch that the random numbers depend on."""
         return int(self._epoch)
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw other random numbers from now on; call it before the epoch's iterator is made."""
+        """Use the random numbers of another epoch; call it before creating the epoch's iterator."""
         if epoch < 0:
             raise ValueError(f"Augmented.set_epoch: epoch={epoch} must not be negative")
         self._epoch.fill_(epoch)
@@ -77,14 +77,14 @@ class Augmented(Dataset[tuple[Any, Target]]):
 
 
 def sanitize(*, min_size: float = 1.0) -> v2.Compose:
-    """Clamp boxes to the image; drop those with a side below ``min_size`` pixels, and what belongs to each of them.
+    """Clamp boxes to the image; drop those with a side below ``min_size`` pixels, and their rows in all other fields.
 
-    That is every entry that :data:`~detkit.structures.FIELDS` gives to an object; of entries that it doesn't know, the
-    tensors and NumPy arrays with as many rows as there are boxes. All others stay. It belongs at the end of every
-    composition. Without clamping v2 would drop whatever sticks out by a hair, as rounded annotations do. Targets are
-    read as :func:`~detkit.structures.read_target` does, here and at the start of the compositions below, and boxes,
-    masks and segmentation become tv_tensors, so that plain ones move with the image, too. Raises ValueError for a
-    target with keypoints: v2 would leave plain (T, P, 3) tensors where they are while the boxes move.
+    Those are the fields that :data:`~detkit.structures.FIELDS` lists per object and, among unknown entries, the tensors
+    and NumPy arrays with as many rows as there are boxes. All others stay. It belongs at the end of every composition.
+    Without clamping, v2 would drop boxes that stick out by a fraction of a pixel, as rounded annotations do. Targets
+    are read by :func:`~detkit.structures.read_target`, here and at the start of the compositions below; boxes, masks
+    and segmentation become tv_tensors, so that plain tensors move with the image, too. Raises ValueError for a target
+    with keypoints: v2 would leave plain (T, P, 3) tensors in place while the boxes move.
 
     >>> boxes = tv_tensors.BoundingBoxes([[0., 0., 4., 4.], [2., 2., 2., 2.]], format="XYXY", canvas_size=(8, 8))
     >>> target = {"boxes": boxes, "labels": torch.tensor([7, 8]), "weights": torch.tensor([.5, 1.]), "image_id": 3}
@@ -96,7 +96,7 @@ def sanitize(*, min_size: float = 1.0) -> v2.Compose:
 
 
 def flip_augmentation(*, vertical: bool = False) -> v2.Compose:
-    """Mirror left and right with probability 1/2, and top and bottom too with ``vertical`` (cells, aerial images).
+    """Flip horizontally with probability 1/2, and with ``vertical`` also vertically (cells, aerial images).
 
     >>> type(flip_augmentation()).__name__
     'Compose'
@@ -108,11 +108,11 @@ def ssd_augmentation(*, size: tuple[int, int] | None = None) -> v2.Compose:
     """SSD's augmentation (Liu et al. 2016, section 2.2 and 3.6): colors, zooming out, patches, flip, each at random.
 
     Patches: the whole image, one with a minimum IoU of .1 .3 .5 .7 .9 with some object, or a free one; scale .3 to 1,
-    aspect .5 to 2, 50 trials; an object stays where its center does. Zooming out by up to 4, on the mean color.
-    ``size`` (height, width) resizes at the end; area keeps its value in the pixels of the original image.
+    aspect .5 to 2, 50 trials; an object stays if its center does. Zooming out by up to 4, filled with the mean color.
+    ``size`` (height, width) resizes at the end; area stays in pixels of the original image.
 
-    Deviations of v2 from the Caffe code: brightness is a factor .875 to 1.125 rather than an offset up to 32, a patch
-    with zero minimum IoU stands for the free one, and half of the images have their color channels permuted.
+    Deviations of v2 from the Caffe code: brightness is a factor of .875 to 1.125 instead of an offset up to 32, a patch
+    with a minimum IoU of zero replaces the free one, and half of the images have their color channels permuted.
 
     >>> image = tv_tensors.Image(torch.zeros(3, 50, 40, dtype=torch.uint8))
     >>> boxes = tv_tensors.BoundingBoxes([[5., 5., 35., 45.]], format="XYXY", canvas_size=(50, 40))
@@ -130,7 +130,8 @@ def ssd_augmentation(*, size: tuple[int, int] | None = None) -> v2.Compose:
 
 
 def large_scale_jitter(size: tuple[int, int], *, scale_range: tuple[float, float] = (0.1, 2.0)) -> v2.Compose:
-    """Large-scale jittering (Ghiasi et al. 2021, section 3): flip, resize by a wide random factor, crop or pad to size.
+    """Large-scale jittering (Ghiasi et al. 2021, section 3): flip, resize by a random factor of wide range, crop or
+    pad.
 
     ``size`` is (height, width) of every result; the factor is relative to fitting the image into it.
 
@@ -150,9 +151,9 @@ def large_scale_jitter(size: tuple[int, int], *, scale_range: tuple[float, float
 def short_side_augmentation(
     short_sides: Sequence[int] = (640, 672, 704, 736, 768, 800), *, long_side: int = 1333
 ) -> v2.Compose:
-    """The multi-scale training of the R-CNN family: flip, then the short side to one of several lengths, chosen evenly.
+    """Multi-scale training of the R-CNN family: flip, then resize the short side to one of several lengths at random.
 
-    The long side never exceeds ``long_side`` pixels; aspect ratio stays.
+    All lengths are equally likely. The long side never exceeds ``long_side`` pixels; the aspect ratio is kept.
 
     >>> image = tv_tensors.Image(torch.zeros(3, 50, 100, dtype=torch.uint8))
     >>> boxes = tv_tensors.BoundingBoxes([[5., 5., 35., 45.]], format="XYXY", canvas_size=(50, 100))
@@ -164,12 +165,12 @@ def short_side_augmentation(
 
 
 def _composed(*steps: Callable[..., Any], min_size: float = 1.0) -> v2.Compose:
-    """The steps between the reading of a target, which makes all of it movable, and the dropping of small boxes."""
+    """The steps between reading a target, which makes all its fields movable, and dropping small boxes."""
     return v2.Compose([_movable, *steps, v2.ClampBoundingBoxes(), functools.partial(_without_small, min_size=min_size)])
 
 
 def _movable(image: Any, target: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """The target read, with what moves with the pixels as tv_tensors; a plain tensor of an image likewise."""
+    """Image and target after reading, with everything that moves with the pixels as tv_tensors."""
     entries: dict[str, Any] = {**read_target(target, where="augmentation: target")}
     image = tv_tensors.Image(image) if type(image) is Tensor else image
     for key in entries.keys() & FIELDS.keys():
@@ -213,7 +214,7 @@ def _rows(values: Any, keep: Tensor) -> Any:
 
 
 class _ClassMap(tv_tensors.Mask):
-    """A segmentation: it moves as masks do, but uncovered canvas has no class."""
+    """A segmentation: it moves as masks do, but canvas outside the image has no class."""
 
 
 def _fill() -> dict[Any, Any]:

@@ -1,4 +1,4 @@
-"""What all data sets of this unit share: how a target is built, zero-size boxes, and their truth in COCO's form."""
+"""Shared by all data sets of this unit: building targets, zero-size boxes, and ground truth in COCO's form."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ Transforms = Callable[[Any, Any], tuple[Any, Any]]
 
 @runtime_checkable
 class Annotated(Protocol):
-    """A data set whose truth can be had without decoding an image: CocoDataset, VocDataset, DigitScenes."""
+    """A data set that returns ground truth without decoding an image: CocoDataset, VocDataset, DigitScenes."""
 
     @property
     def categories(self) -> Sequence[str]:
@@ -37,7 +37,7 @@ class Annotated(Protocol):
     def __len__(self) -> int: ...
 
     def target(self, index: int) -> Target:
-        """Truth of an image."""
+        """Ground truth of an image."""
         ...
 
     def image_size(self, index: int) -> tuple[int, int]:
@@ -84,9 +84,9 @@ def check_degenerate(policy: str, *, owner: str) -> None:
 def sized_boxes(
     boxes: NDArray[np.float32], *, policy: Degenerate, name: Callable[[int], str], owner: str
 ) -> NDArray[np.bool_]:
-    """Which of the boxes (A, 4) have width and height. With "drop" one warning counts the others and names the first.
+    """Which boxes (A, 4) have width and height. With "drop" one warning counts the others and names the first.
 
-    ``name`` gives the words for a box's position. Raises ValueError naming the first with the policy "raise".
+    ``name`` describes a box by its position. With the policy "raise", raises ValueError naming the first bad box.
 
     >>> sized_boxes(np.array([[0, 0, 1, 1]], np.float32), policy="raise", name=str, owner="a.json")
     array([ True])
@@ -103,10 +103,10 @@ def sized_boxes(
 
 
 def coco_ground_truth(dataset: Annotated) -> dict[str, list[dict[str, Any]]]:
-    """The truth of a whole data set as the dict that COCO's evaluators read; no image is decoded.
+    """The ground truth of a whole data set as the dict that COCO's evaluators read; no image is decoded.
 
     Annotation ids start at 1 (0 means "unmatched" to pycocotools), image ids are those of the targets, category ids
-    those of the data set. Masks are there, as compressed RLE, where the data set was built with ``masks=True``;
+    those of the data set. Masks, as compressed RLE, are included if the data set was built with ``masks=True``;
     keypoints likewise.
 
     >>> from detkit.data import DigitScenes

@@ -1,4 +1,4 @@
-"""Pascal VOC's format: one XML file an image, and a text file of image names a split."""
+"""Pascal VOC's format: one XML file per image, and one text file of image names per split."""
 
 import math
 import os
@@ -21,7 +21,7 @@ _EDGES = ("xmin", "ymin", "xmax", "ymax")
 
 
 class VocFolders(NamedTuple):
-    """Where a data set in VOC's format keeps its files, below its root; the defaults are VOC's own."""
+    """Folders of a data set in VOC's format, relative to its root; the defaults are VOC's own."""
 
     annotations: str = "Annotations"
     images: str = "JPEGImages"
@@ -41,16 +41,16 @@ class _Record(NamedTuple):
 class VocDataset(Dataset[tuple[Any, Target]]):
     """Images and targets of one split in Pascal VOC's format; all XML files are read and checked when it is built.
 
-    An item is (image, target) as :class:`~detkit.data.CocoDataset` gives it, with image_id the position in the split
-    file. ``classes`` fixes the labels; without it they are the sorted names found in this split, so give it where
-    splits must agree. Objects marked *difficult* stay with iscrowd 1, so that they are neither learned nor judged, or
-    go with ``keep_difficult=False``. VOC's own files count pixels from 1 and include the last one: ``minus_one=True``
-    takes 1 from xmin and ymin, so that boxes are continuous.
+    An item is (image, target) as in :class:`~detkit.data.CocoDataset`; image_id is the position in the split file.
+    ``classes`` fixes the labels; without it they are the sorted names found in this split, so give it if splits must
+    agree. Objects marked *difficult* stay with iscrowd 1, so that they count in neither training nor evaluation, or are
+    dropped with ``keep_difficult=False``. VOC's own files count pixels from 1 and include the last one:
+    ``minus_one=True`` subtracts 1 from xmin and ymin, so that boxes are continuous.
 
     Boxes without width or height are dropped with one warning (``degenerate="drop"``) or refused (``"raise"``). Raises
     ValueError naming the file and object for XML that is broken, over 4 MiB or has a DOCTYPE (entities could grow
-    without bound), for missing or ill-typed entries, boxes not finite or inverted, unknown names, and as
-    :class:`~detkit.data.CocoDataset` does for file names and images.
+    without bound), for entries that are missing or of the wrong type, boxes that are not finite or inverted, unknown
+    names, and for file names and images as :class:`~detkit.data.CocoDataset` does.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as root:
@@ -131,7 +131,7 @@ class VocDataset(Dataset[tuple[Any, Target]]):
 
 
 class _PlainTree(ElementTree.TreeBuilder):
-    """Builds a tree, and stops at a DOCTYPE, before any entity is declared."""
+    """Builds a tree, and stops at a DOCTYPE before any entity is declared."""
 
     def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
         raise ValueError("has a DOCTYPE, which is refused")

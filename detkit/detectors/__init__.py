@@ -1,4 +1,4 @@
-"""Detectors: where parts meet. A Detector is a trunk and stages; a recipe is a function that builds one."""
+"""Detectors: parts put together. A Detector is a trunk and stages; a recipe is a function that builds one."""
 
 from detkit.detectors.box_queries import BoxQueryStage
 from detkit.detectors.denoising import DenoisingQueries

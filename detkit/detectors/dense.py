@@ -1,4 +1,4 @@
-"""The stage of all one-shot detectors: classes and boxes for every anchor, at once."""
+"""The stage of all one-shot detectors: it predicts classes and boxes for every anchor at once."""
 
 import inspect
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from detkit.structures.labels import check_labels
 
 
 class DenseOutputs(NamedTuple):
-    """Predictions for every anchor of every image, and the anchors, which all images share."""
+    """Predictions for every anchor of every image, and the anchors, which are the same for all images."""
 
     predictions: DensePredictions
     anchors: Anchors
@@ -24,19 +24,19 @@ class DenseOutputs(NamedTuple):
 class DenseStage(Stage):
     """Wires head, anchors, matcher, coder, criterion and postprocess into SSD, RetinaNet, FCOS, YOLOX and their kin.
 
-    Every part is called in one way, whichever it is, and any may be your own:
+    Each kind of part has one calling convention, so any part can be swapped, also for one of your own:
 
-    - ``head(features)`` gives :class:`~detkit.structures.DensePredictions`: logits (B, N, Q), deltas (B, N, D) and
-      perhaps quality (B, N); :class:`~detkit.heads.DenseHead` puts one together;
-    - ``anchors(features, images)`` gives :class:`~detkit.structures.Anchors` in the same order;
-    - ``matcher(anchors, targets, predictions)`` gives an Assignment; predictions (boxes, scores and logits, without
-      gradient) are made only for a matcher that says ``reads_predictions``;
+    - ``head(features)`` returns :class:`~detkit.structures.DensePredictions`: logits (B, N, Q), deltas (B, N, D) and
+      optionally quality (B, N); :class:`~detkit.heads.DenseHead` composes one from parts;
+    - ``anchors(features, images)`` returns :class:`~detkit.structures.Anchors` in the same order;
+    - ``matcher(anchors, targets, predictions)`` returns an Assignment; predictions (boxes, scores and logits, without
+      gradient) are computed only for a matcher whose ``reads_predictions`` is True;
     - ``coder.encode(boxes, anchors)`` and ``coder.decode(deltas, anchors)`` translate between boxes and deltas;
-    - ``criterion(predictions, assigned, anchors, coder)`` gives the losses, ``criterion.scores(predictions)`` scores
-      (B, N, C): a :class:`~detkit.losses.DenseCriterion`;
-    - ``postprocess(scores, boxes, sizes, counts)`` gives Detections; ``counts`` are the anchors of each level.
+    - ``criterion(predictions, assigned, anchors, coder)`` returns the losses, ``criterion.scores(predictions)`` the
+      scores (B, N, C): a :class:`~detkit.losses.DenseCriterion`;
+    - ``postprocess(scores, boxes, sizes, counts)`` returns Detections; ``counts`` are the numbers of anchors per level.
 
-    Raises ValueError for parts that cannot be called so, or do not fit each other, saying which to take instead.
+    Raises ValueError for parts that cannot be called this way or do not fit each other, and says what to use instead.
 
     >>> from detkit.detectors import tiny_ssd
     >>> type(tiny_ssd(num_classes=2).dense).__name__
@@ -62,13 +62,13 @@ class DenseStage(Stage):
     def forward(
         self, features: list[Tensor], images: Images, detections: Detections | None, targets: Targets | None = None
     ) -> DenseOutputs:
-        """Predictions for every anchor; the same with targets as without."""
+        """Predictions for every anchor; targets make no difference."""
         return DenseOutputs(self.head(features), self.anchors(features, images))
 
     def loss(self, outputs: DenseOutputs, targets: Targets) -> dict[str, Tensor]:
-        """The criterion's losses against what the matcher assigns to the anchors.
+        """The criterion's losses for the targets that the matcher assigns to the anchors.
 
-        Raises ValueError for an object whose label is no class (on accelerators with ``DETKIT_CHECKS=full``).
+        Raises ValueError for an object whose label is out of range (on accelerators with ``DETKIT_CHECKS=full``).
         """
         predictions, anchors = outputs
         check_objects("DenseStage", targets, self.criterion.num_classes(predictions))
@@ -83,7 +83,7 @@ class DenseStage(Stage):
 
 @torch.no_grad()
 def assign(stage: Any, outputs: DenseOutputs, targets: Targets) -> Assignment:
-    """What the stage's matcher assigns to the anchors; predictions are decoded only for one that looks at them.
+    """Run the stage's matcher on the anchors; predictions are decoded only for a matcher that reads them.
 
     >>> from detkit.detectors import tiny_ssd
     >>> from detkit.structures import pad_targets
@@ -103,7 +103,7 @@ def assign(stage: Any, outputs: DenseOutputs, targets: Targets) -> Assignment:
 
 
 def check_parts(stage: Any) -> None:
-    """Raise ValueError for a part of a stage over anchors that is not called as it will be, or does not fit another.
+    """Raise ValueError if a part of a dense stage has another calling convention or does not fit another part.
 
     >>> from detkit.detectors import tiny_ssd
     >>> check_parts(tiny_ssd(num_classes=2).dense)
@@ -137,7 +137,7 @@ def _check_call(
 
 
 def _check_pairs(name: str, stage: Any) -> None:
-    """Raise ValueError for parts that each are called well but do not fit each other."""
+    """Raise ValueError for parts that do not fit each other."""
     head, coder, criterion, matcher = (
         type(part).__name__ for part in (stage.head, stage.coder, stage.criterion, stage.matcher)
     )
@@ -171,7 +171,7 @@ def _check_pairs(name: str, stage: Any) -> None:
 
 
 def check_objects(function: str, targets: Targets, num_classes: int) -> None:
-    """Raise ValueError for an object whose label is no class: -1 would else be learned as background.
+    """Raise ValueError for an object whose label is out of range: -1 would otherwise be learned as background.
 
     >>> from detkit.structures import pad_targets
     >>> check_objects("f", pad_targets([{"boxes": torch.ones(1, 4), "labels": torch.tensor([-1])}]), 3)

@@ -1,4 +1,4 @@
-"""The one model of the library: a trunk that sees, and stages that decide, each refining what the one before found."""
+"""The library's one model: a trunk that extracts features, and stages that each refine the previous one's results."""
 
 from collections.abc import Sequence
 from typing import Any, cast, overload
@@ -19,13 +19,13 @@ _OF_THE_IMAGE = [
 
 
 class Stage(nn.Module):
-    """One step of a detector: it predicts, judges its predictions, and turns them into detections.
+    """One step of a detector: it predicts, computes the losses of its predictions, and turns them into detections.
 
-    A subclass is final and fills in ``forward``, ``loss`` and ``detections``; ``handover`` where the next stage learns
-    on something other than the detections. ``branch`` names the part of the features that the stage reads, where the
-    trunk returns a dict. Outputs are whatever the stage likes; nobody else looks inside. What a stage says of the whole
-    image (segmentation, image_scores) is kept for the stages after it; what there is of each object is kept by a stage
-    that keeps the rows: it returns ``detections._replace(...)``.
+    A subclass is final and defines ``forward``, ``loss`` and ``detections``, and ``handover`` if the next stage trains
+    on something other than the detections. If the trunk returns a dict, ``branch`` names the entry that the stage
+    reads. Outputs may have any type; only the stage itself reads them. Results for the whole image (segmentation,
+    image_scores) are carried over to later stages automatically; to keep the fields of each object, a stage keeps the
+    rows and returns ``detections._replace(...)``.
 
     >>> class Constant(Stage):
     ...     def forward(self, features, images, detections, targets=None): return features[0].mean()
@@ -35,14 +35,14 @@ class Stage(nn.Module):
     """
 
     branch: str | None
-    several = False  # whether it takes and gives values by name, as SideBySide does
+    several = False  # whether it takes and returns dicts by stage name, as SideBySide does
 
     def __init__(self, *, branch: str | None = None) -> None:
         super().__init__()
         self.branch = branch
 
     def on(self, branch: str) -> "Stage":
-        """The same stage, reading this branch of the features: for one whose constructor has no ``branch``.
+        """Set the branch of the features to read and return the stage: for one whose constructor has no ``branch``.
 
         >>> Stage().on("boxes").branch
         'boxes'
@@ -57,15 +57,15 @@ class Stage(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} must define forward()")
 
     def loss(self, outputs: Any, targets: Targets) -> dict[str, Tensor]:
-        """Scalars, already weighted: their sum is what the stage minimizes."""
+        """Scalar losses, already weighted: the stage minimizes their sum."""
         raise NotImplementedError(f"{type(self).__name__} must define loss()")
 
     def detections(self, outputs: Any, images: Images) -> Detections:
-        """What the outputs mean, at inference: padded to a number of rows that does not depend on values."""
+        """Detections from the outputs, at inference: padded to a number of rows that does not depend on values."""
         raise NotImplementedError(f"{type(self).__name__} must define detections()")
 
     def handover(self, outputs: Any, images: Images, targets: Targets) -> Detections | None:
-        """What the next stage learns on, in training: by default the detections."""
+        """The detections that the next stage trains on; by default those of :meth:`detections`."""
         return self.detections(outputs, images)
 
 
@@ -73,19 +73,19 @@ class Detector(nn.Module):
     """A trunk and its stages, in order.
 
     ``trunk`` maps (B, D, H, W) to a list of feature maps, or to a dict of lists for stages with a ``branch``;
-    ``preprocess`` turns images as they come into its input and results back. Stage names are free; they prefix losses
-    and state_dict keys. Whether the model trains or infers is chosen by arguments, not by ``train()`` and ``eval()``:
+    ``preprocess`` turns images of any size into the trunk's input and maps results back. Stage names are free; they
+    prefix losses and state_dict keys. Arguments choose between training and inference, not ``train()`` and ``eval()``:
 
-    - ``detector(images)`` finds: list of images in, list of Detection dicts out, in the images' own pixels;
-    - ``detector(images, targets)`` gives the losses, a dict of weighted scalars: minimize ``sum(losses.values())``;
-    - an :class:`Images` batch, already preprocessed, goes straight in with padded :class:`Targets`, and padded
-      :class:`Detections` come out: that form compiles and exports.
+    - ``detector(images)`` detects: list of images in, list of Detection dicts out, in each image's own pixels;
+    - ``detector(images, targets)`` returns the losses, a dict of weighted scalars: minimize ``sum(losses.values())``;
+    - a preprocessed :class:`Images` batch, with padded :class:`Targets` in training, returns padded
+      :class:`Detections`: this form compiles and exports.
 
-    Stages side by side take and give values by name: see :class:`~detkit.detectors.SideBySide`.
+    Stages that run side by side take and return dicts by name: see :class:`~detkit.detectors.SideBySide`.
 
-    ``proposals`` enter as the detections before the first stage: with a list of images a list of dicts of boxes (N, 4)
-    in each image's own pixels and scores (N,), best first; or padded, in the batch's pixels. Raises ValueError without
-    stages.
+    The first stage gets ``proposals`` as its detections. With a list of images they are a list of dicts: boxes (N, 4)
+    in each image's own pixels and scores (N,), best first; or padded Detections in the batch's pixels. Raises
+    ValueError if there are no stages.
 
     >>> import torch
     >>> from detkit.detectors import tiny_ssd
@@ -123,7 +123,7 @@ class Detector(nn.Module):
         targets: Sequence[Target] | Truth | None = None,
         proposals: Given | None = None,
     ) -> list[Detection] | Found | dict[str, Tensor]:
-        """Detections, or with ``targets`` losses; see the class."""
+        """Detections, or losses if ``targets`` are given; see the class."""
         if isinstance(images, Images):
             if proposals is not None and not isinstance(proposals, Detections):
                 raise ValueError(
@@ -156,9 +156,9 @@ class Detector(nn.Module):
 
 
 def add_stages(owner: nn.Module, stages: dict[str, Stage]) -> tuple[str, ...]:
-    """Make ``stages`` modules of ``owner`` under their names, and give the names in order.
+    """Register ``stages`` as submodules of ``owner`` under their names and return the names in order.
 
-    Raises ValueError without any, and for a name that the owner has for something else.
+    Raises ValueError if there are none, and for a name that is already an attribute of the owner.
 
     >>> from detkit.detectors import Stage
     >>> add_stages(nn.Module(), {"train": Stage()})
@@ -176,7 +176,7 @@ def add_stages(owner: nn.Module, stages: dict[str, Stage]) -> tuple[str, ...]:
 
 
 def branch_of(features: Features, name: str, stage: Stage) -> Any:
-    """The features that a stage reads: its branch of them. Raises ValueError where there is none, naming the stage.
+    """The branch of the features that a stage reads. Raises ValueError naming the stage if there is no such branch.
 
     >>> import torch
     >>> branch_of({"boxes": [torch.zeros(1)], "masks": [torch.ones(1)]}, "draw", Stage(branch="masks"))
@@ -205,7 +205,7 @@ def _check_single(name: str, **values: Truth | Found | None) -> None:
 
 
 def _kept(found: Any, before: Found | None) -> Any:
-    """``found``, with what ``before`` says of the whole image where it says nothing itself."""
+    """``found``, with the image-level fields that it lacks taken from ``before``."""
     if found is None or before is None:
         return found
     if isinstance(found, dict):

@@ -1,4 +1,4 @@
-"""From scores of every anchor to detections, each feature level putting forward its own best: RetinaNet and FCOS."""
+"""Postprocessing with candidates chosen per feature level, as in RetinaNet and FCOS."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,13 +15,13 @@ from detkit.structures import Detections, take_rows
 
 
 class LevelwisePostprocess(nn.Module):
-    """The best pairs of anchor and class of each level, suppressed within each class, the best of all.
+    """Keep the best (anchor, class) pairs of each level, suppress within each class, keep the best of the image.
 
-    Of each level the ``candidates_per_level`` highest scores strictly above ``score_threshold`` are looked at; of two
-    boxes of a class with IoU strictly above ``iou_threshold`` the better stays, whatever their levels;
-    ``max_detections`` remain in an image. Scores are ranked in float32; ties go to the lower anchor, then to the lower
-    class. A box that is not finite, or has a score that is NaN, is left out. The defaults are RetinaNet's; those of
-    torchvision's FCOS are .2, .6 and 100. Source: Lin et al. 2017, "Focal Loss", section 4.1. Raises ValueError for
+    Candidates are the ``candidates_per_level`` highest scores of each level strictly above ``score_threshold``. If two
+    boxes of a class, of any levels, overlap with IoU strictly above ``iou_threshold``, the lower-scoring one is
+    suppressed; at most ``max_detections`` remain per image. Scores are ranked in float32; ties go to the lower anchor,
+    then to the lower class. Boxes that are not finite and NaN scores are left out. The defaults are RetinaNet's; those
+    of torchvision's FCOS are .2, .6 and 100. Source: Lin et al. 2017, "Focal Loss", section 4.1. Raises ValueError for
     thresholds outside [0, 1] and counts below 1.
 
     >>> scores, boxes = torch.tensor([[[0.9, 0.2], [0.8, 0.0]]]), torch.tensor([[[0.0, 0, 9, 9], [0, 0, 9, 8]]])
@@ -56,14 +56,14 @@ class LevelwisePostprocess(nn.Module):
         sizes: Shaped[Tensor, "B 2"],
         counts: Sequence[Any] | None = None,
     ) -> Detections:
-        """Detections of B images, clipped to ``sizes`` (B, 2); ``counts`` anchors of each level add up to N.
+        """Detections of B images, clipped to ``sizes`` (B, 2); ``counts``, the anchors per level, add up to N.
 
-        Without ``counts`` all are of one level. K is min(max_detections, candidates of all levels): rows that are not
-        ``valid`` hold zeros. Raises ValueError where anchors, boxes and scores are not equally many.
+        Without ``counts`` there is one level. K is min(max_detections, candidates of all levels); padding rows hold
+        zeros. Raises ValueError if the numbers of anchors, boxes and scores differ.
         """
         counts = (scores.shape[1],) if counts is None else counts
         _check(scores, boxes, counts)
-        finite = torch.isfinite(boxes).all(-1, keepdim=True)  # clipping would make infinite ones good
+        finite = torch.isfinite(boxes).all(-1, keepdim=True)  # clipping would make infinite boxes finite
         boxes = torch.where(finite, clip_boxes_to_image(boxes, sizes), torch.nan)
         pairs, levels, start = [], scores.split(list(counts), dim=1), 0
         for level, length in zip(levels, counts, strict=True):
@@ -84,14 +84,14 @@ class LevelwisePostprocess(nn.Module):
     def _best_pairs(
         self, scores: Float[Tensor, "B N C"], start: Any, symbolic: bool
     ) -> tuple[Int[Tensor, "B K"], Int[Tensor, "B K"], Float[Tensor, "B K"]]:
-        """Anchor, class and score of the best pairs of one level; scores that must not win are -1.
+        """Anchor, class and score of the best pairs of one level; scores at or below the threshold become -1.
 
-        Each of the best L pairs belongs to one of the L anchors whose best class is highest: so anchors are chosen
-        first, which is far less to sort.
+        The best L pairs belong to the L anchors with the highest best-class score, so anchors are chosen first and far
+        less has to be sorted.
         """
         classes = scores.shape[2]
         best = scores.amax(2).nan_to_num(-1.0, -1.0, -1.0)
-        if symbolic:  # export cannot ask whether a level has as many anchors as are wanted
+        if symbolic:  # export cannot branch on the number of anchors of a level
             best = F.pad(best, (0, self.candidates_per_level), value=-1.0)
         rows = stable_topk(best, self.candidates_per_level).sort(dim=1).values  # in order of anchors, for ties
         real = best.gather(1, rows) > self.score_threshold

@@ -1,4 +1,4 @@
-"""From scores and boxes of every anchor to a short list of detections."""
+"""Postprocessing: from the scores and boxes of all anchors to a short list of detections."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,10 +15,10 @@ from detkit.structures import Detections, take_rows
 class Postprocess(nn.Module):
     """Threshold the scores, suppress within each class, keep the best ``max_detections`` of every image.
 
-    Of each class the best ``candidates_per_class`` boxes are looked at (None: all), those scoring strictly above
-    ``score_threshold``; of two with IoU strictly above ``iou_threshold`` the better stays. One box may be detected as
-    several classes. Ties go to the lower box, then to the lower class. Boxes that clipping leaves narrower or lower
-    than ``min_size`` pixels are dropped. The defaults are SSD's (Liu et al. 2016, section 3.1).
+    NMS takes the best ``candidates_per_class`` boxes of each class (None: all) that score strictly above
+    ``score_threshold``; if two overlap with IoU strictly above ``iou_threshold``, the lower-scoring one is suppressed.
+    A box may be detected as several classes. Ties go to the lower box index, then to the lower class. Boxes with a side
+    below ``min_size`` pixels after clipping are dropped. The defaults are SSD's (Liu et al. 2016, section 3.1).
     Raises ValueError for thresholds outside [0, 1], counts below 1, and a negative ``min_size``.
 
     >>> scores, boxes = torch.tensor([[[0.9, 0.2], [0.8, 0.0]]]), torch.tensor([[[0.0, 0, 9, 9], [0, 0, 9, 8]]])
@@ -58,8 +58,8 @@ class Postprocess(nn.Module):
     ) -> Detections:
         """Detections of B images from scores (B, N, C) in [0, 1], clipped to ``sizes`` (B, 2).
 
-        boxes are (B, N, 4), or (B, N, C, 4) where every class has its own. ``counts`` of anchors in each level make no
-        difference. K is min(max_detections, candidates): rows that are not ``valid`` hold zeros.
+        boxes are (B, N, 4), or (B, N, C, 4) with a box for each class. ``counts``, the anchors per level, are not used.
+        K is min(max_detections, candidates); padding rows hold zeros.
         """
         usable = torch.isfinite(boxes).all(-1, keepdim=True)  # clipping would make infinite ones good
         boxes = clip_boxes_to_image(boxes.flatten(1, -2), sizes).view_as(boxes)

@@ -1,4 +1,4 @@
-"""The first stage of two: which anchors hold an object of any class. Its detections are the proposals of the next."""
+"""The first of two stages: which anchors hold an object of any class. Its detections are the next stage's proposals."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -20,13 +20,13 @@ from detkit.structures import IGNORED, Anchors, Assignment, DensePredictions, De
 
 
 class ProposalPostprocess(nn.Module):
-    """From objectness to proposals: the best of each level, decoded, suppressed within the level, the best of all.
+    """Turn objectness into proposals: keep the best of each level, suppress within the level, keep the best of all.
 
-    ``candidates_per_level`` anchors of each level are decoded; boxes that clipping leaves narrower or lower than
-    ``min_size`` pixels are dropped, and those scoring below ``score_threshold``; of two with IoU strictly above
-    ``iou_threshold`` the better stays; ``max_proposals`` remain. Defaults are torchvision's. Source: Ren et al. 2015,
-    section 3.3; Lin et al. 2017, "Feature Pyramid Networks", section 4.1. Raises ValueError for a threshold outside
-    [0, 1] and counts below 1.
+    The best ``candidates_per_level`` anchors of each level are decoded. Boxes with a side below ``min_size`` pixels
+    after clipping, or a score below ``score_threshold``, are dropped. If two of a level overlap with IoU strictly above
+    ``iou_threshold``, the lower-scoring one is suppressed; at most ``max_proposals`` remain. Defaults are
+    torchvision's. Source: Ren et al. 2015, section 3.3; Lin et al. 2017, "Feature Pyramid Networks", section 4.1.
+    Raises ValueError for a threshold outside [0, 1] and counts below 1.
 
     >>> ProposalPostprocess(max_proposals=300)
     ProposalPostprocess(candidates_per_level=1000, max_proposals=300, iou_threshold=0.7, min_size=0.001)
@@ -62,13 +62,13 @@ class ProposalPostprocess(nn.Module):
     ) -> Detections:
         """Proposals of B images, clipped to ``sizes`` (B, 2), best first, all of label 0; padding rows hold zeros.
 
-        ``counts`` anchors of each level add up to N; without them all are of one level. Scores that are NaN lose.
+        ``counts``, the anchors per level, add up to N; without them there is one level. NaN scores are left out.
         """
         counts = (scores.shape[1],) if counts is None else counts
         rows, counts, valid = best_of_levels(scores[..., 0], counts, self.candidates_per_level)
         scores, boxes = scores[..., 0].gather(1, rows), take_rows(boxes, rows)
         levels = torch.cat([rows.new_full((count,), level) for level, count in enumerate(counts)])
-        finite = torch.isfinite(boxes).all(-1)  # clipping would make infinite ones good
+        finite = torch.isfinite(boxes).all(-1)  # clipping would make infinite boxes finite
         boxes = clip_boxes_to_image(boxes, sizes)
         valid &= finite & (boxes[..., 2:] - boxes[..., :2] >= self.min_size).all(-1) & (scores >= self.score_threshold)
         kept, valid = nms_padded(
@@ -96,10 +96,10 @@ class ProposalPostprocess(nn.Module):
 class RPNStage(Stage):
     """A region proposal network: objectness and a box for every anchor.
 
-    Parts are those of a :class:`~detkit.detectors.DenseStage`, with one logit for each anchor; of what ``matcher``
-    assigns, ``sampler`` chooses what ``criterion`` judges. ``postprocess`` makes proposals at inference,
-    ``training_postprocess`` those that the next stage learns on (default: the same).
-    Raises ValueError for parts that do not fit each other.
+    Its parts are those of a :class:`~detkit.detectors.DenseStage`, with one logit per anchor; ``sampler`` chooses which
+    of the assigned anchors enter the ``criterion``. ``postprocess`` makes the proposals at inference,
+    ``training_postprocess`` those that the next stage trains on (default: the same). Raises ValueError for parts that
+    do not fit each other.
 
     >>> from detkit.detectors import faster_rcnn
     >>> type(faster_rcnn(num_classes=2).rpn).__name__
@@ -127,7 +127,7 @@ class RPNStage(Stage):
     def forward(
         self, features: list[Tensor], images: Images, detections: Detections | None, targets: Targets | None = None
     ) -> DenseOutputs:
-        """Logits and deltas for every anchor; the same with targets as without."""
+        """Logits and deltas for every anchor; targets make no difference."""
         return DenseOutputs(self.head(features), self.anchors(features, images))
 
     def loss(self, outputs: DenseOutputs, targets: Targets) -> dict[str, Tensor]:
@@ -149,12 +149,13 @@ class RPNStage(Stage):
         return self._proposals(outputs, images, self.postprocess)
 
     def handover(self, outputs: DenseOutputs, images: Images, targets: Targets) -> Detections:
-        """Proposals to learn on; usually more."""
+        """Proposals to train on; usually more than at inference."""
         return self._proposals(outputs, images, self.training_postprocess)
 
     @torch.no_grad()
     def _proposals(self, outputs: DenseOutputs, images: Images, postprocess: ProposalPostprocess) -> Detections:
-        """Anchors are chosen by their logits, which tie less than scores, and only those chosen are decoded."""
+        """Anchors are chosen by their logits, which tie less often than scores, and only the chosen ones are
+        decoded."""
         (logits, deltas, _), anchors = outputs
         rows, counts, valid = best_of_levels(logits[..., 0], anchors.counts, postprocess.candidates_per_level)
         chosen = Anchors(anchors.boxes[rows], anchors.strides[rows], counts)
@@ -166,11 +167,11 @@ class RPNStage(Stage):
 def best_of_levels(
     scores: Float[Tensor, "B N"], counts: Sequence[Any], most: int
 ) -> tuple[Int[Tensor, "B K"], tuple[int, ...], Bool[Tensor, "B K"]]:
-    """The ``most`` highest scores of each level, whose lengths ``counts`` add up to N: where they are.
+    """Indices of the ``most`` highest scores of each level; ``counts``, the lengths of the levels, add up to N.
 
-    Returns indices (B, K) into N, how many of them each level has, and which entries are valid: NaN and -inf are not.
-    Ties go to the lower index; a level that is not longer than ``most`` is taken whole, as it is. Where a length is a
-    symbol of export, K counts the whole of ``most`` for it.
+    Returns indices (B, K) into N, the number of indices per level, and which are valid: NaN and -inf scores are not.
+    Ties go to the lower index; a level no longer than ``most`` is taken whole and keeps its order. A level whose length
+    is symbolic in export always contributes ``most`` to K.
 
     >>> best_of_levels(torch.tensor([[0.1, 0.9, 0.5, 0.7]]), [3, 1], 2)
     (tensor([[1, 2, 3]]), (2, 1), tensor([[True, True, True]]))

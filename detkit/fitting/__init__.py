@@ -1,4 +1,4 @@
-"""Fitting: what is solved on features held in memory, not trained by gradient steps; so far R-CNN's linear machines."""
+"""Fitting: models solved on features held in memory, without gradient steps; so far R-CNN's SVMs and regressions."""
 
 from detkit.fitting.rcnn import RCNNFit, fit_rcnn
 from detkit.fitting.svm import SVMSettings

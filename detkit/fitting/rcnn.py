@@ -1,5 +1,4 @@
-"""How R-CNN learns once its network is there: SVMs with mined negatives and ridge regressions, on features held in
-memory."""
+"""Fitting R-CNN on a trained network: linear SVMs with mined negatives and ridge regressions on features in memory."""
 
 import warnings
 from collections.abc import Iterable, Iterator
@@ -28,7 +27,7 @@ _NEVER = -1e4  # the decision value of a class that was never seen: its score is
 
 
 class RCNNFit(NamedTuple):
-    """What each class learned from: positives, hard negatives added, fittings of its SVM, regressed proposals."""
+    """The data each class was fitted on: positives, hard negatives added, fits of its SVM, regressed proposals."""
 
     positives: list[int]
     negatives: list[int]
@@ -37,7 +36,7 @@ class RCNNFit(NamedTuple):
 
 
 class _Regions(NamedTuple):
-    """One image: its proposals with their features and overlaps, and the features of its objects."""
+    """One image: its proposals with their features and overlaps, and the features of its ground-truth objects."""
 
     boxes: Float[Tensor, "N 4"]
     features: Float[np.ndarray, "N F"]
@@ -61,22 +60,23 @@ def fit_rcnn(
     svm: SVMSettings = SVMSettings(),  # noqa: B008 - a tuple of numbers
     progress: bool = True,
 ) -> RCNNFit:
-    """Fit the SVMs and box regressions of an R-CNN whose last stage is a RegionStage; its backbone stays as it is.
+    """Fit the SVMs and box regressions of an R-CNN whose last stage is a RegionStage; its backbone does not change.
 
     data: pairs of image (3, H, W) and target, as the detector takes them. proposals: for each image its boxes (N, 4),
-    or a dict of them as :func:`~detkit.proposals.load_proposals` gives, in its own pixels. One pass: the features of
-    all proposals and objects are held in memory, 4 bytes a number. They are rescaled so that their mean
-    norm is ``feature_norm``; the factor is stored in the stage. For each class:
+    or a dict as :func:`~detkit.proposals.load_proposals` returns it, in the image's own pixels. One pass computes the
+    features of all proposals and objects and holds them in memory, 4 bytes per number. They are rescaled to a mean norm
+    of ``feature_norm``; the factor is stored in the stage. For each class:
 
-    - positives are the true boxes alone; negatives the proposals whose IoU with every object of that class is below
-      ``negative_iou``; other proposals are left out, as are those that lie by more than half in a crowd region;
-    - the SVM goes through the images once and mines its hard negatives: see :class:`SVMSettings`;
-    - the regression learns from proposals whose best object is of the class and has IoU above ``regression_iou``.
+    - positives are only the ground-truth boxes; negatives are the proposals whose IoU with every object of that class
+      is below ``negative_iou``; other proposals are left out, as are those with more than half in a crowd region;
+    - the SVM passes over the images once and mines its hard negatives: see :class:`SVMSettings`;
+    - the regression learns from proposals whose best object is of the class, with IoU above ``regression_iou``.
 
     Images without objects give negatives for every class, images without proposals only positives. A class without a
-    positive warns and is never detected afterwards; one without proposals to regress keeps boxes as they are. Raises
-    ValueError for a detector of another kind, data and proposals of different length, no images, labels outside the
-    classes, proposals that are not finite or inverted, features that are not finite, and a class without any negative.
+    positive triggers a warning and is never detected afterwards; a class without proposals to regress leaves boxes
+    unchanged. Raises ValueError for a detector of another kind, data and proposals of different length, no images,
+    labels out of range, proposals that are not finite or inverted, features that are not finite, and a class without
+    any negative.
     Source: Girshick et al. 2014, sections 2.3 and appendices B and C.
 
     >>> from detkit.detectors import rcnn
@@ -124,7 +124,7 @@ def _described(
     proposals: Iterable[Tensor | Proposals],
     progress: bool,
 ) -> list[_Regions]:
-    """The regions of every image; the detector is in eval mode meanwhile, and features are not rescaled."""
+    """The regions of every image, computed in eval mode, with features not yet rescaled."""
     modes = [(module, module.training) for module in detector.modules()]
     detector.eval()
     scale = stage.describe.scale.clone()
@@ -200,7 +200,7 @@ def _check_labels(labels: Tensor, num_classes: int, index: int) -> None:
 
 
 def _rescale(images: list[_Regions], feature_norm: float) -> float:
-    """Give the features the wanted mean norm, in place: a copy would take as much memory again. Returns the factor."""
+    """Rescale the features to the wanted mean norm, in place to save the memory of a copy. Returns the factor."""
     vectors = [rows for image in images for rows in (image.features, image.object_features)]
     norms = np.concatenate([np.linalg.norm(rows, axis=1) for rows in vectors])
     mean = float(norms.mean()) if len(norms) else 0.0

@@ -13,12 +13,12 @@ def fit_box_ridge(
     penalty: float = 1000.0,
     whiten: bool = True,
 ) -> tuple[Float[np.ndarray, "4 F"], Float[np.ndarray, "4"]]:
-    """Weight (4, F) and bias (4,) so that features @ weight.T + bias is near ``deltas``.
+    """Weight (4, F) and bias (4,) such that features @ weight.T + bias approximates ``deltas``.
 
-    Minimizes the squared error plus ``penalty`` times the squared weights, those of the bias (a feature that is always
-    1) among them. With ``whiten``, deltas are first centered and made uncorrelated with variance 1: multiplied by
-    V (D + 0.001)^-1/2 V' of their covariance V D V'; weight and bias come back for deltas as they were. The authors'
-    code does that, the paper does not (``whiten=False``). Without rows everything is 0.
+    Minimizes the squared error plus ``penalty`` times the squared weights, including the bias (a feature that is always
+    1). With ``whiten``, deltas are first centered and whitened: multiplied by V (D + 0.001)^-1/2 V' of their covariance
+    V D V'; the returned weight and bias predict the original deltas. The authors' code does that, the paper does not
+    (``whiten=False``). Without rows everything is 0.
     Raises ValueError for shapes that disagree and a penalty that is not positive.
     Source: Girshick et al. 2014, appendix C, equation 5; lambda is 1000.
 

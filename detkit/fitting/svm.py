@@ -1,4 +1,4 @@
-"""A linear SVM that looks for its hard negatives by itself, so that a data set's negatives need not be held at once."""
+"""A linear SVM with hard negative mining, so that the negatives of a data set need not be held at once."""
 
 from typing import NamedTuple
 
@@ -9,9 +9,9 @@ from jaxtyping import Float
 class SVMSettings(NamedTuple):
     """R-CNN's settings of an SVM and of its mining; scikit-learn's LinearSVC does the fitting.
 
-    C weighs the hinge loss, positive_weight that of positives in it; the bias is the weight of a feature that is always
-    ``bias_feature``. A negative is added where its decision value is above ``hard_above``; after ``retrain_every``
-    additions the SVM is fitted anew, and negatives below ``easy_below`` are dropped.
+    C weights the hinge loss, positive_weight the positives in it; the bias is the weight of a feature that is always
+    ``bias_feature``. A negative is added if its decision value is above ``hard_above``; after ``retrain_every``
+    additions the SVM is refitted, and negatives below ``easy_below`` are dropped.
     Source: Girshick et al. 2014, section 2.3, and the values of its code.
     """
 
@@ -26,11 +26,11 @@ class SVMSettings(NamedTuple):
 
 
 class MinedSVM:
-    """One class against the rest: all positives at once, negatives a batch (say, an image) at a time.
+    """One class against the rest: all positives at once, negatives in batches (such as one image).
 
-    ``positives`` (P, F), at least one. ``weight`` (F,) and ``bias`` give the decision value x @ weight + bias; they are
-    0 until the first fitting, when every negative counts as hard. ``added``, ``retrained`` and ``dropped`` count.
-    Raises ValueError without positives.
+    ``positives`` are (P, F), at least one. The decision value is x @ ``weight`` (F,) + ``bias``; both are 0 until the
+    first fit, so every negative counts as hard. ``added``, ``retrained`` and ``dropped`` are counters. Raises
+    ValueError without positives.
 
     >>> svm = MinedSVM(np.array([[3.0, 0], [2, 1]]), SVMSettings(C=1.0))
     >>> svm.add(np.array([[-1.0, 0], [-2, 1], [-9, 0]]))
@@ -51,7 +51,7 @@ class MinedSVM:
 
     @property
     def negatives(self) -> Float[np.ndarray, "N F"]:
-        """Those that the next fitting would learn from, in the order they came."""
+        """The negatives that the next fit would use, in the order they were added."""
         return np.concatenate((self._kept, *self._fresh))
 
     def decide(self, features: Float[np.ndarray, "N F"]) -> Float[np.ndarray, "N"]:
@@ -59,7 +59,7 @@ class MinedSVM:
         return features @ self.weight + self.bias
 
     def add(self, negatives: Float[np.ndarray, "N F"]) -> None:
-        """Keep those that are hard for now, and fit anew where enough have come together."""
+        """Keep the negatives that are hard for the current SVM, and refit it once enough have been added."""
         hard = negatives[self.decide(negatives) > self.settings.hard_above]
         if len(hard) == 0:
             return
@@ -69,7 +69,7 @@ class MinedSVM:
             self._retrain()
 
     def finish(self) -> None:
-        """Fit once more where negatives were added since; ValueError where there never was a negative."""
+        """Refit if negatives were added since the last fit. Raises ValueError if there never was a negative."""
         if self.added == 0:
             raise ValueError("MinedSVM: got no negatives; an SVM needs some of either kind")
         if self._fresh:
@@ -87,7 +87,7 @@ class MinedSVM:
 def fit_svm(
     positives: Float[np.ndarray, "P F"], negatives: Float[np.ndarray, "N F"], settings: SVMSettings
 ) -> tuple[Float[np.ndarray, "F"], float]:
-    """Weight and bias of scikit-learn's LinearSVC (hinge loss) on all of them.
+    """Weight and bias of scikit-learn's LinearSVC (hinge loss) on all positives and negatives.
 
     >>> weight, bias = fit_svm(np.array([[2.0]]), np.array([[-2.0]]), SVMSettings(C=1.0))
     >>> bool(2 * weight[0] + bias > 0 > -2 * weight[0] + bias)

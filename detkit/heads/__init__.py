@@ -1,4 +1,4 @@
-"""Heads: modules that turn feature maps into predictions for every anchor, (B, N, outputs), and know nothing else."""
+"""Heads: modules that turn feature maps into predictions for every anchor, (B, N, outputs), and do nothing else."""
 
 from detkit.heads.classification import ClassificationHead
 from detkit.heads.dense import DenseHead

@@ -1,4 +1,4 @@
-"""A class head that is shared by all feature levels."""
+"""A class head shared by all feature levels."""
 
 import math
 from collections.abc import Sequence
@@ -12,9 +12,9 @@ from detkit.heads.multibox import flatten_levels, prediction_conv
 class ClassificationHead(nn.Module):
     """Class logits for every anchor: a tower that all levels share, then one 3 x 3 convolution.
 
-    ``tower`` maps (B, in_channels, H, W) to the same shape and may be any module (none: the features go straight in).
-    ``num_classes`` outputs per anchor: add one yourself where a softmax needs background last. With ``prior`` the bias
-    starts so that every sigmoid score is that probability, which keeps a focal loss stable at the start; without, at 0.
+    ``tower`` maps (B, in_channels, H, W) to the same shape and may be any module (default: no tower). The head has
+    ``num_classes`` outputs per anchor: add one yourself if a softmax needs background last. ``prior`` sets the bias so
+    that every sigmoid score starts at that probability, which keeps a focal loss stable; without it the bias is 0.
     Raises ValueError for counts below 1 and a prior outside (0, 1).
     Source: Lin et al. 2017 (RetinaNet), sections 3.3 and 4.
 

@@ -1,4 +1,4 @@
-"""A dense head: a part that names classes and a part that places boxes, put together."""
+"""A dense head, composed of a class head and a box head."""
 
 from collections.abc import Sequence
 
@@ -9,13 +9,13 @@ from detkit.structures import DensePredictions
 
 
 class DenseHead(nn.Module):
-    """Classes, boxes and perhaps a quality for every anchor, each from a part of its own.
+    """Classes, boxes and optionally a quality for every anchor, each predicted by a head of its own.
 
-    ``class_head`` maps the list of features to logits (B, N, Q); ``box_head`` to numbers (B, N, D) that a coder reads
-    as boxes, or to a pair of these and quality logits (B, N), as :class:`~detkit.heads.FCOSHead` does; a
-    ``quality_head`` of its own gives (B, N, 1). All are in the order of the anchors: level, row, column, anchor.
-    A head that predicts all at once needs no :class:`DenseHead`: it returns
-    :class:`~detkit.structures.DensePredictions` itself. Raises ValueError for two qualities.
+    ``class_head`` maps the list of feature maps to logits (B, N, Q), ``box_head`` to numbers (B, N, D) that a coder
+    decodes, or to a pair of these and quality logits (B, N), as :class:`~detkit.heads.FCOSHead` does. A separate
+    ``quality_head`` returns (B, N, 1). All follow the order of the anchors: level, row, column, anchor. A head that
+    predicts everything at once needs no :class:`DenseHead`: it returns :class:`~detkit.structures.DensePredictions`
+    itself. Raises ValueError if both heads predict a quality.
 
     >>> import torch
     >>> from detkit.heads import MultiBoxHead
@@ -37,7 +37,7 @@ class DenseHead(nn.Module):
         self.numbers: int | None = getattr(box_head, "outputs", None)
 
     def forward(self, features: Sequence[Float[Tensor, "B _ _ _"]]) -> DensePredictions:
-        """Predictions for every anchor of all levels."""
+        """Predictions for the anchors of all levels."""
         logits, deltas, quality = self.class_head(features), self.box_head(features), None
         if isinstance(deltas, tuple):
             deltas, quality = deltas

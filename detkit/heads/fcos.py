@@ -1,4 +1,4 @@
-"""The box head of FCOS: distances to the four sides of a box, and how central the point is in it."""
+"""The box head of FCOS: distances to the four sides of a box, and the centerness of the point in it."""
 
 from collections.abc import Sequence
 
@@ -9,11 +9,11 @@ from detkit.heads.multibox import flatten_levels, prediction_conv
 
 
 class FCOSHead(nn.Module):
-    """Distances and a centerness logit for every point: a tower that all levels share, a 3 x 3 convolution for each.
+    """Distances and a centerness logit for every point: a shared tower, then a 3 x 3 convolution for each output.
 
-    ``tower`` maps (B, in_channels, H, W) to the same shape and may be any module (none: the features go straight in).
-    Distances are at least 0, by a ReLU. One point in each cell. Source: Tian et al. 2020, section 2 (the centerness
-    stands in the box branch), ReLU in place of exp as in torchvision.
+    ``tower`` maps (B, in_channels, H, W) to the same shape and may be any module (default: no tower); all levels share
+    it. Each cell has one point. A ReLU keeps distances at least 0. Source: Tian et al. 2020, section 2 (centerness on
+    the box branch), with torchvision's ReLU in place of exp.
 
     >>> import torch
     >>> distances, logits = FCOSHead(8)([torch.zeros(2, 8, 4, 4), torch.zeros(2, 8, 2, 2)])

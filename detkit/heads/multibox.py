@@ -1,4 +1,4 @@
-"""Heads that predict a few numbers for every default box, with filters of their own at every level."""
+"""Heads that predict a few numbers for every default box, with separate filters at every level."""
 
 from collections.abc import Sequence
 
@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 
 class MultiBoxHead(nn.Module):
-    """SSD's predictor: one 3 x 3 convolution for each feature level, ``outputs`` numbers for every box of a cell.
+    """SSD's predictor: one 3 x 3 convolution per feature level, ``outputs`` numbers per default box.
 
-    ``in_channels`` and ``per_cell`` give channels and boxes per cell of every level, fine to coarse. With
+    ``in_channels`` and ``per_cell`` are the channels and the boxes per cell of every level, finest first. With
     ``outputs = num_classes + 1`` it is the class head of a softmax detector (background last), with 4 the box head.
     Source: Liu et al. 2016, section 2.1.
 
@@ -49,9 +49,9 @@ def prediction_conv(in_channels: int, out_channels: int, *, std: float | None = 
 
 
 def flatten_levels(maps: Sequence[Float[Tensor, "B _ _ _"]], outputs: int) -> Float[Tensor, "B N outputs"]:
-    """Maps (B, A * outputs, H, W) of every level as one (B, N, outputs), in the order of the anchors.
+    """Maps (B, A * outputs, H, W) of all levels as one tensor (B, N, outputs), in the order of the anchors.
 
-    Channel a * outputs + q of a cell holds number q of its anchor a.
+    Channel a * outputs + q of a cell holds output q of its anchor a.
 
     >>> flatten_levels([torch.zeros(2, 6, 3, 3), torch.zeros(2, 6, 1, 1)], outputs=2).shape
     torch.Size([2, 30, 2])

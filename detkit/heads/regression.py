@@ -1,4 +1,4 @@
-"""A box head that is shared by all feature levels."""
+"""A box head shared by all feature levels."""
 
 from collections.abc import Sequence
 
@@ -11,8 +11,8 @@ from detkit.heads.multibox import flatten_levels, prediction_conv
 class RegressionHead(nn.Module):
     """Box deltas for every anchor: a tower that all levels share, then one 3 x 3 convolution.
 
-    ``tower`` maps (B, in_channels, H, W) to the same shape and may be any module (none: the features go straight in).
-    ``outputs`` is how many numbers the coder reads for an anchor: 4, or 4 * (bins + 1) for distributions.
+    ``tower`` maps (B, in_channels, H, W) to the same shape and may be any module (default: no tower). ``outputs`` is
+    how many numbers per anchor the coder decodes: 4, or 4 * (bins + 1) for distributions.
     Source: Lin et al. 2017 (RetinaNet), section 4.
 
     >>> import torch

@@ -1,4 +1,4 @@
-"""The head of a region proposal network: is there an object at this anchor, and where."""
+"""The head of a region proposal network: objectness and a box for every anchor."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,8 @@ from detkit.structures import DensePredictions
 class RPNHead(nn.Module):
     """Objectness and deltas for every anchor: 3 x 3 convolutions that all levels share, then a 1 x 1 for each output.
 
-    ``depth`` counts the 3 x 3 convolutions. Weights are normal with a deviation of .01, biases 0.
+    ``depth`` counts the 3 x 3 convolutions. Weights are drawn from a normal distribution with standard deviation .01;
+    biases are 0.
     Source: Ren et al. 2015, section 3.1.
 
     >>> import torch

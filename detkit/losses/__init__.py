@@ -1,6 +1,6 @@
-"""Losses: elementary ones are unreduced functions, those of a detector family are modules that weigh and sum.
+"""Losses: elementary ones are unreduced functions, those of a detector family are modules that weight and sum them.
 
-A family's loss also says how its logits read as scores, so that training and inference cannot disagree.
+A family's loss also turns its logits into scores, so that training and inference cannot disagree.
 """
 
 from detkit.losses.box_costs import BoxCoder, ciou_cost, diou_cost, giou_cost, iou_cost, l1_cost, smooth_l1_cost

@@ -1,9 +1,9 @@
-"""Box costs: what a predicted box costs, as the criteria of dense detectors take it. A new one is one function.
+"""Box costs: the box term in the criteria of dense detectors. A new one is one function.
 
-A *box cost* is a function ``(deltas (B, N, 4), boxes (B, N, 4), anchors, coder) -> costs (B, N)``. The deltas are what
-a head predicts, the boxes ground truth xyxy, and the coder reads each as the other, relative to the anchors: L1 costs
-compare deltas, IoU costs compare boxes. Costs are unreduced. A criterion leaves out the anchors without a box, and must
-give them finite deltas before it asks for costs: the gradient of a NaN is NaN even where the cost is left out.
+A *box cost* is a function ``(deltas (B, N, 4), boxes (B, N, 4), anchors, coder) -> costs (B, N)``. The head predicts
+the deltas, the boxes are ground-truth xyxy, and the coder converts between them, relative to the anchors: L1 costs
+compare deltas, IoU costs compare boxes. Costs are unreduced. A criterion masks out anchors without a box, and must give
+them finite deltas before it calls the cost: the gradient of a NaN is NaN even if its cost is masked out.
 """
 
 from typing import Protocol, runtime_checkable
@@ -25,18 +25,18 @@ from detkit.structures import Anchors
 
 @runtime_checkable
 class BoxCoder(Protocol):
-    """How boxes are written relative to anchors: a coder of :mod:`detkit.boxes`, or one of your own.
+    """Encodes boxes relative to anchors: a coder of :mod:`detkit.boxes`, or one of your own.
 
     >>> from detkit.boxes import DeltaCoder
     >>> coder: BoxCoder = DeltaCoder()
     """
 
     def encode(self, boxes: Tensor, anchors: Anchors | Tensor) -> Tensor:
-        """Deltas (..., 4) that lead from ``anchors`` to ``boxes``, xyxy (..., 4)."""
+        """Deltas (..., 4) from ``anchors`` to ``boxes``, xyxy (..., 4)."""
         ...
 
     def decode(self, deltas: Tensor, anchors: Anchors | Tensor) -> Tensor:
-        """Boxes xyxy (..., 4) that ``deltas`` describe."""
+        """Boxes xyxy (..., 4) decoded from ``deltas``."""
         ...
 
 
@@ -46,7 +46,7 @@ def l1_cost(
     anchors: Anchors | Shaped[Tensor, "*#B _"],
     coder: BoxCoder,
 ) -> Float[Tensor, "*B"]:
-    """Absolute differences between ``deltas`` and those that lead to ``boxes``, summed over the four; at least 0.
+    """Absolute differences between ``deltas`` and the encoded ``boxes``, summed over the four; at least 0.
 
     deltas (..., 4), boxes xyxy (..., 4) and anchors, :class:`~detkit.structures.Anchors` or boxes (..., 4), give (...).
     Half precision is promoted. Raises ValueError for wrong shapes.
@@ -68,10 +68,10 @@ def smooth_l1_cost(
     *,
     beta: float = 1.0,
 ) -> Float[Tensor, "*B"]:
-    """:func:`~detkit.losses.smooth_l1_loss` of ``deltas`` and those that lead to ``boxes``, summed over the four.
+    """:func:`~detkit.losses.smooth_l1_loss` between ``deltas`` and the encoded ``boxes``, summed over the four.
 
-    Arguments as :func:`l1_cost`. A criterion takes another beta as ``partial(smooth_l1_cost, beta=1 / 9)``. Raises
-    ValueError for a beta that is negative or not finite. Source: Girshick 2015, equation 2.
+    Arguments as in :func:`l1_cost`. For another beta hand ``partial(smooth_l1_cost, beta=1 / 9)`` to a criterion.
+    Raises ValueError for a beta that is negative or not finite. Source: Girshick 2015, equation 2.
 
     >>> from detkit.boxes import DeltaCoder
     >>> anchors, boxes = torch.tensor([[0.0, 0, 4, 4]]), torch.tensor([[2.0, 0, 6, 4]])
@@ -89,10 +89,10 @@ def iou_cost(
     anchors: Anchors | Shaped[Tensor, "*#B _"],
     coder: BoxCoder,
 ) -> Float[Tensor, "*B"]:
-    """``1 - IoU`` of the boxes that ``deltas`` describe and ``boxes``, in [0, 1].
+    """``1 - IoU`` between the decoded ``deltas`` and ``boxes``, in [0, 1].
 
-    Arguments as :func:`l1_cost`; deltas may have any width that the coder decodes. Boxes apart cost 1 and have no
-    gradient: :func:`giou_cost` and the others do. Source: Yu et al. 2016 (UnitBox).
+    Arguments as in :func:`l1_cost`; deltas may have any width that the coder decodes. Disjoint boxes cost 1 and have no
+    gradient; with :func:`giou_cost` and the others they do. Source: Yu et al. 2016 (UnitBox).
 
     >>> from detkit.boxes import DeltaCoder
     >>> anchors, boxes = torch.tensor([[0.0, 0, 4, 4]]), torch.tensor([[2.0, 0, 6, 4]])
@@ -109,7 +109,7 @@ def giou_cost(
     anchors: Anchors | Shaped[Tensor, "*#B _"],
     coder: BoxCoder,
 ) -> Float[Tensor, "*B"]:
-    """``1 - GIoU`` of the boxes that ``deltas`` describe and ``boxes``, in [0, 2]; arguments as :func:`iou_cost`.
+    """``1 - GIoU`` between the decoded ``deltas`` and ``boxes``, in [0, 2]; arguments as in :func:`iou_cost`.
 
     Source: Rezatofighi et al. 2019, Algorithm 2.
 
@@ -128,7 +128,7 @@ def diou_cost(
     anchors: Anchors | Shaped[Tensor, "*#B _"],
     coder: BoxCoder,
 ) -> Float[Tensor, "*B"]:
-    """``1 - DIoU`` of the boxes that ``deltas`` describe and ``boxes``, in [0, 2]; arguments as :func:`iou_cost`.
+    """``1 - DIoU`` between the decoded ``deltas`` and ``boxes``, in [0, 2]; arguments as in :func:`iou_cost`.
 
     Source: Zheng et al. 2020, equation 7.
 
@@ -147,7 +147,7 @@ def ciou_cost(
     anchors: Anchors | Shaped[Tensor, "*#B _"],
     coder: BoxCoder,
 ) -> Float[Tensor, "*B"]:
-    """``1 - CIoU`` of the boxes that ``deltas`` describe and ``boxes``, in [0, 2.5]; arguments as :func:`iou_cost`.
+    """``1 - CIoU`` between the decoded ``deltas`` and ``boxes``, in [0, 2.5]; arguments as in :func:`iou_cost`.
 
     Source: Zheng et al. 2020, equations 8 to 11.
 
@@ -161,7 +161,7 @@ def ciou_cost(
 
 
 def _check_shapes(function: str, deltas: Tensor, boxes: Tensor, *, numbers: int | None = 4) -> None:
-    """One row of deltas for each box; ``numbers`` of them, where a formula and not the coder reads them."""
+    """One row of deltas per box, with ``numbers`` columns if a formula reads them rather than the coder."""
     if boxes.shape[-1:] != (4,) or deltas.shape[:-1] != boxes.shape[:-1] or numbers not in (None, deltas.shape[-1]):
         raise ValueError(
             f"{function}: deltas have shape {tuple(deltas.shape)} and boxes {tuple(boxes.shape)}; "

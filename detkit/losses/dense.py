@@ -1,4 +1,4 @@
-"""What every criterion of a dense stage answers, and the sums that they share."""
+"""The interface of every dense criterion, and the sums that they share."""
 
 from collections.abc import Callable
 from functools import partial
@@ -18,11 +18,11 @@ BoxCost = Callable[[Tensor, Tensor, Anchors | Tensor, BoxCoder], Tensor]
 
 
 class DenseCriterion(nn.Module):
-    """A loss over anchors: it judges predictions, and says what they mean as scores. Subclasses are final.
+    """A loss over anchors: it turns predictions into losses, and into scores. Subclasses are final.
 
-    ``reads_quality`` says whether it needs the head's quality logit, ``reads_distributions`` whether the numbers of a
-    box are distributions, as :class:`~detkit.boxes.DistributionCoder` decodes them: a stage refuses parts that do not
-    agree with it.
+    ``reads_quality`` says whether it needs the head's quality logit, ``reads_distributions`` whether the box outputs
+    are distributions, as :class:`~detkit.boxes.DistributionCoder` decodes them. A stage refuses parts that do not
+    match.
 
     >>> class Mean(DenseCriterion):
     ...     def forward(self, predictions, assigned, anchors, coder): return {"mean": predictions.logits.mean()}
@@ -38,10 +38,10 @@ class DenseCriterion(nn.Module):
     def forward(
         self, predictions: DensePredictions, assigned: Assigned, anchors: Anchors | Tensor, coder: BoxCoder
     ) -> dict[str, Tensor]:
-        """Scalars, already weighted, from what each of the anchors predicts and what it was assigned.
+        """Scalar losses, already weighted, from each anchor's predictions and its assigned target.
 
-        logits (B, N, Q), deltas (B, N, D) and perhaps quality (B, N) of ``predictions``; ``anchors`` Anchors or boxes
-        (N, 4) or (B, N, 4), and ``coder`` that reads the deltas relative to them.
+        ``predictions`` hold logits (B, N, Q), deltas (B, N, D) and optionally quality (B, N); ``anchors`` are Anchors
+        or boxes (N, 4) or (B, N, 4), and ``coder`` decodes the deltas relative to them.
         """
         raise NotImplementedError(f"{type(self).__name__} must define forward()")
 
@@ -50,7 +50,7 @@ class DenseCriterion(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} must define scores()")
 
     def num_classes(self, predictions: DensePredictions) -> int:
-        """How many classes the logits tell apart; background is none."""
+        """The number of classes that the logits stand for, without background."""
         raise NotImplementedError(f"{type(self).__name__} must define num_classes()")
 
 
@@ -79,7 +79,7 @@ def check_predictions(criterion: DenseCriterion, predictions: DensePredictions, 
 def box_costs(
     cost: BoxCost, deltas: Float[Tensor, "B N D"], assigned: Assigned, anchors: Anchors | Tensor, coder: BoxCoder
 ) -> Float[Tensor, "B N"]:
-    """The box cost of each positive, 0 for the other anchors, whatever they predict.
+    """The box cost of each positive; 0 for all other anchors, whatever they predict.
 
     >>> from detkit.boxes import DeltaCoder
     >>> from detkit.losses import l1_cost
@@ -94,7 +94,7 @@ def box_costs(
 
 
 def described(cost: Callable[..., Tensor]) -> str:
-    """A cost as ``print`` shows it: its name, and what a partial of it sets.
+    """A cost as ``print`` shows it: its name, and the arguments that a partial sets.
 
     >>> from functools import partial
     >>> from detkit.losses import l1_cost, smooth_l1_cost
@@ -107,7 +107,7 @@ def described(cost: Callable[..., Tensor]) -> str:
 
 
 def mean_count(rows: Bool[Tensor, "*B"], like: Tensor) -> Float[Tensor, ""]:
-    """How many ``rows`` are True, averaged over processes, at least 1: what sums of losses are divided by.
+    """The number of True ``rows``, averaged over processes, at least 1: the normalizer of summed losses.
 
     >>> mean_count(torch.tensor([[True, True, False]]), torch.zeros(1))
     tensor(2.)
@@ -116,7 +116,7 @@ def mean_count(rows: Bool[Tensor, "*B"], like: Tensor) -> Float[Tensor, ""]:
 
 
 def sigmoid_scores(predictions: DensePredictions) -> Float[Tensor, "B N C"]:
-    """A probability for each class on its own.
+    """An independent probability for each class.
 
     >>> sigmoid_scores(DensePredictions(torch.zeros(1, 1, 2), torch.zeros(1, 1, 4)))
     tensor([[[0.5000, 0.5000]]])
@@ -125,7 +125,7 @@ def sigmoid_scores(predictions: DensePredictions) -> Float[Tensor, "B N C"]:
 
 
 def softmax_scores(predictions: DensePredictions) -> Float[Tensor, "B N C"]:
-    """Probabilities of the C classes by a softmax in which background comes last.
+    """Softmax probabilities of the C classes, without background, which comes last in the logits.
 
     >>> softmax_scores(DensePredictions(torch.zeros(1, 1, 4), torch.zeros(1, 1, 4)))
     tensor([[[0.2500, 0.2500, 0.2500]]])

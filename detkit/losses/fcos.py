@@ -1,4 +1,4 @@
-"""The loss of FCOS: focal over all points and classes, GIoU on the boxes of the positives, and their centerness."""
+"""The loss of FCOS: focal loss over all points and classes; GIoU and centerness losses over the positives."""
 
 import torch
 from jaxtyping import Float
@@ -52,8 +52,8 @@ class FCOSLoss(DenseCriterion):
     ) -> dict[str, Float[Tensor, ""]]:
         """Losses "classification", "box" and "centerness", weighted.
 
-        Logits are (B, N, C); labels 0..C-1, NEGATIVE or IGNORED. Half precision is promoted. Raises ValueError where
-        shapes disagree, and for a label outside the range (on accelerators with ``DETKIT_CHECKS=full``).
+        Logits are (B, N, C); labels 0..C-1, NEGATIVE or IGNORED. Half precision is promoted. Raises ValueError if
+        shapes disagree or a label is out of range (on accelerators with ``DETKIT_CHECKS=full``).
         """
         check_predictions(self, predictions, assigned)
         labels, weights = assigned.labels, assigned.weights
@@ -78,7 +78,7 @@ class FCOSLoss(DenseCriterion):
         return (promote(predictions.logits).sigmoid() * promote(predictions.quality).sigmoid()[..., None]).sqrt()
 
     def num_classes(self, predictions: DensePredictions) -> int:
-        """As many as logits."""
+        """The number of logits."""
         return predictions.logits.shape[-1]
 
     def extra_repr(self) -> str:
@@ -87,7 +87,7 @@ class FCOSLoss(DenseCriterion):
         return ", ".join([described(self.box_cost), *(f"{name}={getattr(self, name)}" for name in names)])
 
     def _centerness(self, logits: Tensor | None, assigned: Assigned, anchors: Anchors | Tensor) -> Float[Tensor, "B N"]:
-        """Cross-entropy of each positive's logit with how central its point lies in its object; 0 for the others."""
+        """Cross-entropy of each positive's logit with the centerness of its point in the object; 0 for the others."""
         assert logits is not None
         positive = assigned.labels >= 0
         logits = torch.where(positive, promote(logits), 0)

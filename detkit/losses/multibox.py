@@ -1,4 +1,4 @@
-"""The loss of SSD: softmax over classes with hard negatives, smooth L1 on the deltas of the positives."""
+"""The loss of SSD: softmax cross-entropy with hard negatives, smooth L1 on the deltas of the positives."""
 
 import torch
 from jaxtyping import Float
@@ -23,13 +23,13 @@ from detkit.structures.labels import check_labels
 
 
 class MultiBoxLoss(DenseCriterion):
-    """Cross-entropy over positives and hard negatives, and a box cost over positives, per positive of the batch.
+    """Cross-entropy over positives and hard negatives and a box cost over positives, normalized by the positives.
 
-    Both sums are divided by the number of positives of the whole batch, averaged over processes, at least 1. A batch
-    without positives costs nothing but keeps its gradients. Logits are (B, N, C + 1) with background last.
+    Both sums are divided by the number of positives of the whole batch, averaged over processes, at least 1. The loss
+    of a batch without positives is 0, but gradients still flow. Logits are (B, N, C + 1) with background last.
     ``negatives_per_positive``, ``scope`` and ``minimum`` are those of :class:`~detkit.anchors.HardNegativeSampler`;
-    ``box_weight`` is SSD's alpha; ``label_smoothing`` the mass taken from the true class, shared by the others, of
-    which background is one, as in :func:`~detkit.losses.label_smoothed_cross_entropy`.
+    ``box_weight`` is SSD's alpha; ``label_smoothing`` is the mass moved from the true class to the others, background
+    included, as in :func:`~detkit.losses.label_smoothed_cross_entropy`.
     Source: Liu et al. 2016, equations 1 to 3.
 
     >>> from detkit.boxes import DeltaCoder
@@ -62,8 +62,8 @@ class MultiBoxLoss(DenseCriterion):
     ) -> dict[str, Float[Tensor, ""]]:
         """Losses "classification" and "box", weighted.
 
-        Labels are 0..C-1, NEGATIVE or IGNORED. Half precision is promoted. Raises ValueError where shapes disagree, and
-        for a label outside the range (on accelerators with ``DETKIT_CHECKS=full``).
+        Labels are 0..C-1, NEGATIVE or IGNORED. Half precision is promoted. Raises ValueError if shapes disagree or a
+        label is out of range (on accelerators with ``DETKIT_CHECKS=full``).
         """
         check_predictions(self, predictions, assigned)
         labels, weights = assigned.labels, assigned.weights
@@ -79,11 +79,11 @@ class MultiBoxLoss(DenseCriterion):
         }
 
     def scores(self, predictions: DensePredictions) -> Float[Tensor, "B N C"]:
-        """Softmax probabilities of the C classes, background left out."""
+        """Softmax probabilities of the C classes, without background."""
         return softmax_scores(predictions)
 
     def num_classes(self, predictions: DensePredictions) -> int:
-        """One less than logits: the last is background."""
+        """One less than the number of logits: the last one is background."""
         return predictions.logits.shape[-1] - 1
 
     def extra_repr(self) -> str:

@@ -1,4 +1,4 @@
-"""The loss of detectors that ask first whether there is an object, and then which: YOLOX and its kin."""
+"""The loss of detectors that predict objectness and classes separately: YOLOX and similar ones."""
 
 import torch
 from jaxtyping import Float
@@ -14,13 +14,13 @@ from detkit.structures.labels import check_labels
 
 
 class ObjectnessLoss(DenseCriterion):
-    """Cross-entropy of objectness over all anchors; of every class, and a box cost, over the positives.
+    """Cross-entropy of objectness over all anchors; cross-entropy of the classes and a box cost over the positives.
 
     The head's quality is the logit of objectness. All three sums are divided by the number of positives of the whole
     batch, averaged over processes, at least 1; ``box_weight``, ``objectness_weight`` and ``class_weight`` scale them.
-    With ``soft_classes`` the class of a positive learns the quality of its assignment instead of 1: with
-    :class:`~detkit.anchors.SimOTAMatcher` the IoU of its predicted box, as YOLOX does. Source: Ge et al. 2021 (YOLOX),
-    section 2; the release's weights are the defaults. Raises ValueError for negative weights.
+    With ``soft_classes`` the class target of a positive is the quality of its assignment instead of 1: with
+    :class:`~detkit.anchors.SimOTAMatcher` that is the IoU of its predicted box, as in YOLOX. Source: Ge et al. 2021
+    (YOLOX), section 2; the release's weights are the defaults. Raises ValueError for negative weights.
 
     >>> from detkit.boxes import DeltaCoder
     >>> boxes, ones = torch.tensor([[[0.0, 0, 4, 4]]]).expand(1, 3, 4), torch.ones(1, 3)
@@ -53,8 +53,8 @@ class ObjectnessLoss(DenseCriterion):
     ) -> dict[str, Float[Tensor, ""]]:
         """Losses "objectness", "classification" and "box", weighted.
 
-        Logits are (B, N, C); labels 0..C-1, NEGATIVE or IGNORED. Half precision is promoted. Raises ValueError where
-        shapes disagree, and for a label outside the range (on accelerators with ``DETKIT_CHECKS=full``).
+        Logits are (B, N, C); labels 0..C-1, NEGATIVE or IGNORED. Half precision is promoted. Raises ValueError if
+        shapes disagree or a label is out of range (on accelerators with ``DETKIT_CHECKS=full``).
         """
         check_predictions(self, predictions, assigned)
         labels, weights = assigned.labels, assigned.weights
@@ -75,7 +75,7 @@ class ObjectnessLoss(DenseCriterion):
         }
 
     def scores(self, predictions: DensePredictions) -> Float[Tensor, "B N C"]:
-        """Objectness times the probability of the class.
+        """Objectness times class probability.
 
         >>> ObjectnessLoss().scores(DensePredictions(torch.zeros(1, 1, 2), torch.zeros(1, 1, 4), torch.zeros(1, 1)))
         tensor([[[0.2500, 0.2500]]])
@@ -84,7 +84,7 @@ class ObjectnessLoss(DenseCriterion):
         return promote(predictions.logits).sigmoid() * promote(predictions.quality).sigmoid()[..., None]
 
     def num_classes(self, predictions: DensePredictions) -> int:
-        """As many as logits."""
+        """The number of logits."""
         return predictions.logits.shape[-1]
 
     def extra_repr(self) -> str:
@@ -94,7 +94,7 @@ class ObjectnessLoss(DenseCriterion):
 
 
 def _entropy(logits: Tensor, targets: Tensor, judged: Tensor) -> Tensor:
-    """Binary cross-entropy, and 0 where nothing is ``judged``, whatever the logit there."""
+    """Binary cross-entropy where ``judged``, and 0 elsewhere, whatever the logit."""
     logits = torch.where(judged, logits, 0)
     costs = F.binary_cross_entropy_with_logits(logits, targets.to(logits), reduction="none")
     return torch.where(judged, costs, 0)

@@ -1,4 +1,4 @@
-"""Losses in which a class score learns how good its box is: generalized focal loss, VarifocalNet, TOOD."""
+"""Losses that train the class score to predict the quality of the box: generalized focal loss, VarifocalNet, TOOD."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -29,15 +29,15 @@ ClassCost = Callable[[Tensor, Tensor], Tensor]
 
 
 class QualityLoss(DenseCriterion):
-    """The score of a positive's class learns its quality, the other scores 0; boxes count by their quality.
+    """A positive's score for its class is trained to predict its quality, all others 0; box losses weigh by quality.
 
     ``class_cost`` maps logits and targets in [0, 1], both (B, N, C), to costs (B, N, C):
-    :func:`~detkit.losses.quality_focal_loss` or :func:`~detkit.losses.varifocal_loss`. The quality of a positive is
-    the IoU of its predicted box (``quality="iou"``; GFL, VarifocalNet) or what the matcher says (``"assigned"``: TOOD
-    with :class:`~detkit.anchors.TaskAlignedMatcher`). Costs of classes are divided by the number of positives, or the
-    sum of assigned qualities; costs of boxes are weighted by quality and divided by its sum; both over the whole batch,
-    averaged over processes, at least 1. With ``distribution_weight`` the head predicts distributions, which
-    :class:`~detkit.boxes.DistributionCoder` reads, and these learn by the distribution focal loss.
+    :func:`~detkit.losses.quality_focal_loss` or :func:`~detkit.losses.varifocal_loss`. The quality of a positive is the
+    IoU of its predicted box (``quality="iou"``; GFL, VarifocalNet) or the one that the matcher assigned
+    (``"assigned"``; TOOD with :class:`~detkit.anchors.TaskAlignedMatcher`). Class costs are divided by the number of
+    positives, or by the sum of assigned qualities; box costs are weighted by quality and divided by its sum. Both
+    normalizers are taken over the whole batch, averaged over processes, at least 1. With ``distribution_weight`` the
+    head predicts distributions for :class:`~detkit.boxes.DistributionCoder`, trained by distribution focal loss.
 
     Sources: Li et al. 2020 (GFL), equations 5 to 8, whose release weights boxes by the predicted score instead; Zhang
     et al. 2021 (VarifocalNet), section 3.4; Feng et al. 2021 (TOOD), section 3.2. Raises ValueError for another quality
@@ -72,10 +72,10 @@ class QualityLoss(DenseCriterion):
     def forward(
         self, predictions: DensePredictions, assigned: Assigned, anchors: Anchors | Tensor, coder: BoxCoder
     ) -> dict[str, Float[Tensor, ""]]:
-        """Losses "classification", "box" and, where boxes are distributions, "distribution", weighted.
+        """Losses "classification", "box" and, if boxes are distributions, "distribution", weighted.
 
-        Logits are (B, N, C); labels 0..C-1, NEGATIVE or IGNORED. Half precision is promoted. Raises ValueError where
-        shapes disagree, and for a label outside the range (on accelerators with ``DETKIT_CHECKS=full``).
+        Logits are (B, N, C); labels 0..C-1, NEGATIVE or IGNORED. Half precision is promoted. Raises ValueError if
+        shapes disagree or a label is out of range (on accelerators with ``DETKIT_CHECKS=full``).
         """
         check_predictions(self, predictions, assigned)
         labels, weights = assigned.labels, assigned.weights
@@ -95,11 +95,11 @@ class QualityLoss(DenseCriterion):
         return losses
 
     def scores(self, predictions: DensePredictions) -> Float[Tensor, "B N C"]:
-        """A probability for each class on its own, which has learned how good the box is."""
+        """An independent score for each class, which also predicts the quality of the box."""
         return sigmoid_scores(predictions)
 
     def num_classes(self, predictions: DensePredictions) -> int:
-        """As many as logits."""
+        """The number of logits."""
         return predictions.logits.shape[-1]
 
     def extra_repr(self) -> str:
@@ -111,7 +111,7 @@ class QualityLoss(DenseCriterion):
     def _qualities(
         self, deltas: Tensor, assigned: Assigned, anchors: Anchors | Tensor, coder: BoxCoder
     ) -> Float[Tensor, "B N"]:
-        """What the score of each positive shall learn, in [0, 1]; 0 for the others."""
+        """The target of each positive's score, in [0, 1]; 0 for the others."""
         positive = assigned.labels >= 0
         if self.quality == "assigned":
             return torch.where(positive, assigned.quality, 0).to(promote(deltas).dtype)
@@ -129,5 +129,5 @@ class QualityLoss(DenseCriterion):
 def _distribution_cost(
     deltas: Tensor, boxes: Tensor, anchors: Anchors | Tensor, coder: BoxCoder
 ) -> Float[Tensor, "B N"]:
-    """Distribution focal loss of the four numbers of each box, their mean."""
+    """Distribution focal loss, averaged over the four sides of each box."""
     return distribution_focal_loss(deltas.unflatten(-1, (4, -1)), coder.encode(boxes, anchors)).mean(-1)

@@ -1,6 +1,6 @@
-"""The losses of two-stage detectors: is it an object (RPN), and then which class and where exactly (R-CNN).
+"""The losses of two-stage detectors: objectness and boxes (RPN), then classes and refined boxes (R-CNN).
 
-Both judge the rows that a sampler chose: whatever it left out comes as IGNORED and counts for nothing.
+Both are computed over the rows that a sampler chose: rows it left out are labeled IGNORED and do not count.
 """
 
 from functools import partial
@@ -27,7 +27,7 @@ from detkit.structures import IGNORED, NEGATIVE, Anchors, DensePredictions
 from detkit.structures.labels import check_labels
 
 sharp_l1_cost = partial(smooth_l1_cost, beta=1 / 9)
-"""Smooth L1 as both stages take it: the RPN's sigma of 3 as a beta, which torchvision uses for both."""
+"""Smooth L1 of both stages: beta 1/9 is the RPN's sigma of 3, which torchvision uses for both."""
 
 
 class RPNLoss(DenseCriterion):
@@ -56,7 +56,7 @@ class RPNLoss(DenseCriterion):
     ) -> dict[str, Float[Tensor, ""]]:
         """Losses "objectness" and "box", weighted. Half precision is promoted.
 
-        Raises ValueError where shapes disagree.
+        Raises ValueError if shapes disagree.
         """
         check_predictions(self, predictions, assigned)
         if predictions.logits.shape[2] != 1:
@@ -67,7 +67,7 @@ class RPNLoss(DenseCriterion):
         return _per_sampled(self, {"objectness": costs}, predictions, assigned, anchors, coder)
 
     def scores(self, predictions: DensePredictions) -> Float[Tensor, "B N 1"]:
-        """The probability that there is an object."""
+        """The probability of an object."""
         return sigmoid_scores(predictions)
 
     def num_classes(self, predictions: DensePredictions) -> int:
@@ -83,9 +83,9 @@ class RCNNLoss(DenseCriterion):
     """Cross-entropy over the sampled boxes, a box cost over the positives, both per sampled box.
 
     The sums over the whole batch are divided by the number of sampled boxes, averaged over processes, at least 1.
-    Logits are (B, N, C + 1) with background last, deltas those of each box's class. ``box_weight`` scales the box cost;
-    the paper's is smooth L1 with ``beta=1``.
-    Source: Girshick 2015, "Fast R-CNN", section 2.3, with the bend and the normalizer of torchvision.
+    Logits are (B, N, C + 1) with background last; deltas are those of each box's class. ``box_weight`` scales the box
+    cost; the paper's is smooth L1 with ``beta=1``. Source: Girshick 2015, "Fast R-CNN", section 2.3, with torchvision's
+    beta and normalizer.
 
     >>> from detkit.boxes import DeltaCoder
     >>> boxes, ones = torch.tensor([[[0.0, 0, 4, 4]]]).expand(1, 4, 4), torch.ones(1, 4)
@@ -106,8 +106,8 @@ class RCNNLoss(DenseCriterion):
     ) -> dict[str, Float[Tensor, ""]]:
         """Losses "classification" and "box", weighted.
 
-        Labels are 0..C-1, NEGATIVE, or IGNORED where not sampled. Half precision is promoted. Raises ValueError where
-        shapes disagree, and for a label outside the range (on accelerators with ``DETKIT_CHECKS=full``).
+        Labels are 0..C-1, NEGATIVE, or IGNORED if not sampled. Half precision is promoted. Raises ValueError if shapes
+        disagree or a label is out of range (on accelerators with ``DETKIT_CHECKS=full``).
         """
         check_predictions(self, predictions, assigned)
         labels, background = assigned.labels, self.num_classes(predictions)
@@ -118,11 +118,11 @@ class RCNNLoss(DenseCriterion):
         return _per_sampled(self, {"classification": costs}, predictions, assigned, anchors, coder)
 
     def scores(self, predictions: DensePredictions) -> Float[Tensor, "B N C"]:
-        """Softmax probabilities of the C classes, background left out."""
+        """Softmax probabilities of the C classes, without background."""
         return softmax_scores(predictions)
 
     def num_classes(self, predictions: DensePredictions) -> int:
-        """One less than logits: the last is background."""
+        """One less than the number of logits: the last one is background."""
         return predictions.logits.shape[-1] - 1
 
     def extra_repr(self) -> str:
@@ -138,7 +138,7 @@ def _per_sampled(
     anchors: Anchors | Tensor,
     coder: BoxCoder,
 ) -> dict[str, Float[Tensor, ""]]:
-    """These costs, and those of boxes, summed over the sampled rows and divided by their number."""
+    """``costs`` and box costs, each summed over the sampled rows and divided by their number."""
     sampled = assigned.labels != IGNORED
     box = criterion.box_weight * box_costs(criterion.box_cost, predictions.deltas, assigned, anchors, coder)
     weights = torch.where(sampled, assigned.weights, 0)

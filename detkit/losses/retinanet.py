@@ -1,4 +1,4 @@
-"""The loss of RetinaNet: focal over all anchors and classes, a box cost over the positives."""
+"""The loss of RetinaNet: focal loss over all anchors and classes, a box cost over the positives."""
 
 from typing import Literal
 
@@ -17,12 +17,12 @@ Scope = Literal["image", "batch"]
 
 
 class RetinaNetLoss(DenseCriterion):
-    """Sigmoid focal loss over all anchors, a box cost over the positives, both per positive.
+    """Sigmoid focal loss over all anchors and a box cost over the positives, both normalized by the positives.
 
-    Sums of an image are divided by the number of its positives, at least 1, and averaged over the images of all
-    processes; with ``scope="batch"`` they are divided by the positives of the whole batch instead, averaged over
-    processes. ``alpha`` and ``gamma`` are those of :func:`~detkit.losses.sigmoid_focal_loss`. Of ``box_cost``,
-    torchvision's first version takes the default, L1, its second GIoU; ``box_weight`` scales it.
+    Each image's sum is divided by its number of positives, at least 1, and averaged over the images of all processes.
+    With ``scope="batch"`` the sums are divided by the positives of the whole batch instead, averaged over processes.
+    ``alpha`` and ``gamma`` are those of :func:`~detkit.losses.sigmoid_focal_loss`. torchvision's first version uses the
+    default ``box_cost``, L1, its second version GIoU; ``box_weight`` scales it.
     Source: Lin et al. 2017, "Focal Loss", sections 3 and 4.1. Raises ValueError for another scope or a negative weight.
 
     >>> import torch
@@ -57,7 +57,7 @@ class RetinaNetLoss(DenseCriterion):
         """Losses "classification" and "box", weighted.
 
         Logits are (B, N, C) without a background column; labels 0..C-1, NEGATIVE or IGNORED. Half precision is
-        promoted. Raises ValueError where shapes disagree, and for a label outside the range (on accelerators with
+        promoted. Raises ValueError if shapes disagree or a label is out of range (on accelerators with
         ``DETKIT_CHECKS=full``).
         """
         check_predictions(self, predictions, assigned)
@@ -71,11 +71,11 @@ class RetinaNetLoss(DenseCriterion):
         }
 
     def scores(self, predictions: DensePredictions) -> Float[Tensor, "B N C"]:
-        """A probability for each class on its own."""
+        """An independent probability for each class."""
         return sigmoid_scores(predictions)
 
     def num_classes(self, predictions: DensePredictions) -> int:
-        """As many as logits."""
+        """The number of logits."""
         return predictions.logits.shape[-1]
 
     def extra_repr(self) -> str:
@@ -84,7 +84,7 @@ class RetinaNetLoss(DenseCriterion):
         return f"{described(self.box_cost)}, {settings}"
 
     def _share(self, positives: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
-        """By what each image's sum is multiplied."""
+        """The factor that multiplies each image's sum."""
         if self.scope == "image":
             images = all_reduce_mean(positives.new_full((), len(positives)))
             return 1 / (positives.clamp(min=1) * images)

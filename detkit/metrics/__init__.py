@@ -1,6 +1,6 @@
-"""What a detector is worth: COCO's AP and AR (boxes, masks, keypoints, LVIS's federated truth) over pycocotools or
-hotcoco, Pascal VOC's mAP, recall of proposals. All take the same lists of detections and targets, check every value,
-count an image once and give the same numbers in every process.
+"""Metrics: COCO's AP and AR (boxes, masks, keypoints, LVIS's federated ground truth) by pycocotools or hotcoco, Pascal
+VOC's mAP, recall of proposals. All take the same lists of detections and targets, check every value, count each image
+once and return the same numbers in every process.
 """
 
 from detkit.metrics.coco import ClassResult, CocoMetrics, format_table

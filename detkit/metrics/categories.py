@@ -1,4 +1,4 @@
-"""Names of classes, however they were given."""
+"""Class names from any of the forms in which they may be given."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,7 +7,7 @@ from typing import Any
 def category_names(categories: int | Sequence[str] | Sequence[Mapping[str, Any]], *, function: str) -> list[str]:
     """A name per label from a number of classes, names, or COCO's category dicts.
 
-    Raises ValueError in the name of ``function`` where there is no class.
+    Raises ValueError, with ``function`` in the message, if there is no class.
 
     >>> category_names(2, function="demo"), category_names([{"id": 7, "name": "cat"}], function="demo")
     (['0', '1'], ['cat'])
@@ -19,7 +19,7 @@ def category_names(categories: int | Sequence[str] | Sequence[Mapping[str, Any]]
 
 
 def frequency_groups(categories: Any) -> dict[str, list[int]]:
-    """The labels of each of LVIS's frequencies (rare, common, frequent); empty where categories have none.
+    """The labels of each of LVIS's frequencies (rare, common, frequent); empty if categories have none.
 
     >>> frequency_groups([{"id": 1, "frequency": "c"}])
     {'r': [], 'c': [0], 'f': []}

@@ -1,7 +1,7 @@
 """COCO's average precision and recall: the numbers that detection papers report.
 
-The judging itself is pycocotools' (or hotcoco's, the same numbers faster). Mended here, and covered by tests, is what
-pycocotools does to some inputs:
+pycocotools (or hotcoco, the same numbers faster) does the evaluation. Some inputs that pycocotools handles wrongly are
+handled here, and covered by tests:
 
 ==============================================  ==============================  =====================================
 input                                           pycocotools                     here
@@ -37,7 +37,7 @@ IOU_THRESHOLDS = {"50": 0, "75": 5}
 
 
 class ClassResult(NamedTuple):
-    """One class: AP over IoU 0.5..0.95, AP at IoU 0.5 (-1 where it has no object), number of objects."""
+    """One class: AP over IoU 0.5..0.95, AP at IoU 0.5 (-1 if it has no object), number of objects."""
 
     name: str
     AP: float
@@ -46,14 +46,14 @@ class ClassResult(NamedTuple):
 
 
 class CocoMetrics:
-    """COCO's AP and AR of boxes, masks and keypoints, over everything given to :meth:`update`, in all processes.
+    """COCO's AP and AR of boxes, masks and keypoints, over all images passed to :meth:`update` in all processes.
 
-    categories: the number of classes, their names, or COCO's category dicts (of which LVIS's ``frequency`` is used);
-    label i is the i-th. iou_types: any of "bbox", "segm", "keypoints". max_detections: the k of AR@k, ascending; AP and
-    the area splits use the largest; None is COCO's own (1, 10, 100), for keypoints (20,), federated (300,).
-    class_agnostic: labels are not compared, as for proposals. federated: only the classes known to be present or absent
-    (target entry ``negative_labels``) are judged in an image, and unmatched detections of ``not_exhaustive_labels`` are
-    excused (LVIS, Gupta et al. 2019, section 3.1). engine: "pycocotools", "hotcoco", or None for the faster installed.
+    categories: the number of classes, their names, or COCO's category dicts (LVIS's ``frequency`` is used); label i is
+    the i-th. iou_types: any of "bbox", "segm", "keypoints". max_detections: the k of AR@k, ascending; AP and the area
+    splits use the largest; None is COCO's own (1, 10, 100), for keypoints (20,), federated (300,). class_agnostic:
+    labels are ignored, as for proposals. federated: an image is evaluated only for the classes known to be present or
+    absent (target entry ``negative_labels``), and unmatched detections of ``not_exhaustive_labels`` do not count (LVIS,
+    Gupta et al. 2019, section 3.1). engine: "pycocotools", "hotcoco", or None for the faster installed.
     keypoint_sigmas: one per keypoint, COCO's 17 by default. Raises ValueError naming the argument.
 
     >>> import torch
@@ -106,7 +106,7 @@ class CocoMetrics:
         engine: str | None = None,
         keypoint_sigmas: Sequence[float] = COCO_SIGMAS,
     ) -> "CocoMetrics":
-        """Metrics already holding a COCO (or, federated, LVIS) data set and results, as dicts or paths of JSON files.
+        """Metrics that hold a COCO (or, federated, LVIS) data set and results, given as dicts or paths of JSON files.
 
         Class i is the category with the i-th smallest id. Raises ValueError naming the entry of the file.
 
@@ -135,11 +135,11 @@ class CocoMetrics:
         return metrics
 
     def update(self, detections: Sequence[Detection], targets: Sequence[Target]) -> None:
-        """Add images: what was found (boxes, scores, labels; masks or keypoints where judged) and what is true.
+        """Add images: detections (boxes, scores, labels; masks or keypoints if evaluated) and ground truth.
 
-        A target may carry ``image_id`` (an image given again replaces itself), ``iscrowd``, ``ignore``, ``area`` (else
-        the mask's, else the box's). Masks are (N, H, W), boolean or integer. Raises ValueError naming the image, the
-        entry, the first bad index and value, and then keeps nothing of the batch.
+        A target may carry ``image_id`` (an image given again replaces the earlier one), ``iscrowd``, ``ignore`` and
+        ``area`` (default: that of the mask, else of the box). Masks are (N, H, W), boolean or integer. Raises
+        ValueError naming the image, the entry, the first bad index and value; then nothing of the batch is kept.
 
         >>> import torch
         >>> CocoMetrics(1).update([{"boxes": torch.full((1, 4), torch.nan), "scores": torch.ones(1),
@@ -154,11 +154,11 @@ class CocoMetrics:
         self._images.add(read_images(reader, detections, targets, keys))
 
     def compute(self) -> dict[str, float]:
-        """All numbers, in [0, 1], or -1 where there is no object to find; the same in every process (collective call).
+        """All numbers, in [0, 1], or -1 if there is no object to find; the same in every process (collective call).
 
         For each iou type: ``AP AP50 AP75 APs APm APl``, ``AR@k`` for each k, ``AR50 AR75 ARs ARm ARl`` at the largest
-        k, with the type in front ("bbox/AP"); ``APr APc APf`` where categories have frequencies. Keypoints have no
-        small objects.
+        k, prefixed by the type ("bbox/AP"); ``APr APc APf`` if categories have frequencies. Keypoints have no small
+        objects.
 
         >>> CocoMetrics(2, max_detections=(5,)).compute()["bbox/AR@5"]
         -1.0
@@ -170,7 +170,7 @@ class CocoMetrics:
         }
 
     def per_class(self, iou_type: str | None = None) -> list[ClassResult]:
-        """AP, AP50 and number of objects of each class; of the first iou type unless named (collective call).
+        """AP, AP50 and number of objects of each class, by default for the first iou type (collective call).
 
         >>> CocoMetrics(["cat"]).per_class()
         [ClassResult(name='cat', AP=-1.0, AP50=-1.0, objects=0)]
@@ -234,7 +234,7 @@ class CocoMetrics:
 
 
 def format_table(rows: Sequence[ClassResult]) -> str:
-    """A table to print: one line per class, best AP first, classes without objects last.
+    """Format a table: one line per class, best AP first, classes without objects last.
 
     >>> print(format_table([ClassResult("cat", 0.5, 0.75, 3), ClassResult("dog", 0.625, 0.9, 12)]))
     class  objects     AP   AP50

@@ -1,7 +1,7 @@
 """COCO and LVIS files as image records, every value checked.
 
-What pycocotools takes silently is an error here: duplicate ids, ids that are no integers, results of unknown images or
-categories, boxes that are not finite. The caller's lists are read, never written.
+Input that pycocotools accepts silently is an error here: duplicate or non-integer ids, results of unknown images or
+categories, boxes that are not finite. The caller's lists are read, never modified.
 """
 
 from collections import Counter, defaultdict
@@ -17,7 +17,7 @@ Row = Mapping[str, Any]
 
 
 class _Source(NamedTuple):
-    """One of the two files: its name in errors, what objects need, and labels and sizes by id."""
+    """One of the two files: its name in errors, the fields objects need, and labels and sizes by id."""
 
     name: str
     masks: bool
@@ -31,8 +31,8 @@ def read_records(
 ) -> tuple[list[Row], list[ImageRecord]]:
     """Categories in order of their id, so that label i is the i-th, and a record per image.
 
-    Areas follow pycocotools: those annotated for truth; of a result its box where it has one, else its mask, else the
-    hull of its keypoints. masks: every object needs a segmentation; points: every object needs so many keypoints.
+    Areas follow pycocotools: as annotated for ground truth; for a result that of its box, else of its mask, else of the
+    hull of its keypoints. masks: every object needs a segmentation; points: keypoints that every object needs.
     Raises ValueError naming the file's entry.
 
     >>> truth = {"images": [{"id": 5}], "categories": [{"id": 3, "name": "cat"}], "annotations": []}
@@ -66,7 +66,7 @@ def _table(ground_truth: Mapping[str, Any], name: str) -> list[Row]:
 
 
 def _size(image: Row, index: int) -> tuple[int, int]:
-    """(height, width), 0 where the file does not say: only masks need it."""
+    """(height, width), 0 if the file does not say: only masks need it."""
     height, width = image.get("height", 0), image.get("width", 0)
     if not isinstance(height, int) or not isinstance(width, int):
         raise ValueError(

@@ -1,9 +1,9 @@
 """Precision and recall of image records through pycocotools or hotcoco.
 
-Both engines are handed tables in which pycocotools' faults cannot show: ids run from 1, an ignored object carries an
-area outside every range (pycocotools overwrites ``ignore``), class-agnostic evaluation has one category, a partly
-annotated class gets a crowd region that covers all its detections. So each engine runs as it stands, and every rule
-that is ours is in these tables.
+Both engines get tables in which pycocotools' bugs cannot show: ids start at 1, an ignored object has an area outside
+every range (pycocotools overwrites ``ignore``), class-agnostic evaluation has one category, a partly annotated class
+gets a crowd region that covers all its detections. So each engine runs unmodified, and all our own rules are in these
+tables.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ COCO_SIGMAS = (
 
 
 class Settings(NamedTuple):
-    """How records are judged: see :class:`detkit.metrics.CocoMetrics`."""
+    """How records are evaluated: see :class:`detkit.metrics.CocoMetrics`."""
 
     num_classes: int
     max_detections: tuple[int, ...]
@@ -50,10 +50,10 @@ class Settings(NamedTuple):
 
 
 class Curves(NamedTuple):
-    """What an engine found, -1 where a class has no object in an area range.
+    """An engine's results, -1 where a class has no object in an area range.
 
-    precision (10, 101, C, A, M) over IoU 0.5..0.95, recall 0..1, class, area range, detections kept; recall
-    (10, C, A, M); objects (C,): how many each class has, ignored ones left out.
+    precision (10, 101, C, A, M) over IoU 0.5..0.95, recall 0..1, class, area range, detections kept; recall (10, C, A,
+    M); objects (C,): the number of objects per class, without ignored ones.
     """
 
     precision: np.ndarray
@@ -62,7 +62,7 @@ class Curves(NamedTuple):
 
 
 def evaluate(records: Sequence[ImageRecord], iou_type: str, settings: Settings) -> Curves:
-    """Judge the detections of all records against their truth, as one data set.
+    """Evaluate the detections of all records against their ground truth, as one data set.
 
     iou_type: "bbox", "segm" or "keypoints". ``settings.max_detections`` ascends.
 
@@ -83,9 +83,9 @@ def evaluate(records: Sequence[ImageRecord], iou_type: str, settings: Settings) 
 
 
 def engine_name(engine: str | None) -> str:
-    """The engine that will run: the one asked for, or for None the fastest installed.
+    """The engine that will run: the requested one, or for None the fastest installed.
 
-    Raises ValueError for an unknown name, ImportError naming the extra where hotcoco is not installed.
+    Raises ValueError for an unknown name, ImportError naming the extra if hotcoco is not installed.
 
     >>> engine_name("pycocotools")
     'pycocotools'
@@ -119,7 +119,7 @@ def _prepared(record: ImageRecord, iou_type: str, settings: Settings) -> ImageRe
 
 
 def _federated(record: ImageRecord, iou_type: str, limit: int) -> ImageRecord:
-    """Keep the best ``limit`` detections of the image, of these the judged classes; excuse partly annotated ones."""
+    """Keep the best ``limit`` detections of the image, then only evaluated classes; excuse partly annotated ones."""
     found = record.detections
     best = np.sort(np.argsort(-found.scores, kind="stable")[:limit])
     judged = np.isin(found.labels[best], [*record.negative, *record.truth.labels])
@@ -164,7 +164,8 @@ def _ignored(truth: Objects, iou_type: str) -> np.ndarray:
 
 
 def _tables(records: Sequence[ImageRecord], iou_type: str, present: np.ndarray) -> tuple[dict[str, Any], ...]:
-    """COCO's two tables, truth and detections; images in the order of the records, only the classes that count."""
+    """COCO's two tables, ground truth and detections; images in the order of the records, only the classes that
+    count."""
     sizes = [record.size or (1, 1) for record in records]
     shared = {
         "images": [{"id": i, "height": size[0], "width": size[1]} for i, size in enumerate(sizes, start=1)],

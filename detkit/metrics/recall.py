@@ -1,4 +1,4 @@
-"""Recall of class-agnostic proposals: how many objects the best k boxes of an image cover."""
+"""Recall of class-agnostic proposals: the fraction of objects that the best k boxes of an image cover."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,11 +17,11 @@ MATCHES = ("one-to-one", "any")
 
 
 class ProposalRecall:
-    """COCO's AR@k of proposals, over everything given to :meth:`update`, in all processes.
+    """COCO's AR@k of proposals, over all images passed to :meth:`update` in all processes.
 
-    max_detections: the k, distinct; the k best-scored boxes of an image count. match: "one-to-one" lets a proposal
-    cover one object, as COCO does; "any" lets it cover all it overlaps enough, as selective search's recall (Uijlings
-    et al. 2013, section 5) does. engine as in :class:`CocoMetrics`.
+    max_detections: the values of k, distinct; the k best-scored boxes of an image count. match: "one-to-one" lets a
+    proposal cover one object, as COCO does; "any" lets it cover every object it overlaps enough, as selective search's
+    recall does (Uijlings et al. 2013, section 5). engine as in :class:`CocoMetrics`.
 
     >>> metrics = ProposalRecall((1, 2))
     >>> boxes = torch.tensor([[0.0, 0.0, 9.0, 9.0], [20.0, 20.0, 40.0, 40.0]])
@@ -41,7 +41,7 @@ class ProposalRecall:
     def update(self, proposals: Sequence[Mapping[str, Any]], targets: Sequence[Target]) -> None:
         """Add images: proposals with boxes (K, 4), and scores (K,) unless they come best first; labels are not read.
 
-        Crowd and ignored objects are not counted. Errors as in :meth:`CocoMetrics.update`.
+        Crowd and ignored objects do not count. Errors as in :meth:`CocoMetrics.update`.
 
         >>> ProposalRecall().update([], [])
         """
@@ -93,7 +93,7 @@ def _any_recall(records: Sequence[ImageRecord], k: int) -> float:
 
 
 def _best_overlaps(record: ImageRecord, k: int) -> np.ndarray:
-    """Per counted object of the image, its IoU with the nearest of the k best proposals."""
+    """For each counted object of the image, its highest IoU with the k best proposals."""
     top = np.argsort(-record.detections.scores, kind="stable")[:k]
     boxes = torch.from_numpy(corners(record.detections.boxes[top]))
     truth = torch.from_numpy(corners(record.truth.boxes[~(record.truth.crowd | record.truth.ignore)]))

@@ -1,6 +1,6 @@
-"""Detections and truth of an image as host arrays, checked once on entry.
+"""Detections and ground truth of an image as host arrays, checked once on entry.
 
-Every metric of boxes starts from these records, so that none repeats the checks.
+All box metrics start from these records, so that none repeats the checks.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,9 +21,9 @@ LARGEST = 1e15
 class Objects(NamedTuple):
     """N objects of one image.
 
-    boxes (N, 4) float64 as x, y, width, height, COCO's own form; labels (N,) int64; areas (N,) float64, or None: of
-    whatever is compared; scores (N,) float64, best is highest; crowd and ignore (N,) bool; masks N compressed runs;
-    keypoints (N, P, 3) float64.
+    boxes (N, 4) float64 as x, y, width, height, COCO's own form; labels (N,) int64; areas (N,) float64, or None for the
+    area of whatever is compared; scores (N,) float64, highest is best; crowd and ignore (N,) bool; masks N compressed
+    run lengths; keypoints (N, P, 3) float64.
     """
 
     boxes: np.ndarray
@@ -48,9 +48,9 @@ class Objects(NamedTuple):
 
 
 class ImageRecord(NamedTuple):
-    """One image: its key (which orders the images), size (height, width) where masks told it, and its objects.
+    """One image: its key (which orders the images), its size (height, width) if masks give it, and its objects.
 
-    Federated truth only: ``negative`` labels are known to be absent, ``not_exhaustive`` ones are only partly annotated.
+    Federated ground truth only: ``negative`` labels are known to be absent, ``not_exhaustive`` ones partly annotated.
     """
 
     key: tuple[int, int, int]
@@ -62,7 +62,7 @@ class ImageRecord(NamedTuple):
 
 
 class Reader(NamedTuple):
-    """What is read from the dicts, and the name that errors carry. keypoints: the points each object must have."""
+    """What to read from the dicts, and the name used in errors. keypoints: how many each object must have."""
 
     function: str
     num_classes: int
@@ -95,8 +95,8 @@ def read_images(
 ) -> list[ImageRecord]:
     """Records of a batch, with every shape and value checked.
 
-    Raises ValueError naming the image, the entry, the first bad index and value, and what is allowed: NaN, infinite or
-    inverted boxes, NaN or infinite scores, labels outside 0..C-1, lengths that disagree, masks of different sizes.
+    Raises ValueError naming the image, the entry, the first bad index and value, and what is allowed, for NaN, infinite
+    or inverted boxes, NaN or infinite scores, labels outside 0..C-1, lengths that disagree, masks of different sizes.
 
     >>> read_images(Reader("demo", 2), [{"boxes": torch.zeros(1, 4), "scores": torch.ones(1),
     ...     "labels": torch.tensor([2])}], [{"boxes": torch.zeros(0, 4), "labels": torch.zeros(0).long()}], [(1, 0, 0)])

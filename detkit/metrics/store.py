@@ -14,8 +14,8 @@ from detkit.structures import Target
 class ImageStore:
     """The images seen so far, each once, in an order that does not depend on how processes shared them.
 
-    An image seen again under its ``image_id`` replaces what was kept (a padded sampler repeats images); its truth must
-    be the same. Images without an id get a running one, and are never taken for one another.
+    An image seen again under its ``image_id`` replaces the earlier one (a padded sampler repeats images); its ground
+    truth must be the same. Images without an id get consecutive ones and never count as the same image.
 
     >>> import torch
     >>> store = ImageStore()
@@ -49,7 +49,7 @@ class ImageStore:
         ]
 
     def add(self, records: Sequence[ImageRecord]) -> None:
-        """Keep these images; ValueError where one was seen with other truth, and then none is kept.
+        """Keep these images. Raises ValueError if one was seen with other ground truth, and then keeps none.
 
         >>> ImageStore().add([])
         """

@@ -17,13 +17,14 @@ INTERPOLATIONS = ("area", "11point")
 
 
 def average_precision(recall: Sequence[float], precision: Sequence[float], interpolation: str) -> float:
-    """Average precision of a curve whose points are in order of falling score.
+    """Average precision of a curve whose points are ordered by descending score.
 
-    recall, precision: (N,) in [0, 1], recall not falling. "area": the area under the precision envelope (VOC 2010
+    recall, precision: (N,) in [0, 1], recall never decreasing. "area": the area under the precision envelope (VOC 2010
     devkit). "11point": the mean over recalls 0, 0.1, ..., 1 of the best precision at or beyond each (VOC 2007;
-    Everingham et al. 2010, section 4.2). The recalls are ``numpy.arange(0, 1.1, 0.1)``, as in Girshick's
-    voc_eval.py: three of them lie a rounding above 0.3, 0.6 and 0.7, so that a recall of just that does not reach them.
-    Raises ValueError for points that are no such curve, and another interpolation.
+    Everingham et al. 2010, section 4.2). The recalls are ``numpy.arange(0, 1.1, 0.1)``, as in Girshick's voc_eval.py:
+    three of them are a rounding error above 0.3, 0.6 and 0.7, so a recall of exactly that does not reach them.
+
+    Raises ValueError for points that do not form such a curve, and for another interpolation.
 
     >>> recall, precision = [0.2, 0.2, 0.4, 0.4, 0.6], [1, 0.5, 2 / 3, 0.5, 0.6]
     >>> [round(average_precision(recall, precision, how), 7) for how in ("11point", "area")]
@@ -39,7 +40,7 @@ def average_precision(recall: Sequence[float], precision: Sequence[float], inter
 
 
 class VocClassResult(NamedTuple):
-    """One class: AP (-1 where it has no object), number of objects, difficult ones left out."""
+    """One class: AP (-1 if it has no object), number of objects without difficult ones."""
 
     name: str
     AP: float
@@ -47,13 +48,14 @@ class VocClassResult(NamedTuple):
 
 
 class VocMetrics:
-    """Pascal VOC's mAP over everything given to :meth:`update`, in all processes.
+    """Pascal VOC's mAP over all images passed to :meth:`update` in all processes.
 
     categories: the number of classes, their names, or category dicts; label i is the i-th. A detection is compared with
-    the object of its class that it overlaps most: a hit where their IoU is at least ``iou_threshold`` and the object is
-    not taken by a better detection, neither where the object is difficult (``iscrowd`` or ``ignore`` in the target),
-    else a miss. interpolation: see :func:`average_precision`. legacy_plus_one: sides are x2 - x1 + 1, as in VOC's
-    devkit, whose boxes name their last pixel. Source: VOC 2012 devkit, VOCevaldet.
+    the object of its class that it overlaps most. If their IoU is at least ``iou_threshold``, it is a hit, unless a
+    better detection has claimed the object; if the object is difficult (``iscrowd`` or ``ignore`` in the target), it is
+    neither hit nor miss. Everything else is a miss. interpolation: see :func:`average_precision`. legacy_plus_one:
+    sides are x2 - x1 + 1, as in VOC's devkit, whose boxes include their last pixel. Source: VOC 2012 devkit,
+    VOCevaldet.
 
     >>> metrics = VocMetrics(["cat"])
     >>> box = torch.tensor([[10.0, 10.0, 50.0, 50.0]])
@@ -89,7 +91,7 @@ class VocMetrics:
         self._images.add(read_images(reader, detections, targets, keys))
 
     def compute(self) -> dict[str, float]:
-        """``mAP``: the mean over classes that have an object, -1 where none has; the same in every process.
+        """``mAP``: the mean over classes that have an object, -1 if none has; the same in every process.
 
         >>> VocMetrics(3).compute()
         {'mAP': -1.0}
@@ -134,7 +136,7 @@ class VocMetrics:
 
 
 class _Judged(NamedTuple):
-    """Detections with the object each claims, -1 for none; excused ones claim a difficult object."""
+    """Detections with the object that each claims, -1 for none; excused ones claim a difficult object."""
 
     scores: np.ndarray
     labels: np.ndarray

@@ -1,4 +1,4 @@
-"""Necks turn a backbone's feature maps into those that heads read: a pyramid of one width, or further coarser levels.
+"""Necks turn a backbone's feature maps into those that heads read: a pyramid of one width, or extra coarser levels.
 
 A neck is built from the backbone's ``out_channels`` and ``strides`` and declares its own, so that
 ``nn.Sequential(backbone, neck)`` is a trunk and ``neck.strides`` are its strides.

@@ -1,4 +1,4 @@
-"""What every neck promises: feature maps in, feature maps of known channels and strides out."""
+"""The interface of every neck: feature maps in, feature maps of known channels and strides out."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ class Neck(nn.Module, ABC):
     """Turns feature maps into feature maps, finest first; with a backbone it makes ``nn.Sequential(backbone, neck)``.
 
     Built from the channels and strides of its input, it declares those of its output as a backbone does:
-    ``out_channels`` and ``strides``. Raises ValueError where these do not describe the same levels, finest first.
+    ``out_channels`` and ``strides``. Raises ValueError if these do not describe the same levels, finest first.
 
     >>> import torch
     >>> class Coarsest(Neck):

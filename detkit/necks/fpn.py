@@ -14,10 +14,11 @@ from detkit.necks.base import Neck
 class FPN(Neck):
     """Lateral 1 x 1 convolutions, added from the coarsest level down, each smoothed by a 3 x 3 convolution.
 
-    ``features[l]`` (B, in_channels[l], H_l, W_l) become (B, channels, H_l, W_l); the coarser map is brought to the
-    finer one's size by nearest neighbor, so that odd sizes fit. ``extra`` coarser levels follow, each half the one
-    before (rounded up), made by ``extra_from``: "pool" subsamples the last output (Faster R-CNN); "input" convolves
-    the last input and "output" the last output with stride 2, with a ReLU before each further one (RetinaNet).
+    ``features[l]`` (B, in_channels[l], H_l, W_l) become (B, channels, H_l, W_l); the coarser map is resized to the
+    finer one by nearest neighbor, so that odd sizes fit. ``extra`` coarser levels follow, each half the size of the one
+    before (rounded up), computed as ``extra_from`` says: "pool" subsamples the last output (Faster R-CNN); "input"
+    convolves the last input and "output" the last output with stride 2, with a ReLU before each further one
+    (RetinaNet).
     Sources: arXiv 1612.03144, section 3; arXiv 1708.02002, section 4. Without ``norm`` it is torchvision's.
     Raises ValueError for in_channels and in_strides of different lengths, or another ``extra_from``.
 

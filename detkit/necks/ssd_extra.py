@@ -1,4 +1,4 @@
-"""SSD's extra layers: ever coarser levels behind the backbone's."""
+"""SSD's extra layers: ever coarser levels after the backbone's."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -39,11 +39,11 @@ SSD512_LEVELS = (
 
 
 class SSDExtra(Neck):
-    """Passes its features through, and appends levels that shrink the last one further.
+    """Passes its feature maps through and appends levels that shrink the last one further.
 
     ``features`` (B, in_channels[l], H_l, W_l) are followed by one map for each of ``levels``. ``strides`` are the
-    distances between neighboring cells: a level whose convolution has no stride keeps the stride before it even where
-    it loses its border, while Caffe's SSD300 lists 100 and 300 (image size by cells) as the steps of its last two.
+    distances between neighboring cells: a level whose convolution has no stride keeps the previous stride even if it
+    loses its border, while Caffe's SSD300 lists 100 and 300 (image size by cells) as the steps of its last two levels.
     ``norm`` (default none, as published) is called with the number of channels. Xavier initialization.
     Raises ValueError for in_channels and in_strides of different lengths.
     Source: SSD (arXiv 1512.02325, section 2.1, figure 2; section 3.3, note on SSD512).

@@ -1,6 +1,5 @@
-"""Boxes that may hold an object, before any detector has looked: every window of an image, selective search, and files
-of proposals that others made. They enter ``Detector(images, proposals=)``; ``detkit.metrics.ProposalRecall`` judges
-them.
+"""Class-agnostic proposals without a network: sliding windows, selective search, and proposals read from files. They
+are passed to ``Detector(images, proposals=)``; ``detkit.metrics.ProposalRecall`` evaluates them.
 """
 
 from detkit.proposals.external import Proposals, load_proposals, pad_proposals

@@ -1,6 +1,6 @@
 """Proposals that another program made: read from a COCO result file, checked, and padded for a detector.
 
-BING, EdgeBoxes, objectness, or yesterday's RPN: whatever writes ``[{"image_id", "bbox", "score"}, ...]``.
+BING, EdgeBoxes, objectness, or a stored RPN: any program that writes ``[{"image_id", "bbox", "score"}, ...]``.
 """
 
 from collections.abc import Sequence
@@ -42,13 +42,14 @@ def load_proposals(
 ) -> list[Proposals]:
     """The proposals of each image from a COCO result file, best first, ties in the order of the file.
 
-    path: a JSON list of dicts with image_id, bbox (x, y, width, height in pixels) and score; other keys, category_id
-    say, are not read. image_ids (B,) are the images wanted, in the order that comes back, and sizes their (height,
-    width): ``CocoDataset`` has ``image_ids`` and ``image_size(index)``. Boxes are clipped to the image; those of which
-    nothing is left are dropped. An image without proposals has boxes (0, 4). max_proposals: the best so many of each.
+    path: a JSON list of dicts with image_id, bbox (x, y, width, height in pixels) and score; other keys, such as
+    category_id, are ignored. image_ids (B,) are the images to return, in this order, and sizes their (height, width):
+    ``CocoDataset`` has ``image_ids`` and ``image_size(index)``. Boxes are clipped to the image; boxes that lie outside
+    are dropped. An image without proposals has boxes (0, 4). max_proposals: how many of the best to keep per image.
 
-    Raises ValueError naming the file and the entry: no list, a key missing or ill-typed, numbers that are not finite,
-    negative sizes, an image that was not asked for (``unknown="drop"`` passes over those, for a file of a larger set).
+    Raises ValueError naming the file and the entry if the file is not a list, a key is missing or of the wrong type,
+    numbers are not finite, sizes are negative, or the image is not among image_ids (``unknown="drop"`` skips such
+    entries, for the file of a larger set).
 
     >>> import json, tempfile
     >>> from pathlib import Path
@@ -78,13 +79,13 @@ def load_proposals(
 def pad_proposals(
     proposals: Sequence[Proposals], *, max_proposals: int | None = None, device: torch.device | None = None
 ) -> Detections:
-    """Proposals of B images as one padded batch of class 0, what ``Detector(images, proposals=)`` starts from.
+    """Proposals of B images as one padded batch of class 0, the input of ``Detector(images, proposals=)``.
 
-    They come best first, boxes (N_i, 4) and scores (N_i,), and stay so. K is ``max_proposals``, the best so many of
-    each image: it does not depend on values, so compiles once; without it the most that any image has, at least 1.
-    The result is on ``device``, by default that of the first boxes, and in the widest type of all images, promoted.
-    Arrays and nested lists are taken as in targets. Raises ValueError for an empty list, and where boxes and scores are
-    missing or disagree, naming the image; TypeError for what holds no numbers.
+    Boxes (N_i, 4) and scores (N_i,) come best first and keep their order. K is ``max_proposals``, the best of each
+    image: it does not depend on values, so the model compiles once. Without it K is the largest number in any image, at
+    least 1. The result is on ``device``, by default that of the first boxes, and in the widest dtype of all images,
+    promoted. Arrays and nested lists are accepted as in targets. Raises ValueError for an empty list, and naming the
+    image if boxes or scores are missing or disagree; TypeError for values that are not numbers.
 
     >>> padded = pad_proposals([{"boxes": torch.ones(1, 4), "scores": torch.ones(1)},
     ...                         {"boxes": torch.ones(3, 4), "scores": torch.ones(3)}], max_proposals=2)
@@ -123,7 +124,7 @@ def _check(image_ids: Sequence[int], sizes: Sequence[tuple[int, int]], count: in
 def _columns(
     rows: list[Any], positions: dict[int, int], unknown: str, source: str
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The image's position, xyxy box and score of every row of a wanted image."""
+    """The image's position, xyxy box and score of every row of a requested image."""
     owners, boxes, scores = [], [], []
     for i, row in enumerate(rows):
         problem = _problem(row)

@@ -1,4 +1,4 @@
-"""Greedy grouping: the two most alike neighbors become one region, until the image is one."""
+"""Greedy grouping: the two most similar neighbors merge into one region until the whole image is one."""
 
 import heapq
 from collections.abc import Iterable
@@ -13,8 +13,8 @@ from detkit.proposals.similarity import MEASURES, Regions, fill_similarity, hist
 class Hierarchy(NamedTuple):
     """2n - 1 regions of n segments: the segments first, then every merged region in the order of merging.
 
-    boxes: xyxy in pixels; levels: 1 for a segment, else 1 + the higher of its parts; parents: the region that each was
-    merged into, of the last one itself.
+    boxes: xyxy in pixels; levels: 1 for a segment, else 1 + the higher level of its parts; parents: the region that
+    each was merged into; the last region is its own parent.
     """
 
     boxes: Float[np.ndarray, "R 4"]
@@ -25,8 +25,8 @@ class Hierarchy(NamedTuple):
 def group(regions: Regions, pairs: Int[np.ndarray, "M 2"], *, measures: str = MEASURES) -> Hierarchy:
     """Merge neighbors by the sum of the ``measures`` until none are left (Uijlings et al. 2013, algorithm 1).
 
-    pairs (M, 2) says which regions touch. Of equally alike pairs the one with the lower indices goes first.
-    Regions that touch nobody stay alone: then there are fewer than 2n - 1.
+    pairs (M, 2) says which regions touch. Among equally similar pairs the one with the lower indices merges first.
+    Regions without neighbors are never merged; then there are fewer than 2n - 1.
 
     >>> regions = Regions(np.array([4.0, 4, 8]), np.array([[0.0, 0, 2, 2], [2, 0, 4, 2], [0, 2, 4, 4]]),
     ...                   np.array([[1.0, 0], [1, 0], [0, 1]]), colors=2)
@@ -42,7 +42,7 @@ def group(regions: Regions, pairs: Int[np.ndarray, "M 2"], *, measures: str = ME
 
 
 class _Grouping:
-    """Arrays with room for all regions to come; a heap of pairs, in which those of merged regions are skipped."""
+    """Arrays with room for all regions to come, and a heap of pairs; pairs of regions already merged are skipped."""
 
     def __init__(self, regions: Regions, pairs: Int[np.ndarray, "M 2"], measures: str) -> None:
         self.count = len(regions.sizes)
@@ -92,7 +92,8 @@ class _Grouping:
                 heapq.heappush(self.heap, (-s, other, new))
 
     def similarity(self, a: Int[np.ndarray, "m"], b: Int[np.ndarray, "#m"]) -> Float[np.ndarray, "m"]:
-        """The sum of the measures between the regions ``a`` and ``b``, of which the latter may be one for all."""
+        """The sum of the measures between the regions ``a`` and ``b``; ``b`` may be a single region for all of
+        ``a``."""
         total = np.zeros(len(a))
         if self.histograms.shape[1]:
             total += histogram_similarity(self.histograms[a], self.histograms[b])
@@ -109,7 +110,7 @@ class _Grouping:
 
 
 def _columns(regions: Regions, measures: str) -> Float[np.ndarray, "n h"]:
-    """The histograms that the measures look at."""
+    """The histograms that the measures read."""
     start = 0 if "C" in measures else regions.colors
     return regions.histograms[:, start : None if "T" in measures else max(start, regions.colors)]
 

@@ -1,4 +1,4 @@
-"""The small regions that selective search starts from: color spaces, graph segmentation, and who touches whom.
+"""The small regions that selective search starts from: color spaces, graph segmentation, and adjacency.
 
 Felzenszwalb and Huttenlocher's segmentation (2004) is scikit-image's, an optional dependency.
 """
@@ -23,7 +23,7 @@ class Segments(NamedTuple):
 
 
 def scikit_image(module: str) -> Any:
-    """A module of scikit-image; ModuleNotFoundError that says how to install it where it is missing.
+    """A module of scikit-image; raises ModuleNotFoundError with installation instructions if it is missing.
 
     >>> scikit_image("segmentation").__name__
     'skimage.segmentation'
@@ -58,8 +58,8 @@ def to_color_space(pixels: Float[np.ndarray, "H W 3"], space: str) -> Float[np.n
 def segment(pixels: Float[np.ndarray, "H W D"], *, scale: float, min_size: int) -> Segments:
     """Cut an image in [0, 1] into segments of at least ``min_size`` pixels.
 
-    Two segments stay apart where the color step between them is larger than the steps inside, plus ``scale`` / pixels,
-    with colors in 0..255: a larger scale gives larger segments.
+    Two segments stay separate if the color difference between them is larger than the differences inside, plus
+    ``scale`` / pixels, with colors in 0..255: a larger scale gives larger segments.
 
     >>> pixels = np.zeros((4, 6, 3))
     >>> pixels[:, 3:] = 1.0

@@ -1,6 +1,6 @@
 """Selective search: boxes of regions that grow from segments, under many views of the same image.
 
-Uijlings et al. 2013, "Selective Search for Object Recognition"; what R-CNN and Fast R-CNN learned on.
+Uijlings et al. 2013, "Selective Search for Object Recognition"; the proposals that R-CNN and Fast R-CNN trained on.
 """
 
 from collections.abc import Iterator
@@ -51,17 +51,17 @@ def selective_search(
 ) -> tuple[Float[Tensor, "N 4"], Float[Tensor, "N"]]:
     """Boxes (N, 4) xyxy in the image's pixels that may hold an object, best first, and their scores (N,) in (0, 1].
 
-    image: RGB (3, H, W), uint8 or floating in [0, 1]; it is looked at ``width`` pixels wide, as R-CNN did, or as it
-    is with None. min_size: pixels of the smallest segment, by default the segmentation's scale. min_side: boxes
-    narrower or lower than that, in pixels of the resized image, are left out. max_proposals: the best so many.
+    image: RGB (3, H, W), uint8 or floating in [0, 1]; it is resized to ``width`` pixels, as in R-CNN, or kept as it is
+    with None. min_size: pixels of the smallest segment, by default the segmentation's scale. min_side: boxes with a
+    smaller side, in pixels of the resized image, are left out. max_proposals: how many of the best to return.
 
-    A region's rank is its position times a random number from ``generator`` (section 3.3): with order="paper" the
-    position in its hierarchy counted from the whole image, so large regions tend to come first; with "opencv" its
-    level, as OpenCV does, so small ones do. The score is 1 / (1 + rank), and of equal boxes the best remains.
-    Both are on the CPU.
+    A region's rank is its position times a random number from ``generator`` (section 3.3). With order="paper" the
+    position is counted from the whole image down the hierarchy, so large regions tend to come first; with "opencv" it
+    is the region's level, as in OpenCV, so small ones do. The score is 1 / (1 + rank); among equal boxes the best is
+    kept. Boxes and scores are on the CPU.
 
-    Raises ValueError for another image or option, and one that ``width`` would enlarge beyond :data:`MAX_PIXELS`;
-    ModuleNotFoundError without scikit-image.
+    Raises ValueError for another image or option, and for an image that ``width`` would enlarge beyond
+    :data:`MAX_PIXELS`; ModuleNotFoundError without scikit-image.
 
     >>> image = torch.zeros(3, 60, 80, dtype=torch.uint8)
     >>> image[0, 10:40, 20:60] = 255
@@ -83,7 +83,7 @@ def selective_search(
 
 
 def hierarchies(pixels: Float[np.ndarray, "H W 3"], *, mode: Mode, min_size: int | None = None) -> Iterator[Hierarchy]:
-    """The hierarchy of each view of ``mode`` on RGB in [0, 1], one after the other.
+    """Yield the hierarchy of each view of ``mode`` on RGB in [0, 1].
 
     >>> len(list(hierarchies(np.zeros((30, 40, 3)), mode="fast")))
     8

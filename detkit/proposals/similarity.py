@@ -1,7 +1,7 @@
-"""How alike two regions are: in color, in texture, in being small, and in fitting into each other.
+"""How similar two regions are: in color, in texture, in size, and in how well they fit together.
 
-Uijlings et al. 2013, section 3.2.2. A histogram stands for the pixels of a region, sums to 1, and that of a merged
-region is the mean of its parts, weighted by pixels: no pixel is looked at twice.
+Uijlings et al. 2013, section 3.2.2. A region's histogram sums to 1; the histogram of a merged region is the mean of its
+parts' histograms, weighted by pixels, so no pixel is read twice.
 """
 
 from typing import NamedTuple
@@ -18,7 +18,7 @@ MEASURES = "CTSF"
 
 
 class Bins(NamedTuple):
-    """Which bin each pixel falls in, one row per channel (and orientation): what does not depend on segments."""
+    """The bin of each pixel, one row per channel (and orientation), which does not depend on segments."""
 
     color: Int[np.ndarray, "D P"]
     texture: Int[np.ndarray, "O P"]
@@ -53,7 +53,7 @@ def fill_similarity(
     hull: Shaped[np.ndarray, "n"],
     image_size: float,
 ) -> Float[np.ndarray, "n"]:
-    """1 - the fraction of the image that the box around both has beyond them; ``hull`` is that box's area.
+    """1 - the fraction of the image that the box around both adds to them; ``hull`` is that box's area.
 
     >>> fill_similarity(np.array([100]), np.array([200]), np.array([600]), 10000).tolist()
     [0.97]
@@ -64,7 +64,7 @@ def fill_similarity(
 def histogram_similarity(
     histograms: Float[np.ndarray, "n h"], others: Float[np.ndarray, "#n h"]
 ) -> Float[np.ndarray, "n"]:
-    """What two histograms have in common: the sum of the lower bins; ``others`` may be one for all.
+    """The intersection of two histograms: the sum of the lower bins; ``others`` may be a single one for all.
 
     >>> histogram_similarity(np.array([[0.5, 0.5, 0.0]]), np.array([[0.25, 0.25, 0.5]])).tolist()
     [0.5]
@@ -98,7 +98,7 @@ def _texture_bins(channel: Float[np.ndarray, "H W"]) -> Int[np.ndarray, "O P"]:
 
 
 def describe(labels: Int[np.ndarray, "H W"], bins: Bins) -> Regions:
-    """Size, box and histograms of the segments ``labels`` 0..n-1, of which each has a pixel.
+    """Size, box and histograms of the segments ``labels`` 0..n-1; each has at least one pixel.
 
     >>> labels = np.array([[0, 0, 1], [0, 1, 1]])
     >>> regions = describe(labels, pixel_bins(np.zeros((2, 3, 1))))
@@ -117,7 +117,7 @@ def describe(labels: Int[np.ndarray, "H W"], bins: Bins) -> Regions:
 def _histograms(
     labels: Int[np.ndarray, "P"], bins: Int[np.ndarray, "O P"], width: int, count: int
 ) -> Float[np.ndarray, "n h"]:
-    """Counts per region and bin, all rows of ``bins`` side by side, over their sum."""
+    """Counts per region and bin, all rows of ``bins`` side by side, divided by their sum."""
     base = labels * width
     rows = [np.bincount(base + row, minlength=count * width).reshape(count, width) for row in bins]
     counts = np.concatenate(rows, axis=1).astype(np.float64)

@@ -1,6 +1,6 @@
-"""The oldest detector: look at every window of an image with a classifier, and keep the best that say yes.
+"""The oldest detector: classify every window of an image and keep the best positives.
 
-Two ways to the same scores: cut out each window, or run a fully convolutional network over the whole image once.
+There are two ways to the same scores: crop each window, or run a fully convolutional network once over the image.
 """
 
 import math
@@ -27,9 +27,9 @@ def sliding_windows(
 ) -> Float[Tensor, "N 4"]:
     """Every window that lies wholly in an image, as xyxy boxes (N, 4) in whole pixels.
 
-    size and stride: pixels, (height, width) or one number for both. Of each aspect ratio (w/h) r, one after the other
-    and row by row, windows are round(size * sqrt(r)) wide and round(size / sqrt(r)) high. There are
-    floor((L - k) / s) + 1 along a side of L pixels for windows of k; none where the window is larger than the image.
+    size and stride: pixels, (height, width) or one number for both. Windows of aspect ratio (w/h) r are round(size *
+    sqrt(r)) wide and round(size / sqrt(r)) high; they come ratio by ratio, then row by row. Along a side of L pixels
+    there are floor((L - k) / s) + 1 windows of k pixels, none if the window is larger than the image.
     Raises ValueError for sizes, strides and ratios that are not positive.
 
     >>> sliding_windows(6, 9, size=4, stride=2).tolist()
@@ -48,10 +48,10 @@ def scan_windows(
 ) -> tuple[Float[Tensor, "N 4"], Float[Tensor, "N C"]]:
     """Logits of all :func:`sliding_windows` of an image by one pass of a fully convolutional network.
 
-    network: (1, D, H, W) to (1, C, h, w); what it says of one window ``(1, D, *size)`` has h = w = 1. Returns the boxes
-    (N, 4) and logits (N, C): those of each window alone, as long as nothing in the network pads or pools the whole
-    image (Sermanet et al. 2014, section 3.5). Raises ValueError where h x w is not the number of windows: a network
-    with padding, or of another size or stride.
+    network: (1, D, H, W) to (1, C, h, w); its output for a single window ``(1, D, *size)`` has h = w = 1. Returns the
+    boxes (N, 4) and logits (N, C), equal to those of each window alone as long as nothing in the network pads or pools
+    the whole image (Sermanet et al. 2014, section 3.5). Raises ValueError if h x w is not the number of windows: a
+    network with padding, or of another size or stride.
 
     >>> network = nn.Conv2d(1, 2, kernel_size=4, stride=2)
     >>> boxes, logits = scan_windows(network, torch.zeros(1, 6, 9), size=4, stride=2)
@@ -77,7 +77,7 @@ def scan_windows(
 def crop_windows(
     classifier: nn.Module, image: Float[Tensor, "D H W"], boxes: Float[Tensor, "N 4"], *, size: Size
 ) -> Float[Tensor, "N C"]:
-    """Logits (N, C) of a classifier for boxes (N, 4) cut out of an image, each on its own.
+    """Logits (N, C) of a classifier for boxes (N, 4) cropped from an image, each on its own.
 
     boxes: whole pixels inside the image, of any shape; crops of another shape than ``size`` are resized to it
     (bilinear, antialiased). classifier: ``(M, D, *size)`` to (M, C) or (M, C, 1, 1). Raises ValueError for other boxes.
@@ -98,10 +98,10 @@ def crop_windows(
 
 
 class SlidingWindow(nn.Module):
-    """A detector of windows and a classifier: softmax over the classes and background, a threshold, and NMS per class.
+    """A sliding-window detector: a classifier with softmax over classes and background, a threshold, and NMS per class.
 
-    classifier: ``(M, D, *size)`` to logits (M, C + 1), or (M, C + 1, 1, 1), the background last. The windows are those
-    of :func:`sliding_windows`, at every scale: ``scales`` multiply size and stride. Crops are resized to ``size``.
+    classifier: ``(M, D, *size)`` to logits (M, C + 1), or (M, C + 1, 1, 1), background last. The windows are those of
+    :func:`sliding_windows`, at every scale: ``scales`` multiply size and stride. Crops are resized to ``size``.
     score_threshold and iou_threshold in [0, 1]; at most max_detections are kept per image.
 
     >>> class Bright(nn.Module):
@@ -141,11 +141,12 @@ class SlidingWindow(nn.Module):
     def forward(
         self, images: Sequence[Float[Tensor, "D _ _"]], *, scores_by: Literal["crops", "scan"] = "crops"
     ) -> list[Detection]:
-        """What is found in each image (D, H, W), best first, in its pixels.
+        """Detections in each image (D, H, W), best first, in its pixels.
 
-        scores_by="scan" runs the classifier, which must then be fully convolutional, over the image, resized so that
-        a window becomes ``size``: far less work; the same scores where scale and aspect ratio are 1, else up to
-        resampling and to where the resized image ends. Raises ValueError where the classifier gives less than 2 logits.
+        scores_by="scan" runs the classifier, which must then be fully convolutional, over the image resized so that a
+        window becomes ``size``. This is far less work. Scores are the same at scale and aspect ratio 1; otherwise they
+        differ by resampling and at the border of the resized image. Raises ValueError if the classifier returns fewer
+        than 2 logits.
         """
         if scores_by not in ("crops", "scan"):
             raise ValueError(f"SlidingWindow: scores_by={scores_by!r}; allowed is 'crops' or 'scan'")
@@ -164,7 +165,7 @@ class SlidingWindow(nn.Module):
         return torch.cat([boxes for boxes, _ in found]), torch.cat([logits for _, logits in found])
 
     def _scan_resized(self, image: Tensor, window: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """The image so resized that ``window`` becomes ``size``; its boxes go back to the image's pixels."""
+        """Scan the image resized so that ``window`` becomes ``size``; boxes are mapped back to the image's pixels."""
         old = image.shape[1:]
         new = [
             max(1, round(side * to / window_side)) for side, to, window_side in zip(old, self.size, window, strict=True)

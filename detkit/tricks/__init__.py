@@ -1,6 +1,6 @@
-"""Training tricks that fit around any model: the learning rate's course and the averaged model.
+"""Training tricks for any model: a learning rate schedule and a moving average of the weights.
 
-Each trick is one part that the training loop calls; none of them knows a detector.
+Each trick is one part that the training loop calls; none of them depends on a detector.
 """
 
 from detkit.tricks.ema import ExponentialMovingAverage

@@ -1,4 +1,4 @@
-"""The exponential moving average of a model in training: usually the better one to evaluate and to ship."""
+"""The exponential moving average of a model in training, usually the better model to evaluate and to ship."""
 
 from typing import Any
 
@@ -13,20 +13,20 @@ from detkit._inputs import check_fraction
 class ExponentialMovingAverage(AveragedModel):
     """A running average of a model's values: ``average = decay_t * average + (1 - decay_t) * model``.
 
-    Calling it calls the averaged model, which is ``.module``: a copy in eval mode, without gradients. Call
+    Calling it calls the averaged model, ``.module``: a copy in eval mode, without gradients. Call
     :meth:`update_parameters` after every optimizer step. With ``warmup``, decay_t = min(decay, (1 + t) / (10 + t))
-    after t updates, so that the first steps are soon forgotten; the first update copies the model.
+    after t updates, so that the first steps are quickly forgotten; the first update copies the model.
 
     Floating-point buffers (BatchNorm's running statistics) are averaged like parameters; integer and boolean ones
-    (its count of batches) are copied, and so is each value that is not finite, such as a mask of -inf.
-    ``state_dict`` holds the averaged values under ``module.`` and the count ``n_averaged``: a loaded average goes on
-    bit for bit. ``decay`` and ``warmup`` are arguments, not state. Move the model to its device before wrapping it:
-    the count then stays on the CPU, and an update never waits for an accelerator. Keep parameters in float32: a
-    bfloat16 average is too coarse to move by 0.0002 of the way.
+    (BatchNorm's count of batches) are copied, and so are values that are not finite, such as a mask of -inf.
+    ``state_dict`` holds the averaged values under ``module.`` and the count ``n_averaged``: a loaded average continues
+    bit for bit. ``decay`` and ``warmup`` are arguments, not state. Move the model to its device before wrapping it: the
+    count then stays on the CPU, and an update never waits for an accelerator. Keep parameters in float32: bfloat16 is
+    too coarse for steps of 0.0002 of the difference.
 
-    A model under DistributedDataParallel is handed over unwrapped, as ``model.module``, here and to the updates;
-    ranks hold equal averages where buffers are equal too. Raises ValueError for a wrapped model or a decay outside
-    [0, 1]. Source: Polyak and Juditsky 1992; the warm-up is that of TensorFlow's ExponentialMovingAverage.
+    Unwrap a model under DistributedDataParallel: pass ``model.module``, here and to the updates. The averages of all
+    ranks are equal if their buffers are equal too. Raises ValueError for a wrapped model or a decay outside [0, 1].
+    Source: Polyak and Juditsky 1992; the warm-up is that of TensorFlow's ExponentialMovingAverage.
 
     >>> model = nn.Linear(1, 1, bias=False)
     >>> average = ExponentialMovingAverage(model, decay=0.5, warmup=False)
@@ -47,7 +47,7 @@ class ExponentialMovingAverage(AveragedModel):
         self.eval()
 
     def decay_at(self, updates: int) -> float:
-        """The decay of the update that follows ``updates`` earlier ones; the very first copies, whatever this says.
+        """The decay of the update after ``updates`` earlier ones; the very first update copies regardless.
 
         >>> average = ExponentialMovingAverage(nn.Linear(1, 1))
         >>> average.decay_at(2), average.decay_at(10**6)
@@ -57,7 +57,7 @@ class ExponentialMovingAverage(AveragedModel):
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
-        """Take the model's present values into the average.
+        """Update the average with the model's current values.
 
         Raises ValueError for a model under DistributedDataParallel, or whose parameters and buffers differ in shape
         from those of the averaged model.

@@ -1,4 +1,4 @@
-"""The course of the learning rate: linear warm-up, then half a cosine, as one of torch's own schedulers."""
+"""The learning rate schedule: linear warm-up, then half a cosine, as a torch scheduler."""
 
 import math
 from dataclasses import dataclass
@@ -21,11 +21,10 @@ def warmup_cosine(
 
     With learning rate eta, m ``warmup_steps`` and T = total_steps - m: step i < m runs at eta * i / m (raised to start
     at ``start_factor`` * eta), step m + t at eta / 2 * (1 + cos(pi * t / T)) (raised to end at ``final_factor`` * eta).
-    After ``total_steps`` the rate stays where it ended. Each parameter group follows from its own rate.
-
-    The default start of 0 makes the first step change nothing; ``start_factor=1 / warmup_steps`` does not waste it.
-    Each rate is computed from the step's number alone, so a resumed run is bit-identical: build optimizer and
-    schedule as in the first run, then load both states (which also restores the arguments given here).
+    After ``total_steps`` the rate stays at its final value. Each parameter group scales its own rate. With the default
+    start of 0 the first step changes nothing; ``start_factor=1 / warmup_steps`` does not waste it. Each rate is
+    computed from the step number alone, so a resumed run is bit-identical: build optimizer and schedule as in the first
+    run, then load both states (which also restores the arguments given here).
 
     Raises ValueError unless 0 <= warmup_steps < total_steps and both factors lie in [0, 1].
     Source: SGDR (Loshchilov and Hutter 2017), section 3, one period; warm-up as in Goyal et al. 2017, section 2.2.
@@ -52,7 +51,8 @@ def warmup_cosine(
 
 @dataclass
 class _WarmupCosine:
-    """Share of the base rate at a step. A class, not a lambda: LambdaLR then saves its fields, and it pickles."""
+    """The fraction of the base rate at a step. A class, not a lambda, so that LambdaLR saves its fields and it
+    pickles."""
 
     warmup_steps: int
     total_steps: int

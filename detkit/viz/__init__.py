@@ -1,4 +1,4 @@
-"""Pictures of detections and of training: objects on images, precision-recall and loss curves, what attention sees.
+"""Pictures of detections and of training: objects on images, precision-recall and loss curves, attention maps.
 
 Images are drawn with Pillow alone; the two ``plot_`` functions need matplotlib (``pip install "torch-detkit[viz]"``).
 """

@@ -1,4 +1,4 @@
-"""Where attention looks: the weights of every attention of a model, recorded while it runs."""
+"""Attention maps: the weights of every attention layer of a model, recorded while it runs."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,11 +13,11 @@ from detkit.layers.transformer import Attention, KeyValues
 
 @contextmanager
 def attention_maps(model: nn.Module) -> Iterator[dict[str, list[Float[Tensor, "B heads Q K"]]]]:
-    """What every :class:`~detkit.layers.Attention` in ``model`` weighs inside the block, by the attention's name.
+    """Record the weights of every :class:`~detkit.layers.Attention` in ``model`` inside the block, by the layer's name.
 
-    A list has one tensor (B, heads, Q, K) for each call, detached: how much of each of K keys each of Q queries
-    fetched, without dropout. Results of the model stay as they are. The keys of an attention to an image's cells are
-    these cells, row by row. Deformable attention looks at points, not cells, and is not recorded.
+    Each name has a list with one detached tensor (B, heads, Q, K) per call: the weights of K keys for Q queries, before
+    dropout. The model's results do not change. If a layer attends to a feature map, its keys are the cells, row by row.
+    Deformable attention attends to points, not cells, and is not recorded.
 
     >>> import torch
     >>> from detkit.layers.transformer import EncoderLayer

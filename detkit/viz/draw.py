@@ -1,7 +1,7 @@
-"""Pictures of detections: boxes, masks and keypoints on images, truth beside prediction, and PNG files of them.
+"""Pictures of detections: boxes, masks and keypoints on images, ground truth beside prediction, and their PNG files.
 
-Images are drawn with Pillow alone. Colors tell classes apart, also for color-blind eyes (the palette of Okabe and
-Ito 2008).
+Images are drawn with Pillow alone. Class colors are also distinct for color-blind readers (the palette of Okabe and Ito
+2008).
 """
 
 import math
@@ -40,7 +40,7 @@ _SMALLEST_SIDE = 480  # pixels of the longer side up to which a picture is enlar
 
 
 def class_color(label: int) -> Color:
-    """Red, green, blue of a class in 0..255: seven colors, then the same lighter, then darker, then again.
+    """Red, green, blue of a class in 0..255: seven colors, then the same lighter, then darker, then from the start.
 
     >>> class_color(0), class_color(7), class_color(21) == class_color(0)
     ((213, 94, 0), (234, 174, 127), True)
@@ -61,13 +61,13 @@ def draw_detections(
     skeleton: Sequence[tuple[int, int]] = (),
     enlarge: int | None = None,
 ) -> Image.Image:
-    """The image as an RGB picture with boxes, category and score, and masks and keypoints where there are some.
+    """The image as an RGB picture with boxes, categories and scores, and masks and keypoints if there are any.
 
     image: (1 or 3, H, W), uint8 or float in [0, 1], or a Pillow image. detections: one image's :class:`Detection`, or
     a :class:`Target`, which has no scores. boxes (K, 4) xyxy pixels of the image; labels (K,) index ``categories``;
     scores (K,): those below ``score_threshold`` are left out; masks (K, H, W) or (K, 1, H, W), bool or integers, or
-    floats set above 0.5; keypoints (K, P, 3): those with a third value of 0 are left out, ``skeleton`` lists the
-    pairs of them to join. ``enlarge`` multiplies the picture's size, every pixel becoming a square; by default a
+    floats, foreground above 0.5; keypoints (K, P, 3): those with a third value of 0 are left out, ``skeleton`` lists
+    the pairs to connect. ``enlarge`` multiplies the picture's size, turning every pixel into a square; by default a
     picture under 480 pixels is enlarged to at least that. Nothing else is resized.
 
     Raises ValueError for shapes that disagree (masks of another size than the image included), values out of their
@@ -98,8 +98,8 @@ def draw_boxes(
 ) -> Image.Image:
     """The image as an RGB picture with any boxes: anchors, proposals, crops.
 
-    boxes: (K, 4) xyxy pixels; labels: (K,), choose the colors; texts: K, one for each box. Image, ``enlarge`` and
-    errors are those of :func:`draw_detections`.
+    boxes: (K, 4) xyxy pixels; labels: (K,), which choose the colors; texts: K, one per box. Image, ``enlarge`` and
+    errors as in :func:`draw_detections`.
 
     >>> draw_boxes(torch.zeros(1, 500, 400), torch.tensor([[8.0, 8, 60, 40]]), texts=["an anchor"]).size
     (400, 500)
@@ -123,10 +123,10 @@ def side_by_side(
     columns: int = 1,
     enlarge: int | None = None,
 ) -> Image.Image:
-    """One picture of many images, each as "truth | prediction" with counts above; ``columns`` pairs to a row.
+    """One picture of many images, each as "truth | prediction" with counts above it, ``columns`` pairs per row.
 
-    Images may differ in size. Each is drawn by :func:`draw_detections`, whose arguments and errors these are.
-    Raises ValueError where the three lengths differ or there is no image.
+    Images may differ in size. Each is drawn by :func:`draw_detections`, with its arguments and errors. Raises
+    ValueError if the three lengths differ or there is no image.
 
     >>> empty = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
     >>> side_by_side([torch.zeros(3, 96, 96)], [empty], [{**empty, "scores": torch.zeros(0)}]).width
@@ -154,7 +154,7 @@ def side_by_side(
 def save_picture(path: str | os.PathLike[str], picture: "Image.Image | matplotlib.figure.Figure") -> None:
     """Write a picture or a figure of this module as one PNG file.
 
-    Raises ValueError for another suffix than ``.png``, FileNotFoundError for a missing folder.
+    Raises ValueError for a suffix other than ``.png``, FileNotFoundError for a missing folder.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "black.png"
@@ -171,7 +171,7 @@ def save_picture(path: str | os.PathLike[str], picture: "Image.Image | matplotli
 
 
 class _Objects(NamedTuple):
-    """What is drawn, best first, on the host."""
+    """The objects to draw, best first, on the host."""
 
     boxes: np.ndarray
     labels: list[int]
@@ -199,7 +199,7 @@ def _objects(entries: Mapping[str, Any], score_threshold: float, size: tuple[int
 
 
 def _checked_rows(entries: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Tensor]:
-    """The entries that can be drawn, on the host, of right shape and finite."""
+    """The entries to draw, on the host, checked to be finite and of the right shape."""
     entries, where = read_truth(entries, where="draw_detections: detections"), "draw_detections: detections"
     rows = {
         key: read_tensor(entries[key], where=f"{where}[{key!r}]", form="XYXY" if key == "boxes" else None).cpu()
@@ -300,7 +300,7 @@ def _font(picture: Image.Image) -> Any:
 def _paint_masks(
     picture: Image.Image, masks: np.ndarray, labels: Sequence[int], alpha: float, factor: int
 ) -> Image.Image:
-    """Worst first: tinted inside, with a border of the full color, so that neighbors of one class stay apart."""
+    """Worst first: tinted inside, with a border in full color, so that neighbors of one class stay distinct."""
     pixels = np.asarray(picture).astype(np.float32)
     reach = 2 * ((_stroke(picture) + 1) // 2) + 1
     for mask, label in reversed(list(zip(masks, labels, strict=True))):
@@ -314,7 +314,7 @@ def _paint_masks(
 
 
 def _paint_boxes(picture: Image.Image, boxes: np.ndarray, labels: Sequence[int], texts: Sequence[str]) -> None:
-    """Boxes with a dark seam, worst first; then their texts, which no line may strike through."""
+    """Boxes with a dark outline, worst first; then their texts, so that no line crosses them."""
     draw, font, stroke = ImageDraw.Draw(picture), _font(picture), _stroke(picture)
     edges = [_pixels(box, picture) for box in boxes]
     for (x1, y1, x2, y2), label in reversed(list(zip(edges, labels, strict=True))):
@@ -344,7 +344,8 @@ def _text_size(font: Any, text: str) -> tuple[int, int]:
 
 
 def _places(edges: Sequence[Rectangle], sizes: Sequence[tuple[int, int]], size: tuple[int, int]) -> list[Rectangle]:
-    """Where each text stands, best first: at a corner of its box, in the picture, on earlier texts least of all."""
+    """The position of each text, best first: at a corner of its box, in the picture, with the least overlap with
+    earlier ones."""
     placed: list[Rectangle] = []
     for (x1, y1, x2, y2), (width, height) in zip(edges, sizes, strict=True):
         corners = [(x1, y1 - height), (x2 - width, y1 - height), (x1, y2 + 1), (x2 - width, y2 + 1)]

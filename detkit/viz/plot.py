@@ -1,4 +1,4 @@
-"""Curves of training and of judging, drawn with matplotlib: precision over recall, losses and AP over epochs.
+"""Curves of training and evaluation, drawn with matplotlib: precision over recall, losses and AP over epochs.
 
 matplotlib (``pip install "torch-detkit[viz]"``) is imported when a curve is drawn. The functions return a figure of
 their own, without a display or any global state.
@@ -24,8 +24,8 @@ def plot_precision_recall(
 ) -> "matplotlib.figure.Figure":
     """A matplotlib figure of precision over recall; curves: name -> (recall, precision), each (R,) in [0, 1].
 
-    Precision is drawn as the step function it is: its value at a recall holds back to the recall before. A name may
-    carry its number ("cell, AP 0.81"). Raises ValueError for other shapes or ranges, ImportError without matplotlib.
+    Precision is drawn as a step function: the value at a recall extends back to the previous recall. A name may contain
+    a number ("cell, AP 0.81"). Raises ValueError for other shapes or ranges, ImportError without matplotlib.
 
     >>> figure = plot_precision_recall({"cell": ([0.0, 0.5, 1.0], [1.0, 0.9, 0.6])})
     >>> figure.axes[0].get_xlabel()
@@ -58,7 +58,7 @@ def plot_curves(
 
     Each record is a dict of numbers with ``over`` among its keys; a key may be missing or None in some of them.
     By default losses are the keys that contain "loss", metrics those that begin with "AP", "AR" or "mAP".
-    Raises ValueError where nothing is to be drawn or a key is in no record, ImportError without matplotlib.
+    Raises ValueError if there is nothing to draw or a key is in no record, ImportError without matplotlib.
 
     >>> records = [{"epoch": 1, "loss": 2.0}, {"epoch": 2, "loss": 1.5, "AP": 0.2}]
     >>> [axes.get_ylabel() for axes in plot_curves(records).axes]
@@ -101,7 +101,7 @@ def _figure(panels: int) -> tuple[Any, list[Any]]:
 
 
 def _line(i: int) -> dict[str, Any]:
-    """Color and dashes of the i-th curve: told apart in gray too. Yellow is too pale for a line on white."""
+    """Color and dashes of the i-th curve, distinct in gray too. Yellow is too pale for a line on white."""
     colors = [color for color in PALETTE if color != (240, 228, 66)]
     color = tuple(value / 255 for value in colors[i % len(colors)])
     return {"color": color, "linestyle": ("-", "--", "-.", ":")[i // len(colors) % 4], "linewidth": 1.8}

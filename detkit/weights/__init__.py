@@ -1,9 +1,9 @@
 """Weights and training states on disk, checked before anything is loaded; and other libraries' detectors, both ways.
 
 ``save_weights`` and ``load_weights`` keep a module's state, ``save_checkpoint`` and ``load_checkpoint`` a whole
-training state. ``from_torchvision`` makes a Detector of a torchvision model, ``to_torchvision`` the state_dict again;
-``from_transformers`` and ``to_transformers`` do so for DETR, ``detr_from_facebook`` and ``to_facebook_detr`` for the
-checkpoints it was published with.
+training state. ``from_torchvision`` converts a torchvision model to a Detector, ``to_torchvision`` back to a
+state_dict; ``from_transformers`` and ``to_transformers`` do the same for DETR, ``detr_from_facebook`` and
+``to_facebook_detr`` for its original checkpoints.
 """
 
 from detkit.weights.facebook import detr_from_facebook, to_facebook_detr

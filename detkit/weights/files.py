@@ -1,8 +1,9 @@
-"""Weights and training states on disk: saved atomically, checked before anything is loaded, never running code.
+"""Weights and training states on disk: saved atomically, checked before loading, never running code.
 
-Weights are safetensors files that hold every key of a module's ``state_dict``; training states are ``torch.save``
-archives read with ``weights_only``. Every file is written beside its final name, flushed to the disk and renamed, so
-a process killed while saving leaves the earlier file whole (and at worst a file ``.NAME.*.tmp`` to delete).
+Weights are safetensors files with every key of a module's ``state_dict``; training states are ``torch.save`` archives
+read with ``weights_only``. Every file is written under a temporary name in the same folder, flushed to disk and
+renamed, so a process killed while saving leaves the earlier file intact (and at worst a file ``.NAME.*.tmp`` to
+delete).
 """
 
 import os
@@ -29,11 +30,11 @@ _TENSORS = (Tensor, nn.Parameter)
 def save_weights(module: nn.Module, path: str | os.PathLike[str], *, metadata: Mapping[str, str] | None = None) -> None:
     """Write the module's ``state_dict`` to a safetensors file, atomically.
 
-    Every key is written with its own values, on whatever device they lie: tensors that share memory are stored once
-    per key, so that the file fits any reader. ``metadata`` is free text, read back by :func:`load_metadata`.
-    A module wrapped by DistributedDataParallel or torch.compile has prefixed keys: save what it wraps.
+    Every key is written with its own values, from any device: tensors that share memory are stored once per key, so
+    that any reader can use the file. ``metadata`` is free text, read back by :func:`load_metadata`. A module wrapped by
+    DistributedDataParallel or torch.compile has prefixed keys: save what it wraps.
 
-    Raises ValueError for an entry that is no dense tensor with values or metadata that is not str to str, and
+    Raises ValueError for an entry that is not a dense tensor with values or metadata that does not map str to str, and
     FileNotFoundError for a missing folder.
 
     >>> import tempfile
@@ -60,11 +61,11 @@ def load_weights(
     """Copy a safetensors file into the module; returns the (missing, unexpected) keys, both empty if ``strict``.
 
     Everything is checked first, so that an error leaves the module unchanged. ``strict=False`` allows missing and
-    unexpected keys, never another shape or floats for integers. Values take the module's precision and device. A key
-    that shares its memory with a key of the file counts as present. A truncated file is noticed, a flipped bit is
-    not: safetensors has no checksum.
+    unexpected keys, never another shape or floats for integers. Values are converted to the module's precision and
+    device. A key that shares its memory with a key of the file counts as present. A truncated file is detected, a
+    flipped bit is not: safetensors has no checksum.
 
-    Raises ValueError naming the path and what does not fit, or that the file is no safetensors file.
+    Raises ValueError naming the path and the mismatch, or saying that it is not a safetensors file.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "head.safetensors"
@@ -92,7 +93,7 @@ def load_weights(
 
 
 def load_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
-    """The free text stored with :func:`save_weights`; empty where there is none. ValueError for another kind of file.
+    """The free text stored with :func:`save_weights`; empty if there is none. ValueError for another kind of file.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "head.safetensors"
@@ -105,12 +106,12 @@ def load_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
 
 
 def save_checkpoint(state: dict[str, Any], path: str | os.PathLike[str]) -> None:
-    """Write a training state with ``torch.save``, atomically: what :func:`load_checkpoint` reads back bit for bit.
+    """Write a training state with ``torch.save``, atomically; :func:`load_checkpoint` reads it back bit for bit.
 
     state: dicts, lists and tuples, nested at will, of tensors, numbers, strings, bytes, None, and torch sizes, dtypes
     and devices: the ``state_dict`` of modules, optimizers and schedules, random states as tensors.
 
-    Raises ValueError naming the place of anything else (a NumPy number is not a Python one: ``float(value)``), and
+    Raises ValueError naming the position of anything else (convert NumPy numbers with ``float(value)``), and
     FileNotFoundError for a missing folder.
 
     >>> import tempfile
@@ -126,7 +127,7 @@ def save_checkpoint(state: dict[str, Any], path: str | os.PathLike[str]) -> None
 def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a training state on the CPU, with ``weights_only``: no code in the file is ever run.
 
-    Checksums are compared first. Raises ValueError naming the path for a file that is truncated, corrupt, of another
+    Checksums are verified first. Raises ValueError naming the path for a file that is truncated, corrupt, of another
     kind, or holds anything but plain values (see :func:`save_checkpoint`).
 
     >>> import tempfile
@@ -193,7 +194,7 @@ def _open_weights(path: str | os.PathLike[str], function: str) -> Any:
 
 
 def _misfits(own: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> list[str]:
-    """Keys whose values cannot be copied whole: another shape, or floats into integers."""
+    """Keys whose values cannot be copied faithfully: another shape, or floats into integers."""
     pairs = [(key, value, own[key]) for key, value in tensors.items() if isinstance(own.get(key), Tensor)]
     return [
         f"{key} (file {tuple(value.shape)} {value.dtype}, module {tuple(place.shape)} {place.dtype})"
@@ -203,7 +204,7 @@ def _misfits(own: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> list[str]
 
 
 def _memory(value: Any) -> tuple[Any, ...]:
-    """What two keys of a state share when they are the same values."""
+    """An identifier that two keys of a state share if they hold the same memory."""
     if not isinstance(value, Tensor) or value.numel() == 0 or value.is_meta:
         return (id(value),)
     return value.device, value.data_ptr(), tuple(value.shape), value.stride(), value.dtype
@@ -239,7 +240,7 @@ def _kind(value: Any) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    """The error in one line; of the unpickler's advice on how to trust a file, only the name it refused."""
+    """The error in one line; only the refused name is kept of the unpickler's advice on how to trust a file."""
     if isinstance(error, pickle.UnpicklingError):
         refused = re.search(r"GLOBAL (\S+)", str(error))
         return f"it asks for {refused[1]}, which is no plain value" if refused else "its pickle is malformed"

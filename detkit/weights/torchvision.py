@@ -12,15 +12,15 @@ from detkit.weights.torchvision_trunk import state_to_theirs
 
 
 def from_torchvision(model: nn.Module) -> Detector:
-    """A Detector with the weights and the behavior of a torchvision detection model, which stays as it is.
+    """A Detector with the weights and behavior of a torchvision detection model, which is not modified.
 
     ``model`` is a FasterRCNN, MaskRCNN, KeypointRCNN, RetinaNet or FCOS on a backbone with a feature pyramid, or
-    ``ssd300_vgg16``, with whatever weights it holds. Resizing, colors, anchors, thresholds, precision, device, frozen
-    parameters and train/eval mode are taken over; of several training sizes the one used for inference. Losses and
+    ``ssd300_vgg16``, with whatever weights it holds. Resizing, normalization, anchors, thresholds, precision, device,
+    frozen parameters and train/eval mode are kept; of several training sizes, the one used for inference. Losses and
     detections are the same up to rounding, with three differences. Labels of SSD and the R-CNNs are one less than
-    torchvision's, which counts background as 0 (RetinaNet's and FCOS's stay as they are, as its models use class 0).
-    NMS keeps classes apart exactly, where torchvision shifts their coordinates. And crowds (``iscrowd``) are not
-    learned, which torchvision takes for objects.
+    torchvision's, where background is 0 (labels of RetinaNet and FCOS are unchanged, as these models use class 0). NMS
+    separates classes exactly, while torchvision offsets their coordinates. Crowds (``iscrowd``) are ignored in
+    training, while torchvision treats them as objects.
     Raises ValueError for another model, naming what does not fit.
 
     >>> from torchvision.models.detection import fcos_resnet50_fpn
@@ -44,11 +44,11 @@ def from_torchvision(model: nn.Module) -> Detector:
 
 
 def to_torchvision(detector: Detector) -> dict[str, Tensor]:
-    """The state_dict of ``detector`` under torchvision's keys: what the model that it came from loads strictly.
+    """The state_dict of ``detector`` under torchvision's keys; the original model loads it strictly.
 
-    Works for whatever :func:`from_torchvision` makes and for detectors of the same parts, as the recipes build them.
-    Rows of a background class that torchvision never reads are zeros. Values are shared where they need no change.
-    Raises ValueError for a detector that torchvision has no model for.
+    Works for every detector that :func:`from_torchvision` returns and for detectors of the same parts, such as the
+    recipes'. Rows of a background class that torchvision never reads are zeros. Values that need no change are shared.
+    Raises ValueError for a detector without a torchvision counterpart.
 
     >>> from detkit.detectors import ssd300
     >>> list(to_torchvision(ssd300(2)))[-1]

@@ -30,7 +30,7 @@ _BOX_COSTS = {"l1": l1_cost, "smooth_l1": smooth_l1_cost, "giou": giou_cost}
 
 
 def retinanet_from(model: RetinaNet) -> Detector:
-    """torchvision's RetinaNet of either version as a Detector. Labels are its labels, class 0 included.
+    """torchvision's RetinaNet of either version as a Detector. Labels are the same, including class 0.
 
     Raises ValueError for a backbone, anchors or a box loss that torchvision's own models don't have.
     """
@@ -61,7 +61,7 @@ def retinanet_from(model: RetinaNet) -> Detector:
 
 
 def fcos_from(model: FCOS) -> Detector:
-    """torchvision's FCOS as a Detector. Labels are its labels, class 0 included.
+    """torchvision's FCOS as a Detector. Labels are the same, including class 0.
 
     Raises ValueError for a backbone or anchors that torchvision's own model doesn't have.
     """
@@ -84,7 +84,7 @@ def fcos_from(model: FCOS) -> Detector:
 
 
 def ssd_from(model: SSD) -> Detector:
-    """torchvision's SSD300 on VGG-16 as a Detector. Its labels count background as 0, so ours are one less.
+    """torchvision's SSD300 on VGG-16 as a Detector. In torchvision label 0 is background, so ours are one less.
 
     Raises ValueError for another backbone, head or generator of default boxes.
     """
@@ -126,7 +126,7 @@ def ssd_from(model: SSD) -> Detector:
 def dense_renames(detector: Detector) -> list[Rename]:
     """The rules between a Detector of one DenseStage and torchvision's RetinaNet, FCOS or SSD.
 
-    Raises ValueError for a detector that is built otherwise.
+    Raises ValueError for a detector with other parts.
 
     >>> from detkit.detectors import ssd300
     >>> dense_renames(ssd300(2))[0]
@@ -187,7 +187,8 @@ def _levelwise(model: RetinaNet | FCOS) -> LevelwisePostprocess:
 
 
 def _default_boxes(model: SSD) -> GridAnchors:
-    """torchvision's default boxes: relative to the image, whose size is fixed, and no larger than it where clipped."""
+    """torchvision's default boxes: relative to the image, whose size is fixed, and no larger than the image if
+    clipped."""
     generator = model.anchor_generator
     width, height = cast(tuple[int, int], model.transform.fixed_size)
     shapes: list[Tensor] = [rows.clamp(0, 1) if generator.clip else rows for rows in generator._wh_pairs]

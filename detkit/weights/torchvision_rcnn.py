@@ -35,7 +35,7 @@ _BOX, _MASK, _KEYPOINT = "roi_heads.box_", "roi_heads.mask_", "roi_heads.keypoin
 
 
 def rcnn_from(model: FasterRCNN) -> Detector:
-    """The Detector of a FasterRCNN, MaskRCNN or KeypointRCNN; masks come back as probabilities, as torchvision's do.
+    """The Detector of a FasterRCNN, MaskRCNN or KeypointRCNN; masks are returned as probabilities, as in torchvision.
 
     Raises ValueError for parts that torchvision's own builders do not use.
 
@@ -58,7 +58,7 @@ def rcnn_from(model: FasterRCNN) -> Detector:
 
 
 def rcnn_renames(detector: Detector) -> list[Rename]:
-    """The rules for every key of a Detector with the stages "rpn", "box" and perhaps "mask" or "keypoint".
+    """The rules for every key of a Detector with the stages "rpn", "box" and optionally "mask" or "keypoint".
 
     Raises ValueError for other stages.
 
@@ -151,7 +151,7 @@ def _keypoint(model: Any, trunk: Trunk) -> KeypointStage:
 
 
 def _body(head: Any, channels: int, size: int) -> tuple[nn.Module, int]:
-    """The layers between pooled features and predictions, and how many numbers they give."""
+    """The layers between pooled features and predictions, and the size of their output."""
     if isinstance(head, TwoMLPHead):
         return dense_body(channels, size, width=head.fc7.out_features), head.fc7.out_features
     blocks: list[Any] = [block for block in _expect(head, FastRCNNConvFCHead) if isinstance(block, nn.Sequential)]
@@ -164,7 +164,7 @@ def _body(head: Any, channels: int, size: int) -> tuple[nn.Module, int]:
 
 
 def _norm(block: Any) -> Callable[[int], nn.Module] | None:
-    """What builds the norm of a convolution, its activation and perhaps a norm between them."""
+    """The builder of the norm in a block of a convolution, an activation and optionally a norm between them."""
     if len(block) < 3:
         return None
     kinds: Any = (nn.BatchNorm2d, FrozenBatchNorm2d)

@@ -1,4 +1,4 @@
-"""What all torchvision detectors share on their way here and back: key tables, trunk, anchors, transform."""
+"""Shared by the conversions of all torchvision detectors: key tables, trunk, anchors, transform."""
 
 import copy
 from collections import OrderedDict
@@ -24,7 +24,7 @@ _PROBE = 256  # pixels of the image whose passage tells channels and strides
 
 
 class Change(NamedTuple):
-    """How the values of some keys differ: a function for each direction."""
+    """A conversion of the values of some keys: a function for each direction."""
 
     to_ours: Callable[[Tensor], Tensor]
     to_theirs: Callable[[Tensor], Tensor]
@@ -42,7 +42,7 @@ class Rename(NamedTuple):
 
 
 class Trunk(NamedTuple):
-    """A converted backbone with its pyramid, and what it declares of its levels, finest first."""
+    """A converted backbone with its pyramid, and the declared channels and strides of its levels, finest first."""
 
     module: nn.Sequential
     out_channels: tuple[int, ...]
@@ -50,7 +50,7 @@ class Trunk(NamedTuple):
 
 
 def state_to_ours(state: Mapping[str, Tensor], renames: Sequence[Rename]) -> dict[str, Tensor]:
-    """torchvision's state_dict under this library's keys; of several rules that fit a key the first counts.
+    """torchvision's state_dict under this library's keys; if several rules fit a key, the first applies.
 
     Raises ValueError for a key that no rule fits.
 
@@ -72,7 +72,7 @@ def state_to_theirs(state: Mapping[str, Tensor], renames: Sequence[Rename]) -> d
 
 
 def background_last(num_classes: int) -> Change:
-    """Rows (anything * (C + 1), ...) of a softmax layer, class by class: background is torchvision's first, our last.
+    """Rows (anything * (C + 1), ...) of a softmax layer, class by class: background is first in torchvision, last here.
 
     >>> background_last(2).to_ours(torch.tensor([0.0, 1.0, 2.0]))
     tensor([1., 2., 0.])
@@ -85,7 +85,7 @@ def background_last(num_classes: int) -> Change:
 
 
 def without_background(rows: int = 1) -> Change:
-    """Values whose first ``rows`` rows belong to a background that is never read: dropped here, zeros on the way back.
+    """Values whose first ``rows`` rows belong to a background that is never read: dropped here, zeros in torchvision.
 
     >>> without_background(2).to_ours(torch.tensor([7.0, 7.0, 1.0, 2.0]))
     tensor([1., 2.])
@@ -96,9 +96,9 @@ def without_background(rows: int = 1) -> Change:
 def trunk_from(backbone: nn.Module) -> Trunk:
     """A copy of torchvision's ``BackboneWithFPN`` as ``nn.Sequential(backbone, FPN)``.
 
-    A ResNet becomes a :class:`~detkit.backbones.ResNetBackbone`, any other body (MobileNet, say) the
-    :class:`~detkit.backbones.SequentialBackbone` that it is. Raises ValueError for another backbone, or another top
-    of the pyramid than the two that torchvision has.
+    A ResNet becomes a :class:`~detkit.backbones.ResNetBackbone`, any other body (such as MobileNet) a
+    :class:`~detkit.backbones.SequentialBackbone`. Raises ValueError for another backbone, or for extra pyramid levels
+    other than the two kinds that torchvision has.
 
     >>> from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
     >>> trunk_from(resnet_fpn_backbone(backbone_name="resnet18", weights=None)).strides
@@ -116,7 +116,7 @@ def trunk_from(backbone: nn.Module) -> Trunk:
 
 
 def trunk_renames(trunk: nn.Module, *, prefix: str = "backbone.") -> list[Rename]:
-    """The rules for the trunk of a Detector: a ResNet or a chain of named layers, and a feature pyramid behind it.
+    """The rules for the trunk of a Detector: a ResNet or a chain of named layers, followed by a feature pyramid.
 
     Raises ValueError for another trunk.
 
@@ -137,7 +137,7 @@ def trunk_renames(trunk: nn.Module, *, prefix: str = "backbone.") -> list[Rename
 
 
 def anchors_from(generator: nn.Module) -> GridAnchors:
-    """torchvision's anchors of grids. Raises ValueError for another generator.
+    """torchvision's grid anchors. Raises ValueError for another generator.
 
     >>> anchors_from(AnchorGenerator(((32,), (64,)), ((0.5, 1.0, 2.0),) * 2)).per_cell
     (3, 3)
@@ -151,7 +151,7 @@ def anchors_from(generator: nn.Module) -> GridAnchors:
 
 
 def preprocess_from(transform: GeneralizedRCNNTransform) -> Preprocess:
-    """torchvision's resizing, colors and padding, as it infers: of several ``min_size`` the last one counts.
+    """torchvision's resizing, normalization and padding at inference: of several ``min_size`` the last one applies.
 
     >>> preprocess_from(GeneralizedRCNNTransform(800, 1333, [0.5] * 3, [0.2] * 3))
     Preprocess(size=800, max_size=1333, multiple_of=32)
@@ -168,9 +168,9 @@ def preprocess_from(transform: GeneralizedRCNNTransform) -> Preprocess:
 
 
 def carry_over(model: Any, detector: Detector, renames: Sequence[Rename]) -> Detector:
-    """Give ``detector`` the weights, precision, device, mode and frozen parameters of ``model``, and its colors.
+    """Give ``detector`` the weights, precision, device, mode, frozen parameters and normalization of ``model``.
 
-    Raises ValueError where the keys or shapes do not fit.
+    Raises ValueError if the keys or shapes do not match.
     """
     adopt(model, detector, renames, library="torchvision")
     for name, values in (("mean", model.transform.image_mean), ("std", model.transform.image_std)):
@@ -182,7 +182,7 @@ def carry_over(model: Any, detector: Detector, renames: Sequence[Rename]) -> Det
 def adopt(model: nn.Module, detector: Detector, renames: Sequence[Rename], *, library: str) -> Detector:
     """Give ``detector`` the weights, precision, device, mode and frozen parameters of ``model``.
 
-    Raises ValueError, naming the ``library`` that the model is of, where the keys or shapes do not fit.
+    Raises ValueError, naming the ``library`` of the model, if the keys or shapes do not match.
     """
     example = next(model.parameters())
     detector.to(example.device, example.dtype)
@@ -221,7 +221,7 @@ def _resnet(body: IntermediateLayerGetter) -> ResNetBackbone:
 
 
 def _chain(body: IntermediateLayerGetter) -> SequentialBackbone:
-    """Every stage keeps the names of its layers, so that keys can be traced back."""
+    """Every stage keeps the names of its layers, so that keys can be mapped back."""
     stages: list[OrderedDict[str, nn.Module]] = [OrderedDict()]
     for name, layer in body.items():
         stages[-1][name] = layer
@@ -236,7 +236,7 @@ def _chain(body: IntermediateLayerGetter) -> SequentialBackbone:
 
 
 def _level_shapes(body: IntermediateLayerGetter) -> list[torch.Size]:
-    """Found out on the meta device: nothing is computed."""
+    """Inferred on the meta device: nothing is computed."""
     probe = copy.deepcopy(body).to("meta").eval()
     images = torch.empty(1, 3, _PROBE, _PROBE, device="meta", dtype=next(probe.parameters()).dtype)
     return [level.shape for level in probe(images).values()]

@@ -1,6 +1,6 @@
-"""Published detectors as functions: each puts parts together and returns a Detector; nothing here holds logic.
+"""Published detectors as functions: each composes parts and returns a Detector, without logic of its own.
 
-What ends in ``_stage`` or ``_anchors`` builds a part of one, for detectors of your own.
+Functions that end in ``_stage`` or ``_anchors`` build a part of one, for detectors of your own.
 """
 
 from detkit.detectors.recipes.detr import box_query_stage, detr, detr_dc5, detr_stage, small_detr

@@ -1,4 +1,4 @@
-"""DETR: a trunk, a transformer, a fixed number of queries; no anchors, nothing suppressed."""
+"""DETR: a trunk, a transformer and a fixed number of queries; no anchors and no NMS."""
 
 from torch import nn
 from torchvision.models.resnet import resnet50
@@ -23,9 +23,10 @@ HEAD = 32
 def detr(num_classes: int, *, backbone: Backbone | None = None, preprocess: Preprocess | None = None) -> Detector:
     """DETR: 100 queries, 6 encoder and 6 decoder layers of 256 channels on the last map of ``backbone``, stride 32.
 
-    The default is an untrained ResNet-50; the published one is pretrained, with frozen batch norm and stem. Images go
-    to 800 pixels, at most 1333, unless ``preprocess`` says otherwise. Trained by AdamW, 1e-4 and 1e-5 for the backbone,
-    weight decay 1e-4, gradients clipped at 0.1. Source: Carion et al. 2020; COCO's published weights have 91 classes.
+    The default is an untrained ResNet-50; the published one is pretrained, with frozen batch norm and stem. Images are
+    resized to a short side of 800 pixels, the long side at most 1333, unless ``preprocess`` says otherwise. Trained by
+    AdamW, 1e-4 and 1e-5 for the backbone, weight decay 1e-4, gradients clipped at 0.1. Source: Carion et al. 2020;
+    COCO's published weights have 91 classes.
 
     >>> sum(parameter.numel() for parameter in detr(num_classes=91).parameters())
     41577888
@@ -53,10 +54,10 @@ def small_detr(
     depth: int = 3,
     queries: int = 50,
 ) -> Detector:
-    """A small DETR that learns from scratch in minutes: queries are boxes, looking at few points of a map of stride 8.
+    """A small DETR that trains from scratch in minutes: queries are boxes that attend to a few points at stride 8.
 
     A residual net, one encoder layer, ``depth`` decoder layers that refine boxes, 5 groups of denoising queries. Images
-    are resized to ``size`` (height, width). ``channels``, which 32 divides, is the width of the transformer. Trained by
+    are resized to ``size`` (height, width). ``channels``, a multiple of 32, is the width of the transformer. Trained by
     AdamW, 1e-3, betas 0.9 and 0.98. Sources: those of :class:`~detkit.detectors.box_queries.BoxQueryStage`.
 
     >>> small_detr(num_classes=3, size=(240, 320)).preprocess.size
@@ -80,9 +81,9 @@ def box_query_stage(
     queries: int = 300,
     groups: int = 5,
 ) -> BoxQueryStage:
-    """The stage of :func:`small_detr` on a map of ``in_channels``: heads of 32 channels, layers that normalize first.
+    """The stage of :func:`small_detr` on a feature map of ``in_channels``: 32 channels per head, pre-norm layers.
 
-    ``groups`` are those of the denoising queries.
+    ``groups`` is the number of groups of denoising queries.
 
     >>> box_query_stage(3, 64, channels=64, depth=1, queries=5).denoising
     DenoisingQueries(
@@ -121,7 +122,8 @@ def detr_stage(
     dropout: float = 0.1,
     norm_first: bool = False,
 ) -> SetPredictionStage:
-    """DETR's stage on a map of ``in_channels``: heads of 32 channels, ``depth`` layers each to encode and to decode.
+    """DETR's stage on a feature map of ``in_channels``: 32 channels per head, ``depth`` encoder and decoder layers
+    each.
 
     >>> detr_stage(3, 64, channels=64, depth=1, queries=5).queries
     Embedding(5, 64)

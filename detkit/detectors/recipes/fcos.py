@@ -1,4 +1,4 @@
-"""FCOS: one trunk with a feature pyramid, no anchors but points, each learning the object around it."""
+"""FCOS: one trunk with a feature pyramid, and points instead of anchors, each trained on the object around it."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -21,9 +21,10 @@ from detkit.losses import FCOSLoss
 def fcos(num_classes: int, *, backbone: Backbone | None = None, preprocess: Preprocess | None = None) -> Detector:
     """FCOS: five pyramid levels of 256 channels, two of them on top of ``backbone``, towers with group norm.
 
-    ``backbone`` has strides 8, 16 and 32 (default: an untrained ResNet-50); images go to 800 pixels, at most 1333,
-    unless ``preprocess`` says otherwise. Level P6 is made of the backbone's last map (torchvision takes the pyramid's).
-    Source: Tian et al. 2019, with the center sampling, GIoU and centerness branch of the version of 2020.
+    ``backbone`` has strides 8, 16 and 32 (default: an untrained ResNet-50); images are resized to a short side of 800
+    pixels, the long side at most 1333, unless ``preprocess`` says otherwise. Level P6 is computed from the backbone's
+    last feature map (torchvision: from the pyramid's). Source: Tian et al. 2019, with the center sampling, GIoU and
+    centerness branch of the version of 2020.
 
     >>> sum(parameter.numel() for parameter in fcos(num_classes=91).parameters())
     36451488
@@ -43,8 +44,8 @@ def small_fcos(
 ) -> Detector:
     """A small FCOS to train from scratch, also on a CPU: a residual net, a pyramid at strides 8, 16 and 32.
 
-    Images are resized to ``size`` (height, width). ``channels``, which 8 divides, is the width of the pyramid,
-    ``blocks`` the residual blocks of a backbone stage, ``norm`` what its convolutions are normalized by.
+    Images are resized to ``size`` (height, width). ``channels``, a multiple of 8, is the width of the pyramid,
+    ``blocks`` the number of residual blocks per backbone stage, ``norm`` builds its normalization layers.
 
     >>> small_fcos(num_classes=3, size=(240, 320)).preprocess.size
     (240, 320)
@@ -55,7 +56,7 @@ def small_fcos(
 
 
 def fcos_anchors(strides: Sequence[int]) -> GridAnchors:
-    """One square of the width of the stride at each cell: its center is the point. As torchvision lays them.
+    """One square per cell, as wide as the stride, whose center is the point; placed as in torchvision.
 
     >>> fcos_anchors((8, 16)).per_cell
     (1, 1)
@@ -73,9 +74,9 @@ def fcos_stage(
     norm: Norm | None = None,
     postprocess: LevelwisePostprocess | None = None,
 ) -> DenseStage:
-    """FCOS's stage on levels of ``channels``: center sampling within 1.5 strides, towers of ``depth``.
+    """FCOS's stage on levels of ``channels``: center sampling within 1.5 strides, towers of ``depth`` convolutions.
 
-    ``norm`` is built for each convolution of the towers (default: group norm of 32 groups).
+    ``norm`` builds the normalization layer of each convolution in the towers (default: group norm of 32 groups).
 
     >>> fcos_stage(3, 64, fcos_anchors((8, 16)), depth=1).matcher
     CenterMatcher(radius=1.5, reach=(4.0, 8.0))
@@ -98,7 +99,7 @@ def fcos_stage(
 
 
 def _tower(channels: int, depth: int, norm: Norm) -> nn.Sequential:
-    """Convolution, norm and ReLU in one row; the convolutions keep their bias before the norm, as published."""
+    """A chain of convolution, norm and ReLU; the convolutions keep their bias despite the norm, as published."""
     layers: list[nn.Module] = []
     for _ in range(depth):
         layers += [nn.Conv2d(channels, channels, 3, padding=1), norm(channels), nn.ReLU()]

@@ -1,4 +1,4 @@
-"""Pix2Seq: an encoder of the image, and a decoder that says boxes and classes as tokens."""
+"""Pix2Seq: an image encoder, and a decoder that generates boxes and classes as tokens."""
 
 from torch import nn
 from torchvision.models.resnet import resnet50
@@ -26,10 +26,10 @@ def pix2seq(
 ) -> Detector:
     """Pix2Seq: six encoder and six decoder layers of 256 channels on ``backbone``, 1000 bins, 100 objects an image.
 
-    ``backbone`` gives at least one map, the last of which is read (default: an untrained ResNet-50, stride 32); images
-    go to a longer side of 640 pixels unless ``preprocess`` says otherwise. Objects are learned in a random order with
-    noise behind them; tokens are drawn by the release's top-p of .4, well-formed boxes only. Sequences are always
-    5 * ``max_objects`` tokens long. Source: Chen et al. 2022, "Pix2seq"; vocabulary and weights of the release.
+    The last feature map of ``backbone`` is read (default: an untrained ResNet-50, stride 32); images are resized to a
+    longer side of 640 pixels unless ``preprocess`` says otherwise. Training sequences list the objects in random order,
+    then noise objects; inference samples tokens with the release's top-p of .4, well-formed boxes only. Sequences
+    always have 5 * ``max_objects`` tokens. Source: Chen et al. 2022, "Pix2seq"; vocabulary and weights of the release.
 
     >>> sum(parameter.numel() for parameter in pix2seq(num_classes=80).parameters()) // 1_000_000
     35
@@ -53,12 +53,12 @@ def small_pix2seq(
     order: Order = "random",
     norm: Norm = nn.BatchNorm2d,
 ) -> Detector:
-    """A small Pix2Seq to train on a CPU: a residual net to stride 16, ``layers`` of each kind, the likeliest token.
+    """A small Pix2Seq to train on a CPU: a residual net of stride 16, few ``layers``, greedy decoding.
 
-    Images are resized to ``size`` (height, width); tokens are those of the paper, with ``bins`` a side. The net is that
-    of :func:`~detkit.detectors.fpn_ssd` with as many ``channels``: begin with one that such a detector was trained
-    with, as the paper begins with a pretrained one: from scratch, classes take very long. So they also weigh
-    3 times as much, and what counts along an axis, cells and tokens alike, starts as sines.
+    Images are resized to ``size`` (height, width); tokens are the paper's, with ``bins`` per side. The backbone is that
+    of :func:`~detkit.detectors.fpn_ssd` with the same ``channels``: start from the weights of such a detector, as the
+    paper starts from a pretrained backbone, because classes take very long from scratch. For the same reason class
+    tokens weigh 3 times as much, and the embeddings of coordinates, of cells and of tokens, start as sines.
 
     >>> small_pix2seq(num_classes=3).sequence.coder
     TokenCoder(3, bins=48, vocabulary='paper')
@@ -90,7 +90,7 @@ def sequence_stage(
     positions: SinePositions | None = None,
     sampler: TokenSampler | None = None,
 ) -> SequenceStage:
-    """Pix2Seq's stage on a map of ``in_channels``: ``layers`` encoder and decoder layers that normalize first.
+    """Pix2Seq's stage on a feature map of ``in_channels``: ``layers`` pre-norm encoder and decoder layers.
 
     >>> targets = SequenceTargetBuilder(TokenCoder(2, bins=9, vocabulary="paper"), max_objects=3)
     >>> sequence_stage(8, targets, channels=8, heads=2, layers=1).decoder.length

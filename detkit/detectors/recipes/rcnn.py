@@ -1,4 +1,4 @@
-"""Two-stage detectors: Fast, Faster, Mask and Keypoint R-CNN on a feature pyramid, and small ones to train at home."""
+"""Two-stage detectors: Fast, Faster, Mask and Keypoint R-CNN on a feature pyramid, and small ones to train on a CPU."""
 
 from collections.abc import Sequence
 
@@ -24,10 +24,10 @@ from detkit.necks import FPN
 def faster_rcnn(
     num_classes: int, *, backbone: Backbone | None = None, preprocess: Preprocess | None = None
 ) -> Detector:
-    """Faster R-CNN with a feature pyramid: proposals from five levels, boxes read from the finest four.
+    """Faster R-CNN with a feature pyramid: proposals from five levels, regions pooled from the finest four.
 
-    ``backbone`` has strides 4, 8, 16 and 32 (default: an untrained ResNet-50); images go to 800 pixels, at most 1333,
-    unless ``preprocess`` says otherwise. Settings are torchvision's.
+    ``backbone`` has strides 4, 8, 16 and 32 (default: an untrained ResNet-50); images are resized to a short side of
+    800 pixels, the long side at most 1333, unless ``preprocess`` says otherwise. Settings are torchvision's.
     Source: Ren et al. 2015; Lin et al. 2017, "Feature Pyramid Networks".
 
     >>> sum(parameter.numel() for parameter in faster_rcnn(num_classes=90).parameters())
@@ -81,7 +81,7 @@ def keypoint_rcnn(
     backbone: Backbone | None = None,
     preprocess: Preprocess | None = None,
 ) -> Detector:
-    """Keypoint R-CNN: :func:`faster_rcnn`, and the points of each detection. Targets need ``keypoints``.
+    """Keypoint R-CNN: :func:`faster_rcnn`, and the keypoints of each detection. Targets need ``keypoints``.
 
     Source: He et al. 2017, section 5.
 
@@ -109,7 +109,7 @@ def small_faster_rcnn(
     """A small Faster R-CNN to train from scratch, also on a CPU: a residual net, a pyramid at strides 8, 16 and 32.
 
     Images are resized to ``size`` (height, width); anchors are 4 strides wide. ``channels`` is the width of the
-    pyramid, ``blocks`` the residual blocks of a backbone stage, ``norm`` what its convolutions are normalized by.
+    pyramid, ``blocks`` the number of residual blocks per backbone stage, ``norm`` builds its normalization layers.
 
     >>> small_faster_rcnn(num_classes=3, size=(240, 320)).preprocess.size
     (240, 320)
@@ -156,7 +156,7 @@ def rpn_stage(
 ) -> RPNStage:
     """A region proposal network on levels of ``channels``: positive at IoU .7, negative below .3, 256 sampled.
 
-    At most 1000 proposals come out, 2000 to learn on, unless the postprocesses say otherwise.
+    It returns at most 1000 proposals, 2000 in training, unless the postprocesses say otherwise.
 
     >>> rpn_stage(16, rpn_anchors((8, 16))).sampler
     BalancedSampler(256, positive_fraction=0.5)
@@ -213,7 +213,7 @@ def mask_stage(
     widths: Sequence[int] = (256, 256, 256, 256),
     canonical_size: float = 224,
 ) -> MaskStage:
-    """Mask R-CNN's stage on levels of ``channels``: 14 x 14 regions to masks of 28 x 28.
+    """Mask R-CNN's stage on levels of ``channels``: masks of 28 x 28 from regions of 14 x 14.
 
     >>> mask_stage(3, 16, (8, 16)).pool.output_size
     14
@@ -225,7 +225,7 @@ def mask_stage(
 
 
 def keypoint_stage(num_keypoints: int, channels: int, strides: Sequence[int]) -> KeypointStage:
-    """Keypoint R-CNN's stage on levels of ``channels``: 14 x 14 regions to heatmaps of 56 x 56.
+    """Keypoint R-CNN's stage on levels of ``channels``: heatmaps of 56 x 56 from regions of 14 x 14.
 
     >>> keypoint_stage(5, 16, (8, 16)).pool.output_size
     14
@@ -237,7 +237,7 @@ _SMALL_CANONICAL = 96.0
 
 
 def _pyramid(backbone: Backbone | None) -> tuple[nn.Sequential, int, tuple[int, ...]]:
-    """Backbone and pyramid, and the pyramid's channels and strides; its last level is for proposals only."""
+    """The backbone with its pyramid, and the pyramid's channels and strides; its last level serves proposals only."""
     if backbone is None:
         backbone = ResNetBackbone(resnet50(weights=None), levels=("layer1", "layer2", "layer3", "layer4"))
     neck = FPN(backbone.out_channels, backbone.strides, extra=1)

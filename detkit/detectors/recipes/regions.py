@@ -1,4 +1,4 @@
-"""R-CNN: regions that others propose, each warped and shown to a network."""
+"""R-CNN: external region proposals, each cropped, warped and classified by a network."""
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -20,11 +20,11 @@ def rcnn(
     grid: int | None = 1,
     preprocess: Preprocess | None = None,
 ) -> Detector:
-    """R-CNN on any network, which ``fit_rcnn`` fits and ``detector(images, proposals=)`` runs.
+    """R-CNN on any network: train it with ``fit_rcnn``, run it as ``detector(images, proposals=)``.
 
-    ``backbone`` maps crops (M, 3, size, size) to vectors or maps; maps are averaged in ``grid`` x ``grid`` parts to
-    ``feature_size`` numbers. ``context`` pixels on each side of a crop surround the box. Images are not resized, unless
-    ``preprocess`` does. Detections are suppressed within a class at IoU 0.3, the best 100 of an image are kept.
+    ``backbone`` maps crops (M, 3, size, size) to vectors or feature maps; maps are average-pooled to ``grid`` x
+    ``grid`` cells, ``feature_size`` numbers in all. Each crop shows ``context`` pixels around the box. Images are not
+    resized unless ``preprocess`` does it. NMS within a class at IoU 0.3 keeps the best 100 detections of an image.
     Source: Girshick et al. 2014, "Rich feature hierarchies". Raises ValueError for settings out of range.
 
     >>> import torch
@@ -46,7 +46,7 @@ def rcnn(
 
 
 class _Pixels(nn.Module):
-    """The trunk of a detector whose stages look at the pixels themselves."""
+    """The trunk of a detector whose stages read the pixels themselves."""
 
     def forward(self, images: Float[Tensor, "B D H W"]) -> list[Tensor]:
         """The images as the only level."""

@@ -21,9 +21,10 @@ from detkit.losses import RetinaNetLoss, giou_cost
 def retinanet(num_classes: int, *, backbone: Backbone | None = None, preprocess: Preprocess | None = None) -> Detector:
     """RetinaNet: five pyramid levels of 256 channels, two of them on top of ``backbone``, L1 on the deltas.
 
-    ``backbone`` has strides 8, 16 and 32 (default: an untrained ResNet-50); images go to 800 pixels, at most 1333,
-    unless ``preprocess`` says otherwise. Level P6 is made of the backbone's last map, as in the paper (torchvision's
-    first version takes the pyramid's). Source: Lin et al. 2017, "Focal Loss", section 4; box loss as in torchvision.
+    ``backbone`` has strides 8, 16 and 32 (default: an untrained ResNet-50); images are resized to a short side of 800
+    pixels, the long side at most 1333, unless ``preprocess`` says otherwise. Level P6 is computed from the backbone's
+    last feature map, as in the paper (torchvision's first version: from the pyramid's). Source: Lin et al. 2017, "Focal
+    Loss", section 4; box loss as in torchvision.
 
     >>> sum(parameter.numel() for parameter in retinanet(num_classes=91).parameters())
     38196887
@@ -65,7 +66,7 @@ def small_retinanet(
     """A small RetinaNet to train from scratch, also on a CPU: a residual net, a pyramid at strides 8, 16 and 32.
 
     Images are resized to ``size`` (height, width); anchors are 3 to 4.8 strides wide. ``channels`` is the width of the
-    pyramid, ``blocks`` the residual blocks of a backbone stage, ``norm`` what its convolutions are normalized by.
+    pyramid, ``blocks`` the number of residual blocks per backbone stage, ``norm`` builds its normalization layers.
 
     >>> small_retinanet(num_classes=3, size=(240, 320)).preprocess.size
     (240, 320)
@@ -95,7 +96,8 @@ def retinanet_stage(
     criterion: RetinaNetLoss | None = None,
     postprocess: LevelwisePostprocess | None = None,
 ) -> DenseStage:
-    """RetinaNet's stage on levels of ``channels``: positive at IoU .5, negative below .4, towers of ``depth``.
+    """RetinaNet's stage on levels of ``channels``: positive at IoU .5, negative below .4, ``depth`` convolutions a
+    tower.
 
     >>> retinanet_stage(3, 16, retinanet_anchors((8, 16)), depth=1).matcher
     ThresholdMatcher(positive_iou=0.5, negative_iou=0.4, low_quality=True)

@@ -1,4 +1,4 @@
-"""SSD and its kin: one trunk, default boxes, a class and a box head at every level."""
+"""The SSD family: one trunk, default boxes, a class head and a box head at every level."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -18,7 +18,7 @@ from detkit.losses import MultiBoxLoss
 from detkit.necks import SSD512_LEVELS, SSDExtra
 
 VGG_MEAN, VGG_STD = (0.48235, 0.45882, 0.40784), (1 / 255, 1 / 255, 1 / 255)
-"""What VGG-16 was trained on: pixels in 0..255 with the channel means taken off."""
+"""The input that VGG-16 was trained on: pixels in 0..255 minus the channel means."""
 
 
 def ssd(
@@ -30,9 +30,10 @@ def ssd(
     preprocess: Preprocess,
     postprocess: Postprocess | None = None,
 ) -> Detector:
-    """An SSD around any trunk: ``trunk`` returns one feature map of ``out_channels[l]`` channels for each level.
+    """An SSD on any trunk: ``trunk`` returns one feature map per level, level l with ``out_channels[l]`` channels.
 
-    Matching at IoU .5, deltas with variances .1 and .2, hard negatives 3 : 1. Source: Liu et al. 2016.
+    It matches at IoU .5, codes deltas with variances .1 and .2, and mines 3 hard negatives per positive. Source: Liu et
+    al. 2016.
 
     >>> from detkit.backbones import SmallBackbone
     >>> trunk = SmallBackbone((16, 32), levels=(0, 1))
@@ -59,10 +60,10 @@ def ssd(
 
 
 def ssd300(num_classes: int, *, features: nn.Sequential | None = None) -> Detector:
-    """SSD300 on VGG-16: images to 300 x 300, six levels, 8732 default boxes.
+    """SSD300 on VGG-16: images resized to 300 x 300, six levels, 8732 default boxes.
 
-    ``features`` are the layers of a (pretrained) VGG-16, ``torchvision.models.vgg16(...).features``; random without.
-    Sizes and steps are those of the authors' release for VOC. Source: Liu et al. 2016, section 3.
+    ``features`` are the layers of a (pretrained) VGG-16, ``torchvision.models.vgg16(...).features``; by default they
+    are random. Sizes and steps are those of the authors' release for VOC. Source: Liu et al. 2016, section 3.
 
     >>> sum(p.numel() for p in ssd300(num_classes=90).parameters())
     35641826
@@ -80,7 +81,7 @@ def ssd300(num_classes: int, *, features: nn.Sequential | None = None) -> Detect
 
 
 def ssd512(num_classes: int, *, features: nn.Sequential | None = None) -> Detector:
-    """SSD512 on VGG-16: images to 512 x 512, seven levels, 24,564 default boxes; else as :func:`ssd300`.
+    """SSD512 on VGG-16: images resized to 512 x 512, seven levels, 24,564 default boxes; otherwise as :func:`ssd300`.
 
     Source: Liu et al. 2016, section 3.3 ("SSD512"), sizes and steps of the authors' release for VOC.
 
@@ -100,9 +101,9 @@ def ssd512(num_classes: int, *, features: nn.Sequential | None = None) -> Detect
 
 
 def tiny_ssd(num_classes: int) -> Detector:
-    """TinySSD: images to 256 x 256, five levels of 32, 16, 8, 4 and 1 cells, 5444 default boxes.
+    """TinySSD: images resized to 256 x 256, five levels of 32, 16, 8, 4 and 1 cells a side, 5444 default boxes.
 
-    Trained with SSD's loss and hard negatives, where the source takes a plain mean over all anchors.
+    It trains with SSD's loss and hard negatives; the source takes a plain mean over all anchors.
     Source: Dive into Deep Learning, section 14.7.
 
     >>> tiny_ssd(num_classes=1).dense.anchors.per_cell
@@ -125,9 +126,9 @@ def fpn_ssd(
 ) -> Detector:
     """A small SSD to train from scratch: a residual net with a feature pyramid, levels at strides 8, 16 and 32.
 
-    Images are resized to ``size`` (height, width); default boxes are 3, 4.5 and 6 strides wide, so objects of about 20
-    to 250 pixels *after resizing* find one. ``channels`` is the width of the pyramid, ``blocks`` the residual blocks of
-    a backbone stage, ``norm`` what its convolutions are normalized by, called with the number of channels.
+    Images are resized to ``size`` (height, width); default boxes are 3, 4.5 and 6 strides wide, which suits objects of
+    about 20 to 250 pixels *after resizing*. ``channels`` is the width of the pyramid, ``blocks`` the number of residual
+    blocks per backbone stage; ``norm``, called with the number of channels, builds its normalization layers.
 
     >>> fpn_ssd(num_classes=3, size=(240, 320)).preprocess.size
     (240, 320)

@@ -1,4 +1,4 @@
-"""What several recipes stand on: a trunk with a feature pyramid, untrained, and the size that images are brought to."""
+"""Shared by several recipes: untrained trunks with a feature pyramid, and the size that images are resized to."""
 
 from collections.abc import Callable
 
@@ -13,7 +13,7 @@ Norm = Callable[[int], nn.Module]
 
 
 def pyramid(backbone: Backbone | None) -> tuple[nn.Sequential, FPN]:
-    """``backbone``, or an untrained ResNet-50, with a pyramid of 256 channels and two further levels; and that pyramid.
+    """``backbone`` or an untrained ResNet-50, with a pyramid of 256 channels and two extra levels; and that pyramid.
 
     >>> pyramid(None)[1].strides
     (8, 16, 32, 64, 128)
@@ -24,7 +24,7 @@ def pyramid(backbone: Backbone | None) -> tuple[nn.Sequential, FPN]:
 
 
 def small_pyramid(channels: int, blocks: int, norm: Norm) -> tuple[nn.Sequential, tuple[int, ...]]:
-    """A small residual net with a pyramid of ``channels`` at strides 8, 16 and 32; and these strides.
+    """A small residual net with a pyramid of ``channels`` at strides 8, 16 and 32; and those strides.
 
     >>> small_pyramid(8, 1, nn.BatchNorm2d)[1]
     (8, 16, 32)
@@ -36,7 +36,7 @@ def small_pyramid(channels: int, blocks: int, norm: Norm) -> tuple[nn.Sequential
 
 
 def short_side_800() -> Preprocess:
-    """The shorter side to 800 pixels, the longer at most 1333, batches padded to multiples of 32: as on COCO.
+    """Resize the short side to 800 pixels, the long side at most 1333, and pad batches to multiples of 32: as on COCO.
 
     >>> short_side_800()
     Preprocess(size=800, max_size=1333, multiple_of=32)
