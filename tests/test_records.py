@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from records import FLOATS, RECORDS, OpSpec
+from strategies import in_order
 from torch import Tensor
 
 from detkit import boxes, losses
@@ -70,12 +71,6 @@ def expanded(rows: Tensor) -> Tensor:
 def followed(record: OpSpec, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """``arguments``, those that may have a gradient asking for one."""
     return tuple(a.requires_grad_(a.is_floating_point() and i not in record.constants) for i, a in enumerate(arguments))
-
-
-def in_order(said: str) -> str:
-    """A pattern of a message that begins with the first of these words and holds the others in this order."""
-    first, *others = (rf"(?<!\w){re.escape(word)}(?!\w)" for word in said.split())
-    return f"^{'.*'.join((first, *others))}"
 
 
 def classes_of(unit: ModuleType) -> set[str]:
