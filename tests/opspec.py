@@ -20,7 +20,7 @@ class OpSpec(NamedTuple):
     op: Callable[..., Any]
     make: Callable[[int, torch.dtype], tuple[Tensor, ...]]  # arguments with so many rows in the first dimension
     reference: Callable[..., Any]  # of plain lists of float64, and of ints
-    errors: dict[str, Callable[[], Any]]  # a whole message, and a call that is refused with it
+    errors: dict[str, Callable[[], Any]]  # what a message says in this order, and a call that is refused with it
     dtypes: tuple[torch.dtype, ...] = TYPES
     gradient: Literal["checked", "finite", "none"] = "none"  # "finite": finite differences would not agree, on purpose
     constants: tuple[int, ...] = ()  # places of floating arguments that take no gradient
@@ -57,17 +57,17 @@ Changes = dict[str, dict[str, Any]]
 
 
 def refusals(op: Callable[..., Any], good: dict[str, Any], changes: Changes) -> dict[str, Callable[[], Any]]:
-    """For each message, behind the name of ``op``: the call with good arguments of which some are changed."""
+    """For what each message says, behind the name of ``op``: the call with good arguments of which some are changed."""
     name, plain = op.__qualname__.removesuffix(".__init__"), unhooked(op)
     return {f"{name}: {message}": partial(plain, **{**good, **change}) for message, change in changes.items()}
 
 
 def misshapen(*names: str, allowed: str = "(..., 4)") -> Changes:
     """That rows of five numbers are refused in each of these arguments."""
-    return {f"{name} has shape (3, 5); allowed is {allowed}": {name: torch.zeros(3, 5)} for name in names}
+    return {f"{name} (3, 5) {allowed}": {name: torch.zeros(3, 5)} for name in names}
 
 
 BOXES, SCORES, LABELS = torch.zeros(3, 4), torch.zeros(3), torch.zeros(3).long()
 TWO_SETS = {"boxes1": BOXES, "boxes2": BOXES}
-VARIANT: Changes = {"variant='root'; allowed is 'squared' or 'unsquared'": {"variant": "root"}}
+VARIANT: Changes = {"variant='root' 'squared' 'unsquared'": {"variant": "root"}}
 UNSQUARED = partial(slow.distance, power=1)

@@ -181,33 +181,33 @@ NOT_FINITE = torch.tensor([0.0, math.nan, math.inf])
 ONE_SET = {"boxes": BOXES, "scores": SCORES}
 ONE_BATCH = {"boxes": BOXES[None], "scores": SCORES[None]}
 THRESHOLD: Changes = {
-    "iou_threshold=2 must lie in [0, 1]": {"iou_threshold": 2},
-    "iou_threshold=-0.5 must lie in [0, 1]": {"iou_threshold": -0.5},
+    "iou_threshold=2 [0, 1]": {"iou_threshold": 2},
+    "iou_threshold=-0.5 [0, 1]": {"iou_threshold": -0.5},
 }
-SCORE_THRESHOLD: Changes = {"score_threshold=2 must lie in [0, 1]": {"score_threshold": 2}}
-MEASURE: Changes = {"measure='giou'; allowed is 'iou' or 'diou'": {"measure": "giou"}}
-NONFINITE: Changes = {"nonfinite='keep'; allowed is 'raise' or 'drop'": {"nonfinite": "keep"}}
-MOST: Changes = {"max_detections=0 must be at least 1": {"max_detections": 0}}
+SCORE_THRESHOLD: Changes = {"score_threshold=2 [0, 1]": {"score_threshold": 2}}
+MEASURE: Changes = {"measure='giou' 'iou' 'diou'": {"measure": "giou"}}
+NONFINITE: Changes = {"nonfinite='keep' 'raise' 'drop'": {"nonfinite": "keep"}}
+MOST: Changes = {"max_detections=0 1": {"max_detections": 0}}
 DECAY: Changes = {
-    "method='hard'; allowed is 'linear' or 'gaussian'": {"method": "hard"},
-    "sigma=0 must be a positive finite number": {"sigma": 0},
-    "sigma=inf must be a positive finite number": {"sigma": math.inf},
+    "method='hard' 'linear' 'gaussian'": {"method": "hard"},
+    "sigma=0": {"sigma": 0},
+    "sigma=inf": {"sigma": math.inf},
 }
 RANKED: Changes = {
-    "scores has shape (2,); allowed is one score for each of the 3 boxes": {"scores": torch.zeros(2)},
-    "scores[1]=nan must be finite; 2 of 3 values are not": {"scores": NOT_FINITE},
-    "boxes[2]: x2 < x1 (-1 < 0); 1 box is inverted": {"boxes": torch.tensor([[0.0] * 4, [0.0] * 4, [0, 0, -1, 1]])},
+    "scores (2,) 3 boxes": {"scores": torch.zeros(2)},
+    "scores[1]=nan 2 3": {"scores": NOT_FINITE},
+    "boxes[2] x2 < x1 (-1 < 0) 1": {"boxes": torch.tensor([[0.0] * 4, [0.0] * 4, [0, 0, -1, 1]])},
 }
 ROWS: Changes = {
-    "scores has shape (2,); allowed is (3,), one for each box": {"scores": torch.zeros(2)},
-    "groups has shape (2,); allowed is (3,), one for each box": {"groups": LABELS[:2]},
-    "groups has type torch.float32; allowed is an integer for each box": {"groups": SCORES},
+    "scores (2,) (3,)": {"scores": torch.zeros(2)},
+    "groups (2,) (3,)": {"groups": LABELS[:2]},
+    "groups torch.float32 integer": {"groups": SCORES},
 }
 PADDED_ROWS: Changes = {
-    "boxes has shape (3, 4); allowed is (B, N, 4)": {"boxes": BOXES},
-    "boxes has shape (1, 3, 5); allowed is (B, N, 4)": {"boxes": torch.zeros(1, 3, 5)},
+    "boxes (3, 4) (B, N, 4)": {"boxes": BOXES},
+    "boxes (1, 3, 5) (B, N, 4)": {"boxes": torch.zeros(1, 3, 5)},
 }
-PADDED_CLASSES: Changes = {f"{message} or (B, N, C, 4)": change for message, change in PADDED_ROWS.items()}
+PADDED_CLASSES: Changes = {f"{message} (B, N, C, 4)": change for message, change in PADDED_ROWS.items()}
 ONE_MULTICLASS = {
     **ONE_BATCH,
     "scores": torch.zeros(1, 3, 2),
@@ -219,34 +219,32 @@ ONE_MULTICLASS = {
 
 ONE_IMAGE = {"boxes": BOXES, "labels": LABELS, "sizes": torch.ones(2)}
 VOCABULARY: Changes = {
-    "vocabulary='latin'; allowed is 'code' or 'paper'": {"vocabulary": "latin"},
-    "num_classes=0 must be at least 1, bins=1000 at least 2": {"num_classes": 0},
-    "num_classes=3 must be at least 1, bins=1 at least 2": {"bins": 1},
-    "num_classes=900, bins=1000; vocabulary 'code' holds at most 899 classes and 2000 bins, 'paper' any number": {
-        "num_classes": 900
-    },
-    "num_classes=3, bins=2001; vocabulary 'code' holds at most 899 classes and 2000 bins, 'paper' any number": {
-        "bins": 2001
-    },
+    "vocabulary='latin' 'code' 'paper'": {"vocabulary": "latin"},
+    "num_classes=0 1 bins=1000 2": {"num_classes": 0},
+    "num_classes=3 1 bins=1 2": {"bins": 1},
+    "num_classes=900 bins=1000 'code' 899 2000 'paper'": {"num_classes": 900},
+    "num_classes=3 bins=2001 'code' 899 2000 'paper'": {"bins": 2001},
 }
 IMAGE_SIZES: Changes = {
-    "sizes has shape (3,); allowed is (2,)": {"sizes": SCORES},
-    "sizes has shape (3, 2); allowed is (2,)": {"sizes": BOXES[:, :2]},
+    "sizes (3,) (2,)": {"sizes": SCORES},
+    "sizes (3, 2) (2,)": {"sizes": BOXES[:, :2]},
 }
 LABELLED: Changes = {
     **IMAGE_SIZES,
-    "labels has shape (2,); allowed is (3,)": {"labels": LABELS[:2]},
-    "valid has shape (2,); allowed is (3,)": {"valid": LABELS[:2].bool()},
-    "labels[0]=3 must lie in 0..2, or be NEGATIVE (-1) for noise; 3 of 3 do not": {"labels": LABELS + 3},
-    "labels[0]=-2 must lie in 0..2, or be NEGATIVE (-1) for noise; 3 of 3 do not": {"labels": LABELS - 2},
+    "labels (2,) (3,)": {"labels": LABELS[:2]},
+    "valid (2,) (3,)": {"valid": LABELS[:2].bool()},
+    "labels[0]=3 0..2 NEGATIVE (-1) 3 3": {"labels": LABELS + 3},
+    "labels[0]=-2 0..2 NEGATIVE (-1) 3 3": {"labels": LABELS - 2},
 }
-READ: Changes = {**IMAGE_SIZES, "tokens has shape (3, 4); allowed is (..., 5)": {"tokens": BOXES.long()}}
+READ: Changes = {**IMAGE_SIZES, "tokens (3, 4) (..., 5)": {"tokens": BOXES.long()}}
 
 
-def padded_entries(rest: str) -> Changes:
-    """That scores, groups and marks must be as many as the boxes."""
-    bad = {"scores": torch.zeros(1, 2), "groups": torch.zeros(1, 2).long(), "valid": torch.zeros(1, 2).bool()}
-    return {f"{name} has shape (1, 2); allowed is (1, 3){rest}": {name: rows} for name, rows in bad.items()}
+# Scores, groups and marks must be as many as the boxes.
+PADDED_ENTRIES: Changes = {
+    "scores (1, 2) (1, 3)": {"scores": torch.zeros(1, 2)},
+    "groups (1, 2) (1, 3)": {"groups": torch.zeros(1, 2).long()},
+    "valid (1, 2) (1, 3)": {"valid": torch.zeros(1, 2).bool()},
+}
 
 
 def of_format(op: Callable[..., Any], reference: Callable[..., Any]) -> OpSpec:
@@ -254,7 +252,7 @@ def of_format(op: Callable[..., Any], reference: Callable[..., Any]) -> OpSpec:
     return OpSpec(op.__name__, op, one, each(reference), errors, gradient="checked")
 
 
-SINGLE = "allowed is (..., N, 4) and (..., M, 4); {} compares box with box"
+SINGLE = "(..., N, 4) (..., M, 4) {}"
 
 
 def measures(
@@ -269,8 +267,8 @@ def measures(
     """A measure of overlap as a matrix and in pairs."""
     words = SINGLE.format(f"paired_{name}")
     single: Changes = {
-        f"boxes have shapes (4,) and (3, 4); {words}": {"boxes1": BOXES[0]},
-        f"boxes have shapes (3, 4) and (4,); {words}": {"boxes2": BOXES[0]},
+        f"boxes (4,) (3, 4) {words}": {"boxes1": BOXES[0]},
+        f"boxes (3, 4) (4,) {words}": {"boxes2": BOXES[0]},
     }
     kinds = ((name, against_five, matrix, single), (f"paired_{name}", pairs, each, {}))
     for called, make, arranged, more in kinds:
@@ -329,16 +327,14 @@ def grid(
         lambda read, anchor: slow.out_of_grid(read, anchor, cell, form, clamp),
     )
     made: Changes = {
-        "form='exp'; allowed is 'log' or 'root'": {"form": "exp"},
-        "clamp=0 must be a positive number": {"clamp": 0},
-        "clamp=inf must be a positive number": {"clamp": math.inf},
+        "form='exp' 'log' 'root'": {"form": "exp"},
+        "clamp=0": {"clamp": 0},
+        "clamp=inf": {"clamp": math.inf},
     }
     wrong: Changes = {
-        "anchors are plain boxes, which do not say how large their cells are; give Anchors(boxes, strides, counts)": {
-            "anchors": BOXES
-        },
-        "strides have shape (3, 1); allowed is (..., 2)": {"anchors": in_cells(BOXES, BOXES[:, :1])},
-        "strides have shape (); allowed is (..., 2)": {"anchors": in_cells(BOXES, BOXES[0, 0])},
+        "anchors Anchors(boxes, strides, counts)": {"anchors": BOXES},
+        "strides (3, 1) (..., 2)": {"anchors": in_cells(BOXES, BOXES[:, :1])},
+        "strides () (..., 2)": {"anchors": in_cells(BOXES, BOXES[0, 0])},
     }
     coder = ops.GridCoder(form=form) if form == "log" else ops.GridCoder(form=form, clamp=clamp)
     yield from coding(coder, (pairs, deltas), references, made, wrong=wrong, form=f" {form}", strides=strides)
@@ -346,7 +342,7 @@ def grid(
 
 def of_distances(unit: float | None, makes: tuple[Callable[..., Any], ...], form: str) -> Iterable[OpSpec]:
     references = partial(slow.distances, unit=unit), partial(slow.at_distances, unit=unit)
-    allowed = "must be None (pixels) or a positive fraction of the anchor"
+    allowed = "None anchor"
     made: Changes = {f"unit={bad} {allowed}": {"unit": bad} for bad in (0, -1.0, math.inf)}
     yield from coding(ops.DistanceCoder(unit=unit), makes, references, made, written="distances", form=form)
 
@@ -395,10 +391,8 @@ FORMATS = (
             {"points": torch.zeros(3, 2), "boxes": BOXES},
             {
                 **misshapen("boxes"),
-                "points have shape (3, 4); allowed is (..., 2)": {"points": BOXES},
-                "points (2,) and boxes (3,) do not broadcast; allowed is a box for each point": {
-                    "points": torch.zeros(2, 2)
-                },
+                "points (3, 4) (..., 2)": {"points": BOXES},
+                "points (2,) boxes (3,)": {"points": torch.zeros(2, 2)},
             },
         ),
     ),
@@ -420,13 +414,13 @@ FORMATS = (
             {"boxes": BOXES, "min_size": 1},
             {
                 **misshapen("boxes"),
-                "min_size=-1 must be at least 0 pixels": {"min_size": -1},
-                "min_size=nan must be at least 0 pixels": {"min_size": math.nan},
+                "min_size=-1 0": {"min_size": -1},
+                "min_size=nan 0": {"min_size": math.nan},
             },
         ),
     ),
 )
-MASK_SHAPES = "allowed is (N, H, W) and (M, H, W) with the same height and width"
+MASK_SHAPES = "(N, H, W) (M, H, W)"
 OVERLAPS = (
     *measures("box_iou", slow.overlap),
     *measures("generalized_box_iou", slow.generalized),
@@ -440,7 +434,7 @@ OVERLAPS = (
         matrix(slow.generalized),
         of_measure(
             ops.all_pairs,
-            {f"boxes have shapes (4,) and (3, 4); {SINGLE.format('paired')}": {"boxes1": BOXES[0]}},
+            {f"boxes (4,) (3, 4) {SINGLE.format('paired')}": {"boxes1": BOXES[0]}},
         ),
         gradient="checked",
     ),
@@ -462,8 +456,8 @@ OVERLAPS = (
             ops.mask_iou,
             {"masks1": torch.zeros(1, 2, 3)},
             {
-                f"masks have shapes (1, 2, 3) and (1, 3, 3); {MASK_SHAPES}": {"masks2": torch.zeros(1, 3, 3)},
-                f"masks have shapes (4, 3) and (5, 3); {MASK_SHAPES}": {
+                f"masks (1, 2, 3) (1, 3, 3) {MASK_SHAPES}": {"masks2": torch.zeros(1, 3, 3)},
+                f"masks (4, 3) (5, 3) {MASK_SHAPES}": {
                     "masks1": torch.zeros(4, 3),
                     "masks2": torch.zeros(5, 3),
                 },
@@ -472,7 +466,7 @@ OVERLAPS = (
         (*TYPES, torch.bool),
     ),
 )
-GROUPED = "allowed is an integer for each of the 3 scores"
+GROUPED = "integer 3 scores"
 SUPPRESSION = (
     OpSpec(
         "nms",
@@ -499,8 +493,8 @@ SUPPRESSION = (
                 **THRESHOLD,
                 **MEASURE,
                 **NONFINITE,
-                f"groups has shape (2,) and type torch.int64; {GROUPED}": {"groups": LABELS[:2]},
-                f"groups has shape (3,) and type torch.float32; {GROUPED}": {"groups": SCORES},
+                f"groups (2,) torch.int64 {GROUPED}": {"groups": LABELS[:2]},
+                f"groups (3,) torch.float32 {GROUPED}": {"groups": SCORES},
             },
         ),
     ),
@@ -512,7 +506,7 @@ SUPPRESSION = (
         refusals(
             ops.nms_padded,
             {**ONE_BATCH, "iou_threshold": 0.3, "max_detections": 1},
-            {**PADDED_ROWS, **padded_entries(""), **THRESHOLD, **MEASURE, **MOST},
+            {**PADDED_ROWS, **PADDED_ENTRIES, **THRESHOLD, **MEASURE, **MOST},
         ),
     ),
     OpSpec(
@@ -528,9 +522,9 @@ SUPPRESSION = (
                 **THRESHOLD,
                 **MEASURE,
                 **MOST,
-                "candidates_per_class=0 must be at least 1": {"candidates_per_class": 0},
-                "scores has shape (1, 3); allowed is (1, 3) and the classes": {"scores": SCORES[None]},
-                "scores has shape (1, 2, 5); allowed is (1, 3) and the classes": {"scores": torch.zeros(1, 2, 5)},
+                "candidates_per_class=0 1": {"candidates_per_class": 0},
+                "scores (1, 3) (1, 3)": {"scores": SCORES[None]},
+                "scores (1, 2, 5) (1, 3)": {"scores": torch.zeros(1, 2, 5)},
             },
         ),
     ),
@@ -542,11 +536,7 @@ SUPPRESSION = (
         refusals(
             ops.multiclass_nms_padded,
             ONE_MULTICLASS,
-            {
-                "boxes of each class have shape (1, 3, 1, 4); allowed is (1, 3, 2) and 4": {
-                    "boxes": torch.zeros(1, 3, 1, 4)
-                }
-            },
+            {"boxes class (1, 3, 1, 4) (1, 3, 2) 4": {"boxes": torch.zeros(1, 3, 1, 4)}},
         ),
     ),
     OpSpec(
@@ -580,12 +570,12 @@ SUPPRESSION = (
             {**ONE_BATCH, "max_detections": 1},
             {
                 **PADDED_ROWS,
-                **padded_entries(", one for each box"),
+                **PADDED_ENTRIES,
                 **THRESHOLD,
                 **SCORE_THRESHOLD,
                 **DECAY,
                 **MOST,
-                "groups has type torch.float32; allowed is an integer for each box": {"groups": SCORES[None]},
+                "groups torch.float32 integer": {"groups": SCORES[None]},
             },
         ),
     ),
@@ -602,9 +592,9 @@ SUPPRESSION = (
                 **ROWS,
                 **DECAY,
                 **NONFINITE,
-                "give either boxes or, with boxes=None, overlaps": {"overlaps": torch.zeros(3, 3)},
-                "overlaps has shape (3, 2); allowed is (3, 3)": {"boxes": None, "overlaps": torch.zeros(3, 2)},
-                "overlaps[0, 1]=2 must lie in [0, 1]; 3 outside": {
+                "boxes boxes=None overlaps": {"overlaps": torch.zeros(3, 3)},
+                "overlaps (3, 2) (3, 3)": {"boxes": None, "overlaps": torch.zeros(3, 2)},
+                "overlaps[0, 1]=2 [0, 1] 3": {
                     "boxes": None,
                     "overlaps": torch.eye(3).roll(1, 1) * 2,
                 },
@@ -621,20 +611,15 @@ SUPPRESSION = (
             ops.weighted_boxes_fusion,
             {"boxes_list": [BOXES], "scores_list": [SCORES], "labels_list": [LABELS]},
             {
-                "boxes_list[0] has shape (3, 5); allowed is (N, 4)": {"boxes_list": [torch.zeros(3, 5)]},
-                "scores_list[0] has shape (2,); allowed is one entry for each of the 3 boxes": {
-                    "scores_list": [SCORES[:2]]
-                },
-                "labels_list[0] has shape (2,); allowed is one entry for each of the 3 boxes": {
-                    "labels_list": [LABELS[:2]]
-                },
-                "labels_list[0] has type torch.float32; allowed is an integer type": {"labels_list": [SCORES]},
-                "boxes_list, scores_list and labels_list have 1, 2 and 1 entries; allowed is one of each for every "
-                "model, and at least one model": {"scores_list": [SCORES, SCORES]},
-                "weights=[1.0, 1.0] must be a positive finite number for each of 1 models": {"weights": [1, 1]},
-                "weights=[0.0] must be a positive finite number for each of 1 models": {"weights": [0]},
-                "scores_list[0][1]=nan must be finite; 2 of 3 values are not": {"scores_list": [NOT_FINITE]},
-                "scores_list[0][0]=-1 must be at least 0; 3 of 3 below": {"scores_list": [SCORES - 1]},
+                "boxes_list[0] (3, 5) (N, 4)": {"boxes_list": [torch.zeros(3, 5)]},
+                "scores_list[0] (2,) 3 boxes": {"scores_list": [SCORES[:2]]},
+                "labels_list[0] (2,) 3 boxes": {"labels_list": [LABELS[:2]]},
+                "labels_list[0] torch.float32 integer": {"labels_list": [SCORES]},
+                "boxes_list scores_list labels_list 1 2 1": {"scores_list": [SCORES, SCORES]},
+                "weights=[1.0, 1.0] 1": {"weights": [1, 1]},
+                "weights=[0.0] 1": {"weights": [0]},
+                "scores_list[0][1]=nan 2 3": {"scores_list": [NOT_FINITE]},
+                "scores_list[0][0]=-1 0 3 3": {"scores_list": [SCORES - 1]},
                 **THRESHOLD,
                 **SCORE_THRESHOLD,
                 **NONFINITE,
@@ -648,8 +633,8 @@ CODERS = (
         (pairs, deltas),
         (partial(slow.encoded, weights=WEIGHTS), partial(slow.decoded, weights=WEIGHTS)),
         {
-            "scale=(1, 1, 1) must be four positive numbers (x, y, w, h), of 1e-12 to 1e12": {"scale": [1, 1, 1]},
-            "scale=(1, 1, 1, 0) must be four positive numbers (x, y, w, h), of 1e-12 to 1e12": {"scale": [1, 1, 1, 0]},
+            "scale=(1, 1, 1) (x, y, w, h) 1e-12 1e12": {"scale": [1, 1, 1]},
+            "scale=(1, 1, 1, 0) (x, y, w, h) 1e-12 1e12": {"scale": [1, 1, 1, 0]},
         },
     ),
     *of_distances(0.125, (pairs, deltas), ""),

@@ -123,11 +123,11 @@ def loss(
 
 
 def not_negative(*names: str) -> Changes:
-    return {f"{name}={bad} must be finite and at least 0": {name: bad} for name in names for bad in (-1, math.inf)}
+    return {f"{name}={bad} 0": {name: bad} for name in names for bad in (-1, math.inf)}
 
 
 def unweighable(allowed: str, bad: tuple[int, ...]) -> Changes:
-    return {f"weights have shape {bad}; allowed: what broadcasts to {allowed}": {"weights": torch.ones(bad)}}
+    return {f"weights {bad} {allowed}": {"weights": torch.ones(bad)}}
 
 
 def box_loss(
@@ -145,8 +145,8 @@ def box_loss(
         TWO_SETS,
         {
             **misshapen("boxes1", "boxes2"),
-            "boxes have shapes (3, 4) and (2, 4); allowed is (..., 4) that broadcast": {"boxes2": BOXES[:2]},
-            "weights have shape (2,); allowed is (3,)": {"weights": torch.ones(2)},
+            "boxes (3, 4) (2, 4) (..., 4)": {"boxes2": BOXES[:2]},
+            "weights (2,) (3,)": {"weights": torch.ones(2)},
             **(wrong or {}),
         },
     )
@@ -187,8 +187,8 @@ def box_cost(
     good = {"deltas": BOXES, "boxes": BOXES, "anchors": BOXES, "coder": DeltaCoder(SCALE)}
     wide = 4 if wrong else "D"
     shapes: Changes = {
-        f"deltas have shape (3, 4) and boxes (2, 4); allowed is (..., {wide}) {ALLOWED}": {"boxes": BOXES[:2]},
-        f"deltas have shape (3, 4) and boxes (3, 5); allowed is (..., {wide}) {ALLOWED}": {"boxes": torch.zeros(3, 5)},
+        f"deltas (3, 4) boxes (2, 4) (..., {wide}) {ALLOWED}": {"boxes": BOXES[:2]},
+        f"deltas (3, 4) boxes (3, 5) (..., {wide}) {ALLOWED}": {"boxes": torch.zeros(3, 5)},
     }
     return OpSpec(
         op.__name__,
@@ -202,31 +202,29 @@ def box_cost(
     )
 
 
-SHAPES = "allowed are numbers of one shape, or integer classes of all but the last dimension"
+SHAPES = "integer"
 DENSE: Changes = {
-    f"logits have shape (3, 5) and targets (3, 4) (torch.float32); {SHAPES}": {"targets": BOXES},
-    "targets require a gradient but take none; pass targets.detach()": {
-        "targets": torch.zeros(3, 5, requires_grad=True)
-    },
+    f"logits (3, 5) targets (3, 4) (torch.float32) {SHAPES}": {"targets": BOXES},
+    "targets gradient targets.detach()": {"targets": torch.zeros(3, 5, requires_grad=True)},
     **unweighable("(3, 5)", (2, 1)),
 }
-ONE_OF_THREE = "or be NEGATIVE (-1) or IGNORED (-2); 1 of 3 do not"
+ONE_OF_THREE = "NEGATIVE (-1) IGNORED (-2) 1 3"
 LABELLED: Changes = {
-    "logits have shape (3, 5) and integer targets (2,); allowed is (..., C) and (...)": {"targets": LABELS[:2]},
-    "logits have shape () and integer targets (3,); allowed is (..., C) and (...)": {"logits": torch.tensor(0.0)},
-    f"targets[2]=5 must lie in 0..4, {ONE_OF_THREE}": {"targets": torch.tensor([4, -1, 5])},
-    f"targets[0]=-3 must lie in 0..4, {ONE_OF_THREE}": {"targets": torch.tensor([-3, -2, 0])},
+    "logits (3, 5) integer targets (2,) (..., C) (...)": {"targets": LABELS[:2]},
+    "logits () integer targets (3,) (..., C) (...)": {"logits": torch.tensor(0.0)},
+    f"targets[2]=5 0..4 {ONE_OF_THREE}": {"targets": torch.tensor([4, -1, 5])},
+    f"targets[0]=-3 0..4 {ONE_OF_THREE}": {"targets": torch.tensor([-3, -2, 0])},
 }
 QUALITY: Changes = {
-    "quality has shape (2,); allowed is that of targets, (3,)": {"quality": torch.ones(2)},
-    "quality goes with integer targets; these are torch.float32": {"targets": torch.zeros(3, 5)},
+    "quality (2,) (3,)": {"quality": torch.ones(2)},
+    "quality integer targets torch.float32": {"targets": torch.zeros(3, 5)},
 }
-ALLOWED = "and (..., 4) with the same leading dimensions"
+ALLOWED = "(..., 4)"
 ALSO_DELTAS: Changes = {
-    f"deltas have shape (3, 5) and boxes (3, 4); allowed is (..., 4) {ALLOWED}": {"deltas": torch.zeros(3, 5)},
+    f"deltas (3, 5) boxes (3, 4) (..., 4) {ALLOWED}": {"deltas": torch.zeros(3, 5)},
 }
-BETA: Changes = {f"beta={bad} must be at least 0 and finite": {"beta": bad} for bad in (-1, math.nan, math.inf)}
-FEW = "must lie in [0, 1], and be 0 for fewer than 2 classes"
+BETA: Changes = {f"beta={bad} 0": {"beta": bad} for bad in (-1, math.nan, math.inf)}
+FEW = "[0, 1] 0 2"
 SMOOTHING: Changes = {
     f"smoothing=-0.5 {FEW}": {"smoothing": -0.5},
     f"smoothing=2 {FEW}": {"smoothing": 2},
@@ -242,8 +240,8 @@ LOSSES = (
             **LABELLED,
             **unweighable("(3, 5)", (2, 1)),
             **not_negative("gamma"),
-            "alpha=2 must lie in [0, 1], or be None for no balance": {"alpha": 2},
-            "alpha=-0.5 must lie in [0, 1], or be None for no balance": {"alpha": -0.5},
+            "alpha=2 [0, 1] None": {"alpha": 2},
+            "alpha=-0.5 [0, 1] None": {"alpha": -0.5},
         },
     ),
     loss(
@@ -288,12 +286,8 @@ LOSSES = (
         between_bins,
         each(lambda row, place, weight: weight * slow.distribution_focal(row, place)),
         {
-            "logits have shape (3, 5) and targets (2,); allowed is (..., n + 1) and (...), with n of at least 1": {
-                "targets": torch.zeros(2)
-            },
-            "logits have shape (3, 1) and targets (3,); allowed is (..., n + 1) and (...), with n of at least 1": {
-                "logits": torch.zeros(3, 1)
-            },
+            "logits (3, 5) targets (2,) (..., n + 1) (...) 1": {"targets": torch.zeros(2)},
+            "logits (3, 1) targets (3,) (..., n + 1) (...) 1": {"logits": torch.zeros(3, 1)},
             **unweighable("(3,)", (2,)),
         },
     ),
@@ -303,10 +297,10 @@ LOSSES = (
         classified,
         each(slow_smoothing),
         {
-            "logits have shape (3, 5) and integer targets (2,); allowed is (..., C) and (...)": {"targets": LABELS[:2]},
+            "logits (3, 5) integer targets (2,) (..., C) (...)": {"targets": LABELS[:2]},
             **SMOOTHING,
             **unweighable("(3,)", (2,)),
-            "targets[1]=-1 must lie in 0..4, or be IGNORED (-2); 1 of 3 do not": {"targets": torch.tensor([0, -1, -2])},
+            "targets[1]=-1 0..4 IGNORED (-2) 1 3": {"targets": torch.tensor([0, -1, -2])},
         },
     ),
     loss(
@@ -314,7 +308,7 @@ LOSSES = (
         " of shares",
         shared,
         each(lambda row, shares, weight: weight * slow.smoothed_entropy(row, shares, smoothing=0.3)),
-        {f"logits have shape (3, 5) and targets (3, 4) (torch.float32); {SHAPES}": {"targets": BOXES}},
+        {f"logits (3, 5) targets (3, 4) (torch.float32) {SHAPES}": {"targets": BOXES}},
         smoothing=0.3,
     ),
     OpSpec(
@@ -326,10 +320,10 @@ LOSSES = (
             losses.smooth_l1_loss,
             {"predictions": BOXES, "targets": BOXES},
             {
-                "predictions have shape (3, 4) and targets (3, 5); they must be equal": {"targets": torch.zeros(3, 5)},
-                "beta=-1 must be finite and at least 0": {"beta": -1},
-                "beta=nan must be finite and at least 0": {"beta": math.nan},
-                "beta=inf must be finite and at least 0": {"beta": math.inf},
+                "predictions (3, 4) targets (3, 5)": {"targets": torch.zeros(3, 5)},
+                "beta=-1 0": {"beta": -1},
+                "beta=nan 0": {"beta": math.nan},
+                "beta=inf 0": {"beta": math.inf},
             },
         ),
         FLOATS,

@@ -107,23 +107,23 @@ def slow_crop(channels, box, size=5, context=1, fill=-1.0):
 
 
 MAPS = torch.zeros(1, CHANNELS, HEIGHT, WIDTH)
-FORMS = "allowed is (K, 5), (1, K, 4) or a list of (N, 4)"
+FORMS = "(K, 5) (1, K, 4) (N, 4)"
 READ: Changes = {
-    "features has shape (2, 5, 7); allowed is (B, D, H, W) with values": {"features": MAPS[0]},
-    "features has shape (1, 2, 0, 7); allowed is (B, D, H, W) with values": {"features": MAPS[:, :, :0]},
-    "features has shape (1, 0, 5, 7); allowed is (B, D, H, W) with values": {"features": MAPS[:, :0]},
-    f"boxes has shape (3, 4); {FORMS}": {"boxes": BOXES},
-    f"boxes has shape (2, 3, 4); {FORMS}": {"boxes": BOXES.expand(2, 3, 4)},
-    "boxes has 2 entries; allowed is one for each of 1 images": {"boxes": [BOXES, BOXES]},
-    "boxes[0] has shape (3, 5); allowed is (..., 4)": {"boxes": [torch.zeros(3, 5)]},
-    "boxes[0] has shape (1, 3, 4); allowed is (N, 4)": {"boxes": [BOXES[None]]},
-    "boxes[1] is of image 1; allowed is 0..0; 2 outside": {"boxes": torch.tensor([[0.0] * 5, [1.0] * 5, [-1.0] * 5])},
+    "features (2, 5, 7) (B, D, H, W)": {"features": MAPS[0]},
+    "features (1, 2, 0, 7) (B, D, H, W)": {"features": MAPS[:, :, :0]},
+    "features (1, 0, 5, 7) (B, D, H, W)": {"features": MAPS[:, :0]},
+    f"boxes (3, 4) {FORMS}": {"boxes": BOXES},
+    f"boxes (2, 3, 4) {FORMS}": {"boxes": BOXES.expand(2, 3, 4)},
+    "boxes 2 1 images": {"boxes": [BOXES, BOXES]},
+    "boxes[0] (3, 5) (..., 4)": {"boxes": [torch.zeros(3, 5)]},
+    "boxes[0] (1, 3, 4) (N, 4)": {"boxes": [BOXES[None]]},
+    "boxes[1] image 1 0..0 2": {"boxes": torch.tensor([[0.0] * 5, [1.0] * 5, [-1.0] * 5])},
 }
 SCALED: Changes = {
-    "output_size=0 must be at least 1": {"output_size": 0},
-    "output_size=(2, 0) must be at least 1": {"output_size": (2, 0)},
-    "spatial_scale=0 must be a positive finite number": {"spatial_scale": 0},
-    "spatial_scale=inf must be a positive finite number": {"spatial_scale": math.inf},
+    "output_size=0 1": {"output_size": 0},
+    "output_size=(2, 0) 1": {"output_size": (2, 0)},
+    "spatial_scale=0": {"spatial_scale": 0},
+    "spatial_scale=inf": {"spatial_scale": math.inf},
 }
 POOLED = {"features": MAPS, "boxes": BOXES[None], "output_size": 2}
 
@@ -158,8 +158,8 @@ POOLING = (
             {"features": MAPS, "boxes": BOXES[None]},
             {
                 **READ,
-                "levels=() must be at least one number of at least 1": {"levels": ()},
-                "levels=(1, 0) must be at least one number of at least 1": {"levels": (1, 0)},
+                "levels=() 1": {"levels": ()},
+                "levels=(1, 0) 1": {"levels": (1, 0)},
             },
         ),
         TYPES,
@@ -175,12 +175,12 @@ POOLING = (
             project_to_cells,
             {"boxes": BOXES, "size": PIXELS},
             {
-                "boxes has shape (3, 5); allowed is (..., 4)": {"boxes": torch.zeros(3, 5)},
-                "size is (80,); allowed is (height, width), or a tensor (..., 2)": {"size": (80,)},
-                "size=(80, 0) must be positive": {"size": (80, 0)},
-                "input_size=0 must be at least 1": {"input_size": 0},
-                "stride=0 must be at least 1": {"stride": 0},
-                "cells=0 must be at least 1": {"cells": 0},
+                "boxes (3, 5) (..., 4)": {"boxes": torch.zeros(3, 5)},
+                "size (80,) (height, width) (..., 2)": {"size": (80,)},
+                "size=(80, 0)": {"size": (80, 0)},
+                "input_size=0 1": {"input_size": 0},
+                "stride=0 1": {"stride": 0},
+                "cells=0 1": {"cells": 0},
             },
         ),
     ),
@@ -193,14 +193,14 @@ POOLING = (
             crop_and_resize,
             {"images": MAPS, "boxes": BOXES[None], "output_size": 4},
             {
-                "images has shape (2, 5, 7); allowed is (B, D, H, W) with pixels": {"images": MAPS[0]},
-                "images has shape (1, 0, 5, 7); allowed is (B, D, H, W) with pixels": {"images": MAPS[:, :0]},
-                "boxes has shape (3, 4); allowed is (1, K, 4)": {"boxes": BOXES},
-                "boxes has shape (2, 3, 4); allowed is (1, K, 4)": {"boxes": BOXES.expand(2, 3, 4)},
-                "output_size=0 must be at least 1": {"output_size": 0},
-                "context=2 must be at least 0 and less than half of output_size=4": {"context": 2},
-                "context=-1 must be at least 0 and less than half of output_size=4": {"context": -1},
-                "image_sizes has shape (2,); allowed is (1, 2)": {"image_sizes": torch.tensor([5, 7])},
+                "images (2, 5, 7) (B, D, H, W) pixels": {"images": MAPS[0]},
+                "images (1, 0, 5, 7) (B, D, H, W) pixels": {"images": MAPS[:, :0]},
+                "boxes (3, 4) (1, K, 4)": {"boxes": BOXES},
+                "boxes (2, 3, 4) (1, K, 4)": {"boxes": BOXES.expand(2, 3, 4)},
+                "output_size=0 1": {"output_size": 0},
+                "context=2 0 output_size=4": {"context": 2},
+                "context=-1 0 output_size=4": {"context": -1},
+                "image_sizes (2,) (1, 2)": {"image_sizes": torch.tensor([5, 7])},
             },
         ),
         TYPES,

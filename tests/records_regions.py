@@ -99,10 +99,10 @@ def slow_keypoint_targets(keypoints, boxes, matched):
     return cells, usable
 
 
-MASK_SHAPES = "allowed is (M, C, S, S) with labels or (M, S, S) without, and (M, S, S)"
+MASK_SHAPES = "(M, C, S, S) labels (M, S, S) (M, S, S)"
 MASKS, LABELS = torch.zeros(3, CLASSES, SIDE, SIDE), torch.zeros(3).long()
 LOGITS = {"logits": MASKS, "targets": MASKS[:, 0], "labels": LABELS}
-TOO_LARGE = "labels[1]=3 must lie in 0..2, or be NEGATIVE (-1) or IGNORED (-2); 1 of 3 do not"
+TOO_LARGE = "labels[1]=3 0..2 NEGATIVE (-1) IGNORED (-2) 1 3"
 OF_MASKS = "(B, T, H, W), (B, K, 4), (B, K)"
 CUT = {
     "masks": torch.zeros(1, OBJECTS, 4, 6),
@@ -110,7 +110,7 @@ CUT = {
     "matched": LABELS[None],
     "resolution": SIDE,
 }
-OF_HEATMAPS = "allowed is (M, P, S, S), (M, P), (M, P)"
+OF_HEATMAPS = "(M, P, S, S), (M, P), (M, P)"
 POSED = {**CUT, "keypoints": torch.zeros(1, OBJECTS, 5, 3)}
 del POSED["masks"]
 
@@ -124,13 +124,13 @@ REGIONS = (
             losses.mask_loss,
             LOGITS,
             {
-                f"logits (3, 3, 2, 2) and targets (3, 2, 2); {MASK_SHAPES}": {"labels": None},
-                f"logits (3, 2, 2) and targets (2, 2, 2); {MASK_SHAPES}": {
+                f"logits (3, 3, 2, 2) targets (3, 2, 2) {MASK_SHAPES}": {"labels": None},
+                f"logits (3, 2, 2) targets (2, 2, 2) {MASK_SHAPES}": {
                     "logits": MASKS[:, 0],
                     "targets": MASKS[:2, 0],
                     "labels": None,
                 },
-                f"logits (3, 3, 2, 2) and targets (3, 3, 2, 2); {MASK_SHAPES}": {"targets": MASKS},
+                f"logits (3, 3, 2, 2) targets (3, 3, 2, 2) {MASK_SHAPES}": {"targets": MASKS},
             },
         ),
         FLOATS,
@@ -160,13 +160,11 @@ REGIONS = (
             losses.mask_targets,
             CUT,
             {
-                f"masks (2, 4, 6), boxes (1, 3, 4), matched (1, 3); allowed is {OF_MASKS}": {"masks": CUT["masks"][0]},
-                f"masks (1, 2, 4, 6), boxes (2, 3, 4), matched (1, 3); allowed is {OF_MASKS}": {
-                    "boxes": torch.zeros(2, 3, 4)
-                },
-                f"masks (1, 2, 4, 6), boxes (1, 3, 4), matched (3,); allowed is {OF_MASKS}": {"matched": LABELS},
-                "boxes has shape (1, 3, 5); allowed is (..., 4)": {"boxes": torch.zeros(1, 3, 5)},
-                "resolution=0 must be at least 1": {"resolution": 0},
+                f"masks (2, 4, 6), boxes (1, 3, 4), matched (1, 3) {OF_MASKS}": {"masks": CUT["masks"][0]},
+                f"masks (1, 2, 4, 6), boxes (2, 3, 4), matched (1, 3) {OF_MASKS}": {"boxes": torch.zeros(2, 3, 4)},
+                f"masks (1, 2, 4, 6), boxes (1, 3, 4), matched (3,) {OF_MASKS}": {"matched": LABELS},
+                "boxes (1, 3, 5) (..., 4)": {"boxes": torch.zeros(1, 3, 5)},
+                "resolution=0 1": {"resolution": 0},
             },
         ),
         TYPES,
@@ -176,7 +174,7 @@ REGIONS = (
         lambda masks, boxes, matched, sizes: losses.mask_targets(masks, boxes, matched, SIDE, sizes=sizes),
         padded_objects,
         each(slow_mask_targets),
-        refusals(losses.mask_targets, CUT, {"resolution=-1 must be at least 1": {"resolution": -1}}),
+        refusals(losses.mask_targets, CUT, {"resolution=-1 1": {"resolution": -1}}),
         TYPES,
     ),
     OpSpec(
@@ -184,7 +182,7 @@ REGIONS = (
         lambda masks, boxes, matched: losses.mask_targets(masks, boxes, matched, SIDE, binarise=True),
         of_objects,
         each(partial(slow_mask_targets, cut=True)),
-        refusals(losses.mask_targets, CUT, {"resolution=-2 must be at least 1": {"resolution": -2}}),
+        refusals(losses.mask_targets, CUT, {"resolution=-2 1": {"resolution": -2}}),
         FLOATS,  # the mean of integer masks may be one half, where rounding decides
     ),
     OpSpec(
@@ -196,9 +194,9 @@ REGIONS = (
             losses.keypoint_loss,
             {"logits": MASKS, "cells": LABELS[:, None].expand(3, CLASSES), "usable": torch.ones(3, CLASSES).bool()},
             {
-                f"logits (3, 2, 2), cells (3, 3), usable (3, 3); {OF_HEATMAPS}": {"logits": MASKS[:, 0]},
-                f"logits (3, 3, 2, 2), cells (3,), usable (3, 3); {OF_HEATMAPS}": {"cells": LABELS},
-                f"logits (3, 3, 2, 2), cells (3, 3), usable (3, 1); {OF_HEATMAPS}": {"usable": torch.ones(3, 1).bool()},
+                f"logits (3, 2, 2), cells (3, 3), usable (3, 3) {OF_HEATMAPS}": {"logits": MASKS[:, 0]},
+                f"logits (3, 3, 2, 2), cells (3,), usable (3, 3) {OF_HEATMAPS}": {"cells": LABELS},
+                f"logits (3, 3, 2, 2), cells (3, 3), usable (3, 1) {OF_HEATMAPS}": {"usable": torch.ones(3, 1).bool()},
             },
         ),
         FLOATS,
@@ -213,17 +211,17 @@ REGIONS = (
             losses.keypoint_targets,
             POSED,
             {
-                "keypoints (1, 2, 5, 2), boxes (1, 3, 4), matched (1, 3); allowed is (B, T, P, 3), (B, K, 4), (B, K)": {
+                "keypoints (1, 2, 5, 2), boxes (1, 3, 4), matched (1, 3) (B, T, P, 3), (B, K, 4), (B, K)": {
                     "keypoints": torch.zeros(1, OBJECTS, 5, 2)
                 },
-                "keypoints (1, 2, 5, 3), boxes (3, 4), matched (1, 3); allowed is (B, T, P, 3), (B, K, 4), (B, K)": {
+                "keypoints (1, 2, 5, 3), boxes (3, 4), matched (1, 3) (B, T, P, 3), (B, K, 4), (B, K)": {
                     "boxes": torch.zeros(3, 4)
                 },
-                "keypoints (1, 2, 5, 3), boxes (1, 3, 4), matched (3,); allowed is (B, T, P, 3), (B, K, 4), (B, K)": {
+                "keypoints (1, 2, 5, 3), boxes (1, 3, 4), matched (3,) (B, T, P, 3), (B, K, 4), (B, K)": {
                     "matched": LABELS
                 },
-                "boxes has shape (1, 3, 5); allowed is (..., 4)": {"boxes": torch.zeros(1, 3, 5)},
-                "resolution=0 must be at least 1": {"resolution": 0},
+                "boxes (1, 3, 5) (..., 4)": {"boxes": torch.zeros(1, 3, 5)},
+                "resolution=0 1": {"resolution": 0},
             },
         ),
         TYPES,

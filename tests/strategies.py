@@ -1,5 +1,6 @@
 """What the tests of boxes share: boxes that hurt, drawn by Hypothesis, and functions without the hook of jaxtyping."""
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -114,8 +115,16 @@ def unhooked(function: Callable) -> Callable:
     return layers[max(hooks, default=-1) + 1]
 
 
-def refusal(function: Callable, /, *arguments: object, **settings: object) -> str:
-    """All the words with which ``function``, without the hook, refuses these arguments."""
-    with pytest.raises(ValueError, match=": ") as caught:
+def in_order(said: str) -> str:
+    """A pattern of a message that begins with the first of these words and holds the others in this order."""
+    first, *others = (rf"(?<!\w){re.escape(word)}(?!\w)" for word in said.split())
+    return f"^{'.*'.join((first, *others))}"
+
+
+def assert_refused(said: str, function: Callable, /, *arguments: object, **settings: object) -> None:
+    """``function``, without the hook, refuses these arguments with a message that holds these words in this order.
+
+    They are its name, the argument and its value, and what is allowed: how a message puts it is free.
+    """
+    with pytest.raises(ValueError, match=in_order(said)):
         unhooked(function)(*arguments, **settings)
-    return str(caught.value)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision.tv_tensors as tv_tensors
-from strategies import in_cells, random_boxes, refusal, unhooked
+from strategies import assert_refused, in_cells, random_boxes, unhooked
 from torchvision.transforms import v2
 
 from detkit._inputs import (
@@ -241,7 +241,7 @@ def test_an_inverted_box_is_named_with_its_axis_numbers_and_count():
 
 def test_a_box_that_is_not_finite_is_named_before_one_that_is_inverted():
     rows = torch.tensor([[9.0, 0, 1, 1], [0, 0, torch.nan, 1]])
-    assert refusal(check_box_values, rows, function="f") == "f: boxes[1, 2]=nan must be finite; 1 of 8 values is not"
+    assert_refused("f: boxes[1, 2]=nan 1 8", check_box_values, rows, function="f")
 
 
 def test_zero_size_boxes_are_not_inverted():

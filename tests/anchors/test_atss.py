@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import boxes, random_boxes, refusal, targets_of
+from strategies import assert_refused, boxes, random_boxes, targets_of
 
 from detkit.anchors import IGNORED, NEGATIVE
 from detkit.anchors import atss as module
@@ -239,23 +239,25 @@ def test_what_does_not_fit_together_is_refused():
     anchors, _ = levels(8, 16)
     targets, matcher = targets_of(random_boxes(2)), ATSSMatcher()
     nobody = Targets(*(entry[:, :0] for entry in targets[:4]))
-    assert refusal(ATSSMatcher, candidates=0) == "ATSSMatcher: candidates=0 must be at least 1"
+    assert_refused("ATSSMatcher: candidates=0 1", ATSSMatcher, candidates=0)
     for wrong in ([16], [21, -1], []):
-        assert refusal(matcher, on_levels(anchors, wrong), targets) == (
-            f"ATSSMatcher: anchors.counts={wrong} add up to {sum(wrong)}; allowed is one count for each level, "
-            "together the 20 anchors"
+        assert_refused(
+            f"ATSSMatcher: anchors.counts={wrong} {sum(wrong)} level together 20 anchors",
+            matcher,
+            on_levels(anchors, wrong),
+            targets,
         )
     for message, arguments in {
-        "anchors have shape (2, 20, 4); allowed is (N, 4) or (1, N, 4)": (anchors.expand(2, -1, 4), targets),
-        "anchors have shape (1, 1, 20, 4); allowed is (N, 4) or (1, N, 4)": (anchors[None, None], targets),
-        "anchors has shape (20, 3); allowed is (..., 4)": (anchors[:, :3], targets),
-        "targets.boxes has shape (1, 2, 3); allowed is (..., 4)": (
+        "anchors (2, 20, 4) (N, 4) (1, N, 4)": (anchors.expand(2, -1, 4), targets),
+        "anchors (1, 1, 20, 4) (N, 4) (1, N, 4)": (anchors[None, None], targets),
+        "anchors (20, 3) (..., 4)": (anchors[:, :3], targets),
+        "targets.boxes (1, 2, 3) (..., 4)": (
             anchors,
             targets._replace(boxes=targets.boxes[..., :3]),
         ),
-        "targets have 0 rows; allowed is at least 1, as pad_targets makes": (anchors, nobody),
+        "targets 0 rows 1 pad_targets": (anchors, nobody),
     }.items():
-        assert refusal(ATSSMatcher.forward, matcher, *arguments) == f"ATSSMatcher: {message}"
+        assert_refused(f"ATSSMatcher: {message}", ATSSMatcher.forward, matcher, *arguments)
 
 
 @pytest.mark.parametrize("name", ["anchors", "targets.boxes"])

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import boxes, random_boxes, refusal, targets_of, unhooked
+from strategies import assert_refused, boxes, random_boxes, targets_of, unhooked
 from torchvision.models.detection._utils import SSDMatcher
 
 from detkit.anchors import IGNORED, NEGATIVE, BipartiteMatcher, bipartite, gather_assigned
@@ -220,11 +220,17 @@ def test_targets_without_rows_are_refused():
     targets = Targets(
         torch.zeros(1, 0, 4), torch.zeros(1, 0).long(), torch.zeros(1, 0).bool(), torch.zeros(1, 0).bool()
     )
-    assert refusal(BipartiteMatcher(), random_boxes(2), targets) == (
-        "BipartiteMatcher: targets have 0 rows; allowed is at least 1, as pad_targets makes"
+    assert_refused(
+        "BipartiteMatcher: targets 0 rows 1 pad_targets",
+        BipartiteMatcher(),
+        random_boxes(2),
+        targets,
     )
-    assert refusal(BipartiteMatcher(), random_boxes(2), targets._replace(boxes=torch.zeros(1, 1, 5))) == (
-        "BipartiteMatcher: targets.boxes has shape (1, 1, 5); allowed is (..., 4)"
+    assert_refused(
+        "BipartiteMatcher: targets.boxes (1, 1, 5) (..., 4)",
+        BipartiteMatcher(),
+        random_boxes(2),
+        targets._replace(boxes=torch.zeros(1, 1, 5)),
     )
 
 

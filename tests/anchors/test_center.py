@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from strategies import refusal
+from strategies import assert_refused
 
 from detkit.anchors.center import CenterMatcher, centerness
 from detkit.structures import IGNORED, NEGATIVE, Target, Targets, pad_targets
@@ -131,21 +131,28 @@ def test_pieces_of_the_matrix_make_no_difference(monkeypatch):
 
 def test_wrong_arguments_are_named():
     for radius in (0.0, -1.0, math.inf, math.nan):
-        assert refusal(CenterMatcher, radius=radius) == (
-            f"CenterMatcher: radius={radius} must be a positive number of strides"
-        )
+        assert_refused(f"CenterMatcher: radius={radius} strides", CenterMatcher, radius=radius)
     for reach in ((8.0, 4.0), (4.0, 4.0), (0.0, 4.0)):
-        assert refusal(CenterMatcher, reach=reach) == (
-            f"CenterMatcher: reach={reach} must be two positive numbers of strides, the lower first"
+        assert_refused(
+            f"CenterMatcher: reach={reach} strides",
+            CenterMatcher,
+            reach=reach,
         )
     assert CenterMatcher(radius=0.5, reach=(0.5, math.inf)).reach == (0.5, math.inf)
     someone, nobody = pad_targets([target([[0, 0, 9, 9]])]), torch.zeros(1, 0, dtype=torch.bool)
     empty = Targets(torch.zeros(1, 0, 4), torch.zeros(1, 0, dtype=torch.int64), nobody, nobody)
-    assert refusal(CenterMatcher(), LEVELS, empty) == (
-        "CenterMatcher: targets have 0 rows; allowed is at least 1, as pad_targets makes"
+    assert_refused(
+        "CenterMatcher: targets 0 rows 1 pad_targets",
+        CenterMatcher(),
+        LEVELS,
+        empty,
     )
-    assert refusal(CenterMatcher.forward, CenterMatcher(), LEVELS[None], someone) == (
-        "CenterMatcher: anchors have shape (1, 336, 4); allowed is (N, 4)"
+    assert_refused(
+        "CenterMatcher: anchors (1, 336, 4) (N, 4)",
+        CenterMatcher.forward,
+        CenterMatcher(),
+        LEVELS[None],
+        someone,
     )
 
 

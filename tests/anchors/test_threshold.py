@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import boxes, random_boxes, refusal, targets_of
+from strategies import assert_refused, boxes, random_boxes, targets_of
 from torchvision.models.detection._utils import Matcher
 from torchvision.ops import box_iou as torchvision_box_iou
 
@@ -272,8 +272,12 @@ def test_large_batches_never_make_the_matrix(monkeypatch):
 
 
 def test_shapes_that_do_not_fit_are_refused():
-    assert refusal(ThresholdMatcher.forward, ThresholdMatcher(), torch.zeros(3, 5, 4), targets_of(random_boxes(1))) == (
-        "ThresholdMatcher: anchors have shape (3, 5, 4); allowed is (N, 4) or (1, N, 4)"
+    assert_refused(
+        "ThresholdMatcher: anchors (3, 5, 4) (N, 4) (1, N, 4)",
+        ThresholdMatcher.forward,
+        ThresholdMatcher(),
+        torch.zeros(3, 5, 4),
+        targets_of(random_boxes(1)),
     )
 
 

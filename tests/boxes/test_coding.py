@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import boxes, in_cells, random_boxes, refusal, unhooked
+from strategies import assert_refused, boxes, in_cells, random_boxes, unhooked
 from torch import Tensor
 from torchvision.models.detection._utils import BoxCoder, BoxLinearCoder
 
@@ -124,9 +124,7 @@ def test_a_batch_equals_a_loop_and_no_boxes_give_no_deltas():
     "weights", [(1.0, 1.0, 1.0), (1.0, 1.0, 1.0, 0.0), (1.0, -1.0, 1.0, 1.0), (1.0, math.nan, 1.0, 1.0)]
 )
 def test_weights_must_be_four_positive_numbers(weights):
-    assert refusal(DeltaCoder, weights) == (
-        f"DeltaCoder: scale={weights} must be four positive numbers (x, y, w, h), of 1e-12 to 1e12"
-    )
+    assert_refused(f"DeltaCoder: scale={weights} (x, y, w, h) 1e-12 1e12", DeltaCoder, weights)
 
 
 def test_the_weights_are_a_setting_and_not_learned():
@@ -273,16 +271,22 @@ def test_gradients_of_distances_equal_finite_differences():
 
 @pytest.mark.parametrize("unit", [0.0, -1.0, math.inf, math.nan])
 def test_a_unit_must_be_positive(unit):
-    assert refusal(DistanceCoder, unit=unit) == (
-        f"DistanceCoder: unit={unit} must be None (pixels) or a positive fraction of the anchor"
+    assert_refused(
+        f"DistanceCoder: unit={unit} None",
+        DistanceCoder,
+        unit=unit,
     )
 
 
 def test_points_have_no_size_to_count_in():
     for method in ("encode", "decode"):
         for coder, anchors in ((DistanceCoder(unit=1.0), torch.ones(1, 2)), (DistanceCoder(), torch.ones(1, 3))):
-            assert refusal(getattr(DistanceCoder, method), coder, torch.ones(1, 4), anchors) == (
-                f"DistanceCoder.{method}: anchors has shape {tuple(anchors.shape)}; allowed is (..., 4)"
+            assert_refused(
+                f"DistanceCoder.{method}: anchors {tuple(anchors.shape)} (..., 4)",
+                getattr(DistanceCoder, method),
+                coder,
+                torch.ones(1, 4),
+                anchors,
             )
 
 
@@ -473,23 +477,23 @@ def test_empty_lists_of_boxes_code_to_nothing():
 @pytest.mark.parametrize(
     ("message", "options"),
     [
-        ("GridCoder: form='exp'; allowed is 'log' or 'root'", {"form": "exp"}),
-        ("GridCoder: clamp=0 must be a positive number", {"clamp": 0}),
-        ("GridCoder: clamp=inf must be a positive number", {"clamp": math.inf}),
+        ("GridCoder: form='exp' 'log' 'root'", {"form": "exp"}),
+        ("GridCoder: clamp=0", {"clamp": 0}),
+        ("GridCoder: clamp=inf", {"clamp": math.inf}),
     ],
 )
 def test_a_grid_coder_that_makes_no_sense_is_refused(message, options):
-    assert refusal(GridCoder.__init__, GridCoder.__new__(GridCoder), **options) == message
+    assert_refused(message, GridCoder.__init__, GridCoder.__new__(GridCoder), **options)
 
 
 def test_anchors_that_tell_no_cells_are_refused():
     row = torch.ones(2, 4)
     for method in ("encode", "decode"):
         call = getattr(GridCoder, method)
-        assert "anchors are plain boxes" in refusal(call, GridCoder(), row, row)
+        assert_refused(f"GridCoder.{method}: anchors Anchors(boxes, strides, counts)", call, GridCoder(), row, row)
         for strides in (torch.ones(2, 1), torch.tensor(8.0)):
-            message = refusal(call, GridCoder(), row, in_cells(row, strides))
-            assert message.startswith(f"GridCoder.{method}: strides have shape {tuple(strides.shape)}")
+            said = f"GridCoder.{method}: strides {tuple(strides.shape)}"
+            assert_refused(said, call, GridCoder(), row, in_cells(row, strides))
 
 
 def test_bad_shapes_are_refused_by_name():
@@ -497,10 +501,8 @@ def test_bad_shapes_are_refused_by_name():
     for coder, lay in ((DeltaCoder(), Tensor), (GridCoder(), partial(in_cells, size=8)), (DistanceCoder(), Tensor)):
         kind = type(coder)
         for name, arguments in {"boxes": (bad, lay(good)), "anchors": (good, lay(bad))}.items():
-            message = refusal(kind.encode, coder, *arguments)
-            assert message.startswith(f"{kind.__name__}.encode: {name} has shape (3,)")
-        message = refusal(kind.decode, coder, good, lay(bad))
-        assert message.startswith(f"{kind.__name__}.decode: anchors has shape (3,)")
+            assert_refused(f"{kind.__name__}.encode: {name} (3,)", kind.encode, coder, *arguments)
+        assert_refused(f"{kind.__name__}.decode: anchors (3,)", kind.decode, coder, good, lay(bad))
 
 
 def test_distributions_decode_to_their_means_and_encode_as_their_coder():
@@ -518,9 +520,10 @@ def test_distributions_decode_to_their_means_and_encode_as_their_coder():
 
 
 def test_a_distribution_of_no_bins_or_another_number_of_logits_is_refused():
-    assert refusal(DistributionCoder, DistanceCoder(), bins=0).startswith("DistributionCoder: bins=0")
+    assert_refused("DistributionCoder: bins=0", DistributionCoder, DistanceCoder(), bins=0)
     coder = DistributionCoder(DistanceCoder(), bins=4)
-    assert "logits have shape (2, 16)" in refusal(DistributionCoder.decode, coder, torch.ones(2, 16), torch.ones(2, 2))
+    said = "DistributionCoder.decode: logits (2, 16)"
+    assert_refused(said, DistributionCoder.decode, coder, torch.ones(2, 16), torch.ones(2, 2))
 
 
 def test_printing_shows_the_settings_of_every_coder():
@@ -534,7 +537,7 @@ def test_printing_shows_the_settings_of_every_coder():
 )
 def test_delta_coders_settings_that_make_no_sense_are_refused(settings):
     ((name, value),) = settings.items()
-    assert refusal(DeltaCoder, **settings) == f"DeltaCoder: {name}={value} must be at least 0 and finite"
+    assert_refused(f"DeltaCoder: {name}={value} 0", DeltaCoder, **settings)
 
 
 @pytest.mark.parametrize("weight", [1e-46, 1e300, 0.0, -1.0, math.nan])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from hypothesis import given
-from strategies import boxes, random_boxes, refusal
+from strategies import assert_refused, boxes, random_boxes
 
 from detkit.boxes import (
     all_pairs,
@@ -42,7 +42,7 @@ def test_sides_are_promoted_and_bounded_so_that_areas_do_not_overflow():
     assert sides.area.isfinite()
     assert sides_of(torch.tensor([[0, 0, 100_000, 100_000]])).area.item() == 1e10
     assert sides_of(torch.tensor([0.0, 0, 4, 4]).half()).area.dtype == torch.float32
-    assert refusal(sides_of, torch.zeros(2, 5)).startswith("sides_of: boxes has shape (2, 5)")
+    assert_refused("sides_of: boxes (2, 5)", sides_of, torch.zeros(2, 5))
 
 
 @pytest.mark.parametrize("place", range(4))

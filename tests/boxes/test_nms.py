@@ -5,7 +5,7 @@ import torch
 import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import boxes, random_boxes, refusal, unhooked
+from strategies import assert_refused, boxes, random_boxes, unhooked
 
 from detkit.boxes import batched_nms, box_iou, nms, nms_padded
 
@@ -129,8 +129,12 @@ def test_a_threshold_outside_zero_to_one_is_refused(threshold):
         (batched_nms, (rows, scores, torch.zeros(2).long()), {}),
         (nms_padded, (rows[None], scores[None]), ONE),
     ):
-        assert refusal(function, *arguments, threshold, **options) == (
-            f"{function.__name__}: iou_threshold={threshold} must lie in [0, 1]"
+        assert_refused(
+            f"{function.__name__}: iou_threshold={threshold} [0, 1]",
+            function,
+            *arguments,
+            threshold,
+            **options,
         )
 
 
@@ -223,30 +227,30 @@ def test_wrong_shapes_and_options_are_refused_by_name():
     rows, scores, batch = torch.zeros(3, 4), torch.zeros(3), (torch.zeros(1, 3, 4), torch.zeros(1, 3), 0.5)
     keep = {"nonfinite": "keep"}
     for message, (function, arguments, options) in {
-        "nms: boxes has shape (3, 5); allowed is (N, 4)": (nms, (torch.zeros(3, 5), scores, 0.5), {}),
-        "nms: scores has shape (2,); allowed is one score for each of the 3 boxes": (nms, (rows, scores[:2], 0.5), {}),
-        "nms: scores has shape (3, 1); allowed is one score for each of the 3 boxes": (
+        "nms: boxes (3, 5) (N, 4)": (nms, (torch.zeros(3, 5), scores, 0.5), {}),
+        "nms: scores (2,) 3 boxes": (nms, (rows, scores[:2], 0.5), {}),
+        "nms: scores (3, 1) 3 boxes": (
             nms,
             (rows, scores[:, None], 0.5),
             {},
         ),
-        "nms: nonfinite='keep'; allowed is 'raise' or 'drop'": (nms, (rows, scores, 0.5), keep),
-        "batched_nms: nonfinite='keep'; allowed is 'raise' or 'drop'": (
+        "nms: nonfinite='keep' 'raise' 'drop'": (nms, (rows, scores, 0.5), keep),
+        "batched_nms: nonfinite='keep' 'raise' 'drop'": (
             batched_nms,
             (rows, scores, torch.zeros(3).long(), 0.5),
             keep,
         ),
-        "batched_nms: groups has shape (3,) and type torch.float32; allowed is an integer for each of the 3 scores": (
+        "batched_nms: groups (3,) torch.float32 integer 3 scores": (
             batched_nms,
             (rows, scores, scores, 0.5),
             {},
         ),
-        "nms_padded: max_detections=0 must be at least 1": (nms_padded, batch, {"max_detections": 0}),
-        "nms_padded: boxes has shape (3, 4); allowed is (B, N, 4)": (nms_padded, (rows, scores, 0.5), ONE),
-        "nms_padded: valid has shape (1, 2); allowed is (1, 3)": (
+        "nms_padded: max_detections=0 1": (nms_padded, batch, {"max_detections": 0}),
+        "nms_padded: boxes (3, 4) (B, N, 4)": (nms_padded, (rows, scores, 0.5), ONE),
+        "nms_padded: valid (1, 2) (1, 3)": (
             nms_padded,
             batch,
             {"valid": torch.ones(1, 2).bool(), **ONE},
         ),
     }.items():
-        assert refusal(function, *arguments, **options) == message
+        assert_refused(message, function, *arguments, **options)

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torchvision
 from hypothesis import given, settings
-from strategies import boxes, random_boxes, refusal, unhooked
+from strategies import assert_refused, boxes, random_boxes, unhooked
 
 from detkit.boxes import (
     all_pairs,
@@ -322,9 +322,11 @@ def test_mask_iou_counts_pixels(dtype):
 
 def test_masks_of_differing_sizes_are_refused():
     for one, other in (((1, 2, 3), (1, 3, 3)), ((2, 3), (2, 3)), ((1, 2, 3, 3), (1, 2, 3, 3))):
-        assert refusal(mask_iou, torch.zeros(one), torch.zeros(other)) == (
-            f"mask_iou: masks have shapes {one} and {other}; "
-            "allowed is (N, H, W) and (M, H, W) with the same height and width"
+        assert_refused(
+            f"mask_iou: masks {one} {other} (N, H, W) (M, H, W)",
+            mask_iou,
+            torch.zeros(one),
+            torch.zeros(other),
         )
 
 
@@ -357,7 +359,7 @@ def test_a_new_measure_is_one_function():
 
 def test_a_new_measure_refuses_in_its_own_name():
     matrix, pairs = all_pairs(shared_share), paired(shared_share, name="mine")
-    assert refusal(matrix, torch.zeros(2, 4), torch.zeros(2, 3)).startswith("shared_share: boxes2 has shape (2, 3)")
-    assert refusal(pairs, torch.zeros(2, 5), torch.zeros(2, 4)).startswith("mine: boxes1 has shape (2, 5)")
-    assert refusal(pairs, torch.zeros(2, 4), torch.zeros(3, 4)).startswith("mine: boxes1 (2, 4) and boxes2 (3, 4)")
-    assert refusal(matrix, torch.zeros(4), torch.zeros(3, 4)).startswith("shared_share: boxes have shapes (4,)")
+    assert_refused("shared_share: boxes2 (2, 3)", matrix, torch.zeros(2, 4), torch.zeros(2, 3))
+    assert_refused("mine: boxes1 (2, 5)", pairs, torch.zeros(2, 5), torch.zeros(2, 4))
+    assert_refused("mine: boxes1 (2, 4) and boxes2 (3, 4)", pairs, torch.zeros(2, 4), torch.zeros(3, 4))
+    assert_refused("shared_share: boxes (4,)", matrix, torch.zeros(4), torch.zeros(3, 4))

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from strategies import refusal
+from strategies import assert_refused
 from torch import Tensor
 from torchvision.ops import MultiScaleRoIAlign
 
@@ -209,16 +209,13 @@ def test_levels_beyond_the_strides_are_not_read():
     assert torch.equal(pool(features[:2], boxes), pool([*features[:2], *nothing], boxes))
 
 
-LEAST = "; allowed are at least 1, at least 0, above 0"
+LEAST = " 1 0 0"
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        *(
-            ({"strides": strides}, f"strides={strides}; allowed are powers of 2, each twice the last")
-            for strides in ((), (4, 16), (6, 12), (8, 4), (0, 4))
-        ),
+        *(({"strides": strides}, f"strides={strides} 2") for strides in ((), (4, 16), (6, 12), (8, 4), (0, 4))),
         ({"output_size": 0}, "output_size=0, sampling_ratio=2, canonical_size=224" + LEAST),
         ({"sampling_ratio": -1}, "output_size=7, sampling_ratio=-1, canonical_size=224" + LEAST),
         ({"canonical_size": 0.0}, "output_size=7, sampling_ratio=2, canonical_size=0.0" + LEAST),
@@ -227,7 +224,7 @@ LEAST = "; allowed are at least 1, at least 0, above 0"
 )
 def test_wrong_settings_are_named(settings, message):
     good = {"output_size": 7, "strides": (4, 8)}
-    assert refusal(PyramidRoIAlign, **{**good, **settings}) == f"PyramidRoIAlign: {message}"
+    assert_refused(f"PyramidRoIAlign: {message}", PyramidRoIAlign, **{**good, **settings})
 
 
 def test_the_smallest_settings_are_taken():
@@ -237,11 +234,15 @@ def test_the_smallest_settings_are_taken():
 
 def test_too_few_levels_and_another_number_of_images_are_refused():
     pool = PyramidRoIAlign(7, strides=STRIDES)
-    assert refusal(PyramidRoIAlign.forward, pool, pyramid()[:3], all_sizes()) == (
-        "PyramidRoIAlign: got 3 feature levels for 4 strides"
+    assert_refused(
+        "PyramidRoIAlign: got 3 feature levels for 4 strides", PyramidRoIAlign.forward, pool, pyramid()[:3], all_sizes()
     )
-    assert refusal(PyramidRoIAlign.forward, pool, pyramid(), all_sizes(images=3)) == (
-        "PyramidRoIAlign: boxes are of 3 images; allowed are the 2 of features"
+    assert_refused(
+        "PyramidRoIAlign: boxes 3 images 2 features",
+        PyramidRoIAlign.forward,
+        pool,
+        pyramid(),
+        all_sizes(images=3),
     )
 
 

@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 import torch
 from dense_rows import judge
-from strategies import refusal
+from strategies import assert_refused
 
 from detkit.losses import (
     DenseCriterion,
@@ -163,7 +163,7 @@ def test_no_weight_may_be_negative_or_endless(kind):
     for name in names:
         assert getattr(kind(**{name: 0}), name) == 0
         for bad in (-0.1, math.inf, math.nan):
-            assert refusal(kind, **{name: bad}).startswith(f"{kind.__name__}: {name}={bad}")
+            assert_refused(f"{kind.__name__}: {name}={bad}", kind, **{name: bad})
 
 
 @every_loss

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from strategies import refusal
+from strategies import assert_refused
 from torch import Tensor
 from torchvision.models.detection.roi_heads import keypointrcnn_loss, keypoints_to_heatmap
 
@@ -119,7 +119,7 @@ def test_shapes_that_disagree_are_refused():
     logits, cells, usable = torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, dtype=torch.int64), torch.ones(2, 3).bool()
     for arguments in ((logits, cells[:, :2], usable), (logits, cells, usable[:1]), (logits[:, :, 0], cells, usable)):
         shapes = "logits {}, cells {}, usable {}".format(*(tuple(argument.shape) for argument in arguments))
-        assert refusal(keypoint_loss, *arguments) == f"keypoint_loss: {shapes}; allowed is (M, P, S, S), (M, P), (M, P)"
+        assert_refused(f"keypoint_loss: {shapes} (M, P, S, S) (M, P) (M, P)", keypoint_loss, *arguments)
     keypoints, boxes, matched = torch.zeros(2, 1, 5, 3), torch.zeros(2, 3, 4), torch.zeros(2, 3, dtype=torch.int64)
     for arguments in (
         (keypoints[..., :2], boxes, matched),
@@ -128,9 +128,6 @@ def test_shapes_that_disagree_are_refused():
         (keypoints, boxes, matched[:1]),
     ):
         shapes = "keypoints {}, boxes {}, matched {}".format(*(tuple(argument.shape) for argument in arguments))
-        assert refusal(keypoint_targets, *arguments, 4) == (
-            f"keypoint_targets: {shapes}; allowed is (B, T, P, 3), (B, K, 4), (B, K)"
-        )
-    none = refusal(keypoint_targets, keypoints, boxes, matched, 0)
-    assert none == "keypoint_targets: resolution=0 must be at least 1"
+        assert_refused(f"keypoint_targets: {shapes} (B, T, P, 3) (B, K, 4) (B, K)", keypoint_targets, *arguments, 4)
+    assert_refused("keypoint_targets: resolution=0 1", keypoint_targets, keypoints, boxes, matched, 0)
     assert keypoint_targets(keypoints, boxes, matched, 1).cells.shape == (2, 3, 5)

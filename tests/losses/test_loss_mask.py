@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from strategies import refusal
+from strategies import assert_refused
 from torch import Tensor
 from torchvision.models.detection.roi_heads import maskrcnn_loss, project_masks_on_boxes
 
@@ -155,14 +155,21 @@ def test_a_negative_label_reads_as_class_0_and_one_too_large_is_refused():
 
 def test_shapes_that_disagree_are_refused():
     logits, targets = torch.zeros(2, 3, 4, 4), torch.zeros(2, 5, 5)
-    allowed = "allowed is (M, C, S, S) with labels or (M, S, S) without, and (M, S, S)"
-    assert refusal(mask_loss, logits, targets, torch.tensor([0, 1])) == (
-        f"mask_loss: logits (2, 3, 4, 4) and targets (2, 5, 5); {allowed}"
+    allowed = "(M, C, S, S) labels (M, S, S) (M, S, S)"
+    assert_refused(
+        f"mask_loss: logits (2, 3, 4, 4) targets (2, 5, 5) {allowed}",
+        mask_loss,
+        logits,
+        targets,
+        torch.tensor([0, 1]),
     )
-    assert refusal(mask_loss, logits, logits) == f"mask_loss: logits (2, 3, 4, 4) and targets (2, 3, 4, 4); {allowed}"
+    assert_refused(f"mask_loss: logits (2, 3, 4, 4) targets (2, 3, 4, 4) {allowed}", mask_loss, logits, logits)
     for rows, labels in ((logits, torch.tensor([0, 1, 2])), (logits[0], torch.tensor([0, 1, 2]))):
-        assert refusal(own_class_masks, rows, labels) == (
-            f"own_class_masks: logits {tuple(rows.shape)} and labels (3,); allowed is (M, C, S, S) and (M,)"
+        assert_refused(
+            f"own_class_masks: logits {tuple(rows.shape)} labels (3,) (M, C, S, S) (M,)",
+            own_class_masks,
+            rows,
+            labels,
         )
     masks, boxes, matched = torch.zeros(2, 1, 8, 8), torch.zeros(2, 3, 4), torch.zeros(2, 3, dtype=torch.int64)
     for arguments in (
@@ -172,10 +179,8 @@ def test_shapes_that_disagree_are_refused():
         (masks, boxes, matched[:1]),
     ):
         shapes = "masks {}, boxes {}, matched {}".format(*(tuple(argument.shape) for argument in arguments))
-        assert refusal(mask_targets, *arguments, 4) == (
-            f"mask_targets: {shapes}; allowed is (B, T, H, W), (B, K, 4), (B, K)"
-        )
-    assert refusal(mask_targets, masks, boxes, matched, 0) == "mask_targets: resolution=0 must be at least 1"
+        assert_refused(f"mask_targets: {shapes} (B, T, H, W) (B, K, 4) (B, K)", mask_targets, *arguments, 4)
+    assert_refused("mask_targets: resolution=0 1", mask_targets, masks, boxes, matched, 0)
     assert mask_targets(masks, boxes, matched, 1).shape == (2, 3, 1, 1)
 
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from dense_rows import judge
-from strategies import refusal
+from strategies import assert_refused
 from torch import Tensor
 
 from detkit.losses import RetinaNetLoss, giou_cost, l1_cost, sigmoid_focal_loss, smooth_l1_cost
@@ -106,8 +106,12 @@ def test_scores_are_sigmoids():
 def test_wrong_arguments_are_named(batch):
     logits, deltas, labels, targets = batch
     loss = RetinaNetLoss(l1_cost)
-    assert refusal(RetinaNetLoss.__init__, loss, l1_cost, scope="level") == (
-        "RetinaNetLoss: scope='level'; allowed is 'image' or 'batch'"
+    assert_refused(
+        "RetinaNetLoss: scope='level' 'image' 'batch'",
+        RetinaNetLoss.__init__,
+        loss,
+        l1_cost,
+        scope="level",
     )
     with pytest.raises(ValueError, match=r"targets\[0, 1\]=3 must lie in 0..2"):
         judge(loss, logits, deltas, labels.masked_fill(labels == 2, 3), targets)

@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 from dense_rows import judge
-from strategies import refusal
+from strategies import assert_refused
 
 from detkit.losses import MultiBoxLoss, smooth_l1_cost
 from detkit.structures import DensePredictions
@@ -172,6 +172,4 @@ def test_scores_are_softmax_without_background():
 
 @pytest.mark.parametrize("fraction", [-0.1, 1.5, math.nan])
 def test_label_smoothing_is_a_fraction(fraction):
-    assert refusal(MultiBoxLoss, label_smoothing=fraction) == (
-        f"MultiBoxLoss: label_smoothing={fraction} must lie in [0, 1]"
-    )
+    assert_refused(f"MultiBoxLoss: label_smoothing={fraction} [0, 1]", MultiBoxLoss, label_smoothing=fraction)

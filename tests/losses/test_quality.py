@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from dense_rows import Plain, assigned_to, judge
-from strategies import refusal
+from strategies import assert_refused
 
 from detkit.boxes import DistanceCoder, DistributionCoder, paired_box_iou
 from detkit.losses import (
@@ -98,5 +98,5 @@ def test_quality_is_no_way_to_a_gradient():
 
 
 def test_wrong_settings_are_named():
-    assert refusal(QualityLoss.__init__, QualityLoss(), quality="both").startswith("QualityLoss: quality='both'")
-    assert refusal(QualityLoss, distribution_weight=math.nan).startswith("QualityLoss: distribution_weight=nan")
+    assert_refused("QualityLoss: quality='both'", QualityLoss.__init__, QualityLoss(), quality="both")
+    assert_refused("QualityLoss: distribution_weight=nan", QualityLoss, distribution_weight=math.nan)

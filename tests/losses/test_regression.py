@@ -8,7 +8,7 @@ import torch
 import torchvision
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import boxes, random_boxes, refusal, unhooked
+from strategies import assert_refused, boxes, random_boxes, unhooked
 from torch.nn import functional as F
 
 from detkit.boxes import (
@@ -64,12 +64,19 @@ def test_loss_keeps_the_shape_and_may_be_empty():
 
 
 def test_differing_shapes_and_a_negative_beta_are_refused():
-    assert refusal(smooth_l1_loss, torch.zeros(2), torch.zeros(1)) == (
-        "smooth_l1_loss: predictions have shape (2,) and targets (1,); they must be equal"
+    assert_refused(
+        "smooth_l1_loss: predictions (2,) targets (1,)",
+        smooth_l1_loss,
+        torch.zeros(2),
+        torch.zeros(1),
     )
     for beta in (-1.0, float("nan"), float("inf")):
-        assert refusal(smooth_l1_loss, torch.zeros(1), torch.zeros(1), beta=beta) == (
-            f"smooth_l1_loss: beta={beta} must be finite and at least 0"
+        assert_refused(
+            f"smooth_l1_loss: beta={beta} 0",
+            smooth_l1_loss,
+            torch.zeros(1),
+            torch.zeros(1),
+            beta=beta,
         )
 
 
