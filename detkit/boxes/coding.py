@@ -157,17 +157,17 @@ class DistanceCoder(nn.Module):
 
 
 class GridCoder(nn.Module):
-    """Boxes as place in a grid cell and scale of an anchor: the coding of YOLO.
+    """Boxes as a position in a grid cell and a scale of an anchor: YOLO's coding.
 
     The center is (column + sigmoid(tx), row + sigmoid(ty)) cells, width and height are exp(tw) and exp(th) times those
     of the anchor, as in YOLO v2 and v3. ``form="root"`` is v1's linear coding: the center is (column + tx, row + ty)
-    cells, width and height are tw and th squared times the anchor's, there the whole image. ``clamp`` bounds the
-    log-scale of a decoded box: log(1000) by default. Raises ValueError for another form and a clamp that is not a
+    cells, width and height are tw^2 and th^2 times the anchor's, which in v1 is the whole image. ``clamp`` bounds the
+    log-scale of a decoded box: log(1000) by default. Raises ValueError for any other form and for a clamp that is not a
     positive number. Source: Redmon and Farhadi 2017, section 2 ("Direct location prediction"); Redmon et al. 2016,
     section 2.
 
-    Anchors are xyxy centered in their cells, whose size their ``strides`` say: so they must be
-    :class:`~detkit.structures.Anchors`, as generators make them. Plain boxes raise ValueError.
+    Anchors are xyxy boxes centered in their cells. The sizes of cells come from ``strides``, so anchors must be
+    :class:`~detkit.structures.Anchors`, as generators make them; plain boxes raise ValueError.
 
     >>> box, stride = torch.tensor([[8.0, 4, 40, 44]]), torch.tensor([[16.0, 16]])  # in the cell from 16 to 32
     >>> coder, anchors = GridCoder(), Anchors(box, stride, (1,))
@@ -191,8 +191,8 @@ class GridCoder(nn.Module):
     def encode(self, boxes: Shaped[Tensor, "*#B 4"], anchors: Anchors) -> Float[Tensor, "*B 4"]:
         """Deltas (tx, ty, tw, th) that lead from ``anchors`` to ``boxes``, both xyxy (..., 4); finite for finite input.
 
-        In the log form a center outside its cell, or within 1e-6 of its border, is moved inside. A box, anchor or cell
-        without area has deltas 0, as have those with sides outside 1e-12 to 1e12.
+        In the log form a center outside its cell, or within 1e-6 of its border, is moved inside. Deltas are 0 where a
+        box, anchor or cell has no area, or a side outside 1e-12 to 1e12.
         """
         target = xyxy_to_cxcywh(as_boxes(boxes, function="GridCoder.encode"))
         cells = _cells(anchors, "GridCoder.encode")
@@ -233,12 +233,13 @@ class GridCoder(nn.Module):
 
 
 class DistributionCoder(nn.Module):
-    """Numbers of another coder as distributions: each is the mean of ``bins`` + 1 whole numbers, weighted by a softmax.
+    """Numbers of another coder as distributions: each is the mean of the integers 0 to ``bins``, weighted by a softmax.
 
-    ``decode`` reads 4 * (bins + 1) logits of each anchor: those of the first number, for the values 0 to ``bins``, then
-    those of the second. ``encode`` gives the 4 numbers of ``coder``, mostly a :class:`DistanceCoder`, as what the
-    distributions learn by :func:`~detkit.losses.distribution_focal_loss`; they should lie in 0 to ``bins``.
-    Raises ValueError for fewer than 1 bin. Source: Li et al. 2020 (Generalized Focal Loss), section 3.2.
+    ``decode`` reads 4 * (bins + 1) logits of each anchor: first the ``bins`` + 1 of the first number, for the values 0
+    to ``bins``, then those of the second, and so on. ``encode`` gives the 4 numbers of ``coder`` (usually a
+    :class:`DistanceCoder`), which the distributions learn by :func:`~detkit.losses.distribution_focal_loss`; they
+    should lie between 0 and ``bins``. Raises ValueError for fewer than 1 bin. Source: Li et al. 2020 (Generalized Focal
+    Loss), section 3.2.
 
     >>> coder = DistributionCoder(DistanceCoder(), bins=2)
     >>> logits = torch.tensor([[0.0, 0, 0], [9, -9, -9], [-9, -9, 9], [0, 0, 0]]).flatten()[None]
@@ -266,7 +267,7 @@ class DistributionCoder(nn.Module):
     def decode(
         self, logits: Float[Tensor, "*#B D"], anchors: Anchors | Shaped[Tensor, "*#B _"]
     ) -> Float[Tensor, "*B 4"]:
-        """Boxes xyxy (..., 4) of logits (..., 4 * (bins + 1)). Raises ValueError for another number of them."""
+        """Boxes xyxy (..., 4) of logits (..., 4 * (bins + 1)). Raises ValueError for any other width."""
         if logits.ndim == 0 or logits.shape[-1] != self.numbers:
             raise ValueError(
                 f"DistributionCoder.decode: logits have shape {tuple(logits.shape)}; allowed is (..., {self.numbers}), "

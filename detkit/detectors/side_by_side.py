@@ -12,18 +12,19 @@ Part = TypeVar("Part", Targets, Detections)
 
 
 class SideBySide(Stage):
-    """Several stages as one: each reads the features, or its branch of them, and finds something of its own.
+    """Several stages as one: each reads the features, or its branch of them, and detects something of its own.
 
-    What they find goes on by name, to the caller or to stages that are side by side under the same names: padded, as a
-    dict of Detections; in lists, every image's dict holds a Detection for each name. Targets may come by name, too:
-    each stage then learns on its own, else all on the same. So tasks may differ in their classes::
+    Results are passed on by name, to the caller or to stages side by side under the same names: in padded form as a
+    dict of Detections, in list form as one dict per image that holds a Detection for each name. Targets may come by
+    name, too: each stage then learns on its own targets, otherwise all learn on the same. So tasks may have different
+    classes. Every image's target then has exactly these names, ``{}`` where a task has no objects::
 
         model = Detector(trunk, preprocess=preprocess, tasks=SideBySide(faces=one, cars=other))
         losses = model(images, [{"faces": {"boxes": ..., "labels": ...}, "cars": {"boxes": ..., "labels": ...}}, ...])
         found = model(images)  # found[0]["cars"]["boxes"]
 
-    Losses are named "tasks.cars.box". Detections, or proposals, of a stage before are the start of each. Raises
-    ValueError without stages, and for targets or detections by other names.
+    Losses are named "tasks.cars.box". Detections of an earlier stage, or proposals, are handed to each of the stages.
+    Raises ValueError without stages, and for targets or detections under other names.
 
     >>> import torch
     >>> from detkit.structures import pad_targets

@@ -72,7 +72,7 @@ def pad_targets(targets: Sequence[Target], *, device: torch.device | None = None
     """Pad the targets of B images to one length T, the next power of two, so that compiled code sees few shapes.
 
     T is at least 1. An entry that any image has is padded for all, as :data:`FIELDS` says: a missing weight is 1, a
-    missing identity -1, a missing segmentation VOID; of other entries each image with objects needs its own.
+    missing identity -1, a missing segmentation VOID; any other entry must then be given for every image with objects.
     Masks and segmentations are padded to the largest height and width. Raises ValueError for an empty list, and as
     :func:`read_target` does, naming the image.
 
