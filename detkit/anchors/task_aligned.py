@@ -116,7 +116,8 @@ class SimOTAMatcher(nn.Module):
     def forward(self, anchors: AnchorBoxes, targets: Targets, predictions: Predictions | None = None) -> Assignment:
         """Match predictions with objects: scores (B, N, C) in [0, 1], predicted boxes (B, N, 4) xyxy pixels.
 
-        YOLOX's scores are the square root of class probability times objectness. ``radius`` is in ``anchors.strides``;
+        YOLOX's scores are the square root of class probability times objectness; a stage passes the scores of its
+        criterion, with :class:`~detkit.losses.ObjectnessLoss` the product itself. ``radius`` is in ``anchors.strides``;
         plain boxes, (N, 4) or (B, N, 4) xyxy, are the cells themselves. Raises ValueError without predictions.
         """
         cells, targets = read_boxes("SimOTAMatcher", anchors, targets)

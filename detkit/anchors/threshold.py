@@ -42,10 +42,10 @@ class ThresholdMatcher(nn.Module):
     An anchor whose highest IoU is at least ``positive_iou`` is positive for that object; ties go to the lower object.
     Below ``negative_iou`` it is NEGATIVE, in between IGNORED. RetinaNet uses 0.5 and 0.4, Faster R-CNN's RPN 0.7 and
     0.3, its second stage 0.5 and 0.5. With ``low_quality``, the anchors with an object's highest IoU, all that tie, are
-    positive too, however low it is, as long as it is above 0: every object that touches an anchor is then learned by
-    one. Such an anchor is matched with the object *it* overlaps most, which may be another one. Anchors with more than
-    half their area in a crowd are IGNORED unless they are positive. Padding rows and boxes that are not finite match
-    nothing. IoUs are compared in float32.
+    positive too, however low it is, as long as it is above 0. Such an anchor is matched with the object *it* overlaps
+    most, which may be another one, so that an object can still go without. Anchors with more than half their area in a
+    crowd are IGNORED unless they are positive. Padding rows and boxes that are not finite match nothing. IoUs are
+    compared in float32.
 
     On a CPU, where all images share their anchors (N, 4), the work grows with the number of overlapping pairs, not with
     objects times anchors; memory is bounded in any case. Raises ValueError for thresholds outside [0, 1] or in the

@@ -13,9 +13,10 @@ class DenseHead(nn.Module):
 
     ``class_head`` maps the list of feature maps to logits (B, N, Q), ``box_head`` to numbers (B, N, D) that a coder
     decodes, or to a pair of these and quality logits (B, N), as :class:`~detkit.heads.FCOSHead` does. A separate
-    ``quality_head`` returns (B, N, 1). All follow the order of the anchors: level, row, column, anchor. A head that
-    predicts everything at once needs no :class:`DenseHead`: it returns :class:`~detkit.structures.DensePredictions`
-    itself. Raises ValueError if both heads predict a quality.
+    ``quality_head`` returns (B, N, 1), as ``RegressionHead(channels, per_cell, outputs=1)`` does. All follow the order
+    of the anchors: level, row, column, anchor. A head that predicts everything at once needs no :class:`DenseHead`: it
+    returns :class:`~detkit.structures.DensePredictions` itself. Raises ValueError if ``box_head`` and ``quality_head``
+    both predict a quality.
 
     >>> import torch
     >>> from detkit.heads import MultiBoxHead
