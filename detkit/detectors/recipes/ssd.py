@@ -32,8 +32,8 @@ def ssd(
 ) -> Detector:
     """An SSD on any trunk: ``trunk`` returns one feature map per level, level l with ``out_channels[l]`` channels.
 
-    It matches at IoU .5, codes deltas with variances .1 and .2, and mines 3 hard negatives per positive. Source: Liu et
-    al. 2016.
+    It matches at IoU .5, codes deltas with variances .1 and .2, and mines 3 hard negatives per positive.
+    Source: Liu et al. 2016.
 
     >>> from detkit.backbones import SmallBackbone
     >>> trunk = SmallBackbone((16, 32), levels=(0, 1))
