@@ -240,6 +240,10 @@ BOX = DenseHead(Fixed(None), RegressionHead(8, 1))
         ({"anchors": Wrong()}, r"anchors is a Wrong, .* anchors\(features, images\)"),
         ({"matcher": Wrong()}, r"matcher is a Wrong, .* matcher\(anchors, targets, predictions\)"),
         ({"coder": Wrong()}, r"coder is a Wrong, .* coder\.encode\(boxes, anchors\)"),
+        ({"head": None}, r"head is a NoneType, .* head\(features\)"),
+        ({"anchors": BOXES}, r"anchors is a Tensor, .* anchors\(features, images\)"),
+        ({"matcher": lambda anchors: None}, r"matcher is a function, .* matcher\(anchors, targets, predictions\)"),
+        ({"matcher": BipartiteMatcher}, r"matcher is a type, .* matcher\(anchors, targets, predictions\)"),
         ({"coder": nn.Identity()}, r"coder is a Identity, .* coder\.encode\(boxes, anchors\)"),
         ({"postprocess": Wrong()}, r"postprocess is a Wrong, .* postprocess\(scores, boxes, sizes, counts\)"),
         ({"criterion": nn.Identity()}, "criterion is a Identity; give a DenseCriterion"),
@@ -265,6 +269,13 @@ def test_parts_that_do_not_fit_are_refused_with_the_repair(changes, message):
     DenseStage(**good)
     with pytest.raises(ValueError, match=f"^DenseStage: .*{message}"):
         unhooked(DenseStage.__init__)(DenseStage.__new__(DenseStage), **good | changes)
+
+
+def test_a_head_that_gives_no_dense_predictions_is_named():
+    detector = DenseStage(**parts(torch.zeros(1, 3, 3), torch.zeros(1, 3, 4), MultiBoxLoss()))
+    detector.head = Fixed(torch.zeros(1, 3, 3))
+    with pytest.raises(ValueError, match=r"^DenseStage: head is a Fixed, which gives a Tensor; .*DenseHead"):
+        detector([], IMAGES, None)
 
 
 def test_a_matcher_that_looks_at_predictions_says_so_when_it_gets_none():
