@@ -180,6 +180,11 @@ def _check_pairs(name: str, stage: Any) -> None:
             f"{name}: {head} predicts {numbers} numbers for a box and {coder} decodes {read}; give the box head "
             f"outputs={read}"
         )
+    if getattr(stage.coder, "reads_cells", False) and getattr(stage.anchors, "clip", False):
+        raise ValueError(
+            f"{name}: {coder} places boxes in the cells that anchors are the centers of, which clipping moves; give "
+            f"{type(stage.anchors).__name__} clip=False"
+        )
     distributions = read is not None and read != 4
     if stage.criterion.reads_distributions != distributions:
         raise ValueError(

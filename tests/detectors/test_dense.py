@@ -6,8 +6,8 @@ from dense_parts import CODERS, COMBINATIONS, CRITERIA, MATCHERS, Step, dense_st
 from strategies import unhooked
 from torch import Tensor, nn
 
-from detkit.anchors import BipartiteMatcher, HungarianMatcher, TaskAlignedMatcher
-from detkit.boxes import DeltaCoder, DistanceCoder, DistributionCoder
+from detkit.anchors import BipartiteMatcher, GridAnchors, HungarianMatcher, TaskAlignedMatcher
+from detkit.boxes import DeltaCoder, DistanceCoder, DistributionCoder, GridCoder
 from detkit.detectors import DenseStage, Postprocess, fpn_ssd
 from detkit.detectors.dense import DenseOutputs
 from detkit.heads import DenseHead, FCOSHead, RegressionHead
@@ -231,6 +231,7 @@ class Wrong(nn.Module):
 
 
 QUALITY = DenseHead(Fixed(None), FCOSHead(8))
+CLIPPED = GridAnchors([(8.0,)], aspect_ratios=(1.0,), strides=(8,), clip=True)
 BOX = DenseHead(Fixed(None), RegressionHead(8, 1))
 
 
@@ -250,6 +251,7 @@ BOX = DenseHead(Fixed(None), RegressionHead(8, 1))
         ({"matcher": HungarianMatcher()}, "HungarianMatcher matches boxes as fractions .* give a matcher of anchors"),
         ({"criterion": FCOSLoss(), "head": BOX}, "FCOSLoss reads a quality, .* give DenseHead a quality_head"),
         ({"criterion": RetinaNetLoss(), "head": QUALITY}, "predicts a quality that RetinaNetLoss does not read"),
+        ({"coder": GridCoder(), "anchors": CLIPPED}, "GridCoder places boxes in .* give GridAnchors clip=False"),
         (
             {"coder": DistributionCoder(DistanceCoder()), "head": BOX},
             "DenseHead predicts 4 numbers for a box and DistributionCoder decodes 68; give the box head outputs=68",
