@@ -44,7 +44,7 @@ def read_predictions(function: str, predictions: Predictions | None, field: str)
     Traceback (most recent call last):
     ValueError: example: looks at predictions; call it as matcher(anchors, targets, Predictions(boxes, scores=scores))
     """
-    values = None if predictions is None else getattr(predictions, field)
+    values = getattr(predictions, field, None)
     if predictions is None or values is None:
         raise ValueError(
             f"{function}: looks at predictions; "

@@ -167,7 +167,8 @@ class GridCoder(nn.Module):
     section 2.
 
     Anchors are xyxy boxes centered in their cells. The sizes of cells come from ``strides``, so anchors must be
-    :class:`~detkit.structures.Anchors`, as generators make them; plain boxes raise ValueError.
+    :class:`~detkit.structures.Anchors`, as generators make them, but not clipped to the image, which moves centers.
+    Plain boxes raise ValueError.
 
     >>> box, stride = torch.tensor([[8.0, 4, 40, 44]]), torch.tensor([[16.0, 16]])  # in the cell from 16 to 32
     >>> coder, anchors = GridCoder(), Anchors(box, stride, (1,))
@@ -179,6 +180,7 @@ class GridCoder(nn.Module):
     """
 
     numbers = 4
+    reads_cells = True
 
     def __init__(self, *, form: Literal["log", "root"] = "log", clamp: float = math.log(1000.0)) -> None:
         super().__init__()

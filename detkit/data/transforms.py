@@ -20,7 +20,7 @@ from detkit._inputs import as_boxes
 from detkit.data.truth import Transforms
 from detkit.structures import FIELDS, VOID, Target, read_target
 
-MEAN_COLOUR = (123.0, 117.0, 104.0)
+MEAN_COLOR = (123.0, 117.0, 104.0)
 """ImageNet's mean RGB: what uncovered canvas is filled with."""
 
 
@@ -218,4 +218,4 @@ class _ClassMap(tv_tensors.Mask):
 
 
 def _fill() -> dict[Any, Any]:
-    return {tv_tensors.Image: MEAN_COLOUR, _ClassMap: VOID, "others": 0}
+    return {tv_tensors.Image: MEAN_COLOR, _ClassMap: VOID, "others": 0}

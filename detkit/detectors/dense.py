@@ -1,7 +1,6 @@
 """The stage of all one-shot detectors: it predicts classes and boxes for every anchor at once."""
 
 import inspect
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -63,7 +62,7 @@ class DenseStage(Stage):
         self, features: list[Tensor], images: Images, detections: Detections | None, targets: Targets | None = None
     ) -> DenseOutputs:
         """Predictions for every anchor; targets make no difference."""
-        return DenseOutputs(self.head(features), self.anchors(features, images))
+        return predict(self, features, images)
 
     def loss(self, outputs: DenseOutputs, targets: Targets) -> dict[str, Tensor]:
         """The criterion's losses for the targets that the matcher assigns to the anchors.
@@ -79,6 +78,23 @@ class DenseStage(Stage):
         """Decoded, thresholded and suppressed boxes."""
         boxes = self.coder.decode(outputs.predictions.deltas, outputs.anchors)
         return self.postprocess(self.criterion.scores(outputs.predictions), boxes, images.sizes, outputs.anchors.counts)
+
+
+def predict(stage: Any, features: list[Tensor], images: Images) -> DenseOutputs:
+    """What the stage's head says of its anchors. Raises ValueError for a head that does not give DensePredictions.
+
+    >>> from detkit.detectors import tiny_ssd
+    >>> detector, images = tiny_ssd(num_classes=2), Images(torch.zeros(1, 3, 64, 64), torch.tensor([[64, 64]]))
+    >>> predict(detector.dense, detector.trunk(images.tensors), images).anchors.boxes.shape
+    torch.Size([344, 4])
+    """
+    predictions = stage.head(features)
+    if not isinstance(predictions, DensePredictions):
+        raise ValueError(
+            f"{type(stage).__name__}: head is a {type(stage.head).__name__}, which gives a "
+            f"{type(predictions).__name__}; give one that returns DensePredictions: DenseHead(class_head, box_head)"
+        )
+    return DenseOutputs(predictions, stage.anchors(features, images))
 
 
 @torch.no_grad()
@@ -109,29 +125,36 @@ def check_parts(stage: Any) -> None:
     >>> check_parts(tiny_ssd(num_classes=2).dense)
     """
     name = type(stage).__name__
-    _check_call(name, "anchors", stage.anchors, stage.anchors.forward, "features, images")
-    _check_call(name, "matcher", stage.matcher, stage.matcher.forward, "anchors, targets, predictions")
+    check_call(name, "head", stage.head, "features")
+    check_call(name, "anchors", stage.anchors, "features, images")
+    check_call(name, "matcher", stage.matcher, "anchors, targets, predictions")
     for method in ("encode", "decode"):
-        call = getattr(stage.coder, method, None)
-        _check_call(name, "coder", stage.coder, call, "boxes, anchors", suffix=f".{method}")
+        check_call(name, "coder", stage.coder, "boxes, anchors", method=method)
     if not isinstance(stage.criterion, DenseCriterion):
         raise ValueError(
             f"{name}: criterion is a {type(stage.criterion).__name__}; give a DenseCriterion, as MultiBoxLoss, "
             "RetinaNetLoss, FCOSLoss, QualityLoss and ObjectnessLoss are"
         )
-    _check_call(name, "postprocess", stage.postprocess, stage.postprocess.forward, "scores, boxes, sizes, counts")
+    check_call(name, "postprocess", stage.postprocess, "scores, boxes, sizes, counts")
     _check_pairs(name, stage)
 
 
-def _check_call(
-    stage: str, name: str, part: Any, call: Callable[..., Any] | None, arguments: str, *, suffix: str = ""
-) -> None:
-    """Raise ValueError unless ``call`` takes the ``arguments``, by position."""
+def check_call(stage: str, name: str, part: Any, arguments: str, *, method: str | None = None) -> None:
+    """Raise ValueError unless ``part``, a module or a function, or its ``method`` takes the ``arguments`` by position.
+
+    >>> check_call("DenseStage", "matcher", lambda anchors, targets: None, "anchors, targets, predictions")
+    Traceback (most recent call last):
+    ValueError: DenseStage: matcher is a function, which is not called as matcher(anchors, targets, predictions); ...
+    """
+    call: Any = getattr(part, "forward", part) if method is None else getattr(part, method, None)
     try:
-        inspect.signature(call).bind(*arguments.split(", "))  # pyright: ignore[reportArgumentType]
+        if isinstance(part, type):
+            raise TypeError
+        inspect.signature(call).bind(*arguments.split(", "))
     except TypeError:
+        called = name if method is None else f"{name}.{method}"
         raise ValueError(
-            f"{stage}: {name} is a {type(part).__name__}, which is not called as {name}{suffix}({arguments}); "
+            f"{stage}: {name} is a {type(part).__name__}, which is not called as {called}({arguments}); "
             f"give a part that is"
         ) from None
 
@@ -156,6 +179,11 @@ def _check_pairs(name: str, stage: Any) -> None:
         raise ValueError(
             f"{name}: {head} predicts {numbers} numbers for a box and {coder} decodes {read}; give the box head "
             f"outputs={read}"
+        )
+    if getattr(stage.coder, "reads_cells", False) and getattr(stage.anchors, "clip", False):
+        raise ValueError(
+            f"{name}: {coder} places boxes in the cells that anchors are the centers of, which clipping moves; give "
+            f"{type(stage.anchors).__name__} clip=False"
         )
     distributions = read is not None and read != 4
     if stage.criterion.reads_distributions != distributions:

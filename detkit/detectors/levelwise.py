@@ -62,7 +62,7 @@ class LevelwisePostprocess(nn.Module):
         zeros. Raises ValueError if the numbers of anchors, boxes and scores differ.
         """
         counts = (scores.shape[1],) if counts is None else counts
-        _check(scores, boxes, counts)
+        check_levels("LevelwisePostprocess", scores, boxes, counts)
         finite = torch.isfinite(boxes).all(-1, keepdim=True)  # clipping would make infinite boxes finite
         boxes = torch.where(finite, clip_boxes_to_image(boxes, sizes), torch.nan)
         pairs, levels, start = [], scores.split(list(counts), dim=1), 0
@@ -102,9 +102,15 @@ class LevelwisePostprocess(nn.Module):
         return rows.gather(1, pairs // classes) + start, pairs % classes, own.gather(1, pairs)
 
 
-def _check(scores: Tensor, boxes: Tensor, counts: Sequence[Any]) -> None:
+def check_levels(function: str, scores: Tensor, boxes: Tensor, counts: Sequence[Any]) -> None:
+    """Raise ValueError unless scores (B, N, C), boxes (B, N, 4) and the ``counts`` of the levels are of N anchors.
+
+    >>> check_levels("f", torch.zeros(1, 3, 2), torch.zeros(1, 3, 4), [1, 1])
+    Traceback (most recent call last):
+    ValueError: f: scores of 3 anchors, boxes of 3, and levels of [1, 1]; allowed are equally many, ...
+    """
     if not counts or sum(counts) != scores.shape[1] or boxes.shape[1] != scores.shape[1]:
         raise ValueError(
-            f"LevelwisePostprocess: scores of {scores.shape[1]} anchors, boxes of {boxes.shape[1]}, and levels of "
+            f"{function}: scores of {scores.shape[1]} anchors, boxes of {boxes.shape[1]}, and levels of "
             f"{list(counts)}; allowed are equally many, and at least one level"
         )

@@ -248,7 +248,7 @@ def _resized(
     for key in resized.keys() & FIELDS.keys():
         moves, values = FIELDS[key].moves, resized[key]
         if moves in ("masks", "map"):
-            if len(values) and tuple(values.shape[-2:]) != tuple(old):
+            if (moves == "map" or len(values)) and tuple(values.shape[-2:]) != tuple(old):
                 raise ValueError(
                     f"{where}: {key} of height and width {tuple(values.shape[-2:])} for an image of {tuple(old)}; "
                     "allowed is the size of the image"
@@ -262,7 +262,8 @@ def _resized(
 
 def _names(targets: Sequence[Target]) -> list[str]:
     """The names for which all targets hold targets; none where they are targets themselves."""
-    if not targets or not targets[0] or not all(isinstance(entry, Mapping) for entry in targets[0].values()):
+    first = targets[0] if targets and isinstance(targets[0], Mapping) else {}
+    if not first or not all(isinstance(entry, Mapping) for entry in first.values()):
         return []
     for i, target in enumerate(targets):
         if target.keys() != targets[0].keys():

@@ -13,8 +13,9 @@ from detkit._ranking import stable_topk
 from detkit.anchors import BalancedSampler, gather_assigned
 from detkit.anchors.sample import sampled_rows
 from detkit.boxes import clip_boxes_to_image, nms_padded
-from detkit.detectors.dense import DenseOutputs, assign, check_parts
+from detkit.detectors.dense import DenseOutputs, assign, check_call, check_parts, predict
 from detkit.detectors.detector import Stage
+from detkit.detectors.levelwise import check_levels
 from detkit.losses import DenseCriterion
 from detkit.structures import IGNORED, Anchors, Assignment, DensePredictions, Detections, Images, Targets, take_rows
 
@@ -63,8 +64,12 @@ class ProposalPostprocess(nn.Module):
         """Proposals of B images, clipped to ``sizes`` (B, 2), best first, all of label 0; padding rows hold zeros.
 
         ``counts``, the anchors per level, add up to N; without them there is one level. NaN scores are left out.
+        Raises ValueError for scores of several classes, and if the numbers of anchors, boxes and scores differ.
         """
         counts = (scores.shape[1],) if counts is None else counts
+        if scores.shape[2] != 1:
+            raise ValueError(f"ProposalPostprocess: scores have shape {tuple(scores.shape)}; allowed is (B, N, 1)")
+        check_levels("ProposalPostprocess", scores, boxes, counts)
         rows, counts, valid = best_of_levels(scores[..., 0], counts, self.candidates_per_level)
         scores, boxes = scores[..., 0].gather(1, rows), take_rows(boxes, rows)
         levels = torch.cat([rows.new_full((count,), level) for level, count in enumerate(counts)])
@@ -123,23 +128,32 @@ class RPNStage(Stage):
         self.coder, self.criterion, self.postprocess = coder, criterion, postprocess
         self.training_postprocess = postprocess if training_postprocess is None else training_postprocess
         check_parts(self)
+        _check_proposals(self)
 
     def forward(
         self, features: list[Tensor], images: Images, detections: Detections | None, targets: Targets | None = None
     ) -> DenseOutputs:
-        """Logits and deltas for every anchor; targets make no difference."""
-        return DenseOutputs(self.head(features), self.anchors(features, images))
+        """Logits and deltas for every anchor; targets make no difference.
+
+        Raises ValueError for a head with more than one logit for each anchor.
+        """
+        outputs = predict(self, features, images)
+        shape = tuple(outputs.predictions.logits.shape)
+        if shape[2:] != (1,):
+            raise ValueError(f"RPNStage: head is a {type(self.head).__name__}, logits {shape}; allowed is (B, N, 1)")
+        return outputs
 
     def loss(self, outputs: DenseOutputs, targets: Targets) -> dict[str, Tensor]:
         """The criterion's losses over the sampled anchors."""
         (logits, deltas, _), anchors = outputs
+        targets = targets._replace(labels=torch.zeros_like(targets.labels))  # objects are all of one class
         assignment = assign(self, outputs, targets)
         rows, valid = sampled_rows(self.sampler(assignment.matched), assignment.matched, self.sampler.count)
         sampled = Assignment(*(column.gather(1, rows) for column in assignment))
-        objects = torch.where(valid, sampled.matched, IGNORED)  # of any class
+        assigned = gather_assigned(sampled, targets)
         return self.criterion(
             DensePredictions(take_rows(logits, rows), take_rows(deltas, rows)),
-            gather_assigned(sampled, targets)._replace(labels=objects),
+            assigned._replace(labels=torch.where(valid, assigned.labels, IGNORED)),
             Anchors(anchors.boxes[rows], anchors.strides[rows], (rows.shape[1],)),
             self.coder,
         )
@@ -162,6 +176,24 @@ class RPNStage(Stage):
         boxes = self.coder.decode(take_rows(deltas, rows), chosen)
         scores = torch.where(valid[..., None], take_rows(logits, rows).to(boxes).sigmoid(), torch.nan)
         return postprocess(scores, boxes, images.sizes, counts)
+
+
+def _check_proposals(stage: RPNStage) -> None:
+    """Raise ValueError for parts that fit a DenseStage, but no RPNStage."""
+    if stage.criterion.reads_quality:
+        raise ValueError(
+            f"RPNStage: {type(stage.criterion).__name__} reads a quality, which proposals are not ranked by; give "
+            "RPNLoss, or another criterion of one logit"
+        )
+    check_call("RPNStage", "sampler", stage.sampler, "labels")
+    for name in ("postprocess", "training_postprocess"):
+        part = getattr(stage, name)
+        check_call("RPNStage", name, part, "scores, boxes, sizes, counts")
+        if not hasattr(part, "candidates_per_level"):
+            raise ValueError(
+                f"RPNStage: {name} is a {type(part).__name__}, which has no candidates_per_level; give a "
+                "ProposalPostprocess"
+            )
 
 
 def best_of_levels(

@@ -111,12 +111,16 @@ class Anchors(NamedTuple):
     def of(boxes: "Anchors | Shaped[Tensor, '*B N 4']") -> "Anchors":
         """Anchors as they are; plain boxes as those of one level, each in a cell of its own size.
 
+        Raises TypeError for what is no tensor, and ValueError for another shape.
+
         >>> Anchors.of(torch.tensor([[0.0, 0, 8, 4]]))
         Anchors(boxes=tensor([[0., 0., 8., 4.]]), strides=tensor([[8., 4.]]), counts=(1,))
         """
         if isinstance(boxes, Anchors):
             return boxes
         boxes = as_tensor(boxes, function="Anchors.of", name="boxes", form="XYXY")
+        if boxes.ndim < 2 or boxes.shape[-1] != 4:
+            raise ValueError(f"Anchors.of: boxes have shape {tuple(boxes.shape)}; allowed is (N, 4) or (B, N, 4)")
         return Anchors(boxes, boxes[..., 2:] - boxes[..., :2], (boxes.shape[-2],))
 
 

@@ -80,7 +80,7 @@ def test_thresholds_that_make_no_sense_are_refused(matcher, message, thresholds)
 
 @pytest.mark.parametrize("field", ["scores", "logits"])
 def test_missing_predictions_are_named_with_the_repair(field):
-    for missing in (None, Predictions(torch.zeros(1, 2, 4))):
+    for missing in (None, Predictions(torch.zeros(1, 2, 4)), torch.zeros(1, 2, 4)):
         assert_refused(f"Some: Predictions(boxes, {field}={field})", read_predictions, "Some", missing, field)
     given = Predictions(torch.ones(1, 2, 4), torch.zeros(1, 2, 3), torch.zeros(1, 2, 4))
     boxes, values = read_predictions("Some", given, field)

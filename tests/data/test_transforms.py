@@ -19,7 +19,7 @@ from detkit.data import (
     short_side_augmentation,
     ssd_augmentation,
 )
-from detkit.data.transforms import MEAN_COLOUR
+from detkit.data.transforms import MEAN_COLOR
 from detkit.structures import VOID
 
 COMPOSITIONS = {
@@ -245,7 +245,7 @@ def test_a_segmentation_moves_with_the_image_and_has_no_class_where_there_is_non
         assert {*classes.unique().tolist()} <= {1, VOID}
         outside = classes == VOID
         if outside.any():
-            assert moved[:, outside].median(1).values.tolist() == [*MEAN_COLOUR]  # but for borders, which are blended
+            assert moved[:, outside].median(1).values.tolist() == [*MEAN_COLOR]  # but for borders, which are blended
 
 
 def test_an_image_of_which_nothing_is_known_gets_no_objects():

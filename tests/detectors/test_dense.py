@@ -6,8 +6,8 @@ from dense_parts import CODERS, COMBINATIONS, CRITERIA, MATCHERS, Step, dense_st
 from strategies import unhooked
 from torch import Tensor, nn
 
-from detkit.anchors import BipartiteMatcher, HungarianMatcher, TaskAlignedMatcher
-from detkit.boxes import DeltaCoder, DistanceCoder, DistributionCoder
+from detkit.anchors import BipartiteMatcher, GridAnchors, HungarianMatcher, TaskAlignedMatcher
+from detkit.boxes import DeltaCoder, DistanceCoder, DistributionCoder, GridCoder
 from detkit.detectors import DenseStage, Postprocess, fpn_ssd
 from detkit.detectors.dense import DenseOutputs
 from detkit.heads import DenseHead, FCOSHead, RegressionHead
@@ -231,6 +231,7 @@ class Wrong(nn.Module):
 
 
 QUALITY = DenseHead(Fixed(None), FCOSHead(8))
+CLIPPED = GridAnchors([(8.0,)], aspect_ratios=(1.0,), strides=(8,), clip=True)
 BOX = DenseHead(Fixed(None), RegressionHead(8, 1))
 
 
@@ -240,12 +241,17 @@ BOX = DenseHead(Fixed(None), RegressionHead(8, 1))
         ({"anchors": Wrong()}, r"anchors is a Wrong, .* anchors\(features, images\)"),
         ({"matcher": Wrong()}, r"matcher is a Wrong, .* matcher\(anchors, targets, predictions\)"),
         ({"coder": Wrong()}, r"coder is a Wrong, .* coder\.encode\(boxes, anchors\)"),
+        ({"head": None}, r"head is a NoneType, .* head\(features\)"),
+        ({"anchors": BOXES}, r"anchors is a Tensor, .* anchors\(features, images\)"),
+        ({"matcher": lambda anchors: None}, r"matcher is a function, .* matcher\(anchors, targets, predictions\)"),
+        ({"matcher": BipartiteMatcher}, r"matcher is a type, .* matcher\(anchors, targets, predictions\)"),
         ({"coder": nn.Identity()}, r"coder is a Identity, .* coder\.encode\(boxes, anchors\)"),
         ({"postprocess": Wrong()}, r"postprocess is a Wrong, .* postprocess\(scores, boxes, sizes, counts\)"),
         ({"criterion": nn.Identity()}, "criterion is a Identity; give a DenseCriterion"),
         ({"matcher": HungarianMatcher()}, "HungarianMatcher matches boxes as fractions .* give a matcher of anchors"),
         ({"criterion": FCOSLoss(), "head": BOX}, "FCOSLoss reads a quality, .* give DenseHead a quality_head"),
         ({"criterion": RetinaNetLoss(), "head": QUALITY}, "predicts a quality that RetinaNetLoss does not read"),
+        ({"coder": GridCoder(), "anchors": CLIPPED}, "GridCoder places boxes in .* give GridAnchors clip=False"),
         (
             {"coder": DistributionCoder(DistanceCoder()), "head": BOX},
             "DenseHead predicts 4 numbers for a box and DistributionCoder decodes 68; give the box head outputs=68",
@@ -265,6 +271,13 @@ def test_parts_that_do_not_fit_are_refused_with_the_repair(changes, message):
     DenseStage(**good)
     with pytest.raises(ValueError, match=f"^DenseStage: .*{message}"):
         unhooked(DenseStage.__init__)(DenseStage.__new__(DenseStage), **good | changes)
+
+
+def test_a_head_that_gives_no_dense_predictions_is_named():
+    detector = DenseStage(**parts(torch.zeros(1, 3, 3), torch.zeros(1, 3, 4), MultiBoxLoss()))
+    detector.head = Fixed(torch.zeros(1, 3, 3))
+    with pytest.raises(ValueError, match=r"^DenseStage: head is a Fixed, which gives a Tensor; .*DenseHead"):
+        detector([], IMAGES, None)
 
 
 def test_a_matcher_that_looks_at_predictions_says_so_when_it_gets_none():

@@ -375,6 +375,12 @@ def test_masks_of_every_type_are_resized_alike(dtype, new, generator):
     assert torch.equal(found.bool(), F.interpolate(masks[:, None].float(), size=new, mode="nearest")[:, 0].bool())
 
 
+def test_an_empty_segmentation_is_not_read_as_class_0():
+    target = with_boxes(SOLID) | {"segmentation": torch.zeros(0, 8)}
+    with pytest.raises(ValueError, match=r"^Preprocess: targets\[0\]: segmentation of height and width \(0, 8\)"):
+        Preprocess((5, 5), **PLAIN)([torch.zeros(3, 10, 8)], [target])
+
+
 @pytest.mark.parametrize(("key", "values"), [("masks", torch.ones(1, 8, 10)), ("segmentation", torch.ones(8, 10))])
 @pytest.mark.parametrize("size", [None, (5, 5)])
 def test_masks_of_another_size_than_the_image_are_refused_with_both(key, values, size):

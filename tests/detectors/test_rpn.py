@@ -11,11 +11,12 @@ from strategies import random_boxes, targets_of, unhooked
 from torch import Tensor, nn
 from torchvision.models.detection.rpn import RegionProposalNetwork
 
-from detkit.anchors import BalancedSampler, ThresholdMatcher
+from detkit.anchors import BalancedSampler, HardNegativeSampler, TaskAlignedMatcher, ThresholdMatcher
 from detkit.boxes import DeltaCoder
+from detkit.detectors import Postprocess
 from detkit.detectors.dense import DenseOutputs
 from detkit.detectors.rpn import ProposalPostprocess, RPNStage, best_of_levels
-from detkit.losses import RPNLoss
+from detkit.losses import FCOSLoss, RetinaNetLoss, RPNLoss
 from detkit.structures import Anchors, DensePredictions, Detections, Images, Targets
 
 COUNTS = [40, 15, 5]
@@ -262,16 +263,17 @@ class Fixed(nn.Module):
         return self.given.outputs().anchors
 
 
-def stage(given: Given, *, count: int = 1000, fraction: float = 1.0, **more: ProposalPostprocess) -> RPNStage:
-    return RPNStage(
-        head=Head(given),
-        anchors=Fixed(given),
-        matcher=ThresholdMatcher(positive_iou=0.7, negative_iou=0.3, low_quality=True),
-        sampler=BalancedSampler(count, positive_fraction=fraction),
-        coder=DeltaCoder(),
-        criterion=RPNLoss(),
-        **{"postprocess": ProposalPostprocess(max_proposals=9), **more},
-    )
+def stage(given: Given, *, count: int = 1000, fraction: float = 1.0, **more: Any) -> RPNStage:
+    parts = {
+        "head": Head(given),
+        "anchors": Fixed(given),
+        "matcher": ThresholdMatcher(positive_iou=0.7, negative_iou=0.3, low_quality=True),
+        "sampler": BalancedSampler(count, positive_fraction=fraction),
+        "coder": DeltaCoder(),
+        "criterion": RPNLoss(),
+        "postprocess": ProposalPostprocess(max_proposals=9),
+    }
+    return RPNStage(**parts | more)
 
 
 def half_hidden() -> Given:
@@ -331,6 +333,18 @@ def test_only_sampled_anchors_learn_and_the_gathered_loss_is_that_of_the_mask():
     assert chosen.sum(1).tolist() == [10, 10]
     assert torch.equal(logits[..., 0] != 0, chosen)
     assert torch.equal((deltas != 0).any(-1), chosen & (matched >= 0))
+
+
+@pytest.mark.parametrize("matcher", [ThresholdMatcher(), TaskAlignedMatcher()])
+def test_objects_are_of_one_class_for_every_criterion_and_matcher(matcher):
+    given, targets = half_hidden(), truth()
+    rpn = stage(given, criterion=RetinaNetLoss(), matcher=matcher)
+    losses = [
+        rpn.loss(rpn([], IMAGES, None), targets._replace(labels=labels))
+        for labels in (torch.zeros_like(targets.labels), torch.full_like(targets.labels, 7))
+    ]
+    assert losses[0] == losses[1]
+    assert losses[0]["box"] > 0
 
 
 def test_an_image_without_objects_learns_that_all_is_background():
@@ -400,6 +414,45 @@ def test_it_proposes_less_at_inference_than_in_training_where_told_so():
 def test_wrong_settings_are_named(settings, message):
     with pytest.raises(ValueError, match=f"^ProposalPostprocess: .*{message}"):
         unhooked(ProposalPostprocess)(**settings)
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"criterion": FCOSLoss()}, "FCOSLoss reads a quality.* give RPNLoss"),
+        ({"sampler": HardNegativeSampler()}, r"sampler is a HardNegativeSampler, .* sampler\(labels\)"),
+        ({"postprocess": Postprocess()}, "postprocess is a Postprocess, .* give a ProposalPostprocess"),
+        ({"training_postprocess": Postprocess()}, "training_postprocess is a Postprocess, .* give a ProposalPostproc"),
+    ],
+)
+def test_parts_that_fit_only_a_dense_stage_are_refused(parts, message):
+    good = stage(outputs())
+    names = "head", "anchors", "matcher", "sampler", "coder", "criterion", "postprocess"
+    given = {name: getattr(good, name) for name in names} | parts
+    with pytest.raises(ValueError, match=f"^RPNStage: {message}"):
+        unhooked(RPNStage.__init__)(RPNStage.__new__(RPNStage), **given)
+
+
+def test_a_head_of_several_classes_is_refused():
+    given = outputs()
+    rpn = stage(given._replace(logits=given.logits.repeat(1, 1, 2)))
+    with pytest.raises(ValueError, match=r"^RPNStage: head is a Head, logits \(2, \d+, 2\); allowed is \(B, N, 1\)"):
+        rpn([], IMAGES, None)
+
+
+@pytest.mark.parametrize(
+    ("scores", "counts", "message"),
+    [
+        (torch.zeros(1, 3, 2), None, r"scores have shape \(1, 3, 2\); allowed is \(B, N, 1\)"),
+        (torch.zeros(1, 3, 1), [1, 1], r"scores of 3 anchors, boxes of 3, and levels of \[1, 1\]"),
+        (torch.zeros(1, 2, 1), None, r"scores of 2 anchors, boxes of 3, and levels of \[2\]"),
+    ],
+)
+def test_scores_that_do_not_fit_are_named_and_never_cut(scores, counts, message):
+    with pytest.raises(ValueError, match=f"^ProposalPostprocess: {message}"):
+        unhooked(ProposalPostprocess.forward)(
+            ProposalPostprocess(), scores, torch.zeros(1, 3, 4), torch.tensor([[9, 9]]), counts
+        )
 
 
 def test_scores_below_the_threshold_are_not_proposed():

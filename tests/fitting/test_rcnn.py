@@ -25,7 +25,7 @@ from detkit.weights import load_weights, save_weights
 
 SIZE = 6
 FEATURES = 3 * SIZE * SIZE
-COLOURS = torch.tensor([[0.9, 0.1, 0.1], [0.1, 0.2, 0.9]])
+COLORS = torch.tensor([[0.9, 0.1, 0.1], [0.1, 0.2, 0.9]])
 
 
 def detector_of_pixels(num_classes: int = 2, **options) -> Detector:
@@ -46,7 +46,7 @@ def scene(seed: int, *, objects: int = 2, side: int = 64) -> tuple[torch.Tensor,
         y, x = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
         inside = ((x + 0.5 - size / 2) ** 2 + (y + 0.5 - size / 2) ** 2 <= size**2 / 4) | (label == 1)
         window = image[:, top : top + size, left : left + size]
-        window.copy_(torch.where(inside, COLOURS[label][:, None, None], window))
+        window.copy_(torch.where(inside, COLORS[label][:, None, None], window))
         boxes.append([left, top, left + size, top + size])
         labels.append(label)
     return image, target(boxes, labels)

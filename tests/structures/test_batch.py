@@ -34,6 +34,12 @@ def test_plain_boxes_are_anchors_of_one_level_in_cells_of_their_size():
     assert Anchors.of(anchors) is anchors
 
 
+@pytest.mark.parametrize("shape", [(0,), (4,), (3, 2)])
+def test_boxes_that_are_no_rows_of_four_are_no_anchors(shape):
+    with pytest.raises(ValueError, match=r"^Anchors\.of: boxes have shape .*; allowed is \(N, 4\)"):
+        unhooked(Anchors.of)(torch.zeros(shape))
+
+
 def test_anchors_of_another_format_are_converted():
     boxes = tv_tensors.BoundingBoxes([[4.0, 4, 2, 6]], format="CXCYWH", canvas_size=(9, 9))
     anchors = Anchors.of(boxes)
