@@ -5,6 +5,7 @@ from parts, to be copied.
 """
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from detkit.boxes import DeltaCoder
 from detkit.data import DigitScenes, collate
 from detkit.detectors import DenseStage, Detector, Postprocess, Preprocess
 from detkit.heads import DenseHead, MultiBoxHead
-from detkit.losses import MultiBoxLoss
+from detkit.losses import MultiBoxLoss, smooth_l1_cost
 from detkit.metrics import CocoMetrics, format_table
 from detkit.necks import FPN
 from detkit.tricks import warmup_cosine
@@ -45,7 +46,7 @@ def digit_detector() -> Detector:
         anchors=anchors,
         matcher=BipartiteMatcher(positive_iou=0.4),
         coder=DeltaCoder((10.0, 10.0, 5.0, 5.0)),
-        criterion=MultiBoxLoss(negatives_per_positive=3.0, beta=0.3),
+        criterion=MultiBoxLoss(partial(smooth_l1_cost, beta=0.3), negatives_per_positive=3.0),
         postprocess=Postprocess(score_threshold=0.01, iou_threshold=0.45, max_detections=100),
     )
     return Detector(nn.Sequential(backbone, neck), preprocess=Preprocess(None), dense=dense)

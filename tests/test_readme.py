@@ -13,8 +13,9 @@ COMMANDS = ("uv run python -m detkit.demo", "uv run pytest")
 
 def blocks(text: str, language: str) -> list[tuple[int, str]]:
     """(line number, code) of every fenced block of the language."""
-    found = re.finditer(rf"^```{language}\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
-    return [(text.count("\n", 0, match.start()) + 2, match.group(1)) for match in found]
+    found = re.finditer(r"^```(\w*)\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+    own = [match for match in found if re.fullmatch(language, match.group(1))]
+    return [(text.count("\n", 0, match.start()) + 2, match.group(2)) for match in own]
 
 
 def test_the_python_of_the_readme_runs_in_order_in_one_namespace(tmp_path, monkeypatch):

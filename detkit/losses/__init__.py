@@ -11,7 +11,7 @@ from detkit.losses.classification import (
     sigmoid_focal_loss,
     varifocal_loss,
 )
-from detkit.losses.dense import DenseCriterion
+from detkit.losses.dense import DenseCriterion, box_costs, mean_count, sigmoid_scores, softmax_scores
 from detkit.losses.fcos import FCOSLoss
 from detkit.losses.keypoint import keypoint_loss, keypoint_targets
 from detkit.losses.mask import mask_loss, mask_targets
@@ -42,6 +42,7 @@ __all__ = [
     "RetinaNetLoss",
     "SequenceLoss",
     "SetPredictionLoss",
+    "box_costs",
     "box_iou_loss",
     "ciou_cost",
     "complete_box_iou_loss",
@@ -57,9 +58,12 @@ __all__ = [
     "label_smoothed_cross_entropy",
     "mask_loss",
     "mask_targets",
+    "mean_count",
     "quality_focal_loss",
     "sigmoid_focal_loss",
+    "sigmoid_scores",
     "smooth_l1_cost",
     "smooth_l1_loss",
+    "softmax_scores",
     "varifocal_loss",
 ]

@@ -58,8 +58,9 @@ def check_predictions(criterion: DenseCriterion, predictions: DensePredictions, 
     """Raise ValueError unless logits (B, N, Q), deltas (B, N, D), quality (B, N) and labels (B, N) fit together.
 
     >>> from detkit.losses import RetinaNetLoss
-    >>> rows, labels = torch.zeros(1, 2, 4), torch.zeros(1, 3).long()
-    >>> check_predictions(RetinaNetLoss(), DensePredictions(rows, rows), Assigned(labels, rows, labels, labels))
+    >>> rows, labels, ones = torch.zeros(1, 2, 4), torch.zeros(1, 3).long(), torch.ones(1, 3)
+    >>> assigned = Assigned(labels, torch.zeros(1, 3, 4), ones, ones)
+    >>> check_predictions(RetinaNetLoss(), DensePredictions(rows, rows), assigned)
     Traceback (most recent call last):
     ValueError: RetinaNetLoss: logits (1, 2, 4), deltas (1, 2, 4), labels (1, 3); allowed is ...
     """
