@@ -171,9 +171,7 @@ def objects_without_area_are_refused_or_dropped_as_the_policy_says(case: Case) -
     detector, (images, targets) = case.detector(), two_images()
     flat = filled(empty_target(FLAT), (120, 100))
     assert detector.preprocess.degenerate == "raise"
-    with pytest.raises(
-        ValueError, match=r"targets\[1\]: boxes\[0\] is .* x2 > x1 and y2 > y1 are allowed, 2 are not so"
-    ):
+    with pytest.raises(ValueError, match=r"targets\[1\]: boxes\[0\].*x2 > x1.*y2 > y1.*2"):
         detector(images, [targets[0], flat])
     detector.preprocess.degenerate = "drop"
     assert_same_losses(detector(images, [targets[0], flat]), detector(images, [targets[0], empty_target()]))
@@ -329,15 +327,15 @@ def wrong_arguments_are_named(case: Case) -> None:
     batch, _ = detector.preprocess(images)
     with pytest.raises(ValueError, match=r"targets must be Targets; pad_targets\(\) makes them"):
         detector(batch, targets)
-    with pytest.raises(ValueError, match="2 images but 1 targets; each image needs its own"):
+    with pytest.raises(ValueError, match=r"2 images.*1 targets.*image"):
         detector(images, targets[:1])
-    with pytest.raises(ValueError, match=r"images\[1\] has shape \(1, 40, 50\); allowed is \(3, height, width\)"):
+    with pytest.raises(ValueError, match=r"images\[1\].*\(1, 40, 50\).*\(3, height, width\)"):
         detector([images[0], torch.zeros(1, 40, 50)])
     with pytest.raises(ValueError, match=r"images\[0\] has shape \(3, 0, 50\)"):
         detector([torch.zeros(3, 0, 50)])
     with pytest.raises(ValueError, match="no images"):
         detector([])
-    with pytest.raises(ValueError, match=r"targets\[1\]: boxes have shape \(1, 4\) and labels \(2,\)"):
+    with pytest.raises(ValueError, match=r"targets\[1\]: boxes.*\(1, 4\).*labels \(2,\)"):
         detector(images, [targets[0], target([[0, 0, 9, 9]], [0, 1])])
     assert isinstance(detector(batch, pad_targets([empty_target()] * 2)), dict)
 

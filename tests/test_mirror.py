@@ -27,6 +27,13 @@ def test_a_module_has_its_test_file(module: Path):
     assert any("def test_" in path.read_text(encoding="utf-8") for path in found)
 
 
+@pytest.mark.parametrize("module", MODULES, ids=str)
+def test_a_module_is_covered_by_the_quick_selection(module: Path, request: pytest.FixtureRequest):
+    files = candidates(module)
+    slow = [item.get_closest_marker("slow") for item in request.session.items if item.path in files]
+    assert not slow or not all(slow), f"detkit/{module}: every test is slow, so -m 'not slow' leaves it out"
+
+
 def test_a_module_without_tests_would_be_noticed():
     assert len(MODULES) > 20
     assert candidates(Path("boxes/no_such_module.py")) == []

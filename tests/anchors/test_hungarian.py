@@ -384,7 +384,7 @@ def test_full_checks_name_a_prediction_that_is_not_finite(monkeypatch, field):
     monkeypatch.setenv("DETKIT_CHECKS", "full")
     queries = of_detr(*predictions(1, 4, seed=12))
     getattr(queries, field)[0, 1, 2] = torch.nan
-    with pytest.raises(ValueError, match=rf"^HungarianMatcher: {field}\[0, 1, 2\]=nan must be finite"):
+    with pytest.raises(ValueError, match=rf"^HungarianMatcher: {field}\[0, 1, 2\]=nan"):
         HungarianMatcher()(None, truth_of([2], seed=12), queries)
 
 
@@ -418,7 +418,7 @@ def test_shapes_that_disagree_are_refused():
         (logits, predicted, nobody, "targets have 0 rows; allowed is at least 1"),
     ]
     for *predicting, truth, message in wrong:
-        with pytest.raises(ValueError, match=f"HungarianMatcher: .*{message}"):
+        with pytest.raises(ValueError, match=rf"HungarianMatcher: .*{message}"):
             forward(matcher, None, truth, of_detr(*predicting))
     with pytest.raises(ValueError, match="which leaves no class"):
         forward(HungarianMatcher(class_cost="focal"), None, targets, of_detr(logits[..., :0], predicted))

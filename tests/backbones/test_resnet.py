@@ -99,11 +99,11 @@ def test_a_frozen_norm_stays_as_it_was_while_the_rest_learns():
 
 @pytest.mark.parametrize("levels", [(), ("layer3", "layer2"), ("layer2", "layer2"), ("layer5",), ("fc",), "layer4"])
 def test_levels_that_a_resnet_has_not_are_refused(levels):
-    with pytest.raises(ValueError, match=r"levels=.* must be some of .*layer1.*in this order"):
+    with pytest.raises(ValueError, match=r"levels=.*layer1.*order"):
         ResNetBackbone(on_meta(resnet18), levels=levels)
 
 
 @pytest.mark.parametrize("trainable_layers", [-1, 6])
 def test_trainable_layers_outside_the_net_are_refused(trainable_layers):
-    with pytest.raises(ValueError, match=f"trainable_layers={trainable_layers} must lie in 0..5"):
+    with pytest.raises(ValueError, match=rf"trainable_layers={trainable_layers}.*0..5"):
         ResNetBackbone(on_meta(resnet18), trainable_layers=trainable_layers)

@@ -77,13 +77,13 @@ def test_the_plain_vgg_taps_the_last_activation_of_each_stage(batch_norm):
 
 @pytest.mark.parametrize("levels", [(), (1, 0), (2, 2), (5,), (-1, 2)])
 def test_levels_that_vgg_has_not_are_refused(levels):
-    with pytest.raises(ValueError, match=r"must be ascending stage numbers in 0\.\.4"):
+    with pytest.raises(ValueError, match=r"ascending.*0\.\.4"):
         vgg_backbone(vgg_features((1, 1, 1, 1, 1)), levels=levels)
 
 
 @pytest.mark.parametrize("build", [SSDVGGBackbone, vgg_backbone])
 def test_features_that_are_no_vgg_are_refused(build):
-    with pytest.raises(ValueError, match="features have 2 max poolings; allowed are the features of a VGG"):
+    with pytest.raises(ValueError, match="2 max poolings"):
         build(vgg_features((1, 1)))
     with pytest.raises(ValueError, match="five stages"):
         build(vgg_features()[:-1])

@@ -542,5 +542,5 @@ def test_delta_coders_settings_that_make_no_sense_are_refused(settings):
 
 @pytest.mark.parametrize("weight", [1e-46, 1e300, 0.0, -1.0, math.nan])
 def test_weights_that_float32_cannot_work_with_are_refused(weight):
-    with pytest.raises(ValueError, match=r"must be four positive numbers \(x, y, w, h\), of 1e-12 to 1e12$"):
+    with pytest.raises(ValueError, match=r"\(x, y, w, h\).*1e-12.*1e12$"):
         DeltaCoder((weight, 1, 1, 1))

@@ -130,7 +130,7 @@ def test_small_boxes_are_those_with_one_side_below_the_size():
     assert remove_small_boxes(rows, 2).tolist() == [0, 3]
     assert remove_small_boxes(rows, 0).tolist() == [0, 1, 2, 3]
     assert remove_small_boxes(rows[:0], 2).shape == (0,)
-    with pytest.raises(ValueError, match=r"remove_small_boxes: min_size=nan must be at least 0 pixels"):
+    with pytest.raises(ValueError, match=r"remove_small_boxes: min_size=nan.*0 pixels"):
         remove_small_boxes(rows, float("nan"))
     with pytest.raises(ValueError, match="min_size=-1"):
         remove_small_boxes(rows, -1)
@@ -146,7 +146,7 @@ def test_the_empty_list_is_accepted_wherever_boxes_are_wanted():
 
 @pytest.mark.parametrize("function", [*CONVERSIONS, box_area])
 def test_a_wrong_shape_is_refused_by_name(function):
-    with pytest.raises(ValueError, match=rf"{function.__name__}: boxes has shape \(2, 5\); allowed is \(\.\.\., 4\)"):
+    with pytest.raises(ValueError, match=rf"{function.__name__}: boxes.*\(2, 5\).*\(\.\.\., 4\)"):
         unhooked(function)(torch.zeros(2, 5))
 
 

@@ -328,7 +328,7 @@ def call(**chosen):
 @pytest.mark.parametrize("name", ["iou_threshold", "score_threshold"])
 @pytest.mark.parametrize("value", [float("nan"), -0.001, 1.001, 50])
 def test_a_threshold_outside_zero_to_one_is_refused(name, value):
-    with pytest.raises(ValueError, match=rf"^weighted_boxes_fusion: {name}={value} must lie in \[0, 1\]$"):
+    with pytest.raises(ValueError, match=rf"^weighted_boxes_fusion: {name}={value}.*\[0, 1\]$"):
         call(**{name: value})
     call(**{name: 0})
     call(**{name: 1})

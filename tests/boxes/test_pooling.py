@@ -127,7 +127,7 @@ def test_a_few_points_keep_their_places_in_boxes_that_reach_far_out_of_the_map()
 
 def test_image_indices_outside_the_batch_are_refused_before_the_kernel_reads_there():
     rows = torch.tensor([[0.0, 0, 0, 3, 3], [2, 0, 0, 3, 3]])
-    with pytest.raises(ValueError, match=r"roi_align: boxes\[1\] is of image 2; allowed is 0..1; 1 outside"):
+    with pytest.raises(ValueError, match=r"roi_align: boxes\[1\].*image 2.*0..1; 1"):
         roi_align(maps(2, 1, 4, 4), rows, 2)
 
 

@@ -180,7 +180,7 @@ def test_settings_that_cannot_be_are_refused(arguments, message):
 
 
 def test_a_label_out_of_range_is_named():
-    with pytest.raises(ValueError, match=r"labels\[1\]=3 must lie in 0..2, or be NEGATIVE \(-1\).*1 of 2 do not"):
+    with pytest.raises(ValueError, match=r"labels\[1\]=3.*0..2.*NEGATIVE \(-1\).*1.*2"):
         TokenCoder(3).encode(torch.zeros(2, 4), torch.tensor([2, 3]), torch.tensor([1, 1]))
 
 

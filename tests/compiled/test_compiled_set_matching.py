@@ -119,5 +119,5 @@ def test_a_label_out_of_range_is_named_when_compiled_too():
     compiled, _ = counted(FromTensors(HungarianMatcher()))
     *arguments, labels = inputs(7)
     labels[1, 2] = 3
-    with pytest.raises(ValueError, match=r"HungarianMatcher: image 1, target 2: label 3 must lie in 0\.\.2"):
+    with pytest.raises(ValueError, match=r"HungarianMatcher: image 1, target 2: label 3.*0\.\.2"):
         compiled(*arguments, labels)

@@ -73,7 +73,7 @@ def test_values_are_refused_at_run_time_too(bad):
     compiled = torch.compile(lambda boxes, scores: soft_nms(boxes, scores), backend="eager", fullgraph=True)
     boxes, scores, _ = detections(5)
     boxes[3, 1] = bad
-    with pytest.raises(ValueError, match=rf"soft_nms: boxes\[3, 1\]={bad:g} must be finite"):
+    with pytest.raises(ValueError, match=rf"soft_nms: boxes\[3, 1\]={bad:g}"):
         compiled(boxes, scores)
 
 

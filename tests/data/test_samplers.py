@@ -122,7 +122,7 @@ def test_advancing_past_the_end_or_back_is_refused():
     sampler = ResumableSampler(4)
     sampler.advance(3)
     for count in (2, -1):
-        with pytest.raises(ValueError, match=f"advance: count={count} must lie in 0 to 1"):
+        with pytest.raises(ValueError, match=rf"advance: count={count}.*0.*1"):
             sampler.advance(count)
     with pytest.raises(ValueError, match="epoch=-1"):
         sampler.set_epoch(-1)
@@ -180,7 +180,7 @@ def test_places_of_a_class_are_spread_over_the_batch():
 
 
 def test_no_labels_and_empty_batches_are_refused():
-    with pytest.raises(ValueError, match="none of the 2 images has a label"):
+    with pytest.raises(ValueError, match="2 images"):
         BalancedBatchSampler([[], []], 4)
     with pytest.raises(ValueError, match="batch_size=0"):
         BalancedBatchSampler([0, 1], 0)

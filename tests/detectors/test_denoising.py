@@ -146,6 +146,6 @@ def test_the_mask_needs_no_objects():
 def test_wrong_arguments_are_named():
     with pytest.raises(ValueError, match="groups=0 must be at least 1"):
         DenoisingQueries(3, 8, groups=0)
-    with pytest.raises(ValueError, match=r"box_noise=1.5 must lie in \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"box_noise=1.5.*\[0, 1\]"):
         unhooked(DenoisingQueries.__init__)(DenoisingQueries(3, 8), 3, 8, box_noise=1.5)
     assert "groups=5, label_noise=0.2, box_noise=0.4" in repr(DenoisingQueries(3, 8))

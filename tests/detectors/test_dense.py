@@ -134,7 +134,7 @@ def test_an_object_whose_label_is_no_class_is_named_and_not_learned_as_backgroun
     wrong = Target(boxes=torch.tensor([[0.0, 0, 10, 10], [20, 20, 40, 40]]), labels=torch.tensor([1, label]))
     for criterion, width in ((MultiBoxLoss(), 3), (RetinaNetLoss(), 2)):
         dense = stage(torch.zeros(1, 3, width), torch.zeros(1, 3, 4), criterion)
-        with pytest.raises(ValueError, match=rf"DenseStage: targets.labels\[0, 1\]={label} must lie in 0..1"):
+        with pytest.raises(ValueError, match=rf"DenseStage: targets.labels\[0, 1\]={label}.*0..1"):
             dense.loss(dense([], IMAGES, None), pad_targets([wrong]))
         ignored = wrong | {"iscrowd": torch.tensor([0, 1])}
         assert dense.loss(dense([], IMAGES, None), pad_targets([ignored]))
@@ -269,7 +269,7 @@ BOX = DenseHead(Fixed(None), RegressionHead(8, 1))
 def test_parts_that_do_not_fit_are_refused_with_the_repair(changes, message):
     good = parts(torch.zeros(1, 3, 3), torch.zeros(1, 3, 4), MultiBoxLoss())
     DenseStage(**good)
-    with pytest.raises(ValueError, match=f"^DenseStage: .*{message}"):
+    with pytest.raises(ValueError, match=rf"^DenseStage: .*{message}"):
         unhooked(DenseStage.__init__)(DenseStage.__new__(DenseStage), **good | changes)
 
 

@@ -167,7 +167,7 @@ def test_dicts_of_proposals_need_a_list_of_images_and_one_for_each():
     model, one = detector(only=Step(1)), {"boxes": torch.zeros(0, 4), "scores": torch.zeros(0)}
     with pytest.raises(ValueError, match=r"Detector: images came as Images, so proposals must be Detections; see pad_"):
         model(batch(), proposals=[one, one])
-    with pytest.raises(ValueError, match="2 images but 1 proposals; each needs its own"):
+    with pytest.raises(ValueError, match=r"2 images.*1 proposals"):
         model([torch.rand(3, 8, 8)] * 2, proposals=[one])
 
 

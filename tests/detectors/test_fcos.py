@@ -106,5 +106,5 @@ def test_the_recipe_takes_given_parts_and_lays_one_point_in_each_cell():
 def test_an_object_whose_label_is_no_class_is_named_and_not_learned_as_background(label):
     dense = stage(torch.zeros(1, 4, 2), torch.ones(1, 4, 4), torch.zeros(1, 4))
     objects = Target(boxes=torch.tensor([[0.0, 0, 50, 50]]), labels=torch.tensor([label]))
-    with pytest.raises(ValueError, match=rf"DenseStage: targets.labels\[0, 0\]={label} must lie in 0..1"):
+    with pytest.raises(ValueError, match=rf"DenseStage: targets.labels\[0, 0\]={label}.*0..1"):
         dense.loss(dense(FEATURES, IMAGES, None), pad_targets([objects]))

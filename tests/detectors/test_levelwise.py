@@ -94,7 +94,7 @@ def test_wrong_arguments_are_named():
     for name, value in (("score_threshold", 1.5), ("iou_threshold", -0.1), ("max_detections", 0)):
         with pytest.raises(ValueError, match=f"LevelwisePostprocess: {name}={value} must"):
             LevelwisePostprocess(**{name: value})
-    with pytest.raises(ValueError, match="candidates_per_level=0 must be at least 1"):
+    with pytest.raises(ValueError, match=r"candidates_per_level=0.*1"):
         LevelwisePostprocess(candidates_per_level=0)
 
 

@@ -73,7 +73,7 @@ def test_an_image_without_pixels_has_masks_without_pixels():
 
 
 def test_shapes_that_disagree_are_refused():
-    with pytest.raises(ValueError, match=r"^paste_masks: masks \(2, 3, 3\) and boxes \(1, 4\); allowed is \(K, S, S\)"):
+    with pytest.raises(ValueError, match=r"^paste_masks: masks \(2, 3, 3\).*boxes \(1, 4\).*\(K, S, S\)"):
         unhooked(paste_masks)(torch.zeros(2, 3, 3), torch.zeros(1, 4), (5, 5))
     with pytest.raises(ValueError, match=r"^paste_masks: masks \(2, 3, 4\)"):
         unhooked(paste_masks)(torch.zeros(2, 3, 4), torch.zeros(2, 4), (5, 5))

@@ -183,9 +183,7 @@ def with_boxes(*boxes: list[float]) -> Target:
 )
 def test_a_degenerate_box_is_an_error_that_names_it_or_taken_out(bad):
     images, targets = [torch.zeros(3, 10, 10)] * 2, [with_boxes(SOLID), with_boxes(SOLID, bad, SOLID)]
-    with pytest.raises(
-        ValueError, match=r"^Preprocess: targets\[1\]: boxes\[1\] is .*; x2 > x1 and y2 > y1 .*, 1 are not so"
-    ):
+    with pytest.raises(ValueError, match=r"^Preprocess: targets\[1\]: boxes\[1\].*; x2 > x1.*y2 > y1.*, 1"):
         Preprocess(None, **PLAIN)(images, targets)
     _, padded = Preprocess(None, degenerate="drop", **PLAIN)(images, targets)
     assert padded.valid.tolist() == [[True, False, False, False], [True, False, True, False]]
@@ -266,7 +264,7 @@ def test_proposals_go_where_targets_go(generator):
 
 def test_each_image_needs_proposals_of_its_own():
     batch, _ = Preprocess(None)([torch.zeros(3, 9, 9)] * 2)
-    with pytest.raises(ValueError, match=r"^Preprocess: 2 images but 1 proposals; each needs its own"):
+    with pytest.raises(ValueError, match=r"^Preprocess: 2 images.*1 proposals"):
         Preprocess(None).proposals([{"boxes": torch.zeros(0, 4), "scores": torch.zeros(0)}], batch)
 
 
@@ -283,12 +281,12 @@ def test_each_image_needs_proposals_of_its_own():
     ],
 )
 def test_wrong_settings_are_named(size, settings, message):
-    with pytest.raises(ValueError, match=f"Preprocess: .*{message}"):
+    with pytest.raises(ValueError, match=rf"Preprocess: .*{message}"):
         Preprocess(size, **settings)
 
 
 def test_another_policy_for_degenerate_boxes_is_refused():
-    with pytest.raises(ValueError, match=r"^Preprocess: degenerate='skip'; allowed are 'drop' and 'raise'"):
+    with pytest.raises(ValueError, match=r"^Preprocess: degenerate='skip'.*'drop'.*'raise'"):
         unhooked(Preprocess.__init__)(Preprocess.__new__(Preprocess), 10, degenerate="skip")
 
 
@@ -420,9 +418,7 @@ def test_targets_by_name_are_prepared_each_for_itself():
     for name, alone in (("a", ones), ("b", others)):
         for found, expected in zip(padded[name], preprocess(images, alone)[1], strict=True):
             assert found is expected is None or torch.equal(found, expected)
-    with pytest.raises(
-        ValueError, match=r"^Preprocess: targets\[1\] has the names \['a'\]; allowed are .* \['a', 'b'\]"
-    ):
+    with pytest.raises(ValueError, match=r"^Preprocess: targets\[1\].*names \['a'\].*\['a', 'b'\]"):
         preprocess(images, [{"a": ones[0], "b": others[0]}, {"a": ones[1]}])
 
 

@@ -294,7 +294,7 @@ def test_an_object_of_no_class_is_named_where_the_targets_have_it(label):
     """Not learned as noise, and not named by its place in a random order."""
     targets = truth()
     targets.labels[0, 3] = label
-    with pytest.raises(ValueError, match=f"SequenceTargetBuilder: image 0, target 3: label {label} must lie in 0..2$"):
+    with pytest.raises(ValueError, match=rf"SequenceTargetBuilder: image 0, target 3: label {label}.*0..2$"):
         builder()(targets, SIZES)
     targets.labels[1, 0] = 9
     with pytest.raises(ValueError, match=r"image 0, target 3: .*; 2 objects are wrong"):
@@ -310,7 +310,7 @@ def test_labels_of_crowds_and_padding_may_be_anything():
 
 def test_targets_without_rows_are_refused():
     none = torch.zeros(1, 0, dtype=torch.bool)
-    with pytest.raises(ValueError, match="SequenceTargetBuilder: targets have 0 rows; allowed is at least 1"):
+    with pytest.raises(ValueError, match=r"SequenceTargetBuilder: targets.*0 rows.*1"):
         builder()(Targets(torch.zeros(1, 0, 4), none.long(), none, none), SIZES[:1])
 
 

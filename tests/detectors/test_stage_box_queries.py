@@ -139,7 +139,7 @@ def test_junk_in_crowds_and_padding_costs_nothing(stage):
 def test_a_label_that_is_no_class_is_named(stage, label):
     targets = truth()
     targets.labels[0, 1] = label
-    with pytest.raises(ValueError, match=f"image 0, target 1: label {label} must lie in 0..2"):
+    with pytest.raises(ValueError, match=rf"image 0, target 1: label {label}.*0..2"):
         stage.loss(stage([cells(2)], BATCH, None, targets), targets)
 
 

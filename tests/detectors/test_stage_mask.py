@@ -193,7 +193,7 @@ def test_what_is_missing_is_named():
     outputs = mask(features(), IMAGES, found, targets)
     with pytest.raises(ValueError, match="MaskStage: targets have no masks; give every target with objects its own"):
         mask.loss(outputs, targets._replace(masks=None))
-    with pytest.raises(ValueError, match=r"labels\[0\]=3 must lie in 0..2"):
+    with pytest.raises(ValueError, match=r"labels\[0\]=3.*0..2"):
         mask(features(), IMAGES, found._replace(matched=None, labels=found.labels + 1))
 
 

@@ -158,8 +158,8 @@ def test_boxes_lie_in_their_image_and_scores_fall(seed):
 
 
 def test_wrong_arguments_are_named():
-    with pytest.raises(ValueError, match=r"score_threshold=1.5 must lie in \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"score_threshold=1.5.*\[0, 1\]"):
         unhooked(SetPostprocess.__init__)(SetPostprocess(), score_threshold=1.5)
-    with pytest.raises(ValueError, match="max_detections=0 must be at least 1"):
+    with pytest.raises(ValueError, match=r"max_detections=0.*1"):
         SetPostprocess(max_detections=0)
     assert repr(SetPostprocess()) == "SetPostprocess(score_threshold=0.0, max_detections=100)"

@@ -74,7 +74,7 @@ def test_constant_targets_and_no_samples_are_no_accident():
 
 
 def test_shapes_and_penalties_that_make_no_sense_are_refused():
-    with pytest.raises(ValueError, match=r"features has shape \(2, 3\) and deltas \(1, 4\)"):
+    with pytest.raises(ValueError, match=r"features.*\(2, 3\).*deltas \(1, 4\)"):
         unhooked(fit_box_ridge)(np.zeros((2, 3)), np.zeros((1, 4)))
     with pytest.raises(ValueError, match="penalty=0 must be a positive finite number"):
         fit_box_ridge(np.zeros((2, 3)), np.zeros((2, 4)), penalty=0)

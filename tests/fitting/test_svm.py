@@ -91,7 +91,7 @@ def test_positives_weigh_double_and_the_bias_is_a_feature_of_10():
 
 
 def test_an_svm_needs_both_kinds():
-    with pytest.raises(ValueError, match=r"positives has shape \(0, 3\); allowed is \(P, F\) with P of at least 1"):
+    with pytest.raises(ValueError, match=r"positives.*\(0, 3\).*\(P, F\).*P.*1"):
         MinedSVM(np.zeros((0, 3)), SVMSettings())
     svm = MinedSVM(np.ones((1, 3)), SVMSettings())
     svm.add(np.zeros((0, 3)))

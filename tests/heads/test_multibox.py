@@ -46,7 +46,7 @@ def test_a_batch_equals_a_loop_over_images_and_may_be_empty():
 def test_levels_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="MultiBoxHead: 2 in_channels for 1 per_cell levels"):
         MultiBoxHead((4, 6), (4,), outputs=4)
-    with pytest.raises(ValueError, match="MultiBoxHead: got 1 feature levels, was built for 2"):
+    with pytest.raises(ValueError, match=r"MultiBoxHead:.*1 feature levels.*2"):
         MultiBoxHead((4, 4), (4, 4), outputs=4)([torch.zeros(1, 4, 2, 2)])
 
 

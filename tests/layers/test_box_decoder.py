@@ -132,9 +132,9 @@ def test_boxes_are_fractions_of_the_image_not_of_its_padding():
 
 
 def test_wrong_arguments_are_named():
-    with pytest.raises(ValueError, match="BoxPositions: channels=12 must be a multiple of 8"):
+    with pytest.raises(ValueError, match=r"BoxPositions: channels=12.*multiple.*8"):
         BoxPositions(12)
-    with pytest.raises(ValueError, match="BoxQueries: count=0 must be at least 1"):
+    with pytest.raises(ValueError, match=r"BoxQueries: count=0.*1"):
         BoxQueries(0, 8)
     with pytest.raises(ValueError, match="BoxDecoder: 1 layers and 2 heads; allowed is one head for each layer"):
         BoxDecoder([DeformableDecoderLayer(8, 2, hidden=8)], [Shift(0.0), Shift(0.0)], positions=BoxPositions(8))

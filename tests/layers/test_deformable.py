@@ -215,7 +215,7 @@ def test_wrong_arguments_are_named():
     with pytest.raises(ValueError, match="heads=3 must divide channels=8"):
         DeformableAttention(8, 3, levels=1)
     queries, references, memory = module_inputs()
-    with pytest.raises(ValueError, match=r"references have shape \(2, 5, 2, 2\); allowed is \(B, Q, 3, 2\)"):
+    with pytest.raises(ValueError, match=r"references.*\(2, 5, 2, 2\).*\(B, Q, 3, 2\)"):
         DeformableAttention(8, 2, levels=3).double()(queries, references[:, :, 1:], memory, SHAPES)
     assert "heads=2, levels=3, points=4" in repr(DeformableAttention(8, 2, levels=3))
 

@@ -108,9 +108,9 @@ def test_cells_inside_are_the_mask_of_pixels_resized_by_nearest(frame, stride, s
 
 
 def test_wrong_arguments_are_named():
-    with pytest.raises(ValueError, match="channels=6 must be a multiple of 4"):
+    with pytest.raises(ValueError, match=r"channels=6.*multiple.*4"):
         SinePositions(6)
     with pytest.raises(ValueError, match="channels=5 must be even"):
         LearnedPositions(5)
-    with pytest.raises(ValueError, match="a map of 3 x 6 cells is larger than the 4 x 5"):
+    with pytest.raises(ValueError, match=r"3 x 6.*4 x 5"):
         LearnedPositions(4, size=(4, 5))(torch.ones(1, 3, 6, dtype=torch.bool))

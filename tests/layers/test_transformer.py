@@ -267,13 +267,13 @@ def test_wrong_arguments_are_named():
     own, x = Attention(D, HEADS).double(), embeddings(4)
     with pytest.raises(ValueError, match="heads=5 must divide channels=12"):
         Attention(D, 5)
-    with pytest.raises(ValueError, match=r"mask has shape \(2, 4\) and dtype torch.bool; allowed is bool of shape"):
+    with pytest.raises(ValueError, match=r"mask.*\(2, 4\).*dtype torch.bool.*bool"):
         unhooked(Attention.attend)(own, x, own.project(x, x), mask=torch.ones(2, 4, dtype=torch.bool))
     with pytest.raises(ValueError, match=r"dtype torch\.float32"):
         unhooked(Attention.attend)(own, x, own.project(x, x), mask=torch.ones(2, 4, 4))
     decoder = TransformerDecoder([DecoderLayer(D, HEADS, hidden=20)]).double()
     caches = decoder.start(x, length=3)
-    with pytest.raises(ValueError, match="tokens 0 to 4 do not fit a cache of length 3"):
+    with pytest.raises(ValueError, match=r"tokens 0.*4.*length 3"):
         decoder.step(x, caches, at=0)
     with pytest.raises(ValueError, match="tokens -1 to 3 do not fit"):
         decoder.step(x, caches, at=-1)

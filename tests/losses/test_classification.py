@@ -470,13 +470,13 @@ def test_losses_of_rows_promote_half_precision(dtype):
 
 def test_one_class_needs_no_smoothing():
     assert label_smoothed_cross_entropy(torch.ones(2, 1), torch.tensor([0, 0]), smoothing=0.0).tolist() == [0, 0]
-    with pytest.raises(ValueError, match=r"label_smoothed_cross_entropy: smoothing=0.1 must lie in \[0, 1\], and be 0"):
+    with pytest.raises(ValueError, match=r"label_smoothed_cross_entropy: smoothing=0.1.*\[0, 1\].*0"):
         label_smoothed_cross_entropy(torch.ones(2, 1), torch.tensor([0, 0]))
 
 
 @pytest.mark.parametrize("smoothing", [-0.1, 1.1, float("nan")])
 def test_smoothing_outside_zero_to_one_is_refused(smoothing):
-    with pytest.raises(ValueError, match=f"smoothing={smoothing} must lie in"):
+    with pytest.raises(ValueError, match=f"smoothing={smoothing}"):
         label_smoothed_cross_entropy(torch.ones(2, 3), torch.tensor([0, 0]), smoothing=smoothing)
 
 
@@ -496,7 +496,7 @@ def test_bad_exponents_are_refused_by_name(bad):
 
 @pytest.mark.parametrize("alpha", [-1, 1.5, float("nan")])
 def test_an_alpha_outside_zero_to_one_is_refused(alpha):
-    with pytest.raises(ValueError, match=rf"sigmoid_focal_loss: alpha={alpha} must lie in \[0, 1\], or be None"):
+    with pytest.raises(ValueError, match=rf"sigmoid_focal_loss: alpha={alpha}.*\[0, 1\].*None"):
         sigmoid_focal_loss(torch.zeros(2), torch.zeros(2), alpha=alpha)
 
 
@@ -508,7 +508,7 @@ def test_targets_that_want_a_gradient_are_refused(function):
 
 @pytest.mark.parametrize("function", [*ELEMENTWISE, label_smoothed_cross_entropy])
 def test_shapes_that_disagree_are_refused(function):
-    with pytest.raises(ValueError, match=rf"^{function.__name__}: logits have shape \(3, 2\) and targets \(2, 3\)"):
+    with pytest.raises(ValueError, match=rf"^{function.__name__}: logits.*\(3, 2\).*targets \(2, 3\)"):
         unhooked(function)(torch.zeros(3, 2), torch.zeros(2, 3))
     if function is not varifocal_loss:
         message = rf"^{function.__name__}: logits have shape \(3, 2\) and integer targets \(2,\)"
@@ -531,9 +531,9 @@ def test_weights_that_do_not_fit_are_refused(shape):
 
 
 def test_quality_needs_labels_and_their_shape():
-    with pytest.raises(ValueError, match=r"quality goes with integer targets; these are torch\.float32"):
+    with pytest.raises(ValueError, match=r"quality.*integer targets.*torch\.float32"):
         quality_focal_loss(torch.zeros(2, 2), torch.zeros(2, 2), quality=torch.ones(2))
-    with pytest.raises(ValueError, match=r"quality has shape \(3,\); allowed is that of targets, \(2,\)"):
+    with pytest.raises(ValueError, match=r"quality.*\(3,\).*targets, \(2,\)"):
         unhooked(quality_focal_loss)(torch.zeros(2, 2), torch.zeros(2).long(), quality=torch.ones(3))
 
 
@@ -547,7 +547,7 @@ def test_a_label_outside_the_range_is_named(label):
         )
         with pytest.raises(ValueError, match=message):
             function(torch.zeros(2, 2, 3), labels)
-    with pytest.raises(ValueError, match=r"targets\[1, 0\]=.* must lie in 0..2, or be IGNORED \(-2\); 2 of 4 do not"):
+    with pytest.raises(ValueError, match=r"targets\[1, 0\]=.*0..2.*IGNORED \(-2\); 2.*4"):
         label_smoothed_cross_entropy(torch.zeros(2, 2, 3), labels)
 
 
@@ -557,7 +557,7 @@ def test_full_checks_name_a_target_outside_zero_to_one(bad, monkeypatch):
     sigmoid_focal_loss(torch.zeros(2, 2), targets)
     monkeypatch.setenv("DETKIT_CHECKS", "full")
     for function in ELEMENTWISE:
-        with pytest.raises(ValueError, match=rf"targets\[1, 1\]={bad:g} must lie in \[0, 1\]; 1 of 4 do not"):
+        with pytest.raises(ValueError, match=rf"targets\[1, 1\]={bad:g}.*\[0, 1\]; 1.*4"):
             function(torch.zeros(2, 2), targets)
     sigmoid_focal_loss(torch.zeros(2, 2), targets.clamp(0, 1).nan_to_num(0))
 

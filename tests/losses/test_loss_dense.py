@@ -152,7 +152,7 @@ def test_a_loss_that_reads_a_quality_asks_for_one_of_each_anchor(kind, columns):
 def test_a_label_that_is_no_class_is_refused_also_that_of_background(kind, label):
     given = rows(kind)
     given["labels"] = given["labels"].masked_fill(given["labels"] == 1, label)
-    with pytest.raises(ValueError, match=rf"(labels|targets)\[0, 1\]={label} must lie in 0..1"):
+    with pytest.raises(ValueError, match=rf"(labels|targets)\[0, 1\]={label}.*0..1"):
         judge(kind(), **given)
 
 

@@ -149,7 +149,7 @@ def test_a_negative_label_reads_as_class_0_and_one_too_large_is_refused():
     logits = torch.arange(8.0).reshape(1, 2, 2, 2)
     for label in (-1, -2):
         assert torch.equal(own_class_masks(logits, torch.tensor([label])), logits[:, 0])
-    with pytest.raises(ValueError, match=r"^own_class_masks: labels\[0\]=2 must lie in 0\.\.1"):
+    with pytest.raises(ValueError, match=r"^own_class_masks: labels\[0\]=2.*0\.\.1"):
         own_class_masks(logits, torch.tensor([2]))
 
 

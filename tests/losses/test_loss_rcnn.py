@@ -223,7 +223,7 @@ def test_more_than_one_objectness_and_labels_outside_are_refused():
         judge(RPNLoss(), logits, deltas, labels, wanted)
     for bad in (CLASSES, -3):
         labels[1, 4] = bad
-        with pytest.raises(ValueError, match=rf"^RCNNLoss: labels\[1, 4\]={bad} must lie in 0..{CLASSES - 1}, or be"):
+        with pytest.raises(ValueError, match=rf"^RCNNLoss: labels\[1, 4\]={bad}.*0..{CLASSES - 1}"):
             judge(RCNNLoss(), logits, deltas, labels, wanted)
 
 

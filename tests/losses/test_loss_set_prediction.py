@@ -171,7 +171,7 @@ def test_an_assignment_known_beforehand_stands_for_the_matchers_in_every_layer()
 def test_an_assignment_of_another_shape_is_named():
     logits, boxes = predictions(images=1)
     other = Assignment(torch.zeros(1, 5, dtype=torch.int64), torch.zeros(1, 5))
-    with pytest.raises(ValueError, match=r"assignment has shape \(1, 5\) and logits \(3, 1, 6, 4\); allowed is one"):
+    with pytest.raises(ValueError, match=r"assignment.*\(1, 5\).*logits \(3, 1, 6, 4\)"):
         detr_loss()(logits, boxes, truth((3,)), SIZES[:1], assignment=other)
 
 
@@ -303,7 +303,7 @@ def test_a_label_that_is_no_class_is_named(label):
     logits, boxes = predictions()
     targets = truth()
     targets.labels[2, 1] = label
-    with pytest.raises(ValueError, match=rf"image 2, target 1: label {label} must lie in 0..2"):
+    with pytest.raises(ValueError, match=rf"image 2, target 1: label {label}.*0..2"):
         detr_loss()(logits, boxes, targets, SIZES)
 
 

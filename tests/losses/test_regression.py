@@ -334,21 +334,21 @@ def test_box_losses_refuse_what_does_not_fit(function):
         unhooked(function)(torch.zeros(2, 3), torch.zeros(2, 4))
     with pytest.raises(ValueError, match=rf"^{name}: boxes2 has shape \(2, 5\)"):
         unhooked(function)(torch.zeros(2, 4), torch.zeros(2, 5))
-    with pytest.raises(ValueError, match=rf"^{name}: boxes have shapes \(2, 4\) and \(3, 4\); allowed is"):
+    with pytest.raises(ValueError, match=rf"^{name}: boxes.*\(2, 4\).*\(3, 4\)"):
         unhooked(function)(torch.zeros(2, 4), torch.zeros(3, 4))
-    with pytest.raises(ValueError, match=rf"^{name}: weights have shape \(3,\); allowed is \(2,\)"):
+    with pytest.raises(ValueError, match=rf"^{name}: weights.*\(3,\).*\(2,\)"):
         unhooked(function)(torch.zeros(2, 4), torch.zeros(2, 4), weights=torch.ones(3))
 
 
 def test_an_unknown_variant_is_refused():
-    with pytest.raises(ValueError, match="distance_box_iou_loss: variant='cubed'; allowed is 'squared' or 'unsquared'"):
+    with pytest.raises(ValueError, match=r"distance_box_iou_loss: variant='cubed'.*'squared'.*'unsquared'"):
         unhooked(distance_box_iou_loss)(torch.zeros(2, 4), torch.zeros(2, 4), variant="cubed")
 
 
 def test_full_checks_name_a_box_that_is_not_finite(monkeypatch):
     monkeypatch.setenv("DETKIT_CHECKS", "full")
     for function in PUBLIC:
-        with pytest.raises(ValueError, match=rf"{function.__name__}: boxes2\[1, 2\]=nan must be finite"):
+        with pytest.raises(ValueError, match=rf"{function.__name__}: boxes2\[1, 2\]=nan"):
             function(torch.zeros(2, 4), torch.tensor([[0.0, 0, 1, 1], [0, 0, torch.nan, 1]]))
 
 

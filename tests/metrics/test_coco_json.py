@@ -127,7 +127,7 @@ def test_the_federated_rules_each_matter_on_lvis(folder):
 
 
 def test_string_image_ids_are_refused_by_name(folder):
-    with pytest.raises(ValueError, match=r"images\[0\]: id is '2299'; allowed is an integer"):
+    with pytest.raises(ValueError, match=r"images\[0\]: id.*'2299'.*integer"):
         CocoMetrics.from_json(folder / "ignore_gt.json", folder / "ignore_dt.json")
 
 
@@ -272,7 +272,7 @@ def test_files_beyond_the_limit_are_not_read(tmp_path, monkeypatch):
     path = tmp_path / "results.json"
     path.write_text(json.dumps([result()]))
     monkeypatch.setattr("detkit._json_file.MAX_JSON_BYTES", 10)
-    with pytest.raises(ValueError, match=r"results: .*results.json has \d+ bytes; allowed are 10"):
+    with pytest.raises(ValueError, match=r"results:.*results.json.*\d+ bytes.*10"):
         score(truth(), path)
 
 

@@ -107,7 +107,7 @@ def test_masks_must_be_hard_and_of_the_size_of_the_truth(masks, message):
 def test_masks_and_keypoints_that_are_judged_must_be_there():
     with pytest.raises(ValueError, match=r"detections\[0\]\['masks'\]"):
         read(masks=True)
-    with pytest.raises(ValueError, match=r"detections\[0\]\['keypoints'\] have shape .*allowed is \(2, 17, 3\)"):
+    with pytest.raises(ValueError, match=r"detections\[0\]\['keypoints'\].*\(2, 17, 3\)"):
         read(keypoints=17)
     with pytest.raises(ValueError, match="finite x, y, visibility"):
         read(found(keypoints=torch.full((2, 5, 3), NAN)), keypoints=5)

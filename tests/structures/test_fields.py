@@ -73,7 +73,7 @@ def test_other_keys_pass_untouched_and_those_that_are_none_are_left_out():
 
 
 def test_what_is_no_dict_is_refused():
-    with pytest.raises(TypeError, match=r"^targets\[3\]: a list; allowed is a dict"):
+    with pytest.raises(TypeError, match=r"^targets\[3\]:.*list.*dict"):
         unhooked(read_entries)([torch.zeros(0, 4)], where="targets[3]")
 
 

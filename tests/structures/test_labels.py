@@ -31,5 +31,5 @@ def test_values_are_not_looked_at_where_that_costs_a_sync_or_cannot_be_traced(mo
 def test_bytes_are_labels_too(loss):
     logits = torch.tensor([[0.3, -1.0], [2.0, 0.5]])
     assert torch.equal(loss(logits, torch.tensor([1, 0], dtype=torch.uint8)), loss(logits, torch.tensor([1, 0])))
-    with pytest.raises(ValueError, match=r"targets\[0\]=254 must lie in 0..1"):
+    with pytest.raises(ValueError, match=r"targets\[0\]=254.*0..1"):
         loss(logits, torch.tensor([254, 0], dtype=torch.uint8))

@@ -39,7 +39,7 @@ def test_images_that_do_not_fit_are_named():
     with pytest.raises(ValueError, match="batch_images: got no images"):
         batch_images([])
     for bad in (torch.zeros(1, 2, 2), torch.zeros(3, 0, 2), torch.zeros(2, 2)):
-        with pytest.raises(ValueError, match=r"batch_images: images\[1\] has shape .* and 3 channels as images\[0\]"):
+        with pytest.raises(ValueError, match=r"batch_images: images\[1\].*3 channels.*images\[0\]"):
             unhooked(batch_images)([torch.zeros(3, 2, 2), bad])
 
 
@@ -164,7 +164,7 @@ def test_label_sets_are_rows_of_their_objects():
     assert padded.label_sets.shape == (2, 2, 3)
     assert torch.equal(padded.label_sets[0], sets)
     assert not padded.label_sets[1].any()
-    with pytest.raises(ValueError, match=r"targets\[1\]: 1 boxes but no label_sets; each object needs its own"):
+    with pytest.raises(ValueError, match=r"targets\[1\]: 1 boxes.*label_sets.*object"):
         pad_targets([target(2, label_sets=sets), target(1)])
 
 
@@ -179,9 +179,9 @@ def test_image_labels_are_of_one_shape_and_of_every_image():
     padded = pad_targets([target(2, image_labels=[0, 1]), target(0, image_labels=torch.tensor([1, 1]))])
     assert padded.image_labels.tolist() == [[0, 1], [1, 1]]
     assert pad_targets([target(1, image_labels=3)]).image_labels.tolist() == [3]
-    with pytest.raises(ValueError, match=r"targets\[1\]: 0 boxes but no image_labels; each image needs its own"):
+    with pytest.raises(ValueError, match=r"targets\[1\]: 0 boxes.*image_labels.*image"):
         pad_targets([target(2, image_labels=[0, 1]), target(0)])
-    with pytest.raises(ValueError, match=r"pad_targets: image_labels of shapes \[\(2,\), \(3,\)\]; allowed is one"):
+    with pytest.raises(ValueError, match=r"pad_targets: image_labels.*\[\(2,\), \(3,\)\]"):
         pad_targets([target(2, image_labels=[0, 1]), target(0, image_labels=[0, 1, 1])])
 
 
@@ -231,9 +231,7 @@ def test_tv_tensors_of_other_formats_are_converted(form, dtype):
 @pytest.mark.parametrize(("form", "numbers"), [("XYWHR", 5), ("CXCYWHR", 5), ("XYXYXYXY", 8)])
 def test_rotated_boxes_are_refused_by_name(form, numbers):
     given = tv_tensors.BoundingBoxes(torch.ones(1, numbers), format=form, canvas_size=(20, 20))
-    with pytest.raises(
-        ValueError, match=rf"targets\[0\]: boxes: BoundingBoxes of format {form}; allowed are XYXY, XYWH"
-    ):
+    with pytest.raises(ValueError, match=rf"targets\[0\]: boxes: BoundingBoxes.*format {form}.*XYXY, XYWH"):
         pad_targets([{"boxes": given, "labels": torch.tensor([0])}])
 
 
@@ -241,7 +239,7 @@ def test_rotated_boxes_are_refused_by_name(form, numbers):
 @pytest.mark.parametrize(("bad", "shown"), [(1.7, "1.7"), (float("nan"), "nan"), (float("inf"), "inf")])
 def test_numbers_that_are_not_whole_are_refused_not_cut(entry, bad, shown):
     given = target(2) | {entry: torch.tensor([1.0, bad])}
-    with pytest.raises(ValueError, match=rf"^targets\[0\]: {entry}\[1\]={shown} must be a whole number"):
+    with pytest.raises(ValueError, match=rf"^targets\[0\]: {entry}\[1\]={shown}.*whole"):
         pad_targets([given])
     assert pad_targets([target(2) | {entry: torch.tensor([1.0, 3.0])}]).valid.all()
 
@@ -259,9 +257,7 @@ def test_numbers_that_are_not_whole_are_refused_not_cut(entry, bad, shown):
     ],
 )
 def test_another_shape_than_that_of_the_table_is_refused(entry, shape, allowed):
-    with pytest.raises(
-        ValueError, match=rf"^targets\[0\]: {entry} have shape {re.escape(str(shape))}; allowed is {allowed}"
-    ):
+    with pytest.raises(ValueError, match=rf"^targets\[0\]: {entry}.*{re.escape(str(shape))}.*{allowed}"):
         pad_targets([target(2) | {entry: torch.ones(shape)}])
 
 

@@ -190,7 +190,7 @@ def test_a_distributed_model_is_averaged_through_its_module(tmp_path, generator)
 def test_another_model_is_refused_and_changes_nothing():
     average = ExponentialMovingAverage(nn.Linear(2, 3))
     before = copy.deepcopy(average)
-    with pytest.raises(ValueError, match=r"weight has shape \(3, 4\) in the model and \(3, 2\) in the average"):
+    with pytest.raises(ValueError, match=r"weight.*\(3, 4\).*model.*\(3, 2\).*average"):
         average.update_parameters(nn.Linear(4, 3))
     with pytest.raises(ValueError, match=r"bias has shape None in the model"):
         average.update_parameters(nn.Linear(2, 3, bias=False))
@@ -199,5 +199,5 @@ def test_another_model_is_refused_and_changes_nothing():
 
 @pytest.mark.parametrize("decay", [-0.1, 1.1, float("nan")])
 def test_a_decay_outside_its_range_is_named(decay):
-    with pytest.raises(ValueError, match=rf"ExponentialMovingAverage: decay={decay} must lie in \[0, 1\]"):
+    with pytest.raises(ValueError, match=rf"ExponentialMovingAverage: decay={decay}.*\[0, 1\]"):
         ExponentialMovingAverage(nn.Linear(1, 1), decay)

@@ -207,7 +207,7 @@ def test_masks_are_enlarged_with_their_image():
 
 def test_masks_of_another_size_are_refused_not_resized():
     found = objects((2, 2, 9, 9), masks=torch.zeros(1, 28, 28))
-    with pytest.raises(ValueError, match=r"masks has shape \(1, 28, 28\) for 1 boxes on an image .* \(96, 90\)"):
+    with pytest.raises(ValueError, match=r"masks.*\(1, 28, 28\).*1 boxes.*\(96, 90\)"):
         draw_detections(gray(96, 90), found)
 
 
@@ -274,11 +274,11 @@ def test_bad_images_are_named(image, message):
 
 
 def test_bad_settings_are_named():
-    with pytest.raises(ValueError, match=r"score_threshold=1.5 must lie in \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"score_threshold=1.5.*\[0, 1\]"):
         draw_detections(gray(), objects(), score_threshold=1.5)
-    with pytest.raises(ValueError, match=r"mask_alpha=-1.0 must lie in \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"mask_alpha=-1.0.*\[0, 1\]"):
         draw_detections(gray(), objects(), mask_alpha=-1.0)
-    with pytest.raises(ValueError, match=r"enlarge=0 must be an integer of at least 1"):
+    with pytest.raises(ValueError, match=r"enlarge=0.*integer.*1"):
         draw_detections(gray(), objects(), enlarge=0)
     with pytest.raises(ValueError, match=r"draw_boxes: 2 texts for 1 boxes"):
         draw_boxes(gray(), torch.zeros(1, 4), texts=["a", "b"])

@@ -257,7 +257,7 @@ def test_other_backbones_of_timm_are_refused_by_name(name, message):
 def test_a_backbone_that_ends_before_its_last_stage_is_refused():
     early = resnet(8, 12, 16, layer_type="basic")
     early.out_features = ["stage2"]
-    with pytest.raises(ValueError, match=r"the last of backbone_config.out_features='stage2'; allowed is 'stage3'"):
+    with pytest.raises(ValueError, match=r"backbone_config.out_features='stage2'.*'stage3'"):
         from_transformers(basic(backbone_config=early))
 
 
