@@ -9,6 +9,7 @@ Shapes, dtypes and options are always checked where they are used: that needs no
 boxes, label ranges) cost a sync on an accelerator, so device ops check them only with ``DETKIT_CHECKS=full``.
 """
 
+import inspect
 import math
 import os
 from typing import Any, Literal
@@ -232,3 +233,16 @@ def first_bad(bad: Tensor) -> tuple[tuple[int, ...], int]:
     """
     indices = bad.nonzero()
     return tuple(indices[0].tolist()), len(indices)
+
+
+def takes(call: Any, *arguments: str) -> bool:
+    """Whether ``call`` is a function, or another thing to call, that takes these ``arguments`` by position.
+
+    >>> takes(first_bad, "bad"), takes(first_bad, "bad", "more"), takes("first_bad", "bad")
+    (True, False, False)
+    """
+    try:
+        inspect.signature(call).bind(*arguments)
+    except TypeError:
+        return False
+    return True

@@ -1,11 +1,11 @@
 """The stage of all one-shot detectors: it predicts classes and boxes for every anchor at once."""
 
-import inspect
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from detkit._inputs import takes
 from detkit.anchors import gather_assigned
 from detkit.detectors.detector import Stage
 from detkit.losses import DenseCriterion
@@ -81,7 +81,9 @@ class DenseStage(Stage):
 
 
 def predict(stage: Any, features: list[Tensor], images: Images) -> DenseOutputs:
-    """What the stage's head says of its anchors. Raises ValueError for a head that does not give DensePredictions.
+    """What the stage's head says of its anchors.
+
+    Raises ValueError for a head that does not give DensePredictions, or gives them for another number of anchors.
 
     >>> from detkit.detectors import tiny_ssd
     >>> detector, images = tiny_ssd(num_classes=2), Images(torch.zeros(1, 3, 64, 64), torch.tensor([[64, 64]]))
@@ -94,7 +96,13 @@ def predict(stage: Any, features: list[Tensor], images: Images) -> DenseOutputs:
             f"{type(stage).__name__}: head is a {type(stage.head).__name__}, which gives a "
             f"{type(predictions).__name__}; give one that returns DensePredictions: DenseHead(class_head, box_head)"
         )
-    return DenseOutputs(predictions, stage.anchors(features, images))
+    anchors = stage.anchors(features, images)
+    if not torch.compiler.is_compiling() and predictions.logits.shape[1] != len(anchors.boxes):
+        raise ValueError(
+            f"{type(stage).__name__}: head predicts for {predictions.logits.shape[1]} anchors of an image and anchors "
+            f"are {len(anchors.boxes)}; build the head with the anchors' per_cell"
+        )
+    return DenseOutputs(predictions, anchors)
 
 
 @torch.no_grad()
@@ -147,16 +155,12 @@ def check_call(stage: str, name: str, part: Any, arguments: str, *, method: str 
     ValueError: DenseStage: matcher is a function, which is not called as matcher(anchors, targets, predictions); ...
     """
     call: Any = getattr(part, "forward", part) if method is None else getattr(part, method, None)
-    try:
-        if isinstance(part, type):
-            raise TypeError
-        inspect.signature(call).bind(*arguments.split(", "))
-    except TypeError:
+    if isinstance(part, type) or not takes(call, *arguments.split(", ")):
         called = name if method is None else f"{name}.{method}"
         raise ValueError(
             f"{stage}: {name} is a {type(part).__name__}, which is not called as {called}({arguments}); "
-            f"give a part that is"
-        ) from None
+            "give a part that is"
+        )
 
 
 def _check_pairs(name: str, stage: Any) -> None:

@@ -169,6 +169,8 @@ def add_stages(owner: nn.Module, stages: dict[str, Stage]) -> tuple[str, ...]:
     if not stages:
         raise ValueError(f"{kind}: needs at least one stage, given by name: {kind}(..., dense=stage)")
     for name, stage in stages.items():
+        if not isinstance(stage, Stage):
+            raise ValueError(f"{kind}: stage {name!r} is a {type(stage).__name__}; allowed is a Stage")
         if hasattr(owner, name):
             raise ValueError(f"{kind}: a stage cannot be called {name!r}: every module has that already")
         owner.add_module(name, stage)
@@ -182,6 +184,8 @@ def branch_of(features: Features, name: str, stage: Stage) -> Any:
     >>> branch_of({"boxes": [torch.zeros(1)], "masks": [torch.ones(1)]}, "draw", Stage(branch="masks"))
     [tensor([1.])]
     """
+    if isinstance(features, Tensor):
+        raise ValueError("Detector: the trunk returns a tensor; allowed is a list of feature maps, or a dict of lists")
     if stage.several:
         return features
     if isinstance(features, dict):

@@ -89,6 +89,8 @@ class Preprocess(nn.Module):
         and targets differ in number, an image is not (D, H, W) with the D channels that ``mean`` has, masks are not of
         the size of their image, a target has a degenerate box, and as :func:`~detkit.structures.pad_targets` does.
         """
+        if isinstance(images, Tensor):
+            raise ValueError("Preprocess: images are a tensor; give a list of images (D, H, W): [image] or list(batch)")
         if targets is not None and len(targets) != len(images):
             raise ValueError(f"Preprocess: {len(images)} images but {len(targets)} targets; each image needs its own")
         tensors = [self._prepare(i, image) for i, image in enumerate(images)]
@@ -179,6 +181,11 @@ class Preprocess(nn.Module):
         return targets
 
     def _prepare(self, index: int, image: Tensor) -> Float[Tensor, "D _ _"]:
+        if not isinstance(image, Tensor):
+            raise TypeError(
+                f"Preprocess: images[{index}] is a {type(image).__name__}; give a tensor (D, H, W): "
+                "torchvision.transforms.v2.functional.to_image makes one of a picture or an array"
+            )
         if image.ndim != 3 or image.shape[0] != len(self.mean) or image.numel() == 0:
             raise ValueError(
                 f"Preprocess: images[{index}] has shape {tuple(image.shape)}; allowed is ({len(self.mean)}, height, "

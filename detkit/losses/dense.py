@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from detkit._inputs import promote
+from detkit._inputs import promote, takes
 from detkit.anchors import Assigned
 from detkit.dist import all_reduce_mean
 from detkit.losses.box_costs import BoxCoder
@@ -15,6 +16,7 @@ from detkit.structures import Anchors, DensePredictions
 
 BoxCost = Callable[[Tensor, Tensor, Anchors | Tensor, BoxCoder], Tensor]
 """(deltas (B, N, D), boxes (B, N, 4), anchors, coder) -> costs (B, N): see :mod:`detkit.losses.box_costs`."""
+BOX_COST = "deltas, boxes, anchors, coder"
 
 
 class DenseCriterion(nn.Module):
@@ -105,6 +107,21 @@ def described(cost: Callable[..., Tensor]) -> str:
     if isinstance(cost, partial):
         return f"{described(cost.func)}({', '.join(f'{name}={value}' for name, value in cost.keywords.items())})"
     return getattr(cost, "__name__", repr(cost))
+
+
+def check_cost(criterion: str, cost: Any, arguments: str, *, name: str = "box_cost") -> None:
+    """Raise ValueError unless ``cost`` is a function that takes these ``arguments``.
+
+    >>> check_cost("FCOSLoss", "giou", BOX_COST)
+    Traceback (most recent call last):
+    ValueError: FCOSLoss: box_cost='giou' is not called as box_cost(deltas, boxes, anchors, coder); ...
+    """
+    if not takes(cost, *arguments.split(", ")):
+        shown = described(cost) if callable(cost) else repr(cost)
+        raise ValueError(
+            f"{criterion}: {name}={shown} is not called as {name}({arguments}); give a function that is, such as "
+            "giou_cost or quality_focal_loss"
+        )
 
 
 def mean_count(rows: Bool[Tensor, "*B"], like: Tensor) -> Float[Tensor, ""]:

@@ -10,7 +10,16 @@ from detkit.anchors import Assigned, centerness
 from detkit.boxes import DistanceCoder
 from detkit.losses.box_costs import BoxCoder, giou_cost
 from detkit.losses.classification import sigmoid_focal_loss
-from detkit.losses.dense import BoxCost, DenseCriterion, box_costs, check_predictions, described, mean_count
+from detkit.losses.dense import (
+    BOX_COST,
+    BoxCost,
+    DenseCriterion,
+    box_costs,
+    check_cost,
+    check_predictions,
+    described,
+    mean_count,
+)
 from detkit.structures import Anchors, DensePredictions
 
 
@@ -44,6 +53,7 @@ class FCOSLoss(DenseCriterion):
     ) -> None:
         super().__init__()
         check_not_negative("FCOSLoss", box_weight=box_weight, centerness_weight=centerness_weight)
+        check_cost("FCOSLoss", box_cost, BOX_COST)
         self.box_cost, self.alpha, self.gamma = box_cost, alpha, gamma
         self.box_weight, self.centerness_weight = box_weight, centerness_weight
 

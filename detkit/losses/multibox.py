@@ -10,9 +10,11 @@ from detkit.anchors.sample import Scope
 from detkit.losses.box_costs import BoxCoder, smooth_l1_cost
 from detkit.losses.classification import label_smoothed_cross_entropy
 from detkit.losses.dense import (
+    BOX_COST,
     BoxCost,
     DenseCriterion,
     box_costs,
+    check_cost,
     check_predictions,
     described,
     mean_count,
@@ -55,6 +57,7 @@ class MultiBoxLoss(DenseCriterion):
         self.sampler = HardNegativeSampler(negatives_per_positive, scope=scope, minimum=minimum)
         check_not_negative("MultiBoxLoss", box_weight=box_weight)
         check_fraction(label_smoothing, name="label_smoothing", function="MultiBoxLoss")
+        check_cost("MultiBoxLoss", box_cost, BOX_COST)
         self.box_cost, self.box_weight, self.label_smoothing = box_cost, box_weight, label_smoothing
 
     def forward(

@@ -8,7 +8,16 @@ from torch.nn import functional as F
 from detkit._inputs import check_not_negative, promote
 from detkit.anchors import Assigned
 from detkit.losses.box_costs import BoxCoder, iou_cost
-from detkit.losses.dense import BoxCost, DenseCriterion, box_costs, check_predictions, described, mean_count
+from detkit.losses.dense import (
+    BOX_COST,
+    BoxCost,
+    DenseCriterion,
+    box_costs,
+    check_cost,
+    check_predictions,
+    described,
+    mean_count,
+)
 from detkit.structures import IGNORED, NEGATIVE, Anchors, DensePredictions
 from detkit.structures.labels import check_labels
 
@@ -45,6 +54,7 @@ class ObjectnessLoss(DenseCriterion):
         super().__init__()
         weights = {"box_weight": box_weight, "objectness_weight": objectness_weight, "class_weight": class_weight}
         check_not_negative("ObjectnessLoss", **weights)
+        check_cost("ObjectnessLoss", box_cost, BOX_COST)
         self.box_cost, self.soft_classes = box_cost, soft_classes
         self.box_weight, self.objectness_weight, self.class_weight = box_weight, objectness_weight, class_weight
 

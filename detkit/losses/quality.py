@@ -14,9 +14,11 @@ from detkit.dist import all_reduce_mean
 from detkit.losses.box_costs import BoxCoder, giou_cost
 from detkit.losses.classification import distribution_focal_loss, quality_focal_loss
 from detkit.losses.dense import (
+    BOX_COST,
     BoxCost,
     DenseCriterion,
     box_costs,
+    check_cost,
     check_predictions,
     described,
     mean_count,
@@ -65,6 +67,8 @@ class QualityLoss(DenseCriterion):
         if quality not in ("iou", "assigned"):
             raise ValueError(f"QualityLoss: quality={quality!r}; allowed is 'iou' or 'assigned'")
         check_not_negative("QualityLoss", box_weight=box_weight, distribution_weight=distribution_weight)
+        check_cost("QualityLoss", class_cost, "logits, targets", name="class_cost")
+        check_cost("QualityLoss", box_cost, BOX_COST)
         self.class_cost, self.box_cost, self.quality = class_cost, box_cost, quality
         self.box_weight, self.distribution_weight = box_weight, distribution_weight
         self.reads_distributions = distribution_weight > 0

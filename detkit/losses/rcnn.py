@@ -14,9 +14,11 @@ from detkit._inputs import check_not_negative, promote
 from detkit.anchors import Assigned
 from detkit.losses.box_costs import BoxCoder, smooth_l1_cost
 from detkit.losses.dense import (
+    BOX_COST,
     BoxCost,
     DenseCriterion,
     box_costs,
+    check_cost,
     check_predictions,
     described,
     mean_count,
@@ -49,6 +51,7 @@ class RPNLoss(DenseCriterion):
     def __init__(self, box_cost: BoxCost = sharp_l1_cost, *, box_weight: float = 1.0) -> None:
         super().__init__()
         check_not_negative("RPNLoss", box_weight=box_weight)
+        check_cost("RPNLoss", box_cost, BOX_COST)
         self.box_cost, self.box_weight = box_cost, box_weight
 
     def forward(
@@ -99,6 +102,7 @@ class RCNNLoss(DenseCriterion):
     def __init__(self, box_cost: BoxCost = sharp_l1_cost, *, box_weight: float = 1.0) -> None:
         super().__init__()
         check_not_negative("RCNNLoss", box_weight=box_weight)
+        check_cost("RCNNLoss", box_cost, BOX_COST)
         self.box_cost, self.box_weight = box_cost, box_weight
 
     def forward(

@@ -10,7 +10,16 @@ from detkit.anchors import Assigned
 from detkit.dist import all_reduce_mean
 from detkit.losses.box_costs import BoxCoder, l1_cost
 from detkit.losses.classification import sigmoid_focal_loss
-from detkit.losses.dense import BoxCost, DenseCriterion, box_costs, check_predictions, described, sigmoid_scores
+from detkit.losses.dense import (
+    BOX_COST,
+    BoxCost,
+    DenseCriterion,
+    box_costs,
+    check_cost,
+    check_predictions,
+    described,
+    sigmoid_scores,
+)
 from detkit.structures import Anchors, DensePredictions
 
 Scope = Literal["image", "batch"]
@@ -48,6 +57,7 @@ class RetinaNetLoss(DenseCriterion):
         if scope not in ("image", "batch"):
             raise ValueError(f"RetinaNetLoss: scope={scope!r}; allowed is 'image' or 'batch'")
         check_not_negative("RetinaNetLoss", box_weight=box_weight)
+        check_cost("RetinaNetLoss", box_cost, BOX_COST)
         self.box_cost, self.alpha, self.gamma = box_cost, alpha, gamma
         self.box_weight, self.scope = box_weight, scope
 

@@ -294,3 +294,9 @@ def test_a_branch_is_named_where_the_stage_is_built():
 
 def test_predictions_need_no_quality():
     assert DensePredictions(torch.zeros(1, 1, 1), torch.zeros(1, 1, 4)).quality is None
+
+
+def test_a_head_for_other_anchors_is_refused_where_they_meet():
+    dense = stage(torch.zeros(1, 5, 2), torch.zeros(1, 5, 4), Recorder())
+    with pytest.raises(ValueError, match=r"DenseStage: head predicts for 5 anchors .* are 3; .* per_cell"):
+        dense([], IMAGES, None)

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from strategies import unhooked
 from torch import Tensor, nn
 
 from detkit import detectors
@@ -18,7 +19,9 @@ from detkit.detectors import (
     RegionFeatures,
     RegionStage,
     Stage,
+    fpn_ssd,
 )
+from detkit.detectors.detector import add_stages
 from detkit.heads.keypoint import KeypointHead
 from detkit.heads.mask import MaskHead
 from detkit.structures import Detections, Images, Target, Targets, pad_targets
@@ -334,3 +337,16 @@ def test_a_stage_may_be_put_on_a_branch():
     images = batch()
     detector(Branches(), only=step)(images)
     assert torch.equal(step.calls[0][0][0], -images.tensors)
+
+
+def test_what_is_no_stage_no_list_of_features_and_no_list_of_images_is_refused():
+    detector = fpn_ssd(2, size=(32, 32), channels=8)
+    with pytest.raises(ValueError, match="Module: stage 'dense' is a Linear"):
+        unhooked(add_stages)(nn.Module(), {"dense": nn.Linear(1, 1)})
+    with pytest.raises(ValueError, match="images are a tensor; give a list"):
+        unhooked(type(detector.preprocess).forward)(detector.preprocess, torch.zeros(3, 32, 32))
+    with pytest.raises(TypeError, match=r"images\[0\] is a ndarray"):
+        unhooked(type(detector.preprocess)._prepare)(detector.preprocess, 0, torch.zeros(3, 8, 8).numpy())
+    detector.trunk = nn.Conv2d(3, 8, 1)
+    with pytest.raises(ValueError, match="the trunk returns a tensor; allowed is a list of feature maps"):
+        detector([torch.zeros(3, 32, 32)])

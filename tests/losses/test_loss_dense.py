@@ -190,3 +190,9 @@ def test_an_abstract_criterion_names_what_is_missing():
 def test_two_class_costs_learn_the_quality_of_boxes():
     for cost in (quality_focal_loss, varifocal_loss):
         assert judge(QualityLoss(cost), **rows(QualityLoss))["classification"] > 0
+
+
+@every_loss
+@pytest.mark.parametrize("cost", ["giou", lambda deltas, boxes: deltas], ids=["text", "two arguments"])
+def test_a_box_cost_that_is_not_called_as_one_is_refused(kind, cost):
+    assert_refused(f"{kind.__name__} box_cost deltas, boxes, anchors, coder", kind.__init__, kind(), box_cost=cost)
