@@ -21,7 +21,7 @@ from detkit.detectors import (
     Stage,
     fpn_ssd,
 )
-from detkit.detectors.detector import add_stages
+from detkit.detectors.detector import add_stages, branch_of
 from detkit.heads.keypoint import KeypointHead
 from detkit.heads.mask import MaskHead
 from detkit.structures import Detections, Images, Target, Targets, pad_targets
@@ -347,6 +347,5 @@ def test_what_is_no_stage_no_list_of_features_and_no_list_of_images_is_refused()
         unhooked(type(detector.preprocess).forward)(detector.preprocess, torch.zeros(3, 32, 32))
     with pytest.raises(TypeError, match=r"images\[0\] is a ndarray"):
         unhooked(type(detector.preprocess)._prepare)(detector.preprocess, 0, torch.zeros(3, 8, 8).numpy())
-    detector.trunk = nn.Conv2d(3, 8, 1)
     with pytest.raises(ValueError, match="the trunk returns a tensor; allowed is a list of feature maps"):
-        detector([torch.zeros(3, 32, 32)])
+        unhooked(branch_of)(torch.zeros(1, 8, 4, 4), "dense", detector.dense)
