@@ -28,7 +28,7 @@ def suits_blocks(rows: Tensor, columns: Tensor) -> bool:
         and rows.dtype == columns.dtype
         and rows.device == columns.device
     )
-    return plain and rows.device.type == "cpu" and not (watched or is_transformed() or torch.compiler.is_compiling())
+    return plain and rows.device.type == "cpu" and not (watched or torch.compiler.is_compiling() or is_transformed())
 
 
 def iou_matrix(rows: BoxSides, columns: BoxSides) -> Float[Tensor, "N M"]:

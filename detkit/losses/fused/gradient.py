@@ -40,7 +40,7 @@ def with_gradient(definition: Definition, fused: Fused, *inputs: Tensor, **setti
     >>> gradient, torch.autograd.grad(gradient.sum(), x)
     (tensor([2., 6.], grad_fn=...), (tensor([2., 2.]),))
     """
-    if is_transformed() and not torch.compiler.is_compiling():
+    if not torch.compiler.is_compiling() and is_transformed():
         return _defined(definition, inputs, settings)
     return _WithGradient.apply(partial(definition, **settings), partial(fused, **settings), *inputs)  # pyright: ignore[reportReturnType]
 
