@@ -99,7 +99,7 @@ def pad_targets(targets: Sequence[Target], *, device: torch.device | None = None
 
 
 def pad_rows(rows: Sequence[Tensor], length: int, *, fill: float = 0) -> Tensor:
-    """Tensors (N_i, *S_i) of B images as one (B, length, *S), S the largest of each; rows beyond ``length`` are cut.
+    """Tensors ``(N_i, *S_i)`` of B images as one ``(B, length, *S)``, S the largest of each; more rows are cut.
 
     The result is of the widest type of all, so that no image rounds another's numbers.
 
