@@ -16,7 +16,8 @@ from torchvision.ops import generalized_box_iou
 from benchmarks.bench_hungarian import published_matches
 from benchmarks.harness import Case
 from detkit.anchors import HungarianMatcher
-from detkit.boxes import cxcywh_to_xyxy
+from detkit.boxes import cxcywh_to_xyxy, pixels_to_fractions
+from detkit.detectors.set_prediction import match_layers
 from detkit.layers.deformable import deformable_attention
 from detkit.losses.set_prediction import SetPredictionLoss
 from detkit.structures import Assignment, Predictions, Targets, pad_targets
@@ -71,10 +72,12 @@ def _step(batch: Batch, loss: Callable[[], Tensor]) -> Callable[[], tuple[Tensor
 
 
 def _ours(batch: Batch) -> Callable[[], tuple[Tensor, Tensor, Tensor]]:
-    criterion, sizes = SetPredictionLoss(HungarianMatcher()), torch.ones(_IMAGES, 2, dtype=torch.int64)
+    matcher, criterion, sizes = HungarianMatcher(), SetPredictionLoss(), torch.ones(_IMAGES, 2, dtype=torch.int64)
 
     def loss() -> Tensor:
-        return torch.stack([*criterion(batch.logits, batch.boxes, batch.targets, sizes).values()]).sum()
+        targets = batch.targets._replace(boxes=pixels_to_fractions(batch.targets.boxes, sizes))
+        assignment = match_layers(matcher, batch.logits, batch.boxes, targets)
+        return torch.stack([*criterion(batch.logits, batch.boxes, targets, assignment).values()]).sum()
 
     return _step(batch, loss)
 

@@ -43,6 +43,16 @@ def promote(values: Tensor) -> Tensor:
     return values.to(_PROMOTED.get(values.dtype, torch.float32))
 
 
+def finite_logits(logits: Tensor) -> Tensor:
+    """``logits`` with NaN as the lowest number and infinities as the farthest whose difference is finite.
+
+    >>> finite_logits(torch.tensor([float("nan"), 2.0, float("inf")])).argsort()
+    tensor([0, 1, 2])
+    """
+    limit = torch.finfo(logits.dtype).max / 4
+    return logits.nan_to_num(nan=-limit, posinf=limit, neginf=-limit).clamp(-limit, limit)
+
+
 def as_tensor(values: Any, *, function: str, name: str, form: Form | None = None) -> Tensor:
     """``values`` as a plain tensor: what a part takes. BoundingBoxes come in ``form`` (None: as they are).
 

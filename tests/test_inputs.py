@@ -14,6 +14,7 @@ from detkit._inputs import (
     check_finite,
     check_fraction,
     check_not_negative,
+    finite_logits,
     first_bad,
     full_checks,
     promote,
@@ -336,3 +337,13 @@ def test_the_first_bad_index_is_the_first_in_row_order():
     bad = torch.zeros(2, 3, dtype=torch.bool)
     bad[0, 2] = bad[1, 0] = True
     assert first_bad(bad) == ((0, 2), 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_logits_that_are_not_finite_keep_their_order_and_have_finite_differences(dtype):
+    logits = torch.tensor([torch.nan, -torch.inf, -3, 0, torch.inf], dtype=dtype)
+    found = finite_logits(logits)
+    assert torch.isfinite(found[:, None] - found).all()
+    assert found[0] == found[1]
+    assert (found[1:].diff() > 0).all()
+    assert found[2:4].tolist() == [-3, 0]

@@ -5,6 +5,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from detkit._inputs import promote
+from detkit._noise import uniform_like
 
 _LARGEST = 2.0**500
 
@@ -99,9 +100,8 @@ def _spread(sizes: Tensor, weights: Tensor, count: int, generator: torch.Generat
 
 def _draw(chances: Tensor, generator: torch.Generator | None) -> int:
     """An index drawn with these probabilities; unlike multinomial it takes more than 2**24 of them."""
-    device = chances.device if generator is None else generator.device
     steps = chances.cumsum(0)
-    place = torch.rand((), dtype=torch.float64, generator=generator, device=device).to(steps) * steps[-1]
+    place = uniform_like(steps[-1], generator, dtype=torch.float64).to(steps) * steps[-1]
     index = int(torch.searchsorted(steps, place, right=True))
     return index if index < len(chances) else int(chances.nonzero()[-1])
 

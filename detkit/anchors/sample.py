@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detkit._inputs import check_fraction, check_not_negative
+from detkit._noise import uniform_like
 from detkit._ranking import stable_topk
 from detkit.structures import NEGATIVE
 
@@ -99,11 +100,9 @@ class BalancedSampler(nn.Module):
         labels (B, N): each anchor's class or object (from 0), NEGATIVE or IGNORED. The same ``generator`` state gives
         the same sample, whatever the number of threads; under fullgraph compilation it must be None.
         """
-        if generator is None:
-            lots = torch.rand_like(labels, dtype=torch.float32)
-        else:
-            lots = torch.rand(labels.shape, generator=generator, device=generator.device).to(labels.device)
-        lots = 1 - lots  # in (0, 1]: anchors that are not eligible get 0
+        lots = 1 - uniform_like(
+            labels, generator, dtype=torch.float32
+        )  # in (0, 1]: anchors that are not eligible get 0
         positives = _best(lots, labels >= 0, self.most_positives)
         room = self.count - positives.sum(1, keepdim=True)
         return positives | _best(lots, labels == NEGATIVE, self.count, room)

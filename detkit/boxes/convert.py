@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from detkit._inputs import as_boxes, check_broadcast
+from detkit._inputs import as_boxes, as_tensor, check_broadcast, promote
 
 
 def xyxy_to_cxcywh(boxes: Shaped[Tensor, "... 4"]) -> Float[Tensor, "... 4"]:
@@ -45,6 +45,28 @@ def xywh_to_xyxy(boxes: Shaped[Tensor, "... 4"]) -> Float[Tensor, "... 4"]:
     """
     x, y, w, h = as_boxes(boxes, function="xywh_to_xyxy", form="XYWH").unbind(-1)
     return torch.stack((x, y, x + w, y + h), dim=-1)
+
+
+def pixels_to_fractions(boxes: Shaped[Tensor, "*B N 4"], sizes: Shaped[Tensor, "*B 2"]) -> Float[Tensor, "*B N 4"]:
+    """Boxes (..., N, 4) in pixels as fractions of their images, whose ``sizes`` (..., 2) are (height, width).
+
+    For corners and for center and size alike. Raises ValueError where shapes disagree.
+
+    >>> pixels_to_fractions(torch.tensor([[10.0, 20, 30, 60]]), torch.tensor([80, 40]))
+    tensor([[0.2500, 0.2500, 0.7500, 0.7500]])
+    """
+    boxes, sides = _with_sides("pixels_to_fractions", boxes, sizes)
+    return boxes / sides
+
+
+def fractions_to_pixels(boxes: Shaped[Tensor, "*B N 4"], sizes: Shaped[Tensor, "*B 2"]) -> Float[Tensor, "*B N 4"]:
+    """The inverse of :func:`pixels_to_fractions`.
+
+    >>> fractions_to_pixels(torch.tensor([[0.25, 0.25, 0.75, 0.75]]), torch.tensor([80, 40]))
+    tensor([[10., 20., 30., 60.]])
+    """
+    boxes, sides = _with_sides("fractions_to_pixels", boxes, sizes)
+    return boxes * sides
 
 
 def box_area(boxes: Shaped[Tensor, "... 4"]) -> Float[Tensor, "..."]:
@@ -126,3 +148,13 @@ def remove_small_boxes(boxes: Shaped[Tensor, "N 4"], min_size: float) -> Int[Ten
     x1, y1, x2, y2 = boxes.unbind(-1)
     large: Bool[Tensor, "N"] = (x2 - x1 >= min_size) & (y2 - y1 >= min_size)
     return large.nonzero().squeeze(1)
+
+
+def _with_sides(function: str, boxes: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
+    """The promoted boxes, and width, height, width, height (..., 1, 4) of their images."""
+    boxes = promote(as_tensor(boxes, function=function, name="boxes"))  # padding of targets may hold anything
+    if boxes.ndim < 2 or boxes.shape[-1] != 4 or sizes.shape != (*boxes.shape[:-2], 2):
+        raise ValueError(
+            f"{function}: boxes {tuple(boxes.shape)}, sizes {tuple(sizes.shape)}; allowed is (..., N, 4) and (..., 2)"
+        )
+    return boxes, torch.cat((sizes, sizes), dim=-1).flip(-1).to(boxes)[..., None, :]

@@ -6,11 +6,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from detkit.boxes import cxcywh_to_xyxy, fractions_to_pixels, pixels_to_fractions
 from detkit.detectors.denoising import DenoisingQueries
 from detkit.detectors.detector import Stage
-from detkit.detectors.set_prediction import SetPostprocess, SetPredictionOutputs, encoded
-from detkit.layers.box_decoder import BoxDecoder, BoxQueries
-from detkit.layers.transformer import TransformerEncoder
+from detkit.detectors.set_prediction import SetPredictionOutputs, check_set_matcher, match_layers
+from detkit.layers import BoxDecoder, BoxQueries
 from detkit.losses.set_prediction import SetPredictionLoss
 from detkit.structures import Assignment, Detections, Images, Targets
 
@@ -26,11 +26,11 @@ class BoxQueryOutputs(NamedTuple):
 class BoxQueryStage(Stage):
     """Wires encoder, box queries, decoder, denoising, loss and postprocess into DN-DETR with deformable attention.
 
-    ``projection``, ``positions`` and ``encoder`` read the last of the features as those of
-    :class:`~detkit.detectors.set_prediction.SetPredictionStage`, and so do ``criterion`` and ``postprocess`` judge and
-    find; ``decoder`` refines the boxes of ``queries`` layer by layer. With targets the noised objects of ``denoising``
-    (None: none) come before the queries, which do not see them. What lies in the padding of a batch is not looked at.
-    Sources: Liu et al. 2022, "DAB-DETR"; Li et al. 2022, "DN-DETR"; Zhu et al. 2021, "Deformable DETR".
+    ``encoder``, ``matcher``, ``criterion`` and ``postprocess`` are those of
+    :class:`~detkit.detectors.SetPredictionStage`; ``decoder`` refines the boxes of ``queries`` layer by layer. With
+    targets the noised objects of ``denoising`` (None: none) come before the queries, which do not see them. What lies
+    in the padding of a batch is not looked at. Sources: Liu et al. 2022, "DAB-DETR"; Li et al. 2022, "DN-DETR"; Zhu et
+    al. 2021, "Deformable DETR".
 
     >>> from detkit.detectors import small_detr
     >>> type(small_detr(num_classes=2).objects).__name__
@@ -40,27 +40,27 @@ class BoxQueryStage(Stage):
     def __init__(
         self,
         *,
-        projection: nn.Module,
-        positions: nn.Module,
-        encoder: TransformerEncoder,
+        encoder: nn.Module,
         queries: BoxQueries,
         decoder: BoxDecoder,
         denoising: DenoisingQueries | None,
+        matcher: nn.Module,
         criterion: SetPredictionLoss,
-        postprocess: SetPostprocess,
+        postprocess: nn.Module,
+        branch: str | None = None,
     ) -> None:
-        super().__init__()
-        self.projection, self.positions, self.encoder = projection, positions, encoder
-        self.queries, self.decoder, self.denoising = queries, decoder, denoising
-        self.criterion, self.postprocess = criterion, postprocess
+        super().__init__(branch=branch)
+        check_set_matcher(type(self).__name__, matcher)
+        self.encoder, self.queries, self.decoder, self.denoising = encoder, queries, decoder, denoising
+        self.matcher, self.criterion, self.postprocess = matcher, criterion, postprocess
 
     def forward(
         self, features: list[Tensor], images: Images, detections: Detections | None, targets: Targets | None = None
     ) -> BoxQueryOutputs:
         """Logits and boxes of every decoder layer; the noised queries' too with targets."""
-        memory, _, inside = encoded(features[-1], images, self.projection, self.positions, self.encoder)
+        memory = self.encoder(features, images)
         rows, columns = features[-1].shape[-2:]
-        embeddings, boxes = self.queries(memory.shape[0])
+        embeddings, boxes = self.queries(memory.cells.shape[0])
         noised = mask = None
         if targets is not None and self.denoising is not None:
             noised = self.denoising(targets, images.sizes)
@@ -70,10 +70,10 @@ class BoxQueryStage(Stage):
         logits, boxes = self.decoder(
             embeddings,
             boxes,
-            memory,
+            memory.cells,
             (rows, columns),
             mask=mask,
-            inside=inside[:, 0],
+            inside=memory.mask[:, 0],
             shares=_shares(images, boxes),
         )
         if noised is None:
@@ -88,10 +88,13 @@ class BoxQueryStage(Stage):
     def loss(self, outputs: BoxQueryOutputs, targets: Targets) -> dict[str, Tensor]:
         """The criterion's losses of all layers; those of the noised queries as "denoising.l1", summed over layers."""
         logits, boxes, sizes = outputs.found
-        losses = self.criterion(logits, boxes, targets, sizes)
-        if outputs.noised is not None:
-            logits, boxes, sizes = outputs.noised
-            for name, loss in self.criterion(logits, boxes, targets, sizes, assignment=outputs.assignment).items():
+        targets = targets._replace(boxes=pixels_to_fractions(targets.boxes, sizes))
+        losses = self.criterion(logits, boxes, targets, match_layers(self.matcher, logits, boxes, targets))
+        if outputs.noised is not None and outputs.assignment is not None:
+            logits, boxes, _ = outputs.noised
+            known = outputs.assignment
+            noised = self.criterion(logits, boxes, targets, known, count=(known.matched >= 0).sum())
+            for name, loss in noised.items():
                 name = f"denoising.{name.split('.')[-1]}"
                 losses[name] = losses.get(name, 0) + loss
         return losses
@@ -99,7 +102,8 @@ class BoxQueryStage(Stage):
     def detections(self, outputs: BoxQueryOutputs, images: Images) -> Detections:
         """What the queries of the last layer found."""
         logits, boxes, _ = outputs.found
-        return self.postprocess(self.criterion.scores(logits[-1]), boxes[-1], images.sizes)
+        boxes = fractions_to_pixels(cxcywh_to_xyxy(boxes[-1]), images.sizes)
+        return self.postprocess(self.criterion.scores(logits[-1]), boxes, images.sizes)
 
 
 def _shares(images: Images, like: Tensor) -> Float[Tensor, "B 2"]:

@@ -7,8 +7,8 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
 from detkit._inputs import check_fraction, promote
-from detkit.boxes import xyxy_to_cxcywh
-from detkit.heads.sequence import uniform_like
+from detkit._noise import uniform_like
+from detkit.boxes import pixels_to_fractions, xyxy_to_cxcywh
 from detkit.structures import IGNORED, Assignment, Targets
 
 
@@ -64,7 +64,7 @@ class DenoisingQueries(nn.Module):
         objects &= (targets.labels >= 0) & (targets.labels < self.labels.num_embeddings)
         # Masked attention still multiplies by what it leaves out: a NaN there would be everyone's.
         boxes = torch.where(objects[..., None], boxes, 0)
-        boxes = xyxy_to_cxcywh(boxes / sizes.to(boxes).flip(-1).repeat(1, 2)[:, None])
+        boxes = xyxy_to_cxcywh(pixels_to_fractions(boxes, sizes))
         boxes, labels = boxes.repeat(1, self.groups, 1), targets.labels.repeat(1, self.groups)
         noise = uniform_like(boxes.new_empty(*labels.shape, 6), generator)
         other = (noise[..., 5] * self.labels.num_embeddings).long().clamp(max=self.labels.num_embeddings - 1)

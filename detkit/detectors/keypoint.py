@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detkit._inputs import as_boxes, promote
+from detkit.anchors import gather_assigned
 from detkit.detectors.detector import Stage
 from detkit.detectors.matched_boxes import (
     checked_boxes,
     matched_objects,
-    object_weights,
     refuse_objects_without,
     weighted_mean,
 )
@@ -80,8 +80,8 @@ class KeypointStage(Stage):
 
         Raises ValueError where targets have objects but no keypoints, or another number of them than the head.
         """
-        logits, found = outputs.logits, outputs.detections
-        keypoints = targets.keypoints
+        logits, found, keypoints = outputs.logits, outputs.detections, targets.keypoints
+        assignment = matched_objects(found)
         if keypoints is None:
             refuse_objects_without("keypoints", "KeypointStage", targets)
             keypoints = logits.new_zeros((*targets.valid.shape, logits.shape[2], 3))
@@ -89,11 +89,11 @@ class KeypointStage(Stage):
             raise ValueError(
                 f"KeypointStage: targets have {keypoints.shape[2]} keypoints; the head draws {logits.shape[2]}"
             )
-        cells, usable = keypoint_targets(keypoints, found.boxes, matched_objects(found), logits.shape[-1])
+        cells, usable = keypoint_targets(keypoints, found.boxes, assignment.matched, logits.shape[-1])
         usable = usable & found.valid[..., None]
-        costs = self.criterion(logits.flatten(0, 1), cells.flatten(0, 1), usable.flatten(0, 1))
-        weights, count = object_weights(found, targets)[..., None], usable.sum().to(costs)
-        return {"keypoint": self.weight * weighted_mean(costs.unflatten(0, found.valid.shape), weights, count)}
+        costs = self.criterion(logits.flatten(0, 1), cells.flatten(0, 1), usable.flatten(0, 1)).view_as(usable)
+        weights = gather_assigned(assignment, targets).weights[..., None]
+        return {"keypoint": self.weight * weighted_mean(costs, weights, usable)}
 
     def detections(self, outputs: KeypointOutputs, images: Images) -> Detections:
         """The detections as they came, with ``keypoints`` (B, K, P, 3) as x, y, 1 in batch pixels, and their scores.

@@ -7,11 +7,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from detkit.anchors import gather_assigned
 from detkit.detectors.detector import Stage
 from detkit.detectors.matched_boxes import (
     checked_boxes,
     matched_objects,
-    object_weights,
     refuse_objects_without,
     weighted_mean,
 )
@@ -66,8 +66,9 @@ class MaskStage(Stage):
     ) -> MaskOutputs:
         """Mask logits for every box; with targets the class is that of the object, else the one detected."""
         detections = checked_boxes("MaskStage", detections, targets)
-        labels = detections.labels if targets is None else targets.labels.gather(1, matched_objects(detections))
-        labels = torch.where(detections.valid, labels, 0).flatten()
+        labels = torch.where(detections.valid, detections.labels, 0).flatten()
+        if targets is not None:
+            labels = gather_assigned(matched_objects(detections), targets).labels.flatten()  # below 0 in padding
 
         def run(rows: Tensor | None) -> Tensor:
             logits = self.head(self.pool(features, detections.boxes, rows))
@@ -81,23 +82,23 @@ class MaskStage(Stage):
 
         Raises ValueError where targets have objects but no masks.
         """
-        logits, found = outputs.logits, outputs.detections
-        masks = targets.masks
+        logits, found, masks = outputs.logits, outputs.detections, targets.masks
+        assignment = matched_objects(found)
         if masks is None:
             refuse_objects_without("masks", "MaskStage", targets)
             masks = logits.new_zeros((*targets.valid.shape, 1, 1))
         wanted = mask_targets(
             masks,
             torch.where(found.valid[..., None], found.boxes, 0),
-            matched_objects(found),
+            assignment.matched,
             logits.shape[-1],
             sizes=outputs.images.sizes,
             binarise=self.binarise,
         )
         logits = torch.where(found.valid[..., None, None], logits, 0)  # rows of padding may hold anything
         costs = self.criterion(logits.flatten(0, 1), wanted.to(logits).flatten(0, 1)).unflatten(0, found.valid.shape)
-        count = found.valid.sum().to(costs)
-        return {"mask": self.weight * weighted_mean(costs, object_weights(found, targets), count)}
+        weights = gather_assigned(assignment, targets).weights
+        return {"mask": self.weight * weighted_mean(costs, weights, found.valid)}
 
     def detections(self, outputs: MaskOutputs, images: Images) -> Detections:
         """The detections as they came, with ``masks`` (B, K, S, S): probabilities inside each box, 0 in padding."""

@@ -1,11 +1,11 @@
 """What stages that follow boxes share: whose object each box handed over has, and what it weighs in their losses."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from detkit.dist import all_reduce_mean
-from detkit.structures import Detections, Targets
+from detkit.losses.dense import mean_count
+from detkit.structures import IGNORED, Assignment, Detections, Targets
 
 
 def checked_boxes(stage: str, detections: Detections | None, targets: Targets | None) -> Detections:
@@ -24,37 +24,25 @@ def checked_boxes(stage: str, detections: Detections | None, targets: Targets | 
     return detections
 
 
-def matched_objects(detections: Detections) -> Tensor:
-    """The object of each box (B, K), 0 where there is none.
+def matched_objects(detections: Detections) -> Assignment:
+    """The assignment of the boxes handed over: the object of each, IGNORED where a row is padding.
 
     >>> boxes = Detections(torch.zeros(1, 2, 4), torch.ones(1, 2), torch.zeros(1, 2), torch.tensor([[True, False]]))
-    >>> matched_objects(boxes._replace(matched=torch.tensor([[3, 5]])))
-    tensor([[3, 0]])
+    >>> matched_objects(boxes._replace(matched=torch.tensor([[3, 5]]))).matched
+    tensor([[ 3, -2]])
     """
     assert detections.matched is not None
-    return torch.where(detections.valid, detections.matched, 0).clamp(min=0)
+    return Assignment(torch.where(detections.valid, detections.matched, IGNORED), detections.scores)
 
 
-def object_weights(detections: Detections, targets: Targets) -> Float[Tensor, "B K"]:
-    """The weight of each box's object: 1 where targets have none, 0 where the box is padding.
+def weighted_mean(costs: Float[Tensor, "*B"], weights: Float[Tensor, "*#B"], rows: Bool[Tensor, "*B"]) -> Tensor:
+    """The sum of ``weights * costs`` over ``rows``, divided by their number: the mean over processes, at least 1.
 
-    >>> boxes = Detections(torch.zeros(1, 2, 4), torch.ones(1, 2), torch.zeros(1, 2), torch.tensor([[True, False]]))
-    >>> object_weights(boxes, Targets(*(torch.zeros(1, 1),) * 4))
-    tensor([[1., 0.]])
-    """
-    share = detections.valid.to(detections.boxes)
-    if targets.weights is None:
-        return share
-    return share * targets.weights.to(share).gather(1, matched_objects(detections))
-
-
-def weighted_mean(costs: Float[Tensor, "*B"], weights: Float[Tensor, "*#B"], count: Float[Tensor, ""]) -> Tensor:
-    """The sum of ``weights * costs`` over the mean ``count`` of all processes, which is taken as at least 1.
-
-    >>> weighted_mean(torch.tensor([2.0, 4.0]), torch.tensor([1.0, 0.5]), torch.tensor(2.0))
+    >>> costs, rows = torch.tensor([2.0, 4.0, 9.0]), torch.tensor([True, True, False])
+    >>> weighted_mean(costs, torch.tensor([1.0, 0.5, 1.0]), rows)
     tensor(2.)
     """
-    return (costs * weights).sum() / all_reduce_mean(count).clamp(min=1)
+    return (torch.where(rows, costs, 0) * weights).sum() / mean_count(rows, costs)
 
 
 def refuse_objects_without(name: str, stage: str, targets: Targets) -> None:

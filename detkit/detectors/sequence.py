@@ -10,10 +10,10 @@ from detkit._ranking import stable_topk
 from detkit.boxes.tokens import TOKENS_PER_BOX, TokenCoder
 from detkit.detectors.detector import Stage
 from detkit.detectors.sequence_targets import SequenceTargetBuilder, SequenceTargets
-from detkit.heads.sequence import BoxGrammar, TokenSampler, class_scores
+from detkit.heads.sequence import BoxGrammar, TokenSampler
 from detkit.heads.token_decoder import Memory, TokenDecoder
 from detkit.losses.sequence import SequenceLoss
-from detkit.structures import Detections, Images, Targets
+from detkit.structures import Detections, Images, Targets, take_rows
 
 
 class SequenceOutputs(NamedTuple):
@@ -99,14 +99,15 @@ class SequenceStage(Stage):
     def detections(self, outputs: SequenceOutputs, images: Images) -> Detections:
         """The objects said, best first: ``max_objects`` rows, those that are no box not valid."""
         rows = outputs.tokens.unflatten(1, (-1, TOKENS_PER_BOX))
-        scores, labels = class_scores(outputs.logits[:, TOKENS_PER_BOX - 1 :: TOKENS_PER_BOX], self.coder).max(-1)
+        scores, labels = self.criterion.scores(outputs.logits[:, TOKENS_PER_BOX - 1 :: TOKENS_PER_BOX], self.coder).max(
+            -1
+        )
         classes = (labels + self.coder.first_class)[..., None]
         found = self.coder.decode(torch.cat((rows[..., :4], classes), dim=-1), images.sizes.to(scores.dtype))
         best = stable_topk(torch.where(found.valid, scores, -1), rows.shape[1])
-        valid = found.valid.gather(1, best)
-        return Detections(
-            boxes=found.boxes.gather(1, best[..., None].expand(-1, -1, 4)),
-            scores=torch.where(valid, scores.gather(1, best), 0),
-            labels=found.labels.gather(1, best),
-            valid=valid,
+        return Detections.padded(
+            take_rows(found.boxes, best),
+            scores.gather(1, best),
+            found.labels.gather(1, best),
+            found.valid.gather(1, best),
         )

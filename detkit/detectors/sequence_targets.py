@@ -8,11 +8,12 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from detkit._inputs import check_not_negative, first_bad, full_checks, promote
+from detkit._noise import uniform_like
+from detkit.anchors import gather_assigned
 from detkit.anchors.matcher import check_rows
 from detkit.boxes import clip_boxes_to_image, cxcywh_to_xyxy
 from detkit.boxes.tokens import TOKENS_PER_BOX, TokenCoder
-from detkit.heads.sequence import uniform_like
-from detkit.structures import NEGATIVE, Targets
+from detkit.structures import NEGATIVE, Assignment, Targets, take_rows
 
 Order = Literal["random", "area", "dist2ori"]
 JITTER, JITTER_LIMIT = 0.05, 0.1
@@ -27,7 +28,7 @@ class SequenceTargets(NamedTuple):
     inputs: Int[Tensor, "B L"]
     tokens: Int[Tensor, "B L"]
     weights: Float[Tensor, "B L"]
-    scales: Float[Tensor, "B L"] | None
+    scales: Float[Tensor, "B L"]
 
 
 class NoiseBoxes(NamedTuple):
@@ -94,9 +95,10 @@ class SequenceTargetBuilder(nn.Module):
         chosen = object_order(targets.boxes, valid, order=self.order, generator=generator)
         chosen = _exactly(chosen, self.max_objects)
         real = torch.arange(self.max_objects, device=valid.device) < valid.sum(1, keepdim=True)
-        boxes = promote(targets.boxes).gather(1, chosen[..., None].expand(-1, -1, 4))
-        labels = torch.where(real, targets.labels.gather(1, chosen), NEGATIVE)
-        scales = None if targets.weights is None else promote(targets.weights).gather(1, chosen)
+        targets = targets._replace(boxes=promote(targets.boxes))
+        matched = torch.where(real, chosen, NEGATIVE)
+        assignment = Assignment(matched, torch.zeros_like(matched, dtype=targets.boxes.dtype))
+        labels, boxes, scales, _ = gather_assigned(assignment, targets)
         if self.noise:
             boxes = torch.where(real[..., None], boxes, noise_boxes(boxes, real, sizes, generator=generator).boxes)
         tokens = self.coder.encode(boxes, labels, sizes, valid=None if self.noise else real)
@@ -130,15 +132,13 @@ class SequenceTargetBuilder(nn.Module):
         read = torch.where(lots[..., 1] < 0.5, classes + self.coder.first_class, self.coder.noise)
         return torch.cat((tokens[..., :4], read[..., None]), dim=-1)
 
-    def _sequences(self, read: Tensor, tokens: Tensor, real: Tensor, scales: Tensor | None) -> SequenceTargets:
+    def _sequences(self, read: Tensor, tokens: Tensor, real: Tensor, scales: Tensor) -> SequenceTargets:
         start = torch.full_like(read[:, :1, 0], self.coder.start)
         inputs = torch.cat((start, read.flatten(1)[:, :-1]), dim=1)
         behind = [0.0] * 4 + [self.noise_weight] if self.noise else [self.end_weight] * TOKENS_PER_BOX
         rows = [torch.tensor(row, device=real.device) for row in ([1.0] * 4 + [self.class_weight], behind)]
         weights = torch.where(real[..., None], *rows).flatten(1)
-        if scales is not None:
-            scales = torch.where(real, scales, 1).repeat_interleave(TOKENS_PER_BOX, dim=1)
-        return SequenceTargets(inputs, tokens.flatten(1), weights, scales)
+        return SequenceTargets(inputs, tokens.flatten(1), weights, scales.repeat_interleave(TOKENS_PER_BOX, dim=1))
 
 
 @torch.no_grad()
@@ -197,7 +197,7 @@ def noise_boxes(
     counts = real.sum(1, keepdim=True)
     limits = torch.cat((sizes, sizes), dim=-1).flip(-1).to(boxes)[:, None]
     source = (lots[..., 0] * counts).long().clamp(max=real.shape[1] - 1)  # objects come first
-    source = boxes.gather(1, source[..., None].expand(-1, -1, 4))
+    source = take_rows(boxes, source)
     sides = source[..., 2:] - source[..., :2]
     duplicate = _chosen_duplicates(lots[..., 1], lots[:, :1, 2], real)
     jitter = _truncated_normal(lots[..., 4:8], JITTER, JITTER_LIMIT)

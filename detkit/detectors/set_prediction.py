@@ -1,19 +1,19 @@
 """The stage of DETR: queries that look at the whole image and at each other, each for one object or none."""
 
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from detkit._inputs import check_fraction
 from detkit._ranking import stable_topk
-from detkit.boxes import clip_boxes_to_image, cxcywh_to_xyxy
+from detkit.boxes import clip_boxes_to_image, cxcywh_to_xyxy, fractions_to_pixels, pixels_to_fractions
 from detkit.detectors.detector import Stage
-from detkit.layers.position import cells_inside
-from detkit.layers.transformer import TransformerDecoder, TransformerEncoder
+from detkit.layers import TransformerDecoder
 from detkit.losses.set_prediction import SetPredictionLoss
-from detkit.structures import Detections, Images, Targets
+from detkit.structures import Assignment, Detections, Images, Predictions, Targets, take_rows
 
 
 class SetPredictionOutputs(NamedTuple):
@@ -32,7 +32,7 @@ class SetPostprocess(nn.Module):
     3.2. Raises ValueError for a threshold outside [0, 1] and a count below 1.
 
     >>> scores = torch.tensor([[[0.1, 0.2], [0.75, 0.25]]])
-    >>> boxes = torch.tensor([[[0.5, 0.5, 1.0, 1.0], [0.5, 0.5, 0.25, 0.5]]])
+    >>> boxes = torch.tensor([[[0.0, 0, 200, 100], [75, 25, 125, 75]]])
     >>> found = SetPostprocess(max_detections=1)(scores, boxes, torch.tensor([[100, 200]]))
     >>> found.boxes, found.scores, found.labels
     (tensor([[[ 75.,  25., 125.,  75.]]]), tensor([[0.7500]]), tensor([[0]]))
@@ -47,24 +47,23 @@ class SetPostprocess(nn.Module):
 
     @torch.no_grad()
     def forward(
-        self, scores: Float[Tensor, "B Q C"], boxes: Float[Tensor, "B Q 4"], sizes: Shaped[Tensor, "B 2"]
+        self,
+        scores: Float[Tensor, "B Q C"],
+        boxes: Float[Tensor, "B Q 4"],
+        sizes: Shaped[Tensor, "B 2"],
+        counts: Sequence[Any] | None = None,
     ) -> Detections:
-        """Detections of B images, clipped to ``sizes`` (B, 2), from scores (B, Q, C) in [0, 1] and boxes (B, Q, 4).
+        """Detections of B images from scores (B, Q, C) in [0, 1] and boxes (B, Q, 4), clipped to ``sizes`` (B, 2).
 
-        Boxes are cx, cy, w, h as fractions of the image. K is min(max_detections, Q): rows not ``valid`` hold zeros.
+        ``counts`` make no difference. K is min(max_detections, Q): rows not ``valid`` hold zeros.
         """
         best, labels = scores.max(-1)
         usable = torch.isfinite(boxes).all(-1) & (best > self.score_threshold)  # no NaN is above anything
         rows = stable_topk(torch.where(usable, best, -1), self.max_detections)
-        valid = usable.gather(1, rows)
-        corners = cxcywh_to_xyxy(boxes.gather(1, rows[..., None].expand(-1, -1, 4)))
-        corners = torch.where(valid[..., None], corners * sizes.to(corners).flip(-1).repeat(1, 2)[:, None], 0)
-        return Detections(
-            boxes=clip_boxes_to_image(corners, sizes),
-            scores=torch.where(valid, best.gather(1, rows), 0),
-            labels=torch.where(valid, labels.gather(1, rows), 0),
-            valid=valid,
+        found = Detections.padded(
+            take_rows(boxes, rows), best.gather(1, rows), labels.gather(1, rows), usable.gather(1, rows)
         )
+        return found._replace(boxes=clip_boxes_to_image(found.boxes, sizes))
 
     def extra_repr(self) -> str:
         """The settings that ``print`` shows."""
@@ -72,12 +71,12 @@ class SetPostprocess(nn.Module):
 
 
 class SetPredictionStage(Stage):
-    """Wires projection, positions, encoder, decoder, queries, head, loss and postprocess into DETR.
+    """Wires encoder, decoder, queries, head, matcher, loss and postprocess into DETR.
 
-    ``projection`` maps the last of the features to the D channels of encoder and decoder; ``positions(inside, dtype=)``
-    gives embeddings (B, D, H, W) of its cells; ``queries`` holds one for every query; ``head`` maps what the decoder's
-    layers give to logits and boxes; ``postprocess(scores, boxes, sizes)`` makes Detections. What lies in the padding of
-    a batch is not looked at. Source: Carion et al. 2020, figures 2 and 10.
+    ``encoder(features, images)`` gives a :class:`~detkit.layers.Memory`, as :class:`~detkit.layers.MapEncoder` does;
+    ``queries`` holds one for every query; ``head`` maps what the decoder's layers give to logits and boxes;
+    ``postprocess(scores, boxes, sizes)`` makes Detections. What lies in the padding of a batch is not looked at.
+    Source: Carion et al. 2020, figures 2 and 10.
 
     >>> from detkit.detectors import detr_stage
     >>> type(detr_stage(2, 8, channels=32, depth=1)).__name__
@@ -87,65 +86,87 @@ class SetPredictionStage(Stage):
     def __init__(
         self,
         *,
-        projection: nn.Module,
-        positions: nn.Module,
-        encoder: TransformerEncoder,
+        encoder: nn.Module,
         decoder: TransformerDecoder,
         queries: nn.Embedding,
         head: nn.Module,
+        matcher: nn.Module,
         criterion: SetPredictionLoss,
-        postprocess: SetPostprocess,
+        postprocess: nn.Module,
+        branch: str | None = None,
     ) -> None:
-        super().__init__()
-        self.projection, self.positions, self.encoder, self.decoder = projection, positions, encoder, decoder
-        self.queries, self.head, self.criterion, self.postprocess = queries, head, criterion, postprocess
+        super().__init__(branch=branch)
+        check_set_matcher(type(self).__name__, matcher)
+        self.encoder, self.decoder, self.queries, self.head = encoder, decoder, queries, head
+        self.matcher, self.criterion, self.postprocess = matcher, criterion, postprocess
 
     def forward(
         self, features: list[Tensor], images: Images, detections: Detections | None, targets: Targets | None = None
     ) -> SetPredictionOutputs:
         """Logits and boxes of every decoder layer with targets, of the last without."""
-        memory, where, mask = encoded(features[-1], images, self.projection, self.positions, self.encoder)
-        queries = self.queries.weight.expand(memory.shape[0], -1, -1)
+        memory = self.encoder(features, images)
+        queries = self.queries.weight.expand(memory.cells.shape[0], -1, -1)
         layers = self.decoder(
-            torch.zeros_like(queries), memory, positions=queries, memory_positions=where, memory_mask=mask
+            torch.zeros_like(queries),
+            memory.cells,
+            positions=queries,
+            memory_positions=memory.positions,
+            memory_mask=memory.mask,
         )
         logits, boxes = self.head(torch.stack(layers if targets is not None else layers[-1:]))
         return SetPredictionOutputs(logits, boxes, images.sizes)
 
     def loss(self, outputs: SetPredictionOutputs, targets: Targets) -> dict[str, Tensor]:
-        """The criterion's losses of all layers."""
-        return self.criterion(outputs.logits, outputs.boxes, targets, outputs.sizes)
+        """The criterion's losses of all layers.
+
+        Raises ValueError for objects that cannot be learned, as the matcher does.
+        """
+        targets = targets._replace(boxes=pixels_to_fractions(targets.boxes, outputs.sizes))
+        return self.criterion(
+            outputs.logits, outputs.boxes, targets, match_layers(self.matcher, outputs.logits, outputs.boxes, targets)
+        )
 
     def detections(self, outputs: SetPredictionOutputs, images: Images) -> Detections:
         """What the queries of the last layer found."""
-        return self.postprocess(self.criterion.scores(outputs.logits[-1]), outputs.boxes[-1], images.sizes)
+        scores, boxes = self.criterion.scores(outputs.logits[-1]), cxcywh_to_xyxy(outputs.boxes[-1])
+        return self.postprocess(scores, fractions_to_pixels(boxes, images.sizes), images.sizes)
 
 
-def encoded(
-    features: Float[Tensor, "B E H W"],
-    images: Images,
-    projection: nn.Module,
-    positions: nn.Module,
-    encoder: TransformerEncoder,
-) -> tuple[Float[Tensor, "B N D"], Float[Tensor, "B N D"], Bool[Tensor, "B 1 N"]]:
-    """The cells of a map, encoded, where each of them lies, and which hold image: others are not looked at.
+@torch.no_grad()
+def match_layers(
+    matcher: Callable[..., Assignment],
+    logits: Float[Tensor, "L B Q classes"],
+    boxes: Float[Tensor, "L B Q 4"],
+    targets: Targets,
+) -> Assignment:
+    """Which object each query of each layer learns, (L * B, Q), from one call of ``matcher`` for all layers.
 
-    The parts are those of :class:`SetPredictionStage`.
+    Target boxes are xyxy as fractions of their images; boxes (L, B, Q, 4) are cx, cy, w, h. The matcher gets boxes,
+    labels, valid and ignore of the targets, repeated for each layer.
 
-    >>> from detkit.layers.position import SinePositions
-    >>> images = Images(torch.zeros(1, 3, 32, 64), torch.tensor([[32, 40]]))
-    >>> parts = nn.Conv2d(3, 8, 1), SinePositions(8), TransformerEncoder([])
-    >>> cells, where, mask = encoded(torch.zeros(1, 3, 1, 3), images, *parts)
-    >>> cells.shape, where.shape, mask
-    (torch.Size([1, 3, 8]), torch.Size([1, 3, 8]), tensor([[[ True,  True, False]]]))
+    >>> from detkit.anchors import HungarianMatcher
+    >>> from detkit.structures import pad_targets
+    >>> targets = pad_targets([{"boxes": torch.tensor([[0.0, 0, 0.5, 1]]), "labels": torch.tensor([1])}])
+    >>> boxes = torch.tensor([[[[0.8, 0.5, 0.4, 1.0], [0.3, 0.5, 0.5, 1.0]]]]).expand(2, -1, -1, -1)
+    >>> match_layers(HungarianMatcher(), torch.zeros(2, 1, 2, 3), boxes, targets).matched
+    tensor([[-1,  0],
+            [-1,  0]])
     """
-    cells = projection(features)
-    frame, shape = images.tensors.shape[-2:], cells.shape[-2:]
-    inside = cells_inside(images.sizes, (frame[0], frame[1]), (shape[0], shape[1]))
-    where, mask = _as_rows(positions(inside, dtype=cells.dtype)), inside.flatten(1)[:, None]
-    return encoder(_as_rows(cells), positions=where, mask=mask), where, mask
+    rows = (targets.boxes, targets.labels, targets.valid, targets.ignore)
+    repeated = Targets(*(row.repeat(len(logits), *(1 for _ in row.shape[1:])) for row in rows))
+    return matcher(None, repeated, Predictions(cxcywh_to_xyxy(boxes.flatten(0, 1)), logits=logits.flatten(0, 1)))
 
 
-def _as_rows(cells: Float[Tensor, "B D H W"]) -> Float[Tensor, "B N D"]:
-    """Cells one after another, row by row."""
-    return cells.flatten(2).transpose(1, 2)
+def check_set_matcher(stage: str, matcher: nn.Module) -> None:
+    """Raise ValueError for a matcher of anchors: queries have none.
+
+    >>> from detkit.anchors import ThresholdMatcher
+    >>> check_set_matcher("SetPredictionStage", ThresholdMatcher(positive_iou=0.5, negative_iou=0.4))
+    Traceback (most recent call last):
+    ValueError: SetPredictionStage: matcher is a ThresholdMatcher, ...
+    """
+    if not getattr(matcher, "reads_fractions", False):
+        raise ValueError(
+            f"{stage}: matcher is a {type(matcher).__name__}, which does not say that it matches queries without "
+            "anchors; give a HungarianMatcher, or set reads_fractions = True in your own"
+        )

@@ -11,7 +11,7 @@ from detkit.heads.roi import BoxHead, conv_body, dense_body
 from detkit.heads.rpn import RPNHead
 from detkit.heads.sequence import BoxGrammar, TokenSampler
 from detkit.heads.set_prediction import RefinementHead, SetPredictionHead
-from detkit.heads.token_decoder import MapEncoder, Memory, TokenDecoder
+from detkit.heads.token_decoder import TokenDecoder
 
 __all__ = [
     "BoxGrammar",
@@ -20,9 +20,7 @@ __all__ = [
     "DenseHead",
     "FCOSHead",
     "KeypointHead",
-    "MapEncoder",
     "MaskHead",
-    "Memory",
     "MultiBoxHead",
     "RPNHead",
     "RefinementHead",

@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from detkit._inputs import check_fraction, promote
+from detkit._inputs import check_fraction, finite_logits, promote
+from detkit._noise import uniform_like
 from detkit.boxes.tokens import TOKENS_PER_BOX, TokenCoder
 
 Rule = Literal["argmax", "reference", "standard"]
@@ -49,7 +50,7 @@ class TokenSampler(nn.Module):
         Some token must be allowed. NaN counts as the lowest logit, so that even a diverged network says what is
         allowed. One ``generator`` state gives one choice; under fullgraph compilation it must be None.
         """
-        logits = _finite(promote(logits))
+        logits = finite_logits(promote(logits))
         logits = logits if allowed is None else logits.masked_fill(~allowed, -torch.inf)
         if self.rule == "argmax":
             return logits.argmax(-1)
@@ -104,32 +105,3 @@ def top_p_tokens(
     kept = reached <= top_p if rule == "reference" else reached.roll(1, dims=-1) < top_p
     kept = kept | (torch.arange(kept.shape[-1], device=kept.device) == 0)
     return torch.zeros_like(kept).scatter(-1, order, kept)
-
-
-def class_scores(logits: Float[Tensor, "*B V"], coder: TokenCoder) -> Float[Tensor, "*B C"]:
-    """Probabilities (..., C) of the class tokens among all tokens, from logits (..., V) at a class's place.
-
-    What a noise or end token takes is lost to the classes, so that a row of noise scores low.
-
-    >>> class_scores(torch.zeros(1, 8), TokenCoder(2, bins=3, vocabulary="paper"))
-    tensor([[0.1250, 0.1250]])
-    """
-    first = coder.first_class
-    return _finite(promote(logits)).softmax(-1)[..., first : first + coder.num_classes]
-
-
-def uniform_like(values: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Uniform numbers in [0, 1) of the shape, type and device of ``values``; the generator may live elsewhere.
-
-    >>> uniform_like(torch.zeros(2, 3), None).shape
-    torch.Size([2, 3])
-    """
-    if generator is None:
-        return torch.rand_like(values)
-    return torch.rand(values.shape, generator=generator, device=generator.device, dtype=values.dtype).to(values.device)
-
-
-def _finite(logits: Tensor) -> Tensor:
-    """``logits`` with NaN as the lowest number and infinities as the farthest whose difference is finite."""
-    limit = torch.finfo(logits.dtype).max / 4
-    return logits.nan_to_num(nan=-limit, posinf=limit, neginf=-limit).clamp(-limit, limit)

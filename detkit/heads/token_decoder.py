@@ -1,58 +1,16 @@
-"""An encoder of feature maps, and a decoder that reads them and the tokens so far, and scores what comes next."""
+"""A decoder that reads encoded images and the tokens so far, and scores what comes next."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from detkit.layers import init_convolutions
-from detkit.layers.position import SinePositions, cells_inside
-from detkit.layers.transformer import LayerCache, TransformerDecoder, TransformerEncoder
-from detkit.structures import Images
+from detkit.layers import Memory, SinePositions, TransformerDecoder
+from detkit.layers.transformer import LayerCache
 
 STD = 0.02
 """Deviation of fresh embeddings."""
-
-
-class Memory(NamedTuple):
-    """Encoded images: their S cells, which know where they lie, and which of them hold image."""
-
-    cells: Float[Tensor, "B S D"]
-    mask: Bool[Tensor, "B 1 S"]
-
-
-class MapEncoder(nn.Module):
-    """Reads the last feature map, cell by cell, with attention among the cells that hold image.
-
-    ``in_channels`` of the map are projected to ``channels``; ``positions`` embeds a mask of cells (B, H, W) as
-    (B, channels, H, W), as :class:`~detkit.layers.position.SinePositions` does. They are added to the cells before the
-    ``encoder`` and again behind it, so that what a decoder fetches says where it lies: its words are places.
-    Source: Chen et al. 2022, "Pix2seq", section 2.2, with the positions of the release.
-
-    >>> import torch
-    >>> from detkit.layers.position import SinePositions
-    >>> encoder = MapEncoder(16, 8, positions=SinePositions(8), encoder=TransformerEncoder([]))
-    >>> images = Images(torch.zeros(1, 3, 64, 96), torch.tensor([[64, 90]]))
-    >>> encoder([torch.zeros(1, 16, 2, 3)], images).cells.shape
-    torch.Size([1, 6, 8])
-    """
-
-    def __init__(self, in_channels: int, channels: int, *, positions: nn.Module, encoder: TransformerEncoder) -> None:
-        super().__init__()
-        self.projection, self.positions, self.encoder = nn.Conv2d(in_channels, channels, 1), positions, encoder
-        init_convolutions(self.projection, nn.init.xavier_uniform_)
-
-    def forward(self, features: list[Tensor], images: Images) -> Memory:
-        """The memory of ``images`` from the last of ``features`` (B, in_channels, H, W)."""
-        last = self.projection(features[-1])
-        height, width = images.tensors.shape[-2:]
-        inside = cells_inside(images.sizes, (height, width), (last.shape[-2], last.shape[-1]))
-        positions = self.positions(inside, dtype=last.dtype).flatten(2).transpose(1, 2)
-        mask = inside.flatten(1)[:, None]
-        cells = self.encoder(last.flatten(2).transpose(1, 2) + positions, mask=mask)
-        return Memory(cells + positions, mask)
 
 
 class TokenDecoder(nn.Module):
@@ -62,7 +20,7 @@ class TokenDecoder(nn.Module):
     plus a bias for each token. ``decoder`` has ``channels``. Source: Chen et al. 2022, "Pix2seq", section 2.2.
 
     >>> import torch
-    >>> from detkit.layers.transformer import DecoderLayer
+    >>> from detkit.layers import DecoderLayer
     >>> layers = TransformerDecoder([DecoderLayer(8, 2, hidden=16, norm_first=True)], norm=nn.LayerNorm(8))
     >>> decoder = TokenDecoder(layers, channels=8, vocabulary=20, length=5)
     >>> memory = Memory(torch.zeros(1, 6, 8), torch.ones(1, 1, 6, dtype=torch.bool))
@@ -90,12 +48,14 @@ class TokenDecoder(nn.Module):
         if tokens.shape[1] > self.length:
             raise ValueError(f"TokenDecoder: {tokens.shape[1]} tokens came; allowed are at most length={self.length}")
         read = self.embedding(tokens) + self.places.weight[: tokens.shape[1]]
-        outputs = self.decoder(read, memory.cells, memory_mask=memory.mask, causal=True)
+        outputs = self.decoder(
+            read, memory.cells, memory_positions=memory.positions, memory_mask=memory.mask, causal=True
+        )
         return self.head(outputs[-1])
 
     def start(self, memory: Memory) -> list[LayerCache]:
         """What :meth:`step` keeps between calls: the projected memory, and room for ``length`` tokens."""
-        return self.decoder.start(memory.cells, length=self.length)
+        return self.decoder.start(memory.cells, length=self.length, memory_positions=memory.positions)
 
     def step(
         self, token: Int[Tensor, " B"], memory: Memory, caches: Sequence[LayerCache], *, at: int

@@ -4,6 +4,7 @@ from detkit.layers.blocks import ConvNormActivation, L2Norm, freeze_batch_norm, 
 from detkit.layers.box_decoder import BoxDecoder, BoxPositions, BoxQueries, DeformableDecoderLayer
 from detkit.layers.deformable import DeformableAttention
 from detkit.layers.levels import check_features, check_levels
+from detkit.layers.map_encoder import MapEncoder, Memory
 from detkit.layers.position import LearnedPositions, SinePositions
 from detkit.layers.transformer import Attention, DecoderLayer, EncoderLayer, TransformerDecoder, TransformerEncoder
 
@@ -19,6 +20,8 @@ __all__ = [
     "EncoderLayer",
     "L2Norm",
     "LearnedPositions",
+    "MapEncoder",
+    "Memory",
     "SinePositions",
     "TransformerDecoder",
     "TransformerEncoder",

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from detkit._inputs import as_boxes, promote
+from detkit.structures import take_rows
 
 
 class KeypointTargets(NamedTuple):
@@ -63,8 +64,7 @@ def keypoint_targets(
     if resolution < 1:
         raise ValueError(f"keypoint_targets: resolution={resolution} must be at least 1")
     boxes, points = as_boxes(boxes, function="keypoint_targets"), promote(keypoints)
-    index = matched.clamp(min=0)[..., None, None].expand(-1, -1, *points.shape[2:])
-    x, y, visibility = points.gather(1, index).unbind(3)
+    x, y, visibility = take_rows(points, matched.clamp(min=0)).unbind(3)
     low_x, low_y, high_x, high_y = boxes[..., None].unbind(2)
     column, in_x = _cell(x, low_x, high_x, resolution)
     row, in_y = _cell(y, low_y, high_y, resolution)

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from torchvision.ops import roi_align
 
 from detkit._inputs import as_boxes, promote
-from detkit.structures import NEGATIVE
+from detkit.structures import NEGATIVE, take_rows
 from detkit.structures.labels import check_labels
 
 _FARTHEST = 1  # image side: so far outside a box may reach, or sampling it would take as long as the box is large
@@ -51,8 +51,7 @@ def own_class_masks(logits: Float[Tensor, "M C S S"], labels: Int[Tensor, "M"]) 
             "allowed is (M, C, S, S) and (M,)"
         )
     check_labels(labels, logits.shape[1], lowest=NEGATIVE, function="own_class_masks", name="labels")
-    index = labels.clamp(min=0)[:, None, None, None].expand(-1, 1, *logits.shape[2:])
-    return promote(logits.gather(1, index).squeeze(1))
+    return promote(take_rows(logits, labels.clamp(min=0)[:, None]).squeeze(1))
 
 
 @torch.no_grad()

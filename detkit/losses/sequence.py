@@ -4,7 +4,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from detkit._inputs import promote
+from detkit._inputs import finite_logits, promote
+from detkit.boxes import TokenCoder
 from detkit.dist import all_reduce_mean
 
 
@@ -45,3 +46,14 @@ class SequenceLoss(nn.Module):
         shares = weights if scales is None else weights * scales.to(logits)
         total = all_reduce_mean(weights.sum())
         return {"tokens": (costs * shares).sum() / torch.where(total > 0, total, 1)}
+
+    def scores(self, logits: Float[Tensor, "*B V"], coder: TokenCoder) -> Float[Tensor, "*B C"]:
+        """Probabilities (..., C) of ``coder``'s class tokens among all tokens, from logits (..., V) at a class's place.
+
+        What a noise or end token takes is lost to the classes, so that a row of noise scores low.
+
+        >>> SequenceLoss().scores(torch.zeros(1, 8), TokenCoder(2, bins=3, vocabulary="paper"))
+        tensor([[0.1250, 0.1250]])
+        """
+        first = coder.first_class
+        return finite_logits(promote(logits)).softmax(-1)[..., first : first + coder.num_classes]

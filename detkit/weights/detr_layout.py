@@ -8,12 +8,19 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
+from detkit.anchors import HungarianMatcher
 from detkit.backbones import ResNetBackbone
-from detkit.detectors import Detector, Preprocess, SetPredictionStage
-from detkit.detectors.set_prediction import SetPostprocess
+from detkit.detectors import Detector, Preprocess, SetPostprocess, SetPredictionStage
 from detkit.heads.set_prediction import SetPredictionHead
-from detkit.layers.position import LearnedPositions, SinePositions
-from detkit.layers.transformer import DecoderLayer, EncoderLayer, TransformerDecoder, TransformerEncoder
+from detkit.layers import (
+    DecoderLayer,
+    EncoderLayer,
+    LearnedPositions,
+    MapEncoder,
+    SinePositions,
+    TransformerDecoder,
+    TransformerEncoder,
+)
 from detkit.losses.set_prediction import SetPredictionLoss
 from detkit.weights.torchvision_trunk import Rename
 
@@ -32,16 +39,20 @@ class Layout(NamedTuple):
     decoder: str
 
 
-OURS = Layout(0, f"{STAGE}.encoder.", f"{STAGE}.decoder.")
+OURS = Layout(0, f"{STAGE}.encoder.encoder.", f"{STAGE}.decoder.")
 TRANSFORMERS = Layout(1, "model.encoder.", "model.decoder.")
 FACEBOOK = Layout(2, "transformer.encoder.", "transformer.decoder.")
 
 _WHOLE = (
-    ("projection.", "model.input_projection.", "input_proj."),
+    ("encoder.projection.", "model.input_projection.", "input_proj."),
     ("queries.", "model.query_position_embeddings.", "query_embed."),
-    ("positions.rows.", "model.position_embedding.row_embeddings.", "backbone.1.row_embed."),
-    ("positions.columns.", "model.position_embedding.column_embeddings.", "backbone.1.col_embed."),
-    ("encoder.norm.", "model.encoder.layernorm.", "transformer.encoder.norm."),  # of layers that normalize first
+    ("encoder.positions.rows.", "model.position_embedding.row_embeddings.", "backbone.1.row_embed."),
+    ("encoder.positions.columns.", "model.position_embedding.column_embeddings.", "backbone.1.col_embed."),
+    (
+        "encoder.encoder.norm.",
+        "model.encoder.layernorm.",
+        "transformer.encoder.norm.",
+    ),  # normalizing first
     ("decoder.norm.", "model.decoder.layernorm.", "transformer.decoder.norm."),
     ("head.logits.", "class_labels_classifier.", "class_embed."),
     *((f"head.boxes.{2 * i}.", f"bbox_predictor.layers.{i}.", f"bbox_embed.layers.{i}.") for i in range(3)),
@@ -80,13 +91,14 @@ def detr_renames(keys: Iterable[str], layout: Layout, *, other: Layout, stage: s
     """
     keys, column = list(keys), other.column
     rules = [Rename(row[column], f"{stage}.{row[0]}") for row in _WHOLE]
-    for side, place, own, rows in (
-        ("encoder", other.encoder, layout.encoder, _ENCODER),
-        ("decoder", other.decoder, layout.decoder, _DECODER),
+    for place, ours, own, rows in (
+        (other.encoder, OURS.encoder, layout.encoder, _ENCODER),
+        (other.decoder, OURS.decoder, layout.decoder, _DECODER),
     ):
-        own = own.replace(STAGE, stage) if layout is OURS else own
+        ours = ours.replace(STAGE, stage)
+        own = ours if layout is OURS else own
         for i in range(count(keys, f"{own}layers.")):
-            rules += [Rename(f"{place}layers.{i}.{row[column]}", f"{stage}.{side}.layers.{i}.{row[0]}") for row in rows]
+            rules += [Rename(f"{place}layers.{i}.{row[column]}", f"{ours}layers.{i}.{row[0]}") for row in rows]
     return rules
 
 
@@ -103,6 +115,7 @@ def count(keys: Iterable[str], prefix: str) -> int:
 def detector_of(
     state: Mapping[str, Tensor],
     steps: Mapping[str, Step],
+    matcher: HungarianMatcher,
     criterion: SetPredictionLoss,
     *,
     heads: tuple[int, int],
@@ -117,17 +130,20 @@ def detector_of(
     backbone = resnet_of(
         {key[6:]: value for key, value in state.items() if key.startswith("trunk.")}, steps, activations[0]
     )
-    norm_first = f"{STAGE}.encoder.norm.weight" in state
+    norm_first = f"{OURS.encoder}norm.weight" in state
     layers = [
-        _layers(state, side, build, heads[i], activations[1], norm_first) for i, (side, build) in enumerate(_SIDES)
+        _layers(state, place, build, heads[i], activations[1], norm_first) for i, (place, build) in enumerate(_SIDES)
     ]
     stage = SetPredictionStage(
-        projection=nn.Conv2d(backbone.out_channels[-1], channels, 1),
-        positions=_positions(state, channels),
-        encoder=TransformerEncoder(layers[0], norm=nn.LayerNorm(channels) if norm_first else None),
+        encoder=MapEncoder(
+            nn.Conv2d(backbone.out_channels[-1], channels, 1),
+            positions=_positions(state, channels),
+            encoder=TransformerEncoder(layers[0], norm=nn.LayerNorm(channels) if norm_first else None),
+        ),
         decoder=TransformerDecoder(layers[1], norm=nn.LayerNorm(channels)),
         queries=nn.Embedding(queries, channels),
         head=SetPredictionHead(channels, num_classes=len(state[f"{STAGE}.head.logits.bias"]) - 1),
+        matcher=matcher,
         criterion=criterion,
         postprocess=SetPostprocess(max_detections=queries),
     )
@@ -203,18 +219,18 @@ def detr_stage_of(detector: Detector, function: str) -> tuple[str, SetPrediction
     return name, stage
 
 
-_SIDES: tuple[tuple[str, Callable[..., Any]], ...] = (("encoder", EncoderLayer), ("decoder", DecoderLayer))
+_SIDES: tuple[tuple[str, Callable[..., Any]], ...] = ((OURS.encoder, EncoderLayer), (OURS.decoder, DecoderLayer))
 
 
 def _layers(
     state: Mapping[str, Tensor],
-    side: str,
+    place: str,
     build: Callable[..., Any],
     heads: int,
     activation: Callable[[], nn.Module],
     norm_first: bool,
 ) -> list[Any]:
-    prefix = f"{STAGE}.{side}.layers."
+    prefix = f"{place}layers."
     layers = []
     for i in range(count(state, prefix)):
         hidden, channels = state[f"{prefix}{i}.feed_forward.inner.weight"].shape
@@ -223,7 +239,7 @@ def _layers(
 
 
 def _positions(state: Mapping[str, Tensor], channels: int) -> nn.Module:
-    learned = [state.get(f"{STAGE}.positions.{name}.weight") for name in ("rows", "columns")]
+    learned = [state.get(f"{STAGE}.encoder.positions.{name}.weight") for name in ("rows", "columns")]
     rows, columns = (0 if values is None else len(values) for values in learned)
     return LearnedPositions(channels, size=(rows, columns)) if rows else SinePositions(channels)
 

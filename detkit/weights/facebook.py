@@ -34,7 +34,7 @@ def detr_from_facebook(state: Mapping[str, Tensor], *, heads: int = 8, dilated: 
         ours = state_to_ours(split, renames)
         trunk = {key.removeprefix("trunk."): value for key, value in ours.items() if key.startswith("trunk.")}
         steps = published_steps(trunk, dilated=dilated)
-        detector = detector_of(ours, steps, SetPredictionLoss(HungarianMatcher()), heads=(heads, heads))
+        detector = detector_of(ours, steps, HungarianMatcher(), SetPredictionLoss(), heads=(heads, heads))
         example = ours["objects.queries.weight"]
         detector.to(example.device, example.dtype).load_state_dict(ours)
     except (KeyError, RuntimeError, ValueError) as error:

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from detkit.anchors import HungarianMatcher
 from detkit.detectors import Detector, SetPredictionStage
-from detkit.layers.transformer import DecoderLayer, TransformerDecoder
+from detkit.layers import DecoderLayer, MapEncoder, TransformerDecoder
 from detkit.losses.set_prediction import SetPredictionLoss
 from detkit.weights.detr_layout import OURS, TRANSFORMERS, Step, count, detector_of, detr_renames, detr_stage_of
 from detkit.weights.torchvision_trunk import Rename, adopt, state_to_ours, state_to_theirs
@@ -47,7 +47,7 @@ def from_transformers(model: nn.Module) -> Detector:
         detector = detector_of(
             state_to_ours(state, renames),
             _steps(peer, renames),
-            _criterion(config),
+            *_matcher_and_criterion(config),
             heads=(config.encoder_attention_heads, config.decoder_attention_heads),
             activations=(
                 _ACTIVATIONS[getattr(config.backbone_config, "hidden_act", "relu")],
@@ -77,7 +77,7 @@ def to_transformers(detector: Detector, *, timm: bool = False) -> dict[str, Tens
     ValueError: to_transformers: the trunk is a SmallBackbone; allowed is a ResNetBackbone
     """
     name, stage = detr_stage_of(detector, "to_transformers")
-    if not isinstance(stage.encoder.norm, nn.Identity):
+    if not isinstance(cast(MapEncoder, stage.encoder).encoder.norm, nn.Identity):
         raise ValueError("to_transformers: the encoder normalizes first; transformers' DETR only normalizes last")
     state = detector.state_dict()
     return state_to_theirs(state, _renames(list(state), timm=timm, stage=name))
@@ -146,23 +146,24 @@ def _check(config: Any, model: Any) -> None:
             raise ValueError(f"from_transformers: {name}={came!r}; allowed is {' or '.join(map(repr, values))}")
 
 
-def _criterion(config: Any) -> SetPredictionLoss:
+def _matcher_and_criterion(config: Any) -> tuple[HungarianMatcher, SetPredictionLoss]:
     matcher = HungarianMatcher(
         class_weight=float(config.class_cost), l1_weight=float(config.bbox_cost), giou_weight=float(config.giou_cost)
     )
-    return SetPredictionLoss(
-        matcher,
+    criterion = SetPredictionLoss(
         background_weight=float(config.eos_coefficient),
         l1_weight=float(config.bbox_loss_coefficient),
         giou_weight=float(config.giou_loss_coefficient),
     )
+    return matcher, criterion
 
 
 def _set_dropout(stage: SetPredictionStage, config: Any) -> None:
     """transformers has three rates, and one more place: what enters the encoder."""
-    projection = cast(nn.Conv2d, stage.projection)
-    stage.projection = DroppedProjection(projection.in_channels, projection.out_channels, dropout=config.dropout)
-    for layer in (*stage.encoder.layers, *stage.decoder.layers):
+    encoder = cast(MapEncoder, stage.encoder)
+    projection = cast(nn.Conv2d, encoder.projection)
+    encoder.projection = DroppedProjection(projection.in_channels, projection.out_channels, dropout=config.dropout)
+    for layer in (*encoder.encoder.layers, *stage.decoder.layers):
         for name, part in layer.named_children():
             if name.endswith("attention"):
                 cast(Any, part).dropout = config.attention_dropout

@@ -11,6 +11,8 @@ from detkit.boxes import (
     box_centers,
     clip_boxes_to_image,
     cxcywh_to_xyxy,
+    fractions_to_pixels,
+    pixels_to_fractions,
     points_in_boxes,
     remove_small_boxes,
     xywh_to_xyxy,
@@ -155,3 +157,21 @@ def test_strided_and_expanded_boxes_give_what_contiguous_ones_give():
     for view in (rows.T.contiguous().T, torch.stack((rows, rows), -1)[..., 0], rows[:1].expand(8, 4)):
         torch.testing.assert_close(xyxy_to_cxcywh(view), xyxy_to_cxcywh(view.contiguous()), rtol=0, atol=0)
         torch.testing.assert_close(box_area(view), box_area(view.contiguous()), rtol=0, atol=0)
+
+
+def test_fractions_are_those_of_each_image_and_turn_back():
+    sizes = torch.tensor([[100, 200], [50, 80]])
+    pixels = torch.tensor([[[20.0, 10, 200, 100]], [[20.0, 10, 80, 50]]])
+    fractions = pixels_to_fractions(pixels, sizes)
+    torch.testing.assert_close(fractions, torch.tensor([[[0.1, 0.1, 1, 1]], [[0.25, 0.2, 1, 1]]]))
+    torch.testing.assert_close(fractions_to_pixels(fractions, sizes), pixels)
+    assert pixels_to_fractions(pixels.half(), sizes).dtype == torch.float32
+    junk = torch.tensor([[torch.nan, 0, -4, torch.inf]])
+    assert fractions_to_pixels(junk, sizes[0])[0, 2] == -800
+
+
+@pytest.mark.parametrize("function", [pixels_to_fractions, fractions_to_pixels])
+@pytest.mark.parametrize(("boxes", "sizes"), [((2, 3, 4), (3, 2)), ((2, 3, 4), (2,)), ((3, 5), (2,)), ((4,), (2,))])
+def test_a_size_for_each_image_is_asked_for(function, boxes, sizes):
+    with pytest.raises(ValueError, match=f"{function.__name__}: boxes .*sizes"):
+        unhooked(function)(torch.zeros(boxes), torch.ones(sizes))

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from detkit.detectors.denoising import DenoisingQueries, NoisedQueries
 from detkit.layers.transformer import DecoderLayer, TransformerDecoder
 from detkit.losses.set_prediction import SetPredictionLoss
-from detkit.structures import Assignment, Target, Targets, pad_targets
+from detkit.structures import Target, Targets, pad_targets
 
 SIZES = torch.tensor([[100, 200], [64, 64]])
 
@@ -102,8 +102,7 @@ def test_plain_queries_come_out_as_without_noised_ones():
 def test_a_loss_with_the_given_assignment_trains_the_labels():
     queries, found = noised()
     out = decoded(torch.cat((found.embeddings, torch.rand(2, 3, 8)), 1), queries.mask(found, 3))[:, :12]
-    criterion = SetPredictionLoss(lambda logits, boxes, targets: Assignment(*found.assignment))
-    losses = criterion(out[None, :, :, :4], found.boxes[None], truth(), SIZES)
+    losses = SetPredictionLoss()(out[None, :, :, :4], found.boxes[None], truth(), found.assignment)
     matched = found.assignment.matched
     columns = truth().labels.gather(1, matched.clamp(min=0))[matched >= 0]
     entropy = nn.functional.cross_entropy(out[..., :4][matched >= 0], columns)

@@ -88,16 +88,16 @@ def test_detr_is_that_of_the_paper():
     detector = detr(91)
     stage = detector.objects
     assert stage.queries.weight.shape == (100, 256)
-    assert len(stage.encoder.layers) == len(stage.decoder.layers) == 6
-    assert stage.encoder.layers[0].attention.heads == 8
-    assert stage.encoder.layers[0].feed_forward.inner.out_features == 2048
-    assert not stage.encoder.layers[0].attention_residual.norm_first
-    assert isinstance(stage.encoder.norm, nn.Identity)
+    assert len(stage.encoder.encoder.layers) == len(stage.decoder.layers) == 6
+    assert stage.encoder.encoder.layers[0].attention.heads == 8
+    assert stage.encoder.encoder.layers[0].feed_forward.inner.out_features == 2048
+    assert not stage.encoder.encoder.layers[0].attention_residual.norm_first
+    assert isinstance(stage.encoder.encoder.norm, nn.Identity)
     assert stage.head.logits.out_features == 92
-    assert stage.projection.in_channels == 2048
+    assert stage.encoder.projection.in_channels == 2048
     assert detector.trunk.strides == (32,)
     assert (detector.preprocess.size, detector.preprocess.max_size) == (800, 1333)
-    assert stage.encoder.layers[0].attention.dropout == 0.1
+    assert stage.encoder.encoder.layers[0].attention.dropout == 0.1
     # facebook's detr_resnet50 has this many, without the affine parameters of its frozen batch norms.
     norms = sum(p.numel() for m in detector.modules() if isinstance(m, nn.BatchNorm2d) for p in m.parameters())
     assert sum(p.numel() for p in detector.parameters()) - norms == 41_524_768
@@ -115,7 +115,7 @@ def test_given_parts_are_taken():
     detector = detr(2, backbone=backbone, preprocess=preprocess)
     assert detector.trunk is backbone
     assert detector.preprocess is preprocess
-    assert detector.objects.projection.in_channels == 16
+    assert detector.objects.encoder.projection.in_channels == 16
 
 
 def tiny_peer(transformers):
@@ -141,7 +141,7 @@ HEAD = {"head.logits": "class_labels_classifier"} | {
     f"head.boxes.{2 * i}": f"bbox_predictor.layers.{i}" for i in range(3)
 }
 WHOLE = {
-    "projection": "model.input_projection",
+    "encoder.projection": "model.input_projection",
     "queries": "model.query_position_embeddings",
     "decoder.norm": "model.decoder.layernorm",
     **HEAD,
@@ -165,7 +165,7 @@ def copy_peer(model, stage: SetPredictionStage) -> None:
         if module in WHOLE:
             other = WHOLE[module]
         else:
-            side, _, layer, part = module.split(".", 3)
+            side, _, layer, part = module.removeprefix("encoder.").split(".", 3)
             other = f"model.{side}.layers.{layer}.{PARTS[part]}"
         state[key] = source.pop(f"{other}.{kind}")
     stage.load_state_dict(state)

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from detkit.detectors.recipes.pix2seq import small_pix2seq
 from detkit.detectors.sequence import SequenceOutputs, SequenceStage
-from detkit.heads.sequence import TokenSampler, class_scores
+from detkit.heads.sequence import TokenSampler
 from detkit.structures import Images, pad_targets
 
 CLASSES, OBJECTS, BINS = 3, 4, 20
@@ -171,7 +171,7 @@ def test_labels_are_the_likeliest_class_and_scores_its_probability_best_first():
     found = stage.detections(outputs, Images(IMAGES.tensors[:1], SIZES[:1]))
     assert found.labels.tolist() == [[0, 1, 2, 0]]
     assert found.valid.tolist() == [[True, True, True, False]]  # the last is inverted, likely as it is
-    expected = [class_scores(outputs.logits[0, 5 * row + 4], stage.coder).max().item() for row in (2, 1, 0)]
+    expected = [stage.criterion.scores(outputs.logits[0, 5 * row + 4], stage.coder).max().item() for row in (2, 1, 0)]
     assert found.scores[0, :3].tolist() == pytest.approx(expected)
     assert found.boxes[0, 0].tolist() == [0, 0, 96, 64]
 

@@ -168,7 +168,7 @@ def test_without_noise_objects_are_followed_by_end_tokens_of_small_weight():
     assert found.weights.sum().item() == pytest.approx(4 * 5 + 0.1 * (18 - 4) * 5)
     assert torch.equal(found.inputs[:, 1:], found.tokens[:, :-1])
     assert (found.inputs[:, 0] == build.coder.start).all()
-    assert found.scales is None
+    assert (found.scales == 1).all()
 
 
 def test_with_noise_real_tokens_weigh_1_noise_coordinates_0_and_noise_classes_1(generator):

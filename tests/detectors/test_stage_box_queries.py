@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from detkit.detectors.box_queries import BoxQueryOutputs, BoxQueryStage
-from detkit.detectors.recipes.detr import box_query_stage
-from detkit.detectors.set_prediction import SetPredictionOutputs
-from detkit.losses.set_prediction import SetPredictionLoss
+from detkit.boxes import pixels_to_fractions
+from detkit.detectors import BoxQueryStage, box_query_stage
+from detkit.detectors.box_queries import BoxQueryOutputs
+from detkit.detectors.set_prediction import SetPredictionOutputs, match_layers
 from detkit.structures import Images, Target, Targets, pad_targets
 
 
@@ -94,12 +94,13 @@ def test_a_padded_image_gives_the_same_as_alone(stage):
 def test_the_noised_queries_cost_all_layers_together(stage):
     outputs = stage([cells(2)], BATCH, None, truth())
     losses = stage.loss(outputs, truth())
-    plain = stage.criterion(*outputs.found[:2], truth(), BATCH.sizes)
+    targets = truth()._replace(boxes=pixels_to_fractions(truth().boxes, BATCH.sizes))
+    plain = stage.criterion(*outputs.found[:2], targets, match_layers(stage.matcher, *outputs.found[:2], targets))
     assert losses.keys() == plain.keys() | {f"denoising.{name}" for name in ("classification", "l1", "giou")}
     for name, loss in plain.items():
         torch.testing.assert_close(losses[name], loss)
-    told = SetPredictionLoss(lambda logits, boxes, targets: pytest.fail("nothing is left to match"))
-    noised = told(*outputs.noised[:2], truth(), BATCH.sizes, assignment=outputs.assignment)
+    count = (outputs.assignment.matched >= 0).sum()
+    noised = stage.criterion(*outputs.noised[:2], targets, outputs.assignment, count=count)
     for name in ("classification", "l1", "giou"):
         torch.testing.assert_close(losses[f"denoising.{name}"], noised[name] + noised[f"layer0.{name}"])
         assert losses[f"denoising.{name}"] > 0

@@ -9,9 +9,13 @@ from hypothesis import strategies as st
 from strategies import unhooked
 from torch import Tensor, nn
 
-from detkit.detectors.recipes.detr import detr_stage
-from detkit.detectors.set_prediction import SetPostprocess, SetPredictionOutputs, SetPredictionStage
-from detkit.structures import Images, Target, pad_targets
+from detkit.anchors import HungarianMatcher, ThresholdMatcher
+from detkit.boxes import pixels_to_fractions
+from detkit.detectors import SetPostprocess, SetPredictionStage, detr_stage
+from detkit.detectors.set_prediction import SetPredictionOutputs, check_set_matcher
+from detkit.structures import Assignment, Images, Predictions, Target, Targets, pad_targets
+
+TRUTH = Target(boxes=torch.tensor([[10.0, 8, 40, 60]]), labels=torch.tensor([1]))
 
 
 @pytest.fixture
@@ -94,7 +98,7 @@ def test_detections_are_those_of_the_last_layer_in_pixels(stage):
 
 def test_its_loss_reads_target_boxes_in_pixels_of_each_image(stage):
     batch = images((96, 128), (64, 96))
-    truth = [Target(boxes=torch.tensor([[10.0, 8, 40, 60]]), labels=torch.tensor([1]))] * 2
+    truth = [TRUTH] * 2
     outputs = stage([cells(2)], batch, None, pad_targets(truth))
     losses = stage.loss(outputs, pad_targets(truth))
     assert losses.keys() == {prefix + name for prefix in ("", "layer0.") for name in ("classification", "l1", "giou")}
@@ -105,6 +109,41 @@ def test_its_loss_reads_target_boxes_in_pixels_of_each_image(stage):
     whole = outputs._replace(sizes=torch.ones(2, 2))
     for name, loss in stage.loss(whole, pad_targets(fractions)).items():
         torch.testing.assert_close(losses[name], loss, rtol=1e-6, atol=1e-8)
+
+
+def test_all_layers_are_matched_in_one_call(stage, monkeypatch):
+    seen, matcher = [], HungarianMatcher()
+
+    def watched(anchors: None, targets: Targets, predictions: Predictions) -> Assignment:
+        seen.append((tuple(predictions.boxes.shape), tuple(predictions.logits.shape), targets))
+        return matcher(anchors, targets, predictions)
+
+    monkeypatch.setattr(stage.matcher, "forward", watched)
+    batch, targets = images((96, 128), (64, 96)), pad_targets([TRUTH] * 2)
+    outputs = stage([cells(2)], batch, None, targets)
+    first = outputs._replace(logits=outputs.logits.flip(0), boxes=outputs.boxes.flip(0))
+    losses, flipped = stage.loss(outputs, targets), stage.loss(first, targets)
+    ((boxes, logits, repeated), _) = seen
+    assert (boxes, logits) == ((4, 7, 4), (4, 7, 4))
+    torch.testing.assert_close(repeated.boxes, pixels_to_fractions(targets.boxes, batch.sizes).repeat(2, 1, 1))
+    assert torch.equal(repeated.labels, targets.labels.repeat(2, 1))
+    for name in ("classification", "l1", "giou"):
+        torch.testing.assert_close(losses[name], flipped["layer0." + name])
+        assert losses[name] != flipped[name]
+
+
+@pytest.mark.parametrize("label", [3, -1, 7])
+def test_a_label_that_is_no_class_is_named(stage, label):
+    targets = pad_targets([TRUTH] * 2)
+    outputs = stage([cells(2)], images((96, 128), (64, 96)), None, targets)
+    targets.labels[1, 0] = label
+    with pytest.raises(ValueError, match=rf"image 1, target 0: label {label} "):
+        stage.loss(outputs, targets)
+
+
+def test_a_matcher_of_anchors_is_refused():
+    with pytest.raises(ValueError, match="SetPredictionStage: matcher is a ThresholdMatcher"):
+        check_set_matcher("SetPredictionStage", ThresholdMatcher(positive_iou=0.5, negative_iou=0.4))
 
 
 def test_every_parameter_learns_also_without_objects(stage):
@@ -118,7 +157,7 @@ def test_every_parameter_learns_also_without_objects(stage):
 
 def scored(*scores: list[float]) -> tuple[Tensor, Tensor, Tensor]:
     """One image of 100 x 200 pixels."""
-    boxes = torch.tensor([[0.5, 0.5, 0.1 * (i + 1), 0.1] for i in range(len(scores))])
+    boxes = torch.tensor([[90.0 - 10 * i, 45, 110 + 10 * i, 55] for i in range(len(scores))])
     return torch.tensor([list(scores)]), boxes[None], torch.tensor([[100, 200]])
 
 
@@ -149,7 +188,7 @@ def test_no_more_are_found_than_asked_for():
 @given(st.integers(0, 500))
 def test_boxes_lie_in_their_image_and_scores_fall(seed):
     generator = torch.Generator().manual_seed(seed)
-    scores, boxes = torch.rand(2, 6, 3, generator=generator), torch.rand(2, 6, 4, generator=generator) * 1.5
+    scores, boxes = torch.rand(2, 6, 3, generator=generator), torch.rand(2, 6, 4, generator=generator) * 80 - 20
     sizes = torch.tensor([[30, 50], [40, 20]])
     found = SetPostprocess(score_threshold=0.5, max_detections=4)(scores, boxes, sizes)
     assert (found.scores.diff() <= 0).all()

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from strategies import unhooked
 
 from detkit.boxes.tokens import TokenCoder
-from detkit.heads.sequence import BoxGrammar, TokenSampler, class_scores, top_p_tokens, uniform_like
+from detkit.heads.sequence import BoxGrammar, TokenSampler, top_p_tokens
 
 GOLDEN = torch.tensor([0.5, 0.3, 0.15, 0.05])
 RULES = pytest.mark.parametrize("rule", ["argmax", "reference", "standard"])
@@ -113,22 +113,6 @@ def test_a_sampler_under_the_grammar_says_only_well_formed_boxes(rule, seed, sca
         following = sampler(logits, rules(position, tokens), generator=generator)
         tokens = torch.cat((tokens, following[:, None]), dim=1)
     assert coder.decode(tokens.reshape(4, 3, 5), torch.tensor([[50, 70]] * 4)).valid.all()
-
-
-def test_class_scores_are_shares_of_all_tokens():
-    coder = TokenCoder(3, bins=6, vocabulary="paper")
-    logits = torch.randn(2, 5, coder.size)
-    assert torch.allclose(class_scores(logits, coder), logits.softmax(-1)[..., 7:10])
-    logits[..., coder.noise] = 50.0
-    assert (class_scores(logits, coder) < 1e-6).all()
-
-
-def test_uniform_numbers_follow_the_generator_and_the_values():
-    like = torch.zeros(3, 2, dtype=torch.float64)
-    one, same = (uniform_like(like, torch.Generator().manual_seed(3)) for _ in range(2))
-    assert torch.equal(one, same)
-    assert one.dtype == torch.float64
-    assert not torch.equal(uniform_like(like, None), uniform_like(like, None))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""MapEncoder and TokenDecoder: what is read and what is not, and steps that equal the whole."""
+"""TokenDecoder: what is read and what is not, and steps that equal the whole."""
 
 import math
 
@@ -7,10 +7,8 @@ import torch
 from strategies import unhooked
 from torch import nn
 
-from detkit.heads.token_decoder import STD, MapEncoder, Memory, TokenDecoder, start_as_sines
-from detkit.layers.position import SinePositions
-from detkit.layers.transformer import DecoderLayer, EncoderLayer, TransformerDecoder, TransformerEncoder
-from detkit.structures import Images
+from detkit.heads.token_decoder import STD, TokenDecoder, start_as_sines
+from detkit.layers import DecoderLayer, Memory, TransformerDecoder
 
 D, V, L = 8, 12, 6
 
@@ -66,9 +64,19 @@ def test_cells_outside_the_image_are_not_looked_at_but_those_inside_are():
 def test_a_token_is_read_with_its_place():
     built = decoder()
     same = torch.full((1, L), 3)
-    seen = Memory(*(part[:1] for part in memory()))
+    seen = Memory(memory().cells[:1], memory().mask[:1])
     logits = built(same, seen)[0]
     assert torch.pdist(logits).min() > 1e-3
+
+
+def test_positions_beside_the_cells_are_read_too():
+    built, seen = decoder(), memory()
+    located = seen._replace(positions=torch.randn(2, 5, D, generator=torch.Generator().manual_seed(3)))
+    with torch.no_grad():
+        whole, caches = built(tokens(), located), built.start(located)
+        steps = [built.step(tokens()[:, at], located, caches, at=at) for at in range(L)]
+    torch.testing.assert_close(torch.stack(steps, 1), whole, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(whole, built(tokens(), seen))
 
 
 def test_embeddings_are_shared_with_the_head():
@@ -84,44 +92,6 @@ def test_more_tokens_than_places_are_refused():
         unhooked(TokenDecoder.__init__)(
             nn.Module.__new__(TokenDecoder), decoder().decoder, channels=D, vocabulary=0, length=L
         )
-
-
-def encoder(layers: int = 1) -> MapEncoder:
-    torch.manual_seed(0)
-    own = TransformerEncoder([EncoderLayer(D, 2, hidden=16) for _ in range(layers)])
-    return MapEncoder(4, D, positions=SinePositions(D), encoder=own).eval()
-
-
-def test_cells_are_rows_of_the_last_map_and_know_what_is_image():
-    features = [torch.zeros(2, 4, 4, 6), torch.randn(2, 4, 2, 3)]
-    images = Images(torch.zeros(2, 3, 64, 96), torch.tensor([[64, 96], [32, 40]]))
-    found = encoder(0)(features, images)
-    projected = encoder(0).projection(features[-1])
-    positions = SinePositions(D)(found.mask.unflatten(2, (2, 3))[:, 0])
-    # Once before the encoder, which here does nothing, and once behind it.
-    assert torch.equal(found.cells[1, 4], projected[1, :, 1, 1] + positions[1, :, 1, 1] + positions[1, :, 1, 1])
-    assert found.mask[:, 0].tolist() == [[True] * 6, [True, True, False, False, False, False]]
-    assert found.cells.shape == (2, 6, D)
-
-
-def test_cells_that_look_alike_are_told_apart_by_where_they_lie():
-    images = Images(torch.zeros(1, 3, 64, 96), torch.tensor([[64, 96]]))
-    built = encoder(1)
-    nn.init.zeros_(built.projection.weight)
-    found = built([torch.zeros(1, 4, 2, 3)], images).cells[0]
-    assert torch.pdist(found).min() > 0.1
-
-
-def test_what_lies_outside_the_image_changes_nothing_inside():
-    images = Images(torch.zeros(1, 3, 64, 96), torch.tensor([[64, 60]]))
-    features = torch.randn(1, 4, 2, 3)
-    broken = features.clone()
-    broken[..., 2] = 100.0
-    inside = torch.tensor([0, 1, 3, 4])
-    one, other = (encoder(2)([given], images).cells[:, inside] for given in (features, broken))
-    assert torch.equal(one, other)
-    broken[..., 1] = 100.0
-    assert not torch.allclose(encoder(2)([broken], images).cells[:, 0], one[:, 0])
 
 
 def test_tokens_that_count_start_as_waves_and_no_other_token_changes():

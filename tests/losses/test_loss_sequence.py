@@ -6,6 +6,7 @@ import pytest
 import torch
 from strategies import unhooked
 
+from detkit.boxes import TokenCoder
 from detkit.losses.sequence import SequenceLoss
 
 
@@ -83,3 +84,18 @@ def test_shapes_that_disagree_are_named():
     forward = unhooked(SequenceLoss.forward)
     with pytest.raises(ValueError, match=r"logits \(2, 6, 5\), tokens, weights and scales \[\(2, 5\), \(2, 6\)\]"):
         forward(SequenceLoss(), torch.zeros(2, 6, 5), torch.zeros(2, 5, dtype=torch.int64), torch.zeros(2, 6))
+
+
+def test_scores_are_shares_of_all_tokens():
+    coder = TokenCoder(3, bins=6, vocabulary="paper")
+    logits = torch.randn(2, 5, coder.size)
+    assert torch.allclose(SequenceLoss().scores(logits, coder), logits.softmax(-1)[..., 7:10])
+    logits[..., coder.noise] = 50.0
+    assert (SequenceLoss().scores(logits, coder) < 1e-6).all()
+
+
+def test_scores_of_a_diverged_network_are_numbers():
+    coder = TokenCoder(3, bins=6, vocabulary="paper")
+    logits = torch.zeros(1, coder.size)
+    logits[0, coder.first_class], logits[0, 0] = torch.inf, torch.nan
+    assert SequenceLoss().scores(logits, coder).tolist() == [[1, 0, 0]]

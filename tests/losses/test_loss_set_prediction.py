@@ -46,8 +46,23 @@ def truth(counts=(3, 0, 2), *, seed: int = 1, **more) -> Targets:
     return pad_targets(targets)
 
 
-def detr_loss() -> SetPredictionLoss:
-    return SetPredictionLoss(HungarianMatcher())
+def fractions(targets: Targets, sizes: Tensor = SIZES) -> Targets:
+    return targets._replace(boxes=targets.boxes / sizes[: len(targets.boxes)].flip(1).repeat(1, 2)[:, None])
+
+
+def matched(logits: Tensor, boxes: Tensor, targets: Targets) -> Assignment:
+    """What DETR's matcher assigns in each layer, layer after layer; targets are fractions."""
+    layers = [
+        HungarianMatcher()(None, targets, Predictions(cxcywh_to_xyxy(own), logits=one))
+        for one, own in zip(logits.detach(), boxes.detach(), strict=True)
+    ]
+    return Assignment(*(torch.cat(rows) for rows in zip(*layers, strict=True)))
+
+
+def detr_losses(logits: Tensor, boxes: Tensor, targets: Targets, sizes: Tensor, **settings: float) -> dict[str, Tensor]:
+    """The losses of queries that DETR's matcher matched; targets are pixels."""
+    targets = fractions(targets, sizes)
+    return SetPredictionLoss(**settings)(logits, boxes, targets, matched(logits, boxes, targets))
 
 
 def one_layer(logits: Tensor, boxes: Tensor, targets: Targets) -> dict[str, float]:
@@ -91,7 +106,7 @@ def one_layer(logits: Tensor, boxes: Tensor, targets: Targets) -> dict[str, floa
 
 def test_golden_of_detr_in_float64():
     logits, boxes, targets = golden()
-    losses = detr_loss()(logits, boxes, targets, WHOLE)
+    losses = detr_losses(logits, boxes, targets, WHOLE)
     assert losses["classification"].item() == pytest.approx(1.29596033, abs=5e-9)
     assert losses["l1"].item() == pytest.approx(5 * 0.47488991, abs=5e-8)
     assert losses["giou"].item() == pytest.approx(2 * 1.10708800, abs=2e-8)
@@ -103,7 +118,7 @@ def test_golden_of_detr_in_float64():
 def test_every_layer_costs_what_a_loop_over_queries_says(seed):
     logits, boxes = predictions(seed=seed)
     targets = truth(seed=seed)
-    losses = detr_loss()(logits, boxes, targets, SIZES)
+    losses = detr_losses(logits, boxes, targets, SIZES)
     assert len(losses) == 9
     for layer, prefix in enumerate(("layer0.", "layer1.", "")):
         for name, expected in one_layer(logits[layer], boxes[layer], targets).items():
@@ -132,7 +147,7 @@ def test_it_equals_transformers_loss_with_auxiliary_layers_and_gradients(counts)
     theirs, ours = ([rows.clone().requires_grad_() for rows in (logits, boxes)] for _ in range(2))
     outputs = [{"logits": one, "pred_boxes": other} for one, other in zip(*theirs, strict=True)]
     expected = criterion({**outputs[-1], "auxiliary_outputs": outputs[:-1]}, wanted)
-    losses = detr_loss()(*ours, targets, SIZES)
+    losses = detr_losses(*ours, targets, SIZES)
     names = {"classification": ("loss_ce", 1), "l1": ("loss_bbox", 5), "giou": ("loss_giou", 2)}
     sum_of_theirs = 0
     for suffix, prefix in (("_0", "layer0."), ("_1", "layer1."), ("", "")):
@@ -147,14 +162,14 @@ def test_it_equals_transformers_loss_with_auxiliary_layers_and_gradients(counts)
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-6, atol=1e-9)
 
 
-def test_an_assignment_known_beforehand_stands_for_the_matchers_in_every_layer():
+def test_one_assignment_holds_for_every_layer_and_box_losses_are_divided_by_the_count_given():
     logits, boxes = predictions(images=1)
     targets = truth((3,))
     matched = torch.tensor([[2, -1, 0, -2, 0, 1]])  # object 0 has two queries, as of two groups
-    told = SetPredictionLoss(lambda *given: pytest.fail("nothing is left to match"))
-    losses = told(logits, boxes, targets, SIZES[:1], assignment=Assignment(matched, torch.zeros(1, 6)))
+    targets, known = fractions(targets), Assignment(matched, torch.zeros(1, 6))
+    losses = SetPredictionLoss()(logits, boxes, targets, known, count=torch.tensor(4))
     assert len(losses) == 9
-    wanted = xyxy_to_cxcywh(_fractions(targets).boxes[0][[2, 0, 0, 1]])
+    wanted = xyxy_to_cxcywh(targets.boxes[0][[2, 0, 0, 1]])
     positive, judged = [0, 2, 4, 5], [0, 1, 2, 4, 5]
     for layer, prefix in enumerate(("layer0.", "layer1.", "")):
         own = boxes[layer, 0, positive]
@@ -166,29 +181,21 @@ def test_an_assignment_known_beforehand_stands_for_the_matchers_in_every_layer()
         weights = torch.tensor([1, 1, 1, 0.1], dtype=torch.float64)
         expected = torch.nn.functional.cross_entropy(logits[layer, 0, judged], labels, weights)
         torch.testing.assert_close(losses[prefix + "classification"], expected)
+    by_objects = SetPredictionLoss()(logits, boxes, targets, known)
+    torch.testing.assert_close(by_objects["l1"], losses["l1"] * 4 / 3)
 
 
-def test_an_assignment_of_another_shape_is_named():
-    logits, boxes = predictions(images=1)
-    other = Assignment(torch.zeros(1, 5, dtype=torch.int64), torch.zeros(1, 5))
-    with pytest.raises(ValueError, match=r"assignment.*\(1, 5\).*logits \(3, 1, 6, 4\)"):
-        detr_loss()(logits, boxes, truth((3,)), SIZES[:1], assignment=other)
-
-
-def test_each_layer_is_matched_anew():
-    seen = []
-
-    def matcher(anchors: None, targets: Targets, predictions: Predictions) -> Assignment:
-        seen.append((len(predictions.boxes), len(targets.valid)))
-        return HungarianMatcher()(anchors, targets, predictions)
-
-    logits, boxes = predictions(layers=2, images=1)
-    boxes[1] = boxes[0].flip(1)
-    logits[1] = logits[0].flip(1)
-    losses = SetPredictionLoss(matcher)(logits, boxes, truth((3,)), SIZES[:1])
-    assert seen == [(2, 2)]  # all layers and images in one call
-    for name in ("classification", "l1", "giou"):
-        torch.testing.assert_close(losses[name], losses["layer0." + name])
+def test_an_assignment_of_one_layer_after_another_is_that_of_each_layer_alone():
+    logits, boxes = predictions()
+    targets = fractions(truth())
+    known = matched(logits, boxes, targets)
+    losses = SetPredictionLoss()(logits, boxes, targets, known)
+    for layer, prefix in enumerate(("layer0.", "layer1.", "")):
+        rows = slice(3 * layer, 3 * layer + 3)
+        own = Assignment(known.matched[rows], known.quality[rows])
+        alone = SetPredictionLoss()(logits[layer : layer + 1], boxes[layer : layer + 1], targets, own)
+        for name, loss in alone.items():
+            torch.testing.assert_close(losses[prefix + name], loss)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -196,18 +203,18 @@ def test_a_bad_row_of_logits_is_left_out_and_moves_no_other_match(bad):
     logits, boxes = predictions(layers=1)
     targets = truth()
     given = Predictions(cxcywh_to_xyxy(boxes[0]), logits=logits[0])
-    worst = HungarianMatcher()(None, _fractions(targets), given).matched
+    worst = HungarianMatcher()(None, fractions(targets), given).matched
     query = int((worst[0] < 0).nonzero()[0])  # one without object
     damaged = logits.clone()
     damaged[0, 0, query, 1] = bad
     damaged.requires_grad_()
-    losses = detr_loss()(damaged, boxes, targets, SIZES)
+    losses = detr_losses(damaged, boxes, targets, SIZES)
     sum(losses.values()).backward()
     assert not damaged.grad[0, 0, query].any()
     assert torch.isfinite(damaged.grad).all()
     others = [q for q in range(6) if q != query]
-    without = detr_loss()(logits[:, :1, others], boxes[:, :1, others], truth((3,)), SIZES[:1])
-    alone = detr_loss()(damaged.detach()[:, :1], boxes[:, :1], truth((3,)), SIZES[:1])
+    without = detr_losses(logits[:, :1, others], boxes[:, :1, others], truth((3,)), SIZES[:1])
+    alone = detr_losses(damaged.detach()[:, :1], boxes[:, :1], truth((3,)), SIZES[:1])
     for name, loss in without.items():
         torch.testing.assert_close(alone[name], loss)
 
@@ -216,22 +223,18 @@ def test_a_bad_box_is_left_out_too():
     logits, boxes = predictions(layers=1)
     boxes[0, 0, 2, 0] = math.nan
     boxes.requires_grad_()
-    losses = detr_loss()(logits, boxes, truth(), SIZES)
+    losses = detr_losses(logits, boxes, truth(), SIZES)
     sum(losses.values()).backward()
     assert all(torch.isfinite(loss) for loss in losses.values())
     assert torch.isfinite(boxes.grad).all()
     assert not boxes.grad[0, 0, 2].any()
 
 
-def _fractions(targets: Targets) -> Targets:
-    return targets._replace(boxes=targets.boxes / SIZES[: len(targets.boxes)].flip(1).repeat(1, 2)[:, None])
-
-
 @pytest.mark.parametrize("counts", [(0, 0, 0), (0, 5, 0)], ids=str)
 def test_images_without_objects_learn_background_only(counts):
     logits, boxes = predictions()
     logits, boxes = logits.requires_grad_(), boxes.requires_grad_()
-    losses = detr_loss()(logits, boxes, truth(counts), SIZES)
+    losses = detr_losses(logits, boxes, truth(counts), SIZES)
     sum(losses.values()).backward()
     assert torch.isfinite(logits.grad).all()
     assert not boxes.grad[:, 0].any()
@@ -245,15 +248,15 @@ def test_queries_in_a_crowd_are_judged_by_nobody():
     logits, boxes = predictions(layers=1, images=1)
     boxes[..., :2], boxes[..., 2:] = 0.25, 0.1
     crowd = truth((1,), iscrowd=torch.ones(1))._replace(boxes=torch.tensor([[[0.0, 0, 640, 480]]]))
-    assert all(loss == 0 for loss in detr_loss()(logits, boxes, crowd, SIZES[:1]).values())
+    assert all(loss == 0 for loss in detr_losses(logits, boxes, crowd, SIZES[:1]).values())
 
 
 def test_more_objects_than_queries_are_all_counted():
     logits, boxes = predictions(layers=1, images=1, queries=2)
     targets = truth((4,))
-    losses = detr_loss()(logits, boxes, targets, SIZES[:1])
+    losses = detr_losses(logits, boxes, targets, SIZES[:1])
     given = Predictions(cxcywh_to_xyxy(boxes[0]), logits=logits[0])
-    matched = HungarianMatcher()(None, _fractions(targets), given).matched[0]
+    matched = HungarianMatcher()(None, fractions(targets), given).matched[0]
     assert (matched >= 0).all()
     wanted = xyxy_to_cxcywh(targets.boxes[0, matched] / SIZES[:1].flip(1).repeat(1, 2))
     assert losses["l1"].item() == pytest.approx(5 * (boxes[0, 0] - wanted).abs().sum().item() / 4)
@@ -262,11 +265,11 @@ def test_more_objects_than_queries_are_all_counted():
 def test_the_weight_of_an_object_scales_its_query_and_not_the_normalizers():
     logits, boxes = predictions(layers=2)
     losses = [
-        detr_loss()(logits, boxes, truth(weights=torch.tensor(weights, dtype=torch.float64)), SIZES)
+        detr_losses(logits, boxes, truth(weights=torch.tensor(weights, dtype=torch.float64)), SIZES)
         for weights in ([0.0, 0, 0], [1.0, 0, 0], [0.25, 0, 0])
     ]
-    plain = detr_loss()(logits, boxes, truth(), SIZES)
-    same = detr_loss()(logits, boxes, truth(weights=torch.ones(3)), SIZES)
+    plain = detr_losses(logits, boxes, truth(), SIZES)
+    same = detr_losses(logits, boxes, truth(weights=torch.ones(3)), SIZES)
     for name in plain:
         nothing, first, quarter = (one[name] for one in losses)
         torch.testing.assert_close(quarter, nothing + 0.25 * (first - nothing))
@@ -275,57 +278,53 @@ def test_the_weight_of_an_object_scales_its_query_and_not_the_normalizers():
 
 def test_weights_multiply_their_losses():
     logits, boxes = predictions(layers=1)
-    plain = detr_loss()(logits, boxes, truth(), SIZES)
-    settings = {"class_weight": 2.0, "l1_weight": 10.0, "giou_weight": 1.0}
-    other = SetPredictionLoss(HungarianMatcher(), **settings)(logits, boxes, truth(), SIZES)
+    plain = detr_losses(logits, boxes, truth(), SIZES)
+    other = detr_losses(logits, boxes, truth(), SIZES, class_weight=2.0, l1_weight=10.0, giou_weight=1.0)
     for name, factor in {"classification": 2, "l1": 2, "giou": 0.5}.items():
         torch.testing.assert_close(other[name], plain[name] * factor)
-    silent = SetPredictionLoss(HungarianMatcher(), background_weight=0.0)(logits, boxes, truth((0, 0, 0)), SIZES)
+    silent = detr_losses(logits, boxes, truth((0, 0, 0)), SIZES, background_weight=0.0)
     assert silent["classification"] == 0
 
 
 def test_half_precision_is_promoted():
     logits, boxes = predictions()
-    exact = detr_loss()(logits, boxes, truth(), SIZES)
-    half = detr_loss()(logits.bfloat16(), boxes.half(), truth(), SIZES)
+    exact = detr_losses(logits, boxes, truth(), SIZES)
+    half = detr_losses(logits.bfloat16(), boxes.half(), truth(), SIZES)
     for name, loss in exact.items():
         assert torch.isfinite(half[name])
         assert half[name].item() == pytest.approx(loss.item(), rel=0.2)
 
 
 def test_scores_leave_no_object_out():
-    scores = detr_loss().scores(torch.tensor([[0.0, math.log(3), math.log(4)]]))
-    torch.testing.assert_close(scores, torch.tensor([[0.125, 0.375]]))
-
-
-@pytest.mark.parametrize("label", [3, -1, 7])
-def test_a_label_that_is_no_class_is_named(label):
-    logits, boxes = predictions()
-    targets = truth()
-    targets.labels[2, 1] = label
-    with pytest.raises(ValueError, match=rf"image 2, target 1: label {label}.*0..2"):
-        detr_loss()(logits, boxes, targets, SIZES)
+    logits = torch.tensor([[0.0, math.log(3), math.log(4)]])
+    torch.testing.assert_close(SetPredictionLoss().scores(logits), torch.tensor([[0.125, 0.375]]))
+    assert SetPredictionLoss().num_classes(logits) == 2
 
 
 def test_wrong_arguments_are_named():
     logits, boxes = predictions()
-    with pytest.raises(ValueError, match="giou_weight=-1 must be at least 0"):
-        SetPredictionLoss(HungarianMatcher(), giou_weight=-1)
-    with pytest.raises(ValueError, match="background_weight=nan"):
-        SetPredictionLoss(HungarianMatcher(), background_weight=math.nan)
-    plain = unhooked(SetPredictionLoss.forward)
-    with pytest.raises(ValueError, match=r"logits \(3, 3, 6, 4\), boxes \(3, 3, 5, 4\)"):
-        plain(detr_loss(), logits, boxes[:, :, 1:], truth(), SIZES)
-    with pytest.raises(ValueError, match=r"sizes \(2, 2\); allowed is \(L, B, Q, C \+ 1\)"):
-        plain(detr_loss(), logits, boxes, truth(), SIZES[:2])
-    assert "background_weight=0.1, class_weight=1.0, l1_weight=5.0, giou_weight=2.0" in repr(detr_loss())
-    assert "HungarianMatcher" in repr(detr_loss())
+    with pytest.raises(ValueError, match="SetPredictionLoss: giou_weight=-1 "):
+        SetPredictionLoss(giou_weight=-1)
+    with pytest.raises(ValueError, match="SetPredictionLoss: background_weight=nan "):
+        SetPredictionLoss(background_weight=math.nan)
+    assert repr(SetPredictionLoss()) == (
+        "SetPredictionLoss(background_weight=0.1, class_weight=1.0, l1_weight=5.0, giou_weight=2.0)"
+    )
+    plain, one = unhooked(SetPredictionLoss.forward), torch.zeros(3, 6, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"SetPredictionLoss: .*boxes \(3, 3, 5, 4\)"):
+        plain(SetPredictionLoss(), logits, boxes[:, :, 1:], truth(), Assignment(one, one))
+    with pytest.raises(ValueError, match=r"SetPredictionLoss: .*targets of 2 images"):
+        plain(SetPredictionLoss(), logits, boxes, truth((1, 1)), Assignment(one, one))
+    for shape in ((3, 5), (6, 6), (2, 6)):
+        other = torch.zeros(shape, dtype=torch.int64)
+        with pytest.raises(ValueError, match=rf"SetPredictionLoss: .*assignment \({shape[0]}, {shape[1]}\)"):
+            plain(SetPredictionLoss(), logits, boxes, truth(), Assignment(other, other))
 
 
 def learn(logits: Tensor, boxes: Tensor, targets: Targets, sizes: Tensor) -> tuple[Tensor, Tensor]:
     """Losses of a batch, and the gradient of a parameter that all queries share."""
     scale = torch.ones(4, dtype=torch.float64, requires_grad=True)
-    losses = detr_loss()(logits * scale, boxes * scale, targets, sizes)
+    losses = detr_losses(logits * scale, boxes * scale, targets, sizes)
     sum(losses.values()).backward()
     return torch.stack(list(losses.values())).detach(), scale.grad
 
@@ -358,13 +357,13 @@ def test_two_processes_one_without_objects_equal_one(monkeypatch):
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_query_that_is_not_finite_takes_no_part_under_a_given_assignment_either(bad):
     logits, boxes = (rows.clone() for rows in predictions(layers=2, images=1))
-    matched, targets, one = torch.tensor([[0, 1, -1, 2, -1, -1]]), truth((3,)), torch.zeros(1, 6)
+    matched, targets, one = torch.tensor([[0, 1, -1, 2, -1, -1]]), fractions(truth((3,))), torch.zeros(1, 6)
     left_out = Assignment(torch.tensor([[0, IGNORED, -1, 2, -1, -1]]), one)
-    expected = detr_loss()(logits, boxes, targets, SIZES[:1], assignment=left_out)
+    expected = SetPredictionLoss()(logits, boxes, targets, left_out)
     logits[:, 0, 1, 0] = bad
     boxes[:, 0, 1] = bad
     logits.requires_grad_(), boxes.requires_grad_()
-    losses = detr_loss()(logits, boxes, targets, SIZES[:1], assignment=Assignment(matched, one))
+    losses = SetPredictionLoss()(logits, boxes, targets, Assignment(matched, one))
     torch.testing.assert_close(losses["classification"], expected["classification"])
     sum(losses.values()).backward()
     for rows in (logits, boxes):

@@ -172,17 +172,17 @@ def test_the_published_size_has_the_keys_of_the_release():
     # 6 layers of 12 and of 18, the last norm, projection, queries, 2 + 6 of the head; 53 convolutions with their norms
     assert len(state) == 6 * 12 + 6 * 18 + 2 + 2 + 1 + 8 + 53 * 5
     detector = detr_from_facebook(state)
-    assert detector.objects.encoder.layers[0].attention.heads == 8
+    assert detector.objects.encoder.encoder.layers[0].attention.heads == 8
     trained = sum(parameter.numel() for parameter in detector.parameters() if parameter.requires_grad)
     assert trained == 41_302_368  # the release prints this number of parameters
     assert detector.training
-    assert detector.objects.encoder.layers[0].feed_forward.dropout.p == 0.1
+    assert detector.objects.encoder.encoder.layers[0].feed_forward.dropout.p == 0.1
 
 
 def test_learned_positions_keep_their_number():
     model = Reference(small(), learned=True)
     model.backbone[1].row_embed = nn.Embedding(30, D // 2)
-    positions = detr_from_facebook(model.state_dict(), heads=HEADS).objects.positions
+    positions = detr_from_facebook(model.state_dict(), heads=HEADS).objects.encoder.positions
     assert isinstance(positions, LearnedPositions)
     assert (positions.rows.num_embeddings, positions.columns.num_embeddings) == (30, 50)
 

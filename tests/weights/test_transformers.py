@@ -174,8 +174,8 @@ def test_a_published_size_has_the_parts_of_the_recipe():
         key: value.shape for key, value in recipe.objects.state_dict().items()
     }
     assert detector.trunk.strides == (16,)
-    assert repr(detector.objects.criterion.matcher) == repr(recipe.objects.criterion.matcher)
-    assert detector.objects.encoder.layers[0].attention.heads == 8
+    assert repr(detector.objects.matcher) == repr(recipe.objects.matcher)
+    assert detector.objects.encoder.encoder.layers[0].attention.heads == 8
     state = to_transformers(Detector(recipe.trunk, preprocess=recipe.preprocess, found=recipe.objects), timm=True)
     transformers.DetrForObjectDetection(config).load_state_dict(state)  # it drops the counts of batch norms itself
 
@@ -194,8 +194,8 @@ def test_mode_precision_and_frozen_parameters_come_along():
     theirs = sum(not parameter.requires_grad for parameter in peer.parameters())
     assert sum(not parameter.requires_grad for parameter in detector.parameters()) == theirs
     assert frozen == {"conv1", "layer1", "layer2"}  # as the model has it
-    assert not any(parameter.requires_grad for parameter in detector.objects.encoder.layers[1].parameters())
-    assert all(parameter.requires_grad for parameter in detector.objects.encoder.layers[0].parameters())
+    assert not any(parameter.requires_grad for parameter in detector.objects.encoder.encoder.layers[1].parameters())
+    assert all(parameter.requires_grad for parameter in detector.objects.encoder.encoder.layers[0].parameters())
 
 
 def test_in_training_mode_the_same_is_dropped_out():

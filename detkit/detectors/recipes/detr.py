@@ -11,9 +11,18 @@ from detkit.detectors.detector import Detector
 from detkit.detectors.preprocess import Preprocess
 from detkit.detectors.set_prediction import SetPostprocess, SetPredictionStage
 from detkit.heads.set_prediction import RefinementHead, SetPredictionHead
-from detkit.layers.box_decoder import BoxDecoder, BoxPositions, BoxQueries, DeformableDecoderLayer
-from detkit.layers.position import SinePositions
-from detkit.layers.transformer import DecoderLayer, EncoderLayer, TransformerDecoder, TransformerEncoder
+from detkit.layers import (
+    BoxDecoder,
+    BoxPositions,
+    BoxQueries,
+    DecoderLayer,
+    DeformableDecoderLayer,
+    EncoderLayer,
+    MapEncoder,
+    SinePositions,
+    TransformerDecoder,
+    TransformerEncoder,
+)
 from detkit.losses.set_prediction import SetPredictionLoss
 
 HEAD = 32
@@ -95,9 +104,11 @@ def box_query_stage(
     encoder = [EncoderLayer(channels, heads, hidden=hidden, norm_first=True) for _ in range(encoder_depth)]
     decoder = [DeformableDecoderLayer(channels, heads, hidden=hidden, norm_first=True) for _ in range(depth)]
     return BoxQueryStage(
-        projection=nn.Conv2d(in_channels, channels, 1),
-        positions=SinePositions(channels),
-        encoder=TransformerEncoder(encoder, norm=nn.LayerNorm(channels)),
+        encoder=MapEncoder(
+            nn.Conv2d(in_channels, channels, 1),
+            positions=SinePositions(channels),
+            encoder=TransformerEncoder(encoder, norm=nn.LayerNorm(channels)),
+        ),
         queries=BoxQueries(queries, channels),
         decoder=BoxDecoder(
             decoder,
@@ -106,7 +117,8 @@ def box_query_stage(
             norm=nn.LayerNorm(channels),
         ),
         denoising=DenoisingQueries(num_classes, channels, groups=groups),
-        criterion=SetPredictionLoss(HungarianMatcher()),
+        matcher=HungarianMatcher(),
+        criterion=SetPredictionLoss(),
         postprocess=SetPostprocess(max_detections=queries),
     )
 
@@ -132,13 +144,16 @@ def detr_stage(
     encoder = [EncoderLayer(channels, heads, hidden=hidden, **settings) for _ in range(depth)]
     decoder = [DecoderLayer(channels, heads, hidden=hidden, **settings) for _ in range(depth)]
     return SetPredictionStage(
-        projection=nn.Conv2d(in_channels, channels, 1),
-        positions=SinePositions(channels),
-        encoder=TransformerEncoder(encoder, norm=nn.LayerNorm(channels) if norm_first else None),
+        encoder=MapEncoder(
+            nn.Conv2d(in_channels, channels, 1),
+            positions=SinePositions(channels),
+            encoder=TransformerEncoder(encoder, norm=nn.LayerNorm(channels) if norm_first else None),
+        ),
         decoder=TransformerDecoder(decoder, norm=nn.LayerNorm(channels)),
         queries=nn.Embedding(queries, channels),
         head=SetPredictionHead(channels, num_classes=num_classes),
-        criterion=SetPredictionLoss(HungarianMatcher()),
+        matcher=HungarianMatcher(),
+        criterion=SetPredictionLoss(),
         postprocess=SetPostprocess(max_detections=queries),
     )
 

@@ -11,9 +11,16 @@ from detkit.detectors.recipes.trunks import Norm
 from detkit.detectors.sequence import SequenceStage
 from detkit.detectors.sequence_targets import Order, SequenceTargetBuilder
 from detkit.heads.sequence import TokenSampler
-from detkit.heads.token_decoder import MapEncoder, TokenDecoder, start_as_sines
-from detkit.layers.position import SinePositions
-from detkit.layers.transformer import DecoderLayer, EncoderLayer, TransformerDecoder, TransformerEncoder
+from detkit.heads.token_decoder import TokenDecoder, start_as_sines
+from detkit.layers import (
+    DecoderLayer,
+    EncoderLayer,
+    MapEncoder,
+    SinePositions,
+    TransformerDecoder,
+    TransformerEncoder,
+    init_convolutions,
+)
 from detkit.losses.sequence import SequenceLoss
 
 
@@ -103,12 +110,14 @@ def sequence_stage(
     decoder = TransformerDecoder(
         [DecoderLayer(channels, heads, **settings) for _ in range(layers)], norm=nn.LayerNorm(channels)
     )
+    projection = nn.Conv2d(in_channels, channels, 1)
+    init_convolutions(projection, nn.init.xavier_uniform_)
     return SequenceStage(
         encoder=MapEncoder(
-            in_channels,
-            channels,
+            projection,
             positions=SinePositions(channels) if positions is None else positions,
             encoder=encoder,
+            positions_in_cells=True,
         ),
         decoder=TokenDecoder(
             decoder, channels=channels, vocabulary=targets.coder.size, length=TOKENS_PER_BOX * targets.max_objects

@@ -1,0 +1,64 @@
+"""MapEncoder: the cells of a map as rows, where they lie, and that padding is not attended to."""
+
+import pytest
+import torch
+from torch import nn
+
+from detkit.layers import EncoderLayer, MapEncoder, SinePositions, TransformerEncoder
+from detkit.structures import Images
+
+D = 8
+
+
+def encoder(layers: int = 1, *, positions_in_cells: bool = True) -> MapEncoder:
+    torch.manual_seed(0)
+    own = TransformerEncoder([EncoderLayer(D, 2, hidden=16) for _ in range(layers)])
+    return MapEncoder(
+        nn.Conv2d(4, D, 1), positions=SinePositions(D), encoder=own, positions_in_cells=positions_in_cells
+    ).eval()
+
+
+def test_cells_are_rows_of_the_last_map_and_know_what_is_image():
+    features = [torch.zeros(2, 4, 4, 6), torch.randn(2, 4, 2, 3)]
+    images = Images(torch.zeros(2, 3, 64, 96), torch.tensor([[64, 96], [32, 40]]))
+    found = encoder(0)(features, images)
+    projected = encoder(0).projection(features[-1])
+    positions = SinePositions(D)(found.mask.unflatten(2, (2, 3))[:, 0])
+    # Once before the encoder, which here does nothing, and once behind it.
+    assert torch.equal(found.cells[1, 4], projected[1, :, 1, 1] + positions[1, :, 1, 1] + positions[1, :, 1, 1])
+    assert found.mask[:, 0].tolist() == [[True] * 6, [True, True, False, False, False, False]]
+    assert found.cells.shape == (2, 6, D)
+
+
+def test_positions_beside_the_cells_are_compared_and_not_fetched():
+    features = [torch.randn(2, 4, 2, 3)]
+    images = Images(torch.zeros(2, 3, 64, 96), torch.tensor([[64, 96], [32, 40]]))
+    built = encoder(1, positions_in_cells=False)
+    found = built(features, images)
+    inside = found.mask.unflatten(2, (2, 3))[:, 0]
+    cells, positions = (rows.flatten(2).mT for rows in (built.projection(features[0]), SinePositions(D)(inside)))
+    assert torch.equal(found.positions, positions)
+    assert torch.equal(found.cells, built.encoder(cells, positions=positions, mask=found.mask))
+    assert encoder(1)(features, images).positions is None
+
+
+def test_cells_that_look_alike_are_told_apart_by_where_they_lie():
+    images = Images(torch.zeros(1, 3, 64, 96), torch.tensor([[64, 96]]))
+    built = encoder(1)
+    nn.init.zeros_(built.projection.weight)
+    found = built([torch.zeros(1, 4, 2, 3)], images).cells[0]
+    assert torch.pdist(found).min() > 0.1
+
+
+@pytest.mark.parametrize("positions_in_cells", [True, False])
+def test_what_lies_outside_the_image_changes_nothing_inside(positions_in_cells):
+    built = encoder(2, positions_in_cells=positions_in_cells)
+    images = Images(torch.zeros(1, 3, 64, 96), torch.tensor([[64, 60]]))
+    features = torch.randn(1, 4, 2, 3)
+    broken = features.clone()
+    broken[..., 2] = 100.0
+    inside = torch.tensor([0, 1, 3, 4])
+    one, other = (built([given], images).cells[:, inside] for given in (features, broken))
+    assert torch.equal(one, other)
+    broken[..., 1] = 100.0
+    assert not torch.allclose(built([broken], images).cells[:, 0], one[:, 0])
