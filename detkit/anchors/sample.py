@@ -100,9 +100,7 @@ class BalancedSampler(nn.Module):
         labels (B, N): each anchor's class or object (from 0), NEGATIVE or IGNORED. The same ``generator`` state gives
         the same sample, whatever the number of threads; under fullgraph compilation it must be None.
         """
-        lots = 1 - uniform_like(
-            labels, generator, dtype=torch.float32
-        )  # in (0, 1]: anchors that are not eligible get 0
+        lots = 1 - uniform_like(labels, generator, dtype=torch.float32)  # in (0, 1]: ineligible anchors get 0
         positives = _best(lots, labels >= 0, self.most_positives)
         room = self.count - positives.sum(1, keepdim=True)
         return positives | _best(lots, labels == NEGATIVE, self.count, room)

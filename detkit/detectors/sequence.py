@@ -11,7 +11,8 @@ from detkit.boxes.tokens import TOKENS_PER_BOX, TokenCoder
 from detkit.detectors.detector import Stage
 from detkit.detectors.sequence_targets import SequenceTargetBuilder, SequenceTargets
 from detkit.heads.sequence import BoxGrammar, TokenSampler
-from detkit.heads.token_decoder import Memory, TokenDecoder
+from detkit.heads.token_decoder import TokenDecoder
+from detkit.layers import Memory
 from detkit.losses.sequence import SequenceLoss
 from detkit.structures import Detections, Images, Targets, take_rows
 
@@ -27,7 +28,7 @@ class SequenceOutputs(NamedTuple):
 class SequenceStage(Stage):
     """Wires an encoder, a token decoder, a coder, a loss and a sampler into Pix2Seq.
 
-    ``encoder(features, images)`` gives a :class:`~detkit.heads.token_decoder.Memory`; ``decoder`` reads it and says the
+    ``encoder(features, images)`` gives a :class:`~detkit.layers.Memory`; ``decoder`` reads it and says the
     next token; ``targets`` writes the sequences that it learns, ``criterion`` judges. At inference exactly as many
     objects are said as ``targets.max_objects``, by ``sampler``; ``constrained`` lets it say only well-formed boxes
     (:class:`~detkit.heads.sequence.BoxGrammar`), else rows that are none are not valid. An object's label is the
