@@ -12,7 +12,7 @@ from torch import Tensor
 from detkit._inputs import is_transformed
 from detkit.boxes.measures import BoxSides, smallest_union
 
-_BLOCK = 1 << 17  # pairs worked on at a time: a block's buffers fit the cache, a block is worth two threads
+_BLOCK = 1 << 18  # pairs worked on at a time: few enough for the cache, enough that calls cost little
 
 
 def suits_blocks(rows: Tensor, columns: Tensor) -> bool:
