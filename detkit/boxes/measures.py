@@ -53,9 +53,10 @@ class BoxSides(NamedTuple):
         """
         return BoxSides(*map(function, self))
 
-    def take(self, rows: Int[Tensor, "P"]) -> "BoxSides":
-        """The boxes, or rows of boxes, at these places of the first dimension."""
-        return BoxSides(*(values.index_select(0, rows) for values in self))
+    def take(self, rows: Int[Tensor, "*P"]) -> "BoxSides":
+        """The boxes, or rows of boxes, at these places of the first dimension, in the shape of ``rows``."""
+        taken = BoxSides(*(values.index_select(0, rows.flatten()) for values in self))
+        return taken if rows.ndim == 1 else taken.map(lambda values: values.unflatten(0, rows.shape))
 
     def split(self, size: int) -> "list[BoxSides]":
         """Pieces of at most ``size`` in the first dimension, nothing copied."""
