@@ -55,11 +55,8 @@ class BoxSides(NamedTuple):
 
     def take(self, rows: Int[Tensor, "*P"]) -> "BoxSides":
         """The boxes, or rows of boxes, at these places of the first dimension, in the shape of ``rows``."""
-        return self.map(lambda values: values.index_select(0, rows.flatten()).unflatten(0, rows.shape))
-
-    def cut(self, start: int, stop: int) -> "BoxSides":
-        """The boxes from one place of the first dimension to another, nothing copied."""
-        return self.map(lambda values: values[start:stop])
+        taken = BoxSides(*(values.index_select(0, rows.flatten()) for values in self))
+        return taken if rows.ndim == 1 else taken.map(lambda values: values.unflatten(0, rows.shape))
 
     def split(self, size: int) -> "list[BoxSides]":
         """Pieces of at most ``size`` in the first dimension, nothing copied."""

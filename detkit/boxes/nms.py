@@ -29,8 +29,10 @@ def nms(
 
     boxes (N, 4) xyxy; scores (N,). A box goes when its IoU with a better survivor is strictly above ``iou_threshold``,
     in [0, 1]; boxes without area neither suppress nor are suppressed. ``measure="diou"`` compares DIoU instead, which
-    spares boxes that overlap but lie off-center (Zheng et al. 2020, section 3.3). NaN or infinite boxes, NaN scores and
-    inverted boxes raise ValueError naming the first; ``nonfinite="drop"`` leaves rows that are not finite out instead.
+    spares boxes that overlap but lie off-center (Zheng et al. 2020, section 3.3). There are no others: candidates are
+    found by their IoU, so a measure must never exceed it, and an operator's schema holds names, not functions. NaN or
+    infinite boxes, NaN scores and inverted boxes raise ValueError naming the first; ``nonfinite="drop"`` leaves rows
+    that are not finite out instead.
 
     >>> boxes = torch.tensor([[0.0, 0, 10, 10], [1, 1, 10, 10], [20, 20, 30, 30]])
     >>> nms(boxes, torch.tensor([0.8, 0.9, 0.7]), iou_threshold=0.5)

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from detkit._ranking import stable_topk
 from detkit.boxes.iou_blocks import iou_matrix
-from detkit.boxes.measures import BoxSides, Measure, coordinate_limit, diou, iou, sides_of, smallest_union
+from detkit.boxes.measures import BoxSides, Measure, coordinate_limit, diou, iou, smallest_union
 from detkit.boxes.near import near_pairs
 
 MeasureName = Literal["iou", "diou"]
@@ -90,8 +90,8 @@ def survivors(
     """
     limit = coordinate_limit(boxes.dtype)
     boxes = boxes.clamp(-limit, limit)
-    width, height = (boxes[:, 2:] - boxes[:, :2]).clamp_(min=0).unbind(1)
-    solid = width * height > smallest_union(boxes.dtype)
+    sides = BoxSides.of(*boxes.T.contiguous().unbind(0))
+    solid = sides.area > smallest_union(boxes.dtype)
     if not solid.all():
         owners = torch.repeat_interleave(torch.tensor(lengths, dtype=torch.int64, device=boxes.device))
         some = owners[solid].bincount(minlength=len(lengths)).tolist()
@@ -99,11 +99,13 @@ def survivors(
         keep[solid] = survivors(boxes[solid], some, iou_threshold, measure)
         return keep
     if len(lengths) == 1:
-        return _one(boxes, iou_threshold, measure)
-    keep = resolve(len(boxes), *_short_conflicts(boxes, lengths, iou_threshold, measure))
+        return _one(boxes, sides, iou_threshold, measure)
+    keep = resolve(len(boxes), *_short_conflicts(sides, lengths, iou_threshold, measure))
     stops = itertools.accumulate(lengths)
     long = [slice(stop - length, stop) for stop, length in zip(stops, lengths, strict=True) if length > _SHORT]
-    decided = _threaded(lambda rows: _one(boxes[rows], iou_threshold, measure), long)
+    decided = _threaded(
+        lambda rows: _one(boxes[rows], sides.map(lambda values: values[rows]), iou_threshold, measure), long
+    )
     for rows, survived in zip(long, decided, strict=True):
         keep[rows] = survived
     return keep
@@ -164,27 +166,27 @@ def round_down(threshold: float, dtype: torch.dtype) -> float:
 
 
 def _short_conflicts(
-    boxes: Tensor, lengths: Sequence[int], threshold: float, measure: Measure
+    sides: BoxSides, lengths: Sequence[int], threshold: float, measure: Measure
 ) -> tuple[Int[Tensor, "P"], Int[Tensor, "P"]]:
     """Pairs (better row, worse row) that conflict in segments of 2 to 64 rows.
 
     Segments lie one after the other, longest first: the rows that have a partner ``shift`` places below them are then
     at the front, and all those pairs are two overlapping slices: nothing is gathered.
     """
-    sizes = torch.tensor(lengths, dtype=torch.int64, device=boxes.device)
+    sizes = torch.tensor(lengths, dtype=torch.int64, device=sides.area.device)
     starts = sizes.cumsum(0) - sizes
     chosen = sizes.argsort(descending=True)
     chosen = chosen[(sizes[chosen] > 1) & (sizes[chosen] <= _SHORT)]
     starts, sizes = starts[chosen], sizes[chosen]
-    place = torch.arange(int(sizes.sum()), device=boxes.device)
+    place = torch.arange(int(sizes.sum()), device=sides.area.device)
     place -= torch.repeat_interleave(sizes.cumsum(0) - sizes, sizes)
     origin = torch.repeat_interleave(starts, sizes) + place
     following = torch.repeat_interleave(sizes, sizes) - place - 1
-    ordered = sides_of(boxes.index_select(0, origin))
+    ordered = torch.stack(sides).index_select(1, origin)
     found = [(origin[:0], origin[:0])]
     for shift in range(1, int(sizes[0]) if len(sizes) else 0):
         front = int(sizes[sizes > shift].sum())
-        better, worse = ordered.cut(0, front - shift), ordered.cut(shift, front)
+        better, worse = (BoxSides(*part.unbind(0)) for part in (ordered[:, : front - shift], ordered[:, shift:front]))
         above = _above(better, worse, threshold, measure) & (following[: front - shift] >= shift)
         rows = above.nonzero().squeeze(1)
         found.append((origin.index_select(0, rows), origin.index_select(0, rows + shift)))
@@ -192,12 +194,12 @@ def _short_conflicts(
     return torch.cat(first), torch.cat(second)
 
 
-def _one(boxes: Float[Tensor, "N 4"], threshold: float, measure: Measure) -> Bool[Tensor, "N"]:
+def _one(boxes: Float[Tensor, "N 4"], sides: BoxSides, threshold: float, measure: Measure) -> Bool[Tensor, "N"]:
     """One segment of any length."""
     near = _LEAST_THRESHOLD <= threshold <= _LARGEST_THRESHOLD and boxes.device.type == "cpu"
     if measure is iou and (len(boxes) <= _LONG or not near):
         return _by_kernel(boxes, threshold)
-    return _by_blocks(boxes, threshold, measure)
+    return _by_blocks(boxes, sides, threshold, measure)
 
 
 def _by_kernel(boxes: Float[Tensor, "N 4"], threshold: float) -> Bool[Tensor, "N"]:
@@ -206,9 +208,8 @@ def _by_kernel(boxes: Float[Tensor, "N 4"], threshold: float) -> Bool[Tensor, "N
     return keep.index_fill_(0, torchvision.ops.nms(boxes, falling, threshold), True)
 
 
-def _by_blocks(boxes: Float[Tensor, "N 4"], threshold: float, measure: Measure) -> Bool[Tensor, "N"]:
+def _by_blocks(boxes: Float[Tensor, "N 4"], sides: BoxSides, threshold: float, measure: Measure) -> Bool[Tensor, "N"]:
     """One long segment, block by block: a block meets the survivors so far, what is left of it meets itself."""
-    sides = sides_of(boxes)
     first = boxes[:_BLOCK] if measure is iou else boxes[:0]
     kept = _by_kernel(first, threshold).nonzero().squeeze(1)
     start, length, crowded = len(first), _BLOCK, False

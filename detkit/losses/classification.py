@@ -73,7 +73,7 @@ def sigmoid_focal_loss(
     settings = {"alpha": alpha, "gamma": gamma}
     if _are_labels(targets):
         labels = _labels(targets, logits, lowest=NEGATIVE, function="sigmoid_focal_loss").reshape(-1)
-        rows = logits.reshape(len(labels), logits.shape[-1]).contiguous()  # strided ones are rounded otherwise
+        rows = logits.reshape(labels.numel(), logits.shape[-1]).contiguous()  # strided ones are rounded otherwise
         losses = with_gradient(focal_of_labels, fused.focal_of_labels, rows, labels, **settings).reshape(logits.shape)
     else:
         rows, numbers = _numbers(logits, targets, function="sigmoid_focal_loss")
