@@ -11,7 +11,7 @@ from benchmarks.inputs import detector_boxes, labels_of, scores_of, uniform_boxe
 from detkit.boxes import DeltaCoder, batched_nms, nms
 from detkit.detectors import Postprocess
 from detkit.losses import MultiBoxLoss
-from detkit.structures import Detections
+from detkit.structures import DensePredictions, Detections
 
 NMS, BATCHED = "torchvision.ops.nms", "torchvision batched_nms, a loop over images"
 
@@ -112,12 +112,12 @@ def _ssd() -> Case:
     peer = torchvision.models.detection.ssd300_vgg16(weights=None, weights_backbone=None, num_classes=91)
     coder, criterion, postprocess = DeltaCoder((10.0, 10.0, 5.0, 5.0)), MultiBoxLoss(), Postprocess()
     ours_logits, sizes = torch.cat((logits[..., 1:], logits[..., :1]), dim=-1), torch.full((16, 2), 300)
-    heads = {"cls_logits": logits, "bbox_regression": deltas}
+    heads, predictions = {"cls_logits": logits, "bbox_regression": deltas}, DensePredictions(ours_logits, deltas)
     return Case(
         "SSD post-processing",
         "16 x 8,732 x 91",
         "torchvision SSD.postprocess_detections",
-        lambda: postprocess(criterion.scores(ours_logits), coder.decode(deltas, anchors), sizes),
+        lambda: postprocess(criterion.scores(predictions), coder.decode(deltas, anchors), sizes),
         lambda: peer.postprocess_detections(heads, [anchors] * 16, [(300, 300)] * 16),
         _same_detections,
         8.0,

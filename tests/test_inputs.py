@@ -208,7 +208,9 @@ def test_fractions_in_lists_are_float32_and_arrays_keep_their_type():
 
 
 @pytest.mark.parametrize(
-    "values", [["a"], "abc", None, {1: 2}, [[1], [2, 3]], [None], object(), np.array(["a"])], ids=str
+    "values",
+    [["a"], "abc", None, {1: 2}, [[1], [2, 3]], [None], object(), np.array(["a"])],
+    ids=lambda values: type(values).__name__,
 )
 def test_the_border_refuses_what_holds_no_numbers(values):
     with pytest.raises(
