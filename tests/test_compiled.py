@@ -7,13 +7,25 @@ import processes
 import pytest
 
 FILES = sorted((Path(__file__).parent / "compiled").glob("test_*.py"))
+# Seconds of one core; a file that is not here takes fewer.
+SECONDS = {
+    "test_compiled_detectors": 70,
+    "test_compiled_detr": 50,
+    "test_compiled_set_matching": 40,
+    "test_compiled_records": 30,
+    "test_compiled_losses": 30,
+    "test_compiled_backbones": 25,
+    "test_compiled_anchors": 25,
+    "test_compiled_roi": 20,
+}
+EVERY_FILE = [pytest.param(file, id=file.stem, marks=pytest.mark.slow(SECONDS.get(file.stem, 15))) for file in FILES]
 
 
 def run_file(file: Path) -> None:
     sys.exit(pytest.main([str(file), "-q", "-x", "-o", "addopts=--import-mode=importlib"]))
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", EVERY_FILE)
 def test_everything_compiles_and_exports(file: Path, tmp_path: Path):
     settings = {"DETKIT_COMPILED_TESTS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}  # none of them pays for a pool
     started = processes.start(run_file, file, printed=tmp_path / "printed.txt", **settings)

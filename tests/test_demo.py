@@ -2,6 +2,7 @@
 
 import re
 
+import pytest
 import torch
 
 from detkit import demo
@@ -9,6 +10,7 @@ from detkit.data import DigitScenes
 from detkit.weights import load_weights
 
 
+@pytest.mark.slow(7)
 def test_the_last_line_names_ap_and_picture_and_the_same_seed_gives_the_same_line(tmp_path, capsys):
     lines = []
     for _ in range(2):
@@ -27,6 +29,7 @@ def test_the_saved_weights_are_those_of_the_detector_that_was_judged(tmp_path):
     assert 0 <= metrics.compute()["bbox/AP"] <= 1
 
 
+@pytest.mark.slow(6)
 def test_training_lowers_the_loss():
     torch.manual_seed(0)
     detector = demo.digit_detector()

@@ -75,20 +75,24 @@ def world(request) -> list[dict]:
         return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(request.param)]
 
 
+@pytest.mark.slow(2)
 def test_every_process_knows_its_place(world):
     assert [seen["place"] for seen in world] == [(rank, len(world)) for rank in range(len(world))]
 
 
+@pytest.mark.slow(2)
 def test_the_mean_is_over_all_processes(world):
     for seen in world:
         assert seen["mean"].item() == (len(world) - 1) / 2
         assert seen["count"].item() == (len(world) - 1) / 2
 
 
+@pytest.mark.slow(2)
 def test_objects_come_in_order_of_rank(world):
     assert all(seen["objects"] == [{"rank": rank} for rank in range(len(world))] for seen in world)
 
 
+@pytest.mark.slow(2)
 def test_rows_of_uneven_processes_are_gathered_with_gradient(world):
     expected = torch.cat([torch.arange(r * 2, dtype=torch.float64).reshape(r, 2) for r in range(len(world))])
     weights = torch.arange(1.0, expected.numel() + 1, dtype=torch.float64).reshape(expected.shape)
@@ -99,6 +103,7 @@ def test_rows_of_uneven_processes_are_gathered_with_gradient(world):
         assert torch.equal(seen["gradient"], share * len(world))
 
 
+@pytest.mark.slow(2)
 def test_the_mean_over_processes_of_losses_and_gradients_equals_one_process(world):
     assert (batch()[2][-2:] < 0).all()  # the last process sees no objects
     for ours, expected in zip(zip(*(seen["learned"] for seen in world), strict=True), learn(*batch()), strict=True):

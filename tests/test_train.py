@@ -84,6 +84,7 @@ def kill_within_an_epoch(output: Path, options: tuple[str, ...]) -> None:
     process.join()
 
 
+@pytest.mark.slow(10)
 def test_a_run_killed_by_signal_9_and_resumed_equals_the_uninterrupted_run_bit_for_bit(tmp_path):
     options = ("--epochs", "4", "--checkpoint-steps", "1", "--accumulate", "2", "--batch-size", "2")
     run(tmp_path / "whole", *options)
@@ -96,6 +97,7 @@ def test_a_run_killed_by_signal_9_and_resumed_equals_the_uninterrupted_run_bit_f
     assert (tmp_path / "whole" / "result.json").read_text() == (tmp_path / "killed" / "result.json").read_text()
 
 
+@pytest.mark.slow(6)
 def test_two_processes_train_to_the_losses_and_the_ap_of_one(tmp_path):
     options = ("--epochs", "2", "--group-norm", "--lr", "0.0005")
     run(tmp_path / "one", *options)
@@ -126,6 +128,7 @@ def one_rank(rank: int, folder: str) -> None:
     torch_dist.destroy_process_group()
 
 
+@pytest.mark.slow(3)
 def test_loss_and_gradients_of_two_uneven_processes_equal_one(tmp_path):
     processes.end(
         *(processes.start(one_rank, rank, str(tmp_path), printed=tmp_path / f"{rank}.txt") for rank in range(2))
@@ -151,6 +154,7 @@ def first_images(annotations: Path, count: int, path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow(2)
 def test_it_reads_coco_files_and_reports_every_class_of_real_blood_cells(detkit_data, tmp_path):
     folder = detkit_data / "bccd" / "annotations"
     files = {split: first_images(folder / f"instances_{split}.json", 4, tmp_path / split) for split in ("train", "val")}
@@ -162,6 +166,7 @@ def test_it_reads_coco_files_and_reports_every_class_of_real_blood_cells(detkit_
     assert result["RBC"]["objects"] > 0
 
 
+@pytest.mark.slow
 def test_it_reads_voc_folders(tmp_path):
     draw_voc_folder(tmp_path / "data")
     run(tmp_path / "out", "--data", "voc", "--root", str(tmp_path / "data"), "--epochs", "1", "--batch-size", "2")

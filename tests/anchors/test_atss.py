@@ -66,6 +66,7 @@ def test_an_object_takes_the_anchors_above_mean_plus_deviation_with_a_center_ins
     assert (matched == 1).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("candidates", [1, 3, 9])
 def test_ten_thousand_small_images_match_as_in_the_loop(candidates):
     """On whole pixels, where distances and overlaps tie often and float32 computes every distance exactly."""

@@ -136,6 +136,7 @@ def test_focal_cost_takes_alpha_and_gamma():
     np.testing.assert_allclose(costs[0, 0].numpy(), expected, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("class_cost", "reference"), [("softmax", softmax_cost), ("focal", focal_cost)])
 def test_five_thousand_images_have_the_total_of_the_reference(class_cost, reference):
     matcher, same = HungarianMatcher(class_cost=class_cost), 0
@@ -166,6 +167,7 @@ def test_no_permutation_costs_less(seed, queries, objects):
     assert total(costs, matched) == pytest.approx(best_total(costs), abs=1e-5)
 
 
+@pytest.mark.slow(2)
 @given(seed=st.integers(0, 2**20), data=st.data())
 def test_the_order_of_queries_and_of_objects_only_reorders_the_result(seed, data):
     logits, predicted = predictions(1, 6, seed=seed, dtype=torch.float64)

@@ -53,6 +53,7 @@ def peer():
     return module.HungarianMatcher(class_cost=1, bbox_cost=5, giou_cost=2)
 
 
+@pytest.mark.slow(4)
 def test_a_thousand_batches_are_matched_as_transformers_matches_them(peer):
     empty = crowded = 0
     for seed in range(1000):

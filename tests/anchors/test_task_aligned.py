@@ -88,6 +88,7 @@ def slow_simota(scores, predicted, cells, objects, *, candidates=10, radius=2.5,
     return matched, quality
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings", [{}, {"candidates": 2}, {"candidates": 1, "alpha": 0.5, "beta": 2.0}, {"alpha": 2.0, "beta": 0.0}]
 )
@@ -104,6 +105,7 @@ def test_task_aligned_matches_ten_thousand_images_as_the_loop(settings):
     assert positives > 1000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, {"candidates": 2}, {"radius": 0.75}, {"iou_weight": 0.0}])
 def test_simota_matches_ten_thousand_images_as_the_loop(settings):
     matcher, cells, same, positives = SimOTAMatcher(**settings), grid(), 0, 0

@@ -22,6 +22,7 @@ def test_features_are_laid_out_as_torchvisions():
     assert [repr(layer) for layer in ours] == [repr(layer) for layer in theirs]
 
 
+@pytest.mark.slow(2)
 def test_the_ssd_trunk_equals_torchvisions_with_its_weights():
     torch.manual_seed(0)
     theirs = ssd300_vgg16(weights=None, weights_backbone=None, num_classes=2).backbone.eval()

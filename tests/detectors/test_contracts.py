@@ -20,6 +20,7 @@ def test_a_small_detector_keeps_the_contract(case: Case, check: Check):
     check(case)
 
 
+@pytest.mark.slow(4)
 @pytest.mark.parametrize("check", SHORT_CONTRACT, ids=lambda check: check.__name__)
 def test_ssd300_keeps_the_short_contract(check: Check):
     check(Case(lambda: ssd300(2), num_classes=2))

@@ -245,6 +245,7 @@ def learn(detector: Detector, images: list[Tensor], targets: list[Target], *, st
         schedule.step()
 
 
+@pytest.mark.slow(2)
 def test_the_papers_stage_learns_one_image_by_heart():
     torch.manual_seed(0)
     detector = plain(2, size=(64, 64), queries=5)
@@ -268,6 +269,7 @@ def test_channels_that_are_no_heads_are_refused(stage, channels):
         stage(8, 3, channels=channels)
 
 
+@pytest.mark.slow(4)
 def test_small_detr_learns_eight_scenes_by_heart_in_seconds():
     torch.manual_seed(0)
     scenes = DigitScenes(8)

@@ -103,6 +103,7 @@ def points(targets: list[Target]) -> list[Target]:
     return with_points
 
 
+@pytest.mark.slow
 def test_keypoint_rcnn_learns_and_finds_points():
     torch.manual_seed(0)
     detector = few_boxes(keypoint_rcnn(2, num_keypoints=5, backbone=backbone(), preprocess=Preprocess(SIZE)).eval())
@@ -145,6 +146,7 @@ def test_fast_rcnn_learns_and_finds_on_proposals_from_outside():
         detector(images)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("recipe", "norm"), [(small_faster_rcnn, nn.BatchNorm2d), (small_mask_rcnn, lambda width: nn.GroupNorm(4, width))]
 )

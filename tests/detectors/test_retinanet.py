@@ -90,6 +90,7 @@ def test_heads_have_towers_of_their_own():
     assert not parts[0] & parts[1]
 
 
+@pytest.mark.slow(2)
 @pytest.mark.parametrize("recipe", [small_retinanet, small_fcos])
 def test_it_learns_one_image_by_heart(recipe):
     torch.manual_seed(0)

@@ -17,6 +17,7 @@ def levels_and_anchors(detector: Detector, size: tuple[int, int]) -> tuple[list[
     return [tuple(level.shape[-2:]) for level in features], detector.dense.anchors(features, batch).boxes
 
 
+@pytest.mark.slow(3)
 @pytest.mark.parametrize(
     ("recipe", "size", "cells", "count"),
     [
@@ -36,6 +37,7 @@ def test_levels_and_default_boxes_are_those_of_the_source(recipe, size, cells, c
     assert centers.max() < 1.02 * size  # Caffe: the last of ten cells of stride 32 lies at 304 of 300
 
 
+@pytest.mark.slow
 def test_ssd300_has_the_sizes_of_the_authors_release():
     _, anchors = levels_and_anchors(ssd300(2), (300, 300))
     widths = (anchors[:, 2] - anchors[:, 0]).tolist()
@@ -72,6 +74,7 @@ def test_two_detectors_share_no_parts():
     assert first.dense.postprocess is not second.dense.postprocess
 
 
+@pytest.mark.slow
 def test_a_small_ssd_learns_one_image_by_heart():
     torch.manual_seed(0)
     detector = fpn_ssd(2, size=(64, 64), channels=16)

@@ -18,6 +18,7 @@ def script():
     return module
 
 
+@pytest.mark.slow(4)
 @pytest.mark.parametrize("world", [2, 3])
 def test_uneven_processes_one_without_images_give_the_numbers_of_one_process(world, script, tmp_path):
     wanted = json.loads(json.dumps(script.evaluate(script.SHARES[1][0])))

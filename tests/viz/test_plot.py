@@ -81,6 +81,7 @@ def test_curves_without_matplotlib_tell_how_to_install_it(monkeypatch):
         plot_curves([{"epoch": 1, "loss": 1.0}])
 
 
+@pytest.mark.slow(6)
 def test_drawing_needs_no_matplotlib_and_curves_no_pyplot():
     code = """
 import sys, torch, detkit.viz as viz

@@ -159,6 +159,7 @@ def test_a_checkpoint_finds_the_same_and_goes_back_bit_for_bit(backbone, setting
     assert all(torch.equal(back[key], value) for key, value in state.items())
 
 
+@pytest.mark.slow
 def test_the_published_size_has_the_keys_of_the_release():
     stage = detr(91).objects
     backbone = ResNetBackbone(resnet50(weights=None), levels=("layer4",), frozen_norm=True)

@@ -84,6 +84,7 @@ MODELS = {
 }
 
 
+@pytest.mark.slow(2)
 @pytest.mark.parametrize("build", MODELS.values(), ids=MODELS)
 def test_a_small_model_costs_and_finds_the_same_in_single_and_double_precision(build):
     single = differences(build, torch.float32)
@@ -103,6 +104,7 @@ BIG = {
 }
 
 
+@pytest.mark.slow(2)
 @pytest.mark.parametrize("build", BIG.values(), ids=BIG)
 def test_a_published_model_costs_and_finds_the_same(build):
     found = differences(build, torch.float32)
@@ -111,6 +113,7 @@ def test_a_published_model_costs_and_finds_the_same(build):
     assert found.boxes < 1e-2
 
 
+@pytest.mark.slow(10)
 def test_ssd300_costs_and_finds_the_same():
     build = partial(ssd300_vgg16, **published())
     single = differences(build, torch.float32, shift=1)
@@ -119,6 +122,7 @@ def test_ssd300_costs_and_finds_the_same():
     assert single.boxes < 1e-3
 
 
+@pytest.mark.slow(3)
 @pytest.mark.parametrize(
     "build",
     [small_retinanet, mobile_retinanet, small_fcos, partial(ssd300_vgg16, **published())],
@@ -164,6 +168,7 @@ def test_settings_are_taken_over_and_the_model_is_left_alone():
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
+@pytest.mark.slow(2)
 @pytest.mark.parametrize(
     ("build", "kind"),
     [(lambda: retinanet_v2(CLASSES), "retinanet"), (lambda: fcos(CLASSES), "fcos"), (lambda: ssd300(4), "ssd")],

@@ -155,6 +155,7 @@ def detection_difference(model: Any, detector: Detector, dtype: torch.dtype) -> 
     return largest
 
 
+@pytest.mark.slow(3)
 @pytest.mark.parametrize("name", SMALL)
 def test_losses_and_detections_of_small_models_are_torchvisions_in_double_precision(name: str):
     model, detector = theirs_and_ours(SMALL[name], torch.float64)
@@ -162,6 +163,7 @@ def test_losses_and_detections_of_small_models_are_torchvisions_in_double_precis
     assert detection_difference(model, detector, torch.float64) < 1e-6
 
 
+@pytest.mark.slow(5)
 @pytest.mark.parametrize("name", FULL)
 def test_losses_and_detections_are_torchvisions(name: str):
     model, detector = theirs_and_ours(FULL[name], torch.float32)
@@ -169,6 +171,7 @@ def test_losses_and_detections_are_torchvisions(name: str):
     assert detection_difference(model, detector, torch.float32) < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*SMALL, "fasterrcnn_resnet50_fpn_v2"])
 def test_the_state_goes_back_to_torchvision_but_for_rows_it_never_reads(name: str):
     model, detector = theirs_and_ours({**SMALL, **FULL}[name], torch.float32)
@@ -180,6 +183,7 @@ def test_the_state_goes_back_to_torchvision_but_for_rows_it_never_reads(name: st
         assert torch.equal(state[key][start:] if start else state[key], values[start:] if start else values), key
 
 
+@pytest.mark.slow
 def test_a_detector_of_the_recipe_becomes_a_torchvision_model():
     detector = faster_rcnn(CLASSES)
     detection.fasterrcnn_resnet50_fpn(**RANDOM).load_state_dict(to_torchvision(detector), strict=True)
@@ -230,6 +234,7 @@ def test_stages_that_torchvision_does_not_have_are_named():
         to_torchvision(Detector(detector.trunk, preprocess=detector.preprocess, rpn=detector.rpn, first=detector.box))
 
 
+@pytest.mark.slow(2)
 @pytest.mark.parametrize("name", ["fasterrcnn_mobilenet_v3_large_320_fpn", "fasterrcnn_mobilenet_v3_large_fpn"])
 def test_detections_of_mobile_nets_are_torchvisions(name: str):
     def build() -> nn.Module:

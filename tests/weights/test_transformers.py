@@ -166,6 +166,7 @@ def test_weights_go_back_bit_for_bit_and_load_strictly(build):
     assert not torch.equal(peer.class_labels_classifier.bias, expected["class_labels_classifier.bias"])
 
 
+@pytest.mark.slow
 def test_a_published_size_has_the_parts_of_the_recipe():
     config = transformers.DetrConfig(num_labels=91, dilation=True)
     detector = from_transformers(transformers.DetrForObjectDetection(config))

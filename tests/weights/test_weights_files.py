@@ -364,6 +364,7 @@ for line in sys.stdin:
 """
 
 
+@pytest.mark.slow(12)
 @pytest.mark.skipif(os.name != "posix", reason="needs fork and SIGKILL")
 def test_killing_the_process_while_it_saves_loses_nothing(tmp_path):
     moments = random.Random(0)
