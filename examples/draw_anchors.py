@@ -44,7 +44,7 @@ def main() -> None:
 
     layout = DefaultBoxes([(16, 24), (32, 48)], aspect_ratios=[(2,), (2,)], strides=STRIDES)
     grids = [(scenes.size[0] // stride, scenes.size[1] // stride) for stride in STRIDES]
-    anchors = layout([torch.zeros(1, 1, *grid) for grid in grids], images)
+    anchors = layout([torch.zeros(1, 1, *grid) for grid in grids], images).boxes
     assignment = BipartiteMatcher(positive_iou=arguments.positive)(anchors, targets)
     labels = gather_assigned(assignment, targets).labels[0]
     learning = labels >= 0

@@ -17,7 +17,7 @@ from torch.nn.functional import one_hot
 from detkit import anchors
 from detkit.boxes import box_iou, xyxy_to_cxcywh
 from detkit.data import DigitScenes
-from detkit.structures import IGNORED, Anchors, Predictions, Target, batch_images, pad_targets
+from detkit.structures import IGNORED, Predictions, Target, batch_images, pad_targets
 from detkit.viz import draw_boxes, save_picture
 
 STRIDES, SCENE, QUERIES, COLORS = (8, 16), 8, 20, torch.tensor([0, 1, 4, 3, 6, 5])
@@ -53,20 +53,18 @@ def main() -> None:
     features = [torch.zeros(1, 1, *(side // stride for side in image.shape[1:])) for stride in STRIDES]
     layout = anchors.DefaultBoxes([(16, 24), (32, 48)], aspect_ratios=[(2,), (2,)], strides=STRIDES)
     boxes = layout(features, images)
-    counts = [rows[0, 0].numel() * each for rows, each in zip(features, layout.per_cell, strict=True)]
     cells = anchors.GridAnchors([(8,), (16,)], aspect_ratios=(1,), strides=STRIDES)(features, images)
-    levels = Anchors.of(boxes)._replace(counts=counts)
-    given = Predictions(*predict(cells, target, torch.Generator().manual_seed(0)))
+    given = Predictions(*predict(cells.boxes, target, torch.Generator().manual_seed(0)))
     found, scores = given.boxes, given.scores
     chosen = scores.amax(2).topk(QUERIES).indices[0]
     queries, logits, frame = found[:, chosen], scores[:, chosen].logit(), images.sizes.flip(1).repeat(1, 2)
     asked, fractions = Predictions(queries / frame, logits=logits), targets._replace(boxes=targets.boxes / frame)
     panels = {
-        "Threshold": (boxes, anchors.ThresholdMatcher(positive_iou=0.5, negative_iou=0.4)(boxes, targets)),
-        "Bipartite": (boxes, anchors.BipartiteMatcher(positive_iou=0.5)(boxes, targets)),
-        "ATSS": (boxes, anchors.ATSSMatcher()(levels, targets)),
-        "TaskAligned": (cells, anchors.TaskAlignedMatcher()(cells, targets, given)),
-        "SimOTA": (cells, anchors.SimOTAMatcher()(cells, targets, given)),
+        "Threshold": (boxes.boxes, anchors.ThresholdMatcher(positive_iou=0.5, negative_iou=0.4)(boxes, targets)),
+        "Bipartite": (boxes.boxes, anchors.BipartiteMatcher(positive_iou=0.5)(boxes, targets)),
+        "ATSS": (boxes.boxes, anchors.ATSSMatcher()(boxes, targets)),
+        "TaskAligned": (cells.boxes, anchors.TaskAlignedMatcher()(cells, targets, given)),
+        "SimOTA": (cells.boxes, anchors.SimOTAMatcher()(cells, targets, given)),
         "Hungarian": (queries[0], anchors.HungarianMatcher(class_cost="focal")(None, fractions, asked)),
     }
     pictures = [panel(image, title, rows, given.matched[0]) for title, (rows, given) in panels.items()]

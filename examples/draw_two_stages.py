@@ -42,7 +42,7 @@ def main() -> None:
     detector = small_mask_rcnn(10, size=(SIDE, SIDE))
     images, targets = detector.preprocess([image], [truth])
     features = detector.trunk(images.tensors)
-    anchors = detector.stages["rpn"](features, images, None).anchors
+    anchors = detector.stages["rpn"](features, images, None).anchors.boxes
     best = ThresholdMatcher(positive_iou=0.7, negative_iou=0.3, low_quality=True)(anchors, targets).matched[0]
     proposals = pad_proposals([{"boxes": (near := propose(truth["boxes"])), "scores": torch.ones(len(near))}])
     box = box_stage(10, 64, (8, 16, 32), sampler=BalancedSampler(32, positive_fraction=0.25))
@@ -60,7 +60,9 @@ def main() -> None:
     learn, known, colors = best >= 0, labels != IGNORED, torch.where(labels >= 0, RED, BLUE)
     panels = {
         "truth": draw_detections(image, truth, enlarge=3),
-        f"{learn.sum()} of {len(anchors)} anchors": draw(anchors[learn], labels=truth["labels"][best[learn]]),
+        f"{learn.sum()} of {len(anchors.boxes)} anchors": draw(
+            anchors.boxes[learn], labels=truth["labels"][best[learn]]
+        ),
         f"{len(near)} proposals": draw(near),
         f"sampled: {len(boxes)} + {known.sum() - len(boxes)}": draw(sampled.boxes[0, known], labels=colors[known]),
         "what the positives learn": draw_boxes(make_grid(wanted[:, None], 3, pad_value=0.3), boxes[:0], enlarge=3),

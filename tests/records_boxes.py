@@ -252,6 +252,14 @@ def of_format(op: Callable[..., Any], reference: Callable[..., Any]) -> OpSpec:
     return OpSpec(op.__name__, op, one, each(reference), errors, gradient="checked")
 
 
+def of_scale(op: Callable[..., Any], power: int) -> OpSpec:
+    """Between pixels and fractions of an image 40 pixels high and 50 wide."""
+    sizes, sides = torch.tensor([40, 50]), (50, 40, 50, 40)
+    reference = each(lambda box: [side * length**power for side, length in zip(box, sides, strict=True)])
+    errors = refusals(op, {"sizes": sizes}, misshapen("boxes"))
+    return OpSpec(op.__name__, lambda first: op(first, sizes), one, reference, errors, gradient="checked")
+
+
 SINGLE = "(..., N, 4) (..., M, 4) {}"
 
 
@@ -379,6 +387,8 @@ FORMATS = (
     of_format(ops.cxcywh_to_xyxy, lambda b: [b[0] - b[2] / 2, b[1] - b[3] / 2, b[0] + b[2] / 2, b[1] + b[3] / 2]),
     of_format(ops.xyxy_to_xywh, lambda b: [b[0], b[1], b[2] - b[0], b[3] - b[1]]),
     of_format(ops.xywh_to_xyxy, lambda b: [b[0], b[1], b[0] + b[2], b[1] + b[3]]),
+    of_scale(ops.pixels_to_fractions, -1),
+    of_scale(ops.fractions_to_pixels, 1),
     of_format(ops.box_area, slow.area),
     of_format(ops.box_centers, lambda b: [(b[0] + b[2]) / 2, (b[1] + b[3]) / 2]),
     OpSpec(

@@ -25,6 +25,6 @@ def test_json_that_is_none_or_too_deep_is_refused_by_name(tmp_path, text):
 
 def test_json_over_the_bound_is_not_read(tmp_path, monkeypatch):
     (tmp_path / "a.json").write_text("[1, 2, 3]")
-    monkeypatch.setattr(json_file, "MAX_JSON_BYTES", 8)
+    monkeypatch.setattr("detkit._json_file.MAX_JSON_BYTES", 8)
     with pytest.raises(ValueError, match="has 9 bytes; allowed are 8"):
         read_json(tmp_path / "a.json", owner="CocoDataset")
