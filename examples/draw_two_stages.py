@@ -60,9 +60,7 @@ def main() -> None:
     learn, known, colors = best >= 0, labels != IGNORED, torch.where(labels >= 0, RED, BLUE)
     panels = {
         "truth": draw_detections(image, truth, enlarge=3),
-        f"{learn.sum()} of {len(anchors.boxes)} anchors": draw(
-            anchors.boxes[learn], labels=truth["labels"][best[learn]]
-        ),
+        f"{learn.sum()} of {len(anchors)} anchors": draw(anchors[learn], labels=truth["labels"][best[learn]]),
         f"{len(near)} proposals": draw(near),
         f"sampled: {len(boxes)} + {known.sum() - len(boxes)}": draw(sampled.boxes[0, known], labels=colors[known]),
         "what the positives learn": draw_boxes(make_grid(wanted[:, None], 3, pad_value=0.3), boxes[:0], enlarge=3),
