@@ -1,4 +1,4 @@
-"""The head that draws a heatmap for every keypoint of every region: that of Mask R-CNN for human poses."""
+"""The keypoint head of Mask R-CNN for human poses, which predicts a heatmap for every keypoint of every region."""
 
 from collections.abc import Sequence
 
@@ -10,11 +10,11 @@ from detkit.heads.mask import conv_tower, kaiming_fan_out
 
 
 class KeypointHead(nn.Module):
-    """Heatmap logits of every keypoint for pooled regions, four times as fine as these.
+    """Predicts heatmap logits of every keypoint for pooled regions, at four times their resolution.
 
     One 3 x 3 convolution with ReLU for each of ``channels``, a 4 x 4 transposed convolution of stride 2 to
-    ``num_keypoints``, and a bilinear enlargement by 2. Weights start as torchvision's do: normal, of He's variance by
-    fan-out, biases 0. Raises ValueError for counts below 1.
+    ``num_keypoints``, and bilinear upsampling by 2. Weights are initialized as in torchvision: normal, with He's
+    fan-out variance, and zero biases. Raises ValueError for counts below 1.
     Source: He et al. 2017 (Mask R-CNN), section 5.
 
     >>> import torch

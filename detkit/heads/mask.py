@@ -1,4 +1,4 @@
-"""The head that draws a mask for every region: Mask R-CNN's."""
+"""The mask head of Mask R-CNN, which predicts a mask for every region."""
 
 from collections.abc import Callable, Sequence
 
@@ -10,11 +10,11 @@ from detkit.layers import ConvNormActivation, init_convolutions
 
 
 class MaskHead(nn.Module):
-    """Mask logits of every class for pooled regions, twice as fine as these.
+    """Predicts mask logits of every class for pooled regions, at twice their resolution.
 
     One 3 x 3 convolution with ReLU for each of ``channels`` (``norm`` is built for each, which then has no bias, as in
     torchvision's second version), a 2 x 2 transposed convolution of stride 2 with ReLU, and a 1 x 1 convolution to
-    ``num_classes``. Weights start as torchvision's do: normal, of He's variance by fan-out.
+    ``num_classes``. Weights are initialized as in torchvision: normal, with He's fan-out variance.
     Raises ValueError for counts below 1. Source: He et al. 2017 (Mask R-CNN), figure 4 right.
 
     >>> MaskHead(8, 3, channels=(4, 4))(torch.zeros(5, 8, 14, 14)).shape
@@ -51,7 +51,7 @@ class MaskHead(nn.Module):
 def conv_tower(
     in_channels: int, channels: Sequence[int], *, norm: Callable[[int], nn.Module] | None = None
 ) -> nn.Sequential:
-    """A 3 x 3 convolution with ReLU for each of ``channels``, weights normal by fan-out, biases 0.
+    """A 3 x 3 convolution with ReLU for each of ``channels``, with normal fan-out weights and zero biases.
 
     >>> len(conv_tower(8, (4, 4)))
     2
@@ -65,7 +65,7 @@ def conv_tower(
 
 
 def kaiming_fan_out(weight: Tensor) -> Tensor:
-    """Fill ``weight`` with normal numbers whose variance is 2 / fan-out (He et al. 2015), in place.
+    """Fill ``weight`` in place with normal samples of variance 2 / fan-out (He et al. 2015).
 
     >>> kaiming_fan_out(torch.empty(64, 1, 3, 3)).std().item() < 0.1
     True

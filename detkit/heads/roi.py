@@ -1,4 +1,4 @@
-"""The head of the second stage: the class and the refined box of each pooled region."""
+"""The second-stage head, which predicts the class and the refined box of each pooled region."""
 
 from collections.abc import Callable, Sequence
 
@@ -9,10 +9,10 @@ from detkit.heads.mask import conv_tower
 
 
 class BoxHead(nn.Module):
-    """Class logits, background last, and box deltas for each region.
+    """Predicts class logits, background last, and box deltas for each region.
 
-    ``body`` maps pooled features (M, D, S, S) to (M, width), as :func:`dense_body` and :func:`conv_body` do. Every
-    class has deltas of its own, unless ``class_agnostic``. Source: Girshick 2015, "Fast R-CNN", section 2.1.
+    ``body`` maps pooled features (M, D, S, S) to (M, width), as :func:`dense_body` and :func:`conv_body` do. Each
+    class has its own deltas unless ``class_agnostic``. Source: Girshick 2015, "Fast R-CNN", section 2.1.
 
     >>> import torch
     >>> logits, deltas = BoxHead(dense_body(8, 7, width=16), 16, num_classes=3)(torch.zeros(5, 8, 7, 7))
@@ -33,7 +33,7 @@ class BoxHead(nn.Module):
 
 
 def dense_body(in_channels: int, size: int, *, width: int = 1024) -> nn.Sequential:
-    """Two fully connected layers of ``width`` on regions (M, in_channels, size, size): Faster R-CNN with FPN.
+    """Two fully connected layers of ``width`` on regions (M, in_channels, size, size), as in Faster R-CNN with FPN.
 
     Source: Lin et al. 2017, "Feature Pyramid Networks", section 4.2.
 
@@ -54,8 +54,8 @@ def conv_body(
 ) -> nn.Sequential:
     """3 x 3 convolutions, one for each of ``channels``, then one fully connected layer of ``width``.
 
-    ``norm`` is built for each convolution, which then has no bias. A batch norm learns from the regions of all images
-    together. Source: Wu and He 2018, "Group Normalization", section 4.2.
+    ``norm`` is built for each convolution, which then has no bias. A batch norm takes its statistics over the regions
+    of all images together. Source: Wu and He 2018, "Group Normalization", section 4.2.
 
     >>> len(conv_body(8, 7, channels=(16, 16), width=32))
     5

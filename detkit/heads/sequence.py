@@ -1,4 +1,4 @@
-"""How a sequence head picks its next token: by which rule, and from which tokens a well-formed box may continue."""
+"""How a sequence head picks its next token: the sampling rule, and the grammar of tokens that form valid boxes."""
 
 import math
 from typing import Literal
@@ -15,12 +15,13 @@ Rule = Literal["argmax", "reference", "standard"]
 
 
 class TokenSampler(nn.Module):
-    """Draws one token from logits: the likeliest, or at random from the ``top_p`` likeliest.
+    """Samples one token from logits: the most likely one, or a random one of the ``top_p`` most likely.
 
-    ``rule="argmax"`` takes the likeliest, ties to the lower token. The others draw from the kept tokens in proportion
-    to their probabilities at ``temperature``: ``"reference"`` keeps the longest run of the likeliest whose sum is at
-    most ``top_p``, at least one (the release of Pix2Seq); ``"standard"`` the shortest whose sum reaches it (Holtzman et
-    al. 2020). Raises ValueError for another rule, ``top_p`` outside [0, 1], a temperature that is not positive.
+    ``rule="argmax"`` takes the most likely token; ties go to the lower token. The other rules sample from the kept
+    tokens in proportion to their probabilities at ``temperature``: ``"reference"`` keeps the most likely tokens whose
+    sum is at most ``top_p``, at least one (the release of Pix2Seq); ``"standard"`` keeps the fewest whose sum reaches
+    ``top_p`` (Holtzman et al. 2020). Raises ValueError for another rule, ``top_p`` outside [0, 1], or a temperature
+    that is not positive.
     Source: Chen et al. 2022, "Pix2seq", section 2.2.
 
     >>> TokenSampler("argmax")(torch.tensor([[0.1, 2.0, 0.3]]))
@@ -45,10 +46,10 @@ class TokenSampler(nn.Module):
         *,
         generator: torch.Generator | None = None,
     ) -> Int[Tensor, "*B"]:
-        """A token (...) for each row of ``logits`` (..., V), only where ``allowed`` (..., V) is True.
+        """A token (...) for each row of ``logits`` (..., V), chosen only where ``allowed`` (..., V) is True.
 
-        Some token must be allowed. NaN counts as the lowest logit, so that even a diverged network says what is
-        allowed. One ``generator`` state gives one choice; under fullgraph compilation it must be None.
+        At least one token must be allowed. NaN counts as the lowest logit, so that even a diverged network yields an
+        allowed token. The same ``generator`` state gives the same choice; under fullgraph compilation it must be None.
         """
         logits = finite_logits(promote(logits))
         logits = logits if allowed is None else logits.masked_fill(~allowed, -torch.inf)
@@ -68,7 +69,7 @@ class TokenSampler(nn.Module):
 
 
 class BoxGrammar(nn.Module):
-    """Which tokens may come next, so that every five are a box of ``coder`` with x2 >= x1, y2 >= y1, and a class.
+    """Masks the next token so that every five tokens form a box of ``coder`` with x2 >= x1, y2 >= y1, and a class.
 
     >>> grammar = BoxGrammar(TokenCoder(2, bins=3, vocabulary="paper"))
     >>> grammar(3, torch.tensor([[1, 2, 3]])).int()  # xmax after xmin = 2
@@ -80,7 +81,7 @@ class BoxGrammar(nn.Module):
         self.coder = coder
 
     def forward(self, position: int, tokens: Int[Tensor, "B L"]) -> Bool[Tensor, "B V"]:
-        """True for each token that may stand at ``position`` of a sequence, after ``tokens`` (B, L), L >= position."""
+        """A mask, True for each token allowed at ``position`` of a sequence after ``tokens`` (B, L), L >= position."""
         vocabulary = torch.arange(self.coder.size, device=tokens.device).expand(tokens.shape[0], -1)
         place = position % TOKENS_PER_BOX
         if place == TOKENS_PER_BOX - 1:
@@ -94,7 +95,7 @@ class BoxGrammar(nn.Module):
 def top_p_tokens(
     probabilities: Float[Tensor, "*B V"], top_p: float, *, rule: Literal["reference", "standard"] = "reference"
 ) -> Bool[Tensor, "*B V"]:
-    """True for each token that is kept: see :class:`TokenSampler`; ties go to the lower token.
+    """A mask, True for each token to keep: see :class:`TokenSampler`; ties go to the lower token.
 
     >>> probabilities = torch.tensor([0.15, 0.5, 0.05, 0.3])
     >>> top_p_tokens(probabilities, 0.9), top_p_tokens(probabilities, 0.9, rule="standard")

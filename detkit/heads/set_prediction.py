@@ -1,4 +1,4 @@
-"""The heads of set prediction: a class or no object, and a box, for every query."""
+"""The heads of set prediction: they predict a class or no object, and a box, for every query."""
 
 from itertools import pairwise
 
@@ -10,11 +10,11 @@ from detkit.layers.box_decoder import EDGE
 
 
 class SetPredictionHead(nn.Module):
-    """One linear layer for the class, and a net of ``depth`` layers for the box.
+    """A linear layer predicts the class, and an MLP of ``depth`` layers the box.
 
     Logits have a column for each of ``num_classes`` and a last one for no object. Boxes are cx, cy, w, h as fractions
-    of the image, by sigmoid, at least in float32. Raises ValueError for a depth below 1. Source: Carion et al. 2020,
-    section 3.2.
+    of the image, after a sigmoid, at least in float32. Raises ValueError for a depth below 1. Source: Carion et al.
+    2020, section 3.2.
 
     >>> import torch
     >>> logits, boxes = SetPredictionHead(8, num_classes=3)(torch.zeros(2, 5, 8))
@@ -34,9 +34,9 @@ class SetPredictionHead(nn.Module):
 
 
 class RefinementHead(nn.Module):
-    """The same two parts, but the net says how to move a box that each query comes with; at the start, not at all.
+    """The same two parts, but the MLP refines a given box for each query; at initialization it leaves it unchanged.
 
-    The box's cx, cy, w, h, as logits, are moved by what the net says. Logits and errors are those of
+    The output of the MLP is added to the logits of the box's cx, cy, w, h. Class logits and errors are those of
     :class:`SetPredictionHead`. Source: Zhu et al. 2021, "Deformable DETR", appendix A.4, iterative refinement.
 
     >>> import torch
@@ -56,9 +56,9 @@ class RefinementHead(nn.Module):
     def forward(
         self, embeddings: Float[Tensor, "*B D"], boxes: Float[Tensor, "*#B 4"]
     ) -> tuple[Float[Tensor, "*B Q"], Float[Tensor, "*B 4"]]:
-        """Logits (..., num_classes + 1) and boxes (..., 4) of ``embeddings`` (..., channels) that look at ``boxes``.
+        """Logits (..., num_classes + 1) and boxes (..., 4) of ``embeddings`` (..., channels) and their ``boxes``.
 
-        Boxes are cx, cy, w, h as fractions of the image; those that come in count as within 0.001 and 0.999.
+        Boxes are cx, cy, w, h as fractions of the image; input boxes are clamped to [0.001, 0.999].
         """
         return self.logits(embeddings), (promote(self.boxes(embeddings)) + promote(boxes).logit(eps=EDGE)).sigmoid()
 

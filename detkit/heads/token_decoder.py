@@ -1,4 +1,4 @@
-"""A decoder that reads encoded images and the tokens so far, and scores what comes next."""
+"""A decoder that attends to encoded images and the tokens so far, and predicts logits for the next token."""
 
 from collections.abc import Sequence
 
@@ -14,10 +14,11 @@ STD = 0.02
 
 
 class TokenDecoder(nn.Module):
-    """Says which of ``vocabulary`` tokens comes next, after up to ``length`` tokens and with a memory to look at.
+    """Predicts the next of ``vocabulary`` tokens from up to ``length`` tokens and a memory to attend to.
 
-    A token is read as its embedding plus that of its place, both learned; logits are products with the same embeddings
-    plus a bias for each token. ``decoder`` has ``channels``. Source: Chen et al. 2022, "Pix2seq", section 2.2.
+    The input is the token embedding plus a position embedding, both learned; logits are dot products with the same
+    token embeddings plus a bias per token. ``decoder`` has ``channels``. Source: Chen et al. 2022, "Pix2seq", section
+    2.2.
 
     >>> import torch
     >>> from detkit.layers import DecoderLayer
@@ -41,7 +42,7 @@ class TokenDecoder(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, tokens: Int[Tensor, "B L"], memory: Memory) -> Float[Tensor, "B L V"]:
-        """Logits for the token after each of ``tokens``, none of which looks at a later one.
+        """Logits for the token after each of ``tokens``; no token attends to a later one.
 
         Raises ValueError for more tokens than ``length``.
         """
@@ -54,23 +55,23 @@ class TokenDecoder(nn.Module):
         return self.head(outputs[-1])
 
     def start(self, memory: Memory) -> list[LayerCache]:
-        """What :meth:`step` keeps between calls: the projected memory, and room for ``length`` tokens."""
+        """The KV caches that :meth:`step` updates: the projected memory, and room for ``length`` tokens."""
         return self.decoder.start(memory.cells, length=self.length, memory_positions=memory.positions)
 
     def step(
         self, token: Int[Tensor, " B"], memory: Memory, caches: Sequence[LayerCache], *, at: int
     ) -> Float[Tensor, "B V"]:
-        """Logits after the token number ``at``, all before which went through the same ``caches``; inference only."""
+        """Logits after token number ``at``; all earlier tokens must have used the same ``caches``. Inference only."""
         read = (self.embedding(token) + self.places.weight[at])[:, None]
         return self.head(self.decoder.step(read, caches, at=at, memory_mask=memory.mask))[:, 0]
 
 
 @torch.no_grad()
 def start_as_sines(embedding: nn.Embedding, tokens: slice) -> None:
-    """Fill the rows ``tokens``, which count along an axis, with waves of 1/2 to 8 turns, as large as fresh ones.
+    """Fill the rows ``tokens``, which count along an axis, with waves of 1/2 to 8 turns at the default init scale.
 
-    Then neighbors start alike, and what is learned of one token holds for those beside it. Raises ValueError unless 2
-    divides the embedding's width.
+    Neighboring tokens then start with similar embeddings, and what the model learns about one token carries over to its
+    neighbors. Raises ValueError unless 2 divides the embedding's width.
 
     >>> start_as_sines(embedding := nn.Embedding(104, 32), slice(4, 104))
     >>> near, far = (embedding.weight[4] * embedding.weight[[5, 54]]).sum(-1)

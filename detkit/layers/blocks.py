@@ -9,12 +9,12 @@ from torchvision.ops import FrozenBatchNorm2d
 
 
 class ConvNormActivation(nn.Sequential):
-    """Convolution, then norm, then activation; without a norm the convolution has a bias.
+    """A convolution, a norm and an activation in that order; without a norm the convolution has a bias.
 
-    Maps (B, in_channels, H, W) to (B, out_channels, H / stride, W / stride), rounded up: the default ``padding`` keeps
-    the size of an odd kernel. ``norm`` is called with the number of channels (``functools.partial(nn.GroupNorm, 8)``
-    fits), ``activation`` with nothing; None leaves the step out.
-    Raises ValueError for an even kernel without ``padding``, which no symmetric padding keeps in size.
+    Maps (B, in_channels, H, W) to (B, out_channels, H / stride, W / stride), rounded up: for an odd kernel the default
+    ``padding`` keeps the size at stride 1. ``norm`` is called with the number of channels
+    (``functools.partial(nn.GroupNorm, 8)`` fits), ``activation`` with no argument; None leaves the step out. Raises
+    ValueError for an even kernel without ``padding``, because no symmetric padding keeps the size.
 
     >>> block = ConvNormActivation(3, 8, stride=2, activation=nn.SiLU)
     >>> block(torch.zeros(1, 3, 7, 10)).shape
@@ -55,7 +55,7 @@ class ConvNormActivation(nn.Sequential):
 
 
 class L2Norm(nn.Module):
-    """Scale the channel vector of each position to length 1, times a learned scale of each channel.
+    """Normalize the channel vector at each position to length 1, then multiply by a learned scale per channel.
 
     Maps (B, D, H, W) to the same shape and dtype. A zero vector stays zero, with a finite gradient; half precision is
     normalized in float32. Source: ParseNet (arXiv 1506.04579, section 3.3); SSD applies it to conv4_3 with scale 20.
@@ -82,11 +82,11 @@ class L2Norm(nn.Module):
 
 
 def freeze_batch_norm(module: nn.Module) -> nn.Module:
-    """Replace every batch norm inside ``module`` by one whose statistics and affine terms never change.
+    """Replace every batch norm inside ``module`` with one whose statistics and affine terms never change.
 
     Works in place, and returns the module (or its replacement, where ``module`` itself is a batch norm). The result is
     torchvision's FrozenBatchNorm2d, with the same state_dict keys. Raises ValueError for a batch norm that keeps no
-    running statistics, or of a class that does more than normalize.
+    running statistics, or whose class does more than normalize.
 
     >>> frozen = freeze_batch_norm(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)))
     >>> [name for name, _ in frozen.named_parameters()]

@@ -1,4 +1,4 @@
-"""A decoder whose queries are boxes: each layer looks around the box of every query, and its head moves the box."""
+"""A decoder whose queries are boxes: each layer attends around the box of every query, and its head refines the box."""
 
 import math
 from collections.abc import Sequence
@@ -16,9 +16,9 @@ EDGE = 1e-3
 
 
 class BoxPositions(nn.Module):
-    """Embeddings of boxes: sines and cosines of cx, cy, w and h, a quarter of ``channels`` each, through a small net.
+    """Embeddings of boxes: sines and cosines of cx, cy, w and h, a quarter of ``channels`` each, through a small MLP.
 
-    The longest wave is ``temperature`` times as long as the shortest, which is the image. Raises ValueError unless 8
+    The shortest wave spans the image; the longest is ``temperature`` times as long. Raises ValueError unless 8
     divides ``channels``. Source: Liu et al. 2022, "DAB-DETR", section 4.2 and 4.4.
 
     >>> BoxPositions(16)(torch.rand(2, 5, 4)).shape
@@ -46,9 +46,9 @@ class BoxPositions(nn.Module):
 
 
 class BoxQueries(nn.Module):
-    """``count`` queries, each an embedding and a box, both learned.
+    """``count`` queries, each with a learned embedding and a learned box.
 
-    Boxes start as large as 0.3 of the image, their centers spread evenly (the multiples of two irrational numbers,
+    Boxes start at 0.3 of the image's size, with evenly spread centers (the multiples of two irrational numbers,
     modulo 1). Raises ValueError for a count below 1. Source: Liu et al. 2022, "DAB-DETR", section 4.1.
 
     >>> embeddings, boxes = BoxQueries(5, 8)(2)
@@ -67,17 +67,17 @@ class BoxQueries(nn.Module):
             self.boxes.weight.copy_(start.logit(eps=EDGE))
 
     def forward(self, images: int) -> tuple[Float[Tensor, "B Q D"], Float[Tensor, "B Q 4"]]:
-        """The same for each of B ``images``: embeddings, and boxes: cx, cy, w, h as fractions, at least in float32."""
+        """Embeddings and boxes, equal for each of B ``images``: boxes as fractions cx, cy, w, h, at least float32."""
         boxes = promote(self.boxes.weight).sigmoid()
         return self.embeddings.weight.expand(images, -1, -1), boxes.expand(images, -1, -1)
 
 
 class DeformableDecoderLayer(nn.Module):
-    """Self-attention, deformable attention around the box of every query, a feed-forward net; each with its residual.
+    """Self-attention, deformable attention around each query's box, and a feed-forward net, each with a residual.
 
-    ``hidden`` is the width of the net, ``points`` are those of :class:`~detkit.layers.deformable.DeformableAttention`
-    on each of ``levels`` maps; ``dropout`` is as in :class:`~detkit.layers.transformer.DecoderLayer`. Source: Zhu et
-    al. 2021, section 4.1 and appendix A.4.
+    ``hidden`` is the width of the feed-forward net; ``points`` is as in
+    :class:`~detkit.layers.deformable.DeformableAttention` on each of ``levels`` maps; ``dropout`` is as in
+    :class:`~detkit.layers.transformer.DecoderLayer`. Source: Zhu et al. 2021, section 4.1 and appendix A.4.
 
     >>> layer, boxes = DeformableDecoderLayer(8, 2, hidden=16), torch.full((1, 5, 1, 4), 0.5)
     >>> layer(torch.zeros(1, 5, 8), boxes, torch.zeros(1, 12, 8), [(3, 4)]).shape
@@ -114,10 +114,10 @@ class DeformableDecoderLayer(nn.Module):
         mask: Bool[Tensor, "#B #Q Q"] | None = None,
         inside: Bool[Tensor, "B K"] | None = None,
     ) -> Float[Tensor, "B Q D"]:
-        """The ``embeddings`` after the three steps; positions are added to what is compared, not to what is fetched.
+        """The ``embeddings`` after the three steps; positions are added to queries and keys, not to values.
 
-        ``boxes`` are cx, cy, w, h as fractions of the padded image, ``mask`` says which query may look at which;
-        ``memory``, ``shapes`` and ``inside`` are those of :class:`~detkit.layers.deformable.DeformableAttention`.
+        ``boxes`` are cx, cy, w, h as fractions of the padded image; ``mask`` says which query may attend to which;
+        ``memory``, ``shapes`` and ``inside`` are as in :class:`~detkit.layers.deformable.DeformableAttention`.
         """
 
         def located(own: Tensor) -> Tensor:
@@ -134,11 +134,11 @@ class DeformableDecoderLayer(nn.Module):
 
 
 class BoxDecoder(nn.Module):
-    """Layers, with a head for each that says a class and moves the boxes; the next layer looks around these.
+    """Decoder layers, each with a head that predicts a class and refines the boxes the next layer attends around.
 
     A head maps (embeddings, boxes) to (logits, boxes), as :class:`~detkit.heads.set_prediction.RefinementHead`, from
-    embeddings that went through ``norm``; ``positions`` embeds boxes. A box has no gradient through what later layers
-    make of it. Raises ValueError unless there is one head for each layer. Sources: Liu et al. 2022, "DAB-DETR",
+    embeddings normalized by ``norm``; ``positions`` embeds boxes. A box gets no gradient from the boxes that later
+    layers refine from it. Raises ValueError unless there is one head per layer. Sources: Liu et al. 2022, "DAB-DETR",
     section 4; Zhu et al. 2021, appendix A.4.
 
     >>> from detkit.heads.set_prediction import RefinementHead
@@ -177,11 +177,11 @@ class BoxDecoder(nn.Module):
         inside: Bool[Tensor, "B K"] | None = None,
         shares: Float[Tensor, "B 2"] | None = None,
     ) -> tuple[Float[Tensor, "L B Q classes"], Float[Tensor, "L B Q 4"]]:
-        """Logits and boxes after every layer, from the ``embeddings`` and ``boxes`` that the queries start with.
+        """Logits and boxes after every layer; ``embeddings`` and ``boxes`` are the initial ones of the queries.
 
-        Boxes are cx, cy, w, h as fractions of the image; ``shares`` (B, 2) says which part of the width and height of
-        the padded batch each image takes (all of it). ``memory`` holds the cells of a map of ``shape`` (rows, columns),
-        of which those ``inside`` are looked at; ``mask`` says which query may look at which.
+        Boxes are cx, cy, w, h as fractions of the image; ``shares`` (B, 2) is the fraction of the width and height
+        of the padded batch that each image fills (default: all). ``memory`` holds the cells of a map of ``shape``
+        (rows, columns); only cells ``inside`` are attended to; ``mask`` says which query may attend to which.
         """
         scale = 1 if shares is None else shares.repeat(1, 2)[:, None]
         logits, refined = [], []

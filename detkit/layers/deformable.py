@@ -1,4 +1,4 @@
-"""Deformable attention: each query looks at a few points of feature maps, which it chooses, instead of at all cells."""
+"""Deformable attention: each query attends to a few points of the feature maps that it predicts, not to all cells."""
 
 import math
 from collections.abc import Sequence
@@ -17,11 +17,12 @@ def deformable_attention(
     locations: Float[Tensor, "B Q heads levels points 2"],
     weights: Float[Tensor, "B Q heads levels points"],
 ) -> Float[Tensor, "B Q channels"]:
-    """What every query and head finds at its points, bilinear between cells, summed with ``weights``.
+    """Sample the values bilinearly at the points of every query and head, and sum them with ``weights``.
 
-    ``values`` are the cells of all levels, one after another, row by row; ``shapes`` (rows, columns) of the levels;
-    ``locations`` x, y as fractions of the image, 0 and 1 its borders; outside the map all is 0. A location that is not
-    finite finds 0. All three take a gradient (one derivative); weights and locations are used at least in float32.
+    ``values`` are the cells of all levels, concatenated row by row; ``shapes`` are the (rows, columns) of the levels;
+    ``locations`` are x, y as fractions of the image, whose borders are 0 and 1. Values outside the map are 0, and so is
+    the sample at a location that is not finite. ``values``, ``locations`` and ``weights`` get gradients (first order
+    only); weights and locations are used at least in float32.
     Raises ValueError where shapes disagree. Source: Zhu et al. 2021, equation 3.
 
     >>> values = torch.tensor([1.0, 3.0]).reshape(1, 2, 1, 1)  # one row of two cells, centers at 1/4 and 3/4
@@ -52,8 +53,8 @@ def deformable_attention(
 class DeformableAttention(nn.Module):
     """Multi-scale deformable attention: ``points`` on each of ``levels`` for every query and head.
 
-    Where to look and how much is linear in the query. At the start the weights are equal and head h looks in the
-    direction of angle 2 pi h / heads, its p-th point p cells away. Raises ValueError where ``heads`` do not divide
+    Offsets and weights are linear in the query. At initialization the weights are equal, and the p-th point of head h
+    lies p cells away in the direction of angle 2 pi h / heads. Raises ValueError unless ``heads`` divides
     ``channels``. Source: Zhu et al. 2021, section 4.1 and appendix A.4.
 
     >>> attention = DeformableAttention(8, 2, levels=2)
@@ -91,11 +92,11 @@ class DeformableAttention(nn.Module):
         *,
         inside: Bool[Tensor, "B K"] | None = None,
     ) -> Float[Tensor, "B Q D"]:
-        """What each query finds around its ``references``; positions are added to ``queries`` by the caller.
+        """The output of each query, sampled around its ``references``; the caller adds positions to ``queries``.
 
-        References are points (B, Q, levels, 2), offset by cells of each level; or boxes (B, Q, levels, 4) as cx, cy, w,
-        h, offset by their sides; all as fractions of the padded image. ``memory`` holds the cells of all levels,
-        ``shapes`` (rows, columns) of each; cells not ``inside`` (B, K) an image count as 0.
+        References are points (B, Q, levels, 2), with offsets in cells of each level, or boxes (B, Q, levels, 4) as cx,
+        cy, w, h, with offsets in box sides; all are fractions of the padded image. ``memory`` holds the cells of all
+        levels, ``shapes`` the (rows, columns) of each; cells not ``inside`` (B, K) an image count as 0.
         """
         locations, weights = self.look(queries, references, shapes)
         values = self.value(memory)
@@ -107,7 +108,7 @@ class DeformableAttention(nn.Module):
     def look(
         self, queries: Float[Tensor, "B Q D"], references: Float[Tensor, "B Q levels _"], shapes: Shapes
     ) -> tuple[Float[Tensor, "B Q heads levels points 2"], Float[Tensor, "B Q heads levels points"]]:
-        """Where each query looks, x and y as fractions of the padded image, and how much each point weighs.
+        """The sampling locations of each query, x and y as fractions of the padded image, and the weight of each point.
 
         The weights of a query and head sum to 1 over all levels and points. Arguments as for :meth:`forward`.
 

@@ -1,4 +1,4 @@
-"""What a list of feature maps promises, finest first: how many levels, their channels, their strides."""
+"""Checks of a list of feature maps, finest first: the number of levels, their channels and their strides."""
 
 from collections.abc import Sequence
 
@@ -8,9 +8,9 @@ from torch import Tensor
 def check_levels(
     channels: Sequence[int], strides: Sequence[int], *, function: str
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Both as tuples, once they describe the same levels, finest first.
+    """Return both as tuples after checking that they describe the same levels, finest first.
 
-    Raises ValueError for no levels, differing lengths, a number below 1, or strides that shrink.
+    Raises ValueError for no levels, different lengths, a number below 1, or decreasing strides.
 
     >>> check_levels([256, 512], [8, 16], function="FPN")
     ((256, 512), (8, 16))

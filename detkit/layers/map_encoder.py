@@ -1,4 +1,4 @@
-"""Feature maps as a memory that decoders attend to: the same for DETR's queries and for Pix2Seq's tokens."""
+"""Feature maps encoded as a memory that decoders attend to, shared by DETR's queries and for Pix2Seq's tokens."""
 
 from typing import NamedTuple
 
@@ -11,9 +11,9 @@ from detkit.structures import Images
 
 
 class Memory(NamedTuple):
-    """Encoded images: their S cells, and which of them hold image, not padding.
+    """Encoded images: their S cells, and a mask of the cells that hold image, not padding.
 
-    ``positions`` are added to the cells where a decoder compares with them; None: the cells hold them already.
+    A decoder adds ``positions`` to the cells to form keys; None means that the cells already contain them.
     """
 
     cells: Float[Tensor, "B S D"]
@@ -22,12 +22,12 @@ class Memory(NamedTuple):
 
 
 class MapEncoder(nn.Module):
-    """Encodes the last feature map, cell by cell, with attention among the cells that hold image.
+    """Encodes the cells of the last feature map with self-attention among the cells that hold image.
 
     ``projection`` maps it to the D channels of ``encoder``; ``positions(inside, dtype=)`` embeds a mask of cells (B, H,
-    W) as (B, D, H, W), as :class:`~detkit.layers.SinePositions` does. Attention compares cells with their positions
-    added, but fetches them without (Carion et al. 2020, figure 10). With ``positions_in_cells`` positions are added to
-    the cells themselves, before the encoder and again behind it, so that what a decoder fetches says where it lies
+    W) as (B, D, H, W), as :class:`~detkit.layers.SinePositions` does. Attention adds positions to
+    queries and keys but not to values (Carion et al. 2020, figure 10). With ``positions_in_cells`` positions are added
+    to the cells themselves, before the encoder and again after it, so that the values a decoder reads carry positions
     (Chen et al. 2022, "Pix2seq", section 2.2, with the positions of the release).
 
     >>> import torch

@@ -1,4 +1,4 @@
-"""Where things are: positions of the cells of a padded batch as embeddings, and which cells hold image at all."""
+"""Position embeddings for the cells of a padded batch, and the mask of the cells that hold image."""
 
 import math
 
@@ -8,12 +8,13 @@ from torch import Tensor, nn
 
 
 class SinePositions(nn.Module):
-    """Sines and cosines of the row, then of the column, of every cell; each takes half of ``channels``.
+    """Sines and cosines of each cell's row, then of its column; each takes half of ``channels``.
 
-    Cells are counted from 1 to the last one inside the image, which maps to 2 pi, whatever the image's size;
-    ``temperature`` is the longest wave over the shortest, which makes ``turns`` over the image. More turns tell
-    neighbors apart at once; beyond half a turn for each cell they say nothing new. Raises ValueError unless 4 divides
-    ``channels``. Source: Carion et al. 2020, appendix A.4, with the release's 1e-6 in the division.
+    Cells are counted from 1 to the last one inside the image, which maps to 2 pi for any image size. ``temperature`` is
+    the ratio of the longest wave to the shortest; the shortest makes ``turns`` over the image. More turns make
+    neighbors easier to tell apart from the start; beyond half a turn per cell they add no information. Raises
+    ValueError unless 4 divides ``channels``. Source: Carion et al. 2020, appendix A.4, with the release's 1e-6 in the
+    division.
 
     >>> positions = SinePositions(4)(torch.ones(1, 1, 4, dtype=torch.bool))
     >>> positions[0, 2, 0].mul(100).round().int()  # sine of a quarter, a half, three quarters and a whole turn
@@ -27,9 +28,9 @@ class SinePositions(nn.Module):
         self.channels, self.temperature, self.turns = channels, temperature, turns
 
     def forward(self, inside: Bool[Tensor, "B H W"], *, dtype: torch.dtype = torch.float32) -> Float[Tensor, "B D H W"]:
-        """Positions (B, channels, H, W) of cells, where ``inside`` tells which hold image: see :func:`cells_inside`.
+        """Positions (B, channels, H, W) of cells; ``inside`` masks those that hold image: see :func:`cells_inside`.
 
-        They are rounded to ``dtype`` at the end: angles of many turns cannot be told apart in half precision.
+        They are cast to ``dtype`` at the end: half precision cannot tell angles of many turns apart.
         """
         exact = torch.promote_types(dtype, torch.float32)
         waves = torch.arange(0, self.channels // 2, 2, device=inside.device, dtype=exact)
@@ -50,8 +51,8 @@ class SinePositions(nn.Module):
 class LearnedPositions(nn.Module):
     """A learned embedding for every column, then one for every row; each takes half of ``channels``.
 
-    There are as many as ``size`` (rows, columns): maps may be smaller. Embeddings start uniform in [0, 1). Raises
-    ValueError for odd ``channels`` and for a larger map. Source: Carion et al. 2020, section 4.2 (table 3).
+    ``size`` (rows, columns) is the number of embeddings; maps may be smaller. Embeddings start uniform in [0, 1).
+    Raises ValueError for odd ``channels`` and for a larger map. Source: Carion et al. 2020, section 4.2 (table 3).
 
     >>> LearnedPositions(8, size=(50, 50))(torch.ones(2, 3, 4, dtype=torch.bool)).shape
     torch.Size([2, 8, 3, 4])
@@ -81,8 +82,8 @@ class LearnedPositions(nn.Module):
 def cells_inside(sizes: Shaped[Tensor, "B 2"], frame: tuple[int, int], cells: tuple[int, int]) -> Bool[Tensor, "B H W"]:
     """Which of ``cells`` (rows, columns) laid over a padded ``frame`` (height, width) start inside their image.
 
-    ``sizes`` (B, 2) is where the images end in the frame, at least one pixel each. The same as the mask of pixels,
-    resized by nearest.
+    ``sizes`` (B, 2) is where the images end in the frame, at least one pixel each. Equals the pixel mask resized with
+    nearest-neighbor interpolation.
 
     >>> cells_inside(torch.tensor([[32, 33]]), (64, 96), (2, 3)).int()
     tensor([[[1, 1, 0],

@@ -1,7 +1,7 @@
-"""Attention, and the encoder and decoder layers made of it: the same for DETR's queries and for Pix2Seq's tokens.
+"""Attention, and the encoder and decoder layers built from it, shared by DETR's queries and Pix2Seq's tokens.
 
-Everywhere: embeddings (B, N, D); positions, of the same shape, are added to what is compared (queries and keys) and not
-to what is fetched (values); a mask is True where a query may look at a key.
+Throughout, embeddings are (B, N, D); positions have the same shape and are added to queries and keys but not to values;
+a mask is True where a query may attend to a key.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,25 +14,25 @@ from torch.nn import functional as F
 
 
 class KeyValues(NamedTuple):
-    """What queries of one attention are compared with, and what they fetch: projected, one part for each head."""
+    """The projected keys and values of one attention, split into heads."""
 
     keys: Float[Tensor, "B heads K depth"]
     values: Float[Tensor, "B heads K depth"]
 
 
 class LayerCache(NamedTuple):
-    """What a decoder layer keeps between steps: the memory, projected once, and room for all of its own tokens."""
+    """The KV cache of a decoder layer: the memory, projected once, and room for all of the layer's own tokens."""
 
     memory: KeyValues
     own: KeyValues
 
 
 class Attention(nn.Module):
-    """Multi-head attention: ``channels`` are split among ``heads``, each fetches a mean weighted by softmax.
+    """Multi-head attention: ``channels`` are split among ``heads``; each averages values with softmax weights.
 
-    ``dropout`` is that of the weights, in training mode. A query that may look at no key fetches zeros. Weights start
-    as those of ``torch.nn.MultiheadAttention``, with which it shares results. Raises ValueError where ``heads`` do not
-    divide ``channels``. Source: Vaswani et al. 2017, section 3.2.
+    ``dropout`` applies to the attention weights in training mode. A query that may attend to no key outputs zeros.
+    Initialization and results match ``torch.nn.MultiheadAttention``. Raises ValueError unless ``heads`` divides
+    ``channels``. Source: Vaswani et al. 2017, section 3.2.
 
     >>> attention, embeddings = Attention(8, 2), torch.zeros(1, 5, 8)
     >>> attention(embeddings, embeddings, embeddings, causal=True).shape
@@ -59,11 +59,11 @@ class Attention(nn.Module):
         mask: Bool[Tensor, "#B #Q K"] | None = None,
         causal: bool = False,
     ) -> Float[Tensor, "B Q D"]:
-        """What each query fetches from ``values``; see :meth:`attend` for ``mask`` and ``causal``."""
+        """The attention output of each query over ``values``; see :meth:`attend` for ``mask`` and ``causal``."""
         return self.attend(queries, self.project(keys, values), mask=mask, causal=causal)
 
     def project(self, keys: Float[Tensor, "B K D"], values: Float[Tensor, "B K D"]) -> KeyValues:
-        """Keys and values as :meth:`attend` takes them: done once for many calls on the same memory."""
+        """The keys and values that :meth:`attend` takes, projected once for many calls on the same memory."""
         return KeyValues(self._split(self.key(keys)), self._split(self.value(values)))
 
     def attend(
@@ -74,9 +74,9 @@ class Attention(nn.Module):
         mask: Bool[Tensor, "#B #Q K"] | None = None,
         causal: bool = False,
     ) -> Float[Tensor, "B Q D"]:
-        """What each query fetches: only where ``mask`` is True, and with ``causal`` from no key behind its own.
+        """The output of each query, which attends only where ``mask`` is True and, with ``causal``, to no later key.
 
-        ``mask`` is (B, Q, K), 1 in place of B or Q; with ``causal`` the queries are the last Q of the K keys. Raises
+        ``mask`` is (B, Q, K), where B or Q may be 1; with ``causal`` the queries are the last Q of the K keys. Raises
         ValueError for a mask of another type or number of dimensions.
         """
         length, keys = queries.shape[1], among.keys.shape[2]
@@ -102,7 +102,7 @@ class Attention(nn.Module):
         mask: Bool[Tensor, "#B #Q K"] | None = None,
         causal: bool = False,
     ) -> Float[Tensor, "B heads Q K"]:
-        """How :meth:`attend` weighs the values: rows sum to 1, or to 0 where a query may look at no key; no dropout.
+        """The weights of :meth:`attend`, without dropout: rows sum to 1, or to 0 where a query may attend to no key.
 
         >>> attention = Attention(8, 2)
         >>> weights = attention.attention_weights(torch.rand(1, 3, 8), attention.project(*torch.rand(2, 1, 5, 8)))
@@ -139,9 +139,9 @@ class Attention(nn.Module):
 
 
 class Residual(nn.Module):
-    """A step around which its input is passed: ``norm(x + step(x))``, or ``x + step(norm(x))`` with ``norm_first``.
+    """A step with a residual connection: ``norm(x + step(x))``, or ``x + step(norm(x))`` with ``norm_first``.
 
-    ``dropout`` is applied to the step's result. Sources: Vaswani et al. 2017, section 3.1; Xiong et al. 2020.
+    ``dropout`` is applied to the step's output. Sources: Vaswani et al. 2017, section 3.1; Xiong et al. 2020.
 
     >>> Residual(2)(torch.tensor([[[1.0, 3.0]]]), lambda x: x * 0).detach().round()
     tensor([[[-1.,  1.]]])
@@ -163,7 +163,7 @@ class Residual(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two linear layers with an activation and dropout between them, for each embedding on its own.
+    """Two linear layers with an activation and dropout between them, applied to each embedding separately.
 
     Source: Vaswani et al. 2017, section 3.3.
 
@@ -191,10 +191,10 @@ class FeedForward(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """Self-attention and a feed-forward net, each with its residual.
+    """Self-attention and a feed-forward net, each with a residual.
 
-    ``hidden`` is the width of the feed-forward net; ``dropout`` is used for the weights of attention, inside the net
-    and after both steps. Source: Vaswani et al. 2017; positions in every layer: Carion et al. 2020, figure 10.
+    ``hidden`` is the width of the feed-forward net; ``dropout`` applies to the attention weights, inside the net and
+    after both steps. Source: Vaswani et al. 2017; positions in every layer: Carion et al. 2020, figure 10.
 
     >>> EncoderLayer(8, 2, hidden=16, norm_first=True)(torch.zeros(1, 5, 8)).shape
     torch.Size([1, 5, 8])
@@ -233,7 +233,7 @@ class EncoderLayer(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Self-attention, attention to a memory, and a feed-forward net, each with its residual.
+    """Self-attention, cross-attention to a memory, and a feed-forward net, each with a residual.
 
     Arguments as for :class:`EncoderLayer`. Source: Vaswani et al. 2017; positions in every layer: Carion et al. 2020.
 
@@ -261,7 +261,7 @@ class DecoderLayer(nn.Module):
         self.feed_forward_residual = Residual(channels, norm_first=norm_first, dropout=dropout)
 
     def project(self, memory: Float[Tensor, "B K D"], positions: Float[Tensor, "#B K D"] | None = None) -> KeyValues:
-        """The ``memory`` as :meth:`forward` takes it; positions are added to its keys only."""
+        """The keys and values of ``memory`` that :meth:`forward` takes; positions are added to the keys only."""
         return self.memory_attention.project(_plus(memory, positions), memory)
 
     def forward(
@@ -277,8 +277,8 @@ class DecoderLayer(nn.Module):
     ) -> Float[Tensor, "B N D"]:
         """The ``embeddings`` after the three steps.
 
-        ``mask`` and ``causal`` rule the self-attention, ``memory_mask`` the other. ``extend`` turns the keys and values
-        of these embeddings into those of all embeddings that they are to look at: a cache.
+        ``mask`` and ``causal`` apply to self-attention, ``memory_mask`` to cross-attention. ``extend`` maps the keys
+        and values of these embeddings to those of all embeddings that they attend to: a KV cache.
         """
 
         def attend(own: Tensor) -> Tensor:
@@ -295,7 +295,7 @@ class DecoderLayer(nn.Module):
 
 
 class TransformerEncoder(nn.Module):
-    """Encoder layers one after another, then ``norm``: none for DETR, a LayerNorm where layers normalize first.
+    """A stack of encoder layers, then ``norm``: none for DETR, a LayerNorm if the layers normalize first.
 
     >>> encoder = TransformerEncoder([EncoderLayer(8, 2, hidden=16) for _ in range(2)])
     >>> encoder(torch.zeros(1, 5, 8)).shape
@@ -321,10 +321,10 @@ class TransformerEncoder(nn.Module):
 
 
 class TransformerDecoder(nn.Module):
-    """Decoder layers one after another; ``norm`` (none: as it is) is shared by the outputs of all of them.
+    """A stack of decoder layers; the outputs of all layers share ``norm`` (None leaves them unchanged).
 
-    A sequence is decoded token by token with :meth:`start` and :meth:`step`, which give what ``causal`` gives for the
-    whole sequence at once. Raises ValueError without layers.
+    :meth:`start` and :meth:`step` decode a sequence token by token; the results equal those of ``causal`` on the whole
+    sequence at once. Raises ValueError without layers.
 
     >>> decoder = TransformerDecoder([DecoderLayer(8, 2, hidden=16) for _ in range(2)], norm=nn.LayerNorm(8)).eval()
     >>> tokens, memory = torch.rand(1, 5, 8), torch.rand(1, 7, 8)
@@ -353,7 +353,7 @@ class TransformerDecoder(nn.Module):
         memory_mask: Bool[Tensor, "#B #N K"] | None = None,
         causal: bool = False,
     ) -> list[Float[Tensor, "B N D"]]:
-        """The output of every layer, normalized; the last is the decoder's."""
+        """The normalized output of every layer; the last is the output of the decoder."""
         outputs = []
         for layer in self._stack:
             embeddings = layer(
@@ -375,7 +375,7 @@ class TransformerDecoder(nn.Module):
         length: int,
         memory_positions: Float[Tensor, "#B K D"] | None = None,
     ) -> list[LayerCache]:
-        """A cache for each layer, with room for ``length`` tokens; :meth:`step` fills it in place."""
+        """A KV cache for each layer, with room for ``length`` tokens; :meth:`step` fills it in place."""
         caches = []
         for layer in self._stack:
             projected = layer.project(memory, memory_positions)
@@ -393,9 +393,9 @@ class TransformerDecoder(nn.Module):
         positions: Float[Tensor, "#B N D"] | None = None,
         memory_mask: Bool[Tensor, "#B #N _"] | None = None,
     ) -> Float[Tensor, "B N D"]:
-        """The output for the next N tokens, ``at`` of which came before. Inference only: caches carry no gradient.
+        """The output for the next N tokens, which follow ``at`` earlier ones. Inference only: caches carry no gradient.
 
-        Raises ValueError where the caches have no room for them.
+        Raises ValueError if the caches have no room for the tokens.
         """
         end, room = at + embeddings.shape[1], caches[0].own.keys.shape[2]
         if not 0 <= at < end <= room:

@@ -1,4 +1,4 @@
-"""Keypoint R-CNN's loss: the cell of the heatmap that each keypoint falls into, and a softmax over all cells."""
+"""Keypoint R-CNN's loss: a softmax over the cells of a heatmap, whose target is the cell that holds the keypoint."""
 
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ from detkit.structures import take_rows
 
 
 class KeypointTargets(NamedTuple):
-    """For each keypoint of each box: its cell, row by row from 0, and whether it can be learned; else the cell is 0."""
+    """For each keypoint of each box, its cell, counted row by row from 0, and whether it is usable; else cell is 0."""
 
     cells: Int[Tensor, "*B P"]
     usable: Bool[Tensor, "*B P"]
@@ -21,10 +21,10 @@ class KeypointTargets(NamedTuple):
 def keypoint_loss(
     logits: Float[Tensor, "M P S S"], cells: Int[Tensor, "M P"], usable: Bool[Tensor, "M P"]
 ) -> Float[Tensor, "M P"]:
-    """Cross-entropy of each heatmap, a softmax over its S * S positions of which one is right.
+    """Cross-entropy of each heatmap, with a softmax over its S * S positions, one of which is the target.
 
-    logits (M, P, S, S); ``cells`` (M, P) in 0..S*S-1; where ``usable`` (M, P) is False the cost is 0, and so is its
-    gradient, whatever the logits are. Unreduced; half precision is promoted. Raises ValueError where shapes disagree.
+    logits are (M, P, S, S), ``cells`` (M, P) in 0..S*S-1; where ``usable`` (M, P) is False the loss and its gradient
+    are 0, whatever the logits. Unreduced; half precision is promoted. Raises ValueError if shapes disagree.
     Source: He et al. 2017, section 5.
 
     >>> heatmaps, usable = torch.zeros(1, 2, 2, 2), torch.tensor([[True, False]])
@@ -47,10 +47,10 @@ def keypoint_targets(
 ) -> KeypointTargets:
     """The cell of each box's heatmap, ``resolution`` x ``resolution``, that each keypoint of its object falls into.
 
-    keypoints (B, T, P, 3) as x, y, visibility, in the pixels of ``boxes`` (B, K, 4); ``matched`` (B, K) the object of
-    each box: a negative one gives cells of no meaning. Column and row are floor((x - x1) * S / (x2 - x1)), on the right
-    and lower border S - 1. A keypoint is usable that is visible (above 0) and inside the box; never in an inverted one.
-    Returns cells and usable, both (B, K, P). Raises ValueError where shapes disagree.
+    keypoints (B, T, P, 3) are x, y, visibility, in the pixels of ``boxes`` (B, K, 4); ``matched`` (B, K) is the object
+    of each box: a negative one gives meaningless cells. Column and row are floor((x - x1) * S / (x2 - x1)), or S - 1 on
+    the right and lower border. A keypoint is usable if it is visible (above 0) and inside the box, and never in an
+    inverted box. Returns cells and usable, both (B, K, P). Raises ValueError if shapes disagree.
 
     >>> keypoints = torch.tensor([[[[5.0, 2, 1], [10, 10, 2], [11, 5, 1]]]])
     >>> keypoint_targets(keypoints, torch.tensor([[[0.0, 0, 10, 10]]]), torch.tensor([[0]]), 4)

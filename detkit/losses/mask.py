@@ -1,4 +1,4 @@
-"""Mask R-CNN's mask loss: what a region should draw, and what drawing it otherwise costs."""
+"""Mask R-CNN's mask loss: the target mask of each region, and the loss of the predicted one."""
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -16,11 +16,11 @@ _FARTHEST = 1  # image side: so far outside a box may reach, or sampling it woul
 def mask_loss(
     logits: Float[Tensor, "M *C S S"], targets: Float[Tensor, "M S S"], labels: Int[Tensor, "M"] | None = None
 ) -> Float[Tensor, "M"]:
-    """Binary cross-entropy of each region's mask, averaged over its pixels: a class does not compete with the others.
+    """Binary cross-entropy of each region's mask, averaged over its pixels; classes do not compete.
 
-    logits (M, C, S, S) with ``labels`` (M,) in 0..C-1, the class whose mask counts; or without labels (M, S, S), that
-    mask alone. targets (M, S, S) in [0, 1]. Unreduced; half precision is promoted. Raises ValueError where shapes
-    disagree, and as :func:`own_class_masks`. Source: He et al. 2017, section 3.
+    logits are (M, C, S, S) with ``labels`` (M,) in 0..C-1, the class whose mask counts, or (M, S, S) without labels,
+    for that mask alone. targets are (M, S, S) in [0, 1]. Unreduced; half precision is promoted. Raises ValueError if
+    shapes disagree, and as :func:`own_class_masks`. Source: He et al. 2017, section 3.
 
     >>> mask_loss(torch.zeros(2, 3, 4, 4), torch.ones(2, 4, 4), torch.tensor([0, 2]))
     tensor([0.6931, 0.6931])
@@ -36,9 +36,9 @@ def mask_loss(
 
 
 def own_class_masks(logits: Float[Tensor, "M C S S"], labels: Int[Tensor, "M"]) -> Float[Tensor, "M S S"]:
-    """Of the masks of all classes that of each region's own, promoted from half precision.
+    """Select the mask of each region's own class from the masks of all classes, promoted from half precision.
 
-    A label below 0 (NEGATIVE, IGNORED) reads as class 0. Raises ValueError where shapes disagree, and for a label of C
+    A label below 0 (NEGATIVE, IGNORED) selects class 0. Raises ValueError if shapes disagree, and for a label of C
     or more (on accelerators with ``DETKIT_CHECKS=full``).
 
     >>> own_class_masks(torch.arange(8.0).reshape(1, 2, 2, 2), torch.tensor([1]))
@@ -64,15 +64,15 @@ def mask_targets(
     sizes: Shaped[Tensor, "B 2"] | None = None,
     binarise: bool = False,
 ) -> Float[Tensor, "B K S S"]:
-    """What each box should draw: the mask of its object, cut out and averaged to ``resolution`` x ``resolution``.
+    """The target mask of each box: its object's mask, cropped and averaged to ``resolution`` x ``resolution``.
 
-    masks (B, T, H, W) in [0, 1] or, in an integer type, nonzero inside; boxes (B, K, 4) in their pixels; ``matched``
-    (B, K) the object of each box: a negative one gives a mask of no meaning. ``sizes`` (B, 2) says where the images end
-    in a padded batch: between the last pixel's center and the border its value goes on, as at the end of a tensor.
-    Values in [0, 1] stay soft as torchvision's; ``binarise`` cuts at 0.5 as Detectron did. All images at once.
-    A box that reaches more than one image side beyond the image is cut there. Of a box that ends less than a pixel
-    outside an image smaller than the batch, the part outside is blurred, where torchvision has zeros.
-    Raises ValueError where shapes disagree.
+    masks are (B, T, H, W) in [0, 1] or, in an integer type, nonzero inside; boxes are (B, K, 4) in pixels of the masks;
+    ``matched`` (B, K) is the object of each box: a negative one gives a meaningless mask. ``sizes`` (B, 2) says where
+    the images end in a padded batch: the last pixel's value extends from its center to the border, as at the end of a
+    tensor. Values in [0, 1] stay soft as in torchvision; ``binarise`` thresholds at 0.5 as Detectron did. Handles all
+    images at once. A box that reaches more than one image side beyond the image is clipped there. If a box ends less
+    than a pixel outside an image that is smaller than the batch, the part outside is blurred, where torchvision has
+    zeros. Raises ValueError if shapes disagree.
 
     >>> masks = torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
     >>> masks[..., :4] = 1

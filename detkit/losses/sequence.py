@@ -1,4 +1,4 @@
-"""The loss of Pix2Seq: which token comes next."""
+"""The loss of Pix2Seq: next-token prediction."""
 
 import torch
 from jaxtyping import Float, Int
@@ -10,10 +10,10 @@ from detkit.dist import all_reduce_mean
 
 
 class SequenceLoss(nn.Module):
-    """Cross-entropy of every token, averaged with the tokens' weights: sum(weight * cost) / sum(weight).
+    """Cross-entropy of the tokens, averaged with per-token weights: sum(weight * cost) / sum(weight).
 
-    Both sums go over the whole batch; the second is averaged over processes. Source: Chen et al. 2022, "Pix2seq",
-    equation 1. Raises ValueError where shapes disagree.
+    Both sums run over the whole batch; the second is averaged over processes. Source: Chen et al. 2022, "Pix2seq",
+    equation 1. Raises ValueError if shapes disagree.
 
     >>> loss = SequenceLoss()(torch.zeros(1, 2, 4), torch.tensor([[3, 0]]), torch.tensor([[1.0, 0.1]]))
     >>> round(float(loss["tokens"]), 4)
@@ -27,10 +27,10 @@ class SequenceLoss(nn.Module):
         weights: Float[Tensor, "B L"],
         scales: Float[Tensor, "B L"] | None = None,
     ) -> dict[str, Float[Tensor, ""]]:
-        """Loss "tokens" of ``logits`` (B, L, V) against the ``tokens`` (B, L) that should come, with their ``weights``.
+        """Loss "tokens" of ``logits`` (B, L, V) against the target ``tokens`` (B, L), with their ``weights``.
 
-        Tokens of weight 0 count for nothing, whatever their logits are. ``scales`` multiply costs but not the divisor:
-        by them objects weigh more or less. Half precision is promoted. A batch that weighs nothing costs 0.
+        Tokens of weight 0 do not count, whatever their logits. ``scales`` multiply the costs but not the divisor, so
+        that objects can weigh more or less. Half precision is promoted. A batch of total weight 0 has loss 0.
         """
         shapes = [tuple(given.shape) for given in (tokens, weights, scales) if given is not None]
         if any(shape != logits.shape[:2] for shape in shapes):
@@ -48,9 +48,9 @@ class SequenceLoss(nn.Module):
         return {"tokens": (costs * shares).sum() / torch.where(total > 0, total, 1)}
 
     def scores(self, logits: Float[Tensor, "*B V"], coder: TokenCoder) -> Float[Tensor, "*B C"]:
-        """Probabilities (..., C) of ``coder``'s class tokens among all tokens, from logits (..., V) at a class's place.
+        """Probabilities (..., C) of ``coder``'s class tokens among all tokens, from logits (..., V) at a class token.
 
-        What a noise or end token takes is lost to the classes, so that a row of noise scores low.
+        Probability of noise and end tokens is not given to the classes, so that a row of noise scores low.
 
         >>> SequenceLoss().scores(torch.zeros(1, 8), TokenCoder(2, bins=3, vocabulary="paper"))
         tensor([[0.1250, 0.1250]])

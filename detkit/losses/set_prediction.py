@@ -1,4 +1,4 @@
-"""The loss of set prediction: every object has one query, every other query says no object, in every layer alike."""
+"""The loss of set prediction: each object is matched to one query, all others predict no object, in every layer."""
 
 import torch
 from jaxtyping import Float, Shaped
@@ -14,13 +14,13 @@ from detkit.structures import IGNORED, NEGATIVE, Assignment, Targets
 
 
 class SetPredictionLoss(nn.Module):
-    """Cross-entropy over all queries; L1 and GIoU on the boxes of the matched ones; the same for every decoder layer.
+    """Cross-entropy over all queries, and L1 and GIoU on the boxes of matched queries, for every decoder layer.
 
-    A query without object weighs ``background_weight`` in the mean of the cross-entropy. IGNORED queries take no part,
-    nor do those that predict NaN or infinity. The box losses are sums over the matched queries, divided by the number
-    of objects in the batch; it and the weights of the mean are averaged over processes, the number is at least 1. The
-    weight of an object scales what its query costs. Source: Carion et al. 2020, section 3.1 and appendix A.2. Raises
-    ValueError for weights that are negative or not finite.
+    A query without an object has weight ``background_weight`` in the mean of the cross-entropy. IGNORED queries and
+    queries that predict NaN or infinity do not count. The box losses are sums over the matched queries, divided by the
+    number of objects in the batch (at least 1); this number and the weights of the mean are averaged over processes.
+    The weight of an object scales the loss of its query. Source: Carion et al. 2020, section 3.1 and appendix A.2.
+    Raises ValueError for weights that are negative or not finite.
 
     >>> from detkit.anchors import HungarianMatcher
     >>> from detkit.structures import Predictions, pad_targets
@@ -54,12 +54,12 @@ class SetPredictionLoss(nn.Module):
         *,
         count: Shaped[Tensor, ""] | None = None,
     ) -> dict[str, Float[Tensor, ""]]:
-        """Losses "classification", "l1" and "giou" of the last of L layers, weighted; "layer0.l1" of the first.
+        """Weighted losses "classification", "l1" and "giou" of the last of L layers; "layer0.l1" for the first.
 
         logits (L, B, Q, C + 1), no object last; boxes (L, B, Q, 4): cx, cy, w, h as fractions of the image. Target
-        boxes are xyxy as fractions of their images. ``assignment`` says which object each query learns: (L * B, Q),
-        layer after layer, or (B, Q) for all layers alike. ``count`` stands for the number of objects. Half precision
-        is promoted. Raises ValueError where shapes disagree.
+        boxes are xyxy as fractions of their images. ``assignment`` is the object that each query is matched to:
+        (L * B, Q), layer by layer, or (B, Q) for all layers. ``count`` replaces the number of objects. Half precision
+        is promoted. Raises ValueError if shapes disagree.
         """
         _check_shapes(logits, boxes, targets, assignment)
         count = targets.objects.sum() if count is None else count
@@ -75,7 +75,7 @@ class SetPredictionLoss(nn.Module):
         )
 
     def scores(self, logits: Float[Tensor, "*B classes"]) -> Float[Tensor, "*B C"]:
-        """Probabilities of the C classes, that of no object left out.
+        """Probabilities of the C classes, without that of no object.
 
         >>> SetPredictionLoss().scores(torch.zeros(1, 4))
         tensor([[0.2500, 0.2500, 0.2500]])
@@ -83,7 +83,7 @@ class SetPredictionLoss(nn.Module):
         return promote(logits).softmax(-1)[..., :-1]
 
     def num_classes(self, logits: Float[Tensor, "*B classes"]) -> int:
-        """One less than logits: the last is no object."""
+        """The number of logits minus one: the last is no object."""
         return logits.shape[-1] - 1
 
     def extra_repr(self) -> str:
@@ -120,9 +120,10 @@ _WEIGHTS = ("background_weight", "class_weight", "l1_weight", "giou_weight")
 
 @torch.no_grad()
 def cardinality_error(logits: Float[Tensor, "B Q classes"], targets: Targets) -> Float[Tensor, ""]:
-    """How far the number of queries whose likeliest class is an object is from that of objects: for the log, no loss.
+    """The error in the number of queries whose most likely class is an object; for logging, not a loss.
 
-    The mean over images of the absolute difference. Source: Carion et al. 2020, the release's ``loss_cardinality``.
+    The absolute difference to the number of ground-truth objects, averaged over images. Source: Carion et al. 2020, the
+    release's ``loss_cardinality``.
 
     >>> from detkit.structures import pad_targets
     >>> targets = pad_targets([{"boxes": torch.zeros(3, 4), "labels": torch.zeros(3, dtype=torch.int64)}])
