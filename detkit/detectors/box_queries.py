@@ -1,4 +1,4 @@
-"""The stage of DETR whose queries are boxes: layers refine them; in training, noised objects are queries as well."""
+"""A DETR stage whose queries are boxes, refined by each layer; in training, noised objects are queries as well."""
 
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ from detkit.structures import Assignment, Detections, Images, Targets
 
 
 class BoxQueryOutputs(NamedTuple):
-    """What all decoder layers say of the queries; in training also of the noised ones, and whose objects these are."""
+    """Predictions of all decoder layers; in training also for the noised queries, with the objects they belong to."""
 
     found: SetPredictionOutputs
     noised: SetPredictionOutputs | None = None
@@ -28,8 +28,8 @@ class BoxQueryStage(Stage):
 
     ``encoder``, ``matcher``, ``criterion`` and ``postprocess`` are those of
     :class:`~detkit.detectors.SetPredictionStage`; ``decoder`` refines the boxes of ``queries`` layer by layer. With
-    targets the noised objects of ``denoising`` (None: none) come before the queries, which do not see them. What lies
-    in the padding of a batch is not looked at. Sources: Liu et al. 2022, "DAB-DETR"; Li et al. 2022, "DN-DETR"; Zhu et
+    targets, the noised objects of ``denoising`` (None: none) come before the queries, which do not attend to them. No
+    query attends to the padding of a batch. Sources: Liu et al. 2022, "DAB-DETR"; Li et al. 2022, "DN-DETR"; Zhu et
     al. 2021, "Deformable DETR".
 
     >>> from detkit.detectors import small_detr
@@ -57,7 +57,7 @@ class BoxQueryStage(Stage):
     def forward(
         self, features: list[Tensor], images: Images, detections: Detections | None, targets: Targets | None = None
     ) -> BoxQueryOutputs:
-        """Logits and boxes of every decoder layer; the noised queries' too with targets."""
+        """Logits and boxes of every decoder layer; with targets, those of the noised queries too."""
         memory = self.encoder(features, images)
         rows, columns = features[-1].shape[-2:]
         embeddings, boxes = self.queries(memory.cells.shape[0])
@@ -86,7 +86,7 @@ class BoxQueryStage(Stage):
         )
 
     def loss(self, outputs: BoxQueryOutputs, targets: Targets) -> dict[str, Tensor]:
-        """The criterion's losses of all layers; those of the noised queries as "denoising.l1", summed over layers."""
+        """The criterion's losses of all layers; those of noised queries are "denoising.l1" etc., summed over layers."""
         logits, boxes, sizes = outputs.found
         targets = targets._replace(boxes=pixels_to_fractions(targets.boxes, sizes))
         losses = self.criterion(logits, boxes, targets, match_layers(self.matcher, logits, boxes, targets))
@@ -100,13 +100,13 @@ class BoxQueryStage(Stage):
         return losses
 
     def detections(self, outputs: BoxQueryOutputs, images: Images) -> Detections:
-        """What the queries of the last layer found."""
+        """The detections that the queries of the last layer predict."""
         logits, boxes, _ = outputs.found
         boxes = fractions_to_pixels(cxcywh_to_xyxy(boxes[-1]), images.sizes)
         return self.postprocess(self.criterion.scores(logits[-1]), boxes, images.sizes)
 
 
 def _shares(images: Images, like: Tensor) -> Float[Tensor, "B 2"]:
-    """Which part of the width and the height of the batch each image takes, in the type of ``like``."""
+    """The fraction of the batch's width and height that each image takes, in the dtype of ``like``."""
     (height, width), sizes = images.tensors.shape[-2:], images.sizes.to(like)
     return torch.stack((sizes[:, 1] / width, sizes[:, 0] / height), 1)

@@ -1,4 +1,4 @@
-"""Queries that learn to undo noise: objects, disturbed, as further queries of a decoder in training."""
+"""Denoising queries: in training, ground-truth objects with noise added are extra queries of the decoder."""
 
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ from detkit.structures import IGNORED, Assignment, Targets
 
 
 class NoisedQueries(NamedTuple):
-    """N = groups * T queries, group after group: what they hold, where they say it is, whose object it is."""
+    """N = groups * T queries, group after group: their embeddings, their boxes, and the object each belongs to."""
 
     embeddings: Float[Tensor, "B N D"]
     boxes: Float[Tensor, "B N 4"]
@@ -21,14 +21,14 @@ class NoisedQueries(NamedTuple):
 
 
 class DenoisingQueries(nn.Module):
-    """Every object as a query of each of ``groups``, with a disturbed box and at times another class.
+    """Makes every object a query in each of ``groups``, with a noised box and sometimes another class.
 
-    A box's center moves by up to ``box_noise`` / 2 of its sides, its sides change by up to ``box_noise`` of themselves;
-    it is clipped to the image. With probability ``label_noise`` the class is drawn anew from all. Such a query is
-    matched with its object beforehand: ``assignment`` says so. Rows are IGNORED that are padding, crowd, or nothing to
-    learn from: a label that is no class, a box that is not finite (the matcher names these). Which query may look at
-    which says :meth:`mask`. Raises ValueError for noise outside [0, 1] and counts below 1. Source: Li et al. 2022,
-    "DN-DETR", section 4.2 to 4.4.
+    The center of a box moves by up to ``box_noise`` / 2 of its sides, and its sides change by up to ``box_noise`` of
+    their length; the box is clipped to the image. With probability ``label_noise`` the class is redrawn from all. Each
+    query is matched to its own object in advance, in ``assignment``. Rows are IGNORED if they are padding, crowd, or
+    cannot be learned: a label that is no class, a box that is not finite (the matcher names these). :meth:`mask` says
+    which query may attend to which. Raises ValueError for noise outside [0, 1] and counts below 1.
+    Source: Li et al. 2022, "DN-DETR", section 4.2 to 4.4.
 
     >>> from detkit.structures import pad_targets
     >>> targets = pad_targets([{"boxes": torch.tensor([[0.0, 0, 50, 100]]), "labels": torch.tensor([1])}])
@@ -54,10 +54,10 @@ class DenoisingQueries(nn.Module):
     def forward(
         self, targets: Targets, sizes: Shaped[Tensor, "B 2"], *, generator: torch.Generator | None = None
     ) -> NoisedQueries:
-        """Queries of padded ``targets``, whose boxes are pixels of images of ``sizes`` (height, width).
+        """Queries for padded ``targets``, whose boxes are in pixels of images of ``sizes`` (height, width).
 
-        Boxes come as cx, cy, w, h in fractions of the image. One ``generator`` state gives one result; under fullgraph
-        compilation it must be None. T is that of the targets: a padded object has queries too, that nothing looks at.
+        Boxes are returned as cx, cy, w, h in fractions of the image. One ``generator`` state gives one result; under
+        fullgraph compilation it must be None. T is that of the targets: padding has queries too, but none is seen.
         """
         boxes = promote(targets.boxes)
         objects = targets.objects & torch.isfinite(boxes).all(-1)
@@ -76,10 +76,10 @@ class DenoisingQueries(nn.Module):
         return NoisedQueries(embeddings, self._disturbed(boxes, noise[..., :4]), Assignment(matched, quality))
 
     def mask(self, noised: NoisedQueries, queries: int) -> Bool[Tensor, "B Q Q"]:
-        """Which of N noised queries, followed by ``queries`` plain ones, may look at which (True).
+        """The attention mask of N noised queries followed by ``queries`` plain ones: True where a query may attend.
 
-        Noised ones see the objects of their own group and all plain ones; plain ones see plain ones only, else they
-        would be told the truth. Every query sees itself.
+        Noised queries attend to the objects of their own group and to all plain queries; plain queries attend only to
+        plain ones, since the others would reveal the ground truth. Every query attends to itself.
         """
         real = noised.assignment.matched >= 0
         count = real.shape[1]
@@ -95,7 +95,7 @@ class DenoisingQueries(nn.Module):
         return f"groups={self.groups}, label_noise={self.label_noise}, box_noise={self.box_noise}"
 
     def _disturbed(self, boxes: Float[Tensor, "B N 4"], noise: Float[Tensor, "B N 4"]) -> Float[Tensor, "B N 4"]:
-        """cx, cy, w, h moved by ``noise`` in [0, 1), clipped to the image."""
+        """cx, cy, w, h shifted by ``noise`` in [0, 1) and clipped to the image."""
         shift = (2 * noise - 1) * self.box_noise
         center, sides = boxes[..., :2] + shift[..., :2] * boxes[..., 2:] / 2, boxes[..., 2:] * (1 + shift[..., 2:])
         low, high = (center - sides / 2).clamp(0, 1), (center + sides / 2).clamp(0, 1)

@@ -1,4 +1,4 @@
-"""The stage that places keypoints in every box: what makes Faster R-CNN Keypoint R-CNN."""
+"""The stage that predicts keypoints in every box: it turns Faster R-CNN into Keypoint R-CNN."""
 
 import math
 from collections.abc import Callable
@@ -27,20 +27,20 @@ _MOST_CELLS = 1 << 24  # of heatmaps enlarged at a time, or one heatmap
 
 
 class KeypointOutputs(NamedTuple):
-    """For each box the logits of its heatmaps, and the boxes."""
+    """The heatmap logits of each box, and the boxes."""
 
     logits: Float[Tensor, "B K P S S"]
     detections: Detections
 
 
 class KeypointStage(Stage):
-    """Pools each box, draws a heatmap for every keypoint, and adds the best places to the detections.
+    """Pools each box, predicts a heatmap for every keypoint, and adds the locations of the maxima to the detections.
 
-    ``pool(features, boxes, rows)`` reads regions (M, D, R, R) as :class:`~detkit.boxes.PyramidRoIAlign` does; ``head``
-    maps them to logits (M, P, S, S). It learns on what the stage before hands over: boxes with ``matched``, positives
-    ``valid``. ``criterion(logits, cells, usable)`` gives costs (M, P), 0 where a keypoint is not usable; their mean
-    over the usable keypoints of all processes, at least 1, times ``weight`` is the loss, each object's share scaled by
-    its weight. Source: He et al. 2017 (Mask R-CNN), section 5.
+    ``pool(features, boxes, rows)`` pools regions (M, D, R, R) as :class:`~detkit.boxes.PyramidRoIAlign` does; ``head``
+    maps them to logits (M, P, S, S). The stage trains on the boxes that the previous stage hands over, with
+    ``matched``; positives are ``valid``. ``criterion(logits, cells, usable)`` gives costs (M, P), 0 where a keypoint is
+    not usable. The loss is ``weight`` times the mean cost over the usable keypoints of all processes (at least 1), each
+    cost scaled by its object's weight. Source: He et al. 2017 (Mask R-CNN), section 5.
 
     >>> from detkit.boxes import PyramidRoIAlign
     >>> from detkit.heads.keypoint import KeypointHead
@@ -66,7 +66,7 @@ class KeypointStage(Stage):
     def forward(
         self, features: list[Tensor], images: Images, detections: Detections | None, targets: Targets | None = None
     ) -> KeypointOutputs:
-        """Heatmap logits for every box, promoted from half precision."""
+        """Heatmap logits for every box; half precision is promoted."""
         detections = checked_boxes("KeypointStage", detections, targets)
 
         def run(rows: Tensor | None) -> Tensor:
@@ -76,9 +76,9 @@ class KeypointStage(Stage):
         return KeypointOutputs(logits, detections)
 
     def loss(self, outputs: KeypointOutputs, targets: Targets) -> dict[str, Tensor]:
-        """ "keypoint": the criterion's mean over usable keypoints; 0, with a gradient of zeros, without any.
+        """ "keypoint": the criterion's mean over usable keypoints; without any 0, with a gradient of zeros.
 
-        Raises ValueError where targets have objects but no keypoints, or another number of them than the head.
+        Raises ValueError if targets have objects but no keypoints, or a different number of keypoints than the head.
         """
         logits, found, keypoints = outputs.logits, outputs.detections, targets.keypoints
         assignment = matched_objects(found)
@@ -96,7 +96,7 @@ class KeypointStage(Stage):
         return {"keypoint": self.weight * weighted_mean(costs, weights, usable)}
 
     def detections(self, outputs: KeypointOutputs, images: Images) -> Detections:
-        """The detections as they came, with ``keypoints`` (B, K, P, 3) as x, y, 1 in batch pixels, and their scores.
+        """The same detections with ``keypoints`` (B, K, P, 3), as x, y, 1 in batch pixels, and their scores added.
 
         ``keypoint_scores`` (B, K, P) are logits; rows of padding hold zeros.
         """
@@ -113,12 +113,12 @@ class KeypointStage(Stage):
 def decode_heatmaps(
     logits: Float[Tensor, "M P S S"], boxes: Shaped[Tensor, "M 4"], valid: Bool[Tensor, "M"] | None = None
 ) -> tuple[Float[Tensor, "M P 3"], Float[Tensor, "M P"]]:
-    """The place of each heatmap's maximum, as x, y, 1 in the pixels of its box, and the logit there.
+    """The location of each heatmap's maximum, as x, y, 1 in the pixels of its box, and the logit there.
 
-    Every heatmap (M, P, S, S) is enlarged, bicubically, to its box in pixels (M, 4), sides rounded up and at least 1;
-    of equal maxima the first counts, row by row. The place is the center of its cell, scaled back to the box. Rows that
-    are not ``valid`` or not finite give zeros. A side longer than 4,096 pixels is enlarged to 4,096 cells only: there
-    torchvision takes the memory. Compiles and exports. Raises ValueError where shapes disagree.
+    Every heatmap (M, P, S, S) is resized bicubically to its box in pixels (M, 4), with sides rounded up and at least 1;
+    ties go to the first maximum in row order. The location is the center of that cell, scaled back to the box. Rows
+    that are not ``valid`` or not finite give zeros. A side longer than 4,096 pixels gets only 4,096 cells, where
+    torchvision uses the memory instead. Compiles and exports. Raises ValueError if shapes disagree.
     Source: He et al. 2017, section 5; the rule is torchvision's.
 
     >>> heatmaps = torch.zeros(1, 1, 4, 4)
@@ -157,7 +157,7 @@ def _decode(logits: Tensor, boxes: Tensor, valid: Tensor) -> tuple[Tensor, Tenso
 
 
 def _maxima(heatmaps: Float[Tensor, "P S S"], height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Of every heatmap enlarged to (height, width) the largest value, and its first place counted row by row."""
+    """The largest value of every heatmap resized to (height, width), and its first location in row order."""
     found = []
     for maps in heatmaps.split(max(_MOST_CELLS // (height * width), 1)):
         large = F.interpolate(maps[:, None], size=(height, width), mode="bicubic", align_corners=False)

@@ -1,4 +1,4 @@
-"""The stage that draws a mask for every box: what makes Faster R-CNN Mask R-CNN."""
+"""The stage that predicts a mask for every box: it turns Faster R-CNN into Mask R-CNN."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -21,7 +21,7 @@ from detkit.structures import Detections, Images, Targets
 
 
 class MaskOutputs(NamedTuple):
-    """For each box the mask logits of its own class; the boxes, and where their images end."""
+    """The mask logits of each box for its own class, the boxes, and the images with their sizes."""
 
     logits: Float[Tensor, "B K S S"]
     detections: Detections
@@ -29,13 +29,13 @@ class MaskOutputs(NamedTuple):
 
 
 class MaskStage(Stage):
-    """Pools each box, draws the mask of its class, and adds it to the detections.
+    """Pools each box, predicts the mask of its class, and adds the mask to the detections.
 
-    ``pool(features, boxes, rows)`` reads regions (M, D, R, R) as :class:`~detkit.boxes.PyramidRoIAlign` does; ``head``
-    maps them to logits (M, C, S, S), of which the box's own class counts. It learns on what the stage before hands
-    over: boxes with ``matched``, positives ``valid``. ``criterion(logits, targets)`` gives a cost (M,) for logits and
-    targets (M, S, S); their mean over the positives of all processes, at least 1, times ``weight`` is the loss, each
-    object's share scaled by its weight. ``binarise`` cuts the targets at 0.5.
+    ``pool(features, boxes, rows)`` pools regions (M, D, R, R) as :class:`~detkit.boxes.PyramidRoIAlign` does; ``head``
+    maps them to logits (M, C, S, S), and only the box's own class is used. The stage trains on the boxes that the
+    previous stage hands over, with ``matched``; positives are ``valid``. ``criterion(logits, targets)`` gives a cost
+    (M,) for logits and targets (M, S, S). The loss is ``weight`` times the mean cost over the positives of all
+    processes (at least 1), each cost scaled by its object's weight. ``binarise`` thresholds the targets at 0.5.
     Source: He et al. 2017 (Mask R-CNN), section 3.
 
     >>> from detkit.boxes import PyramidRoIAlign
@@ -64,7 +64,7 @@ class MaskStage(Stage):
     def forward(
         self, features: list[Tensor], images: Images, detections: Detections | None, targets: Targets | None = None
     ) -> MaskOutputs:
-        """Mask logits for every box; with targets the class is that of the object, else the one detected."""
+        """Mask logits for every box, of the matched object's class with targets, otherwise of the detected class."""
         detections = checked_boxes("MaskStage", detections, targets)
         labels = torch.where(detections.valid, detections.labels, 0).flatten()
         if targets is not None:
@@ -78,9 +78,9 @@ class MaskStage(Stage):
         return MaskOutputs(logits, detections, images)
 
     def loss(self, outputs: MaskOutputs, targets: Targets) -> dict[str, Tensor]:
-        """ "mask": the criterion's mean over the positives; 0, with a gradient of zeros, without any.
+        """ "mask": the criterion's mean over the positives; without positives 0, with a gradient of zeros.
 
-        Raises ValueError where targets have objects but no masks.
+        Raises ValueError if targets have objects but no masks.
         """
         logits, found, masks = outputs.logits, outputs.detections, targets.masks
         assignment = matched_objects(found)
@@ -101,7 +101,7 @@ class MaskStage(Stage):
         return {"mask": self.weight * weighted_mean(costs, weights, found.valid)}
 
     def detections(self, outputs: MaskOutputs, images: Images) -> Detections:
-        """The detections as they came, with ``masks`` (B, K, S, S): probabilities inside each box, 0 in padding."""
+        """The same detections with ``masks`` (B, K, S, S) added: probabilities inside each box, 0 in padding."""
         found = outputs.detections
         return found._replace(masks=torch.where(found.valid[..., None, None], outputs.logits.sigmoid(), 0))
 

@@ -1,4 +1,4 @@
-"""What stages that follow boxes share: whose object each box handed over has, and what it weighs in their losses."""
+"""Helpers for stages that follow a box stage: the object matched to each box, and its weight in the losses."""
 
 import torch
 from jaxtyping import Bool, Float
@@ -9,7 +9,7 @@ from detkit.structures import IGNORED, Assignment, Detections, Targets
 
 
 def checked_boxes(stage: str, detections: Detections | None, targets: Targets | None) -> Detections:
-    """``detections``, or ValueError where the stage before gave none, or in training none with ``matched``.
+    """``detections``; raises ValueError if the previous stage gave none, or in training none with ``matched``.
 
     >>> checked_boxes("MaskStage", None, None)
     Traceback (most recent call last):
@@ -25,7 +25,7 @@ def checked_boxes(stage: str, detections: Detections | None, targets: Targets | 
 
 
 def matched_objects(detections: Detections) -> Assignment:
-    """The assignment of the boxes handed over: the object of each, IGNORED where a row is padding.
+    """The assignment of the boxes handed over: the object matched to each box, IGNORED where a row is padding.
 
     >>> boxes = Detections(torch.zeros(1, 2, 4), torch.ones(1, 2), torch.zeros(1, 2), torch.tensor([[True, False]]))
     >>> matched_objects(boxes._replace(matched=torch.tensor([[3, 5]]))).matched
@@ -36,7 +36,7 @@ def matched_objects(detections: Detections) -> Assignment:
 
 
 def weighted_mean(costs: Float[Tensor, "*B"], weights: Float[Tensor, "*#B"], rows: Bool[Tensor, "*B"]) -> Tensor:
-    """The sum of ``weights * costs`` over ``rows``, divided by their number: the mean over processes, at least 1.
+    """The sum of ``weights * costs`` over ``rows``, divided by the number of rows: its mean over processes, at least 1.
 
     >>> costs, rows = torch.tensor([2.0, 4.0, 9.0]), torch.tensor([True, True, False])
     >>> weighted_mean(costs, torch.tensor([1.0, 0.5, 1.0]), rows)
@@ -46,7 +46,7 @@ def weighted_mean(costs: Float[Tensor, "*B"], weights: Float[Tensor, "*#B"], row
 
 
 def refuse_objects_without(name: str, stage: str, targets: Targets) -> None:
-    """Raise ValueError where there are objects to learn from but ``name`` is missing; compiled code always needs it.
+    """Raise ValueError if there are objects to learn but ``name`` is missing; compiled code always needs it.
 
     >>> targets = Targets(torch.zeros(1, 1, 4), torch.zeros(1, 1), torch.tensor([[True]]), torch.tensor([[False]]))
     >>> refuse_objects_without("masks", "MaskStage", targets)

@@ -1,4 +1,4 @@
-"""From the small mask of a detection to the pixels of its image."""
+"""Pasting the small mask of a detection into the pixels of its image."""
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
@@ -18,13 +18,13 @@ def paste_masks(
     *,
     threshold: float | None = 0.5,
 ) -> Bool[Tensor, "K H W"] | Float[Tensor, "K H W"]:
-    """Every mask stretched over its box, in an image of ``size`` (height, width).
+    """Pastes every mask into its box, in an image of ``size`` (height, width).
 
-    masks (K, S, S) probabilities, boxes (K, 4) in the image's pixels. A mask is framed by one cell of zeros and the box
-    grown to match, its corners cut to whole pixels, then the mask is enlarged bilinearly: torchvision's rule, after
-    Detectron's. Gives probabilities, or with ``threshold`` True where they reach it. Nothing is drawn outside the
-    image, nor for a box that is inverted or not finite. Memory is that of the result and of one box's visible part.
-    Raises ValueError where shapes disagree, and for a size below 0.
+    masks (K, S, S) are probabilities, boxes (K, 4) are in the image's pixels. Each mask is padded with one cell of
+    zeros, its box is enlarged to match, with corners truncated to whole pixels, and the mask is resized bilinearly:
+    torchvision's rule, after Detectron's. Returns probabilities, or with ``threshold`` True where they reach it.
+    Nothing is drawn outside the image or for a box that is inverted or not finite. Memory is that of the result and of
+    one box's visible part. Raises ValueError if shapes disagree, and for a size below 0.
 
     >>> paste_masks(torch.ones(1, 4, 4), torch.tensor([[1.0, 1, 4, 3]]), (5, 6))[0].int()
     tensor([[0, 0, 0, 0, 0, 0],
@@ -54,7 +54,7 @@ def paste_masks(
 
 
 def _grown(boxes: Float[Tensor, "K 4"], cells: int) -> Int[Tensor, "K 4"]:
-    """Boxes with room for one more cell on each side, in whole pixels; empty ones where a box has no meaning."""
+    """Boxes enlarged by one cell on each side, in whole pixels; inverted or non-finite boxes become empty."""
     low, high = boxes[:, :2], boxes[:, 2:]
     reach, center = (high - low) * 0.5 * ((cells + 2) / cells), (high + low) * 0.5
     grown = torch.cat((center - reach, center + reach), dim=1)
@@ -64,14 +64,14 @@ def _grown(boxes: Float[Tensor, "K 4"], cells: int) -> Int[Tensor, "K 4"]:
 
 
 def _visible(low: int, high: int, length: int) -> range:
-    """The pixels from ``low`` to ``high``, both included, that the image has."""
+    """The pixels from ``low`` to ``high`` (inclusive) that lie inside the image."""
     return range(max(low, 0), min(high + 1, length))
 
 
 def _stretched(
     mask: Float[Tensor, "S S"], rows: range, columns: range, top: int, height: int, left: int, width: int
 ) -> Float[Tensor, "h w"]:
-    """The visible part of ``mask`` enlarged to (height, width): columns first, while there are few rows."""
+    """The visible part of ``mask`` resized to (height, width): columns first, while there are few rows."""
     low, high, share = _sources(columns, left, width, mask)
     wide = mask[:, low] * (1 - share) + mask[:, high] * share
     low, high, share = _sources(rows, top, height, mask)
@@ -81,7 +81,7 @@ def _stretched(
 def _sources(
     pixels: range, start: int, length: int, mask: Tensor
 ) -> tuple[Int[Tensor, "n"], Int[Tensor, "n"], Float[Tensor, "n"]]:
-    """For each pixel the two cells that it lies between, and the share of the second."""
+    """The two cells that each pixel lies between, and the interpolation weight of the second."""
     cells = mask.shape[0]
     offsets = torch.arange(pixels.start - start, pixels.stop - start, device=mask.device).to(mask.dtype)
     places = ((offsets + 0.5) * (cells / length) - 0.5).clamp(0, cells - 1)

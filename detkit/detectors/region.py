@@ -1,6 +1,6 @@
-"""R-CNN's only stage: every proposal is warped, described by a network, and judged by linear machines.
+"""R-CNN's only stage: it warps every proposal, computes its features with a network, and applies linear models.
 
-The machines are not learned by gradient steps: :func:`detkit.fitting.rcnn.fit_rcnn` fits them.
+The linear models are not trained by gradient descent: :func:`detkit.fitting.rcnn.fit_rcnn` fits them.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from detkit.structures import Detections, Images, Targets
 
 
 class RegionOutputs(NamedTuple):
-    """For every proposal and class: the decision value of its SVM, and its refined box."""
+    """The SVM decision value and the refined box for every proposal and class."""
 
     decisions: Float[Tensor, "B K C"]
     boxes: Float[Tensor, "B K C 4"]
@@ -28,12 +28,12 @@ class RegionOutputs(NamedTuple):
 
 
 class RegionFeatures(nn.Module):
-    """One vector for every box: the box is warped to a square, with what surrounds it, and shown to a network.
+    """Computes one feature vector per box: warps the box and its context to a square and runs a network on it.
 
-    ``backbone`` is any module of crops (M, 3, size, size); of several maps the last counts; maps (M, D, h, w) are
-    averaged in ``grid`` x ``grid`` parts (None: not at all), then flattened to the ``feature_size`` numbers (1: D).
-    ``context`` pixels on each side of a crop show the surroundings (Girshick et al. 2014: 16 of 227).
-    ``crops_at_once`` bounds the memory. Vectors are multiplied by ``scale``, which fit_rcnn sets.
+    ``backbone`` is any module that takes crops (M, 3, size, size); if it returns several maps, the last is used. Maps
+    (M, D, h, w) are average-pooled to ``grid`` x ``grid`` cells (None: not pooled), then flattened to ``feature_size``
+    numbers (D for grid 1). ``context`` pixels on each side of a crop show the surroundings (Girshick et al. 2014: 16 of
+    227). ``crops_at_once`` bounds the memory. Vectors are multiplied by ``scale``, which fit_rcnn sets.
     Raises ValueError for settings below 1.
 
     >>> from detkit.backbones import SmallBackbone
@@ -67,9 +67,9 @@ class RegionFeatures(nn.Module):
     def forward(
         self, pixels: Float[Tensor, "B D H W"], boxes: Float[Tensor, "B K 4"], sizes: Tensor | None = None
     ) -> Float[Tensor, "B K F"]:
-        """Vectors of boxes (B, K, 4) in images that end at ``sizes`` (B, 2) in their padded frame.
+        """Vectors of boxes (B, K, 4) in padded images whose content has ``sizes`` (B, 2).
 
-        Raises ValueError where the backbone gives another number of values than ``feature_size``.
+        Raises ValueError if the backbone does not return ``feature_size`` values.
         """
         batch, count = boxes.shape[:2]
         if torch.compiler.is_compiling():
@@ -103,11 +103,11 @@ class RegionFeatures(nn.Module):
 class RegionStage(Stage):
     """R-CNN: a linear SVM and a linear box regression for each class, on the vector of each proposal.
 
-    ``describe`` is a :class:`RegionFeatures`; the trunk hands over the pixels themselves. The score of a
-    detection is the logistic function of the SVM's decision value: the same order as far as float32 goes (it is 1 from
-    17 on), in [0, 1], 0.5 on the SVM's border.
-    ``coder`` reads the regressed numbers; of ``postprocess`` R-CNN's settings are IoU 0.3 and the best 100. Machines
-    are zero until :func:`~detkit.fitting.rcnn.fit_rcnn` fits them, and part of the ``state_dict``. Proposals
+    ``describe`` is a :class:`RegionFeatures`; the trunk passes the pixels through. The score of a detection is the
+    sigmoid of the SVM's decision value: it lies in [0, 1], is 0.5 on the decision boundary, and keeps the order as far
+    as float32 can (it is 1 from 17 on).
+    ``coder`` decodes the regressed deltas; R-CNN's settings of ``postprocess`` are IoU 0.3 and the best 100. The linear
+    models are zero until :func:`~detkit.fitting.rcnn.fit_rcnn` fits them, and are part of the ``state_dict``. Proposals
     come from the caller, ``detector(images, proposals=)``.
     Source: Girshick et al. 2014, sections 2.2 and 2.3, appendix C.
 
@@ -140,7 +140,7 @@ class RegionStage(Stage):
     def forward(
         self, features: list[Tensor], images: Images, detections: Detections | None, targets: Targets | None = None
     ) -> RegionOutputs:
-        """Decision values and refined boxes of all proposals; ``targets`` are refused: see fit_rcnn."""
+        """Decision values and refined boxes of all proposals; raises ValueError for ``targets``: see fit_rcnn."""
         if targets is not None:
             _refuse_to_learn()
         if detections is None:
@@ -151,11 +151,11 @@ class RegionStage(Stage):
         return RegionOutputs(self.svm(vectors), boxes, detections.valid)
 
     def loss(self, outputs: RegionOutputs, targets: Targets) -> dict[str, Tensor]:
-        """Refused: there is no loss to descend. Raises ValueError naming fit_rcnn."""
+        """Always raises ValueError, naming fit_rcnn: the stage has no loss to minimize."""
         _refuse_to_learn()
 
     def detections(self, outputs: RegionOutputs, images: Images) -> Detections:
-        """Suppressed within each class, the best of all classes."""
+        """The best detections of all classes, after suppression within each class."""
         scores = torch.where(outputs.valid[..., None], promote(outputs.decisions).sigmoid(), 0)
         return self.postprocess(scores, outputs.boxes, images.sizes)
 

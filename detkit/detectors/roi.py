@@ -1,4 +1,4 @@
-"""The second stage of two: the class of each proposal, and a better box."""
+"""The second stage of a two-stage detector: it classifies each proposal and refines its box."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
@@ -23,7 +23,7 @@ Result = TypeVar("Result", Tensor, tuple[Tensor, ...])
 
 
 class BoxOutputs(NamedTuple):
-    """Predictions for every box that was pooled; in training, what each is to learn."""
+    """Predictions for every pooled box; in training, also the targets that each box learns."""
 
     logits: Float[Tensor, "B K classes"]
     deltas: Float[Tensor, "B K C 4"]
@@ -34,12 +34,12 @@ class BoxOutputs(NamedTuple):
 
 
 class BoxStage(Stage):
-    """Fast R-CNN: pools each proposal, says its class, and refines its box.
+    """Fast R-CNN: pools each proposal, predicts its class, and refines its box.
 
-    ``pool(features, boxes, rows)`` reads regions (M, D, S, S) as :class:`~detkit.boxes.PyramidRoIAlign` does;
-    ``head`` maps them to logits (M, C + 1) and deltas (M, C or 1, 4). In training the objects join the proposals,
-    ``matcher`` assigns them, ``sampler`` chooses those to learn on, and the next stage gets the positives among these,
-    as they came. Proposals come from the stage before, or from the caller of the detector.
+    ``pool(features, boxes, rows)`` pools regions (M, D, S, S) as :class:`~detkit.boxes.PyramidRoIAlign` does;
+    ``head`` maps them to logits (M, C + 1) and deltas (M, C or 1, 4). In training the ground-truth boxes are added to
+    the proposals, ``matcher`` assigns them, ``sampler`` samples the ones to train on, and the next stage gets the
+    sampled positives unrefined. Proposals come from the previous stage or from the caller of the detector.
 
     >>> from detkit.detectors import faster_rcnn
     >>> type(faster_rcnn(num_classes=2).box).__name__
@@ -65,7 +65,7 @@ class BoxStage(Stage):
     def forward(
         self, features: list[Tensor], images: Images, detections: Detections | None, targets: Targets | None = None
     ) -> BoxOutputs:
-        """Logits and deltas for every proposal, or with targets for those sampled."""
+        """Logits and deltas for every proposal; with targets, for the sampled proposals."""
         if detections is None:
             raise ValueError("BoxStage: got no proposals; put a stage that makes them before it, or give proposals=")
         boxes, valid, matched, assigned = detections.boxes, detections.valid, None, None
@@ -77,7 +77,7 @@ class BoxStage(Stage):
         return BoxOutputs(logits, deltas, boxes, valid, matched, assigned)
 
     def loss(self, outputs: BoxOutputs, targets: Targets) -> dict[str, Tensor]:
-        """The criterion's losses over the sampled proposals; each box learns by the deltas of its own class.
+        """The criterion's losses over the sampled proposals; each box trains the deltas of its own class.
 
         Raises ValueError for an object whose label is no class (on accelerators with ``DETKIT_CHECKS=full``).
         """
@@ -89,7 +89,7 @@ class BoxStage(Stage):
         return self.criterion(DensePredictions(outputs.logits, deltas), outputs.assigned, outputs.boxes, self.coder)
 
     def detections(self, outputs: BoxOutputs, images: Images) -> Detections:
-        """Decoded, thresholded and suppressed boxes."""
+        """The boxes, decoded, thresholded and suppressed."""
         scores = torch.where(outputs.valid[..., None], self.criterion.scores(_predictions(outputs)), 0)
         deltas, boxes = outputs.deltas, outputs.boxes
         if scores.device.type == "cpu" and not torch.compiler.is_compiling():
@@ -100,7 +100,7 @@ class BoxStage(Stage):
         return self.postprocess(scores, boxes, images.sizes)
 
     def handover(self, outputs: BoxOutputs, images: Images, targets: Targets) -> Detections:
-        """The sampled positives, as they were proposed."""
+        """The sampled positives, with their boxes as proposed."""
         assert outputs.matched is not None
         assert outputs.assigned is not None
         most = min(max(self.sampler.most_positives, 1), outputs.boxes.shape[1])
@@ -115,14 +115,14 @@ class BoxStage(Stage):
         )
 
     def _promising(self, scores: Float[Tensor, "B K C"]) -> Int[Tensor, "B L"]:
-        """Rows with a score that can be detected, in their order; decoding the others would be most of the work."""
+        """Rows with a score above the threshold, in their order; decoding the others would be most of the work."""
         likely = (scores > self.postprocess.score_threshold).any(2)
         least = -(-self.postprocess.max_detections // scores.shape[2])  # rows that leave the padded length as it is
         return stable_topk(likely.float(), max([least, *likely.sum(1).tolist()]))
 
     @torch.no_grad()
     def _sample(self, proposals: Detections, targets: Targets) -> tuple[Tensor, Tensor, Tensor, Assigned]:
-        """Proposals and objects to learn on, positives first: boxes, which rows count, their object, what to learn."""
+        """Sampled proposals and objects, positives first: boxes, valid rows, matched objects, training targets."""
         given = promote(proposals.boxes)
         boxes = torch.cat((given, targets.boxes.to(given)), dim=1)
         valid = torch.cat((proposals.valid, targets.objects), dim=1)
@@ -136,19 +136,20 @@ class BoxStage(Stage):
 
 
 def _predictions(outputs: BoxOutputs) -> DensePredictions:
-    """As a criterion reads them; the deltas of all classes one after another."""
+    """Predictions in the form that a criterion reads, with the deltas of all classes in one row."""
     return DensePredictions(outputs.logits, outputs.deltas.flatten(2))
 
 
 def on_valid_rows(
     run: Callable[[Int[Tensor, " M"] | None], Result], valid: Bool[Tensor, "B K"], *, always: bool = False
 ) -> Result:
-    """What ``run`` gives for each of B * K rows, as (B, K, ...), without working on padding where that is free.
+    """The results of ``run`` for each of B * K rows, as (B, K, ...), skipping padding where that is free.
 
-    ``run(rows)`` gives (M, ...) for the flat ``rows`` (M,), ``run(None)`` for all of them; a tuple of tensors will do.
-    On a CPU only valid rows are run, and the others are zeros. A device would have to wait for their number, and
-    compiled code knows none: there all rows are run, unless ``always``, and those that are not valid hold anything. So
-    training with a batch norm in the head, which needs ``always``, does not compile whole: freeze it, or use GroupNorm.
+    ``run(rows)`` returns (M, ...) for the flat ``rows`` (M,), ``run(None)`` for all rows; a tuple of tensors works too.
+    On a CPU only valid rows are run, and the others are zeros. An accelerator would have to wait for their number, and
+    compiled code does not know it: there all rows are run, unless ``always``, and invalid rows hold arbitrary values.
+    So training with a batch norm in the head, which needs ``always``, does not compile as a whole: freeze the batch
+    norm or use GroupNorm.
 
     >>> on_valid_rows(lambda rows: torch.ones(2 if rows is None else len(rows)), torch.tensor([[True, False]]))
     tensor([[1., 0.]])
@@ -166,7 +167,7 @@ def on_valid_rows(
 
 
 def learns_from_rows(head: nn.Module) -> bool:
-    """Whether ``head`` holds a batch norm that is learning, which padding rows would mislead.
+    """Whether ``head`` contains a batch norm in training mode, whose statistics padding rows would distort.
 
     >>> learns_from_rows(nn.Sequential(nn.BatchNorm2d(3))), learns_from_rows(nn.GroupNorm(1, 3))
     (True, False)

@@ -1,4 +1,4 @@
-"""The stage of Pix2Seq: detection as language, five tokens for each object, said one after the other."""
+"""The Pix2Seq stage: detection as language modeling, with five tokens per object, generated one at a time."""
 
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ from detkit.structures import Detections, Images, Targets, take_rows
 
 
 class SequenceOutputs(NamedTuple):
-    """Logits of every step, the tokens said, and in training what should have been."""
+    """Logits of every step, the predicted tokens, and in training the target sequences."""
 
     logits: Float[Tensor, "B L V"]
     tokens: Int[Tensor, "B L"]
@@ -28,11 +28,11 @@ class SequenceOutputs(NamedTuple):
 class SequenceStage(Stage):
     """Wires an encoder, a token decoder, a coder, a loss and a sampler into Pix2Seq.
 
-    ``encoder(features, images)`` gives a :class:`~detkit.layers.Memory`; ``decoder`` reads it and says the
-    next token; ``targets`` writes the sequences that it learns, ``criterion`` judges. At inference exactly as many
-    objects are said as ``targets.max_objects``, by ``sampler``; ``constrained`` lets it say only well-formed boxes
-    (:class:`~detkit.heads.sequence.BoxGrammar`), else rows that are none are not valid. An object's label is the
-    likeliest class token at its place, its score that token's probability among all tokens.
+    ``encoder(features, images)`` returns a :class:`~detkit.layers.Memory`; ``decoder`` attends to it and predicts the
+    next token; ``targets`` builds the target sequences, and ``criterion`` computes the loss. At inference ``sampler``
+    generates exactly ``targets.max_objects`` objects; ``constrained`` restricts it to well-formed boxes
+    (:class:`~detkit.heads.sequence.BoxGrammar`), otherwise rows that are no box are not valid. The label of an object
+    is the likeliest class token at its position; its score is that token's probability among all tokens.
     Source: Chen et al. 2022, "Pix2seq", section 2.
 
     >>> from detkit.detectors import small_pix2seq
@@ -59,13 +59,13 @@ class SequenceStage(Stage):
 
     @property
     def coder(self) -> TokenCoder:
-        """What tokens mean."""
+        """The coder that maps tokens to boxes and classes."""
         return self.targets.coder
 
     def forward(
         self, features: list[Tensor], images: Images, detections: Detections | None, targets: Targets | None = None
     ) -> SequenceOutputs:
-        """With targets the logits after each token of their sequences; without, sequences said token by token."""
+        """With targets, the logits after each token of their sequences; without, sequences generated token by token."""
         memory = self.encoder(features, images)
         if targets is None:
             return self.generate(memory)
@@ -75,9 +75,9 @@ class SequenceStage(Stage):
 
     @torch.no_grad()
     def generate(self, memory: Memory, *, generator: torch.Generator | None = None) -> SequenceOutputs:
-        """Says 5 * max_objects tokens for each image of ``memory``; no gradient flows.
+        """Generates 5 * max_objects tokens for each image of ``memory``; no gradient flows.
 
-        Logits are those of the network; what the grammar forbids has only its share of being drawn taken.
+        Logits are those of the network: the grammar only sets the sampling probability of forbidden tokens to 0.
         """
         images, caches = memory.cells.shape[0], self.decoder.start(memory)
         token = torch.full((images,), self.coder.start, device=memory.cells.device)
@@ -91,14 +91,14 @@ class SequenceStage(Stage):
         return SequenceOutputs(torch.stack(logits, dim=1), tokens)
 
     def loss(self, outputs: SequenceOutputs, targets: Targets) -> dict[str, Tensor]:
-        """The criterion's losses; raises ValueError for outputs of inference, which have learned nothing."""
+        """The criterion's losses; raises ValueError for outputs of inference, which have no target sequences."""
         if outputs.learned is None:
             raise ValueError("SequenceStage.loss: outputs are of inference; forward() needs targets to give losses")
         learned = outputs.learned
         return self.criterion(outputs.logits, learned.tokens, learned.weights, learned.scales)
 
     def detections(self, outputs: SequenceOutputs, images: Images) -> Detections:
-        """The objects said, best first: ``max_objects`` rows, those that are no box not valid."""
+        """The generated objects, best first: ``max_objects`` rows; a row that is no box is not valid."""
         rows = outputs.tokens.unflatten(1, (-1, TOKENS_PER_BOX))
         scores, labels = self.criterion.scores(outputs.logits[:, TOKENS_PER_BOX - 1 :: TOKENS_PER_BOX], self.coder).max(
             -1

@@ -1,4 +1,4 @@
-"""What a sequence stage learns: objects in an order, noise behind them, as tokens to read and tokens to say."""
+"""Training targets of a sequence stage: ordered objects, then noise, as input tokens and target tokens."""
 
 import math
 from typing import Literal, NamedTuple
@@ -17,13 +17,13 @@ from detkit.structures import NEGATIVE, Assignment, Targets, take_rows
 
 Order = Literal["random", "area", "dist2ori"]
 JITTER, JITTER_LIMIT = 0.05, 0.1
-"""Standard deviation of a duplicate's corners, in its width and height, and how far they may go."""
+"""Standard deviation and limit of the shift of a duplicate's corners, as fractions of its width and height."""
 RANDOM_SIDE, LARGEST_SIDE = 0.5, 1.0
-"""The same for the sides of random boxes, in those of the image."""
+"""Standard deviation and limit of the sides of random boxes, as fractions of the sides of the image."""
 
 
 class SequenceTargets(NamedTuple):
-    """For every step: the token read, the one to say next, its weight in the mean, and by what its cost scales."""
+    """For every step: the input token, the target token, its weight in the mean, and the scale of its cost."""
 
     inputs: Int[Tensor, "B L"]
     tokens: Int[Tensor, "B L"]
@@ -32,7 +32,7 @@ class SequenceTargets(NamedTuple):
 
 
 class NoiseBoxes(NamedTuple):
-    """Boxes that are no objects, and which of them are jittered copies of one."""
+    """Boxes that are not objects, and which of them are jittered copies of an object."""
 
     boxes: Float[Tensor, "B N 4"]
     duplicate: Bool[Tensor, "B N"]
@@ -41,11 +41,11 @@ class NoiseBoxes(NamedTuple):
 class SequenceTargetBuilder(nn.Module):
     """Turns padded targets into the input and target sequences of Pix2Seq, a whole batch at once.
 
-    The first ``max_objects`` objects of an image in ``order`` (see :func:`object_order`) are written by ``coder``. With
-    ``noise`` the rest is filled with noise (:func:`noise_boxes`): their coordinates weigh 0, their class, which is the
-    noise token, ``noise_weight``; and every class that is *read* is at even odds a random one or the noise token, also
-    for real objects, so that none can be copied. Without, the rest is ``end`` tokens that weigh ``end_weight``. Tokens
-    of objects weigh 1, their classes ``class_weight``: more helps where no pretrained trunk tells classes apart.
+    The first ``max_objects`` objects of an image in ``order`` (see :func:`object_order`) are encoded by ``coder``. With
+    ``noise``, noise boxes (:func:`noise_boxes`) fill the rest: their coordinates weigh 0, and their class, the noise
+    token, weighs ``noise_weight``; and every *input* class is with equal probability a random class or the noise token,
+    for real objects too, so that none can be copied. Without noise, ``end`` tokens of weight ``end_weight`` fill the
+    rest. Tokens of objects weigh 1, their classes ``class_weight``: a larger one helps without a pretrained trunk.
     Crowd regions, boxes without area, NaN and infinite ones are left out. Sequences have L = 5 * max_objects steps.
     Raises ValueError for another order, no objects, negative weights; and, naming image and target, for an object whose
     label is no class (on accelerators, where it is left out, with ``DETKIT_CHECKS=full``).
@@ -87,7 +87,7 @@ class SequenceTargetBuilder(nn.Module):
     ) -> SequenceTargets:
         """Sequences (B, L) for ``targets`` of images of ``sizes`` (height, width).
 
-        Rows that are not valid change nothing but, with ``generator``, which numbers it draws. Under fullgraph
+        Rows that are not valid only change which numbers ``generator`` draws, if it is given. Under fullgraph
         compilation ``generator`` must be None.
         """
         check_rows("SequenceTargetBuilder", targets)
@@ -111,7 +111,7 @@ class SequenceTargetBuilder(nn.Module):
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
 
     def _known(self, targets: Targets) -> Bool[Tensor, "B T"]:
-        """Rows whose label is a class; an object of none is named: on a CPU, elsewhere with ``DETKIT_CHECKS=full``."""
+        """Rows whose label is a class; raises for an object without one, on a CPU or with ``DETKIT_CHECKS=full``."""
         labels = targets.labels
         known = (labels >= 0) & (labels < self.coder.num_classes)
         bad = targets.objects & ~known
@@ -126,7 +126,7 @@ class SequenceTargetBuilder(nn.Module):
         return known
 
     def _disguised(self, tokens: Tensor, generator: torch.Generator | None) -> Tensor:
-        """``tokens`` (B, N, 5) with each class a random one, or the noise token."""
+        """``tokens`` (B, N, 5) with each class replaced by a random class or the noise token."""
         lots = uniform_like(tokens[..., :2].float(), generator)
         classes = (lots[..., 0] * self.coder.num_classes).long().clamp(max=self.coder.num_classes - 1)
         read = torch.where(lots[..., 1] < 0.5, classes + self.coder.first_class, self.coder.noise)
@@ -149,11 +149,12 @@ def object_order(
     order: Order = "random",
     generator: torch.Generator | None = None,
 ) -> Int[Tensor, "B T"]:
-    """In which order the objects of each image are said: indices (B, T), the valid first.
+    """The order of the objects of each image in its sequence: indices (B, T), valid ones first.
 
-    boxes xyxy in pixels. ``"random"`` is a new one at each call; ``"area"`` from the largest down; ``"dist2ori"`` by
-    the distance in pixels of the upper left corner from that of the image. Ties keep their order; NaN comes last of
-    the valid. Raises ValueError for another order. Source: Chen et al. 2022, "Pix2seq", section 2.1 and appendix.
+    boxes are xyxy in pixels. ``"random"`` draws a new order at each call; ``"area"`` sorts from largest to smallest;
+    ``"dist2ori"`` sorts by the distance in pixels from the upper left corner of the image to that of the box. Ties keep
+    their order; NaN comes last among the valid. Raises ValueError for another order.
+    Source: Chen et al. 2022, "Pix2seq", section 2.1 and appendix.
 
     >>> boxes = torch.tensor([[[8.0, 0, 9, 9], [1, 1, 3, 3], [0, 4, 9, 9]]])
     >>> valid = torch.tensor([[True, True, True]])
@@ -181,12 +182,12 @@ def noise_boxes(
     *,
     generator: torch.Generator | None = None,
 ) -> NoiseBoxes:
-    """As many boxes as there are rows, clipped to images of ``sizes``, to stand where no object is ``real``.
+    """One noise box per row, clipped to images of ``sizes``, to fill the rows where no object is ``real``.
 
-    ``real`` rows come first in each image. Of the others, 0 to n (the number of objects, evenly) are
-    duplicates: an object whose corners are shifted by a normal deviate of .05 of its sides, at most .1. The rest are
-    bad boxes: at even odds an object moved anywhere, or a box of random size; without objects, the latter. Objects to
-    copy are drawn with replacement, where the release tiles and shuffles them.
+    ``real`` rows come first in each image. Of the others, a uniform number from 0 to n (the number of
+    objects) are duplicates: objects with corners shifted by normal noise of .05 of their sides, at most .1. The rest
+    are bad boxes: with equal probability a randomly moved object or a box of random size; without objects, always the
+    latter. Objects to copy are drawn with replacement, whereas the release tiles and shuffles them.
 
     >>> boxes, real = torch.tensor([[[2.0, 2, 8, 8]] + [[0.0] * 4] * 3]), torch.tensor([[True, False, False, False]])
     >>> found = noise_boxes(boxes, real, torch.tensor([[10, 10]]))
@@ -210,7 +211,7 @@ def noise_boxes(
 
 
 def _chosen_duplicates(lots: Tensor, share: Tensor, real: Tensor) -> Tensor:
-    """True for 0..n of the rows that are not real, n the number that are; both by lot."""
+    """True for 0..n rows that are not real, where n rows are real; the number and the rows are random."""
     objects = real.sum(1, keepdim=True)
     count = (share * (objects + 1)).long().minimum(objects)
     rank = torch.where(real, 2.0, lots).argsort(dim=1).argsort(dim=1)
@@ -218,7 +219,7 @@ def _chosen_duplicates(lots: Tensor, share: Tensor, real: Tensor) -> Tensor:
 
 
 def _truncated_normal(lots: Tensor, deviation: float, limit: float) -> Tensor:
-    """Normal deviates that lie within ``limit``, made of uniform ``lots`` by the inverse of their distribution."""
+    """Normal noise truncated to ``limit``, from uniform ``lots`` by inverse transform sampling."""
     tail = 0.5 * math.erfc(limit / deviation / math.sqrt(2))
     return (torch.special.ndtri(tail + lots * (1 - 2 * tail)) * deviation).clamp(-limit, limit)
 
@@ -229,7 +230,7 @@ def _has_area(boxes: Tensor) -> Tensor:
 
 
 def _exactly(rows: Tensor, count: int) -> Tensor:
-    """``rows`` (B, T) cut or padded with its first row's index to (B, count)."""
+    """``rows`` (B, T), cut to (B, count) or padded to it with the index of its first row."""
     short = max(count - rows.shape[1], 0)
     return torch.cat((rows[:, :count], rows[:, :1].expand(-1, short)), dim=1)
 

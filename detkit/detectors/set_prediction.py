@@ -1,4 +1,4 @@
-"""The stage of DETR: queries that look at the whole image and at each other, each for one object or none."""
+"""The DETR stage: queries attend to the whole image and to each other, and each predicts one object or none."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -25,10 +25,10 @@ class SetPredictionOutputs(NamedTuple):
 
 
 class SetPostprocess(nn.Module):
-    """The best class of each query, and of these the ``max_detections`` best: nothing is suppressed.
+    """Takes the best class of each query and keeps the ``max_detections`` best queries; there is no suppression.
 
-    Queries count that score strictly above ``score_threshold``; equal scores keep the order of the queries. A query
-    with a NaN among its scores, or with a box that is not finite, finds nothing. Source: Carion et al. 2020, section
+    A query counts if it scores strictly above ``score_threshold``; equal scores keep the order of the queries. A query
+    with a NaN among its scores, or with a box that is not finite, predicts nothing. Source: Carion et al. 2020, section
     3.2. Raises ValueError for a threshold outside [0, 1] and a count below 1.
 
     >>> scores = torch.tensor([[[0.1, 0.2], [0.75, 0.25]]])
@@ -55,7 +55,7 @@ class SetPostprocess(nn.Module):
     ) -> Detections:
         """Detections of B images from scores (B, Q, C) in [0, 1] and boxes (B, Q, 4), clipped to ``sizes`` (B, 2).
 
-        ``counts`` make no difference. K is min(max_detections, Q): rows not ``valid`` hold zeros.
+        ``counts`` are not used. K is min(max_detections, Q); rows that are not ``valid`` hold zeros.
         """
         best, labels = scores.max(-1)
         usable = torch.isfinite(boxes).all(-1) & (best > self.score_threshold)  # no NaN is above anything
@@ -73,9 +73,9 @@ class SetPostprocess(nn.Module):
 class SetPredictionStage(Stage):
     """Wires encoder, decoder, queries, head, matcher, loss and postprocess into DETR.
 
-    ``encoder(features, images)`` gives a :class:`~detkit.layers.Memory`, as :class:`~detkit.layers.MapEncoder` does;
-    ``queries`` holds one for every query; ``head`` maps what the decoder's layers give to logits and boxes;
-    ``postprocess(scores, boxes, sizes)`` makes Detections. What lies in the padding of a batch is not looked at.
+    ``encoder(features, images)`` returns a :class:`~detkit.layers.Memory`, as :class:`~detkit.layers.MapEncoder` does;
+    ``queries`` holds one embedding per query; ``head`` maps the outputs of the decoder layers to logits and boxes;
+    ``postprocess(scores, boxes, sizes)`` returns Detections. No query attends to the padding of a batch.
     Source: Carion et al. 2020, figures 2 and 10.
 
     >>> from detkit.detectors import detr_stage
@@ -103,7 +103,7 @@ class SetPredictionStage(Stage):
     def forward(
         self, features: list[Tensor], images: Images, detections: Detections | None, targets: Targets | None = None
     ) -> SetPredictionOutputs:
-        """Logits and boxes of every decoder layer with targets, of the last without."""
+        """Logits and boxes of every decoder layer if there are targets, otherwise of the last layer only."""
         memory = self.encoder(features, images)
         queries = self.queries.weight.expand(memory.cells.shape[0], -1, -1)
         layers = self.decoder(
@@ -119,7 +119,7 @@ class SetPredictionStage(Stage):
     def loss(self, outputs: SetPredictionOutputs, targets: Targets) -> dict[str, Tensor]:
         """The criterion's losses of all layers.
 
-        Raises ValueError for objects that cannot be learned, as the matcher does.
+        Raises the ValueError of the matcher for objects that cannot be learned.
         """
         targets = targets._replace(boxes=pixels_to_fractions(targets.boxes, outputs.sizes))
         return self.criterion(
@@ -127,7 +127,7 @@ class SetPredictionStage(Stage):
         )
 
     def detections(self, outputs: SetPredictionOutputs, images: Images) -> Detections:
-        """What the queries of the last layer found."""
+        """The detections that the queries of the last layer predict."""
         scores, boxes = self.criterion.scores(outputs.logits[-1]), cxcywh_to_xyxy(outputs.boxes[-1])
         return self.postprocess(scores, fractions_to_pixels(boxes, images.sizes), images.sizes)
 
@@ -139,10 +139,10 @@ def match_layers(
     boxes: Float[Tensor, "L B Q 4"],
     targets: Targets,
 ) -> Assignment:
-    """Which object each query of each layer learns, (L * B, Q), from one call of ``matcher`` for all layers.
+    """The object that each query of each layer learns, (L * B, Q), from one call of ``matcher`` for all layers.
 
-    Target boxes are xyxy as fractions of their images; boxes (L, B, Q, 4) are cx, cy, w, h. The matcher gets boxes,
-    labels, valid and ignore of the targets, repeated for each layer.
+    Target boxes are xyxy as fractions of their images; boxes (L, B, Q, 4) are cx, cy, w, h. The matcher gets the
+    boxes, labels, valid and ignore of the targets, repeated for each layer.
 
     >>> from detkit.anchors import HungarianMatcher
     >>> from detkit.structures import pad_targets
@@ -158,7 +158,7 @@ def match_layers(
 
 
 def check_set_matcher(stage: str, matcher: nn.Module) -> None:
-    """Raise ValueError for a matcher of anchors: queries have none.
+    """Raise ValueError for a matcher that needs anchors, since queries have none.
 
     >>> from detkit.anchors import ThresholdMatcher
     >>> check_set_matcher("SetPredictionStage", ThresholdMatcher(positive_iou=0.5, negative_iou=0.4))

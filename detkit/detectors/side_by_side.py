@@ -1,4 +1,4 @@
-"""Stages that look at the same features and do not follow each other: several box tasks on one trunk."""
+"""Parallel stages that read the same features: several box tasks on one trunk."""
 
 from collections.abc import Mapping
 from typing import Any, TypeVar, cast
@@ -12,19 +12,19 @@ Part = TypeVar("Part", Targets, Detections)
 
 
 class SideBySide(Stage):
-    """Several stages as one: each reads the features, or its branch of them, and detects something of its own.
+    """Runs several stages as one: each reads the features, or its branch of them, and makes its own detections.
 
-    Results are passed on by name, to the caller or to stages side by side under the same names: in padded form as a
-    dict of Detections, in list form as one dict per image that holds a Detection for each name. Targets may come by
-    name, too: each stage then learns on its own targets, otherwise all learn on the same. So tasks may have different
-    classes. Every image's target then has exactly these names, ``{}`` where a task has no objects::
+    Results are passed on by name, to the caller or to another SideBySide with the same names: in padded form as a dict
+    of Detections, in list form as one dict per image that holds a Detection for each name. Targets may also be given by
+    name: then each stage learns its own targets, so tasks may have different classes; otherwise all stages learn the
+    same targets. With names, every image's target has exactly these names, ``{}`` where a task has no objects::
 
         model = Detector(trunk, preprocess=preprocess, tasks=SideBySide(faces=one, cars=other))
         losses = model(images, [{"faces": {"boxes": ..., "labels": ...}, "cars": {"boxes": ..., "labels": ...}}, ...])
         found = model(images)  # found[0]["cars"]["boxes"]
 
-    Losses are named "tasks.cars.box". Detections of an earlier stage, or proposals, are handed to each of the stages.
-    Raises ValueError without stages, and for targets or detections under other names.
+    Losses are named "tasks.cars.box". Each stage receives the detections of an earlier stage, or the proposals.
+    Raises ValueError if there are no stages, and for targets or detections under other names.
 
     >>> import torch
     >>> from detkit.structures import pad_targets
@@ -63,7 +63,7 @@ class SideBySide(Stage):
         }
 
     def loss(self, outputs: Mapping[str, Any], targets: Truth) -> dict[str, Tensor]:
-        """The losses of all stages, their names in front."""
+        """The losses of all stages, with the stage names as prefix."""
         return {
             f"{name}.{key}": loss
             for name, stage in self.stages.items()
@@ -74,13 +74,13 @@ class SideBySide(Stage):
     def detections(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, outputs: Mapping[str, Any], images: Images
     ) -> dict[str, Detections]:
-        """What every stage found, by name."""
+        """The detections of every stage, by name."""
         return {name: stage.detections(outputs[name], images) for name, stage in self.stages.items()}
 
     def handover(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, outputs: Mapping[str, Any], images: Images, targets: Truth
     ) -> dict[str, Detections | None]:
-        """What the next stages learn on, by name."""
+        """The detections that the next stages train on, by name."""
         return {
             name: stage.handover(outputs[name], images, _own(targets, name, "targets"))
             for name, stage in self.stages.items()
@@ -88,7 +88,7 @@ class SideBySide(Stage):
 
 
 def _own(values: Part | dict[str, Part] | None, name: str, kind: str) -> Any:
-    """What belongs to the stage ``name``: its entry where values come by name, else all."""
+    """The values for the stage ``name``: its entry if values come by name, otherwise all of them."""
     if not isinstance(values, dict):
         return values
     if name not in values:

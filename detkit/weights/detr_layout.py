@@ -1,4 +1,4 @@
-"""What the two published forms of DETR share on their way here and back: key tables, and a detector built by shapes."""
+"""Shared code to convert both published forms of DETR: key tables, and a detector built from the weight shapes."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -25,14 +25,14 @@ from detkit.losses.set_prediction import SetPredictionLoss
 from detkit.weights.torchvision_trunk import Rename
 
 STAGE = "objects"
-"""What the stage of a detector made of published weights is called."""
+"""The name of the stage in a detector converted from published weights."""
 
 Step = tuple[int, int]
 """Stride and dilation of a convolution."""
 
 
 class Layout(NamedTuple):
-    """Which column of the key tables holds: here, in transformers' model, in facebook's."""
+    """A column of the key tables and its prefixes: this library's, those of transformers' model, or facebook's."""
 
     column: int
     encoder: str
@@ -81,7 +81,7 @@ _DECODER = (
 
 
 def detr_renames(keys: Iterable[str], layout: Layout, *, other: Layout, stage: str = STAGE) -> list[Rename]:
-    """The rules for all but the backbone between ``other``'s keys and those here; ``keys`` are in ``layout``.
+    """Rules between ``other``'s keys and this library's, for all but the backbone; ``keys`` are in ``layout``.
 
     ``stage`` is the name of the detector's stage.
 
@@ -103,7 +103,7 @@ def detr_renames(keys: Iterable[str], layout: Layout, *, other: Layout, stage: s
 
 
 def count(keys: Iterable[str], prefix: str) -> int:
-    """How many layers are numbered behind ``prefix``.
+    """The number of layers that are numbered after ``prefix``.
 
     >>> count(["layers.0.bias", "layers.11.bias", "norm.bias"], "layers.")
     12
@@ -121,10 +121,10 @@ def detector_of(
     heads: tuple[int, int],
     activations: tuple[Callable[[], nn.Module], Callable[[], nn.Module]] = (nn.ReLU, nn.ReLU),
 ) -> Detector:
-    """A DETR whose parts have the sizes of ``state``, in the keys of this library; its weights are not taken yet.
+    """A DETR whose parts have the sizes of ``state``, given under this library's keys; weights are not loaded yet.
 
-    ``steps`` gives stride and dilation of the backbone's convolutions by name; ``heads`` are those of encoder and
-    decoder, ``activations`` those of backbone and transformer.
+    ``steps`` gives the stride and dilation of the backbone's convolutions by name; ``heads`` are those of the encoder
+    and the decoder, ``activations`` those of the backbone and the transformer.
     """
     queries, channels = state[f"{STAGE}.queries.weight"].shape
     backbone = resnet_of(
@@ -153,9 +153,9 @@ def detector_of(
 def resnet_of(
     state: Mapping[str, Tensor], steps: Mapping[str, Step], activation: Callable[[], nn.Module] = nn.ReLU
 ) -> ResNetBackbone:
-    """torchvision's ResNet with the sizes of ``state``, frozen batch norm, and only its deepest map given out.
+    """torchvision's ResNet with the sizes of ``state`` and frozen batch norm; it returns only its deepest map.
 
-    Blocks may be of either kind, of any width and groups. Raises ValueError where the shapes are those of no ResNet.
+    Blocks may be of either kind, of any width and groups. Raises ValueError if the shapes do not fit a ResNet.
 
     >>> from torchvision.models import resnet18
     >>> state = resnet18(weights=None).state_dict()
@@ -178,7 +178,7 @@ def resnet_of(
 
 
 def published_steps(state: Mapping[str, Tensor], *, dilated: bool = False) -> dict[str, Step]:
-    """Stride and dilation of every convolution in a published ResNet; ``dilated`` for DC5, whose last stage is.
+    """Stride and dilation of every convolution in a published ResNet; ``dilated`` for DC5, with a dilated last stage.
 
     >>> from torchvision.models import resnet50
     >>> steps = published_steps(resnet50(weights=None).state_dict(), dilated=True)
@@ -247,7 +247,7 @@ def _positions(state: Mapping[str, Tensor], channels: int) -> nn.Module:
 def _block(
     state: Mapping[str, Tensor], name: str, steps: Mapping[str, Step], activation: Callable[[], nn.Module]
 ) -> BasicBlock | Bottleneck:
-    """A residual block of the state's shapes, with each convolution's own stride and dilation."""
+    """A residual block with the shapes of the state and the stride and dilation of each convolution."""
     shapes = [state[f"{name}.conv{i}.weight"].shape for i in (1, 2, 3) if f"{name}.conv{i}.weight" in state]
     before, width, out = shapes[0][1], shapes[0][0], shapes[-1][0]
     shortcut = f"{name}.downsample.0" in steps
@@ -275,7 +275,7 @@ def _block(
 
 
 def _step(convolution: Any, step: Step) -> None:
-    """Padding keeps the size but for the stride."""
+    """Sets stride, dilation, and the padding that preserves the size apart from the stride."""
     stride, dilation = step
     reach = dilation * (convolution.kernel_size[0] // 2)
     convolution.stride, convolution.dilation, convolution.padding = (stride,) * 2, (dilation,) * 2, (reach,) * 2

@@ -1,4 +1,4 @@
-"""DETR checkpoints in the layout of facebook's release as Detectors of this library, and their state_dicts back."""
+"""Converts DETR checkpoints in the layout of facebook's release to Detectors, and Detectors to state_dicts."""
 
 from collections.abc import Mapping
 
@@ -15,14 +15,14 @@ _BACKBONE = "backbone.0.body."
 
 
 def detr_from_facebook(state: Mapping[str, Tensor], *, heads: int = 8, dilated: bool = False) -> Detector:
-    """A Detector with the weights of facebook's DETR: ``checkpoint["model"]`` of its release, and whatever it trains.
+    """A Detector with the weights of facebook's DETR: ``checkpoint["model"]`` as released, or trained with its code.
 
     All sizes, pre- or post-norm, and the kind of positions are read from ``state``; ``heads`` and ``dilated`` (DC5)
-    leave no trace in it. Dropout, loss weights and what is frozen (batch norm, stem and first stage) are those of the
+    cannot be read from it. Dropout, loss weights and the frozen parts (batch norm, stem and first stage) follow the
     paper. The detector is in training mode, on the device and in the precision of the weights. Labels are the
-    checkpoint's: COCO's published ones are category ids, 91 classes. Images are resized as
-    :class:`~detkit.detectors.Preprocess` does, without PIL's filter. Raises ValueError where the keys or shapes are
-    not those of a DETR on a ResNet, such as a model with masks.
+    checkpoint's: the published COCO ones are category ids, 91 classes. Images are resized as
+    :class:`~detkit.detectors.Preprocess` does, without PIL's filter. Raises ValueError if the keys or shapes are not
+    those of a DETR on a ResNet, for example for a model with masks.
 
     >>> detr_from_facebook({"detr.query_embed.weight": torch.zeros(5, 8)})
     Traceback (most recent call last):
@@ -48,7 +48,7 @@ def detr_from_facebook(state: Mapping[str, Tensor], *, heads: int = 8, dilated: 
 def to_facebook_detr(detector: Detector) -> dict[str, Tensor]:
     """The state_dict of ``detector`` under the keys of facebook's DETR: the ``model`` of its checkpoints.
 
-    Works for whatever :func:`detr_from_facebook` and ``from_transformers`` make, and for the DETR recipes on a
+    Works for every detector from :func:`detr_from_facebook` and ``from_transformers``, and for the DETR recipes on a
     ResNet. Values are shared where they need no change. Raises ValueError for another detector.
 
     >>> from detkit.backbones import SmallBackbone
@@ -64,7 +64,7 @@ def to_facebook_detr(detector: Detector) -> dict[str, Tensor]:
 
 
 def _split(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The one matrix (3 D, D) for queries, keys and values as three entries."""
+    """Splits the joint matrix (3 D, D) of queries, keys and values into three entries."""
     parts: dict[str, Tensor] = {}
     for key, values in state.items():
         place, _, kind = key.rpartition("in_proj_")

@@ -1,4 +1,4 @@
-"""transformers' DETR as a Detector of this library, and its state_dict back; transformers itself is never imported."""
+"""Converts transformers' DETR to a Detector, and a Detector to its state_dict, without importing transformers."""
 
 from collections.abc import Sequence
 from typing import Any, cast
@@ -20,16 +20,16 @@ _LEAVES = {"Conv2d", "DetrFrozenBatchNorm2d", "MaxPool2d", "Identity", "ReLU", "
 
 
 def from_transformers(model: nn.Module) -> Detector:
-    """A Detector with the weights and the behavior of transformers' DETR, which stays as it is.
+    """A Detector with the weights and the behavior of transformers' DETR; the model itself is not changed.
 
-    ``model`` is a ``DetrForObjectDetection`` of transformers 5, of any size, on a ResNet of its own or of timm, DC5
-    included. Loss weights, dropouts, precision, device, frozen parameters and train/eval mode are taken over; labels
-    are the model's. Images are resized to 800 pixels, at most 1333, as its image processor does but without PIL's
-    filter, and boxes are clipped to the image.
-    With ``auxiliary_loss=True`` transformers hands what a decoder layer gives to the next normalized, and normalizes
-    the last twice, which DETR doesn't: so does the Detector, for weights trained that way need it. Where the weights
-    are facebook's, set ``model.config.auxiliary_loss = False`` first.
-    Raises ValueError, naming the field, for another model and for what this library has no part for.
+    ``model`` is a ``DetrForObjectDetection`` of transformers 5, of any size, on a ResNet from transformers or timm,
+    including DC5. Loss weights, dropouts, precision, device, frozen parameters and train/eval mode are kept; labels are
+    the model's. Images are resized to 800 pixels, at most 1333, as its image processor does but without PIL's filter,
+    and boxes are clipped to the image.
+    With ``auxiliary_loss=True`` transformers normalizes the output of each decoder layer before the next layer, and
+    normalizes the last output twice. DETR does not, but the Detector does, because weights trained that way need it.
+    For facebook's weights, set ``model.config.auxiliary_loss = False`` first.
+    Raises ValueError, naming the field, for another model and for anything that this library has no part for.
 
     >>> from_transformers(nn.Linear(2, 2))
     Traceback (most recent call last):
@@ -64,10 +64,10 @@ def from_transformers(model: nn.Module) -> Detector:
 
 
 def to_transformers(detector: Detector, *, timm: bool = False) -> dict[str, Tensor]:
-    """The state_dict of ``detector`` under transformers' keys: what the model that it came from loads strictly.
+    """The state_dict of ``detector`` under transformers' keys, which the original model loads strictly.
 
-    ``timm`` says whether that model's backbone is one of timm. Works for whatever :func:`from_transformers` and
-    ``detr_from_facebook`` make, and for the DETR recipes on a ResNet. Values are shared. Raises ValueError for a
+    ``timm`` says whether that model's backbone comes from timm. Works for every detector from :func:`from_transformers`
+    and ``detr_from_facebook``, and for the DETR recipes on a ResNet. Values are shared. Raises ValueError for a
     detector that transformers has no model for.
 
     >>> from detkit.backbones import SmallBackbone
@@ -84,7 +84,7 @@ def to_transformers(detector: Detector, *, timm: bool = False) -> dict[str, Tens
 
 
 class DroppedProjection(nn.Conv2d):
-    """A convolution of 1 x 1, then dropout: transformers drops out what enters its encoder, which DETR does not.
+    """A 1 x 1 convolution, then dropout: transformers applies dropout to the encoder's input, which DETR does not.
 
     >>> DroppedProjection(8, 4, dropout=0.1)
     DroppedProjection(8, 4, kernel_size=(1, 1), stride=(1, 1))
@@ -95,15 +95,15 @@ class DroppedProjection(nn.Conv2d):
         self.dropout = dropout
 
     def forward(self, input: Float[Tensor, "B D H W"]) -> Float[Tensor, "B E H W"]:
-        """The projected and, in training mode, dropped out cells."""
+        """The projected cells, with dropout in training mode."""
         return F.dropout(super().forward(input), self.dropout, self.training)
 
 
 class TransformersDecoder(TransformerDecoder):
-    """DETR's decoder as transformers has it, with its ``auxiliary_loss``.
+    """DETR's decoder as transformers implements it, with its ``auxiliary_loss``.
 
-    Without, only the last output is given out, so that no other is learned on. With, every layer starts from the
-    normalized output of the one before, and the last is normalized twice.
+    Without it, only the last output is returned, so only that one has a loss. With it, every layer starts from the
+    normalized output of the previous layer, and the last output is normalized twice.
 
     >>> TransformersDecoder([DecoderLayer(8, 2, hidden=16)], auxiliary=False, norm=nn.LayerNorm(8)).auxiliary
     False
@@ -116,7 +116,7 @@ class TransformersDecoder(TransformerDecoder):
     def forward(
         self, embeddings: Float[Tensor, "B N D"], memory: Float[Tensor, "B K D"], **rules: Any
     ) -> list[Float[Tensor, "B N D"]]:
-        """The normalized outputs that are learned on, the last of which is the decoder's."""
+        """The normalized outputs that the loss uses; the last one is the output of the decoder."""
         outputs = super().forward(embeddings, memory, **rules)
         return [*outputs[:-1], self.norm(outputs[-1])] if self.auxiliary else outputs[-1:]
 
@@ -159,7 +159,7 @@ def _matcher_and_criterion(config: Any) -> tuple[HungarianMatcher, SetPrediction
 
 
 def _set_dropout(stage: SetPredictionStage, config: Any) -> None:
-    """transformers has three rates, and one more place: what enters the encoder."""
+    """Sets the three dropout rates of transformers, and its additional dropout on the encoder's input."""
     encoder = cast(MapEncoder, stage.encoder)
     projection = cast(nn.Conv2d, encoder.projection)
     encoder.projection = DroppedProjection(projection.in_channels, projection.out_channels, dropout=config.dropout)
@@ -173,7 +173,7 @@ def _set_dropout(stage: SetPredictionStage, config: Any) -> None:
 
 
 def _steps(model: Any, renames: list[Rename]) -> dict[str, Step]:
-    """Stride and dilation of the backbone's convolutions, under our names."""
+    """Stride and dilation of the backbone's convolutions, under this library's names."""
     steps: dict[str, Step] = {}
     for name, part in model.named_modules():
         if isinstance(part, nn.Conv2d) and name.startswith(_BACKBONE):
@@ -183,7 +183,7 @@ def _steps(model: Any, renames: list[Rename]) -> dict[str, Step]:
 
 
 def _renames(keys: list[str], *, timm: bool, stage: str | None = None) -> list[Rename]:
-    """All rules; ``keys`` are ours where ``stage`` names the stage, else transformers'."""
+    """All renaming rules; ``keys`` are this library's if ``stage`` is given, otherwise transformers'."""
     layout = TRANSFORMERS if stage is None else OURS
     rules = detr_renames(keys, layout, other=TRANSFORMERS, stage=stage or "objects")
     if timm:
