@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from detkit._inputs import check_not_negative
@@ -18,6 +18,7 @@ from detkit.losses.dense import (
     check_cost,
     check_predictions,
     described,
+    mean_count,
     sigmoid_scores,
 )
 from detkit.structures import Anchors, DensePredictions
@@ -74,7 +75,7 @@ class RetinaNetLoss(DenseCriterion):
         labels, weights = assigned.labels, assigned.weights
         focal = sigmoid_focal_loss(predictions.logits, labels, alpha=self.alpha, gamma=self.gamma).sum(-1) * weights
         box = box_costs(self.box_cost, predictions.deltas, assigned, anchors, coder) * weights
-        share = self._share((labels >= 0).sum(1).to(focal.dtype))
+        share = self._share(labels >= 0, focal)
         return {
             "classification": (focal.sum(1) * share).sum(),
             "box": self.box_weight * (box.sum(1) * share).sum(),
@@ -93,9 +94,9 @@ class RetinaNetLoss(DenseCriterion):
         settings = f"alpha={self.alpha}, gamma={self.gamma}, box_weight={self.box_weight}, scope={self.scope!r}"
         return f"{described(self.box_cost)}, {settings}"
 
-    def _share(self, positives: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
+    def _share(self, positive: Bool[Tensor, "B N"], like: Tensor) -> Float[Tensor, " B"]:
         """The factor that multiplies each image's sum."""
-        if self.scope == "image":
-            images = all_reduce_mean(positives.new_full((), len(positives)))
-            return 1 / (positives.clamp(min=1) * images)
-        return (1 / all_reduce_mean(positives.sum()).clamp(min=1)).expand_as(positives)
+        if self.scope == "batch":
+            return (1 / mean_count(positive, like)).expand(len(positive))
+        images = all_reduce_mean(like.new_full((), len(positive)))
+        return 1 / (positive.sum(1).to(like.dtype).clamp(min=1) * images)
