@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import hypothesis
+import jaxtyping
 import pytest
 
 if TYPE_CHECKING:  # the process that only hands tests out needs no torch
@@ -26,15 +31,21 @@ if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
 # What torch.compile traces must not carry the shape checks: tests/test_compiled.py runs that folder on its own.
 collect_ignore = [] if os.environ.get("DETKIT_COMPILED_TESTS") else ["compiled"]
 
-# The machine may be slow, and CI must say the same thing twice.
-# mutmut runs a test several times in one process, each time from another instance of its class.
-hypothesis.settings.register_profile(
-    "detkit",
-    deadline=None,
-    derandomize="CI" in os.environ,
-    suppress_health_check=[hypothesis.HealthCheck.differing_executors],
-)
-hypothesis.settings.load_profile("detkit")
+CHECKED_EXAMPLES = 10  # of each property
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Properties are tried on sixty examples, in the quick selection on ten."""
+    # The machine may be slow, and CI must say the same thing twice.
+    # mutmut runs a test several times in one process, each time from another instance of its class.
+    hypothesis.settings.register_profile(
+        "detkit",
+        max_examples=10 if config.option.markexpr == "not slow" else 60,
+        deadline=None,
+        derandomize="CI" in os.environ,
+        suppress_health_check=[hypothesis.HealthCheck.differing_executors],
+    )
+    hypothesis.settings.load_profile("detkit")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -45,6 +56,28 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return (*slow.args, 1)[0] if slow else 0
 
     items.sort(key=seconds, reverse=True)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Shape checks can take longer than what they watch: quick tests and the first examples of properties have them."""
+    slow = item.get_closest_marker("slow") is not None
+    disable = functools.partial(jaxtyping.config.update, "jaxtyping_disable")
+    handle = getattr(getattr(item, "obj", None), "hypothesis", SimpleNamespace(inner_test=lambda: None))
+    test, numbers = handle.inner_test, itertools.count()
+
+    @functools.wraps(test)
+    def example(*arguments: object, **drawn: object) -> object:
+        disable(slow or next(numbers) >= CHECKED_EXAMPLES)
+        return test(*arguments, **drawn)
+
+    disable(slow)
+    handle.inner_test = example
+    try:
+        return (yield)
+    finally:
+        handle.inner_test = test
+        disable(False)
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ DOCS = Path(__file__).parent.parent / "docs"
 PAGES = ("adding_a_part", "anchors_and_matching", "dense_detectors", "elementary_losses", "overlap", "suppression")
 
 
+@pytest.mark.slow(3)
 @pytest.mark.parametrize("name", PAGES)
 def test_the_python_of_a_page_runs(name: str, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -303,6 +303,7 @@ def test_full_checks_are_on_for_one_word_only(monkeypatch, setting, on):
     assert full_checks() is on
 
 
+@pytest.mark.slow
 def test_full_checks_are_off_while_export_traces(monkeypatch):
     class Look(torch.nn.Module):
         def forward(self, values):

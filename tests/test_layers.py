@@ -94,6 +94,7 @@ def test_every_unit_has_a_floor():
     assert {"structures", "boxes", "detectors"} <= units
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", modules())
 def test_imports_point_down(module):
     path = modules()[module]

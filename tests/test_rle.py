@@ -4,7 +4,7 @@ import time
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from pycocotools import mask as coco_mask
@@ -195,7 +195,6 @@ def test_polygon_points_one_image_size_outside_are_read_from_lists_tuples_and_ar
 
 
 @given(arrays(np.uint8, SHAPES, elements=st.integers(0, 1)))
-@settings(max_examples=50, deadline=None)
 def test_masks_survive_compression_and_the_check_of_their_runs(masks):
     size = masks.shape[1:]
     encoded = encode_masks(masks)

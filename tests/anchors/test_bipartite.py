@@ -90,7 +90,6 @@ def test_targets_of_the_anchor_chapter():
         )
     )
 )
-@settings(deadline=None, max_examples=60)
 def test_tables_full_of_ties_match_as_the_flat_argmax_loop(table, negative, force):
     ours = match_table(table, negative_iou=negative, force_match_zero=force)
     assert ours.matched[0].tolist() == slow_match(torch.tensor(table).T, 0.5, negative, force)
@@ -107,7 +106,6 @@ def assert_as_slow(anchors: torch.Tensor, objects: torch.Tensor, **settings) -> 
 
 @pytest.mark.parametrize("force", [False, True])
 @given(anchors=boxes(most=9), objects=boxes(most=5))
-@settings(deadline=None, max_examples=60)
 def test_hostile_boxes_match_as_the_flat_argmax_loop(anchors, objects, force):
     for least in (1, 2**60):
         with pytest.MonkeyPatch.context() as patch:
@@ -119,8 +117,9 @@ WHOLE = st.integers(0, 6)
 WHOLE_BOXES = st.lists(st.tuples(WHOLE, WHOLE, WHOLE, WHOLE), min_size=1, max_size=14)
 
 
+@pytest.mark.slow(4)
 @given(anchors=WHOLE_BOXES, objects=WHOLE_BOXES, negative_iou=st.sampled_from([0.0, 0.3, 0.5]))
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 def test_boxes_full_of_ties_and_rivals_match_as_the_flat_argmax_loop(anchors, objects, negative_iou):
     rows = [torch.tensor([(x, y, x + w, y + h) for x, y, w, h in some]).float() for some in (anchors, objects)]
     for least in (1, 2**60):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from strategies import assert_refused
 
@@ -107,7 +107,6 @@ def test_planted_clusters_are_found_and_sorted_by_area(seed):
 
 
 @given(sizes=size_lists(2), count=st.integers(1, 4), seed=st.integers(0, 99))
-@settings(max_examples=60)
 def test_whatever_is_drawn_shapes_are_sorted_within_the_data_and_the_same_again(sizes, count, seed):
     assume(len(sizes.unique(dim=0)) >= count)
     found = cluster_anchors(sizes, count, restarts=3, generator=seeded(seed))
@@ -119,7 +118,6 @@ def test_whatever_is_drawn_shapes_are_sorted_within_the_data_and_the_same_again(
 
 
 @given(sizes=size_lists(2), seed=st.integers(0, 99))
-@settings(max_examples=40)
 def test_as_many_shapes_as_different_sizes_are_the_sizes(sizes, seed):
     distinct = sizes.unique(dim=0)
     found = cluster_anchors(torch.cat((sizes, sizes)), len(distinct), restarts=1, generator=seeded(seed))
@@ -128,7 +126,6 @@ def test_as_many_shapes_as_different_sizes_are_the_sizes(sizes, seed):
 
 
 @given(sizes=size_lists(4), count=st.integers(2, 4), seed=st.integers(0, 99))
-@settings(max_examples=60)
 def test_no_start_is_better_than_where_it_settles_and_every_start_has_different_sizes(sizes, count, seed):
     distinct, times = sizes.double().unique(dim=0, return_counts=True)
     assume(len(distinct) >= count)
@@ -145,7 +142,6 @@ def cluster_fit(sizes: torch.Tensor, count: int, seed: int, **options) -> float:
 
 
 @given(sizes=size_lists(6), count=st.integers(2, 4), seed=st.integers(0, 99))
-@settings(max_examples=40)
 def test_more_restarts_are_never_worse(sizes, count, seed):
     assume(len(sizes.unique(dim=0)) >= count)
     fits = [cluster_fit(sizes, count, seed, restarts=restarts) for restarts in (1, 3, 8)]

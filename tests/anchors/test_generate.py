@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from strategies import assert_refused
 from torchvision.models.detection.anchor_utils import AnchorGenerator, DefaultBoxGenerator
@@ -171,7 +171,6 @@ def test_every_anchor_of_a_torchvision_retinanet_is_equal(size):
     grid=st.tuples(st.integers(1, 5), st.integers(1, 5)),
     image=st.tuples(st.integers(5, 70), st.integers(5, 70)),
 )
-@settings(max_examples=60)
 def test_any_sizes_ratios_and_grids_equal_torchvision(sizes, ratios, grid, image):
     theirs = AnchorGenerator((tuple(sizes),), (tuple(ratios),))(
         ImageList(torch.zeros(1, 3, *image), [image]), grids(grid)
@@ -219,7 +218,6 @@ def test_yolo_v3_lays_three_given_shapes_at_the_center_of_every_cell():
     ratios=st.lists(st.floats(0.05, 20), min_size=1, max_size=4),
     grid=st.tuples(st.integers(0, 5), st.integers(0, 5)),
 )
-@settings(max_examples=60)
 def test_every_anchor_has_the_area_and_ratio_asked_for_and_every_cell_has_them_all(sizes, ratios, grid):
     boxes = GridAnchors([sizes], aspect_ratios=ratios, strides=(16,))(grids(grid), frame(64, 64)).boxes
     assert len(boxes) == grid[0] * grid[1] * len(sizes) * len(ratios)
@@ -236,7 +234,6 @@ def test_every_anchor_has_the_area_and_ratio_asked_for_and_every_cell_has_them_a
     stride=st.sampled_from([1, 4, 7.5, 32]),
     centered=st.booleans(),
 )
-@settings(max_examples=60)
 def test_a_larger_grid_continues_the_smaller_one_and_a_shift_by_cells_shifts_the_anchors(grid, by, stride, centered):
     anchors = GridAnchors([(20,)], strides=(stride,), centered=centered)
     larger = (grid[0] + by[0], grid[1] + by[1])
@@ -248,7 +245,6 @@ def test_a_larger_grid_continues_the_smaller_one_and_a_shift_by_cells_shifts_the
 
 
 @given(sizes=st.lists(st.floats(1, 300), min_size=1, max_size=3), ratio=st.floats(0.1, 10))
-@settings(max_examples=40)
 def test_a_ratio_read_as_height_over_width_transposes_every_anchor(sizes, ratio):
     wide, high = (
         GridAnchors([sizes], aspect_ratios=(ratio,), strides=(8,), ratio_is=ratio_is)(grids(1), frame(8, 8)).boxes
@@ -405,7 +401,6 @@ def slow_multibox(height, width, sizes, ratios):
     sizes=st.lists(st.floats(0.01, 1), min_size=1, max_size=3),
     ratios=st.lists(st.floats(0.1, 10), min_size=1, max_size=3),
 )
-@settings(max_examples=60)
 def test_multibox_anchors_equal_the_loop_over_cells(grid, sizes, ratios):
     boxes = multibox_anchors(*grid, sizes, ratios)
     torch.testing.assert_close(boxes.double(), slow_multibox(*grid, sizes, ratios), rtol=0, atol=1e-5)

@@ -66,6 +66,7 @@ def test_a_thousand_batches_are_matched_as_transformers_matches_them(peer):
     assert crowded > 500
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_a_bad_query_moves_no_other_and_where_queries_are_left_transformers_agrees(peer, bad):
     agreed = 0
@@ -105,6 +106,7 @@ def solved_there(monkeypatch, logits: Tensor, predicted: Tensor, targets: Target
         return HungarianMatcher()(None, targets, of_detr(logits, predicted)).matched
 
 
+@pytest.mark.slow
 def test_the_solver_on_the_device_gives_what_scipy_gives_on_the_host(solver, monkeypatch):
     for seed in range(150):
         logits, predicted, targets = batch(seed)
@@ -112,6 +114,7 @@ def test_the_solver_on_the_device_gives_what_scipy_gives_on_the_host(solver, mon
         assert torch.equal(solved_there(monkeypatch, logits, predicted, padded(targets)), expected), seed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("field", ["logits", "boxes"])
 def test_on_the_device_bad_queries_and_crowds_are_left_out_as_on_the_host(solver, monkeypatch, field):
     for seed in range(100):

@@ -46,8 +46,9 @@ def test_boxes_that_are_not_finite_overlap_as_in_box_iou(bad, column):
     assert_finds_all(one, other, torch.zeros(4))
 
 
+@pytest.mark.slow(2)
 @given(anchors=boxes(most=40), objects=boxes(), data=st.data())
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 def test_hostile_anchors_are_found_like_any_others(anchors, objects, data):
     if len(anchors) and len(objects):
         floors = st.sampled_from([0.0, 1e-7, 0.1, 0.4, 0.5, 1.0])
@@ -55,6 +56,7 @@ def test_hostile_anchors_are_found_like_any_others(anchors, objects, data):
         assert_finds_all(anchors, objects, torch.tensor(least))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("least", [0.0, 0.05, 0.4, 0.5, 0.75, 1.0])
 @pytest.mark.parametrize("shuffled", [False, True])
 def test_anchors_on_grids_are_found(least, shuffled):
@@ -82,7 +84,6 @@ def test_an_overlap_equal_to_the_least_is_found_and_the_next_smaller_is_not():
 
 
 @given(anchors=boxes(most=40), objects=boxes())
-@settings(deadline=None, max_examples=80)
 def test_what_is_reachable_is_an_overlap_with_some_anchor(anchors, objects):
     if len(anchors) and len(objects):
         overlaps = torch.cat((box_iou(objects, anchors), torch.zeros(len(objects), 1)), dim=1)  # or with none

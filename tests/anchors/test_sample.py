@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from strategies import assert_refused
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
@@ -26,7 +26,6 @@ def slow_choice(losses: list[float], labels: list[int], ratio: float, minimum: i
     ratio=st.sampled_from([0.0, 0.5, 1.0, 3.0]),
     minimum=st.sampled_from([0, 2, 50]),
 )
-@settings(deadline=None)
 def test_choice_equals_the_slow_one_in_both_scopes(data, count, ratio, minimum):
     def draw(values, n):
         return data.draw(st.lists(st.sampled_from(values), min_size=n, max_size=n))
@@ -127,7 +126,6 @@ def label_rows(images: int = 2, most: int = 30):
 
 
 @given(labels=label_rows(), count=st.integers(0, 20), fraction=st.sampled_from([0.0, 0.25, 0.3, 0.5, 1.0]))
-@settings(max_examples=100)
 def test_each_image_gets_the_positives_of_its_quota_and_is_filled_with_negatives(labels, count, fraction):
     chosen = BalancedSampler(count, positive_fraction=fraction)(labels)
     positives = [min(n, int(count * fraction)) for n in (labels >= 0).sum(1).tolist()]
@@ -138,7 +136,6 @@ def test_each_image_gets_the_positives_of_its_quota_and_is_filled_with_negatives
 
 
 @given(labels=label_rows(), count=st.integers(0, 20), fraction=st.floats(0, 1))
-@settings(max_examples=100)
 def test_as_many_of_each_are_taken_as_torchvision_takes(labels, count, fraction):
     peer = BalancedPositiveNegativeSampler(count, fraction)
     theirs = peer(list(torch.where(labels >= 0, 1, torch.where(labels == -1, 0, -1))))
@@ -147,7 +144,6 @@ def test_as_many_of_each_are_taken_as_torchvision_takes(labels, count, fraction)
 
 
 @given(labels=label_rows(), count=st.integers(0, 20), seed=st.integers(0, 9))
-@settings(max_examples=60)
 def test_one_state_of_the_generator_gives_one_choice(labels, count, seed):
     sampler = BalancedSampler(count)
     once, again = (sampler(labels, generator=torch.Generator().manual_seed(seed)) for _ in range(2))
@@ -241,7 +237,6 @@ def test_losses_and_labels_of_differing_shapes_are_refused():
 
 
 @given(labels=label_rows(), count=st.integers(0, 20), fraction=st.sampled_from([0.0, 0.25, 0.5, 1.0]))
-@settings(max_examples=100)
 def test_rows_of_a_choice_are_its_positives_then_its_negatives(labels, count, fraction):
     sampler = BalancedSampler(count, positive_fraction=fraction)
     chosen = sampler(labels)

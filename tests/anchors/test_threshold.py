@@ -68,7 +68,6 @@ RULES = [
 
 @pytest.mark.parametrize("rule", RULES, ids=str)
 @given(anchors=boxes(most=12), objects=boxes(most=5))
-@settings(deadline=None, max_examples=60)
 def test_hostile_boxes_match_as_the_slow_loop(rule, anchors, objects):
     for least in (1, 2**60):
         with pytest.MonkeyPatch.context() as patch:
@@ -76,6 +75,7 @@ def test_hostile_boxes_match_as_the_slow_loop(rule, anchors, objects):
             assert_as_slow(anchors, objects, **rule)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES, ids=str)
 def test_random_boxes_match_as_the_slow_loop(way, rule):
     for seed in range(5):
@@ -85,12 +85,13 @@ def test_random_boxes_match_as_the_slow_loop(way, rule):
 WHOLE = st.integers(0, 6)
 
 
+@pytest.mark.slow(3)
 @given(
     anchors=st.lists(st.tuples(WHOLE, WHOLE, WHOLE, WHOLE), min_size=1, max_size=20),
     objects=st.lists(st.tuples(WHOLE, WHOLE, WHOLE, WHOLE), min_size=1, max_size=6),
     rule=st.sampled_from(RULES),
 )
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 def test_boxes_full_of_ties_match_as_the_slow_loop(anchors, objects, rule):
     rows = [torch.tensor([(x, y, x + w, y + h) for x, y, w, h in some]).float() for some in (anchors, objects)]
     for least in (1, 2**60):
@@ -104,6 +105,7 @@ def whole_boxes(count: int, generator: torch.Generator, *, extent: int, longest:
     return torch.cat((low, low + torch.randint(1, longest, (count, 2), generator=generator)), dim=1).float()
 
 
+@pytest.mark.slow(2)
 @pytest.mark.parametrize("rule", [{}, {"low_quality": False}, {"positive_iou": 0.7, "negative_iou": 0.3}], ids=str)
 def test_ten_thousand_random_images_match_as_in_torchvision(way, rule):
     generator = torch.Generator().manual_seed(0)
@@ -245,6 +247,7 @@ def retinanet_batch() -> tuple[torch.Tensor, Targets]:
     return anchors, targets_of(*images)
 
 
+@pytest.mark.slow
 def test_all_ways_through_the_search_agree(monkeypatch):
     anchors, targets = retinanet_batch()
     expected = ThresholdMatcher()(anchors, targets)

@@ -53,6 +53,7 @@ def backbone(request):
     return BACKBONES[request.param]()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(64, 96), (97, 70), (65, 127)])
 def test_levels_have_the_declared_channels_and_strides(backbone, size):
     with torch.no_grad():
@@ -63,6 +64,7 @@ def test_levels_have_the_declared_channels_and_strides(backbone, size):
             assert pixels // stride <= cells <= -(-pixels // stride)
 
 
+@pytest.mark.slow
 def test_every_parameter_gets_a_gradient(backbone):
     backbone.train().zero_grad()
     levels = backbone(torch.rand(2, 3, 72, 96))

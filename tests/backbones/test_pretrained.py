@@ -88,6 +88,7 @@ def test_building_changes_neither_mode_nor_statistics_and_shares_the_weights():
     assert {id(parameter) for parameter in backbone.parameters()} < shared
 
 
+@pytest.mark.slow
 def test_torchvisions_swin_is_permuted():
     backbone = TorchvisionBackbone(swin_t(weights=None), nodes=["features.1", "features.7"], channels_last=True).eval()
     assert (backbone.out_channels, backbone.strides) == ((96, 768), (4, 32))

@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from strategies import assert_refused, boxes, in_cells, random_boxes, unhooked
 from torch import Tensor
@@ -55,7 +55,6 @@ def test_ten_thousand_boxes_equal_torchvision(weights):
 
 
 @given(rows=boxes(inverted=False), anchors=boxes(inverted=False))
-@settings(deadline=None, max_examples=50)
 def test_decode_inverts_encode_where_both_have_an_area(rows, anchors):
     rows, anchors = rows.double()[:, None], anchors.double()
     deltas = DeltaCoder(SSD, clamp=1e3).encode(rows, anchors)
@@ -68,7 +67,6 @@ def test_decode_inverts_encode_where_both_have_an_area(rows, anchors):
 
 
 @given(rows=boxes(), anchors=boxes())
-@settings(deadline=None, max_examples=50)
 def test_hostile_boxes_have_finite_deltas_and_gradients(rows, anchors):
     rows, anchors = rows[:, None].clone().requires_grad_(), anchors.requires_grad_()
     deltas = DeltaCoder(SSD).encode(rows, anchors)
@@ -144,7 +142,6 @@ def test_printing_shows_the_settings():
 
 
 @given(anchors=boxes(), deltas=st.lists(st.floats(-1e6, 1e6, width=32), min_size=4, max_size=4))
-@settings(max_examples=60)
 def test_decoded_boxes_have_no_nan_and_at_most_the_bounded_size(anchors, deltas):
     rows = torch.tensor(deltas).expand(len(anchors), 4)
     decoded = DeltaCoder(SSD).decode(rows, anchors)
@@ -172,7 +169,6 @@ def test_extreme_anchors_and_deltas_decode_without_nan(anchor, delta):
 
 
 @given(rows=boxes(inverted=False, huge=0), anchors=boxes(inverted=False, huge=0), weight=st.sampled_from([0.5, 2, 10]))
-@settings(max_examples=40)
 def test_weights_scale_the_deltas_and_nothing_else(rows, anchors, weight):
     plain = DeltaCoder().encode(rows[:, None], anchors)
     weighted = DeltaCoder((weight, 1.0, weight, 1.0)).encode(rows[:, None], anchors)
@@ -237,7 +233,6 @@ def test_distances_are_positive_exactly_where_the_point_lies_inside():
 
 
 @given(rows=boxes(inverted=False, huge=1e9), anchors=boxes(inverted=False, huge=1e9))
-@settings(max_examples=60)
 def test_decode_inverts_encode_of_distances(rows, anchors):
     rows, anchors = rows.double()[:, None], anchors.double()
     for unit in (None, 1.0, 0.125):
@@ -251,7 +246,6 @@ def test_decode_inverts_encode_of_distances(rows, anchors):
 
 
 @given(rows=boxes(), anchors=boxes(), unit=st.sampled_from([None, 0.125, 1.0]))
-@settings(max_examples=60)
 def test_hostile_boxes_have_finite_distances_and_gradients(rows, anchors, unit):
     rows, anchors = rows[:, None].clone().requires_grad_(), anchors.requires_grad_()
     distances = DistanceCoder(unit=unit).encode(rows, anchors)
@@ -341,7 +335,6 @@ def test_grid_decoding_equals_the_formula_of_the_paper(form, stride):
 
 @pytest.mark.parametrize("form", ["log", "root"])
 @given(seed=st.integers(0, 999), stride=st.sampled_from([1, 8, 32, 13.5]))
-@settings(max_examples=30)
 def test_grid_decode_inverts_encode_of_boxes_centered_in_their_cell(form, seed, stride):
     anchors = cell_anchors(stride=stride, seed=seed)
     rows = boxes_in_cells(anchors, stride=stride, seed=seed + 1)
@@ -351,7 +344,6 @@ def test_grid_decode_inverts_encode_of_boxes_centered_in_their_cell(form, seed, 
 
 
 @given(deltas=st.lists(st.floats(-5, 5), min_size=4, max_size=4))
-@settings(max_examples=60)
 def test_grid_encode_inverts_decode(deltas):
     anchors, deltas = cell_anchors(5), torch.tensor(deltas, dtype=torch.float64).expand(5, 4)
     back = GridCoder().encode(GridCoder().decode(deltas, in_cells(anchors, 16)), in_cells(anchors, 16))
@@ -359,7 +351,6 @@ def test_grid_encode_inverts_decode(deltas):
 
 
 @given(rows=boxes(), deltas=st.lists(st.floats(-(2.0**100), 2.0**100, width=32), min_size=4, max_size=4))
-@settings(max_examples=60)
 def test_a_decoded_center_stays_in_its_cell_and_a_decoded_size_below_the_bound(rows, deltas):
     anchors = cell_anchors(5)
     decoded = GridCoder(clamp=2.0).decode(torch.tensor(deltas).expand(5, 4), in_cells(anchors, 16))
@@ -374,7 +365,6 @@ def test_a_decoded_center_stays_in_its_cell_and_a_decoded_size_below_the_bound(r
 
 @pytest.mark.parametrize("form", ["log", "root"])
 @given(rows=boxes(), anchors=boxes(), stride=st.sampled_from([1e-30, 1.0, 16.0, 1e30]))
-@settings(max_examples=50)
 def test_hostile_boxes_have_finite_grid_deltas_and_gradients(form, rows, anchors, stride):
     rows, anchors = rows[:, None].clone().requires_grad_(), anchors.requires_grad_()
     deltas = GridCoder(form=form).encode(rows, in_cells(anchors, stride))

@@ -58,6 +58,7 @@ def models(draw: st.DrawFn, *, most: int = 4):
     return made
 
 
+@pytest.mark.slow
 @settings(max_examples=150)
 @given(data=st.data(), made=models(), overflow=st.booleans(), low=st.sampled_from([0.0, 0.2, 0.25]))
 def test_hostile_boxes_are_fused_as_in_the_loop(data, made, overflow, low):
@@ -73,6 +74,7 @@ def test_hostile_boxes_are_fused_as_in_the_loop(data, made, overflow, low):
     assert_fused(fuse(made, **chosen), clustered(listed(made), **chosen))
 
 
+@pytest.mark.slow(2)
 @pytest.mark.parametrize("overflow", [False, True])
 def test_ten_thousand_boxes_in_sixty_sets_are_fused_as_in_the_loop(overflow):
     shrunk = 0
@@ -84,7 +86,6 @@ def test_ten_thousand_boxes_in_sixty_sets_are_fused_as_in_the_loop(overflow):
     assert shrunk > 1000
 
 
-@settings(max_examples=60)
 @given(made=models())
 def test_fused_boxes_lie_in_the_hull_of_their_members_and_count_them_all(made):
     expected = clustered(listed(made), iou_threshold=0.3137)
@@ -97,7 +98,6 @@ def test_fused_boxes_lie_in_the_hull_of_their_members_and_count_them_all(made):
         assert (box <= rows.amax(0) + slack).all()
 
 
-@settings(max_examples=60)
 @given(made=models(), threshold=st.sampled_from([0.0, 0.3, 0.55, 1.0]))
 def test_scores_stay_between_zero_and_the_best_and_stand_in_order(made, threshold):
     _, scores, _ = fuse(made, iou_threshold=threshold)
@@ -106,7 +106,6 @@ def test_scores_stay_between_zero_and_the_best_and_stand_in_order(made, threshol
     assert (scores.diff() <= 0).all()
 
 
-@settings(max_examples=60)
 @given(made=models(), threshold=st.sampled_from([0.0, 0.3, 0.55]))
 def test_labels_are_fused_as_each_alone(made, threshold):
     together = fuse(made, iou_threshold=threshold)
@@ -119,7 +118,6 @@ def test_labels_are_fused_as_each_alone(made, threshold):
             assert torch.equal(whole[together[2] == label], part)
 
 
-@settings(max_examples=60)
 @given(made=models(), scale=st.sampled_from([0.25, 4.0, 1024.0]))
 def test_only_the_ratios_of_the_weights_matter(made, scale):
     weights = [1.0, 2.0, 0.5][: len(made)]
@@ -129,7 +127,6 @@ def test_only_the_ratios_of_the_weights_matter(made, scale):
         assert torch.equal(found, other)
 
 
-@settings(max_examples=60)
 @given(made=models(), copies=st.integers(2, 4))
 def test_identical_models_that_overlap_nothing_of_their_own_give_what_one_gives(made, copies):
     rows, scores, labels = made[0]
@@ -142,7 +139,6 @@ def test_identical_models_that_overlap_nothing_of_their_own_give_what_one_gives(
     torch.testing.assert_close(expected[1], found[1], rtol=1e-14, atol=0)
 
 
-@settings(max_examples=40)
 @given(data=st.data(), count=st.integers(0, 10))
 def test_the_order_of_a_models_rows_does_not_matter_without_ties(data, count):
     made = [model(count, seed=seed) for seed in range(2)]
@@ -152,7 +148,6 @@ def test_the_order_of_a_models_rows_does_not_matter_without_ties(data, count):
         assert torch.equal(found, other)
 
 
-@settings(max_examples=40)
 @given(made=models())
 def test_one_model_of_boxes_apart_is_only_sorted(made):
     rows, scores, _ = made[0]

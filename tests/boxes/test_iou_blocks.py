@@ -25,6 +25,7 @@ def test_any_block_size_gives_the_formula_bit_for_bit(monkeypatch, block, shape)
     assert torch.equal(iou_matrix(sides_of(rows), sides_of(columns)), formula(rows, columns))
 
 
+@pytest.mark.slow(2)
 @settings(max_examples=150)
 @given(rows=boxes(), columns=boxes())
 def test_hostile_boxes_give_the_formula_bit_for_bit(rows, columns):

@@ -17,6 +17,7 @@ PAIR = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 5]])  # IoU 1/2
 
 
 class TestMatrixNMS:
+    @pytest.mark.slow(3)
     @settings(max_examples=150)
     @given(
         data=st.data(),
@@ -31,6 +32,7 @@ class TestMatrixNMS:
         found = matrix_nms(rows, scores, groups=groups, method=method, sigma=sigma)
         assert found.tolist() == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("method", METHODS)
     def test_ten_thousand_boxes_in_a_hundred_sets_are_lowered_as_in_the_loop(self, method):
         for seed in range(100):
@@ -38,7 +40,6 @@ class TestMatrixNMS:
             expected = matrixed(box_iou(rows, rows).tolist(), scores.tolist(), groups.tolist(), method=method)
             assert matrix_nms(rows, scores, groups=groups, method=method).tolist() == pytest.approx(expected, rel=1e-9)
 
-    @settings(max_examples=60)
     @given(data=st.data(), rows=boxes(most=8, inverted=False), method=st.sampled_from(METHODS))
     def test_scores_never_rise_and_the_best_keeps_its_own(self, data, rows, method):
         scores, _ = drawn(data, rows)
@@ -48,7 +49,6 @@ class TestMatrixNMS:
         if len(rows):
             assert lowered[scores.argmax()] == scores.max()
 
-    @settings(max_examples=60)
     @given(data=st.data(), rows=boxes(most=8, inverted=False), method=st.sampled_from(METHODS))
     def test_groups_are_lowered_as_each_alone(self, data, rows, method):
         scores, groups = drawn(data, rows)
@@ -57,7 +57,6 @@ class TestMatrixNMS:
             members = groups == group
             assert torch.equal(together[members], matrix_nms(rows[members], scores[members], method=method))
 
-    @settings(max_examples=40)
     @given(data=st.data(), count=st.integers(1, 12), method=st.sampled_from(METHODS))
     def test_the_order_of_the_rows_does_not_matter_without_ties(self, data, count, method):
         rows, scores, groups = crowd(count, seed=count)
@@ -65,7 +64,6 @@ class TestMatrixNMS:
         expected = matrix_nms(rows, scores, groups=groups, method=method)[order]
         assert torch.equal(matrix_nms(rows[order], scores[order], groups=groups[order], method=method), expected)
 
-    @settings(max_examples=60)
     @given(rows=boxes(most=6), method=st.sampled_from(METHODS), sigma=st.sampled_from([1e-300, 1e-3, 0.5, 1e300]))
     def test_hostile_boxes_have_finite_scores_and_gradients(self, rows, method, sigma):
         scores = torch.linspace(1, 0, len(rows)).requires_grad_()

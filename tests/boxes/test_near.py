@@ -48,6 +48,7 @@ def test_boxes_beside_each_other_miss_no_pair(threshold, spread):
     assert missed(rows, others, threshold) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
 @pytest.mark.parametrize("threshold", [0.3, 0.5, 0.75])
 def test_pairs_at_the_very_edge_are_found(threshold, scale):

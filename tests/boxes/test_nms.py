@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torchvision
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from strategies import assert_refused, boxes, random_boxes, unhooked
 
@@ -30,7 +30,6 @@ def crowd(count: int, *, seed: int = 0, groups: int = 3):
     return random_boxes(count, seed=seed), scores, torch.randint(0, groups, (count,), generator=generator)
 
 
-@settings(deadline=None, max_examples=60)
 @given(data=st.data(), rows=boxes(most=8, inverted=False, huge=1e15), threshold=st.sampled_from([0.0, 0.3, 0.5, 1.0]))
 def test_hostile_boxes_survive_as_in_the_greedy_loop(data, rows, threshold):
     scores = torch.tensor(data.draw(st.lists(SCORES, min_size=len(rows), max_size=len(rows))))

@@ -6,7 +6,7 @@ from fractions import Fraction
 import pytest
 import torch
 import torchvision
-from hypothesis import given, settings
+from hypothesis import given
 from strategies import assert_refused, boxes, random_boxes, unhooked
 
 from detkit.boxes import (
@@ -74,7 +74,6 @@ def exact_matrix(name: str, first: torch.Tensor, second: torch.Tensor) -> torch.
 
 
 @pytest.mark.parametrize("name", FAMILY)
-@settings(deadline=None, max_examples=50)
 @given(first=boxes(most=4), second=boxes(most=4))
 def test_hostile_boxes_give_the_exact_value_in_float64(name, first, second):
     matrix, _ = FAMILY[name]
@@ -83,7 +82,6 @@ def test_hostile_boxes_give_the_exact_value_in_float64(name, first, second):
 
 
 @pytest.mark.parametrize("name", FAMILY)
-@settings(deadline=None, max_examples=50)
 @given(first=boxes(most=4), second=boxes(most=4))
 def test_hostile_boxes_stay_in_the_documented_range_in_float32(name, first, second):
     matrix, _ = FAMILY[name]
@@ -93,7 +91,6 @@ def test_hostile_boxes_stay_in_the_documented_range_in_float32(name, first, seco
 
 
 @pytest.mark.parametrize("name", FAMILY)
-@settings(deadline=None, max_examples=50)
 @given(first=boxes(most=4, huge=1e17), second=boxes(most=4, huge=1e17))
 def test_hostile_boxes_whose_areas_float32_can_hold_give_the_exact_value(name, first, second):
     matrix, _ = FAMILY[name]
@@ -103,7 +100,6 @@ def test_hostile_boxes_whose_areas_float32_can_hold_give_the_exact_value(name, f
 
 
 @pytest.mark.parametrize("name", FAMILY)
-@settings(deadline=None, max_examples=50)
 @given(first=boxes(most=4), second=boxes(most=4))
 def test_hostile_boxes_have_finite_gradients(name, first, second):
     first.requires_grad_()

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from strategies import assert_refused, random_boxes
 
@@ -29,7 +29,6 @@ def slow(boxes, scores, iou_threshold, score_threshold, candidates, most) -> lis
     return [(box, label) for _, box, label in sorted(found)[:most]]
 
 
-@settings(max_examples=60)
 @given(
     count=st.sampled_from([1, 5, 40, 90]),
     classes=st.sampled_from([1, 3]),
@@ -85,7 +84,6 @@ def own_boxes(count: int, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
     return boxes[:, :, None] + torch.rand(2, count, classes, 2, generator=generator).repeat(1, 1, 1, 2) * 3, scores
 
 
-@settings(max_examples=40)
 @given(
     count=st.sampled_from([1, 5, 40, 90]),
     classes=st.sampled_from([1, 3]),

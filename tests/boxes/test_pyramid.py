@@ -114,6 +114,7 @@ def test_values_and_gradients_are_torchvisions(ratio):
         torch.testing.assert_close(one.grad, other.grad, rtol=0, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_gradients_are_those_of_differences():
     features = [level.requires_grad_() for level in pyramid(images=1, channels=1, strides=(16, 32))]
     boxes = torch.tensor([[[3.0, 5, 60, 90], [-20, 10, 220, 270], [9, 9, 9, 9]]], dtype=torch.float64)
@@ -246,6 +247,7 @@ def test_too_few_levels_and_another_number_of_images_are_refused():
     )
 
 
+@pytest.mark.slow(2)
 @pytest.mark.parametrize("count", [0, 4])
 def test_the_operators_keep_what_torch_asks_of_them(count):
     features = [level.requires_grad_() for level in pyramid(images=1, channels=1, strides=(16, 32))]

@@ -37,6 +37,7 @@ options = st.fixed_dictionaries(
 
 
 class TestSoftNMS:
+    @pytest.mark.slow(2)
     @settings(max_examples=150)
     @given(data=st.data(), rows=boxes(most=8, inverted=False, huge=1e15), chosen=options)
     def test_hostile_boxes_are_picked_as_in_the_loop(self, data, rows, chosen):
@@ -48,6 +49,7 @@ class TestSoftNMS:
             softened(rows.tolist(), scores.tolist(), groups.tolist(), **chosen),
         )
 
+    @pytest.mark.slow(2)
     @pytest.mark.parametrize("method", METHODS)
     def test_ten_thousand_boxes_in_fifty_sets_are_picked_as_in_the_loop(self, method):
         for seed in range(50):
@@ -55,7 +57,6 @@ class TestSoftNMS:
             expected = softened(rows.tolist(), scores.tolist(), groups.tolist(), method=method)
             assert_picks(soft_nms(rows, scores, groups=groups, method=method), expected)
 
-    @settings(max_examples=60)
     @given(data=st.data(), rows=boxes(most=8, inverted=False), chosen=options)
     def test_scores_never_rise_fall_below_the_threshold_or_stand_out_of_order(self, data, rows, chosen):
         scores, groups = drawn(data, rows)
@@ -67,7 +68,6 @@ class TestSoftNMS:
         )
         assert len(set(indices.tolist())) == len(indices)
 
-    @settings(max_examples=60)
     @given(data=st.data(), rows=boxes(most=8, inverted=False), method=st.sampled_from(METHODS))
     def test_the_best_of_every_group_keeps_its_score(self, data, rows, method):
         scores, groups = drawn(data, rows)
@@ -78,7 +78,6 @@ class TestSoftNMS:
             best = int(members[scores[members].argmax()])
             assert ends[best] == scores[best]
 
-    @settings(max_examples=60)
     @given(data=st.data(), rows=boxes(most=8, inverted=False), chosen=options)
     def test_groups_are_picked_as_each_alone(self, data, rows, chosen):
         scores, groups = drawn(data, rows)
@@ -90,7 +89,6 @@ class TestSoftNMS:
             alone |= dict(zip(members[indices].tolist(), lowered.tolist(), strict=True))
         assert together == alone
 
-    @settings(max_examples=60)
     @given(data=st.data(), count=st.integers(0, 12), method=st.sampled_from(METHODS))
     def test_the_order_of_the_rows_does_not_matter_without_ties(self, data, count, method):
         rows, scores, groups = crowd(count, seed=count)
@@ -100,7 +98,6 @@ class TestSoftNMS:
         assert torch.equal(order[shuffled], indices)
         assert torch.equal(others, lowered)
 
-    @settings(max_examples=60)
     @given(data=st.data(), rows=boxes(most=8, inverted=False), most=st.integers(1, 9), chosen=options)
     def test_a_limit_gives_the_beginning_of_the_whole(self, data, rows, most, chosen):
         scores, groups = drawn(data, rows)
@@ -172,6 +169,7 @@ class TestSoftNMS:
         scores = torch.tensor([0.9, 0.8, 0.7])
         assert torch.equal(soft_nms(rows, scores, groups=torch.tensor([1, 0, 0]))[1], scores)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("method", METHODS)
     def test_long_segments_computed_row_by_row_and_short_tables_give_the_same(self, method, monkeypatch):
         rows, scores, groups = crowd(120, groups=4)
@@ -182,6 +180,7 @@ class TestSoftNMS:
             assert torch.equal(found[0], expected[0])
             torch.testing.assert_close(found[1], expected[1], rtol=1e-14, atol=0)
 
+    @pytest.mark.slow(2)
     def test_three_thousand_boxes_of_one_group_are_picked_as_in_a_vectorised_loop(self):
         rows, scores, _ = crowd(2100, seed=4)
         left, expected = scores.clone(), []
@@ -248,7 +247,6 @@ class TestSoftNMS:
 
 
 class TestSoftNMSPadded:
-    @settings(max_examples=60)
     @given(data=st.data(), count=st.integers(1, 9), limit=st.integers(1, 10), chosen=options)
     def test_a_batch_is_picked_as_each_image_alone(self, data, count, limit, chosen):
         images = [crowd(count, seed=seed + count, groups=2, ties=seed == 1) for seed in range(3)]
@@ -379,6 +377,7 @@ def test_wrong_shapes_and_options_are_refused_by_name(call, chosen, message):
     assert_refused(message, call, **chosen)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["linear", "gaussian"])
 @pytest.mark.parametrize("most", [2, 3, 4])
 def test_the_best_few_of_overlapping_clusters_are_those_of_the_whole(method, most):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torchvision
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from strategies import boxes, random_boxes
 
@@ -54,7 +54,6 @@ def test_long_segments_with_the_real_constants_too(count, objects):
         assert survivors(rows, [count], threshold).tolist() == kernel(rows, threshold)
 
 
-@settings(max_examples=40)
 @given(
     lengths=st.lists(st.sampled_from([0, 1, 2, 3, 5, 31, 64, 65, 130]), max_size=6),
     threshold=st.sampled_from([0.0, 0.3, 0.5, 0.7]),
@@ -65,7 +64,6 @@ def test_segments_never_meet(lengths, threshold):
     assert survivors(rows, lengths, threshold).tolist() == expected
 
 
-@settings(max_examples=60)
 @given(rows=boxes(most=9, inverted=False, huge=1e30), threshold=st.sampled_from([0.0, 0.25, 0.5, 1.0]))
 def test_hostile_boxes_survive_as_in_the_greedy_loop_on_every_way(rows, threshold):
     rows = rows[(rows.abs().amax(1) >= 1e-12) | (rows == 0).all(1)]  # box_iou reads unions below 1e-36 as empty
@@ -90,6 +88,7 @@ def test_diou_spares_what_lies_off_center():
     assert survivors(rows[:2], [2], between, diou).tolist() == [True, True]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("measure", [iou, diou])
 @pytest.mark.parametrize("most", [1, 50, 2000])
 def test_blocks_with_too_many_pairs_are_decided_all_the_same(tiny_blocks, monkeypatch, measure, most):
@@ -170,6 +169,7 @@ def test_crowds_at_tight_thresholds_are_decided_as_by_the_kernel(threshold):
     assert survivors(rows, [4000], threshold).tolist() == kernel(rows, threshold)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("measure", [iou, diou])
 def test_boxes_as_small_as_the_rounding_of_their_place_are_decided_at_once(measure):
     generator = torch.Generator().manual_seed(0)

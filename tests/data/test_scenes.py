@@ -18,6 +18,7 @@ def equal(one, other):
     return torch.equal(image, other_image) and same and target["image_id"] == other_target["image_id"]
 
 
+@pytest.mark.slow
 def test_a_scene_depends_on_seed_split_and_index_only():
     scenes = DigitScenes(20, seed=3)
     forward = [scenes[index] for index in range(20)]
@@ -88,6 +89,7 @@ def test_ink_stands_out_from_what_surrounds_it():
             assert abs(gray[mask].median() - gray[ground].median()) > 60
 
 
+@pytest.mark.slow
 def test_scenes_hold_one_to_six_digits_of_the_stated_sizes_and_all_classes():
     targets = [DigitScenes(400).target(index) for index in range(400)]
     counts = {len(target["labels"]) for target in targets}

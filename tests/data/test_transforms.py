@@ -44,6 +44,7 @@ def scene(index):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("transforms", COMPOSITIONS.values(), ids=COMPOSITIONS)
 def test_everything_of_a_dropped_box_goes_with_it_and_the_rest_stays_aligned(transforms):
     torch.manual_seed(0)
@@ -73,6 +74,7 @@ def _assert_boxes_hold_their_masks(target, size):
             assert rows.max() < box[3] + 1.5
 
 
+@pytest.mark.slow
 def test_ssd_augmentation_drops_some_boxes_zooms_out_and_crops():
     torch.manual_seed(0)
     before = [len(scene(index)[1]["labels"]) for index in range(60)]
@@ -128,6 +130,7 @@ def augmented(seed=0, epoch=0):
     return dataset
 
 
+@pytest.mark.slow
 def test_an_item_depends_on_seed_epoch_and_index_only():
     first = items(augmented(), range(10))
     torch.manual_seed(99)
@@ -155,6 +158,7 @@ def test_the_global_generator_is_left_as_it_was_even_after_an_error():
     assert torch.equal(before, torch.get_rng_state())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("persistent", [True, False])
 def test_the_epoch_reaches_workers_that_live_already(persistent):
     dataset = augmented()

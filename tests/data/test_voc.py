@@ -36,6 +36,7 @@ def quiet(*arguments, **settings):
         return VocDataset(*arguments, **settings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("split", "boxes"), [("train", 2804), ("val", 1137), ("test", 945)])
 def test_bccd_has_the_same_boxes_in_both_formats(detkit_data, split, boxes):
     folder = detkit_data / "bccd"
@@ -54,6 +55,7 @@ def test_bccd_has_the_same_boxes_in_both_formats(detkit_data, split, boxes):
     assert found == boxes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("split", "image", "position"), [("train", "00343", 3), ("val", "00338", 12)])
 def test_the_zero_size_boxes_of_bccd_are_counted_or_refused_by_name(detkit_data, split, image, position):
     with pytest.warns(

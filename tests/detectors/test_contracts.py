@@ -14,6 +14,7 @@ SMALL = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check", CONTRACT, ids=lambda check: check.__name__)
 @pytest.mark.parametrize("case", SMALL.values(), ids=SMALL)
 def test_a_small_detector_keeps_the_contract(case: Case, check: Check):

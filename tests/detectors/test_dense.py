@@ -182,6 +182,7 @@ def test_a_matcher_of_ones_own_needs_nothing_but_the_call():
 # Combinations
 
 
+@pytest.mark.slow(7)
 @pytest.mark.parametrize("names", COMBINATIONS, ids=", ".join)
 def test_in_every_combination_it_learns_and_finds_what_it_learned(names):
     dense, (features, images), targets = dense_stage(*names), seen(), truth()

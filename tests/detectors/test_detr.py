@@ -60,6 +60,7 @@ def boxed() -> Detector:
 CASES = {"plain": Case(wide, 3, BACKGROUND), "boxes": Case(boxed, 3, BACKGROUND)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_a_detr_keeps_the_contract(check: Check, case: Case):
@@ -83,6 +84,7 @@ def test_in_a_crowd_that_covers_everything_nothing_is_learned(case: Case):
     assert all(loss == 0 for loss in losses.values())
 
 
+@pytest.mark.slow
 def test_detr_is_that_of_the_paper():
     torch.manual_seed(0)
     detector = detr(91)
@@ -103,6 +105,7 @@ def test_detr_is_that_of_the_paper():
     assert sum(p.numel() for p in detector.parameters()) - norms == 41_524_768
 
 
+@pytest.mark.slow
 def test_dc5_sees_cells_of_16_pixels():
     detector = detr_dc5(3)
     with torch.no_grad():
@@ -172,6 +175,7 @@ def copy_peer(model, stage: SetPredictionStage) -> None:
     assert all(key.startswith("model.backbone.") for key in source), [k for k in source if "backbone" not in k]
 
 
+@pytest.mark.slow
 def test_it_equals_transformers_detr_with_the_same_weights():
     transformers = pytest.importorskip(
         "transformers", reason="transformers is not installed: DETR was NOT compared with its model"

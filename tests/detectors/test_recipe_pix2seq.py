@@ -27,6 +27,7 @@ def certain() -> Detector:
     return detector
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check", CONTRACT, ids=lambda check: check.__name__)
 def test_a_small_pix2seq_keeps_the_contract(check: Check):
     check(Case(certain, 3, frozenset({"sequence.tokens"})))

@@ -117,6 +117,7 @@ def test_keypoint_rcnn_learns_and_finds_points():
         assert len(found["boxes"])
 
 
+@pytest.mark.slow
 def test_mask_rcnn_draws_masks_as_large_as_the_images():
     torch.manual_seed(0)
     detector = few_boxes(mask_rcnn(2, backbone=backbone(), preprocess=Preprocess(SIZE)).eval())
@@ -127,6 +128,7 @@ def test_mask_rcnn_draws_masks_as_large_as_the_images():
         assert found["masks"].any()
 
 
+@pytest.mark.slow
 def test_fast_rcnn_learns_and_finds_on_proposals_from_outside():
     torch.manual_seed(0)
     detector = fast_rcnn(2, backbone=backbone(), preprocess=Preprocess(SIZE)).eval()

@@ -96,6 +96,7 @@ def test_a_step_reads_nothing_that_comes_after_it():
     assert (before[:, 6:] - after[:, 6:]).abs().amax((0, 2)).min() > 1e-4
 
 
+@pytest.mark.slow
 @given(seed=st.integers(0, 1000), rule=st.sampled_from(["argmax", "reference", "standard"]))
 @settings(max_examples=4)
 def test_random_weights_say_only_well_formed_boxes(seed, rule):
@@ -133,6 +134,7 @@ def test_without_the_grammar_rows_that_are_no_box_are_not_valid():
     assert not found.scores[~found.valid].any()
 
 
+@pytest.mark.slow
 def test_a_generator_state_is_a_sequence():
     model = detector(sampler=TokenSampler("standard", top_p=0.99))
     one, same, other = (said(model.sequence, seen(model), seed=seed).tokens for seed in (1, 1, 2))
@@ -235,6 +237,7 @@ def test_inference_takes_no_gradient():
     assert not model.sequence(model.trunk(IMAGES.tensors), IMAGES, None).logits.requires_grad
 
 
+@pytest.mark.slow
 def test_a_few_steps_lower_the_loss():
     torch.manual_seed(0)
     model = small_pix2seq(CLASSES, size=(64, 96), channels=16, layers=1, bins=BINS, max_objects=OBJECTS, order="area")

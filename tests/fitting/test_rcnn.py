@@ -75,6 +75,7 @@ def crops_of(detector: Detector, image: torch.Tensor, boxes: torch.Tensor) -> np
     return crop_and_resize(batch.tensors, boxes[None], SIZE, context=1).flatten(1).double().numpy()
 
 
+@pytest.mark.slow
 def test_the_machines_are_linear_svc_and_ridge_on_the_samples_that_the_paper_names():
     """Everything is chosen and fitted a second time, in plain steps."""
     detector = detector_of_pixels()
@@ -139,6 +140,7 @@ def test_features_have_the_wanted_mean_norm_after_fitting():
     assert torch.cat(norms).mean().item() == pytest.approx(7, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_fitting_twice_gives_the_same_machines_and_leaves_the_backbone_and_modes_alone():
     torch.manual_seed(0)
     detector = rcnn(2, SmallBackbone((8, 16), stem_stride=2), feature_size=16, size=16, context=1).train()
@@ -186,6 +188,7 @@ def test_a_class_without_an_object_warns_and_is_never_found():
     assert set(found["labels"].tolist()) == {0, 1}
 
 
+@pytest.mark.slow
 def test_an_image_without_objects_only_gives_negatives():
     empty = (torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(5)), target([], []))
     few = fitted(detector_of_pixels(), SCENES)
@@ -214,6 +217,7 @@ def test_without_any_proposal_to_regress_boxes_stay_as_they_are():
     assert torch.isin(found["boxes"].flatten(), windows().flatten()).all()
 
 
+@pytest.mark.slow
 def test_crowd_regions_and_flat_objects_teach_nothing():
     image, truth = SCENES[0]
     crowd = target([*truth["boxes"].tolist(), [0, 0, 64, 64]], [*truth["labels"].tolist(), 0], iscrowd=[0, 0, 1])
@@ -241,6 +245,7 @@ def test_weights_saved_and_loaded_predict_identically(tmp_path):
             assert torch.equal(found[key], expected[key])
 
 
+@pytest.mark.slow(2)
 def test_an_rcnn_on_a_random_network_learns_to_find_shapes_it_has_not_seen():
     torch.manual_seed(0)
     backbone = SmallBackbone((16, 32), stem_stride=2)
@@ -259,6 +264,7 @@ def test_an_rcnn_on_a_random_network_learns_to_find_shapes_it_has_not_seen():
     assert after > 0.6
 
 
+@pytest.mark.slow
 def test_regression_brings_boxes_nearer_to_objects():
     detector = detector_of_pixels()
     fitted(detector, penalty=10.0)

@@ -336,6 +336,7 @@ def test_no_class_gives_no_loss(function):
     assert function(torch.zeros(2, 0, 3), torch.zeros(2, 0, dtype=torch.int64)).shape == (2, 0, 3)
 
 
+@pytest.mark.slow
 def test_pieces_and_threads_change_nothing(monkeypatch):
     logits, labels, targets = logits_of(200, 7), labels_of(200, classes=7), soft_targets(200, 7)
     logits[:4] *= 30

@@ -291,6 +291,7 @@ def test_the_sum_over_no_boxes_is_zero_with_a_gradient(function):
     assert unhooked(function)(torch.tensor([]), torch.tensor([])).shape == (0,)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", PUBLIC)
 def test_pieces_and_threads_change_no_box_loss(function, monkeypatch):
     first, second = whole_boxes(400, 1), whole_boxes(400, 2)

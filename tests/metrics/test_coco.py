@@ -170,6 +170,7 @@ def test_options_that_mean_nothing_are_refused_by_name(options, message):
         CocoMetrics(2, **options)
 
 
+@pytest.mark.slow
 def test_a_thousand_images_with_a_hundred_thousand_boxes_are_taken_in_seconds(generator):
     corner = torch.rand(1000, 100, 2, generator=generator) * 500
     boxes = torch.cat([corner, corner + 40], dim=2)
@@ -204,7 +205,7 @@ def data_sets(draw, distinct=True):
 
 
 @given(data_sets(), st.randoms(use_true_random=False))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_the_order_of_images_and_of_detections_does_not_matter(data, random):
     order = random.sample(range(len(data[0])), len(data[0]))
     shuffled = []
@@ -215,14 +216,14 @@ def test_the_order_of_images_and_of_detections_does_not_matter(data, random):
 
 
 @given(data_sets())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_a_rising_map_of_the_scores_changes_nothing(data):
     mapped = [found | {"scores": torch.exp(3 * found["scores"]) - 7} for found in data[0]]
     assert run(mapped, data[1]) == run(*data)
 
 
 @given(data_sets(), st.integers(0, 2))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_finding_a_missed_object_exactly_never_lowers_recall(data, which):
     before = run(*data)
     found, target = data[0][0], data[1][0]
@@ -237,7 +238,7 @@ def test_finding_a_missed_object_exactly_never_lowers_recall(data, which):
 
 
 @given(data_sets())
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_the_truth_itself_scores_1(data):
     perfect = [
         {"boxes": t["boxes"], "labels": t["labels"], "scores": torch.arange(len(t["labels"])).double()} for t in data[1]

@@ -78,6 +78,7 @@ def test_the_list_of_entries_is_complete(expected):
     assert sorted(ENTRIES) == sorted(expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("name", ENTRIES)
 def test_every_published_number_is_reproduced(name, engine, folder, expected):
@@ -100,6 +101,7 @@ def test_every_published_number_is_reproduced(name, engine, folder, expected):
         assert per_class[category] == pytest.approx(value, abs=5.1e-7), category
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in ENTRIES if not name.startswith("lvis") and "maxdets" not in name])
 def test_numbers_equal_pycocotools_run_here_to_1e_9(name, folder, expected):
     entry = expected[name]
@@ -109,6 +111,7 @@ def test_numbers_equal_pycocotools_run_here_to_1e_9(name, folder, expected):
         assert found[stat] == pytest.approx(value, abs=1e-9), stat
 
 
+@pytest.mark.slow
 def test_the_federated_rules_each_matter_on_lvis(folder):
     files = [json.loads((folder / f"lvis_val_100_{part}.json").read_text()) for part in ("gt", "dt_bbox_synthetic")]
 

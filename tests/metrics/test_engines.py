@@ -95,8 +95,9 @@ def slow_average_precision(data, area, k):
     return (np.mean(precisions), np.mean(recalls)) if precisions else (-1, -1)
 
 
+@pytest.mark.slow
 @given(data_sets())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_numbers_equal_a_slow_reading_of_cocos_rules(data):
     numbers = run(data, max_detections=(2, 5), engine="pycocotools").compute()
     for area, suffix in (("all", ""), ("s", "s"), ("m", "m"), ("l", "l")):
@@ -107,7 +108,6 @@ def test_numbers_equal_a_slow_reading_of_cocos_rules(data):
 
 
 @given(data_sets(), st.booleans())
-@settings(max_examples=50, deadline=None)
 def test_hotcoco_gives_the_numbers_of_pycocotools(data, class_agnostic):
     pytest.importorskip("hotcoco")
     kinds = ("bbox", "segm")

@@ -75,7 +75,7 @@ def test_crowds_and_images_without_objects_or_proposals_do_not_break_it(match):
 
 
 @given(st.integers(0, 2**32 - 1))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_any_match_recalls_at_least_as_much_and_equals_judging_each_object_alone(seed):
     random = np.random.default_rng(seed)
     sizes = random.integers(1, 6), random.integers(0, 8)

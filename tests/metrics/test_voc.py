@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from detkit.metrics import VocMetrics, average_precision
@@ -152,7 +152,6 @@ TRUE = st.lists(st.tuples(BOXES, st.integers(0, 1), st.sampled_from([0, 0, 1])),
 
 @pytest.mark.parametrize("interpolation", ["area", "11point"])
 @given(images=st.lists(st.tuples(FOUND, TRUE), min_size=1, max_size=3))
-@settings(max_examples=60, deadline=None)
 def test_numbers_equal_a_slow_reading_of_the_rule(interpolation, images):
     built = [image(found, true, iscrowd=[row[2] for row in true]) for found, true in images]
     assert score(*built, interpolation=interpolation) == pytest.approx(slow(images, interpolation), abs=1e-12)

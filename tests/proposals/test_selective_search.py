@@ -33,11 +33,13 @@ def test_every_planted_rectangle_is_found(mode, count):
     assert box_iou(RECTANGLES[:count], boxes).max(dim=1).values.min() >= 0.95
 
 
+@pytest.mark.slow(2)
 def test_quality_finds_them_too_at_another_width():
     boxes, _ = selective_search(planted(), mode="quality", width=250, generator=seeded())
     assert box_iou(RECTANGLES, boxes).max(dim=1).values.min() >= 0.95
 
 
+@pytest.mark.slow
 def test_boxes_lie_in_the_image_are_distinct_and_best_first():
     boxes, scores = selective_search(planted(), width=300, generator=seeded())
     assert boxes.dtype == scores.dtype == torch.float32
@@ -66,6 +68,7 @@ def test_the_modes_have_the_views_of_the_original_software():
     }
 
 
+@pytest.mark.slow
 def test_a_seed_decides_and_another_seed_changes_only_the_order():
     one, same, other = (selective_search(planted(), width=None, generator=seeded(seed)) for seed in (1, 1, 2))
     assert torch.equal(one[0], same[0])
@@ -95,6 +98,7 @@ def mean_areas(order: str) -> tuple[float, float]:
     return first, last
 
 
+@pytest.mark.slow
 def test_the_papers_order_has_large_regions_first_and_opencvs_small_ones():
     first, last = mean_areas("paper")
     assert first > last
@@ -133,6 +137,7 @@ def test_a_larger_smallest_segment_means_fewer_boxes():
     assert counts[0] > counts[1] >= 1
 
 
+@pytest.mark.slow
 def test_bytes_and_fractions_of_one_are_the_same_image():
     image = planted()
     boxes = [selective_search(rows, width=None, generator=seeded())[0] for rows in (image, image.double() / 255)]

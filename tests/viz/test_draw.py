@@ -342,6 +342,7 @@ def test_real_images_with_their_annotations_make_a_sheet(detkit_data, tmp_path):
 # files
 
 
+@pytest.mark.slow
 def test_pictures_and_figures_are_saved_as_png(tmp_path):
     picture = draw_boxes(torch.zeros(3, 96, 96), torch.zeros(0, 4))
     save_picture(tmp_path / "a.png", picture)

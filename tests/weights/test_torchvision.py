@@ -11,6 +11,7 @@ from detkit.detectors.recipes.regions import rcnn
 from detkit.weights import from_torchvision, to_torchvision
 
 
+@pytest.mark.slow(2)
 def test_a_model_comes_in_as_a_detector_and_leaves_as_its_own_state():
     peer = ssd300_vgg16(weights=None, weights_backbone=None, num_classes=3)
     detector = from_torchvision(peer)

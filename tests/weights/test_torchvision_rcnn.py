@@ -193,6 +193,7 @@ def test_masks_of_torchvisions_models_stay_probabilities():
     assert from_torchvision(SMALL["mask"]()).preprocess.mask_threshold is None
 
 
+@pytest.mark.slow
 def test_settings_are_taken_over():
     more = {
         "rpn_nms_thresh": 0.6,
@@ -216,6 +217,7 @@ def test_settings_are_taken_over():
     assert tuple(from_torchvision(small(detection.FasterRCNN, **more)).box.coder.scale) == (1, 2, 3, 4)
 
 
+@pytest.mark.slow
 def test_parts_that_torchvisions_builders_do_not_use_are_named():
     model = small(detection.FasterRCNN)
     model.roi_heads.box_head = nn.Flatten()

@@ -59,6 +59,7 @@ BACKBONES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("build", "kind", "strides"), BACKBONES.values(), ids=BACKBONES)
 def test_a_trunk_sees_what_torchvisions_backbone_sees_and_keys_go_both_ways(build, kind, strides):
     torch.manual_seed(0)

@@ -140,11 +140,13 @@ def assert_costs_the_same(losses: dict[str, Tensor], peer: nn.Module, expected, 
     close(sum(losses.values()), expected.loss)
 
 
+@pytest.mark.slow(2)
 @every_model
 def test_a_model_costs_and_finds_the_same(build):
     assert_the_same(build(), dtype=torch.float32, tolerance=1e-4)
 
 
+@pytest.mark.slow
 @every_model
 def test_a_model_costs_and_finds_the_same_in_double_precision(build, double):
     assert_the_same(build(), dtype=torch.float64, tolerance=1e-10)
