@@ -70,9 +70,11 @@ class ProposalPostprocess(nn.Module):
         if scores.shape[2] != 1:
             raise ValueError(f"ProposalPostprocess: scores have shape {tuple(scores.shape)}; allowed is (B, N, 1)")
         check_levels("ProposalPostprocess", scores, boxes, counts)
-        rows, counts, valid = best_of_levels(scores[..., 0], counts, self.candidates_per_level)
-        scores, boxes = scores[..., 0].gather(1, rows), take_rows(boxes, rows)
-        levels = torch.cat([rows.new_full((count,), level) for level, count in enumerate(counts)])
+        scores, valid = scores[..., 0], scores[..., 0] > -torch.inf
+        if any(isinstance(count, torch.SymInt) or count > self.candidates_per_level for count in counts):
+            rows, counts, valid = best_of_levels(scores, counts, self.candidates_per_level)
+            scores, boxes = scores.gather(1, rows), take_rows(boxes, rows)
+        levels = torch.cat([scores.new_full((count,), level, dtype=torch.long) for level, count in enumerate(counts)])
         finite = torch.isfinite(boxes).all(-1)  # clipping would make infinite boxes finite
         boxes = clip_boxes_to_image(boxes, sizes)
         valid &= finite & (boxes[..., 2:] - boxes[..., :2] >= self.min_size).all(-1) & (scores >= self.score_threshold)
@@ -80,7 +82,7 @@ class ProposalPostprocess(nn.Module):
             boxes,
             scores,
             self.iou_threshold,
-            groups=levels.expand_as(rows),
+            groups=levels.expand(scores.shape),
             valid=valid,
             max_detections=self.max_proposals,
         )
