@@ -7,6 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "detkit"
 GROUND = {
+    "_constants",
     "_inputs",
     "_noise",
     "_ranking",
