@@ -13,6 +13,7 @@ GROUND = {
     "_ranking",
     "_rle",
     "_json_file",
+    "_wrappers",
     "dist",
 }  # under all floors, imports nothing
 FLOORS = [
