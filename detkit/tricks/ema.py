@@ -95,7 +95,7 @@ class ExponentialMovingAverage(AveragedModel):
                 averaged.copy_(torch.where(averaged.isfinite(), averaged, current.to(averaged.device)))
 
     def _is_finite(self, model: nn.Module) -> Tensor:
-        """Whether a model may be taken, on its device: infinities in buffers are masks; so is NaN if it always was there."""
+        """Whether a model may be taken, on its device. Infinities in buffers are masks, and NaN if it always was there."""
         buffers = _largest(model.buffers()).isnan() & ~_largest(self.module.buffers()).isnan()
         parameters = _largest(model.parameters())
         return parameters.isfinite() & ~buffers.to(parameters.device)
@@ -114,8 +114,12 @@ class ExponentialMovingAverage(AveragedModel):
 
 def _largest(values: Iterable[Tensor]) -> Tensor:
     """The largest magnitude of all: not finite if one of them is not, NaN if one is."""
-    numbers = [v for v in values if v.numel() and (v.is_floating_point() or v.is_complex())]
-    return nn.utils.get_total_norm(numbers, norm_type=math.inf)
+    numbers = [torch.view_as_real(value) if value.is_complex() else value for value in values if value.numel()]
+    numbers = [value.detach() for value in numbers if value.is_floating_point()]
+    if any(value.device.type != "cpu" for value in numbers):
+        return nn.utils.get_total_norm(numbers, norm_type=math.inf)  # few kernels, but on the CPU twelve times slower
+    extremes = [extreme.double() for value in numbers for extreme in value.aminmax()]
+    return torch.stack([torch.zeros((), dtype=torch.float64), *extremes]).abs().amax()
 
 
 def _first_bad(model: nn.Module) -> str:
