@@ -95,7 +95,7 @@ class ExponentialMovingAverage(AveragedModel):
                 averaged.copy_(torch.where(averaged.isfinite(), averaged, current.to(averaged.device)))
 
     def _is_finite(self, model: nn.Module) -> Tensor:
-        """Whether a model may be taken, on its device. Infinities in buffers are masks, and NaN if it always was there."""
+        """Whether a model may be taken: in buffers, infinities are masks, and so is a NaN that the average has, too."""
         buffers = _largest(model.buffers()).isnan() & ~_largest(self.module.buffers()).isnan()
         parameters = _largest(model.parameters())
         return parameters.isfinite() & ~buffers.to(parameters.device)
