@@ -1,8 +1,6 @@
 """The exponential moving average of a model in training, usually the better model to evaluate and to ship."""
 
-import math
 import warnings
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -11,6 +9,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from detkit._inputs import check_fraction, full_checks
 from detkit._wrappers import unwrapped
+from detkit.tricks.finite import largest
 
 
 class ExponentialMovingAverage(AveragedModel):
@@ -96,8 +95,8 @@ class ExponentialMovingAverage(AveragedModel):
 
     def _is_finite(self, model: nn.Module) -> Tensor:
         """Whether a model may be taken: in buffers, infinities are masks, and so is a NaN that the average has, too."""
-        buffers = _largest(model.buffers()).isnan() & ~_largest(self.module.buffers()).isnan()
-        parameters = _largest(model.parameters())
+        buffers = largest(model.buffers()).isnan() & ~largest(self.module.buffers()).isnan()
+        parameters = largest(model.parameters())
         return parameters.isfinite() & ~buffers.to(parameters.device)
 
     def _average(self, averaged: Any, current: Any, _: Tensor | int) -> None:
@@ -110,16 +109,6 @@ class ExponentialMovingAverage(AveragedModel):
         else:
             for own, other in zip(averaged, current, strict=True):
                 own.copy_(other)
-
-
-def _largest(values: Iterable[Tensor]) -> Tensor:
-    """The largest magnitude of all: not finite if one of them is not, NaN if one is."""
-    numbers = [torch.view_as_real(value) if value.is_complex() else value for value in values if value.numel()]
-    numbers = [value.detach() for value in numbers if value.is_floating_point()]
-    if any(value.device.type != "cpu" for value in numbers):
-        return nn.utils.get_total_norm(numbers, norm_type=math.inf)  # few kernels, but on the CPU twelve times slower
-    extremes = [extreme.double() for value in numbers for extreme in value.aminmax()]
-    return torch.stack([torch.zeros((), dtype=torch.float64), *extremes]).abs().amax()
 
 
 def _first_bad(model: nn.Module) -> str:
