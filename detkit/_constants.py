@@ -42,9 +42,9 @@ class Constants(nn.Module):
                 self._buffers[name] = values.to(after)
         return self
 
-    def _load_from_state_dict(self, *args: Any) -> None:
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         """Called for every module below the one whose ``load_state_dict`` is called."""
-        super()._load_from_state_dict(*args)
+        super()._load_from_state_dict(*args, **kwargs)
         for name, values in self._constants.items():
             if self.get_buffer(name).is_meta:
                 self._buffers[name] = values
