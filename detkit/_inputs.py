@@ -17,6 +17,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
+from torch._C._functorch import TransformType
+from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
@@ -193,12 +195,24 @@ def check_finite(values: Tensor, *, function: str, name: str) -> None:
 def full_checks() -> bool:
     """True when ``DETKIT_CHECKS=full`` is set: device ops then check values too, at the price of a host sync.
 
-    Always False while ``torch.compile`` or ``torch.export`` traces, where a value cannot be looked at.
+    Always False while ``torch.compile`` or ``torch.export`` traces and in ``torch.func.vmap``, where a value cannot be
+    looked at.
 
     >>> full_checks()
     False
     """
-    return not torch.compiler.is_compiling() and os.environ.get("DETKIT_CHECKS", "") == "full"
+    return not torch.compiler.is_compiling() and os.environ.get("DETKIT_CHECKS", "") == "full" and not is_mapped()
+
+
+def is_mapped() -> bool:
+    """True inside ``torch.func.vmap``, and what is built on it: a value there is many, and cannot be looked at.
+
+    >>> torch.func.vmap(lambda values: values + is_mapped())(torch.zeros(2))
+    tensor([1., 1.])
+    """
+    if not torch._C._are_functorch_transforms_active():
+        return False
+    return any(level.key() == TransformType.Vmap for level in retrieve_all_functorch_interpreters())
 
 
 def is_transformed() -> bool:

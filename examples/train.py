@@ -1,23 +1,30 @@
 """Train any recipe on COCO, VOC or made scenes: the one complete script, on one process or many.
 
     python examples/train.py --data scenes --recipe fpn_ssd --size 96 96 --epochs 3 --output runs/scenes
-    python examples/train.py --data coco --images DIR --train-json F --val-json F --test-json F --output runs/mine
+    python examples/train.py --data coco --train-json F --val-json F --test-json F --output runs/mine
     python examples/train.py --data voc --root DIR --output runs/mine
     torchrun --nproc-per-node 2 examples/train.py ...
 
-``--output`` then holds checkpoint.pt (every epoch; ``--resume`` continues from it bit for bit), weights.safetensors
-(the average that did best on the validation set), metrics.jsonl (a line for each epoch), curve.png, and from the test
-set result.json and pictures.png. A batch is ``--batch-size`` images in each process, times ``--accumulate``.
-On several machines ``--output`` lies in a folder that all of them share. Curves need matplotlib (the extra ``viz``).
+``--output`` then holds checkpoint.pt (every epoch; ``--resume`` continues from it), weights.safetensors (the average
+that did best on the validation set), metrics.jsonl (a line for each epoch), curve.png, and from the test set
+result.json and pictures.png. A batch is ``--batch-size`` images in each process, times ``--accumulate``. On several
+machines ``--output`` lies in a folder that all of them share. Curves need matplotlib (the extra ``viz``).
+
+COCO's file names are relative to the folder of their json, unless ``--images``, or for one split ``--train-images``,
+``--val-images`` or ``--test-images``, names another. A resumed run has the same data, classes and options, or is
+refused; only what MAY_CHANGE lists may be another. It is the same bit for bit where the number of threads and the
+device are the same as well: sums in another order differ in their last bits, which training enlarges.
 """
 
 import argparse
 import contextlib
+import hashlib
 import importlib.util
 import inspect
 import json
 import os
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +52,14 @@ from detkit.data import (
 from detkit.data.transforms import sanitize
 from detkit.detectors import Detector, recipes
 from detkit.metrics import CocoMetrics, format_table
-from detkit.tricks import ExponentialMovingAverage, warmup_cosine
+from detkit.tricks import ExponentialMovingAverage, nonfinite, warmup_cosine
 from detkit.viz import plot_curves, save_picture, side_by_side
 from detkit.weights import load_checkpoint, load_weights, save_checkpoint, save_weights
+
+try:
+    import fcntl
+except ImportError:  # Windows: there a folder in use is not noticed
+    fcntl = None
 
 RECIPES = [name for name in recipes.__all__ if not name.endswith(("_stage", "_anchors"))]
 """Those that build a whole detector, not a part of one."""
@@ -63,14 +75,22 @@ AUGMENTATIONS = {
     ),  # for digits, which flipped are none
 }
 
+MAY_CHANGE = (
+    *("images", "train_images", "val_images", "test_images", "train_json", "val_json", "test_json", "root", "folders"),
+    *("trunk", "output", "resume", "workers", "threads", "tensorboard", "checkpoint_steps", "evaluate_every"),
+    "nonfinite",
+)
+"""Options that a resumed run may change: where files lie (what they hold is compared), and what no step depends on."""
+
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line; ``--help`` shows it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--data", choices=("coco", "voc", "scenes"), default="scenes")
-    add("--images", type=Path, help="coco: folder of all images")
+    add("--images", type=Path, help="coco: folder of all images; without it each json's own folder")
     for split in ("train", "val", "test"):
+        add(f"--{split}-images", type=Path, nargs="+", help=f"coco: folder of the {split} split, or one for each json")
         add(f"--{split}-json", type=Path, nargs="+", help=f"coco: annotations of the {split} split")
     add("--root", type=Path, help="voc: folder with --folders: annotations, images, split lists")
     add("--folders", nargs=3, default=tuple(VocFolders()), metavar=("XML", "IMAGES", "SPLITS"))
@@ -89,6 +109,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--weight-decay", type=float, default=0.05)
     add("--warmup", type=int, default=100, help="steps of linear warm-up before the cosine")
     add("--clip", type=float, default=10.0, help="largest norm of the gradient")
+    add("--nonfinite", choices=("stop", "skip"), default="stop", help="at a loss or gradient that is NaN or infinite")
     add("--ema", type=float, default=0.998, help="decay of the averaged weights, which are evaluated and saved")
     add("--bf16", action="store_true", help="bfloat16 autocast")
     add("--evaluate-every", type=int, default=1, metavar="EPOCHS")
@@ -100,8 +121,14 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--resume", action="store_true", help="go on from checkpoint.pt in --output, where there is one")
     add("--output", type=Path, required=True)
     args = parser.parse_args(argv)
-    if args.data == "coco" and not (args.images and args.train_json and args.val_json):
-        parser.error("--data coco needs --images, --train-json and --val-json")
+    if args.data == "coco" and not (args.train_json and args.val_json):
+        parser.error("--data coco needs --train-json and --val-json")
+    for split in ("train", "val", "test"):
+        folders, files = getattr(args, f"{split}_images") or (), getattr(args, f"{split}_json") or ()
+        if len(folders) not in (0, 1, len(files)):
+            parser.error(f"--{split}-images names {len(folders)} folders for {len(files)} files of --{split}-json")
+    if args.trunk and not args.trunk.is_file():
+        parser.error(f"--trunk {args.trunk} is no regular file")
     if args.data == "voc" and not args.root:
         parser.error("--data voc needs --root")
     if args.data == "voc" and args.masks:
@@ -129,14 +156,68 @@ def datasets(args: argparse.Namespace) -> tuple[Any, Any, Any, list[str]]:
         train = VocDataset(args.root, "train", **options)
         val, test = (VocDataset(args.root, s, classes=train.categories, **options) for s in ("val", last))
         return train, val, test, train.categories
-    train, val, test = (
-        [CocoDataset(args.images, file, masks=args.masks) for file in files]
-        for files in (args.train_json, args.val_json, args.test_json or args.val_json)
-    )
+    train, val = coco_files(args, "train"), coco_files(args, "val")
+    test = coco_files(args, "test") if args.test_json else val
     names = [dataset.categories for dataset in (*train, *val, *test)]
     if any(categories != names[0] for categories in names):
         raise ValueError(f"the annotation files differ in their categories: {names}")
     return ConcatDataset(train), ConcatDataset(val), ConcatDataset(test), names[0]
+
+
+def coco_files(args: argparse.Namespace, split: str) -> list[CocoDataset]:
+    """The annotation files of a split, each with the folder of its images."""
+    files = getattr(args, f"{split}_json")
+    folders = getattr(args, f"{split}_images") or [args.images or file.parent for file in files]
+    folders = folders * len(files) if len(folders) == 1 else folders
+    return [CocoDataset(folder, file, masks=args.masks) for folder, file in zip(folders, files, strict=True)]
+
+
+def identity(args: argparse.Namespace, categories: list[str], data: dict[str, Any]) -> dict[str, Any]:
+    """What makes a run the one that it is, by name: a resumed one must say the same."""
+    options = {f"--{name.replace('_', '-')}": value for name, value in vars(args).items() if name not in MAY_CHANGE}
+    files = {"train": args.train_json, "val": args.val_json, "test": args.test_json or args.val_json}
+    prints = {f"{split} data": fingerprint(part, files[split] or []) for split, part in data.items()}
+    return {**options, "processes": dist.world_size(), "classes": list(categories), **prints}
+
+
+def fingerprint(data: Any, files: list[Path], *, pictures: int = 64) -> str:
+    """A hash of all annotations (those of COCO as they stand in their files), and of pictures spread over the set."""
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    targets = [] if files else (data.target(i) for i in range(len(data)) if hasattr(data, "target"))
+    spread = (data[i] for i in range(0, len(data), -(-len(data) // pictures)))
+    for image, target in (*((torch.zeros(0), target) for target in targets), *spread):
+        for part in (image, *(target[key] for key in sorted(target))):
+            digest.update(part.numpy().tobytes() if isinstance(part, Tensor) else repr(part).encode())
+    return f"{len(data)} images, {digest.hexdigest()[:16]}"
+
+
+def claim(args: argparse.Namespace) -> Any:
+    """Lock the output folder until the result is closed, and sweep what a killed run left behind.
+
+    Raises ValueError, in every process, for a folder that another run is using, or that holds the checkpoint of an
+    earlier run which is not to be resumed.
+    """
+    problem, lock = None, None
+    if dist.rank() == 0:
+        lock = (args.output / ".lock").open("w")
+        try:
+            if fcntl is not None:
+                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            problem = f"--output {args.output} is in use by another run; wait for its end, or name another folder"
+        if problem is None and (args.output / "checkpoint.pt").exists() and not args.resume:
+            problem = (
+                f"--output {args.output} holds checkpoint.pt of an earlier run; --resume it, or name another folder"
+            )
+        for name in () if problem else ("checkpoint.pt", "weights.safetensors"):
+            for temporary in args.output.glob(f".{name}.*.tmp"):
+                temporary.unlink()
+    if problem := dist.gather_objects(problem)[0]:
+        raise ValueError(problem)
+    return lock or contextlib.nullcontext()
 
 
 def build(args: argparse.Namespace, num_classes: int) -> Detector:
@@ -170,8 +251,8 @@ def take_backbone(detector: Detector, path: Path) -> None:
 class Run:
     """Everything that changes while training, and so everything that a checkpoint holds."""
 
-    def __init__(self, args: argparse.Namespace, model: Detector, length: int) -> None:
-        self.args, self.model = args, model
+    def __init__(self, args: argparse.Namespace, model: Detector, length: int, identity: dict[str, Any]) -> None:
+        self.args, self.model, self.identity = args, model, identity
         self.sampler = ResumableSampler(length, seed=args.seed, shuffle=True)
         self.batch = min(args.batch_size, len(self.sampler))
         self.batches = len(self.sampler) // self.batch  # an incomplete last batch is left out
@@ -184,12 +265,14 @@ class Run:
         self.average = ExponentialMovingAverage(model, args.ema)
         self.records: list[dict[str, float]] = []
         self.sums: dict[str, Tensor] = {}
+        self.skipped = 0  # batches of this epoch
 
     def save(self, epoch: int) -> None:
         """Write checkpoint.pt: every process says its random state, the first one writes."""
         random = dist.gather_objects(random_state())
         parts = {name: getattr(self, name).state_dict() for name in PARTS}
-        state = {**parts, "epoch": epoch, "random": random, "records": self.records, "sums": self.sums}
+        state = {**parts, **{name: getattr(self, name) for name in VALUES}, "epoch": epoch, "random": random}
+        state["threads"] = torch.get_num_threads()
         if dist.rank() == 0:
             save_checkpoint(state, self.args.output / "checkpoint.pt")
 
@@ -199,17 +282,33 @@ class Run:
         if not (self.args.resume and path.exists()):
             return 0
         state = load_checkpoint(path)
-        saved, own = state["schedule"]["lr_lambdas"], self.schedule.state_dict()["lr_lambdas"]
-        if saved != own:  # or it would go on along the old schedule, at a rate of 0 behind its end
-            raise ValueError(f"--resume: {path} has the schedule {saved[0]}, these options give {own[0]}")
+        check_same_run(state.pop("identity", {}), self.identity, path)
+        if dist.rank() == 0 and state["threads"] != torch.get_num_threads():
+            threads = f"{state['threads']} threads before and {torch.get_num_threads()} now"
+            warnings.warn(
+                f"--resume with {threads}: the run goes on, but not bit for bit as it would have", stacklevel=2
+            )
         for name in PARTS:
             getattr(self, name).load_state_dict(state[name])
-        self.records, self.sums = state["records"], state["sums"]
+        self.records, self.sums, self.skipped = state["records"], state["sums"], state["skipped"]
         restore_random_state(state["random"][dist.rank()])
         return state["epoch"]
 
 
 PARTS = ("model", "optimizer", "schedule", "average", "sampler")
+VALUES = ("identity", "records", "sums", "skipped")
+
+
+def check_same_run(saved: dict[str, Any], own: dict[str, Any], path: Path) -> None:
+    """Raise ValueError naming every option, class list and data set that differs from the checkpoint's."""
+    differ = [
+        f"{name} was {saved.get(name)!r}, is {own.get(name)!r}"
+        for name in {**own, **saved}
+        if saved.get(name) != own.get(name)
+    ]
+    if differ:
+        free = ", ".join(f"--{name.replace('_', '-')}" for name in MAY_CHANGE)
+        raise ValueError(f"--resume: {path} is of another run: {'; '.join(differ)}. Only these may change: {free}")
 
 
 def random_state() -> dict[str, Tensor]:
@@ -226,14 +325,15 @@ def restore_random_state(state: dict[str, Tensor]) -> None:
 
 
 def train_epoch(run: Run, model: nn.Module, data: Augmented, epoch: int) -> dict[str, float]:
-    """One pass over the training set; the mean of each loss."""
+    """One pass over the training set; the mean of each loss, and how many batches were left out, if any."""
     args = run.args
     run.sampler.set_epoch(epoch)
     data.set_epoch(epoch)
     if run.sampler.position == 0:
-        run.sums = {}
+        run.sums, run.skipped = {}, 0
     done = run.sampler.position // run.batch
     model.train()
+    step = Step(run)
     for batch, (images, targets) in enumerate(progress(loader(run, data), epoch, done, run.batches), start=done + 1):
         last = batch % args.accumulate == 0 or batch == run.batches
         group = min(args.accumulate, run.batches - (batch - 1) // args.accumulate * args.accumulate)
@@ -242,23 +342,59 @@ def train_epoch(run: Run, model: nn.Module, data: Augmented, epoch: int) -> dict
             with autocast(run):
                 losses = model(images, targets)
             (sum(losses.values()) / group).backward()
-        for name, loss in losses.items():
-            run.sums[name] = run.sums.get(name, torch.zeros(())).to(loss.device) + loss.detach()
+        step.add(losses)
         run.sampler.advance(run.batch)
         if last:
-            nn.utils.clip_grad_norm_(model.parameters(), args.clip)
-            run.optimizer.step()
-            run.optimizer.zero_grad()
-            run.schedule.step()
-            run.average.update_parameters(run.model)
+            step.end(f"epoch {epoch}, batch {batch}", group)
+            step = Step(run)
         steps = -(-batch // args.accumulate)
         if args.checkpoint_steps and last and steps % args.checkpoint_steps == 0 and batch < run.batches:
             run.save(epoch)
         if batch == run.batches:
             break
-    means = {name: float(total) / run.batches for name, total in run.sums.items()}
+    if run.skipped == run.batches:
+        raise FloatingPointError(f"epoch {epoch}: no loss was finite: nothing was learned")
+    means = {name: float(total) / (run.batches - run.skipped) for name, total in run.sums.items()}
     everywhere = dist.gather_objects(means)
-    return {name: sum(rank[name] for rank in everywhere) / len(everywhere) for name in means}
+    means = {name: sum(rank[name] for rank in everywhere) / len(everywhere) for name in means}
+    return means | ({"skipped": run.skipped} if run.skipped else {})
+
+
+class Step:
+    """The batches whose gradients are added up for one step of the optimizer, which is taken or left out as a whole."""
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.sums = run, {}
+        self.buffers = {name: buffer.clone() for name, buffer in run.model.named_buffers()}
+
+    def add(self, losses: dict[str, Tensor]) -> None:
+        """Count the losses of one batch."""
+        for name, loss in losses.items():
+            self.sums[name] = self.sums.get(name, 0) + loss.detach()
+
+    def end(self, place: str, batches: int) -> None:
+        """Take the step, if losses and gradients are finite; name them and stop or leave it out, if not."""
+        run = self.run
+        if bad := nonfinite(self.sums, run.model):
+            self.leave_out(f"{place}: {', '.join(bad[:4])}" + (f" and {len(bad) - 4} more" if len(bad) > 4 else ""))
+            run.skipped += batches
+        else:
+            for name, total in self.sums.items():
+                run.sums[name] = run.sums.get(name, torch.zeros(())).to(total.device) + total
+            nn.utils.clip_grad_norm_(run.model.parameters(), run.args.clip)
+            run.optimizer.step()
+            run.average.update_parameters(run.model)
+        run.optimizer.zero_grad()
+        run.schedule.step()
+
+    def leave_out(self, reason: str) -> None:
+        """Put back the statistics that forward passes moved. Raises FloatingPointError with ``--nonfinite stop``."""
+        for name, buffer in self.run.model.named_buffers():
+            buffer.copy_(self.buffers[name])
+        if self.run.args.nonfinite == "stop":
+            raise FloatingPointError(f"{reason}; --nonfinite skip would leave out the step")
+        if dist.rank() == 0:
+            tqdm.write(f"step left out: {reason}")
 
 
 def loader(run: Run, data: Dataset[Any]) -> DataLoader[Any]:
@@ -304,7 +440,8 @@ def train(args: argparse.Namespace, device: torch.device) -> dict[str, float]:
     train_data, val_data, test_data, categories = datasets(args)
     detector = build(args, len(categories)).to(memory_format=torch.channels_last).to(device)  # the faster layout
     data = Augmented(train_data, AUGMENTATIONS[args.augment](), seed=args.seed)
-    run = Run(args, detector, len(data))
+    sets = {"train": train_data, "val": val_data, "test": test_data}
+    run = Run(args, detector, len(data), identity(args, categories, sets))
     model: nn.Module = detector
     if dist.world_size() > 1:
         if device.type == "cuda":
@@ -397,7 +534,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     if "WORLD_SIZE" in os.environ:
         torch_dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
-        return train(args, device)
+        with claim(args):
+            return train(args, device)
     finally:
         if torch_dist.is_initialized():
             torch_dist.destroy_process_group()

@@ -6,7 +6,10 @@ import pytest
 from test_readme import blocks
 
 DOCS = Path(__file__).parent.parent / "docs"
-PAGES = ("adding_a_part", "anchors_and_matching", "dense_detectors", "elementary_losses", "overlap", "suppression")
+PAGES = (
+    *("adding_a_part", "anchors_and_matching", "dense_detectors", "elementary_losses", "overlap", "suppression"),
+    "training",
+)
 
 
 @pytest.mark.slow(3)

@@ -7,11 +7,13 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "detkit"
 GROUND = {
+    "_constants",
     "_inputs",
     "_noise",
     "_ranking",
     "_rle",
     "_json_file",
+    "_wrappers",
     "dist",
 }  # under all floors, imports nothing
 FLOORS = [

@@ -19,7 +19,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 from detkit.data import DigitScenes, collate
 from detkit.detectors import fpn_ssd
-from detkit.weights import load_checkpoint, save_weights
+from detkit.weights import load_checkpoint, save_checkpoint, save_weights
 
 ROOT = Path(__file__).parent.parent
 OPTIONS = ["--data", "scenes", "--scenes", "24", "--size", "64", "64", "--batch-size", "4", "--warmup", "4"]
@@ -204,17 +204,271 @@ def script() -> ModuleType:
     return module
 
 
-def test_it_refuses_to_resume_along_another_schedule(tmp_path):
+def begun(train: ModuleType, output: Path, *options: str):
+    """A run of the script in this process, before its first step."""
+    args, identity = identified(train, output, *options)
+    return train.Run(args, train.build(args, 10), 24, identity)
+
+
+def identified(train: ModuleType, output: Path, *options: str, scenes: DigitScenes | None = None):
+    """The command line of a run on scenes, and what makes it the one that it is."""
+    args = train.arguments([*OPTIONS, "--epochs", "2", *options, "--output", str(output)])
+    data = scenes or DigitScenes(4, size=(64, 64))
+    return args, train.identity(args, data.categories, {"train": data})
+
+
+class Renamed(DigitScenes):
+    """Scenes whose classes have other names, or stand in another order."""
+
+    names: tuple[str, ...] = ()
+    categories = property(lambda self: list(self.names))
+
+
+def test_a_run_of_the_same_options_goes_on_and_one_of_others_is_refused_as_it_is_loaded(tmp_path):
     train = script()
+    begun(train, tmp_path).save(1)
+    assert begun(train, tmp_path, "--resume").load() == 1
+    with pytest.raises(
+        ValueError, match=r"^--resume: .*checkpoint.pt is of another run: --recipe was 'fpn_ssd', is 's"
+    ):
+        begun(train, tmp_path, "--resume", "--recipe", "small_fcos").load()
 
-    def started(*options: str):
-        args = train.arguments([*OPTIONS, *options, "--output", str(tmp_path)])
-        return train.Run(args, train.build(args, 10), 24)
 
-    started("--epochs", "2").save(1)
-    assert started("--epochs", "2", "--resume").load() == 1
-    with pytest.raises(ValueError, match=r"--resume: .*'total_steps': 12.* these options give .*'total_steps': 24"):
-        started("--epochs", "4", "--resume").load()
+@pytest.mark.parametrize(
+    ("options", "difference"),
+    [
+        (("--epochs", "4"), "--epochs was 2, is 4"),
+        (("--group-norm",), "--group-norm was False, is True"),
+        (("--size", "64", "96"), r"--size was \[64, 64\], is \[64, 96\]"),
+        (("--lr", "0.1", "--augment", "ssd"), "--augment was 'flip', is 'ssd'; --lr was 0.002, is 0.1"),
+    ],
+)
+def test_other_options_are_refused_by_their_names_and_values(options, difference, tmp_path):
+    train = script()
+    _, saved = identified(train, tmp_path)
+    _, own = identified(train, tmp_path, *options)
+    with pytest.raises(
+        ValueError, match=rf"^--resume: a is of another run: {difference}\. Only these may change: --im"
+    ):
+        train.check_same_run(saved, own, Path("a"))
+
+
+def test_other_classes_and_pictures_are_refused_and_free_options_are_not(tmp_path):
+    train = script()
+    _, saved = identified(train, tmp_path)
+    scenes = Renamed(4, size=(64, 64))
+    for names in ([f"digit {i}" for i in range(10)], list("9876543210"), list("012345678")):
+        scenes.names = tuple(names)
+        _, own = identified(train, tmp_path, scenes=scenes)
+        with pytest.raises(ValueError, match=r"classes was \['0', '1'.*, is \['" + names[0]):
+            train.check_same_run(saved, own, tmp_path)
+    for other in (DigitScenes(4, size=(64, 64), split="val"), DigitScenes(3, size=(64, 64))):
+        _, own = identified(train, tmp_path, scenes=other)
+        with pytest.raises(ValueError, match=r"train data was '4 images, \w+', is '[34] images, \w+'\. Only"):
+            train.check_same_run(saved, own, tmp_path)
+    free = ("--workers", "1", "--nonfinite", "skip", "--evaluate-every", "2", "--checkpoint-steps", "1", "--resume")
+    _, own = identified(train, tmp_path / "moved", *free)
+    train.check_same_run(saved, own, tmp_path)
+
+
+def test_a_checkpoint_of_an_older_script_is_refused(tmp_path):
+    train = script()
+    save_checkpoint({"epoch": 1}, tmp_path / "checkpoint.pt")
+    with pytest.raises(ValueError, match=r"--resume: .* of another run: --data was None, is 'scenes'"):
+        begun(train, tmp_path, "--resume").load()
+
+
+def test_a_run_resumed_with_another_number_of_threads_says_that_it_is_not_the_same_bit_for_bit(tmp_path):
+    train = script()
+    begun(train, tmp_path).save(1)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        with pytest.warns(UserWarning, match=f"--resume with {threads} threads before and {threads + 1} now"):
+            assert begun(train, tmp_path, "--resume").load() == 1
+    finally:
+        torch.set_num_threads(threads)
+
+
+def in_coco_layout(root: Path, name: str, *, pictures: Path, annotations: Path, number: int) -> Path:
+    """One picture of ``number`` in gray, with one object, and its annotation file."""
+    for folder in (pictures, annotations):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    to_pil_image(torch.full((3, 8, 8), number, dtype=torch.uint8)).save(root / pictures / f"{name}.png")
+    content = {
+        "images": [{"id": 1, "file_name": f"{name}.png", "height": 8, "width": 8}],
+        "categories": [{"id": 1, "name": "cell"}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 4, 4], "area": 16, "iscrowd": 0}],
+    }
+    path = root / annotations / f"{name}.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def read_by(train: ModuleType, files: dict[str, list[Path]], *options: str) -> list[list[int]]:
+    """The gray values of the pictures of each split."""
+    named = [word for split, paths in files.items() for word in (f"--{split}-json", *map(str, paths))]
+    *sets, names = train.datasets(train.arguments(["--data", "coco", *named, *options, "--output", "out"]))
+    assert names == ["cell"]
+    return [[int(part[i][0].max()) for i in range(len(part))] for part in sets]
+
+
+@pytest.mark.parametrize("layout", ["beside the pictures", "one folder a split", "one folder for all", "one a file"])
+def test_pictures_are_found_beside_their_json_or_in_the_folder_of_their_split(layout, tmp_path):
+    train, beside = script(), layout == "beside the pictures"
+    names = {"train": ["one", "two"], "val": ["one"], "test": ["one"]}
+    shared = Path("images") if layout == "one folder for all" else None
+    folders = {
+        (split, name): shared or Path(split, name if layout == "one a file" else "")
+        for split in names
+        for name in names[split]
+    }
+    numbers = {place: number for number, place in enumerate(folders, start=1)}
+    files = {
+        split: [
+            in_coco_layout(
+                tmp_path,
+                f"{split}_{name}" if shared else name,
+                pictures=folders[split, name],
+                annotations=folders[split, name] if beside else Path("annotations", split),
+                number=numbers[split, name],
+            )
+            for name in names[split]
+        ]
+        for split in names
+    }
+    options = ["--images", str(tmp_path / shared)] if shared else []
+    if layout in ("one folder a split", "one a file"):
+        for split in names:
+            places = dict.fromkeys(str(tmp_path / folders[split, name]) for name in names[split])
+            options += [f"--{split}-images", *places]
+    assert read_by(train, files, *options) == [[1, 2], [3], [4]]
+    del files["test"]
+    assert read_by(train, files, *options) == [[1, 2], [3], [3]]
+
+
+def test_folders_that_fit_no_number_of_files_are_refused(tmp_path, capsys):
+    words = ["--data", "coco", "--train-json", "a", "b", "c", "--val-json", "d", "--output", str(tmp_path)]
+    with pytest.raises(SystemExit):
+        script().arguments([*words, "--train-images", "x", "y"])
+    assert "--train-images names 2 folders for 3 files of --train-json" in capsys.readouterr().err
+
+
+def test_a_fingerprint_depends_on_every_picture_label_and_box_and_on_the_annotation_files(tmp_path):
+    fingerprint = script().fingerprint
+    scenes = DigitScenes(3, size=(64, 64))
+    items = [scenes[i] for i in range(3)]
+    expected = fingerprint(items, [])
+    assert fingerprint([scenes[i] for i in range(3)], []) == expected
+    for key in ("boxes", "labels"):
+        image, target = items[2]
+        changed = {**target, key: target[key].clone()}
+        changed[key].view(-1)[-1] += 1
+        assert fingerprint([*items[:2], (image, changed)], []) != expected, key
+    pixels = items[1][0].clone()
+    pixels[0, 0, 0] += 1
+    assert fingerprint([items[0], (pixels, items[1][1]), items[2]], []) != expected
+    (tmp_path / "a.json").write_text("{}")
+    first = fingerprint(items, [tmp_path / "a.json"])
+    (tmp_path / "a.json").write_text("{ }")
+    assert expected != first != fingerprint(items, [tmp_path / "a.json"])
+
+
+def train_with_bad_losses(output: Path, monkeypatch: pytest.MonkeyPatch, *options: str, steps: set[int]):
+    """One epoch of six steps, of which ``steps`` have a loss that is NaN and a BatchNorm that saw it."""
+    train = script()
+    run = begun(train, output, *options)
+    calls, forward = [], run.model.forward
+
+    def spoilt(images, targets):
+        calls.append(None)
+        bad = len(calls) in steps
+        losses = forward([image * float("nan") for image in images] if bad else images, targets)
+        return {name: loss * (float("nan") if bad else 1) for name, loss in losses.items()}
+
+    monkeypatch.setattr(run.model, "forward", spoilt)
+    data = train.Augmented(DigitScenes(24, size=(64, 64)), lambda image, target: (image.float() / 255, target))
+    return run, lambda: train.train_epoch(run, run.model, data, 0)
+
+
+def state_of(run) -> list[torch.Tensor]:
+    return [*run.model.state_dict().values(), *run.average.module.state_dict().values()]
+
+
+@pytest.mark.slow(2)
+@pytest.mark.parametrize(("options", "steps"), [((), {2, 5}), (("--accumulate", "3"), {2})])
+def test_steps_that_are_not_finite_are_left_out_of_model_average_and_means(
+    options, steps, tmp_path, monkeypatch, capsys
+):
+    run, epoch = train_with_bad_losses(tmp_path, monkeypatch, "--nonfinite", "skip", *options, steps=steps)
+    means = epoch()
+    assert means.pop("skipped") == 2 + (len(options) > 0)
+    assert all(value == value for value in means.values())
+    assert all(value.isfinite().all() for value in state_of(run) if value.is_floating_point())
+    assert all(value.isfinite().all() for slot in run.optimizer.state.values() for value in slot.values())
+    printed = capsys.readouterr()
+    assert "step left out: epoch 0, batch 2: loss dense." in printed.out + printed.err or options
+    assert run.schedule.last_epoch == 6 // (3 if options else 1)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_is_named(tmp_path, monkeypatch):
+    run, epoch = train_with_bad_losses(tmp_path, monkeypatch, steps={1})
+    before = [value.clone() for value in state_of(run)]
+    with pytest.raises(FloatingPointError, match=r"^epoch 0, batch 1: loss dense\.\w+ is nan, .* --nonfinite skip"):
+        epoch()
+    assert all(torch.equal(value, old) for value, old in zip(state_of(run), before, strict=True))
+
+
+@pytest.mark.slow(2)
+def test_an_epoch_in_which_no_step_was_finite_ends_the_run(tmp_path, monkeypatch):
+    run, epoch = train_with_bad_losses(tmp_path, monkeypatch, "--nonfinite", "skip", steps=set(range(1, 7)))
+    with pytest.raises(FloatingPointError, match="epoch 0: no loss was finite"):
+        epoch()
+    assert all(value.isfinite().all() for value in state_of(run))
+
+
+def hold(folder: str) -> None:
+    """Claim a folder as another process does, and keep it until the test kills the process."""
+    with script().claim(claimed(Path(folder))):
+        Path(folder, "held").touch()
+        time.sleep(600)
+
+
+def claimed(folder: Path, *options: str):
+    return script().arguments([*OPTIONS, "--output", str(folder), *options])
+
+
+@pytest.mark.slow(2)
+def test_a_folder_in_use_is_refused_until_the_process_that_uses_it_is_gone(tmp_path):
+    train = script()
+    process, _ = processes.start(hold, str(tmp_path), printed=tmp_path / "printed.txt")
+    try:
+        while not (tmp_path / "held").exists() and process.is_alive():
+            time.sleep(0.01)
+        with pytest.raises(ValueError, match=rf"--output {tmp_path} is in use by another run"):
+            train.claim(claimed(tmp_path, "--resume"))
+    finally:
+        process.kill()
+        process.join()
+    train.claim(claimed(tmp_path)).close()
+
+
+def test_a_folder_with_an_earlier_run_is_resumed_or_refused_and_what_a_killed_one_left_is_swept(tmp_path):
+    train = script()
+    litter = [tmp_path / f".{name}.0123456789ab.tmp" for name in ("checkpoint.pt", "weights.safetensors")]
+    for path in (*litter, tmp_path / "checkpoint.pt", tmp_path / "notes.tmp"):
+        path.touch()
+    with pytest.raises(ValueError, match=rf"--output {tmp_path} holds checkpoint.pt of an earlier run; --resume it"):
+        train.claim(claimed(tmp_path))
+    train.claim(claimed(tmp_path, "--resume")).close()
+    assert not any(path.exists() for path in litter)
+    assert (tmp_path / "notes.tmp").exists()
+
+
+def test_weights_of_a_trunk_that_are_no_file_are_refused_at_once(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        claimed(tmp_path, "--trunk", str(tmp_path))
+    assert f"--trunk {tmp_path} is no regular file" in capsys.readouterr().err
 
 
 def test_a_backbone_trained_before_is_taken_out_of_another_recipes_weights(tmp_path):

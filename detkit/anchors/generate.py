@@ -6,15 +6,16 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
+from detkit._constants import Constants
 from detkit.structures import Anchors, Images
 
 Ratio = Literal["w/h", "h/w"]
 Shapes = Sequence[tuple[float, float]] | Tensor
 
 
-class _ShapesOnGrids(nn.Module):
+class _ShapesOnGrids(Constants):
     """A generator of boxes with given shapes (S, 2), as (width, height), on each level."""
 
     def __init__(
@@ -28,7 +29,7 @@ class _ShapesOnGrids(nn.Module):
         self.clip, self.start, self.levels = clip, start, len(shapes)
         self.strides = None if strides is None else tuple(float(stride) for stride in strides)
         for level, rows in enumerate(shapes):
-            self.register_buffer(f"shapes_{level}", torch.as_tensor(rows, dtype=torch.float32), persistent=False)
+            self.register_constant(f"shapes_{level}", rows, dtype=torch.float32)
 
     @property
     def per_cell(self) -> tuple[int, ...]:
@@ -254,7 +255,7 @@ def _sized_shapes(
     for i, (level, own) in enumerate(zip(sizes, per_level, strict=True)):
         for name, values in ((f"sizes[{i}]", level), ("aspect_ratios", own)):
             _check_positive(values, function="GridAnchors", name=name)  # type: ignore[arg-type]
-        size, ratio = (torch.tensor(values, dtype=torch.float32) for values in (level, own))
+        size, ratio = (torch.tensor(values, dtype=torch.float32, device="cpu") for values in (level, own))
         stretched = ratio.sqrt()
         long, short = ((side[:, None] * size).flatten() for side in (stretched, 1 / stretched))
         shapes.append(torch.stack((long, short) if ratio_is == "w/h" else (short, long), dim=1))
@@ -263,7 +264,7 @@ def _sized_shapes(
 
 
 def _given_shapes(shapes: Shapes, level: int) -> Tensor:
-    rows = torch.as_tensor(shapes, dtype=torch.float32)
+    rows = torch.as_tensor(shapes, dtype=torch.float32, device="cpu")
     if rows.ndim != 2 or rows.shape[1] != 2:
         raise ValueError(f"GridAnchors: shapes[{level}] has shape {tuple(rows.shape)}; allowed is (S, 2), width first")
     _check_positive(rows.flatten().tolist(), function="GridAnchors", name=f"shapes[{level}]")

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
+from detkit._constants import Constants
 from detkit._inputs import as_boxes, check_broadcast, check_not_negative, promote
 from detkit.boxes.convert import cxcywh_to_xyxy, xyxy_to_cxcywh
 from detkit.structures import Anchors
@@ -22,7 +23,7 @@ _FARTHEST = 2.0**60  # no pixel lies beyond; sums and products of such coordinat
 _INSIDE = 1e-6  # how near the border of its cell a center may lie, as logits of 0 and 1 are infinite
 
 
-class DeltaCoder(nn.Module):
+class DeltaCoder(Constants):
     """Boxes as shift and log-scale from an anchor, the coding of R-CNN, SSD and RetinaNet.
 
     ``encode`` gives (wx (cx - cxa) / wa, wy (cy - cya) / ha, ww log(w / wa), wh log(h / ha)); ``decode`` inverts it.
@@ -50,7 +51,7 @@ class DeltaCoder(nn.Module):
             )
         check_not_negative("DeltaCoder", clamp=clamp, eps=eps)
         self.clamp, self.eps = clamp, eps
-        self.register_buffer("scale", torch.tensor(scale, dtype=torch.float64), persistent=False)
+        self.register_constant("scale", scale, dtype=torch.float64)
 
     def encode(
         self, boxes: Shaped[Tensor, "*#B 4"], anchors: Anchors | Shaped[Tensor, "*#B 4"]

@@ -11,6 +11,7 @@ from torchvision import tv_tensors
 
 from detkit._inputs import as_boxes
 from detkit._rle import encode_masks
+from detkit.data.wrapped import find_categories, find_item
 from detkit.structures import Target
 
 Degenerate = Literal["drop", "raise"]
@@ -102,12 +103,19 @@ def sized_boxes(
     return sized
 
 
-def coco_ground_truth(dataset: Annotated) -> dict[str, list[dict[str, Any]]]:
+def coco_ground_truth(
+    dataset: Any, *, image_ids: Literal["own", "position"] = "own"
+) -> dict[str, list[dict[str, Any]]]:
     """The ground truth of a whole data set as the dict that COCO's evaluators read; no image is decoded.
 
     Annotation ids start at 1 (0 means "unmatched" to pycocotools), image ids are those of the targets, category ids
     those of the data set. Masks, as compressed RLE, are included if the data set was built with ``masks=True``;
-    keypoints likewise.
+    keypoints likewise. torch's Subset and ConcatDataset, and wrappers such as :class:`~detkit.data.Augmented`, are
+    looked through: the truth is that of the files, before any transform.
+
+    Raises TypeError for a data set that does not know its truth, ValueError where the parts of one differ in their
+    categories, and where two images have one id, as in several files: ``image_ids="position"`` numbers images by their
+    position instead; then use it for the detections as well.
 
     >>> from detkit.data import DigitScenes
     >>> truth = coco_ground_truth(DigitScenes(2))
@@ -116,14 +124,22 @@ def coco_ground_truth(dataset: Annotated) -> dict[str, list[dict[str, Any]]]:
     """
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
+    names, ids = find_categories(dataset, function="coco_ground_truth")
+    places: dict[Any, int] = {}
     for index in range(len(dataset)):
-        target = dataset.target(index)
-        height, width = dataset.image_size(index)
-        image_id = target.get("image_id", index)
+        part, place = find_item(dataset, index, function="coco_ground_truth")
+        target, (height, width) = part.target(place), part.image_size(place)
+        image_id = index if image_ids == "position" else target.get("image_id", index)
+        if image_id in places:
+            raise ValueError(
+                f"coco_ground_truth: the images at {places[image_id]} and {index} both have the id {image_id}; "
+                'image_ids="position" numbers them by position'
+            )
+        places[image_id] = index
         images.append({"id": image_id, "height": height, "width": width})
-        for entry in _annotations(target, dataset.category_ids):
+        for entry in _annotations(target, ids):
             annotations.append({"id": len(annotations) + 1, "image_id": image_id, **entry})
-    pairs = zip(dataset.category_ids, dataset.categories, strict=True)
+    pairs = zip(ids, names, strict=True)
     categories = [{"id": category_id, "name": name} for category_id, name in pairs]
     return {"images": images, "annotations": annotations, "categories": categories}
 

@@ -5,9 +5,10 @@ from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Float, Shaped
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
+from detkit._constants import Constants
 from detkit._inputs import check_fraction, first_bad, full_checks, promote
 from detkit.boxes import clip_boxes_to_image
 from detkit.detectors.paste import paste_masks
@@ -30,7 +31,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 _MASKS_AT_ONCE = 32  # that are resized together
 
 
-class Preprocess(nn.Module):
+class Preprocess(Constants):
     """Resize, normalize and pad images and their targets; map detections back to the images they were found in.
 
     ``size`` reads as in torchvision's Resize: an int is the length of the shorter side, the aspect ratio kept and the
@@ -76,8 +77,8 @@ class Preprocess(nn.Module):
             check_fraction(mask_threshold, name="mask_threshold", function="Preprocess")
         self.size, self.max_size, self.multiple_of = size, max_size, multiple_of
         self.mask_threshold, self.degenerate = mask_threshold, degenerate
-        self.register_buffer("mean", torch.tensor(mean).reshape(-1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).reshape(-1, 1, 1), persistent=False)
+        for name, values in (("mean", mean), ("std", std)):
+            self.register_constant(name, torch.tensor(values, device="cpu").reshape(-1, 1, 1))
 
     def forward(
         self, images: Sequence[Shaped[Tensor, "D _ _"]], targets: Sequence[Target] | None = None

@@ -1,13 +1,15 @@
 """The exponential moving average of a model in training, usually the better model to evaluate and to ship."""
 
+import warnings
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from detkit._inputs import check_fraction
+from detkit._inputs import check_fraction, full_checks
+from detkit._wrappers import unwrapped
+from detkit.tricks.finite import largest
 
 
 class ExponentialMovingAverage(AveragedModel):
@@ -24,8 +26,13 @@ class ExponentialMovingAverage(AveragedModel):
     count then stays on the CPU, and an update never waits for an accelerator. Keep parameters in float32: bfloat16 is
     too coarse for steps of 0.0002 of the difference.
 
-    Unwrap a model under DistributedDataParallel: pass ``model.module``, here and to the updates. The averages of all
-    ranks are equal if their buffers are equal too. Raises ValueError for a wrapped model or a decay outside [0, 1].
+    **One bad step does not spoil the average.** A model with a parameter that is not finite, or a NaN in a buffer (a
+    NaN image reaches BatchNorm's statistics), is left out: no value and no count changes, and a warning names the
+    first bad value. On accelerators no update waits to say so: the values stay, the count goes on without a warning
+    unless ``DETKIT_CHECKS=full``.
+
+    Wrappers (DistributedDataParallel, DataParallel, torch.compile) are looked through, here and in the updates. The
+    averages of all ranks are equal if their buffers are equal too. Raises ValueError for a decay outside [0, 1].
     Source: Polyak and Juditsky 1992; the warm-up is that of TensorFlow's ExponentialMovingAverage.
 
     >>> model = nn.Linear(1, 1, bias=False)
@@ -39,10 +46,10 @@ class ExponentialMovingAverage(AveragedModel):
 
     def __init__(self, model: nn.Module, decay: float = 0.9998, *, warmup: bool = True) -> None:
         check_fraction(decay, name="decay", function="ExponentialMovingAverage")
-        _check_unwrapped(model)
-        super().__init__(model, multi_avg_fn=self._average, use_buffers=True)
+        super().__init__(unwrapped(model), multi_avg_fn=self._average, use_buffers=True)
         self.decay = decay
         self.warmup = warmup
+        self._taken: Tensor | None = None
         self.module.requires_grad_(False)
         self.eval()
 
@@ -59,8 +66,7 @@ class ExponentialMovingAverage(AveragedModel):
     def update_parameters(self, model: nn.Module) -> None:
         """Update the average with the model's current values.
 
-        Raises ValueError for a model under DistributedDataParallel, or whose parameters and buffers differ in shape
-        from those of the averaged model.
+        Raises ValueError for a model whose parameters and buffers differ in shape from those of the averaged model.
 
         >>> model = nn.BatchNorm1d(2)
         >>> average = ExponentialMovingAverage(model)
@@ -69,7 +75,7 @@ class ExponentialMovingAverage(AveragedModel):
         >>> int(average.module.num_batches_tracked)
         1
         """
-        _check_unwrapped(model)
+        model = unwrapped(model)
         own, other = _shapes(self.module), _shapes(model)
         if own != other:
             key = next(key for key in [*own, *other] if own.get(key) != other.get(key))
@@ -77,13 +83,27 @@ class ExponentialMovingAverage(AveragedModel):
                 f"ExponentialMovingAverage.update_parameters: {key} has shape {other.get(key)} in the model and "
                 f"{own.get(key)} in the average; allowed is the model that was averaged from the start"
             )
+        self._taken = self._is_finite(model)
+        waits = self._taken.device.type != "cpu" and self.n_averaged > 0 and not full_checks()
+        if not waits and not self._taken:
+            warnings.warn(f"ExponentialMovingAverage: an update was left out: {_first_bad(model)}", stacklevel=3)
+            return
         super().update_parameters(model)
         for averaged, current in zip(self.module.buffers(), model.buffers(), strict=True):
             if averaged.is_floating_point():  # the average of two infinities is NaN
                 averaged.copy_(torch.where(averaged.isfinite(), averaged, current.to(averaged.device)))
 
+    def _is_finite(self, model: nn.Module) -> Tensor:
+        """Whether a model may be taken: in buffers, infinities are masks, and so is a NaN that the average has, too."""
+        buffers = largest(model.buffers()).isnan() & ~largest(self.module.buffers()).isnan()
+        parameters = largest(model.parameters())
+        return parameters.isfinite() & ~buffers.to(parameters.device)
+
     def _average(self, averaged: Any, current: Any, _: Tensor | int) -> None:
         """Called by AveragedModel once for each device and dtype."""
+        if self._taken is not None and self._taken.device.type != "cpu":
+            taken = self._taken.to(averaged[0].device)
+            current = [torch.where(taken, other, own) for own, other in zip(averaged, current, strict=True)]
         if averaged[0].is_floating_point() or averaged[0].is_complex():
             get_ema_multi_avg_fn(self.decay_at(int(self.n_averaged)))(averaged, current, self.n_averaged)
         else:
@@ -91,9 +111,12 @@ class ExponentialMovingAverage(AveragedModel):
                 own.copy_(other)
 
 
-def _check_unwrapped(model: nn.Module) -> None:
-    if isinstance(model, DistributedDataParallel):
-        raise ValueError("ExponentialMovingAverage: model is a DistributedDataParallel; hand over model.module")
+def _first_bad(model: nn.Module) -> str:
+    """What keeps a model out of the average, in words."""
+    bad = {name: ~value.isfinite() for name, value in model.named_parameters()}
+    bad |= {name: value.isnan() for name, value in model.named_buffers()}
+    name, where = next((name, where) for name, where in bad.items() if where.any())
+    return f"{name} holds {int(where.sum())} of {where.numel()} values that are not finite"
 
 
 def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:

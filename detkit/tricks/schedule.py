@@ -23,8 +23,8 @@ def warmup_cosine(
     at ``start_factor`` * eta), step m + t at eta / 2 * (1 + cos(pi * t / T)) (raised to end at ``final_factor`` * eta).
     After ``total_steps`` the rate stays at its final value. Each parameter group scales its own rate. With the default
     start of 0 the first step changes nothing; ``start_factor=1 / warmup_steps`` does not waste it. Each rate is
-    computed from the step number alone, so a resumed run is bit-identical: build optimizer and schedule as in the first
-    run, then load both states (which also restores the arguments given here).
+    computed from the step number alone, so a resumed schedule is bit-identical: build optimizer and schedule as in the
+    first run, then load both states (which also restores the arguments given here).
 
     Raises ValueError unless 0 <= warmup_steps < total_steps and both factors lie in [0, 1].
     Source: SGDR (Loshchilov and Hutter 2017), section 3, one period; warm-up as in Goyal et al. 2017, section 2.2.

@@ -2,24 +2,26 @@
 
 Weights are safetensors files with every key of a module's ``state_dict``; training states are ``torch.save`` archives
 read with ``weights_only``. Every file is written under a temporary name in the same folder, flushed to disk and
-renamed, so a process killed while saving leaves the earlier file intact (and at worst a file ``.NAME.*.tmp`` to
-delete).
+renamed, so a process killed while saving leaves the earlier file intact (and at worst a file ``.NAME.*.tmp``, which the
+next save under that name deletes).
 """
 
 import os
 import pickle
 import re
-import secrets
 import zipfile
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, Literal
 
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+
+from detkit._wrappers import plain_keys
+from detkit.weights.disk import open_regular, write_atomically
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.Size, torch.dtype, torch.device)
 _MAPPINGS = (dict, OrderedDict, Counter)
@@ -31,11 +33,11 @@ def save_weights(module: nn.Module, path: str | os.PathLike[str], *, metadata: M
     """Write the module's ``state_dict`` to a safetensors file, atomically.
 
     Every key is written with its own values, from any device: tensors that share memory are stored once per key, so
-    that any reader can use the file. ``metadata`` is free text, read back by :func:`load_metadata`. A module wrapped by
-    DistributedDataParallel or torch.compile has prefixed keys: save what it wraps.
+    that any reader can use the file. ``metadata`` is free text, read back by :func:`load_metadata`. Wrappers (of
+    DistributedDataParallel, DataParallel and torch.compile) are looked through: the keys are those of what they wrap.
 
-    Raises ValueError for an entry that is not a dense tensor with values or metadata that does not map str to str, and
-    FileNotFoundError for a missing folder.
+    Raises ValueError for an entry that is not a dense tensor with values or metadata that does not map str to str,
+    FileNotFoundError for a missing folder, and OSError with path and reason where the disk is full.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "head.safetensors"
@@ -47,25 +49,36 @@ def save_weights(module: nn.Module, path: str | os.PathLike[str], *, metadata: M
         if not isinstance(key, str) or not isinstance(value, str):
             raise ValueError(f"save_weights: metadata {key!r}: {value!r} must be str to str")
     tensors: dict[str, Tensor] = {}
-    for key, value in module.state_dict().items():
+    state, keys = module.state_dict(), plain_keys(module)
+    for key, value in ((keys[key], value) for key, value in state.items()):
         if not isinstance(value, Tensor) or value.is_meta or value.layout != torch.strided or value.is_quantized:
             raise ValueError(f"save_weights: {key} is {_kind(value)}; allowed are dense tensors that hold values")
         tensors[key] = value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
     content = safetensors.torch.save(tensors, metadata=dict(metadata or {}) or None)
-    _write_atomically(path, lambda file: file.write(content))
+    write_atomically(path, lambda file: file.write(content), owner="save_weights")
 
 
 def load_weights(
-    module: nn.Module, path: str | os.PathLike[str], *, strict: bool = True
+    module: nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    strict: bool = True,
+    misfits: Literal["raise", "drop"] = "raise",
 ) -> tuple[list[str], list[str]]:
-    """Copy a safetensors file into the module; returns the (missing, unexpected) keys, both empty if ``strict``.
+    """Copy a safetensors file into the module; returns the (missing, unexpected) keys: what of both was left.
 
     Everything is checked first, so that an error leaves the module unchanged. ``strict=False`` allows missing and
-    unexpected keys, never another shape or floats for integers. Values are converted to the module's precision and
-    device. A key that shares its memory with a key of the file counts as present. A truncated file is detected, a
-    flipped bit is not: safetensors has no checksum.
+    unexpected keys, never another shape or floats for integers. ``misfits="drop"`` leaves values of another shape where
+    they are and returns their keys in both lists: for weights of another number of classes. Values are converted to the
+    module's precision and device. A key that shares its memory with a key of the file counts as present. Wrappers are
+    looked through, as :func:`save_weights` does. A truncated file is detected, a flipped bit is not: safetensors has no
+    checksum.
 
-    Raises ValueError naming the path and the mismatch, or saying that it is not a safetensors file.
+    A module built on the meta device takes the file after ``to_empty``: constants that no file holds (anchors, mean and
+    deviation) come back by themselves, in detkit's modules; unsaved buffers of other libraries' modules do not.
+
+    Raises ValueError naming the path and the mismatch, or saying that it is no regular file, no safetensors file, or
+    that nothing in it fits.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "head.safetensors"
@@ -73,22 +86,28 @@ def load_weights(
     >>> load_weights(nn.Linear(2, 3), path, strict=False)
     (['bias'], [])
     """
+    if misfits not in ("raise", "drop"):
+        raise ValueError(f"load_weights: misfits={misfits!r}; allowed are 'drop' and 'raise'")
     with _open_weights(path, "load_weights") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
-    own = module.state_dict()
-    held = {_memory(own[key]) for key in tensors if key in own}
-    missing = [key for key, value in own.items() if key not in tensors and _memory(value) not in held]
-    unexpected = [key for key in tensors if key not in own]
-    problems = [
-        *([_listing("missing keys", missing), _listing("unexpected keys", unexpected)] if strict else []),
-        _listing("other shapes or types", _misfits(own, tensors)),
-        _listing("keys without memory (call to_empty first)", [key for key in tensors if _is_meta(own.get(key))]),
-    ]
-    if any(problems):
-        found = "; ".join(filter(None, problems))
-        hint = " (strict=False allows missing and unexpected keys)" if strict and (missing or unexpected) else ""
-        raise ValueError(f"load_weights: {Path(path)} does not fit {type(module).__name__}: {found}{hint}")
-    module.load_state_dict(tensors, strict=False)
+    keys, state = {plain: key for key, plain in plain_keys(module).items()}, module.state_dict()
+    own = {plain: state[key] for plain, key in keys.items()}
+    unfit = _misfits(own, tensors)
+    some_fit = bool(tensors.keys() & own.keys() - unfit.keys())
+    left = unfit.keys() if misfits == "drop" and some_fit else set()
+    fit = {key: value for key, value in tensors.items() if key in own and key not in left}
+    held = {_memory(own[key]) for key in fit}
+    missing = [key for key, value in own.items() if key not in fit and _memory(value) not in held]
+    unexpected = [key for key in tensors if key not in fit]
+    _check_fit(
+        f"load_weights: {Path(path)} does not fit {type(module).__name__}",
+        absent=[key for key in missing if strict and key not in left],
+        spare=[key for key in unexpected if strict and key not in left],
+        unfit=[] if left else [*unfit.values()],
+        unwritten=[key for key in fit if _is_meta(own[key])],
+        hint="" if misfits == "drop" else ' (misfits="drop" leaves other shapes and types)',
+    )
+    module.load_state_dict({keys[key]: value for key, value in fit.items()}, strict=False)
     return missing, unexpected
 
 
@@ -121,7 +140,7 @@ def save_checkpoint(state: dict[str, Any], path: str | os.PathLike[str]) -> None
     {'epoch': 7, 'random': [tensor([1, 2])]}
     """
     _check_plain(state, "state")
-    _write_atomically(path, lambda file: torch.save(state, file))
+    write_atomically(path, lambda file: torch.save(state, file), owner="save_checkpoint")
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -136,7 +155,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     >>> load_checkpoint(path)["lr"]
     0.1
     """
-    with Path(path).open("rb") as file:  # outside the try: a missing file stays a FileNotFoundError
+    with open_regular(path, owner="load_checkpoint") as file:
         try:
             damaged = zipfile.ZipFile(file).testzip()
             if damaged is not None:
@@ -153,38 +172,9 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     return state
 
 
-def _write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], object]) -> None:
-    """``write`` into a temporary file of the same folder, flush it to the disk, and rename it to ``path``."""
-    target = Path(path).resolve()  # through a link, as open() would
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"cannot save {target}: there is no folder {target.parent}")
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_folder(target.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """The rename itself must reach the disk; Windows has no such call."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _open_weights(path: str | os.PathLike[str], function: str) -> Any:
     """A safetensors reader; its header (sizes, offsets, file length) is checked when it opens."""
-    Path(path).open("rb").close()  # a missing or forbidden file keeps its own OSError
+    open_regular(path, owner=function).close()
     try:
         return safetensors.safe_open(os.fspath(path), framework="pt", device="cpu")
     except Exception as error:
@@ -193,14 +183,29 @@ def _open_weights(path: str | os.PathLike[str], function: str) -> Any:
         ) from error
 
 
-def _misfits(own: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> list[str]:
-    """Keys whose values cannot be copied faithfully: another shape, or floats into integers."""
+def _check_fit(
+    title: str, *, absent: list[str], spare: list[str], unfit: list[str], unwritten: list[str], hint: str
+) -> None:
+    """Raise ValueError with everything that does not fit, and what allows it."""
+    found = [
+        _listing("missing keys", absent),
+        _listing("unexpected keys", spare),
+        _listing("other shapes or types", unfit),
+        _listing("keys without memory (call to_empty first)", unwritten),
+    ]
+    if any(found):
+        loose = " (strict=False allows missing and unexpected keys)" if absent or spare else ""
+        raise ValueError(f"{title}: {'; '.join(filter(None, found))}{loose}{hint if unfit else ''}")
+
+
+def _misfits(own: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Keys whose values cannot be copied faithfully (another shape, or floats into integers), each with the reason."""
     pairs = [(key, value, own[key]) for key, value in tensors.items() if isinstance(own.get(key), Tensor)]
-    return [
-        f"{key} (file {tuple(value.shape)} {value.dtype}, module {tuple(place.shape)} {place.dtype})"
+    return {
+        key: f"{key} (file {tuple(value.shape)} {value.dtype}, module {tuple(place.shape)} {place.dtype})"
         for key, value, place in pairs
         if place.shape != value.shape or not torch.can_cast(value.dtype, place.dtype)
-    ]
+    }
 
 
 def _memory(value: Any) -> tuple[Any, ...]:

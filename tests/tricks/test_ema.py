@@ -171,20 +171,92 @@ def test_a_copy_of_the_average_goes_on_by_itself(generator):
     assert_same_state(average, frozen)
 
 
-def test_a_distributed_model_is_averaged_through_its_module(tmp_path, generator):
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        nn.DataParallel,
+        DistributedDataParallel,
+        pytest.param(lambda model: torch.compile(model, backend="eager"), marks=pytest.mark.slow(3)),
+    ],
+    ids=["DataParallel", "DistributedDataParallel", "compiled"],
+)
+def test_a_wrapped_model_is_averaged_as_what_it_wraps(wrap, tmp_path, generator):
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
     try:
-        wrapped = DistributedDataParallel(Masked())
-        average = ExponentialMovingAverage(wrapped.module, decay=0.5)
-        train_step(wrapped, generator)
-        average.update_parameters(wrapped.module)
-        assert_same_state(average.module, wrapped.module)
-        with pytest.raises(ValueError, match=r"hand over model\.module"):
-            average.update_parameters(wrapped)
-        with pytest.raises(ValueError, match=r"hand over model\.module"):
-            ExponentialMovingAverage(wrapped)
+        model = Masked()
+        average, direct = ExponentialMovingAverage(wrap(model), decay=0.5), ExponentialMovingAverage(model, decay=0.5)
+        for _ in range(2):
+            train_step(model, generator)
+            average.update_parameters(wrap(model))
+            direct.update_parameters(model)
+        assert_same_state(average, direct)
     finally:
         torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("key", ["linear.weight", "norm.bias", "norm.running_mean", "scale"])
+@pytest.mark.parametrize("first", [True, False])
+def test_a_step_to_values_that_are_not_finite_is_named_and_never_averaged(key, first, generator):
+    model = Masked()
+    average = ExponentialMovingAverage(model, decay=0.9)
+    if not first:
+        train_step(model, generator)
+        average.update_parameters(model)
+    before, good = copy.deepcopy(average), copy.deepcopy(model.state_dict())
+    train_step(model, generator)
+    value = dict([*model.named_parameters(), *model.named_buffers()])[key]
+    value.detach().view(-1)[1] = torch.nan
+    with pytest.warns(UserWarning, match=rf"an update was left out: {key} holds 1 of {value.numel()} values"):
+        average.update_parameters(model)
+    assert_same_state(average, before)
+    assert torch.equal(average.module.scale, before.module.scale)
+    model.load_state_dict(good)
+    model.scale.fill_(1)
+    for one in (average, before):
+        one.update_parameters(model)
+    assert_same_state(average, before)
+
+
+def test_an_infinite_parameter_is_left_out_and_a_buffer_that_is_nan_from_the_start_is_not(generator):
+    model = Masked()
+    model.lowest.fill_(torch.nan)
+    average = ExponentialMovingAverage(model, decay=0.5, warmup=False)
+    train_step(model, generator)
+    average.update_parameters(model)
+    assert int(average.n_averaged) == 1
+    model.linear.bias.detach()[0] = torch.inf
+    with pytest.warns(UserWarning, match=r"linear\.bias holds 1 of 4"):
+        average.update_parameters(model)
+    assert int(average.n_averaged) == 1
+
+
+def test_what_is_left_out_on_an_accelerator_changes_no_value_without_a_look_at_the_host(monkeypatch, generator):
+    """The form for accelerators, on the CPU: the answer of :meth:`_is_finite` says that it lies elsewhere."""
+
+    class Elsewhere(torch.Tensor):
+        device = property(lambda self: torch.device("cuda"))
+
+        def __bool__(self):
+            raise AssertionError("the host waits for the accelerator")
+
+        def to(self, device):
+            return self.as_subclass(Tensor)
+
+    model = Masked()
+    average = ExponentialMovingAverage(model, decay=0.5)
+    train_step(model, generator)
+    average.update_parameters(model)
+    answer = average._is_finite
+    monkeypatch.setattr(average, "_is_finite", lambda model: answer(model).as_subclass(Elsewhere))
+    before, good = copy.deepcopy(average.module), copy.deepcopy(model.state_dict())
+    model.linear.weight.detach()[0] = torch.nan
+    average.update_parameters(model)
+    assert_same_state(average.module, before)
+    model.load_state_dict(good)
+    train_step(model, generator)
+    average.update_parameters(model)
+    assert not torch.equal(average.module.linear.weight, before.linear.weight)
+    assert average.module.linear.weight.isfinite().all()
 
 
 def test_another_model_is_refused_and_changes_nothing():
