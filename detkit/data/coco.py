@@ -10,7 +10,7 @@ from torchvision import tv_tensors
 
 from detkit._rle import draw_mask
 from detkit.data.coco_json import CocoRecords, read_coco
-from detkit.data.files import read_image, resolve_inside
+from detkit.data.files import read_image
 from detkit.data.truth import Degenerate, Transforms, check_degenerate, make_target
 from detkit.structures import Target
 
@@ -53,13 +53,19 @@ class CocoDataset(Dataset[tuple[Any, Target]]):
         masks: bool = False,
         keypoints: bool = False,
         degenerate: Degenerate = "drop",
+        tidy_categories: bool = False,
     ) -> None:
         check_degenerate(degenerate, owner="CocoDataset")
         self.image_folder = Path(image_folder)
         self.transforms = transforms
-        self.records: CocoRecords = read_coco(annotation_file, masks=masks, keypoints=keypoints, degenerate=degenerate)
-        for index, name in enumerate(self.records.file_names):
-            resolve_inside(self.image_folder, name, owner=self._owner(index))
+        self.records: CocoRecords = read_coco(
+            annotation_file,
+            self.image_folder,
+            masks=masks,
+            keypoints=keypoints,
+            degenerate=degenerate,
+            tidy_categories=tidy_categories,
+        )
 
     @property
     def categories(self) -> list[str]:
@@ -79,7 +85,7 @@ class CocoDataset(Dataset[tuple[Any, Target]]):
     @property
     def id_to_label(self) -> dict[int, int]:
         """Label of each category id."""
-        return {category_id: label for label, category_id in enumerate(self.records.category_ids)}
+        return dict(self.records.id_to_label)
 
     @property
     def image_ids(self) -> list[int]:

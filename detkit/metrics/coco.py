@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from detkit._faults import Degenerate, check_degenerate
 from detkit._json_file import read_json
 from detkit.metrics.categories import category_names, frequency_groups
 from detkit.metrics.coco_json import read_records
@@ -105,10 +106,14 @@ class CocoMetrics:
         federated: bool = False,
         engine: str | None = None,
         keypoint_sigmas: Sequence[float] = COCO_SIGMAS,
+        degenerate: Degenerate = "drop",
     ) -> "CocoMetrics":
         """Metrics that hold a COCO (or, federated, LVIS) data set and results, given as dicts or paths of JSON files.
 
-        Class i is the category with the i-th smallest id. Raises ValueError naming the entry of the file.
+        Class i is the category with the i-th smallest id. Fields are read as :class:`~detkit.data.CocoDataset` reads
+        them: objects that are none (a box without width or height, ...) are dropped from the ground truth with one
+        warning, or an error (``degenerate="raise"``). Sizes of images are needed only for polygons. Raises ValueError
+        naming the file, and of each kind of fault the first entry and how many there are.
 
         >>> truth = {"images": [{"id": 1}], "categories": [{"id": 3, "name": "cat"}], "annotations": [
         ...     {"id": 1, "image_id": 1, "category_id": 3, "bbox": [0, 0, 9, 9], "area": 81, "iscrowd": 0}]}
@@ -117,11 +122,15 @@ class CocoMetrics:
         """
         types = _iou_types(iou_types)
         points = len(keypoint_sigmas) if "keypoints" in types else None
+        check_degenerate(degenerate, owner="CocoMetrics.from_json")
+        given = {"CocoMetrics.from_json: ground truth": ground_truth, "CocoMetrics.from_json: results": results}
         truth, found = (
-            read_json(source, owner=name) if isinstance(source, str | Path) else source
-            for source, name in ((ground_truth, "ground truth"), (results, "results"))
+            read_json(file, owner=name) if isinstance(file, str | Path) else file for name, file in given.items()
         )
-        categories, records = read_records(truth, found, masks="segm" in types, points=points)
+        first, second = (f"{name}: {file}" if isinstance(file, str | Path) else name for name, file in given.items())
+        categories, records = read_records(
+            truth, found, masks="segm" in types, points=points, degenerate=degenerate, sources=(first, second)
+        )
         metrics = cls(
             categories,
             iou_types=types,
