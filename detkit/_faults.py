@@ -107,7 +107,7 @@ def judge_boxes(
     picture, 0 where that is not known; ``name`` says what a box is called; only those ``among`` are looked at.
 
     >>> faults = Faults("a.json", policy="drop")
-    >>> judge_boxes(np.array([[0, 0, 1, 1], [9, 0, 12, 4]]), np.array([[6, 8], [6, 8]]), "box {}".format, faults)
+    >>> judge_boxes(np.array([[0.0, 0, 1, 1], [9, 0, 12, 4]]), np.array([[6, 8], [6, 8]]), "box {}".format, faults)
     array([ True, False])
     """
     looked = np.ones(len(boxes), bool) if among is None else among

@@ -129,7 +129,9 @@ def mask_areas(masks: Sequence[Rle]) -> NDArray[np.float64]:
     >>> mask_areas(encode_masks(np.ones((2, 4, 5), dtype=bool)))
     array([20., 20.])
     """
-    return np.asarray(coco_mask.area(list(masks)), dtype=np.float64).reshape(-1)
+    # pycocotools holds the number of masks in eight bits: with NumPy 2, more than 255 are an OverflowError.
+    parts = [coco_mask.area(list(masks[start : start + 255])) for start in range(0, len(masks), 255)]
+    return np.concatenate([np.zeros(0), *parts]).astype(np.float64)
 
 
 def mask_boxes(masks: Sequence[Rle]) -> NDArray[np.float64]:

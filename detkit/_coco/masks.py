@@ -105,12 +105,13 @@ def _with_area(segmentation: Segmentation, name: str) -> tuple[Segmentation, lis
         if not segmentation[1::2].any():
             raise MaskFault(name, "segmentation", "has no pixel")
         return segmentation, []
-    good = [polygon for polygon in segmentation if _encloses(polygon)]
-    flat = [
-        MaskFault(name, "polygon without area", shown(polygon.tolist()))
-        for polygon in segmentation
-        if not _encloses(polygon)
-    ]
+    good: list[NDArray[np.float64]] = []
+    flat: list[MaskFault] = []
+    for polygon in segmentation:
+        if _encloses(polygon):
+            good.append(polygon)
+        else:
+            flat.append(MaskFault(name, "polygon without area", shown(polygon.tolist())))
     if not good:
         raise flat[0]
     return good, flat
@@ -119,7 +120,7 @@ def _with_area(segmentation: Segmentation, name: str) -> tuple[Segmentation, lis
 def _encloses(polygon: NDArray[np.float64]) -> bool:
     """Whether any triangle of the first point and an edge has an area; rounding leaves less than a millionth."""
     x, y = polygon[0::2] - polygon[0], polygon[1::2] - polygon[1]
-    return bool(np.abs(x[:-1] * y[1:] - y[:-1] * x[1:]).max() > 1e-6)
+    return bool((np.abs(x[:-1] * y[1:] - y[:-1] * x[1:]) > 1e-6).any())
 
 
 def _tell(problems: Mapping[int, MaskFault], count: int, mark: Mark) -> None:

@@ -174,11 +174,11 @@ def _area(
 
 def _keypoints(table: Table, points: int, verdict: _Verdict) -> NDArray[np.float64]:
     """Keypoints (A, P, 3) as x, y and visibility, or score; where the visibility is 0, x and y mean nothing."""
-    read = read_lists(table.column("keypoints"), 3 * points).reshape(-1, points, 3)
+    read = read_lists(table.column("keypoints"), 3 * points).reshape(len(table.entries), points, 3)
     visibility, truth = read[..., 2], verdict.truth
     unseen = (visibility == 0) & truth
     read[..., :2][unseen & np.isnan(read[..., :2]).any(-1)] = 0
-    unread = np.isnan(read).all((1, 2)) if points else np.zeros(len(read), bool)
+    unread = np.isnan(read).all((1, 2)) & (points > 0)
     verdict.field(unread, "keypoints", f"{points} times x, y, visibility: {3 * points} finite numbers")
     strange = np.isnan(read).any((1, 2)) | (truth & ~np.isin(visibility, (0, 1, 2)).all(1))
     third = "visibility with visibility 0, 1 or 2" if truth else "score"

@@ -109,7 +109,7 @@ def _entries(document: Any, key: str, has_truth: bool, faults: Faults) -> Sequen
         return []
     bad = [not isinstance(entry, Mapping) for entry in entries]
     faults.refuse(bad, lambda row: f"{key}[{row}] is {shown(entries[row])}; allowed is a dict")
-    return entries
+    return [] if any(bad) else entries
 
 
 def _ids(table: Table, faults: Faults) -> NDArray[np.int64]:

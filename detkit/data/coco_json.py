@@ -74,7 +74,7 @@ def read_coco(
     bad = [not isinstance(name, str) for name in categories.column("name")]
     faults.refuse(bad, lambda row: categories.fault(row, "name", "text"))
     names, sizes = read_pictures(document.images, image_folder, faults)
-    points = _points(categories, faults) if keypoints else None
+    points = _points(categories, document.annotations, faults) if keypoints else None
     rows, kept = read_objects(document.annotations, document, sizes, Fields(masks, points), faults)
     if masks:
         _bound_masks(rows.images[kept], sizes, document.images, faults)
@@ -108,10 +108,10 @@ def _by_image(images: NDArray[np.int64], kept: NDArray[np.bool_]) -> NDArray[np.
     return rows[np.argsort(images[rows], kind="stable")]
 
 
-def _points(categories: Table, faults: Faults) -> int:
+def _points(categories: Table, annotations: Table, faults: Faults) -> int:
     """How many keypoints an object has: those that a category names, the most of any."""
     points = max((len(names) for names in categories.column("keypoints") if isinstance(names, list)), default=0)
-    faults.refuse([not points], lambda _: "keypoints=True, but no category names its keypoints")
+    faults.refuse([not points and len(annotations.entries) > 0], lambda _: "keypoints=True, but no category names its keypoints")
     return points
 
 

@@ -27,7 +27,8 @@ def read_pictures(images: Table, folder: str | Path | None, faults: Faults) -> t
     """
     offered = [_offered_names(image) for image in images.entries]
     found = [(names[0], name_problem(names[0])) if folder is None else find_name(folder, names) for names in offered]
-    names, problems = [name for name, _ in found], np.array([problem for _, problem in found], object)
+    names = [name if problem in ("", MISSING) else "" for name, problem in found]
+    problems = np.array([problem for _, problem in found], object)
     for kind in dict.fromkeys(problem for problem in problems if problem not in ("", MISSING)):
         faults.refuse(problems == kind, lambda row, kind=kind: _of_name(images, row, kind))
     missing = problems == MISSING
