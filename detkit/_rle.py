@@ -26,7 +26,7 @@ Rle = dict[str, Any]
 """A compressed mask as pycocotools holds it: ``{"size": [height, width], "counts": bytes}``."""
 
 
-class MaskFault(ValueError):
+class MaskError(ValueError):
     """What is wrong with a segmentation; ``kind`` are the words that all faults of a kind share."""
 
     def __init__(self, owner: str, kind: str, found: str) -> None:
@@ -51,10 +51,10 @@ def check_segmentation(value: Any, *, size: tuple[int, int], owner: str) -> Segm
     return segmentation
 
 
-def read_segmentation(value: Any, *, size: tuple[int, int], owner: str) -> tuple[Segmentation, list[MaskFault]]:
+def read_segmentation(value: Any, *, size: tuple[int, int], owner: str) -> tuple[Segmentation, list[MaskError]]:
     """As :func:`check_segmentation`, but polygons at fault are left out, and what is wrong with each is returned.
 
-    Raises MaskFault, a ValueError, if nothing is left.
+    Raises MaskError, a ValueError, if nothing is left.
 
     >>> triangle = [0, 0, 2, 0, 2, 2]
     >>> polygons, spoiled = read_segmentation([triangle, [0, 0, 1, 1]], size=(2, 3), owner="annotation id=1")
@@ -62,16 +62,16 @@ def read_segmentation(value: Any, *, size: tuple[int, int], owner: str) -> tuple
     (1, 1)
     """
     if min(size) < 1 or size[0] * size[1] > MAX_PIXELS:
-        raise MaskFault(owner, "the image is", f"{size[0]} x {size[1]}; allowed are 1 to {MAX_PIXELS} pixels")
+        raise MaskError(owner, "the image is", f"{size[0]} x {size[1]}; allowed are 1 to {MAX_PIXELS} pixels")
     if isinstance(value, Mapping):
         return _check_runs(value, size, owner), []
     if not isinstance(value, Sequence) or not len(value) or isinstance(value, str | bytes):
-        raise MaskFault(owner, "segmentation is", f"{shown(value)}; allowed are polygons, or a dict of size and counts")
+        raise MaskError(owner, "segmentation is", f"{shown(value)}; allowed are polygons, or a dict of size and counts")
     polygons, spoiled = [], []
     for polygon in [value] if isinstance(value[0], Real) else value:
         try:
             polygons.append(_check_polygon(polygon, size, owner))
-        except MaskFault as fault:
+        except MaskError as fault:
             spoiled.append(fault)
     if not polygons:
         raise spoiled[0]
@@ -178,13 +178,13 @@ def parse_counts(text: str | bytes) -> NDArray[np.int64]:
 def _check_runs(value: Mapping[str, Any], size: tuple[int, int], owner: str) -> NDArray[np.int64]:
     found, pixels = value.get("size"), size[0] * size[1]
     if not isinstance(found, Sequence) or tuple(found) != tuple(size):
-        raise MaskFault(owner, "runs of size", f"{shown(found)}; allowed is the image's (height, width) {size}")
+        raise MaskError(owner, "runs of size", f"{shown(found)}; allowed is the image's (height, width) {size}")
     runs = _read_counts(value.get("counts"), owner)
     # Each run is bounded first: only then can the sum not overflow.
     for run in runs[(runs < 0) | (runs > pixels)][:1]:
-        raise MaskFault(owner, "runs hold", f"{run}; allowed are runs of 0 to {pixels} pixels")
+        raise MaskError(owner, "runs hold", f"{run}; allowed are runs of 0 to {pixels} pixels")
     if runs.sum() != pixels:
-        raise MaskFault(
+        raise MaskError(
             owner, "runs add up to", f"{runs.sum()}; allowed are runs >= 0 that add up to {pixels}, the image's pixels"
         )
     return runs
@@ -195,24 +195,24 @@ def _read_counts(counts: Any, owner: str) -> NDArray[np.int64]:
         try:
             return parse_counts(counts)
         except ValueError as error:
-            raise MaskFault(owner, "runs: counts", f"{shown(counts)} {error}") from None
+            raise MaskError(owner, "runs: counts", f"{shown(counts)} {error}") from None
     runs = _numbers(counts, np.int64, int, np.integer)
     if runs is None:
-        raise MaskFault(owner, "runs: counts", f"{shown(counts)}; allowed are a list of integers, or text")
+        raise MaskError(owner, "runs: counts", f"{shown(counts)}; allowed are a list of integers, or text")
     return runs
 
 
 def _check_polygon(polygon: Any, size: tuple[int, int], owner: str) -> NDArray[np.float64]:
     read = _numbers(polygon, np.float64, int, float, np.integer, np.floating)
     if read is None or read.size < 6 or read.size % 2:
-        raise MaskFault(
+        raise MaskError(
             owner, "polygon", f"{shown(polygon)}; allowed is [x, y, x, y, x, y, ...] of three points or more"
         )
     points, limits = read.reshape(-1, 2), np.array([size[1], size[0]])
     # Drawing takes memory by the length of the outline, so an outline far outside is refused.
     near = ((points >= -limits) & (points <= 2 * limits)).all(axis=1)
     for point in points[~near][:1].tolist():
-        raise MaskFault(
+        raise MaskError(
             owner,
             "polygon point",
             f"{point}; allowed are finite points at most one image size outside of {size}",

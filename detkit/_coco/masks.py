@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from detkit._coco.columns import read_lists
 from detkit._coco.tables import Table
 from detkit._faults import Faults, shown
-from detkit._rle import MaskFault, Segmentation, compress_segmentation, mask_areas, mask_boxes, read_segmentation
+from detkit._rle import MaskError, Segmentation, compress_segmentation, mask_areas, mask_boxes, read_segmentation
 
 Mark = Callable[[NDArray[np.bool_], Callable[[int], str]], None]
 """What becomes of objects (A,) with one kind of fault, and what to say of one of them."""
@@ -28,7 +28,8 @@ def complete_sizes(sizes: NDArray[np.int64], table: Table, images: NDArray[np.in
     """Fill in sizes (M, 2) that are 0 from the runs of the objects, which say what they are for; ``images`` (A,).
 
     >>> sizes = np.zeros((1, 2), np.int64)
-    >>> complete_sizes(sizes, Table("annotation", [{"segmentation": {"size": [4, 6], "counts": [24]}}]), np.zeros(1, int))
+    >>> table = Table("annotation", [{"segmentation": {"size": [4, 6], "counts": [24]}}])
+    >>> complete_sizes(sizes, table, np.zeros(1, int))
     >>> sizes
     array([[4, 6]])
     """
@@ -48,20 +49,20 @@ def read_masks(
     or an area. A polygon in an image of unknown size (0, 0) is always an error.
     """
     read: list[Segmentation | None] = [None] * len(table.entries)
-    spoiled: list[MaskFault] = []
-    problems: dict[int, MaskFault] = {}
+    spoiled: list[MaskError] = []
+    problems: dict[int, MaskError] = {}
     for row in rows.tolist():
         value, name = table.entries[row].get("segmentation"), table.name(row)
         try:
             if is_none(value):
-                raise MaskFault(name, "segmentation", _nothing(table, row))
+                raise MaskError(name, "segmentation", _nothing(table, row))
             if not sizes[row].all():
-                raise MaskFault(name, "segmentation", "needs the height and width of its image, which are not given")
+                raise MaskError(name, "segmentation", "needs the height and width of its image, which are not given")
             height, width = sizes[row].tolist()
             read[row], parts = read_segmentation(value, size=(height, width), owner=name)
             read[row], flat = _with_area(read[row], name) if truth else (read[row], [])
             spoiled += parts + flat
-        except MaskFault as fault:
+        except MaskError as fault:
             problems[row], read[row] = fault, None
     _tell(problems, len(read), mark)
     for kind in dict.fromkeys(fault.kind for fault in spoiled):
@@ -99,19 +100,19 @@ def _nothing(table: Table, row: int) -> str:
     return f"is {found}; allowed are polygons, or a dict of size and counts, where masks are read"
 
 
-def _with_area(segmentation: Segmentation, name: str) -> tuple[Segmentation, list[MaskFault]]:
-    """A mask without the polygons that enclose no area, and these; MaskFault if nothing is left."""
+def _with_area(segmentation: Segmentation, name: str) -> tuple[Segmentation, list[MaskError]]:
+    """A mask without the polygons that enclose no area, and these; MaskError if nothing is left."""
     if not isinstance(segmentation, list):
         if not segmentation[1::2].any():
-            raise MaskFault(name, "segmentation", "has no pixel")
+            raise MaskError(name, "segmentation", "has no pixel")
         return segmentation, []
     good: list[NDArray[np.float64]] = []
-    flat: list[MaskFault] = []
+    flat: list[MaskError] = []
     for polygon in segmentation:
         if _encloses(polygon):
             good.append(polygon)
         else:
-            flat.append(MaskFault(name, "polygon without area", shown(polygon.tolist())))
+            flat.append(MaskError(name, "polygon without area", shown(polygon.tolist())))
     if not good:
         raise flat[0]
     return good, flat
@@ -123,7 +124,7 @@ def _encloses(polygon: NDArray[np.float64]) -> bool:
     return bool((np.abs(x[:-1] * y[1:] - y[:-1] * x[1:]) > 1e-6).any())
 
 
-def _tell(problems: Mapping[int, MaskFault], count: int, mark: Mark) -> None:
+def _tell(problems: Mapping[int, MaskError], count: int, mark: Mark) -> None:
     for kind in dict.fromkeys(fault.kind for fault in problems.values()):
         bad = np.zeros(count, bool)
         bad[[row for row, fault in problems.items() if fault.kind == kind]] = True

@@ -117,7 +117,7 @@ def _ids(table: Table, faults: Faults) -> NDArray[np.int64]:
     ids, bad = read_integers(column, text=True)  # references to ids in text are not faults of their own
     bad |= np.array([isinstance(value, str) for value in column], bool)
     faults.refuse(bad, lambda row: table.fault(row, "id", "an integer within 64 bits, the same in every reference"))
-    unique, first, counts = np.unique(ids, return_index=True, return_counts=True)
+    _, first, counts = np.unique(ids, return_index=True, return_counts=True)
     faults.refuse(
         (counts > 1) & ~bad[first],
         lambda row: f"{table.name(int(first[row]))} stands there {counts[row]} times; allowed is each id once",

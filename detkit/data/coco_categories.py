@@ -21,26 +21,33 @@ def group_categories(categories: Table, owners: NDArray[np.int64], *, tidy: bool
     """
     names = [row["name"] for row in categories.entries]
     grouping = _grouping(categories, names, owners)
-    first = {name: row for row, name in reversed([*enumerate(names)])}
-    repeated = [row for row, name in enumerate(names) if first[name] != row and not grouping[row]]
+    first = {name: row for row, name in reversed([*enumerate(names)]) if not grouping[row]}
+    own = [row for row, name in enumerate(names) if first.get(name) == row]
     if tidy:
-        labels = np.cumsum([first[name] == row and not grouping[row] for row, name in enumerate(names)], dtype=np.int64)
-        return np.where(grouping, -1, labels[[first[name] for name in names]] - 1) if names else labels
-    if grouping.any() or repeated:
-        groups = [f"{categories.name(row)} ({shown(names[row])})" for row in np.flatnonzero(grouping)]
-        twice = [
-            f"{categories.name(row)} is named {shown(names[row])} like {categories.name(first[names[row]])}"
-            for row in repeated
-        ]
-        words = [*(f"{group} only groups others" for group in groups), *twice]
-        warnings.warn(
-            f"{source}: {'; '.join(words)}; each is a label of its own: tidy_categories=True drops and merges them",
-            stacklevel=4,
-        )
+        labels = {names[row]: label for label, row in enumerate(own)}
+        return np.array([-1 if grouping[row] else labels[name] for row, name in enumerate(names)], np.int64)
+    twice = [(row, first[name]) for row, name in enumerate(names) if not grouping[row] and first[name] != row]
+    _warn(categories, grouping, twice, source)
     return np.arange(len(names))
 
 
+def _warn(categories: Table, grouping: NDArray[np.bool_], twice: list[tuple[int, int]], source: str) -> None:
+    def shown_name(row: int) -> str:
+        return shown(categories.entries[row]["name"])
+
+    groups = [
+        f"{categories.name(row)} ({shown_name(row)}) only groups others" for row in np.flatnonzero(grouping).tolist()
+    ]
+    same = [f"{categories.name(row)} is named {shown_name(row)} like {categories.name(one)}" for row, one in twice]
+    if groups or same:
+        warnings.warn(
+            f"{source}: {'; '.join(groups + same)}; each is a label of its own: tidy_categories=True drops and merges them",
+            stacklevel=5,
+        )
+
+
 def _grouping(categories: Table, names: list[str], owners: NDArray[np.int64]) -> NDArray[np.bool_]:
-    parents = {row.get("supercategory") for row in categories.entries if row.get("supercategory") != row["name"]}
-    owned = np.bincount(owners, minlength=len(names)) > 0
-    return np.array([name in parents for name in names], bool) & ~owned
+    """Rows without annotations that are the supercategory of others, but not of themselves as COCO's person is."""
+    parents = categories.column("supercategory")
+    groups = [name in parents and name != parent for name, parent in zip(names, parents, strict=True)]
+    return np.array(groups, bool) & (np.bincount(owners, minlength=len(names)) == 0)

@@ -1,4 +1,4 @@
-"""A COCO annotation file as arrays, with the pictures that it names: all faults surface at once and name their entry."""
+"""A COCO annotation file and the pictures that it names, as arrays: all faults surface at once and name their entry."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -6,9 +6,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from detkit._coco.crowds import warn_of_crowds
 from detkit._coco.rows import Fields, read_objects
 from detkit._coco.tables import Document, Table
-from detkit._coco.crowds import warn_of_crowds
 from detkit._faults import Degenerate, Faults
 from detkit._json_file import read_json
 from detkit._rle import Segmentation
@@ -111,7 +111,9 @@ def _by_image(images: NDArray[np.int64], kept: NDArray[np.bool_]) -> NDArray[np.
 def _points(categories: Table, annotations: Table, faults: Faults) -> int:
     """How many keypoints an object has: those that a category names, the most of any."""
     points = max((len(names) for names in categories.column("keypoints") if isinstance(names, list)), default=0)
-    faults.refuse([not points and len(annotations.entries) > 0], lambda _: "keypoints=True, but no category names its keypoints")
+    faults.refuse(
+        [not points and len(annotations.entries) > 0], lambda _: "keypoints=True, but no category names its keypoints"
+    )
     return points
 
 

@@ -67,7 +67,9 @@ def test_a_file_without_any_entry_is_an_empty_data_set(tmp_path):
     "document", [[], None, 3, {}, {**GOOD, "images": {}}, {**GOOD, "annotations": None}, {**GOOD, "categories": [3]}]
 )
 def test_a_document_of_another_form_is_refused(tmp_path, document):
-    with pytest.raises(ValueError, match=r"CocoDataset: .*a\.json: (2 kinds of faults:\s+)?(holds|images|annotations|categories)"):
+    with pytest.raises(
+        ValueError, match=r"CocoDataset: .*a\.json: (2 kinds of faults:\s+)?(holds|images|annotations|categories)"
+    ):
         read_coco(write(tmp_path, document))
 
 
@@ -154,7 +156,9 @@ def test_all_kinds_of_faults_are_told_at_once_with_their_first_place_and_count(t
 def test_all_kinds_of_objects_that_are_none_stand_in_one_warning(tmp_path):
     document = copy.deepcopy(GOOD)
     document["annotations"] = [{**GOOD["annotations"][0], "id": i} for i in range(6)]
-    for annotation, box in zip(document["annotations"], ([], None, [1, 1, 0, 4], [NAN] * 4, [99, 0, 4, 4]), strict=False):
+    for annotation, box in zip(
+        document["annotations"], ([], None, [1, 1, 0, 4], [NAN] * 4, [99, 0, 4, 4]), strict=False
+    ):
         annotation["bbox"] = box
     with pytest.warns(UserWarning, match="4 kinds of faults") as seen:
         records = read_coco(write(tmp_path, document))
@@ -198,7 +202,8 @@ def test_the_one_bad_box_among_many_is_found(tmp_path):
 @pytest.mark.parametrize("entries", [{"id": None}, {"id": "x"}, {"id": 1.5}, {"id": 2**63}, {"id": 11}], ids=str)
 def test_an_annotation_id_that_is_missing_ill_typed_or_there_twice_is_refused(tmp_path, entries):
     with pytest.raises(
-        ValueError, match=r"a\.json: annotation (at position 2|id='x'|id=1\.5|id=9223372036854775808.*64 bits|id=11 stands there 2 times)"
+        ValueError,
+        match=r"a\.json: annotation (at position 2|id='x'|id=1\.5|id=9223\d*:.*64 bits|id=11 stands there 2 times)",
     ):
         read_coco(write(tmp_path, changed("annotations", 2, **entries)))
 
@@ -323,7 +328,7 @@ def test_objects_without_a_mask_are_dropped_where_masks_are_read_and_the_others_
     assert [polygons[0].tolist() for polygons in records.segmentations] == [SQUARE]
     assert records.area.tolist() == [16]
     for words in (
-        "annotation id=0: segmentation is []; allowed are polygons, or a dict of size and counts, where masks are read (2",
+        "annotation id=0: segmentation is []; allowed are polygons, or a dict of size and counts",
         "annotation id=3: polygon without area [0.0, 0.0, 4.0, 0.0, ",
         "annotation id=4: polygon [0, 0, 4, 4]; allowed is [x, y, x, y, x, y, ...] of three points or more",
         "4 of 5 boxes were dropped",

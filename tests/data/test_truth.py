@@ -31,6 +31,8 @@ def test_the_truth_of_a_coco_file_is_the_coco_file(detkit_data, monkeypatch):
 
 def test_keypoints_stand_in_the_truth_with_their_count(detkit_data, tmp_path):
     file = detkit_data / "evaluator_fixtures" / "annotations" / "keypoints_gt.json"
+    for image in json.loads(file.read_text())["images"]:
+        (tmp_path / image["file_name"]).touch()
     found = coco_ground_truth(CocoDataset(tmp_path, file, keypoints=True))["annotations"]
     for entry, record in zip(found, json.loads(file.read_text())["annotations"], strict=True):
         assert entry["keypoints"] == record["keypoints"]
