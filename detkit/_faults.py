@@ -117,8 +117,10 @@ def judge_boxes(
     beyond = (high <= 0).any(1) | ((low >= sizes[:, ::-1]) & (sizes[:, ::-1] > 0)).any(1)
     outside = beyond & (sizes > 0).all(1)
 
-    def kind(bad: NDArray[np.bool_], words: Callable[[int], str]) -> None:
-        faults.drop(looked & bad, lambda row: f"{name(row)}: the box {boxes[row].tolist()} (xyxy) {words(row)}")
+    def kind(bad: ArrayLike, words: Callable[[int], str]) -> None:
+        faults.drop(
+            looked & np.asarray(bad), lambda row: f"{name(row)}: the box {boxes[row].tolist()} (xyxy) {words(row)}"
+        )
 
     kind(~finite, lambda _: "is not finite")
     kind(finite & inverted, lambda _: "is inverted; allowed is x1 <= x2 and y1 <= y2")

@@ -6,7 +6,6 @@ compressed for pycocotools, and always from the checked runs, never from the ori
 """
 
 from collections.abc import Mapping, Sequence
-from numbers import Real
 from reprlib import repr as shown
 from typing import Any
 
@@ -68,7 +67,7 @@ def read_segmentation(value: Any, *, size: tuple[int, int], owner: str) -> tuple
     if not isinstance(value, Sequence) or not len(value) or isinstance(value, str | bytes):
         raise MaskError(owner, "segmentation is", f"{shown(value)}; allowed are polygons, or a dict of size and counts")
     polygons, spoiled = [], []
-    for polygon in [value] if isinstance(value[0], Real) else value:
+    for polygon in [value] if isinstance(value[0], int | float | np.number) else value:
         try:
             polygons.append(_check_polygon(polygon, size, owner))
         except MaskError as fault:

@@ -7,7 +7,6 @@ as a flag that is not set. Everything else comes back as what cannot be read: Na
 import re
 from collections.abc import Sequence
 from itertools import chain
-from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 MAX_COORDINATE = float(1 << 31)
 """Larger coordinates, in either direction, are refused."""
 _LARGEST = 1e300
+_REAL = (int, float, np.integer, np.floating)
 _TEXT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
 _FLAGS = {"": 0, "0": 0, "false": 0, "no": 0, "unspecified": 0, "1": 1, "true": 1, "yes": 1}
 
@@ -80,7 +80,7 @@ def read_flags(values: Sequence[Any]) -> tuple[NDArray[np.bool_], NDArray[np.boo
 def _number(value: Any, limit: float) -> float:
     if isinstance(value, str):
         value = float(value) if len(value) < 400 and _TEXT.fullmatch(value.strip()) else None
-    if not isinstance(value, Real) or isinstance(value, bool | np.bool_) or not abs(value) <= limit:
+    if not isinstance(value, _REAL) or isinstance(value, bool) or not abs(value) <= limit:
         return np.nan
     return float(value)
 
@@ -108,4 +108,4 @@ def _flag(value: Any) -> int | None:
         return 0
     if isinstance(value, str):
         return _FLAGS.get(value.strip().lower())
-    return int(value) if isinstance(value, Real | np.bool_) and value in (0, 1) else None
+    return int(value) if isinstance(value, (*_REAL, np.bool_)) and value in (0, 1) else None

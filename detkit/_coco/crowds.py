@@ -15,10 +15,10 @@ def warn_of_crowds(labels: NDArray[np.int64], crowd: NDArray[np.bool_], names: S
     >>> warn_of_crowds(np.array([0, 0]), np.array([True, False]), ["cat"], source="a.json")
     """
     total, crowds = (np.bincount(rows, minlength=len(names)) for rows in (labels, labels[crowd]))
-    only = np.flatnonzero((total > 0) & (total == crowds))
+    only = np.flatnonzero((total > 0) & (total == crowds)).tolist()
     if not len(labels):
         warnings.warn(f"{source}: holds no object", stacklevel=4)
-    elif len(only):
+    elif only:
         listed = ", ".join(f"{names[label]!r} ({total[label]})" for label in only)
         warnings.warn(
             f"{source}: all objects of {len(only)} classes are crowds (iscrowd=1), which count neither in training nor "

@@ -4,14 +4,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from detkit._coco.columns import read_lists
 from detkit._coco.tables import Table
 from detkit._faults import Faults, shown
 from detkit._rle import MaskError, Segmentation, compress_segmentation, mask_areas, mask_boxes, read_segmentation
 
-Mark = Callable[[NDArray[np.bool_], Callable[[int], str]], None]
+Mark = Callable[[ArrayLike, Callable[[int], str]], None]
 """What becomes of objects (A,) with one kind of fault, and what to say of one of them."""
 
 
@@ -33,7 +33,8 @@ def complete_sizes(sizes: NDArray[np.int64], table: Table, images: NDArray[np.in
     >>> sizes
     array([[4, 6]])
     """
-    for row in np.flatnonzero((images >= 0) & (sizes[images] == 0).any(1)) if len(sizes) else ():
+    unknown = (images >= 0) & (sizes[images] == 0).any(1) if len(sizes) else np.zeros(0, bool)
+    for row in np.flatnonzero(unknown).tolist():
         value = table.entries[row].get("segmentation")
         if isinstance(value, Mapping):
             (size,) = read_lists([value.get("size")], 2)

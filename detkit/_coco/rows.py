@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from detkit._coco.columns import MAX_COORDINATE, read_flags, read_lists, read_numbers
 from detkit._coco.masks import areas_of, boxes_of, complete_sizes, is_none, read_masks
@@ -98,11 +98,11 @@ class _Verdict:
         self._tell = faults.drop if truth else faults.refuse
         self.good = np.ones(len(table.entries), bool)
 
-    def mark(self, bad: NDArray[np.bool_], describe: Callable[[int], str]) -> None:
+    def mark(self, bad: ArrayLike, describe: Callable[[int], str]) -> None:
         self._tell(bad, describe)
-        self.good &= ~bad
+        self.good &= ~np.asarray(bad, bool)
 
-    def field(self, bad: NDArray[np.bool_], key: str, allowed: str) -> None:
+    def field(self, bad: ArrayLike, key: str, allowed: str) -> None:
         self.mark(bad, lambda row: self._table.fault(row, key, allowed))
 
     def flags(self, key: str) -> NDArray[np.bool_]:

@@ -25,10 +25,17 @@ class CocoDataset(Dataset[tuple[Any, Target]]):
     in ascending order of id; images without objects stay, with boxes (0, 4). ``transforms`` maps image and target to
     both, as torchvision.transforms.v2 does.
 
-    Boxes without width or height are dropped with one warning (``degenerate="drop"``) or refused (``"raise"``). Raises
-    ValueError naming the file and the entry for anything invalid in the JSON, and for a file name that is absolute,
-    leads out of ``image_folder`` or is a URL; on reading, for an image that is broken, larger than
-    ``MAX_IMAGE_PIXELS``, or of another size than declared.
+    What can only mean one thing is taken: numbers and flags as text, a size that the file doesn't give from the
+    picture's header, LVIS's ``coco_url`` as the name, categories repeated, no ``annotations`` as images without
+    objects. Objects that are none (no box, mask or keypoints of those asked for, no area, wholly outside the picture,
+    ...) are dropped with one warning that counts each kind (``degenerate="drop"``) or refused (``"raise"``), and so are
+    polygons of a mask that has others. A category that only groups others, and names given twice, are labels of their
+    own with a warning; ``tidy_categories=True`` drops the first and merges the second.
+
+    Raises ValueError naming the file, and of each kind of fault the first entry and the count: ids that are no
+    integers, repeated or unknown, names that are absolute, lead out of ``image_folder`` or are URLs; FileNotFoundError
+    naming all missing pictures. On reading, ValueError for an image that is broken, larger than ``MAX_IMAGE_PIXELS``,
+    or of another size than declared.
 
     >>> import json, tempfile
     >>> from PIL import Image

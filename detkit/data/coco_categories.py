@@ -41,7 +41,7 @@ def _warn(categories: Table, grouping: NDArray[np.bool_], twice: list[tuple[int,
     same = [f"{categories.name(row)} is named {shown_name(row)} like {categories.name(one)}" for row, one in twice]
     if groups or same:
         warnings.warn(
-            f"{source}: {'; '.join(groups + same)}; each is a label of its own: tidy_categories=True drops and merges them",
+            f"{source}: {'; '.join(groups + same)}; each is a label of its own: tidy_categories=True drops or merges",
             stacklevel=5,
         )
 

@@ -39,7 +39,7 @@ class CocoRecords(NamedTuple):
     area: NDArray[np.float64]
     iscrowd: NDArray[np.int64]
     keypoints: NDArray[np.float32] | None = None
-    segmentations: list[Segmentation | None] | None = None
+    segmentations: list[Segmentation] | None = None
 
 
 def read_coco(
@@ -99,7 +99,7 @@ def read_coco(
         area=rows.area,
         iscrowd=(rows.crowd | rows.ignore).astype(np.int64),
         keypoints=None if rows.keypoints is None else rows.keypoints.astype(np.float32),
-        segmentations=rows.segmentations,
+        segmentations=None if rows.segmentations is None else [mask for mask in rows.segmentations if mask is not None],
     )
 
 

@@ -67,7 +67,9 @@ def _sizes(
     """As the file gives them, else as the headers of the pictures do."""
     given, unread = read_sizes(images), dict[int, str]()
     sizes = given.copy()
-    for row in np.flatnonzero((given == 0).any(1) & (problems == "")).tolist() if folder is not None else ():
+    for row in np.flatnonzero((given == 0).any(1) & (problems == "")).tolist():
+        if folder is None:
+            break
         try:
             sizes[row] = picture_size(folder, names[row], owner=images.name(row))
         except ValueError as error:

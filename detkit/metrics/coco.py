@@ -9,6 +9,8 @@ input                                           pycocotools                     
 NaN boxes, NaN scores                           true positives, AP 1.0 or 0.5   ValueError naming the first
 an annotation whose id is 0                     its match counts as a miss      AP 1.0
 annotation ids given twice                      one is lost, silently           ValueError
+a truth without width or height                 counts as missed                dropped, with one warning
+flags as text, "0"                              count as set                    read as they say
 ``ignore=1`` in the truth                       overwritten by ``iscrowd``      neither found nor missed
 ``max_detections`` without 100                  AP -1                           AP at the largest
 not exactly three ``max_detections``            IndexError                      any number of them

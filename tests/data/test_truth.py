@@ -56,6 +56,15 @@ def test_sized_boxes_tells_each_zero_side_from_the_rest():
         sized_boxes(boxes, policy="raise", name=lambda position: f"box {position}", owner="a.json")
 
 
+def test_boxes_outside_their_picture_and_others_that_are_none_are_counted_by_kind():
+    boxes = np.array([[0, 0, 1, 1], [8, 0, 9, 1], [np.nan] * 4, [2, 2, 1, 1]], np.float32)
+    with pytest.warns(UserWarning, match="3 kinds of faults") as seen:
+        kept = sized_boxes(boxes, policy="drop", name="box {}".format, owner="a.xml", sizes=np.array([[6, 8]] * 4))
+    assert (kept.tolist(), len(seen)) == ([True, False, False, False], 1)
+    for words in ("box 1: the box", "box 2: the box", "box 3: the box", "3 of 4 boxes were dropped"):
+        assert words in str(seen[0].message)
+
+
 def test_a_policy_other_than_the_two_is_refused():
     with pytest.raises(ValueError, match=r"CocoDataset: degenerate='keep'.*'drop'.*'raise'"):
         check_degenerate("keep", owner="CocoDataset")
