@@ -5,7 +5,7 @@ A reader looks at everything before it complains. What is wrong with one object 
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from reprlib import Repr
 from typing import Any, Literal, NamedTuple
 
@@ -18,6 +18,7 @@ Degenerate = Literal["drop", "raise"]
 Describe = Callable[[int], str]
 """What is wrong with the entry at a position, in words that begin with its name and hold its value."""
 
+_MOST_NAMES = 50
 _short = Repr()
 _short.maxstring = _short.maxother = 120
 
@@ -29,6 +30,16 @@ def shown(value: object) -> str:
     True
     """
     return _short.repr(value)
+
+
+def enumerated(names: Sequence[str]) -> str:
+    """Names from a file, the first 50 of them, for an error message.
+
+    >>> enumerated(["a.jpg", "b.jpg"])
+    "'a.jpg', 'b.jpg'"
+    """
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return ", ".join(map(shown, names[:_MOST_NAMES])) + more
 
 
 def check_degenerate(policy: Any, *, owner: str) -> None:

@@ -8,10 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detkit._coco.tables import Entry, Table, read_sizes
-from detkit._faults import Faults, shown
+from detkit._faults import Faults, enumerated, shown
 from detkit.data.files import MAX_IMAGE_PIXELS, MISSING, find_name, name_problem, picture_size
-
-_SHOWN_NAMES = 50
 
 
 def read_pictures(images: Table, folder: str | Path | None, faults: Faults) -> tuple[list[str], NDArray[np.int64]]:
@@ -32,10 +30,12 @@ def read_pictures(images: Table, folder: str | Path | None, faults: Faults) -> t
     for kind in dict.fromkeys(problem for problem in problems if problem not in ("", MISSING)):
         faults.refuse(problems == kind, lambda row, kind=kind: _of_name(images, row, kind))
     missing = problems == MISSING
-    listed = _listed([names[row] for row in np.flatnonzero(missing)])
+    listed = enumerated([names[row] for row in np.flatnonzero(missing)])
     faults.refuse(
         missing,
-        lambda row: f"{images.name(row)}: there is no file {shown(names[row])} in {folder}, the image_folder; {listed}",
+        lambda row: (
+            f"{images.name(row)}: there is no file {shown(names[row])} in {folder}, the image_folder; missing are {listed}"
+        ),
         error=FileNotFoundError,
     )
     return names, _sizes(images, folder, names, problems, faults)
@@ -54,11 +54,6 @@ def _of_name(images: Table, row: int, problem: str) -> str:
     entry = images.entries[row]
     found = f"file_name={shown(entry['file_name'])} {problem}" if "file_name" in entry else "file_name is missing"
     return f"{images.name(row)}: {found}; allowed is a relative path inside image_folder"
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else ""
-    return f"missing are {', '.join(map(shown, names[:_SHOWN_NAMES]))}{more}"
 
 
 def _sizes(
