@@ -34,7 +34,8 @@ def read_pictures(images: Table, folder: str | Path | None, faults: Faults) -> t
     faults.refuse(
         missing,
         lambda row: (
-            f"{images.name(row)}: there is no file {shown(names[row])} in {folder}, the image_folder; missing are {listed}"
+            f"{images.name(row)}: there is no file {shown(names[row])} below {folder}, the image_folder that names "
+            f"start from; missing are {listed}"
         ),
         error=FileNotFoundError,
     )

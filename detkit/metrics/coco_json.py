@@ -8,14 +8,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from detkit._coco.columns import read_integers
 from detkit._coco.crowds import warn_of_crowds
 from detkit._coco.rows import Fields, Rows, read_objects
 from detkit._coco.tables import Document, Entry, Table, read_sizes
 from detkit._faults import Degenerate, Faults
 from detkit._rle import compress_segmentation
 from detkit.metrics.records import ImageRecord, Objects, objects
+
+_LISTS = ("neg_category_ids", "not_exhaustive_category_ids")
 
 
 def read_records(
@@ -41,7 +43,10 @@ def read_records(
     _check_forms(ground_truth, results, sources)
     faults = Faults(sources[0], policy=degenerate)
     document = Document.read(ground_truth, faults)
-    sizes = read_sizes(document.images)
+    sizes, negative, not_exhaustive = (
+        read_sizes(document.images),
+        *(_federated(document, key, faults) for key in _LISTS),
+    )
     truth, kept = read_objects(document.annotations, document, sizes, Fields(masks, points), faults)
     faults.settle(kept)
     truth = truth.take(np.flatnonzero(kept))
@@ -54,7 +59,16 @@ def read_records(
     fields = Fields(masks, points, truth=False)
     found, _ = read_objects(Table("results", results), document, sizes, fields, faults)
     faults.settle()
-    return document.categories.entries, _records(document, found, truth, sizes, points)
+    images = zip(
+        document.image_ids.tolist(),
+        _by_image(found, len(sizes), None),
+        _by_image(truth, len(sizes), points),
+        [(height, width) if height and width else None for height, width in sizes.tolist()],
+        negative,
+        not_exhaustive,
+        strict=True,
+    )
+    return document.categories.entries, [ImageRecord((0, image, 0), *rest) for image, *rest in images]
 
 
 def _check_forms(ground_truth: Any, results: Any, sources: tuple[str, str]) -> None:
@@ -65,27 +79,15 @@ def _check_forms(ground_truth: Any, results: Any, sources: tuple[str, str]) -> N
         )
 
 
-def _records(
-    document: Document, found: Rows, truth: Rows, sizes: NDArray[np.int64], points: int | None
-) -> list[ImageRecord]:
-    labels = {int(category): label for label, category in enumerate(document.category_ids)}
-    pairs = zip(_by_image(found, len(sizes), None), _by_image(truth, len(sizes), points), strict=True)
-    return [
-        ImageRecord(
-            (0, int(document.image_ids[m]), 0),
-            *pair,
-            (int(sizes[m, 0]), int(sizes[m, 1])) if sizes[m].all() else None,
-            *_federated(document.images.entries[m], labels),
-        )
-        for m, pair in enumerate(pairs)
-    ]
-
-
-def _federated(image: Entry, labels: Mapping[int, int]) -> list[frozenset[int]]:
-    return [
-        frozenset(labels[category] for category in image.get(name) or () if category in labels)
-        for name in ("neg_category_ids", "not_exhaustive_category_ids")
-    ]
+def _federated(document: Document, key: str, faults: Faults) -> list[frozenset[int]]:
+    """The labels that each image lists under ``key``; ids of categories that the file lacks are none."""
+    labels = {category: label for label, category in enumerate(document.category_ids.tolist())}
+    columns = [[] if value is None else value for value in document.images.column(key)]
+    lists = [value if isinstance(value, Sequence) and not isinstance(value, str) else [None] for value in columns]
+    read = [read_integers(value, text=True) for value in lists]
+    bad = [bool(unread.any()) for _, unread in read]
+    faults.refuse(bad, lambda row: document.images.fault(row, key, "a list of integer ids of categories"))
+    return [frozenset(labels[i] for i in ids.tolist() if i in labels) for ids, _ in read]
 
 
 def _by_image(rows: Rows, count: int, points: int | None) -> list[Objects]:

@@ -128,6 +128,17 @@ def test_the_federated_rules_each_matter_on_lvis(folder):
     assert score(everything) < full
 
 
+def test_ids_in_federated_lists_are_read_like_all_others():
+    rows = [{"id": 3, "name": "cat"}, {"id": 4, "name": "dog"}]
+    image = {"id": 5, "neg_category_ids": ["4", 4.0, 77], "not_exhaustive_category_ids": None}
+    metrics = CocoMetrics.from_json(truth(categories=rows, images=[image]), [], federated=True)
+    (record,) = metrics.gathered()
+    assert (record.negative, record.not_exhaustive) == (frozenset({1}), frozenset())
+    for value in (4, "4", ["dog"], [None]):
+        with pytest.raises(ValueError, match=r"image id=5: neg_category_ids=.*; allowed is a list of integer ids"):
+            CocoMetrics.from_json(truth(images=[{"id": 5, "neg_category_ids": value}]), [], federated=True)
+
+
 def test_string_image_ids_are_refused_by_name(folder):
     with pytest.raises(ValueError, match=r"ignore_gt\.json: image id='2299': id='2299'.*integer"):
         CocoMetrics.from_json(folder / "ignore_gt.json", folder / "ignore_dt.json")
