@@ -98,10 +98,11 @@ class Faults:
             errors = {kind.error for kind in kinds}
             raise (errors.pop() if len(errors) == 1 else ValueError)(f"{self.source}: {_listed(kinds)}{way_out}")
         if optional:
-            dropped = 0 if kept is None else int((~kept).sum())
-            counts = f"{dropped} of {len(kept)} boxes were dropped for this" if kept is not None and dropped else ""
-            words = [_listed(optional), counts, "such parts of masks were left out" if self._parts else ""]
-            warnings.warn(f"{self.source}: {'; '.join(filter(None, words))}", stacklevel=4)
+            left_out = [_Kind(f"{kind.text}; left out of a mask that has others") for kind in self._parts]
+            kinds, dropped = self._dropped + left_out, 0 if kept is None else int((~kept).sum())
+            counts = f"{dropped} of {np.size(kept)} boxes were dropped for this" if dropped else ""
+            between = ("\n  " if len(kinds) > 1 else "; ") if counts else ""
+            warnings.warn(f"{self.source}: {_listed(kinds)}{between}{counts}", stacklevel=4)
 
 
 def judge_boxes(

@@ -43,13 +43,13 @@ def test_objects_that_are_none_are_an_error_with_the_way_out_or_one_warning_with
     given = {"dropped": [[True, False, True], [False, True, False]]}
     with pytest.raises(ValueError, match=r"2 kinds of faults:\s+dropped 0 \(2 such\)\s+dropped 1; .*degenerate='drop'"):
         faults_of("raise", **given).settle(np.zeros(3, bool))
-    with pytest.warns(UserWarning, match=r"dropped 0 \(2 such\)\s+dropped 1; 3 of 4 boxes were dropped") as seen:
+    with pytest.warns(UserWarning, match=r"dropped 0 \(2 such\)\s+dropped 1\s+3 of 4 boxes were dropped") as seen:
         faults_of("drop", **given).settle(np.array([False, False, False, True]))
     assert len(seen) == 1
 
 
 def test_parts_that_are_left_out_drop_no_box():
-    with pytest.warns(UserWarning, match="part 0; such parts of masks were left out$"):
+    with pytest.warns(UserWarning, match="part 0; left out of a mask that has others$"):
         faults_of("drop", parts=[[True]]).settle(np.ones(3, bool))
 
 
