@@ -30,12 +30,12 @@ def read_pictures(images: Table, folder: str | Path | None, faults: Faults) -> t
     for kind in dict.fromkeys(problem for problem in problems if problem not in ("", MISSING)):
         faults.refuse(problems == kind, lambda row, kind=kind: _of_name(images, row, kind))
     missing = problems == MISSING
-    listed = enumerated([names[row] for row in np.flatnonzero(missing)])
+    listed = f"missing are {enumerated([names[row] for row in np.flatnonzero(missing)])}"
     faults.refuse(
         missing,
         lambda row: (
             f"{images.name(row)}: there is no file {shown(names[row])} below {folder}, the image_folder that names "
-            f"start from; missing are {listed}"
+            f"start from; {listed}"
         ),
         error=FileNotFoundError,
     )
