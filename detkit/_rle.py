@@ -25,23 +25,56 @@ Rle = dict[str, Any]
 """A compressed mask as pycocotools holds it: ``{"size": [height, width], "counts": bytes}``."""
 
 
+class MaskError(ValueError):
+    """What is wrong with a segmentation; ``kind`` are the words that all faults of a kind share."""
+
+    def __init__(self, owner: str, kind: str, found: str) -> None:
+        super().__init__(f"{owner}: {kind} {found}")
+        self.kind = kind
+
+
 def check_segmentation(value: Any, *, size: tuple[int, int], owner: str) -> Segmentation:
     """A segmentation as COCO writes it (polygons; runs as numbers or as text), checked against (height, width).
 
-    Raises ValueError naming ``owner`` for an image without pixels or beyond ``MAX_PIXELS``; runs that do not add up to
-    the image, are negative, truncated, not integers or for another size; no polygon, or one with fewer than three
-    points, an odd number of coordinates, or points that are not finite or more than one image size outside the image.
+    One polygon may stand there without a list around it. Raises ValueError naming ``owner`` for an image without pixels
+    or beyond ``MAX_PIXELS``; runs that do not add up to the image, are negative, truncated, not integers or for another
+    size; no polygon, or one with fewer than three points, an odd number of coordinates, or points that are not finite
+    or more than one image size outside the image.
 
     >>> check_segmentation({"size": [2, 3], "counts": [1, 2, 3]}, size=(2, 3), owner="annotation id=1")
     array([1, 2, 3])
     """
+    segmentation, spoiled = read_segmentation(value, size=size, owner=owner)
+    for fault in spoiled:
+        raise fault
+    return segmentation
+
+
+def read_segmentation(value: Any, *, size: tuple[int, int], owner: str) -> tuple[Segmentation, list[MaskError]]:
+    """As :func:`check_segmentation`, but polygons at fault are left out, and what is wrong with each is returned.
+
+    Raises MaskError, a ValueError, if nothing is left.
+
+    >>> triangle = [0, 0, 2, 0, 2, 2]
+    >>> polygons, spoiled = read_segmentation([triangle, [0, 0, 1, 1]], size=(2, 3), owner="annotation id=1")
+    >>> len(polygons), len(spoiled)
+    (1, 1)
+    """
     if min(size) < 1 or size[0] * size[1] > MAX_PIXELS:
-        raise ValueError(f"{owner}: the image is {size[0]} x {size[1]}; allowed are 1 to {MAX_PIXELS} pixels")
+        raise MaskError(owner, "the image is", f"{size[0]} x {size[1]}; allowed are 1 to {MAX_PIXELS} pixels")
     if isinstance(value, Mapping):
-        return _check_runs(value, size, owner)
-    if isinstance(value, Sequence) and len(value) and not isinstance(value, str | bytes):
-        return [_check_polygon(polygon, size, owner) for polygon in value]
-    raise ValueError(f"{owner}: segmentation is {shown(value)}; allowed are polygons, or a dict of size and counts")
+        return _check_runs(value, size, owner), []
+    if not isinstance(value, Sequence) or not len(value) or isinstance(value, str | bytes):
+        raise MaskError(owner, "segmentation is", f"{shown(value)}; allowed are polygons, or a dict of size and counts")
+    polygons, spoiled = [], []
+    for polygon in [value] if isinstance(value[0], int | float | np.number) else value:
+        try:
+            polygons.append(_check_polygon(polygon, size, owner))
+        except MaskError as fault:
+            spoiled.append(fault)
+    if not polygons:
+        raise spoiled[0]
+    return polygons, spoiled
 
 
 def draw_mask(segmentation: Segmentation, size: tuple[int, int]) -> NDArray[np.uint8]:
@@ -51,8 +84,8 @@ def draw_mask(segmentation: Segmentation, size: tuple[int, int]) -> NDArray[np.u
     array([[0, 1, 0],
            [1, 0, 0]], dtype=uint8)
     """
-    if isinstance(segmentation, list):
-        return coco_mask.decode(compress_segmentation(segmentation, size))
+    if isinstance(segmentation, list):  # pycocotools' own decode warns with each call under NumPy 2.4
+        segmentation = parse_counts(compress_segmentation(segmentation, size)["counts"])
     values = (np.arange(len(segmentation)) & 1).astype(np.uint8)
     return np.repeat(values, segmentation).reshape(size[1], size[0]).T
 
@@ -95,7 +128,9 @@ def mask_areas(masks: Sequence[Rle]) -> NDArray[np.float64]:
     >>> mask_areas(encode_masks(np.ones((2, 4, 5), dtype=bool)))
     array([20., 20.])
     """
-    return np.asarray(coco_mask.area(list(masks)), dtype=np.float64).reshape(-1)
+    # pycocotools holds the number of masks in eight bits: with NumPy 2, more than 255 are an OverflowError.
+    parts = [coco_mask.area(list(masks[start : start + 255])) for start in range(0, len(masks), 255)]
+    return np.concatenate([np.zeros(0), *parts]).astype(np.float64)
 
 
 def mask_boxes(masks: Sequence[Rle]) -> NDArray[np.float64]:
@@ -142,13 +177,15 @@ def parse_counts(text: str | bytes) -> NDArray[np.int64]:
 def _check_runs(value: Mapping[str, Any], size: tuple[int, int], owner: str) -> NDArray[np.int64]:
     found, pixels = value.get("size"), size[0] * size[1]
     if not isinstance(found, Sequence) or tuple(found) != tuple(size):
-        raise ValueError(f"{owner}: runs of size {shown(found)}; allowed is the image's (height, width) {size}")
+        raise MaskError(owner, "runs of size", f"{shown(found)}; allowed is the image's (height, width) {size}")
     runs = _read_counts(value.get("counts"), owner)
     # Each run is bounded first: only then can the sum not overflow.
     for run in runs[(runs < 0) | (runs > pixels)][:1]:
-        raise ValueError(f"{owner}: runs hold {run}; allowed are runs of 0 to {pixels} pixels")
+        raise MaskError(owner, "runs hold", f"{run}; allowed are runs of 0 to {pixels} pixels")
     if runs.sum() != pixels:
-        raise ValueError(f"{owner}: runs add up to {runs.sum()}; allowed are runs >= 0 that add up to {pixels}")
+        raise MaskError(
+            owner, "runs add up to", f"{runs.sum()}; allowed are runs >= 0 that add up to {pixels}, the image's pixels"
+        )
     return runs
 
 
@@ -157,25 +194,27 @@ def _read_counts(counts: Any, owner: str) -> NDArray[np.int64]:
         try:
             return parse_counts(counts)
         except ValueError as error:
-            raise ValueError(f"{owner}: runs: counts {shown(counts)} {error}") from None
+            raise MaskError(owner, "runs: counts", f"{shown(counts)} {error}") from None
     runs = _numbers(counts, np.int64, int, np.integer)
     if runs is None:
-        raise ValueError(f"{owner}: runs: counts {shown(counts)}; allowed are a list of integers, or text")
+        raise MaskError(owner, "runs: counts", f"{shown(counts)}; allowed are a list of integers, or text")
     return runs
 
 
 def _check_polygon(polygon: Any, size: tuple[int, int], owner: str) -> NDArray[np.float64]:
     read = _numbers(polygon, np.float64, int, float, np.integer, np.floating)
     if read is None or read.size < 6 or read.size % 2:
-        raise ValueError(
-            f"{owner}: polygon {shown(polygon)}; allowed is [x, y, x, y, x, y, ...] of three points or more"
+        raise MaskError(
+            owner, "polygon", f"{shown(polygon)}; allowed is [x, y, x, y, x, y, ...] of three points or more"
         )
     points, limits = read.reshape(-1, 2), np.array([size[1], size[0]])
     # Drawing takes memory by the length of the outline, so an outline far outside is refused.
     near = ((points >= -limits) & (points <= 2 * limits)).all(axis=1)
     for point in points[~near][:1].tolist():
-        raise ValueError(
-            f"{owner}: polygon point {point}; allowed are finite points at most one image size outside of {size}"
+        raise MaskError(
+            owner,
+            "polygon point",
+            f"{point}; allowed are finite points at most one image size outside of {size}",
         )
     return read
 

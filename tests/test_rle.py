@@ -1,6 +1,7 @@
 """Masks from files: equal to pycocotools where they are sound, an error in no time where it would crash."""
 
 import time
+import warnings
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from pycocotools import mask as coco_mask
 
 from detkit._rle import (
     MAX_PIXELS,
+    MaskError,
     check_segmentation,
     compress_segmentation,
     draw_mask,
@@ -19,6 +21,7 @@ from detkit._rle import (
     mask_areas,
     mask_boxes,
     parse_counts,
+    read_segmentation,
 )
 
 SHAPES = array_shapes(min_dims=3, max_dims=3, min_side=1, max_side=40)
@@ -164,8 +167,19 @@ def test_polygons_that_are_no_list_of_three_points_are_refused(polygon):
     refused_at_once([polygon], r"polygon .*; allowed is \[x, y, x, y, x, y, ...\] of three points or more")
 
 
-def test_a_polygon_that_stands_in_no_list_is_refused():
-    refused_at_once([0, 0, 1, 1, 2, 2], "polygon 0; allowed is")
+def test_a_polygon_that_stands_in_no_list_is_read_and_refused_like_one_that_does():
+    assert [part.tolist() for part in check([0, 0, 1, 1, 2, 0.5])] == [[0, 0, 1, 1, 2, 0.5]]
+    refused_at_once([0, 0, 1, 1], r"polygon \[0, 0, 1, 1\]; allowed is")
+
+
+def test_polygons_at_fault_are_returned_beside_the_good_ones_and_an_error_where_none_is_left():
+    good = [0, 0, 3, 0, 3, 3]
+    polygons, spoiled = read_segmentation([[0, 0], good, [0, 0, 1, 1, 2, 99]], size=(4, 6), owner="annotation id=9")
+    assert isinstance(polygons, list)
+    assert [part.tolist() for part in polygons] == [good]
+    assert [fault.kind for fault in spoiled] == ["polygon", "polygon point"]
+    with pytest.raises(MaskError, match=r"^annotation id=9: polygon \[0, 0\]"):
+        read_segmentation([[0, 0]], size=(4, 6), owner="annotation id=9")
 
 
 @pytest.mark.parametrize(
@@ -262,6 +276,16 @@ def test_long_runs_survive_the_text_form():
 def test_a_full_mask_covers_its_image_and_its_box():
     assert mask_areas([full_mask((4, 5))]).tolist() == [20]
     assert mask_boxes([full_mask((4, 5))]).tolist() == [[0, 0, 5, 4]]
+
+
+def test_the_areas_of_more_masks_than_eight_bits_count_are_those_of_each():
+    assert mask_areas(encode_masks(np.ones((600, 2, 3), bool))).tolist() == [6] * 600
+
+
+def test_masks_of_polygons_do_not_warn_where_warnings_are_errors():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert draw_mask(check([[0, 0, 6, 0, 6, 4, 0, 4]]), (4, 6)).all()
 
 
 def test_of_no_masks_there_are_no_areas_and_boxes():

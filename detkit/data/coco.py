@@ -10,7 +10,7 @@ from torchvision import tv_tensors
 
 from detkit._rle import draw_mask
 from detkit.data.coco_json import CocoRecords, read_coco
-from detkit.data.files import read_image, resolve_inside
+from detkit.data.files import read_image
 from detkit.data.truth import Degenerate, Transforms, check_degenerate, make_target
 from detkit.structures import Target
 
@@ -25,10 +25,17 @@ class CocoDataset(Dataset[tuple[Any, Target]]):
     in ascending order of id; images without objects stay, with boxes (0, 4). ``transforms`` maps image and target to
     both, as torchvision.transforms.v2 does.
 
-    Boxes without width or height are dropped with one warning (``degenerate="drop"``) or refused (``"raise"``). Raises
-    ValueError naming the file and the entry for anything invalid in the JSON, and for a file name that is absolute,
-    leads out of ``image_folder`` or is a URL; on reading, for an image that is broken, larger than
-    ``MAX_IMAGE_PIXELS``, or of another size than declared.
+    What can only mean one thing is taken: numbers and flags as text, a size that the file doesn't give from the
+    picture's header, LVIS's ``coco_url`` as the name, categories repeated, no ``annotations`` as images without
+    objects. Objects that are none (no box, mask or keypoints of those asked for, no area, wholly outside the picture,
+    ...) are dropped with one warning that counts each kind (``degenerate="drop"``) or refused (``"raise"``), and so are
+    polygons of a mask that has others. A category that only groups others, and names given twice, are labels of their
+    own with a warning; ``tidy_categories=True`` drops the first and merges the second.
+
+    Raises ValueError naming the file, and of each kind of fault the first entry and the count: ids that are no
+    integers, repeated or unknown, names that are absolute, lead out of ``image_folder`` or are URLs; FileNotFoundError
+    naming all missing pictures. On reading, ValueError for an image that is broken, larger than ``MAX_IMAGE_PIXELS``,
+    or of another size than declared.
 
     >>> import json, tempfile
     >>> from PIL import Image
@@ -53,13 +60,19 @@ class CocoDataset(Dataset[tuple[Any, Target]]):
         masks: bool = False,
         keypoints: bool = False,
         degenerate: Degenerate = "drop",
+        tidy_categories: bool = False,
     ) -> None:
         check_degenerate(degenerate, owner="CocoDataset")
         self.image_folder = Path(image_folder)
         self.transforms = transforms
-        self.records: CocoRecords = read_coco(annotation_file, masks=masks, keypoints=keypoints, degenerate=degenerate)
-        for index, name in enumerate(self.records.file_names):
-            resolve_inside(self.image_folder, name, owner=self._owner(index))
+        self.records: CocoRecords = read_coco(
+            annotation_file,
+            self.image_folder,
+            masks=masks,
+            keypoints=keypoints,
+            degenerate=degenerate,
+            tidy_categories=tidy_categories,
+        )
 
     @property
     def categories(self) -> list[str]:
@@ -79,7 +92,7 @@ class CocoDataset(Dataset[tuple[Any, Target]]):
     @property
     def id_to_label(self) -> dict[int, int]:
         """Label of each category id."""
-        return {category_id: label for label, category_id in enumerate(self.records.category_ids)}
+        return dict(self.records.id_to_label)
 
     @property
     def image_ids(self) -> list[int]:

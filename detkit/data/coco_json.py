@@ -1,34 +1,35 @@
-"""A COCO annotation file, read and checked as a whole into arrays: errors surface at once and name their entry."""
+"""A COCO annotation file and the pictures that it names, as arrays: all faults surface at once and name their entry."""
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from detkit._coco.crowds import warn_of_crowds
+from detkit._coco.rows import Fields, read_objects
+from detkit._coco.tables import Document, Table
+from detkit._faults import Degenerate, Faults
 from detkit._json_file import read_json
-from detkit._rle import Segmentation, check_segmentation
-from detkit.data.files import check_name, check_pixels, shown
-from detkit.data.truth import Degenerate, sized_boxes
+from detkit._rle import Segmentation
+from detkit.data.coco_categories import group_categories
+from detkit.data.coco_pictures import read_pictures
 
-MAX_COORDINATE = float(1 << 31)
-"""Larger coordinates, in either direction, are refused."""
 MAX_MASK_BYTES = 1 << 32
 """More mask pixels in one image are refused: objects x height x width."""
-
-Entry = dict[str, Any]
 
 
 class CocoRecords(NamedTuple):
     """M images in ascending id and A annotations grouped by image, file order kept within one; C categories.
 
-    sizes (M, 2) height, width; offsets (M + 1,): annotations of image m are offsets[m] to offsets[m + 1]; boxes (A, 4)
-    float32 xyxy; labels, area, iscrowd (A,); keypoints (A, P, 3) and A segmentations only if requested.
+    category_ids are those of each label, of several the smallest; id_to_label has all of them. sizes (M, 2) height,
+    width; offsets (M + 1,): annotations of image m are offsets[m] to offsets[m + 1]; boxes (A, 4) float32 xyxy; labels,
+    area, iscrowd (A,); keypoints (A, P, 3) and A segmentations only if requested.
     """
 
     categories: list[str]
     category_ids: list[int]
+    id_to_label: dict[int, int]
     image_ids: NDArray[np.int64]
     file_names: list[str]
     sizes: NDArray[np.int64]
@@ -42,13 +43,20 @@ class CocoRecords(NamedTuple):
 
 
 def read_coco(
-    path: str | Path, *, masks: bool = False, keypoints: bool = False, degenerate: Degenerate = "drop"
+    path: str | Path,
+    image_folder: str | Path | None = None,
+    *,
+    masks: bool = False,
+    keypoints: bool = False,
+    degenerate: Degenerate = "drop",
+    tidy_categories: bool = False,
 ) -> CocoRecords:
     """Read a COCO annotation file; see :class:`CocoRecords` for the result.
 
-    An annotation with ``ignore`` set counts as a crowd. Raises ValueError naming the file and the image, annotation or
-    category, if the file is not a dict of three lists, keys are missing or of the wrong type, ids are duplicate or
-    unknown, boxes are not four finite numbers or have negative size, or areas, keypoints or segmentations are invalid.
+    The pictures must exist below ``image_folder``, and give the sizes that the file doesn't; None looks at none. An
+    annotation with ``ignore`` set counts as a crowd. Raises ValueError naming the file, and of each kind of fault how
+    many there are and the first: entries of a wrong form, ids that are no integers, duplicate or unknown, names and
+    sizes that are none, and what the policy ``degenerate`` does not drop. Missing pictures are a FileNotFoundError.
 
     >>> import json, tempfile
     >>> with tempfile.TemporaryDirectory() as root:
@@ -60,197 +68,60 @@ def read_coco(
     >>> records.boxes.tolist(), records.labels.tolist(), records.category_ids
     ([[1.0, 1.0, 3.0, 4.0]], [0], [90])
     """
-    source = f"CocoDataset: {path}"
-    document = read_json(path, owner="CocoDataset")
-    categories, category_ids = _sorted(document, "categories", "category", source)
-    images, image_ids = _sorted(document, "images", "image", source)
-    annotations = _entries(document, "annotations", source)
-    _ids(annotations, "annotation", source)
-    sizes = _sizes(images, source)
-    owners = _positions(annotations, "image_id", image_ids, source)
-    order = np.argsort(owners, kind="stable")
-    annotations, owners = [annotations[a] for a in order], owners[order]
-    boxes = _boxes(annotations, source)
-    kept = sized_boxes(boxes, policy=degenerate, name=lambda a: _named("annotation", annotations[a], a), owner=source)
-    annotations, owners, boxes = [annotations[a] for a in np.flatnonzero(kept)], owners[kept], boxes[kept]
-    offsets = np.searchsorted(owners, np.arange(len(images) + 1))
+    faults = Faults(f"CocoDataset: {path}", policy=degenerate)
+    document = Document.read(read_json(path, owner="CocoDataset"), faults)
+    categories = document.categories
+    bad = [not isinstance(name, str) for name in categories.column("name")]
+    faults.refuse(bad, lambda row: categories.fault(row, "name", "text"))
+    names, sizes = read_pictures(document.images, image_folder, faults)
+    points = _points(categories, document.annotations, faults) if keypoints else None
+    rows, kept = read_objects(document.annotations, document, sizes, Fields(masks, points), faults)
+    if masks:
+        _bound_masks(rows.images[kept], sizes, document.images, faults)
+    faults.settle(kept)
+    groups = group_categories(categories, rows.labels, tidy=tidy_categories, source=faults.source)
+    rows = rows.take(_by_image(rows.images, kept))
+    labels = groups[rows.labels]
+    first = [int(np.flatnonzero(groups == label)[0]) for label in range(groups.max(initial=-1) + 1)]
+    category_names = [categories.entries[row]["name"] for row in first]
+    if document.has_truth:
+        warn_of_crowds(labels, rows.crowd, category_names, source=faults.source)
     return CocoRecords(
-        categories=[_category_name(category, source) for category in categories],
-        category_ids=category_ids.tolist(),
-        image_ids=image_ids,
-        file_names=[check_name(image.get("file_name"), owner=f"{source}: image id={image['id']}") for image in images],
+        categories=category_names,
+        category_ids=document.category_ids[first].tolist(),
+        id_to_label={i: g for i, g in zip(document.category_ids.tolist(), groups.tolist(), strict=True) if g >= 0},
+        image_ids=document.image_ids,
+        file_names=names,
         sizes=sizes,
-        offsets=offsets,
-        boxes=boxes,
-        labels=_positions(annotations, "category_id", category_ids, source),
-        area=_area(annotations, source),
-        iscrowd=_crowds(annotations, source),
-        keypoints=_keypoints(annotations, categories, source) if keypoints else None,
-        segmentations=_segmentations(annotations, image_ids, sizes, offsets, source) if masks else None,
+        offsets=np.searchsorted(rows.images, np.arange(len(names) + 1)),
+        boxes=np.concatenate([rows.boxes[:, :2], rows.boxes[:, :2] + rows.boxes[:, 2:]], axis=1).astype(np.float32),
+        labels=labels,
+        area=rows.area,
+        iscrowd=(rows.crowd | rows.ignore).astype(np.int64),
+        keypoints=None if rows.keypoints is None else rows.keypoints.astype(np.float32),
+        segmentations=None if rows.segmentations is None else [mask for mask in rows.segmentations if mask is not None],
     )
 
 
-def _named(kind: str, entry: Entry, position: int) -> str:
-    return f"{kind} id={shown(entry['id'])}" if "id" in entry else f"{kind} at position {position} (without id)"
+def _by_image(images: NDArray[np.int64], kept: NDArray[np.bool_]) -> NDArray[np.int64]:
+    rows = np.flatnonzero(kept)
+    return rows[np.argsort(images[rows], kind="stable")]
 
 
-def _fail(source: str, kind: str, entry: Entry, position: int, key: str, allowed: str) -> ValueError:
-    found = f"{key}={shown(entry[key])}" if key in entry else f"{key} is missing"
-    return ValueError(f"{source}: {_named(kind, entry, position)}: {found}; allowed is {allowed}")
+def _points(categories: Table, annotations: Table, faults: Faults) -> int:
+    """How many keypoints an object has: those that a category names, the most of any."""
+    points = max((len(names) for names in categories.column("keypoints") if isinstance(names, list)), default=0)
+    faults.refuse(
+        [not points and len(annotations.entries) > 0], lambda _: "keypoints=True, but no category names its keypoints"
+    )
+    return points
 
 
-def _entries(document: Any, key: str, source: str) -> list[Entry]:
-    if not isinstance(document, dict):
-        raise ValueError(f"{source}: holds a {type(document).__name__}; allowed is a dict with images, annotations ...")
-    entries = document.get(key)
-    if not isinstance(entries, list):
-        raise ValueError(f"{source}: {key} is {shown(entries)}; allowed is a list")
-    for position, entry in enumerate(entries):
-        if not isinstance(entry, dict):
-            raise ValueError(f"{source}: {key}[{position}] is {shown(entry)}; allowed is a dict")
-    return entries
-
-
-def _sorted(document: Any, key: str, kind: str, source: str) -> tuple[list[Entry], NDArray[np.int64]]:
-    """The entries in ascending id, and the ids."""
-    entries = _entries(document, key, source)
-    ids = _ids(entries, kind, source)
-    order = np.argsort(ids)
-    return [entries[position] for position in order], ids[order]
-
-
-def _integers(entries: list[Entry], key: str, kind: str, source: str) -> NDArray[np.int64]:
-    """The column ``key``; NumPy's dtype tells whether all are integers, and only if not is the bad entry searched
-    for."""
-    column = _array([entry.get(key) for entry in entries])
-    if column.dtype.kind == "i" and column.ndim == 1:
-        return column.astype(np.int64)
-    for position, entry in enumerate(entries):
-        value = entry.get(key)
-        if not isinstance(value, int) or isinstance(value, bool) or abs(value) >= 1 << 63:
-            raise _fail(source, kind, entry, position, key, "an integer")
-    return np.zeros(0, np.int64)
-
-
-def _numbers(entries: list[Entry], key: str, count: int, kind: str, source: str) -> NDArray[np.float64]:
-    """The column ``key`` of ``count`` finite numbers each, as (A, count)."""
-    column = _array([entry.get(key) for entry in entries])
-    if column.dtype.kind in "iuf" and column.shape == (len(entries), count) and (abs(column) <= MAX_COORDINATE).all():
-        return column.astype(np.float64)
-    for position, entry in enumerate(entries):
-        value = entry.get(key)
-        if not isinstance(value, list) or len(value) != count or not all(_is_number(number) for number in value):
-            raise _fail(source, kind, entry, position, key, f"{count} finite numbers within {MAX_COORDINATE:g}")
-    return np.zeros((0, count))
-
-
-def _array(values: Sequence[Any]) -> NDArray[Any]:
-    try:
-        return np.array(values)
-    except (ValueError, OverflowError):
-        return np.array(None)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MAX_COORDINATE
-
-
-def _ids(entries: list[Entry], kind: str, source: str) -> NDArray[np.int64]:
-    ids = _integers(entries, "id", kind, source)
-    unique, counts = np.unique(ids, return_counts=True)
-    if len(unique) < len(ids):
-        twice = unique[counts > 1]
-        raise ValueError(f"{source}: {kind} id={twice[0]} stands there {counts.max()} times; {len(twice)} ids do")
-    return ids
-
-
-def _positions(entries: list[Entry], key: str, known: NDArray[np.int64], source: str) -> NDArray[np.int64]:
-    """The position of each entry's ``key`` in the ascending ids ``known``."""
-    values = _integers(entries, key, "annotation", source)
-    unknown = np.flatnonzero(~np.isin(values, known))
-    if unknown.size:
-        position = int(unknown[0])
-        raise _fail(source, "annotation", entries[position], position, key, f"one of the {len(known)} ids in the file")
-    return np.searchsorted(known, values).astype(np.int64)
-
-
-def _sizes(images: list[Entry], source: str) -> NDArray[np.int64]:
-    sizes = np.stack([_integers(images, key, "image", source) for key in ("height", "width")], 1)
-    for image, (height, width) in zip(images, sizes.tolist(), strict=True):
-        check_pixels(height, width, owner=f"{source}: image id={image['id']}")
-    return sizes
-
-
-def _boxes(annotations: list[Entry], source: str) -> NDArray[np.float32]:
-    boxes = _numbers(annotations, "bbox", 4, "annotation", source)
-    negative = np.flatnonzero((boxes[:, 2:] < 0).any(1))
-    if negative.size:
-        position = int(negative[0])
-        allowed = "x, y, width, height with width and height not negative"
-        raise _fail(source, "annotation", annotations[position], position, "bbox", allowed)
-    return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1).astype(np.float32)
-
-
-def _area(annotations: list[Entry], source: str) -> NDArray[np.float64]:
-    areas = [entry["area"] if "area" in entry else entry["bbox"][2] * entry["bbox"][3] for entry in annotations]
-    column = _array(areas)
-    if not areas or (
-        column.dtype.kind in "iuf" and column.ndim == 1 and np.isfinite(column).all() and column.min() >= 0
-    ):
-        return column.astype(np.float64)
-    position = next(a for a, area in enumerate(areas) if not (_is_finite(area) and area >= 0))
-    raise _fail(source, "annotation", annotations[position], position, "area", "a finite number, not negative")
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
-
-
-def _crowds(annotations: list[Entry], source: str) -> NDArray[np.int64]:
-    for position, entry in enumerate(annotations):
-        for key in ("iscrowd", "ignore"):
-            if entry.get(key, 0) not in (0, 1):
-                raise _fail(source, "annotation", entry, position, key, "0 or 1")
-    return np.array([int(entry.get("iscrowd", 0) or entry.get("ignore", 0)) for entry in annotations], np.int64)
-
-
-def _category_name(category: Entry, source: str) -> str:
-    if not isinstance(category.get("name"), str):
-        raise _fail(source, "category", category, 0, "name", "text")
-    return category["name"]
-
-
-def _keypoints(annotations: list[Entry], categories: list[Entry], source: str) -> NDArray[np.float32]:
-    named = (len(category["keypoints"]) for category in categories if isinstance(category.get("keypoints"), list))
-    points = max(named, default=0)
-    if annotations and not points:
-        raise ValueError(f"{source}: keypoints=True, but no category names its keypoints")
-    column = _numbers(annotations, "keypoints", 3 * points, "annotation", source).reshape(len(annotations), points, 3)
-    wrong = np.flatnonzero(~np.isin(column[..., 2], (0, 1, 2)).all(1))
-    if wrong.size:
-        position = int(wrong[0])
-        allowed = "x, y, visibility with visibility 0, 1 or 2"
-        raise _fail(source, "annotation", annotations[position], position, "keypoints", allowed)
-    return column.astype(np.float32)
-
-
-def _segmentations(
-    annotations: list[Entry],
-    image_ids: NDArray[np.int64],
-    sizes: NDArray[np.int64],
-    offsets: NDArray[np.int64],
-    source: str,
-) -> list[Segmentation]:
-    counts = np.diff(offsets)
-    for m in np.flatnonzero(counts * sizes.prod(1) > MAX_MASK_BYTES)[:1]:
-        size = " x ".join(map(str, sizes[m]))
-        raise ValueError(
-            f"{source}: image id={image_ids[m]}: {counts[m]} masks of {size} exceed {MAX_MASK_BYTES} bytes"
-        )
-    per_annotation = np.repeat(sizes, counts, axis=0).tolist()
-    return [
-        check_segmentation(
-            entry.get("segmentation"), size=(size[0], size[1]), owner=f"{source}: {_named('annotation', entry, a)}"
-        )
-        for a, (entry, size) in enumerate(zip(annotations, per_annotation, strict=True))
-    ]
+def _bound_masks(images: NDArray[np.int64], sizes: NDArray[np.int64], table: Table, faults: Faults) -> None:
+    counts = np.bincount(images, minlength=len(sizes))
+    faults.refuse(
+        counts * sizes.prod(1) > MAX_MASK_BYTES,
+        lambda row: (
+            f"{table.name(row)}: {counts[row]} masks of {sizes[row, 0]} x {sizes[row, 1]} exceed {MAX_MASK_BYTES} bytes"
+        ),
+    )

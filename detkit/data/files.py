@@ -6,14 +6,16 @@ opened without following a link created in the meantime; sizes are checked befor
 
 import os
 import stat
+from collections.abc import Sequence
 from pathlib import Path, PureWindowsPath
-from reprlib import Repr
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from PIL import Image
 from torchvision import tv_tensors
+
+from detkit._faults import shown
 
 MAX_IMAGE_PIXELS = 89_478_485
 """Larger images are refused before they are decoded: this many take 256 MiB as RGB (Pillow's own bound)."""
@@ -23,17 +25,32 @@ FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
 """What may be decoded: plain rasters. Pillow also knows formats that start other programs (EPS)."""
 _MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"}
 
-_short = Repr()
-_short.maxstring = _short.maxother = 120
+MISSING = "is not there"
+"""The problem of a name that is safe, but of no file."""
 
 
-def shown(value: object) -> str:
-    """``repr`` of a value from a file, truncated to fit an error message.
+def name_problem(name: object) -> str:
+    """What is wrong with a file name as text, or "".
 
-    >>> shown("x" * 5000).count("x") < 120
-    True
+    >>> name_problem("a/1.jpg"), name_problem("../1.jpg")
+    ('', "has a part '..'")
     """
-    return _short.repr(value)
+    if not isinstance(name, str) or not name:
+        return "is not a text of at least one character"
+    if "\0" in name:
+        return "holds a NUL"
+    if "://" in name:
+        return "is a URL, and nothing is ever fetched (download the file, and write its name)"
+    encoded = name.encode("utf-8", "replace")
+    if len(encoded) > MAX_NAME_BYTES or any(len(part) > 255 for part in encoded.split(b"/")):
+        return f"has more than {MAX_NAME_BYTES} bytes, or than 255 in a part"
+    # Windows' rules are a superset: drives, both slashes.
+    path = PureWindowsPath(name)
+    if path.anchor:
+        return "is absolute (cut it down to what follows the folder of images)"
+    if ".." in path.parts:
+        return "has a part '..'"
+    return "is no file name" if not path.parts or "\ufffd" in name or not _encodable(name) else ""
 
 
 def check_name(name: object, *, owner: str) -> str:
@@ -44,7 +61,7 @@ def check_name(name: object, *, owner: str) -> str:
     >>> check_name("train/1.jpg", owner="image id=1")
     'train/1.jpg'
     """
-    problem = _name_problem(name)
+    problem = name_problem(name)
     if problem:
         raise ValueError(f"{owner}: file_name={shown(name)} {problem}; allowed is a relative path inside the root")
     assert isinstance(name, str)
@@ -64,6 +81,18 @@ def resolve_inside(root: str | Path, name: object, *, owner: str) -> Path:
     if not path.startswith(os.path.join(top, "")):
         raise ValueError(f"{owner}: file_name={shown(name)} leads out of the root {top}; nothing was opened")
     return Path(path)
+
+
+def find_name(root: str | Path, names: Sequence[Any]) -> tuple[Any, str]:
+    """The first of ``names`` that is a file below ``root``, and ""; else the first of all, and what is wrong with it.
+
+    Of safe names that are no files :data:`MISSING` is said. Nothing is opened.
+
+    >>> find_name("/", ["no such file", "../etc/passwd"])
+    ('no such file', 'is not there')
+    """
+    found = [(name, _problem_inside(root, name)) for name in names]
+    return next((pair for pair in found if not pair[1]), found[0])
 
 
 def open_inside(root: str | Path, name: object, *, owner: str) -> BinaryIO:
@@ -99,6 +128,23 @@ def check_pixels(height: int, width: int, *, owner: str) -> None:
         )
 
 
+def picture_size(root: str | Path, name: object, *, owner: str) -> tuple[int, int]:
+    """(height, width) from the header of an image below ``root``; no pixel is decoded.
+
+    Raises ValueError as :func:`read_image` does.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as root:
+    ...     Image.new("L", (6, 4), 7).save(os.path.join(root, "gray.png"))
+    ...     picture_size(root, "gray.png", owner="image id=1")
+    (4, 6)
+    """
+    with open_inside(root, name, owner=owner) as file:
+        width, height = _open_picture(file, owner=f"{owner}: {shown(name)}").size
+    check_pixels(height, width, owner=f"{owner}: {shown(name)}")
+    return height, width
+
+
 def read_image(root: str | Path, name: object, *, size: tuple[int, int], owner: str) -> tv_tensors.Image:
     """Decode an image below ``root`` to RGB uint8 (3, H, W); ``size`` is the declared (height, width).
 
@@ -114,10 +160,7 @@ def read_image(root: str | Path, name: object, *, size: tuple[int, int], owner: 
     (torch.Size([3, 4, 6]), [7])
     """
     with open_inside(root, name, owner=owner) as file:
-        try:
-            picture = Image.open(file, formats=FORMATS)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise ValueError(f"{owner}: {shown(name)} cannot be read as an image: {error}") from error
+        picture = _open_picture(file, owner=f"{owner}: {shown(name)}")
         _check_picture(picture, size, owner=f"{owner}: {shown(name)}")
         try:
             pixels = np.array(picture.convert("RGB"))
@@ -126,32 +169,30 @@ def read_image(root: str | Path, name: object, *, size: tuple[int, int], owner: 
     return tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1).contiguous())
 
 
-def _name_problem(name: object) -> str:
-    """What is wrong with a file name as text, or nothing."""
-    if not isinstance(name, str) or not name:
-        return "is not a text of at least one character"
-    if "\0" in name:
-        return "holds a NUL"
-    if "://" in name:
-        return "is a URL, and nothing is ever fetched"
-    encoded = name.encode("utf-8", "replace")
-    if len(encoded) > MAX_NAME_BYTES or any(len(part) > 255 for part in encoded.split(b"/")):
-        return f"has {len(encoded)} bytes, more than {MAX_NAME_BYTES}, or 255 in a part"
-    # Windows' rules are a superset: drives, both slashes.
-    path = PureWindowsPath(name)
-    if path.anchor:
-        return "is absolute"
-    if ".." in path.parts:
-        return "has a part '..'"
-    return "is no file name" if not path.parts or "\ufffd" in name or not _encodable(name) else ""
-
-
 def _encodable(name: str) -> bool:
     try:
         os.fsencode(name)
     except UnicodeEncodeError:
         return False
     return True
+
+
+def _problem_inside(root: str | Path, name: object) -> str:
+    problem = name_problem(name)
+    if problem:
+        return problem
+    try:
+        path = resolve_inside(root, name, owner="")
+    except ValueError:
+        return "leads out of the root; nothing was opened"
+    return "" if path.is_file() else MISSING
+
+
+def _open_picture(file: BinaryIO, *, owner: str) -> Image.Image:
+    try:
+        return Image.open(file, formats=FORMATS)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{owner} cannot be read as an image: {error}") from error
 
 
 def _check_picture(picture: Image.Image, size: tuple[int, int], *, owner: str) -> None:

@@ -1,21 +1,28 @@
 """Shared by all data sets of this unit: building targets, zero-size boxes, and ground truth in COCO's form."""
 
-import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torchvision import tv_tensors
 
+from detkit._faults import Degenerate, Faults, check_degenerate, judge_boxes
 from detkit._inputs import as_boxes
 from detkit._rle import encode_masks
 from detkit.data.wrapped import find_categories, find_item
 from detkit.structures import Target
 
-Degenerate = Literal["drop", "raise"]
-"""What happens to boxes without width or height: dropped with one warning, or an error."""
+__all__ = [
+    "Annotated",
+    "Degenerate",
+    "Transforms",
+    "check_degenerate",
+    "coco_ground_truth",
+    "make_target",
+    "sized_boxes",
+]
 
 Transforms = Callable[[Any, Any], tuple[Any, Any]]
 """From (image, target) to (image, target), as torchvision.transforms.v2 does it."""
@@ -73,34 +80,27 @@ def make_target(
     )
 
 
-def check_degenerate(policy: str, *, owner: str) -> None:
-    """Raise ValueError unless the policy for zero-size boxes is "drop" or "raise".
-
-    >>> check_degenerate("drop", owner="CocoDataset")
-    """
-    if policy not in ("drop", "raise"):
-        raise ValueError(f"{owner}: degenerate={policy!r}; allowed are 'drop' and 'raise'")
-
-
 def sized_boxes(
-    boxes: NDArray[np.float32], *, policy: Degenerate, name: Callable[[int], str], owner: str
+    boxes: NDArray[np.float32],
+    *,
+    policy: Degenerate,
+    name: Callable[[int], str],
+    owner: str,
+    sizes: NDArray[np.int64] | None = None,
 ) -> NDArray[np.bool_]:
-    """Which boxes (A, 4) have width and height. With "drop" one warning counts the others and names the first.
+    """Which boxes (A, 4) are objects. With "drop" one warning counts the others, and names the first of each kind.
 
-    ``name`` describes a box by its position. With the policy "raise", raises ValueError naming the first bad box.
+    ``name`` describes a box by its position; ``sizes`` (A, 2) are the (height, width) of its picture. With the policy
+    "raise", raises ValueError for boxes that are not finite, without width or height, or outside their picture.
 
     >>> sized_boxes(np.array([[0, 0, 1, 1]], np.float32), policy="raise", name=str, owner="a.json")
     array([ True])
     """
-    sized = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-    if sized.all():
-        return sized
-    bad = np.flatnonzero(~sized)
-    first = f"{owner}: {name(int(bad[0]))}: the box {boxes[bad[0]].tolist()} (xyxy) has no width or no height"
-    if policy == "raise":
-        raise ValueError(f"{first}; repair it, or drop such boxes with degenerate='drop'")
-    warnings.warn(f"{first}; {len(bad)} of {len(boxes)} boxes were dropped for this", stacklevel=4)
-    return sized
+    faults = Faults(owner, policy=policy)
+    unknown = np.zeros((len(boxes), 2), np.int64)
+    kept = judge_boxes(boxes, unknown if sizes is None else sizes, name, faults)
+    faults.settle(kept)
+    return kept
 
 
 def coco_ground_truth(

@@ -9,6 +9,8 @@ input                                           pycocotools                     
 NaN boxes, NaN scores                           true positives, AP 1.0 or 0.5   ValueError naming the first
 an annotation whose id is 0                     its match counts as a miss      AP 1.0
 annotation ids given twice                      one is lost, silently           ValueError
+a truth without width or height                 counts as missed                dropped, with one warning
+flags as text, "0"                              count as set                    read as they say
 ``ignore=1`` in the truth                       overwritten by ``iscrowd``      neither found nor missed
 ``max_detections`` without 100                  AP -1                           AP at the largest
 not exactly three ``max_detections``            IndexError                      any number of them
@@ -25,6 +27,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from detkit._faults import Degenerate, check_degenerate
 from detkit._json_file import read_json
 from detkit.metrics.categories import category_names, frequency_groups
 from detkit.metrics.coco_json import read_records
@@ -105,10 +108,14 @@ class CocoMetrics:
         federated: bool = False,
         engine: str | None = None,
         keypoint_sigmas: Sequence[float] = COCO_SIGMAS,
+        degenerate: Degenerate = "drop",
     ) -> "CocoMetrics":
         """Metrics that hold a COCO (or, federated, LVIS) data set and results, given as dicts or paths of JSON files.
 
-        Class i is the category with the i-th smallest id. Raises ValueError naming the entry of the file.
+        Class i is the category with the i-th smallest id. Fields are read as :class:`~detkit.data.CocoDataset` reads
+        them: objects that are none (a box without width or height, ...) are dropped from the ground truth with one
+        warning, or an error (``degenerate="raise"``). Sizes of images are needed only for polygons. Raises ValueError
+        naming the file, and of each kind of fault the first entry and how many there are.
 
         >>> truth = {"images": [{"id": 1}], "categories": [{"id": 3, "name": "cat"}], "annotations": [
         ...     {"id": 1, "image_id": 1, "category_id": 3, "bbox": [0, 0, 9, 9], "area": 81, "iscrowd": 0}]}
@@ -117,11 +124,15 @@ class CocoMetrics:
         """
         types = _iou_types(iou_types)
         points = len(keypoint_sigmas) if "keypoints" in types else None
+        check_degenerate(degenerate, owner="CocoMetrics.from_json")
+        given = {"CocoMetrics.from_json: ground truth": ground_truth, "CocoMetrics.from_json: results": results}
         truth, found = (
-            read_json(source, owner=name) if isinstance(source, str | Path) else source
-            for source, name in ((ground_truth, "ground truth"), (results, "results"))
+            read_json(file, owner=name) if isinstance(file, str | Path) else file for name, file in given.items()
         )
-        categories, records = read_records(truth, found, masks="segm" in types, points=points)
+        first, second = (f"{name}: {file}" if isinstance(file, str | Path) else name for name, file in given.items())
+        categories, records = read_records(
+            truth, found, masks="segm" in types, points=points, degenerate=degenerate, sources=(first, second)
+        )
         metrics = cls(
             categories,
             iou_types=types,

@@ -2,6 +2,7 @@
 
 import json
 import os
+import warnings
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ def one_image(root, **entries):
     Image.new("RGB", (6, 4)).save(root / "a.png")
     image = {"id": 7, "file_name": "a.png", "height": 4, "width": 6} | entries
     path = root / "a.json"
-    path.write_text(json.dumps({"images": [image], "annotations": [], "categories": []}))
+    path.write_text(json.dumps({"images": [image], "categories": []}))
     return path
 
 
@@ -104,8 +105,16 @@ def test_masks_of_an_image_without_objects_have_its_size(detkit_data):
     assert dataset.target(index)["masks"].shape == (0, *dataset.image_size(index))
 
 
+def with_pictures(folder, file):
+    """The folder with an empty file for each picture that the annotation file names."""
+    for image in json.loads(file.read_text())["images"]:
+        (folder / image["file_name"]).touch()
+    return folder
+
+
 def test_keypoints_of_a_real_file_come_as_seventeen_triples(detkit_data, tmp_path):
     file = detkit_data / "evaluator_fixtures" / "annotations" / "keypoints_gt.json"
+    with_pictures(tmp_path, file)
     target = CocoDataset(tmp_path, file, keypoints=True).target(0)
     record = json.loads(file.read_text())["annotations"][0]
     assert target["keypoints"].shape == (14, 17, 3)
@@ -114,6 +123,7 @@ def test_keypoints_of_a_real_file_come_as_seventeen_triples(detkit_data, tmp_pat
 
 def test_text_image_ids_are_refused_as_the_real_fixture_has_them(detkit_data, tmp_path):
     folder = detkit_data / "evaluator_fixtures" / "annotations"
+    with_pictures(tmp_path, folder / "ignore_gt_int_ids.json")
     with pytest.raises(ValueError, match=r"ignore_gt\.json: image id='2299': id='2299'.*integer"):
         CocoDataset(tmp_path, folder / "ignore_gt.json")
     assert int(CocoDataset(tmp_path, folder / "ignore_gt_int_ids.json").target(0)["iscrowd"].sum()) > 0
@@ -146,6 +156,72 @@ def test_an_image_of_another_size_than_declared_is_refused_by_id(tmp_path):
     dataset = CocoDataset(tmp_path, one_image(tmp_path, height=6, width=4))
     with pytest.raises(ValueError, match=r"image id=7: 'a\.png' is 4 x 6"):
         dataset[0]
+
+
+NO_SIZES = [{"height": -1}, {"width": None}, {"height": 0, "width": 0}, {"height": "309 px"}, {"height": 4.5}]
+
+
+@pytest.mark.parametrize("sizes", [*NO_SIZES, {"height": "4", "width": 6.0}], ids=str)
+def test_a_size_that_the_file_does_not_give_is_the_pictures_own(tmp_path, monkeypatch, sizes):
+    file = one_image(tmp_path, **sizes)
+    monkeypatch.setattr(Image.Image, "convert", lambda *_: pytest.fail("decoded"))
+    dataset = CocoDataset(tmp_path, file)
+    assert dataset.image_size(0) == dataset.target(0)["boxes"].canvas_size == (4, 6)
+
+
+def test_a_size_that_the_file_gives_opens_no_picture(tmp_path, monkeypatch):
+    file = one_image(tmp_path, height="4", width=6.0)
+    monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("opened"))
+    assert CocoDataset(tmp_path, file).image_size(0) == (4, 6)
+
+
+def test_half_a_size_that_is_not_the_pictures_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"image id=7: height=None, width=5; allowed is the picture's own .*\[4, 6\]"):
+        CocoDataset(tmp_path, one_image(tmp_path, height=None, width=5))
+
+
+def test_a_picture_without_a_readable_header_is_named_where_its_size_is_needed(tmp_path):
+    file = one_image(tmp_path, height=None)
+    (tmp_path / "a.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"a\.json: image id=7: 'a\.png' cannot be read as an image"):
+        CocoDataset(tmp_path, file)
+
+
+def test_all_missing_pictures_are_named_in_one_error_when_built(tmp_path):
+    file = one_image(tmp_path)
+    document = json.loads(file.read_text())
+    document["images"] += [{"id": i, "file_name": f"{i}.png", "height": 4, "width": 6} for i in (8, 9)]
+    file.write_text(json.dumps(document))
+    with pytest.raises(FileNotFoundError, match=r"a\.json: image id=8: .*missing are '8\.png', '9\.png' \(2 such\)"):
+        CocoDataset(tmp_path, file)
+
+
+def test_windows_separators_are_read_where_only_that_file_exists(tmp_path):
+    (tmp_path / "images").mkdir()
+    file = one_image(tmp_path, file_name="images\\a.png")
+    os.rename(tmp_path / "a.png", tmp_path / "images" / "a.png")
+    assert CocoDataset(tmp_path, file)[0][0].shape == (3, 4, 6)
+
+
+@pytest.mark.parametrize("folder", ["val2017", ""])
+def test_the_picture_of_lvis_is_named_by_its_url(tmp_path, folder):
+    file = one_image(tmp_path, coco_url="http://images.cocodataset.org/val2017/a.png")
+    document = json.loads(file.read_text())
+    del document["images"][0]["file_name"]
+    file.write_text(json.dumps(document))
+    (tmp_path / folder).mkdir(exist_ok=True)
+    os.rename(tmp_path / "a.png", tmp_path / folder / "a.png")
+    assert CocoDataset(tmp_path, file)[0][0].shape == (3, 4, 6)
+
+
+def test_no_mask_of_polygons_warns_where_warnings_are_errors(tmp_path, monkeypatch):
+    file = one_image(tmp_path)
+    document = json.loads(file.read_text())
+    entry = {"id": 1, "image_id": 7, "category_id": 2, "bbox": [0, 0, 4, 4], "segmentation": [[0, 0, 4, 0, 4, 4, 0, 4]]}
+    file.write_text(json.dumps(document | {"annotations": [entry], "categories": [{"id": 2, "name": "cat"}]}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert CocoDataset(tmp_path, file, masks=True)[0][1]["masks"].sum() == 16
 
 
 def test_transforms_get_image_and_target_and_a_loader_takes_the_items(tmp_path):

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from detkit.data import files
-from detkit.data.files import open_inside, read_image, resolve_inside
+from detkit.data.files import MISSING, find_name, name_problem, open_inside, picture_size, read_image, resolve_inside
 
 OUTSIDE = ["../x.png", "a/../../x.png", "/etc/passwd", "C:\\x.png", "\\x.png", "..\\x.png", "a\0b.png", "x" * 5000]
 NO_NAMES = ["", ".", "./", "y" * 300, "file:///etc/passwd", "http://host/x.png", "\ud800.png", None, 7]
@@ -62,6 +62,32 @@ def test_a_pipe_does_not_block_and_a_folder_is_no_file(tmp_path):
 def test_a_missing_file_is_named_with_its_image(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"image id=7: there is no file .*gone\.png"):
         open_inside(tmp_path, "gone.png", owner="image id=7")
+
+
+def test_of_several_names_the_first_that_is_a_file_below_the_root_is_found(tmp_path, monkeypatch):
+    (tmp_path / "b").touch()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "out").symlink_to("/etc/passwd")
+    monkeypatch.setattr(os, "open", lambda *_: pytest.fail("opened"))
+    assert find_name(tmp_path, ["a", "b", "c"]) == ("b", "")
+    assert find_name(tmp_path, ["a", "../b", "folder"]) == ("a", MISSING)
+    assert find_name(tmp_path, [None, "b"]) == ("b", "")
+    assert find_name(tmp_path, ["out", "a"]) == ("out", "leads out of the root; nothing was opened")
+
+
+def test_problems_of_names_say_what_to_do_instead():
+    assert "cut it down to what follows the folder of images" in name_problem("/data/a.png")
+    assert "download the file" in name_problem("http://host/a.png")
+    assert name_problem("a/b.png") == ""
+
+
+def test_the_size_is_read_from_the_header_alone(tmp_path, monkeypatch):
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8)).save(tmp_path / "a.png")
+    (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:1500])
+    assert picture_size(tmp_path, "a.png", owner="image id=1") == (40, 60)
+    monkeypatch.setattr(files, "MAX_IMAGE_PIXELS", 2399)
+    with pytest.raises(ValueError, match=r"image id=1: 'a\.png': height=40, width=60; .*MAX_IMAGE_PIXELS=2399"):
+        picture_size(tmp_path, "a.png", owner="image id=1")
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"])

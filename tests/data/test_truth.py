@@ -31,6 +31,8 @@ def test_the_truth_of_a_coco_file_is_the_coco_file(detkit_data, monkeypatch):
 
 def test_keypoints_stand_in_the_truth_with_their_count(detkit_data, tmp_path):
     file = detkit_data / "evaluator_fixtures" / "annotations" / "keypoints_gt.json"
+    for image in json.loads(file.read_text())["images"]:
+        (tmp_path / image["file_name"]).touch()
     found = coco_ground_truth(CocoDataset(tmp_path, file, keypoints=True))["annotations"]
     for entry, record in zip(found, json.loads(file.read_text())["annotations"], strict=True):
         assert entry["keypoints"] == record["keypoints"]
@@ -52,6 +54,15 @@ def test_sized_boxes_tells_each_zero_side_from_the_rest():
     assert kept.tolist() == [True, False, False, True]
     with pytest.raises(ValueError, match=r"a\.json: box 1: "):
         sized_boxes(boxes, policy="raise", name=lambda position: f"box {position}", owner="a.json")
+
+
+def test_boxes_outside_their_picture_and_others_that_are_none_are_counted_by_kind():
+    boxes = np.array([[0, 0, 1, 1], [8, 0, 9, 1], [np.nan] * 4, [2, 2, 1, 1]], np.float32)
+    with pytest.warns(UserWarning, match="3 kinds of faults") as seen:
+        kept = sized_boxes(boxes, policy="drop", name="box {}".format, owner="a.xml", sizes=np.array([[6, 8]] * 4))
+    assert (kept.tolist(), len(seen)) == ([True, False, False, False], 1)
+    for words in ("box 1: the box", "box 2: the box", "box 3: the box", "3 of 4 boxes were dropped"):
+        assert words in str(seen[0].message)
 
 
 def test_a_policy_other_than_the_two_is_refused():

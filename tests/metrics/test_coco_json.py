@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from detkit.data import CocoDataset
 from detkit.metrics import CocoMetrics
 from detkit.metrics.engines import ENGINES
 
@@ -129,8 +131,19 @@ def test_the_federated_rules_each_matter_on_lvis(folder):
     assert score(everything) < full
 
 
+def test_ids_in_federated_lists_are_read_like_all_others():
+    rows = [{"id": 3, "name": "cat"}, {"id": 4, "name": "dog"}]
+    image = {"id": 5, "neg_category_ids": ["4", 4.0, 77], "not_exhaustive_category_ids": None}
+    metrics = CocoMetrics.from_json(truth(categories=rows, images=[image]), [], federated=True)
+    (record,) = metrics.gathered()
+    assert (record.negative, record.not_exhaustive) == (frozenset({1}), frozenset())
+    for value in (4, "4", ["dog"], [None]):
+        with pytest.raises(ValueError, match=r"image id=5: neg_category_ids=.*; allowed is a list of integer ids"):
+            CocoMetrics.from_json(truth(images=[{"id": 5, "neg_category_ids": value}]), [], federated=True)
+
+
 def test_string_image_ids_are_refused_by_name(folder):
-    with pytest.raises(ValueError, match=r"images\[0\]: id.*'2299'.*integer"):
+    with pytest.raises(ValueError, match=r"ignore_gt\.json: image id='2299': id='2299'.*integer"):
         CocoMetrics.from_json(folder / "ignore_gt.json", folder / "ignore_dt.json")
 
 
@@ -156,11 +169,18 @@ def test_an_annotation_with_id_0_can_be_found():
     assert score(truth(annotations=[annotation(id=0)]), [result()]) == pytest.approx(1)
 
 
-@pytest.mark.parametrize("table", ["annotations", "images", "categories"])
+@pytest.mark.parametrize("table", ["annotations", "images"])
 def test_ids_given_twice_are_refused(table):
     rows = truth()[table]
-    with pytest.raises(ValueError, match=rf"{table}: id \d is given twice \(1 such ids\)"):
+    with pytest.raises(ValueError, match=rf"{table[:-1]} id=\d stands there 2 times; allowed is each id once"):
         score(truth(**{table: rows * 2}), [])
+
+
+def test_categories_given_twice_are_one_and_two_of_one_id_are_refused():
+    rows = truth()["categories"]
+    assert score(truth(categories=rows * 3), [result()]) == pytest.approx(1)
+    with pytest.raises(ValueError, match="category id=3 stands there 2 times"):
+        score(truth(categories=[*rows, {"id": 3, "name": "dog"}]), [])
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -217,17 +237,17 @@ def test_nothing_is_printed(capfd):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"image_id": 6}, r"results\[1\]: image_id is 6; allowed is the id of one in the ground truth"),
-        ({"image_id": "5"}, r"results\[1\]: image_id is '5'"),
-        ({"category_id": 4}, r"results\[1\]: category_id is 4"),
-        ({"category_id": None}, r"results\[1\]: category_id is None"),
-        ({"score": float("nan")}, r"results\[1\]: score is nan; allowed is a finite number"),
-        ({"score": None}, r"results\[1\]: score is None"),
-        ({"bbox": [float("nan")] * 4}, r"results\[1\]: bbox is \[nan"),
-        ({"bbox": [0, 0, 5]}, r"results\[1\]: bbox is \[0, 0, 5\]; allowed is 4 finite numbers"),
-        ({"bbox": [0, 0, -5, 5]}, r"results\[1\]: bbox .*width and height >= 0"),
-        ({"bbox": [0, 0, 1e200, 1e200]}, r"results\[1\]: bbox is"),
-        ({"bbox": "abcd"}, r"results\[1\]: bbox is 'abcd'"),
+        ({"image_id": 6}, r"results\[1\]: image_id=6; allowed is the integer id of one of the 1 images"),
+        ({"image_id": "five"}, r"results\[1\]: image_id='five'"),
+        ({"category_id": 4}, r"results\[1\]: category_id=4"),
+        ({"category_id": None}, r"results\[1\]: category_id=None"),
+        ({"score": float("nan")}, r"results\[1\]: score=nan; allowed is a finite number"),
+        ({"score": None}, r"results\[1\]: score=None"),
+        ({"bbox": [float("nan")] * 4}, r"results\[1\]: bbox=\[nan"),
+        ({"bbox": [0, 0, 5]}, r"results\[1\]: bbox=\[0, 0, 5\]; allowed is 4 finite numbers"),
+        ({"bbox": [0, 0, -5, 5]}, r"results\[1\]: bbox=.*width and height >= 0"),
+        ({"bbox": [0, 0, 1e200, 1e200]}, r"results\[1\]: bbox=\[0, 0, 1e\+200"),
+        ({"bbox": "abcd"}, r"results\[1\]: bbox='abcd'"),
     ],
 )
 def test_bad_results_are_refused_by_name(changes, message):
@@ -238,18 +258,17 @@ def test_bad_results_are_refused_by_name(changes, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"annotations": [annotation(area=-1)]}, r"annotations\[0\]: area -1.0; allowed is an area >= 0"),
-        ({"annotations": [annotation(image_id=9)]}, r"annotations\[0\]: image_id is 9"),
-        ({"annotations": [annotation(bbox=[0, 0, float("inf"), 1])]}, r"annotations\[0\]: bbox is"),
-        ({"annotations": [7]}, r"annotations\[0\]: id is None"),
-        ({"annotations": None}, r"no list of annotations"),
-        ({"images": [{"id": 5, "height": "9"}]}, r"images\[0\]: height '9'"),
-        ({"categories": []}, r"annotations\[0\]: category_id is 3"),
+        ({"annotations": [annotation(area=-1)]}, r"annotation id=1: area=-1; allowed is a finite number >= 0"),
+        ({"annotations": [annotation(image_id=9)]}, r"annotation id=1: image_id=9"),
+        ({"annotations": [annotation(bbox=[0, 0, float("inf"), 1])]}, r"annotation id=1: bbox=\[0, 0, inf, 1\]"),
+        ({"annotations": [7]}, r"annotations\[0\] is 7"),
+        ({"annotations": None}, r"annotations is None; allowed is a list"),
+        ({"categories": []}, r"annotation id=1: category_id=3"),
     ],
 )
 def test_bad_ground_truth_is_refused_by_name(changes, message):
-    with pytest.raises(ValueError, match=message):
-        score(truth(**changes), [])
+    with pytest.raises(ValueError, match=f"CocoMetrics.from_json: ground truth: {message}"):
+        score(truth(**changes), [], degenerate="raise")
 
 
 def test_masks_that_lie_about_their_size_are_refused():
@@ -292,3 +311,110 @@ def test_keypoint_results_without_a_box_take_the_hull_of_their_points():
     metrics = CocoMetrics.from_json(truth(annotations=[annotation(keypoints=points)]), [row], iou_types=("keypoints",))
     assert metrics.gathered()[0].detections.boxes.tolist() == [[10, 20, 16, 32]]
     assert metrics.compute()["keypoints/AP"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("flag", [0, "0", False, "False", "", None, 0.0])
+@pytest.mark.parametrize("key", ["iscrowd", "ignore"])
+def test_a_flag_that_is_not_set_loses_no_object_however_it_is_written(key, flag):
+    rows = [annotation(**{key: flag}), annotation(id=2, bbox=[60, 60, 30, 30], **{key: flag})]
+    assert score(truth(annotations=rows), [result()]) == pytest.approx(51 / 101)
+
+
+@pytest.mark.parametrize("flag", [1, "1", True, "true", 1.0])
+def test_a_flag_that_is_set_is_read_however_it_is_written(flag):
+    rows = [annotation(), annotation(id=2, bbox=[60, 60, 30, 30], ignore=flag)]
+    assert score(truth(annotations=rows), [result()]) == pytest.approx(1)
+
+
+def test_a_number_of_keypoints_written_as_text_is_a_number():
+    points = {"keypoints": [20, 20, 2] * 17}
+    rows = [annotation(num_keypoints="17", **points), annotation(id=2, num_keypoints="0", **points)]
+    metrics = CocoMetrics.from_json(truth(annotations=rows), [result(**points)], iou_types=("keypoints",))
+    assert metrics.per_class()[0].objects == 1
+
+
+@pytest.mark.parametrize("size", [{}, {"height": "9", "width": None}, {"height": -1, "width": 0}], ids=str)
+def test_boxes_need_no_size_of_their_image(size):
+    assert score(truth(images=[{"id": 5, **size}]), [result()]) == pytest.approx(1)
+
+
+def test_run_lengths_bring_the_size_that_the_image_lacks_and_polygons_need_it():
+    runs = {"size": [100, 100], "counts": [0, 5000, 5000]}
+    truths = truth(images=[{"id": 5}], annotations=[annotation(segmentation=runs)])
+    metrics = CocoMetrics.from_json(truths, [result(segmentation=runs)], iou_types=("segm",))
+    assert metrics.compute()["segm/AP"] == pytest.approx(1)
+    polygons = truth(images=[{"id": 5}], annotations=[annotation(segmentation=[[0, 0, 9, 0, 9, 9]])])
+    with pytest.raises(ValueError, match="annotation id=1: segmentation needs the height and width of its image"):
+        CocoMetrics.from_json(polygons, [], iou_types=("segm",), degenerate="raise")
+
+
+NO_OBJECTS = {
+    "no width": [10, 10, 0, 20],
+    "no height": [10, 10, 20, 0],
+    "null": None,
+    "empty": [],
+    "NaN": [float("nan"), 1, 2, 3],
+    "outside": [200, 0, 9, 9],
+}
+
+
+@pytest.mark.parametrize("box", NO_OBJECTS.values(), ids=NO_OBJECTS)
+def test_the_metrics_drop_what_the_data_set_drops_and_get_the_same_numbers(box, tmp_path):
+    rows = [annotation(), annotation(id=2, bbox=box)]
+    document = truth(annotations=rows, images=[{"id": 5, "file_name": "a.png", "height": 100, "width": 100}])
+    (tmp_path / "a.json").write_text(json.dumps(document))
+    (tmp_path / "a.png").touch()
+    with pytest.warns(UserWarning, match="from_json: .*annotation id=2: .*1 of 2 boxes were dropped"):
+        from_json = CocoMetrics.from_json(tmp_path / "a.json", [result()])
+    with pytest.warns(UserWarning, match="CocoDataset: .*annotation id=2: .*1 of 2 boxes were dropped"):
+        dataset = CocoDataset(tmp_path, tmp_path / "a.json")
+    metrics = CocoMetrics(dataset.categories)
+    found = {"boxes": [[0.0, 0, 50, 50]], "scores": [0.9], "labels": [0]}
+    metrics.update([found], [dataset.target(0)])
+    assert from_json.compute() == metrics.compute()
+    assert from_json.compute()["bbox/AP"] == pytest.approx(1)
+    with pytest.raises(ValueError, match=r"annotation id=2: .*degenerate='drop'"):
+        CocoMetrics.from_json(tmp_path / "a.json", [result()], degenerate="raise")
+
+
+def test_numbers_as_text_and_floats_are_read_as_the_data_set_reads_them():
+    rows = [annotation(bbox=["0", "0.0", 50, 50.0], area="2500", category_id=3.0, image_id="5")]
+    assert score(truth(annotations=rows), [result(image_id=5.0, score="0.9")]) == pytest.approx(1)
+
+
+def test_an_unknown_policy_is_refused():
+    policy: object = "keep"
+    with pytest.raises(Exception, match="degenerate"):
+        score(truth(), [], degenerate=policy)
+
+
+def test_all_kinds_of_faults_of_results_are_told_at_once():
+    rows = [result(), result(score=None), result(bbox=[1]), result(image_id=9), result(score="x")]
+    with pytest.raises(ValueError, match="results: 3 kinds of faults") as error:
+        score(truth(), rows)
+    for line in (
+        "results[3]: image_id=9",
+        "results[1]: score=None; allowed is a finite number (2 such)",
+        "results[2]: bbox=[1]",
+    ):
+        assert line in str(error.value)
+
+
+def test_classes_of_crowds_only_and_files_without_objects_warn():
+    with pytest.warns(UserWarning, match=r"all objects of 1 classes are crowds .*'cat' \(1\)"):
+        score(truth(annotations=[annotation(iscrowd=1)]), [])
+    with pytest.warns(UserWarning, match="ground truth: holds no object"):
+        score(truth(annotations=[]), [])
+
+
+def test_many_masks_of_one_image_are_evaluated():
+    masks = torch.zeros(300, 20, 20, dtype=torch.bool)
+    masks[:, 2:8, 2:8] = True
+    objects = {
+        "boxes": torch.tensor([[2.0, 2, 8, 8]]).repeat(300, 1),
+        "labels": torch.zeros(300).long(),
+        "masks": masks,
+    }
+    metrics = CocoMetrics(1, iou_types=("segm",), max_detections=(300,))
+    metrics.update([{**objects, "scores": torch.rand(300)}], [objects])
+    assert metrics.compute()["segm/AP"] == pytest.approx(1)
