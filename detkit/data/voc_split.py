@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 from detkit._faults import Faults, enumerated, shown
-from detkit.data.files import open_inside, resolve_inside
+from detkit.data.files import check_name, open_inside
 from detkit.data.pictures import EXTENSIONS
 
 _OF_ONE_CLASS = re.compile(r"\S.*\s(-1|0|1)")
@@ -91,6 +91,6 @@ def _annotation(folder: Path, name: str) -> str | None:
     stems = [name, stem] if extension.lower() in EXTENSIONS | {".xml"} else [name]
     for candidate in dict.fromkeys(stems + [stem.replace("\\", "/") for stem in stems]):
         file = f"{candidate}.xml"
-        if resolve_inside(folder, file, owner=f"VocDataset: {shown(file)}").exists():
+        if os.path.exists(os.path.join(folder, check_name(file, owner=f"VocDataset: {shown(file)}"))):
             return file
     return None

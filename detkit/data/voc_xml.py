@@ -70,10 +70,11 @@ def _read(folder: str | Path, file: str, minus_one: bool, found: dict[str, list[
         found["xml"].append(f"{shown(file)}: cannot be read as XML: {error}")
         return VocRecord()
     objects = tree.findall("object")
-    names = [_text(entry, "name") for entry in objects]
-    edges = [[_text(entry, f"bndbox/{edge}") for edge in _EDGES] for entry in objects]
+    entries = [_texts(entry) for entry in objects]
+    corners = [_texts(entry.find("bndbox")) for entry in objects]
+    names, flags = ([entry.get(key, "") for entry in entries] for key in ("name", "difficult"))
+    edges = [[corner.get(edge, "") for edge in _EDGES] for corner in corners]
     boxes = read_lists(edges, 4)
-    flags = [_text(entry, "difficult") for entry in objects]
     difficult, unclear = read_flags(flags)
     found["difficult"] += [
         f"{shown(file)}: object {t} ({shown(names[t])}): difficult={shown(flags[t])}; allowed are 0 and 1"
@@ -81,7 +82,7 @@ def _read(folder: str | Path, file: str, minus_one: bool, found: dict[str, list[
     ]
     bad = [t for t, name in enumerate(names) if not name or np.isnan(boxes[t]).any()]
     return VocRecord(
-        file_name=_text(tree, "filename"),
+        file_name=_texts(tree).get("filename", ""),
         size=_size(tree, file, found["size"]),
         names=names,
         boxes=(boxes - [minus_one, minus_one, 0, 0]).astype(np.float32),
@@ -101,8 +102,9 @@ def _tree(folder: str | Path, file: str) -> ElementTree.Element:
     return tree
 
 
-def _text(element: ElementTree.Element, path: str) -> str:
-    return (element.findtext(path) or "").strip()
+def _texts(element: ElementTree.Element | None) -> dict[str, str]:
+    """The text of each child by its tag; of several the first counts."""
+    return {} if element is None else {child.tag: (child.text or "").strip() for child in reversed(element)}
 
 
 def _missing(name: str, edges: Sequence[str], box: NDArray[np.float64]) -> tuple[str, str]:
@@ -116,7 +118,8 @@ def _missing(name: str, edges: Sequence[str], box: NDArray[np.float64]) -> tuple
 
 def _size(tree: ElementTree.Element, file: str, found: list[str]) -> tuple[int, int]:
     """(height, width) as declared, 0 where they are not."""
-    texts = [_text(tree, f"size/{side}") for side in ("height", "width")]
+    given = _texts(tree.find("size"))
+    texts = [given.get(side, "") for side in ("height", "width")]
     height, width = read_numbers([text or 0 for text in texts]).clip(min=0).tolist()
     if not (height.is_integer() and width.is_integer()):
         words = f"size is {shown(texts[0])} x {shown(texts[1])} (height x width); allowed are whole pixels"
