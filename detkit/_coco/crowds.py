@@ -6,7 +6,6 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-
 _MASKS = "tools that export masks as crowds must write iscrowd=0 for single objects"
 
 

@@ -38,6 +38,14 @@ def test_of_equal_scores_in_several_images_the_smaller_image_id_counts_first(nam
 
 
 @pytest.mark.parametrize("engine", ["pycocotools", "hotcoco"])
+def test_class_agnostic_the_smaller_label_counts_before_the_earlier_row(engine):
+    metrics = CocoMetrics(2, class_agnostic=True, engine=engine)
+    found = {"boxes": torch.tensor([HIT, MISS]), "scores": torch.full((2,), 0.5), "labels": torch.tensor([1, 0])}
+    metrics.update([found], [{"boxes": torch.tensor([HIT]), "labels": torch.tensor([1])}])
+    assert metrics.compute()["bbox/AP"] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("engine", ["pycocotools", "hotcoco"])
 def test_of_equal_scores_in_a_file_the_earlier_result_counts_first(engine):
     truth = {
         "images": [{"id": 1, "height": 100, "width": 100}],
