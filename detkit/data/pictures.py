@@ -41,7 +41,7 @@ class Pictures:
         A backslash is a slash where no file has one. Raises ValueError as :func:`~detkit.data.files.resolve_inside`
         does, errors begin with ``owner``.
         """
-        folder, base = os.path.split(check_name(name, owner=owner))
+        folder, base = os.path.split(os.path.normpath(check_name(name, owner=owner)))
         found = [os.path.join(folder, file) for file in self._found(folder, base, owner)]
         return self.named(name.replace("\\", "/"), owner=owner) if not found and "\\" in name else found
 

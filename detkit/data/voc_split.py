@@ -58,7 +58,7 @@ def split_files(folder: Path, split: str, annotations: Path, faults: Faults) -> 
     """The names in the list ``split`` below ``folder``, in its order, and the XML file of each below ``annotations``.
 
     A name may have the extension of a picture; None stands for one without an XML file. ``faults`` is told of names
-    that stand there twice. Raises ValueError for the list of a single class, and as
+    and XML files that are meant twice. Raises ValueError for the list of a single class, and as
     :func:`~detkit.data.files.open_inside` does.
     """
     names = _lines(folder, split)
@@ -68,8 +68,10 @@ def split_files(folder: Path, split: str, annotations: Path, faults: Faults) -> 
             f"VocDataset: split={split!r}: lists the images of one class, with 1, 0 or -1 ({shown(names[0])}); allowed "
             "is one name a line, as in the split of all classes, or split=None for every XML file"
         )
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    faults.refuse([True] * len(twice), lambda i: f"split={split!r}: {shown(twice[i])} stands there more than once")
+    for entries in (names, [file for file in files.values() if file]):
+        twice = [entry for entry, count in Counter(entries).items() if count > 1]
+        words = [f"split={split!r}: {shown(entry)} stands there more than once" for entry in twice]
+        faults.refuse([True] * len(twice), words.__getitem__)
     return files
 
 
@@ -89,8 +91,8 @@ def _lines(folder: Path, split: str) -> list[str]:
 def _annotation(folder: Path, name: str) -> str | None:
     stem, extension = os.path.splitext(name)
     stems = [name, stem] if extension.lower() in EXTENSIONS | {".xml"} else [name]
-    for candidate in dict.fromkeys(stems + [stem.replace("\\", "/") for stem in stems]):
-        file = f"{candidate}.xml"
+    candidates = dict.fromkeys(stems + [stem.replace("\\", "/") for stem in stems])
+    for file in [f"{candidate}{ending}" for candidate in candidates for ending in (".xml", ".XML")]:
         if os.path.exists(os.path.join(folder, check_name(file, owner=f"VocDataset: {shown(file)}"))):
             return file
     return None

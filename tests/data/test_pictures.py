@@ -37,6 +37,14 @@ def test_a_backslash_is_a_slash_where_no_file_has_one(tmp_path):
     assert pictures.named("sub\\b.jpg", owner="o") == ["sub\\b.jpg"]
 
 
+def test_a_name_may_begin_in_the_folder_itself(tmp_path):
+    (tmp_path / "sub").mkdir()
+    for name in ("a.jpg", "sub/b.jpg"):
+        (tmp_path / name).touch()
+    assert Pictures(tmp_path).named("./a", owner="o") == ["a.jpg"]
+    assert Pictures(tmp_path).named("sub//./b.png", owner="o") == ["sub/b.jpg"]
+
+
 def test_a_folder_is_listed_once(tmp_path, monkeypatch):
     pictures = Pictures(tmp_path)
     assert pictures.named("a", owner="o") == []

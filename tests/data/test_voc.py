@@ -201,14 +201,14 @@ def test_a_size_that_is_none_is_refused_by_file_and_value(tmp_path, width):
         VocDataset(write(tmp_path, size=sizes(width, 4)[0]), "train")
 
 
-@pytest.mark.parametrize("text", ["0", "", "Unspecified", "False", "false", " 0 ", "no"])
+@pytest.mark.parametrize("text", ["0", "", "Unspecified", "False", "false", " 0 ", "no", "0.0", "None"])
 def test_a_flag_that_says_nothing_is_not_set(tmp_path, text):
     write(tmp_path, entry(difficult=f"<pose>?</pose><truncated>Yes?</truncated><difficult>{text}</difficult>"))
     assert VocDataset(tmp_path, "train").target(0)["iscrowd"].tolist() == [0]
 
 
 @pytest.mark.filterwarnings("ignore:.*difficult")
-@pytest.mark.parametrize("text", ["1", "True", "yes"])
+@pytest.mark.parametrize("text", ["1", "True", "yes", "1.0"])
 def test_a_flag_in_words_is_set(tmp_path, text):
     write(tmp_path, entry(difficult=f"<difficult>{text}</difficult>"))
     assert VocDataset(tmp_path, "train").target(0)["iscrowd"].tolist() == [1]

@@ -36,6 +36,11 @@ def test_names_may_have_an_extension(tmp_path):
     }
 
 
+def test_the_extension_of_the_xml_may_be_in_capitals(tmp_path):
+    (tmp_path / "two.XML").touch()
+    assert files_of(tmp_path, "one\ntwo", names=("one",))["two"].lower() == "two.xml"
+
+
 def test_the_whole_name_comes_before_the_one_without_extension(tmp_path):
     assert files_of(tmp_path, "one.jpg", names=("one", "one.jpg")) == {"one.jpg": "one.jpg.xml"}
 
@@ -63,6 +68,11 @@ def test_the_list_of_one_class_is_refused_by_name(tmp_path):
 def test_names_that_stand_twice_are_counted_with_the_first(tmp_path):
     with pytest.raises(ValueError, match=r"split='train': 'one' stands there more than once \(2 such\)"):
         files_of(tmp_path, "one\ntwo\none\ntwo")
+
+
+def test_two_names_of_one_xml_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"split='train': 'one\.xml' stands there more than once"):
+        files_of(tmp_path, "one.jpg\none.png\ntwo")
 
 
 def test_a_long_list_takes_linear_time(tmp_path, monkeypatch):
