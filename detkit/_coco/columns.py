@@ -17,7 +17,8 @@ MAX_COORDINATE = float(1 << 31)
 _LARGEST = 1e300
 _REAL = (int, float, np.integer, np.floating)
 _TEXT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
-_FLAGS = {"": 0, "0": 0, "false": 0, "no": 0, "unspecified": 0, "1": 1, "true": 1, "yes": 1}
+_FLAGS = dict.fromkeys(("", "0", "0.0", "false", "no", "none", "null", "unspecified"), 0)
+_FLAGS |= dict.fromkeys(("1", "1.0", "true", "yes"), 1)
 
 
 def read_numbers(values: Sequence[Any], limit: float = _LARGEST) -> NDArray[np.float64]:

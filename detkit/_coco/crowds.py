@@ -6,8 +6,12 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+_MASKS = "tools that export masks as crowds must write iscrowd=0 for single objects"
 
-def warn_of_crowds(labels: NDArray[np.int64], crowd: NDArray[np.bool_], names: Sequence[str], *, source: str) -> None:
+
+def warn_of_crowds(
+    labels: NDArray[np.int64], crowd: NDArray[np.bool_], names: Sequence[str], *, source: str, remedy: str = _MASKS
+) -> None:
     """One warning for a file without objects, or for the classes all of whose objects (A,) are crowds.
 
     Some tools write every mask, or those with holes, as a crowd: no detector learns it, and no metric counts it.
@@ -22,6 +26,6 @@ def warn_of_crowds(labels: NDArray[np.int64], crowd: NDArray[np.bool_], names: S
         listed = ", ".join(f"{names[label]!r} ({total[label]})" for label in only)
         warnings.warn(
             f"{source}: all objects of {len(only)} classes are crowds (iscrowd=1), which count neither in training nor "
-            f"in evaluation: {listed}; tools that export masks as crowds must write iscrowd=0 for single objects",
+            f"in evaluation: {listed}; {remedy}",
             stacklevel=4,
         )

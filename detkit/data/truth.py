@@ -1,14 +1,14 @@
-"""Shared by all data sets of this unit: building targets, zero-size boxes, and ground truth in COCO's form."""
+"""Shared by all data sets of this unit: building targets, and ground truth in COCO's form."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torchvision import tv_tensors
 
-from detkit._faults import Degenerate, Faults, check_degenerate, judge_boxes
+from detkit._faults import Degenerate, check_degenerate
 from detkit._inputs import as_boxes
 from detkit._rle import encode_masks
 from detkit.data.wrapped import find_categories, find_item
@@ -21,7 +21,6 @@ __all__ = [
     "check_degenerate",
     "coco_ground_truth",
     "make_target",
-    "sized_boxes",
 ]
 
 Transforms = Callable[[Any, Any], tuple[Any, Any]]
@@ -78,29 +77,6 @@ def make_target(
         iscrowd=torch.from_numpy(iscrowd.copy()),
         image_id=image_id,
     )
-
-
-def sized_boxes(
-    boxes: NDArray[np.float32],
-    *,
-    policy: Degenerate,
-    name: Callable[[int], str],
-    owner: str,
-    sizes: NDArray[np.int64] | None = None,
-) -> NDArray[np.bool_]:
-    """Which boxes (A, 4) are objects. With "drop" one warning counts the others, and names the first of each kind.
-
-    ``name`` describes a box by its position; ``sizes`` (A, 2) are the (height, width) of its picture. With the policy
-    "raise", raises ValueError for boxes that are not finite, without width or height, or outside their picture.
-
-    >>> sized_boxes(np.array([[0, 0, 1, 1]], np.float32), policy="raise", name=str, owner="a.json")
-    array([ True])
-    """
-    faults = Faults(owner, policy=policy)
-    unknown = np.zeros((len(boxes), 2), np.int64)
-    kept = judge_boxes(boxes, unknown if sizes is None else sizes, name, faults)
-    faults.settle(kept)
-    return kept
 
 
 def coco_ground_truth(

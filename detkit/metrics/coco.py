@@ -59,6 +59,9 @@ class CocoMetrics:
     Gupta et al. 2019, section 3.1). engine: "pycocotools", "hotcoco", or None for the faster installed.
     keypoint_sigmas: one per keypoint, COCO's 17 by default. Raises ValueError naming the argument.
 
+    Detections of equal score count in the order in which they are given, images in that of their ``image_id``: AP
+    depends on it, as in pycocotools.
+
     >>> import torch
     >>> metrics = CocoMetrics(["cat"])
     >>> box = torch.tensor([[10.0, 10.0, 50.0, 50.0]])

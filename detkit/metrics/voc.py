@@ -54,8 +54,8 @@ class VocMetrics:
     the object of its class that it overlaps most. If their IoU is at least ``iou_threshold``, it is a hit, unless a
     better detection has claimed the object; if the object is difficult (``iscrowd`` or ``ignore`` in the target), it is
     neither hit nor miss. Everything else is a miss. interpolation: see :func:`average_precision`. legacy_plus_one:
-    sides are x2 - x1 + 1, as in VOC's devkit, whose boxes include their last pixel. Source: VOC 2012 devkit,
-    VOCevaldet.
+    sides are x2 - x1 + 1, as in VOC's devkit, whose boxes include their last pixel. Detections of equal score count in
+    the order in which they are given, images in that of their ``image_id``. Source: VOC 2012 devkit, VOCevaldet.
 
     >>> metrics = VocMetrics(["cat"])
     >>> box = torch.tensor([[10.0, 10.0, 50.0, 50.0]])

@@ -7,7 +7,7 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from detkit.data import CocoDataset, DigitScenes, coco_ground_truth
-from detkit.data.truth import check_degenerate, sized_boxes
+from detkit.data.truth import check_degenerate
 
 
 def test_the_truth_of_a_coco_file_is_the_coco_file(detkit_data, monkeypatch):
@@ -45,24 +45,6 @@ def test_masks_of_scenes_are_encoded_as_runs_that_decode_to_their_area():
     for annotation in truth["annotations"]:
         assert coco_mask.area(annotation["segmentation"]) == annotation["area"]
         assert coco_mask.toBbox(annotation["segmentation"]).tolist() == annotation["bbox"]
-
-
-def test_sized_boxes_tells_each_zero_side_from_the_rest():
-    boxes = np.array([[0, 0, 2, 2], [1, 1, 1, 4], [1, 1, 4, 1], [-3, -3, -1, -1]], np.float32)
-    with pytest.warns(UserWarning, match=r"a\.json: box 1: .*2 of 4 boxes were dropped"):
-        kept = sized_boxes(boxes, policy="drop", name=lambda position: f"box {position}", owner="a.json")
-    assert kept.tolist() == [True, False, False, True]
-    with pytest.raises(ValueError, match=r"a\.json: box 1: "):
-        sized_boxes(boxes, policy="raise", name=lambda position: f"box {position}", owner="a.json")
-
-
-def test_boxes_outside_their_picture_and_others_that_are_none_are_counted_by_kind():
-    boxes = np.array([[0, 0, 1, 1], [8, 0, 9, 1], [np.nan] * 4, [2, 2, 1, 1]], np.float32)
-    with pytest.warns(UserWarning, match="3 kinds of faults") as seen:
-        kept = sized_boxes(boxes, policy="drop", name="box {}".format, owner="a.xml", sizes=np.array([[6, 8]] * 4))
-    assert (kept.tolist(), len(seen)) == ([True, False, False, False], 1)
-    for words in ("box 1: the box", "box 2: the box", "box 3: the box", "3 of 4 boxes were dropped"):
-        assert words in str(seen[0].message)
 
 
 def test_a_policy_other_than_the_two_is_refused():

@@ -5,7 +5,7 @@ import warnings
 import pytest
 from PIL import Image
 
-from detkit.data import CocoDataset, VocDataset, VocFolders, voc
+from detkit.data import CocoDataset, VocDataset, VocFolders
 
 BCCD = VocFolders(annotations="annotations/voc_xml", images="images", splits="annotations/voc_splits")
 BOX = "<bndbox><xmin>1</xmin><ymin>2</ymin><xmax>4</xmax><ymax>3</ymax></bndbox>"
@@ -17,6 +17,20 @@ def entry(name="cat", *, box=BOX, difficult=""):
 
 def box(x1, y1, x2, y2):
     return f"<bndbox><xmin>{x1}</xmin><ymin>{y1}</ymin><xmax>{x2}</xmax><ymax>{y2}</ymax></bndbox>"
+
+
+def sizes(width, height):
+    return [f"<size><width>{width}</width><height>{height}</height></size>"]
+
+
+def more(root, name, document, picture=True):
+    """One more image in the train split."""
+    if picture:
+        Image.new("RGB", (6, 4)).save(root / "JPEGImages" / f"{name}.png")
+    if document is not None:
+        (root / f"Annotations/{name}.xml").write_text(document)
+    with open(root / "ImageSets/Main/train.txt", "a") as file:
+        file.write(f"{name}\n")
 
 
 def write(root, *objects, head="", file_name="one.png", size="<size><width>6</width><height>4</height></size>"):
@@ -119,40 +133,120 @@ def test_a_doctype_in_another_encoding_is_refused_too(tmp_path):
         VocDataset(tmp_path, "train")
 
 
-@pytest.mark.parametrize(
-    ("edges", "key"),
-    [((4, 2, 1, 3), "box"), ((1, 3, 4, 2), "box"), (("nan", 2, 4, 3), "xmin"), ((1, "inf", 4, 3), "ymin")]
-    + [((1, 2, "1e300", 3), "xmax"), ((1, 2, 4, "x"), "ymax"), ((1, 2, 4, ""), "ymax")],
-    ids=str,
-)
-def test_bad_boxes_are_refused_by_file_and_object(tmp_path, edges, key):
-    write(tmp_path, entry(), entry("dog", box=box(*edges)))
-    with pytest.raises(ValueError, match=rf"VocDataset: 'one\.xml': object 1 \('dog'\): {key}"):
-        VocDataset(tmp_path, "train")
+NONE = {
+    "inverted in x": entry(box=box(4, 2, 1, 3)),
+    "inverted in y": entry(box=box(1, 3, 4, 2)),
+    "no width": entry(box=box(1, 2, 1, 3)),
+    "nan": entry(box=box("nan", 2, 4, 3)),
+    "inf": entry(box=box(1, "inf", 4, 3)),
+    "huge": entry(box=box(1, 2, "1e300", 3)),
+    "text": entry(box=box(1, 2, 4, "x")),
+    "empty": entry(box=box(1, 2, 4, "")),
+    "no box": entry(box=""),
+    "right of the picture": entry(box=box(6, 1, 9, 3)),
+    "below the picture": entry(box=box(1, 4, 3, 9)),
+    "left of the picture": entry(box=box(-3, 1, 0, 3)),
+    "no name": f"<object>{BOX}</object>",
+}
+
+
+@pytest.mark.parametrize("bad", NONE.values(), ids=NONE)
+def test_an_object_that_is_none_is_dropped_with_one_warning_or_refused_by_file_and_object(tmp_path, bad):
+    write(tmp_path, entry("dog"), bad, entry("cat"))
+    with pytest.warns(UserWarning, match=r"VocDataset: .*one\.xml: object 1: .*1 of 3 boxes were dropped") as warned:
+        dataset = VocDataset(tmp_path, "train")
+    assert len(warned) == 1
+    assert dataset.target(0)["labels"].tolist() == [1, 0]
+    assert dataset.target(0)["boxes"].tolist() == [[1, 2, 4, 3]] * 2
+    with pytest.raises(ValueError, match=r"VocDataset: .*one\.xml: object 1: .*degenerate='drop'"):
+        VocDataset(tmp_path, "train", degenerate="raise")
+
+
+def test_all_kinds_of_objects_that_are_none_are_counted_in_one_warning(tmp_path):
+    write(tmp_path, *NONE.values(), entry())
+    with pytest.warns(UserWarning, match="13 of 14 boxes were dropped") as warned:
+        assert len(VocDataset(tmp_path, "train").target(0)["boxes"]) == 1
+    (words,) = [str(warning.message) for warning in warned]
+    assert "object 3: xmin='nan'; allowed is a finite number within 2.14748e+09 (4 such)" in words
+    assert "object 7: ymax is missing or empty (2 such)" in words
+    assert "object 12: name is missing or empty" in words
+    assert "object 0: the box [4.0, 2.0, 1.0, 3.0] (xyxy) is inverted" in words
+    assert "object 9: the box [6.0, 1.0, 9.0, 3.0] (xyxy) lies outside its picture of 4 x 6 (3 such)" in words
+
+
+def test_a_box_that_touches_its_picture_stays_as_it_is(tmp_path):
+    write(tmp_path, entry(box=box(-3, -2, 0.5, 1)), entry(box=box(5.5, 3, 9, 9)))
+    dataset = VocDataset(tmp_path, "train", degenerate="raise")
+    assert dataset.target(0)["boxes"].tolist() == [[-3, -2, 0.5, 1], [5.5, 3, 9, 9]]
+
+
+@pytest.mark.parametrize("size", ["", "<size/>", "<size><width>6</width></size>"] + sizes(0, 0) + sizes(-1, -1))
+def test_a_size_that_the_file_does_not_give_is_the_pictures_own_and_nothing_is_decoded(tmp_path, size, monkeypatch):
+    write(tmp_path, entry(), entry(box=box(6, 1, 9, 3)), size=size)
+    with monkeypatch.context() as patch:
+        patch.setattr(Image.Image, "load", lambda *_: pytest.fail("decoded"))
+        dataset = quiet(tmp_path, "train")
+    assert dataset.image_size(0) == (4, 6)
+    image, target = dataset[0]
+    assert image.shape == (3, 4, 6)
+    assert target["boxes"].canvas_size == (4, 6)
+    assert len(target["boxes"]) == 1
+
+
+def test_a_size_as_a_whole_float_is_taken(tmp_path):
+    assert VocDataset(write(tmp_path, entry(), size=sizes("6.0", " 4.00 ")[0]), "train").image_size(0) == (4, 6)
+
+
+@pytest.mark.parametrize("width", ["6.5", "1e8", "nan", "1e400", "six"])
+def test_a_size_that_is_none_is_refused_by_file_and_value(tmp_path, width):
+    with pytest.raises(ValueError, match=rf"VocDataset: 'one\.xml': .*({width}|width=100000000)"):
+        VocDataset(write(tmp_path, size=sizes(width, 4)[0]), "train")
+
+
+@pytest.mark.parametrize("text", ["0", "", "Unspecified", "False", "false", " 0 ", "no", "0.0", "None"])
+def test_a_flag_that_says_nothing_is_not_set(tmp_path, text):
+    write(tmp_path, entry(difficult=f"<pose>?</pose><truncated>Yes?</truncated><difficult>{text}</difficult>"))
+    assert VocDataset(tmp_path, "train").target(0)["iscrowd"].tolist() == [0]
+
+
+@pytest.mark.filterwarnings("ignore:.*difficult")
+@pytest.mark.parametrize("text", ["1", "True", "yes", "1.0"])
+def test_a_flag_in_words_is_set(tmp_path, text):
+    write(tmp_path, entry(difficult=f"<difficult>{text}</difficult>"))
+    assert VocDataset(tmp_path, "train").target(0)["iscrowd"].tolist() == [1]
 
 
 @pytest.mark.parametrize(
     ("objects", "words"),
     [
-        ("<object><name>cat</name></object>", "object 0 .*: xmin is missing"),
-        (f"<object>{BOX}</object>", "object 0 .*: name is missing"),
-        (entry(difficult="<difficult>maybe</difficult>"), "difficult='maybe'; allowed are 0 and 1"),
+        (
+            entry(difficult="<difficult>maybe</difficult>"),
+            r"object 0 \('cat'\): difficult='maybe'; allowed are 0 and 1",
+        ),
         ("<object>", "cannot be read as XML"),
     ],
 )
-def test_missing_and_ill_typed_entries_are_refused(tmp_path, objects, words):
+def test_files_at_fault_are_refused(tmp_path, objects, words):
     with pytest.raises(ValueError, match=rf"'one\.xml'.*{words}"):
         VocDataset(write(tmp_path, objects), "train")
 
 
-@pytest.mark.parametrize(
-    "size",
-    ["", "<size><width>6</width></size>"]
-    + [f"<size><width>{w}</width><height>4</height></size>" for w in ("0", "-6", "6.5", "1e8", "nan", "1e400")],
-)
-def test_a_bad_size_is_refused(tmp_path, size):
-    with pytest.raises(ValueError, match=r"VocDataset: 'one\.xml'"):
-        VocDataset(write(tmp_path, size=size), "train")
+def test_an_error_tells_every_kind_of_fault_with_its_count_and_first_file(tmp_path):
+    write(tmp_path, entry("dog"), entry("dog"), entry("cow", difficult="<difficult>maybe</difficult>"))
+    more(tmp_path, "two", "<annotation><object>")
+    more(tmp_path, "three", "<annotations/>")
+    more(tmp_path, "four", f"<annotation>{sizes(1.5, 4)[0]}</annotation>")
+    with pytest.raises(ValueError, match="5 kinds") as raised:
+        VocDataset(tmp_path, "train", classes=["cat"])
+    for words in (
+        "'two.xml': cannot be read as XML: ",
+        "(2 such)",
+        "'four.xml': size is '4' x '1.5'",
+        "'one.xml': object 2 ('cow'): difficult='maybe'",
+        "one.xml: object 0: name='dog'; allowed are ['cat'] (2 such)",
+        "one.xml: object 2: name='cow'",
+    ):
+        assert words in str(raised.value)
 
 
 def test_a_name_outside_the_classes_is_refused(tmp_path):
@@ -160,10 +254,72 @@ def test_a_name_outside_the_classes_is_refused(tmp_path):
         VocDataset(write(tmp_path, entry(), entry("dog")), "train", classes=["cat"])
 
 
-@pytest.mark.parametrize("name", ["../one.png", "/etc/passwd", "file:///etc/passwd", "", "x" * 5000])
-def test_an_image_name_that_leads_out_is_refused_when_built(tmp_path, name):
+def test_classes_given_twice_or_as_text_are_refused(tmp_path):
+    for classes in (["cat", "cat"], "cat"):
+        with pytest.raises(ValueError, match=r"VocDataset: classes=.*cat"):
+            VocDataset(write(tmp_path, entry()), "train", classes=classes)
+
+
+@pytest.mark.parametrize("name", ["../one.png", "/etc/passwd", "file:///etc/passwd", "x" * 5000])
+def test_an_image_name_that_leads_out_is_refused_when_it_counts(tmp_path, name):
+    write(tmp_path, entry(), file_name=name)
+    assert VocDataset(tmp_path, "train")[0][0].shape == (3, 4, 6)
+    (tmp_path / "JPEGImages/one.png").rename(tmp_path / "JPEGImages/two.png")
     with pytest.raises(ValueError, match=r"VocDataset: image id=0 \(one\): file_name="):
-        VocDataset(write(tmp_path, file_name=name), "train")
+        VocDataset(tmp_path, "train")
+
+
+def test_the_picture_is_that_of_the_listed_name_whatever_the_file_says(tmp_path):
+    write(tmp_path, entry(), file_name="old.png")
+    Image.new("RGB", (6, 4), (9, 9, 9)).save(tmp_path / "JPEGImages/old.png")
+    with pytest.warns(UserWarning, match=r"'one' has <filename>old\.png</filename>, which is another picture \(1 such"):
+        dataset = VocDataset(tmp_path, "train")
+    assert (dataset[0][0] == 0).all()
+
+
+def test_without_a_split_every_xml_is_taken_sorted(tmp_path):
+    write(tmp_path, entry(), file_name="one")
+    for name in ("b", "a"):
+        more(tmp_path, name, "<annotation/>")
+    (tmp_path / "ImageSets/Main/train.txt").unlink()
+    dataset = VocDataset(tmp_path, None)
+    assert dataset.names == ["a", "b", "one"]
+    assert [len(target["boxes"]) for _, target in dataset] == [0, 0, 1]
+    with pytest.raises(FileNotFoundError, match=r"split='train': there is no file .*split=None"):
+        VocDataset(tmp_path, "train")
+
+
+def test_pictures_and_xml_may_lie_in_one_folder(tmp_path):
+    Image.new("RGB", (6, 4)).save(tmp_path / "a.rf.1b.jpg")
+    (tmp_path / "a.rf.1b.xml").write_text(f"<annotation>{entry()}</annotation>")
+    dataset = VocDataset(tmp_path, None, folders=VocFolders(".", "."))
+    assert dataset[0][1]["boxes"].tolist() == [[1, 2, 4, 3]]
+
+
+def test_a_listed_image_without_xml_is_one_without_objects_on_request(tmp_path):
+    write(tmp_path, entry())
+    for name in ("two", "three"):
+        more(tmp_path, name, None)
+    with pytest.raises(FileNotFoundError, match=r"no XML file below .* 'two', 'three'; unlabeled=True"):
+        VocDataset(tmp_path, "train")
+    dataset = VocDataset(tmp_path, "train", unlabeled=True)
+    assert [len(target["boxes"]) for _, target in dataset] == [1, 0, 0]
+    assert dataset.image_size(2) == (4, 6)
+
+
+def test_all_missing_pictures_are_named_when_it_is_built(tmp_path):
+    write(tmp_path, entry())
+    for name in ("two", "three"):
+        more(tmp_path, name, "<annotation/>", picture=False)
+    with pytest.raises(FileNotFoundError, match=r"no picture below .*JPEGImages for 'two', 'three'"):
+        VocDataset(tmp_path, "train")
+
+
+def test_a_data_set_without_objects_or_with_difficult_ones_only_warns(tmp_path):
+    with pytest.warns(UserWarning, match=r"VocDataset: .*split='train': holds no object"):
+        VocDataset(write(tmp_path), "train")
+    with pytest.warns(UserWarning, match=r"'dog' \(1\); they are marked difficult"):
+        VocDataset(write(tmp_path, entry("dog", difficult="<difficult>1</difficult>"), entry("cat")), "train")
 
 
 def test_names_in_the_split_file_are_guarded_too(tmp_path):
@@ -173,19 +329,6 @@ def test_names_in_the_split_file_are_guarded_too(tmp_path):
         VocDataset(tmp_path, "train")
     with pytest.raises(ValueError, match=r"split='\.\./train': file_name="):
         VocDataset(tmp_path, "../train")
-
-
-def test_a_name_twice_in_the_split_file_is_refused(tmp_path):
-    write(tmp_path)
-    (tmp_path / "ImageSets/Main/train.txt").write_text("one\none\n")
-    with pytest.raises(ValueError, match="'one' stands there more than once"):
-        VocDataset(tmp_path, "train")
-
-
-def test_xml_over_the_bound_is_not_parsed(tmp_path, monkeypatch):
-    monkeypatch.setattr(voc, "MAX_XML_BYTES", 50)
-    with pytest.raises(ValueError, match=r"has \d+ bytes; allowed are 50"):
-        VocDataset(write(tmp_path), "train")
 
 
 def test_an_image_of_another_size_than_the_xml_says_is_refused(tmp_path):

@@ -1,0 +1,79 @@
+"""Which picture belongs to each annotation file of a VOC data set, and how large it is."""
+
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path, PureWindowsPath
+
+from detkit._faults import Faults, enumerated, shown
+from detkit.data.files import picture_size, resolve_inside
+from detkit.data.pictures import Pictures
+
+
+def find_pictures(folder: Path, names: Sequence[str], told: Sequence[str], faults: Faults) -> list[str]:
+    """The picture of each of ``names``, relative to ``folder``; empty for those that ``faults`` is told of.
+
+    It is the picture of that name, with any extension. ``told`` (what ``<filename>`` says) decides between several, and
+    counts where there is none. ``faults`` is told of pictures that are missing, undecided or of two names; one warning
+    counts the names whose ``<filename>`` is another picture, which is there too. Raises ValueError for a name that
+    leads out of the folder.
+    """
+    pictures, found, elsewhere = Pictures(folder), [], []
+    for index, (name, file) in enumerate(zip(names, told, strict=True)):
+        owner = f"VocDataset: image id={index} ({name})"
+        own = pictures.named(name, owner=owner)
+        if own and _is_another(pictures, file, own, owner):
+            elsewhere.append(f"{shown(name)} has <filename>{file}</filename>")
+        own = own or (pictures.named(file, owner=owner) if file else [])
+        found.append([path for path in own if os.path.basename(path) == PureWindowsPath(file).name] or own)
+    if elsewhere:
+        words = f"{elsewhere[0]}, which is another picture ({len(elsewhere)} such); the one of its own name is taken"
+        warnings.warn(f"VocDataset: {folder}: {words}", stacklevel=3)
+    missing = [name for name, paths in zip(names, found, strict=True) if not paths]
+    several = [index for index, paths in enumerate(found) if len(paths) > 1]
+    words = f"there is no picture below {folder} for {enumerated(missing)}"
+    faults.refuse([bool(missing)], lambda _: words, error=FileNotFoundError)
+    faults.refuse([True] * len(several), lambda i: f"{shown(names[several[i]])} may be any of {found[several[i]]}")
+    paths = [paths[0] if len(paths) == 1 else "" for paths in found]
+    _refuse_twice(folder, names, paths, faults)
+    return paths
+
+
+def complete_sizes(
+    folder: Path, pictures: Sequence[str], sizes: Sequence[tuple[int, int]], faults: Faults
+) -> list[tuple[int, int]]:
+    """(height, width) of each picture: what is 0 in ``sizes`` is read from its header."""
+    complete, broken = [], []
+    for picture, (height, width) in zip(pictures, sizes, strict=True):
+        if picture and not (height and width):
+            try:
+                own = picture_size(folder, picture, owner="size")
+                height, width = height or own[0], width or own[1]
+            except ValueError as error:
+                broken.append(str(error))
+        complete.append((height, width))
+    faults.refuse([True] * len(broken), broken.__getitem__)
+    return complete
+
+
+def _is_another(pictures: Pictures, file: str, own: Sequence[str], owner: str) -> bool:
+    """Whether ``file`` is a picture that is there, but none of those of the name."""
+    stem = os.path.splitext(os.path.basename(own[0]))[0]
+    if PureWindowsPath(file).stem in ("", stem):
+        return False
+    try:
+        others = pictures.named(file, owner=owner)
+    except ValueError:
+        return False
+    return bool(others) and not set(others) & set(own)
+
+
+def _refuse_twice(folder: Path, names: Sequence[str], paths: Sequence[str], faults: Faults) -> None:
+    first: dict[Path, str] = {}
+    twice = []
+    for index, (name, path) in enumerate(zip(names, paths, strict=True)):
+        if path:
+            picture = resolve_inside(folder, path, owner=f"VocDataset: image id={index} ({name})")
+            if first.setdefault(picture, name) != name:
+                twice.append(f"{shown(first[picture])} and {shown(name)} have one picture, {shown(path)}")
+    faults.refuse([True] * len(twice), twice.__getitem__)
