@@ -13,7 +13,7 @@ GROUND = {
     "_noise",
     "_ranking",
     "_rle",
-    "_json_file",
+    "_regular_file",
     "_wrappers",
     "dist",
 }  # under all floors, imports nothing

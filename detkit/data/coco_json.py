@@ -10,7 +10,7 @@ from detkit._coco.crowds import warn_of_crowds
 from detkit._coco.rows import Fields, read_objects
 from detkit._coco.tables import Document, Table
 from detkit._faults import Degenerate, Faults
-from detkit._json_file import read_json
+from detkit._regular_file import read_json
 from detkit._rle import Segmentation
 from detkit.data.coco_categories import group_categories
 from detkit.data.coco_pictures import read_pictures

@@ -5,7 +5,6 @@ opened without following a link created in the meantime; sizes are checked befor
 """
 
 import os
-import stat
 from collections.abc import Sequence
 from pathlib import Path, PureWindowsPath
 from typing import Any, BinaryIO
@@ -16,6 +15,7 @@ from PIL import Image
 from torchvision import tv_tensors
 
 from detkit._faults import shown
+from detkit._regular_file import open_regular
 
 MAX_IMAGE_PIXELS = 89_478_485
 """Larger images are refused before they are decoded: this many take 256 MiB as RGB (Pillow's own bound)."""
@@ -107,13 +107,9 @@ def open_inside(root: str | Path, name: object, *, owner: str) -> BinaryIO:
     """
     path = resolve_inside(root, name, owner=owner)
     try:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+        return open_regular(path, owner=owner, links=False)
     except FileNotFoundError:
         raise FileNotFoundError(f"{owner}: there is no file {path}") from None
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise ValueError(f"{owner}: file_name={shown(name)} is not a regular file")
-    return os.fdopen(descriptor, "rb")
 
 
 def check_pixels(height: int, width: int, *, owner: str) -> None:

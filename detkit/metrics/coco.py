@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from detkit._faults import Degenerate, check_degenerate
-from detkit._json_file import read_json
+from detkit._regular_file import read_json
 from detkit.metrics.categories import category_names, frequency_groups
 from detkit.metrics.coco_json import read_records
 from detkit.metrics.engines import AREAS, COCO_SIGMAS, IOU_TYPES, Curves, Settings, engine_name, evaluate

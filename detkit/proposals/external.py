@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from detkit._inputs import promote, read_tensor
-from detkit._json_file import read_json
+from detkit._regular_file import read_json
 from detkit.structures import Detections, pad_rows, read_entries
 
 MAX_COORDINATE = float(1 << 31)

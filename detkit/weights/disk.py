@@ -1,10 +1,9 @@
-"""Files on disk: read only where they are regular ones, and written whole or not at all."""
+"""Files on disk: written whole or not at all."""
 
 import contextlib
 import glob
 import os
 import secrets
-import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
@@ -14,26 +13,7 @@ try:
 except ImportError:  # Windows, where no file can be deleted that a process is writing
     fcntl = None
 
-_AT_ONCE = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
 _TOKEN_BYTES = 6
-
-
-def open_regular(path: str | os.PathLike[str], *, owner: str) -> BinaryIO:
-    """Open a file for reading; a pipe, at which one would wait until somebody writes, a device or a folder is refused.
-
-    Raises ValueError naming ``owner`` and the path; a missing or forbidden file keeps its own OSError.
-
-    >>> open_regular("/", owner="load_weights")
-    Traceback (most recent call last):
-    ValueError: load_weights: / is a folder; allowed is a regular file
-    """
-    descriptor = os.open(path, os.O_RDONLY | _AT_ONCE)
-    mode = os.fstat(descriptor).st_mode
-    if not stat.S_ISREG(mode):
-        os.close(descriptor)
-        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe" if stat.S_ISFIFO(mode) else "a device"
-        raise ValueError(f"{owner}: {Path(path)} is {kind}; allowed is a regular file")
-    return os.fdopen(descriptor, "rb")
 
 
 def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], object], *, owner: str) -> None:

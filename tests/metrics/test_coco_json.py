@@ -293,7 +293,7 @@ def test_other_things_than_a_data_set_and_results_are_refused(ground_truth, resu
 def test_files_beyond_the_limit_are_not_read(tmp_path, monkeypatch):
     path = tmp_path / "results.json"
     path.write_text(json.dumps([result()]))
-    monkeypatch.setattr("detkit._json_file.MAX_JSON_BYTES", 10)
+    monkeypatch.setattr("detkit._regular_file.MAX_JSON_BYTES", 10)
     with pytest.raises(ValueError, match=r"results:.*results.json.*\d+ bytes.*10"):
         score(truth(), path)
 

@@ -108,7 +108,7 @@ def test_a_file_that_is_no_list_is_refused(written, content, problem):
 
 
 def test_a_file_is_bounded_before_it_is_read(written, monkeypatch):
-    monkeypatch.setattr("detkit._json_file.MAX_JSON_BYTES", 10)
+    monkeypatch.setattr("detkit._regular_file.MAX_JSON_BYTES", 10)
     with pytest.raises(ValueError, match=r"has \d+ bytes; allowed are 10"):
         load_proposals(written([row()]), [1], SIZES[:1])
 

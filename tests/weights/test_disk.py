@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from detkit.weights import load_checkpoint, load_weights, save_checkpoint, save_weights
-from detkit.weights.disk import open_regular, write_atomically
+from detkit.weights.disk import write_atomically
 
 
 def left_behind(target: Path, token: str = "0123456789ab") -> Path:
@@ -101,19 +101,6 @@ def test_without_locks_files_are_written_and_none_is_swept(tmp_path, monkeypatch
     save_checkpoint({"epoch": 1}, tmp_path / "last.pt")
     assert load_checkpoint(tmp_path / "last.pt") == {"epoch": 1}
     assert dead.exists()
-
-
-def test_only_regular_files_are_opened(tmp_path):
-    (tmp_path / "a").write_bytes(b"content")
-    (tmp_path / "link").symlink_to(tmp_path / "a")
-    with open_regular(tmp_path / "link", owner="load") as file:
-        assert file.read() == b"content"
-    os.mkfifo(tmp_path / "pipe")
-    for path, kind in ((tmp_path / "pipe", "a pipe"), (tmp_path, "a folder"), (Path(os.devnull), "a device")):
-        with pytest.raises(ValueError, match=f"^load: {path} is {kind}; allowed is a regular file$"):
-            open_regular(path, owner="load")
-    with pytest.raises(FileNotFoundError, match="nowhere"):
-        open_regular(tmp_path / "nowhere", owner="load")
 
 
 def test_content_reaches_the_disk_before_the_name_and_the_name_before_the_return(tmp_path, monkeypatch):
