@@ -230,6 +230,16 @@ def is_transformed() -> bool:
     )
 
 
+def on_host(values: Tensor) -> bool:
+    """True for a plain tensor on the CPU that nothing traces or transforms: a look at its values costs nothing.
+
+    >>> on_host(torch.zeros(2))
+    True
+    """
+    plain = type(values) is Tensor and values.device.type == "cpu"
+    return plain and not torch.compiler.is_compiling() and not is_transformed()
+
+
 def check_fraction(value: float, *, name: str, function: str) -> None:
     """Raise ValueError unless ``value`` is a number in [0, 1]; NaN is refused.
 

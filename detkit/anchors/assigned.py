@@ -10,6 +10,7 @@ from detkit.boxes.measures import BoxSides, bounded_sides, intersection_and_unio
 from detkit.structures import IGNORED, NEGATIVE, Assignment, Targets, take_rows
 
 _CROWD_SHARE = 0.5
+_PAIRS_AT_ONCE = 2**18  # on the CPU: few enough for the cache, enough that calls cost little
 
 
 class Assigned(NamedTuple):
@@ -59,8 +60,8 @@ def threshold_labels(
     >>> threshold_labels(torch.tensor([0.5, 0.4, 0.3]), torch.tensor([7, 8, 9]), 0.5, 0.4)
     tensor([ 7, -2, -1])
     """
-    rest = torch.where(overlaps >= negative_iou, IGNORED, NEGATIVE)
-    return torch.where(overlaps >= positive_iou, rows, rest)
+    unsure = rows.masked_fill((overlaps >= positive_iou).logical_not_(), IGNORED)
+    return unsure.masked_fill_((overlaps >= negative_iou).logical_not_(), NEGATIVE)
 
 
 def matched_overlaps(overlaps: Float[Tensor, "B T N"], matched: Int[Tensor, "B N"]) -> Float[Tensor, "B N"]:
@@ -112,9 +113,11 @@ def in_crowd(
     own = bounded_sides(anchors).map(lambda values: values.unsqueeze(-2))
     regions = bounded_sides(boxes).map(lambda values: values.unsqueeze(-1))
     inside = boxes.new_zeros((boxes.shape[0], anchors.shape[-2]), dtype=torch.bool)
+    pieces: list[Tensor | slice] = [slice(None)]
     # A host can look up which rows are crowds and go through them; on a device that would be a sync.
-    host = crowds.device.type == "cpu" and not torch.compiler.is_compiling()
-    pieces = [slice(row, row + 1) for row in crowds.any(0).nonzero().squeeze(1).tolist()] if host else [slice(None)]
+    if crowds.device.type == "cpu" and not torch.compiler.is_compiling():
+        rows = crowds.any(0).nonzero().squeeze(1)
+        pieces = [*rows.split(max(1, _PAIRS_AT_ONCE // max(1, inside.numel())))] if len(rows) else []
     for rows in pieces:
         region = BoxSides(*(values[:, rows] for values in regions))
         shared, _ = intersection_and_union(region, own)

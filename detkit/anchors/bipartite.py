@@ -8,12 +8,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from detkit._ranking import stable_topk
-from detkit.anchors.assigned import matched_overlaps, threshold_labels
-from detkit.anchors.claims import SMALLEST_CLAIM, pair_keys
+from detkit.anchors.assigned import matched_overlaps, no_matches, threshold_labels
+from detkit.anchors.claims import SMALLEST_CLAIM, pair_keys, pairs_of
 from detkit.anchors.matcher import AnchorBoxes, check_thresholds, match_batch, read_boxes, traced_matches
 from detkit.anchors.matrix import overlap_matrix
 from detkit.anchors.search.bipartite import search_bipartite
 from detkit.structures import NEGATIVE, Assignment, Predictions, Targets
+
+_PAIRS_AT_ONCE = 2**20
 
 
 def match_bipartite(
@@ -41,6 +43,42 @@ def greedy_claims(overlaps: Float[Tensor, "B T N"], *, force_match_zero: bool = 
     >>> greedy_claims(torch.tensor([[[0.3, 0.2], [0.6, 0.5]]]))
     tensor([[1, 0]])
     """
+    if overlaps.device.type == "cpu":
+        return torch.stack([claims_by_offers(image, force_match_zero=force_match_zero) for image in overlaps])
+    return _claims_in_turn(overlaps, force_match_zero)
+
+
+def claims_by_offers(overlaps: Float[Tensor, "T N"], *, force_match_zero: bool = False) -> Int[Tensor, "N"]:
+    """The same for one image on the host, by deferred acceptance, without a step for each object.
+
+    Each object makes an offer to the best anchor that nobody holds with a better one; who loses an anchor offers again.
+    As objects and anchors rank pairs in one order, that ends where taking the best pair left ends.
+
+    >>> claims_by_offers(torch.tensor([[0.3, 0.2], [0.6, 0.5]]))
+    tensor([1, 0])
+    """
+    length, count = overlaps.shape
+    value, holder = overlaps.new_full((count,), -1.0), torch.zeros(count, dtype=torch.int64)
+    place = torch.full((length,), -1)
+    asking = torch.arange(length)
+    while len(asking) and count:
+        for rows in asking.split(max(1, _PAIRS_AT_ONCE // count)):
+            offers = overlaps[rows]
+            wins = (offers > value) | ((offers == value) & (rows[:, None] < holder))
+            offer, anchor = torch.where(wins & _worth_forcing(offers, force_match_zero), offers, -1).max(dim=1)
+            able = offer >= 0
+            rows, offer, anchor = rows[able], offer[able], anchor[able]
+            place[rows] = anchor
+            best = pair_keys(value, holder).scatter_reduce(0, anchor, pair_keys(offer, rows), "amax")
+            value, holder = pairs_of(best)
+        live = (place >= 0).nonzero().squeeze(1)
+        asking = live[holder[place[live]] != live]
+        place[asking] = -1
+    return torch.where(value >= 0, holder, NEGATIVE)
+
+
+def _claims_in_turn(overlaps: Float[Tensor, "B T N"], force_match_zero: bool) -> Int[Tensor, "B N"]:
+    """One claim of every image after another: no look at the values of a device."""
     images, length, count = overlaps.shape
     claimed = overlaps.new_full((images, count), NEGATIVE, dtype=torch.int64)
     anchors = stable_topk(overlaps, length)  # of each object: it can lose at most T - 1 of them to others
@@ -152,10 +190,15 @@ _match.register_fake(traced_matches)
 def _compare(
     boxes: Float[Tensor, "B T 4"], objects: Bool[Tensor, "B T"], anchors: Float[Tensor, "*B N 4"], **rule: Any
 ) -> Assignment:
-    """The rule; on the CPU image by image, as the matrix of a whole batch would not fit the cache."""
-    if boxes.device.type != "cpu" or len(boxes) < 2:
+    """The rule; on the CPU image by image and of its objects alone, as the matrix of a batch would not fit the cache."""
+    if boxes.device.type != "cpu":
         return match_bipartite(overlap_matrix(boxes, objects, anchors), **rule)
-    own = anchors.expand(len(boxes), -1, -1).split(1)
-    images = zip(boxes.split(1), objects.split(1), own, strict=True)
-    found = [_compare(*image, **rule) for image in images]
-    return Assignment(*(torch.cat(columns) for columns in zip(*found, strict=True)))
+    result = no_matches(boxes, anchors)
+    for image in objects.any(1).nonzero().squeeze(1).tolist():
+        rows = objects[image].nonzero().T
+        own = anchors if anchors.ndim == 2 else anchors[image]
+        overlaps = overlap_matrix(boxes[image, rows], torch.ones_like(rows, dtype=torch.bool), own)
+        matched, quality = (values[0] for values in match_bipartite(overlaps, **rule))
+        result.matched[image] = torch.where(matched >= 0, rows[0][matched.clamp(min=0)], matched)
+        result.quality[image] = quality
+    return result

@@ -85,7 +85,7 @@ def bounded_sides(boxes: Float[Tensor, "*B 4"]) -> BoxSides:
     """:func:`sides_of` boxes of a promoted type that were checked before."""
     limit = coordinate_limit(boxes.dtype)
     columns = boxes.movedim(-1, 0).contiguous().clamp(-limit, limit)
-    return BoxSides.of(*torch.where(columns.sum(0).isnan(), 0, columns).unbind(0))
+    return BoxSides.of(*columns.masked_fill(columns.sum(0).isnan(), 0).unbind(0))
 
 
 def intersection_and_union(a: BoxSides, b: BoxSides) -> tuple[Float[Tensor, "*B"], Float[Tensor, "*B"]]:

@@ -320,14 +320,14 @@ def _paint_boxes(picture: Image.Image, boxes: np.ndarray, labels: Sequence[int],
     for (x1, y1, x2, y2), label in reversed(list(zip(edges, labels, strict=True))):
         draw.rectangle((x1 - 1, y1 - 1, max(x1, x2) + 1, max(y1, y2) + 1), outline=_DARK, width=stroke + 2)
         draw.rectangle((x1, y1, x2, y2), outline=class_color(label), width=stroke)
-    sizes = [_text_size(font, text) for text in texts]
-    places = _places(edges, sizes, picture.size)
-    for place, label, text in reversed(list(zip(places, labels, texts, strict=True))):
-        if text:
-            color = class_color(label)
-            draw.rectangle(place, fill=color)
-            light = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2] > 125
-            draw.text((place[0] + 2, place[1] + 1), text, fill=_DARK if light else (255, 255, 255), font=font)
+    written = [(edge, label, text) for edge, label, text in zip(edges, labels, texts, strict=True) if text]
+    sizes = [_text_size(font, text) for _, _, text in written]
+    places = _places([edge for edge, _, _ in written], sizes, picture.size)
+    for place, (_, label, text) in reversed(list(zip(places, written, strict=True))):
+        color = class_color(label)
+        draw.rectangle(place, fill=color)
+        light = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2] > 125
+        draw.text((place[0] + 2, place[1] + 1), text, fill=_DARK if light else (255, 255, 255), font=font)
 
 
 def _pixels(box: np.ndarray, picture: Image.Image) -> Rectangle:
@@ -347,11 +347,14 @@ def _places(edges: Sequence[Rectangle], sizes: Sequence[tuple[int, int]], size: 
     """The position of each text, best first: at a corner of its box, in the picture, with the least overlap with
     earlier ones."""
     placed: list[Rectangle] = []
+    width, height = (max([size[axis], *(text[axis] for text in sizes)]) for axis in (0, 1))
+    covered = np.zeros((height, width), dtype=np.int32)  # by how many texts: their overlap without going through them
     for (x1, y1, x2, y2), (width, height) in zip(edges, sizes, strict=True):
         corners = [(x1, y1 - height), (x2 - width, y1 - height), (x1, y2 + 1), (x2 - width, y2 + 1)]
         corners += [(x1, y1), (x2 - width, y1), (x1, y2 - height), (x2 - width, y2 - height)]
         choices = [_inside(x, y, width, height, size) for x, y in corners]
-        placed.append(min(choices, key=lambda choice: sum(_overlap(choice, other) for other in placed)))
+        placed.append(min(choices, key=lambda choice: covered[_area(choice)].sum()))
+        covered[_area(placed[-1])] += 1
     return placed
 
 
@@ -360,10 +363,8 @@ def _inside(x: int, y: int, width: int, height: int, size: tuple[int, int]) -> R
     return left, top, left + width - 1, top + height - 1
 
 
-def _overlap(first: Rectangle, second: Rectangle) -> int:
-    width = min(first[2], second[2]) - max(first[0], second[0]) + 1
-    height = min(first[3], second[3]) - max(first[1], second[1]) + 1
-    return max(0, width) * max(0, height)
+def _area(place: Rectangle) -> tuple[slice, slice]:
+    return slice(place[1], place[3] + 1), slice(place[0], place[2] + 1)
 
 
 def _paint_keypoints(

@@ -23,9 +23,9 @@ def search_bipartite(
     """Write the matches of a group of images to ``result``; False, and nothing written, if there are too many pairs.
 
     The pairs that matter are those with IoU >= ``negative_iou``, and each object's best, which its claim is chosen
-    from. The search is repeated with a lower bound for objects that lose all of these to others.
+    from. The search is repeated with a lower bound, then with none, for objects that lose all of these to others.
     """
-    least = index.reachable(group.sides).clamp(max=negative_iou)
+    least, share = index.reachable(group.sides).clamp(max=negative_iou), 0.25
     while True:
         pairs = index.pairs(group.sides, least)
         if pairs is None:
@@ -37,7 +37,7 @@ def search_bipartite(
         again = unlucky & (least > SMALLEST_CLAIM)
         if not greedy or not again.any():
             break
-        least = torch.where(again, least / 4, least)
+        least, share = torch.where(again, least * share, least), 0.0
     overlap, row = best_fit(cells, rows, pairs.overlaps, result.matched.view(-1))
     write_labels(result, cells, threshold_labels(overlap, row, positive_iou, negative_iou), overlap)
     claims = claims[rows[claims].argsort(stable=True)]  # of two claims on one anchor the later object's is written last
