@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from detkit._ranges import Count, ranged
 from detkit._ranking import stable_topk
 from detkit.anchors.assigned import ignore_crowds
 from detkit.anchors.claims import highest_claim
@@ -43,10 +44,9 @@ class ATSSMatcher(nn.Module):
 
     reads_predictions = False
 
-    def __init__(self, *, candidates: int = 9) -> None:
+    @ranged
+    def __init__(self, *, candidates: Count = 9) -> None:
         super().__init__()
-        if candidates < 1:
-            raise ValueError(f"ATSSMatcher: candidates={candidates} must be at least 1")
         self.candidates = candidates
 
     @torch.no_grad()

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from detkit._ranges import Fraction, ranged
 from detkit._ranking import stable_topk
 from detkit.anchors.assigned import matched_overlaps, threshold_labels
 from detkit.anchors.claims import SMALLEST_CLAIM, pair_keys
@@ -100,11 +101,12 @@ class BipartiteMatcher(nn.Module):
 
     reads_predictions = False
 
+    @ranged
     def __init__(
         self,
         *,
-        positive_iou: float = 0.5,
-        negative_iou: float | None = None,
+        positive_iou: Fraction = 0.5,
+        negative_iou: Fraction | None = None,
         greedy: bool = True,
         force_match_zero: bool = False,
     ) -> None:

@@ -2,11 +2,13 @@
 
 import math
 from functools import partial
+from typing import Annotated
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from detkit._ranges import Ascending, Positive, ranged
 from detkit.anchors.assigned import no_matches
 from detkit.anchors.matcher import AnchorBoxes, match_batch, read_boxes, traced_matches
 from detkit.anchors.matrix import matrix_pieces
@@ -75,12 +77,14 @@ class CenterMatcher(nn.Module):
 
     reads_predictions = False
 
-    def __init__(self, *, radius: float = 1.5, reach: tuple[float, float] = (4.0, 8.0)) -> None:
+    @ranged
+    def __init__(
+        self,
+        *,
+        radius: Positive = 1.5,
+        reach: Annotated[tuple[Positive, Positive], Ascending(strictly=True)] = (4.0, 8.0),
+    ) -> None:
         super().__init__()
-        if not 0 < radius < math.inf:
-            raise ValueError(f"CenterMatcher: radius={radius} must be a positive number of strides")
-        if not 0 < reach[0] < reach[1]:
-            raise ValueError(f"CenterMatcher: reach={reach} must be two positive numbers of strides, the lower first")
         self.radius, self.reach = radius, reach
 
     @torch.no_grad()

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from detkit._inputs import promote
 from detkit._noise import uniform_like
+from detkit._ranges import Count, ranged
 
 _LARGEST = 2.0**500
 
@@ -41,12 +42,13 @@ def mean_shape_iou(sizes: Shaped[Tensor, "N 2"], shapes: Shaped[Tensor, "K 2"]) 
     return shape_iou(sizes, shapes).amax(dim=1).mean()
 
 
+@ranged
 def cluster_anchors(
     sizes: Shaped[Tensor, "N 2"],
-    count: int,
+    count: Count,
     *,
-    restarts: int = 5,
-    iterations: int = 100,
+    restarts: Count = 5,
+    iterations: Count = 100,
     generator: torch.Generator | None = None,
 ) -> Float[Tensor, "{count} 2"]:
     """The ``count`` anchor shapes (width, height) that best fit boxes of these ``sizes``, smallest area first.
@@ -67,9 +69,6 @@ def cluster_anchors(
     tensor([[ 11.,  10.],
             [102.,  50.]])
     """
-    for name, value in (("count", count), ("restarts", restarts), ("iterations", iterations)):
-        if value < 1:
-            raise ValueError(f"cluster_anchors: {name}={value} must be at least 1")
     wanted = _as_sizes(sizes, "sizes", function="cluster_anchors")
     _check_sizes(wanted)
     distinct, weights = wanted.cpu().double().unique(dim=0, return_counts=True)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from detkit._ranges import Count, ranged
 from detkit.layers import check_levels
 
 
@@ -30,7 +31,8 @@ class Backbone(nn.Module, ABC):
     torch.Size([1, 8, 4, 2])
     """
 
-    def __init__(self, *, out_channels: Sequence[int], strides: Sequence[int]) -> None:
+    @ranged
+    def __init__(self, *, out_channels: Sequence[Count], strides: Sequence[Count]) -> None:
         super().__init__()
         self.out_channels, self.strides = check_levels(out_channels, strides, function=type(self).__name__)
 

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
+from detkit._ranges import Count, ranged
 from detkit.backbones.base import Backbone
 
 
@@ -26,13 +27,14 @@ class TorchvisionBackbone(Backbone):
     ((24, 48, 576), (8, 16, 32))
     """
 
+    @ranged
     def __init__(
         self,
         model: nn.Module,
         *,
         nodes: Sequence[str],
         channels_last: bool = False,
-        image_size: tuple[int, int] = (224, 224),
+        image_size: tuple[Count, Count] = (224, 224),
     ) -> None:
         body = create_feature_extractor(model, list(nodes))
         shapes = _meta_shapes(body, nodes, image_size)

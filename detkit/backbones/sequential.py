@@ -7,6 +7,7 @@ from itertools import pairwise
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from detkit._ranges import Count, ranged
 from detkit.backbones.base import Backbone
 from detkit.layers import init_convolutions
 
@@ -23,7 +24,8 @@ class SequentialBackbone(Backbone):
     [(1, 4, 4, 6), (1, 4, 2, 3)]
     """
 
-    def __init__(self, stages: Sequence[nn.Module], *, out_channels: Sequence[int], strides: Sequence[int]) -> None:
+    @ranged
+    def __init__(self, stages: Sequence[nn.Module], *, out_channels: Sequence[Count], strides: Sequence[Count]) -> None:
         super().__init__(out_channels=out_channels, strides=strides)
         if len(stages) != len(self.out_channels):
             raise ValueError(

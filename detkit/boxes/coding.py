@@ -12,12 +12,14 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
-from detkit._inputs import as_boxes, check_broadcast, check_not_negative, promote
+from detkit._inputs import as_boxes, check_broadcast, promote
+from detkit._ranges import Count, NotNegative, Positive, ranged
 from detkit.boxes.convert import cxcywh_to_xyxy, xyxy_to_cxcywh
 from detkit.structures import Anchors
 
 _EACH = "an anchor for each, or one for all"
 _SMALLEST_SIDE, _LARGEST_SIDE = 2.0**-40, 2.0**40
+_LOG_CLAMP, _GRID_CLAMP = math.log(1000 / 16), math.log(1000.0)  # enlarge at most by 62.5, and by 1000
 _FARTHEST = 2.0**60  # no pixel lies beyond; sums and products of such coordinates stay finite in float32
 _INSIDE = 1e-6  # how near the border of its cell a center may lie, as logits of 0 and 1 are infinite
 
@@ -40,15 +42,19 @@ class DeltaCoder(nn.Module):
     numbers = 4
     scale: Tensor
 
+    @ranged
     def __init__(
-        self, scale: Sequence[float] = (1.0, 1.0, 1.0, 1.0), *, clamp: float = math.log(1000 / 16), eps: float = 0.0
+        self,
+        scale: Sequence[Positive] = (1.0, 1.0, 1.0, 1.0),
+        *,
+        clamp: NotNegative = _LOG_CLAMP,
+        eps: NotNegative = 0.0,
     ) -> None:
         super().__init__()
         if len(scale) != 4 or not all(_SMALLEST_SIDE <= factor <= _LARGEST_SIDE for factor in scale):
             raise ValueError(
                 f"DeltaCoder: scale={tuple(scale)} must be four positive numbers (x, y, w, h), of 1e-12 to 1e12"
             )
-        check_not_negative("DeltaCoder", clamp=clamp, eps=eps)
         self.clamp, self.eps = clamp, eps
         self.register_buffer("scale", torch.tensor(scale, dtype=torch.float64), persistent=False)
 
@@ -109,10 +115,9 @@ class DistanceCoder(nn.Module):
 
     numbers = 4
 
-    def __init__(self, *, unit: float | None = None) -> None:
+    @ranged
+    def __init__(self, *, unit: Positive | None = None) -> None:
         super().__init__()
-        if unit is not None and not 0 < unit < math.inf:
-            raise ValueError(f"DistanceCoder: unit={unit} must be None (pixels) or a positive fraction of the anchor")
         self.unit = unit
 
     def encode(
@@ -182,12 +187,11 @@ class GridCoder(nn.Module):
     numbers = 4
     reads_cells = True
 
-    def __init__(self, *, form: Literal["log", "root"] = "log", clamp: float = math.log(1000.0)) -> None:
+    @ranged
+    def __init__(self, *, form: Literal["log", "root"] = "log", clamp: Positive = _GRID_CLAMP) -> None:
         super().__init__()
         if form not in ("log", "root"):
             raise ValueError(f"GridCoder: form={form!r}; allowed is 'log' or 'root'")
-        if not 0 < clamp < math.inf:
-            raise ValueError(f"GridCoder: clamp={clamp} must be a positive number")
         self.form, self.clamp = form, clamp
 
     def encode(self, boxes: Shaped[Tensor, "*#B 4"], anchors: Anchors) -> Float[Tensor, "*B 4"]:
@@ -249,10 +253,9 @@ class DistributionCoder(nn.Module):
     tensor([[ 9., 10., 12., 11.]])
     """
 
-    def __init__(self, coder: nn.Module, *, bins: int = 16) -> None:
+    @ranged
+    def __init__(self, coder: nn.Module, *, bins: Count = 16) -> None:
         super().__init__()
-        if bins < 1:
-            raise ValueError(f"DistributionCoder: bins={bins} must be at least 1")
         self.coder, self.bins = coder, bins
 
     @property

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from detkit._inputs import as_tensor, promote
+from detkit._ranges import Count, Positive, Whole, ranged
 
 _FARTHEST_CELL = 2.0**20  # the kernel holds cells in 32-bit integers
 
@@ -33,24 +34,20 @@ class PyramidRoIAlign(nn.Module):
     torch.Size([2, 16, 7, 7])
     """
 
+    @ranged
     def __init__(
         self,
-        output_size: int,
+        output_size: Count,
         *,
-        strides: Sequence[int],
-        sampling_ratio: int = 2,
-        canonical_size: float = 224,
-        canonical_level: int = 4,
+        strides: Sequence[Count],
+        sampling_ratio: Whole = 2,
+        canonical_size: Positive = 224,
+        canonical_level: Whole = 4,
     ) -> None:
         super().__init__()
-        levels = [math.log2(stride) if stride > 0 else -1.0 for stride in strides]
+        levels = [math.log2(stride) for stride in strides]
         if not levels or any(level != levels[0] + i or level % 1 for i, level in enumerate(levels)):
             raise ValueError(f"PyramidRoIAlign: strides={tuple(strides)}; allowed are powers of 2, each twice the last")
-        if output_size < 1 or sampling_ratio < 0 or not canonical_size > 0:
-            raise ValueError(
-                f"PyramidRoIAlign: output_size={output_size}, sampling_ratio={sampling_ratio}, canonical_size="
-                f"{canonical_size}; allowed are at least 1, at least 0, above 0"
-            )
         self.output_size, self.sampling_ratio, self.strides = output_size, sampling_ratio, tuple(strides)
         self.canonical_size, self.canonical_level = canonical_size, canonical_level
 

@@ -7,7 +7,7 @@ says (``detkit.structures.FIELDS``), and a resumed run draws the same random num
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from detkit._inputs import as_boxes
+from detkit._ranges import Ascending, Count, NotNegative, Positive, Whole, ranged
 from detkit.data.truth import Transforms
 from detkit.structures import FIELDS, VOID, Target, read_target
 
@@ -40,9 +41,8 @@ class Augmented(Dataset[tuple[Any, Target]]):
     True
     """
 
-    def __init__(self, dataset: Dataset[tuple[Any, Target]], transforms: Transforms, *, seed: int = 0) -> None:
-        if seed < 0:
-            raise ValueError(f"Augmented: seed={seed} must not be negative")
+    @ranged
+    def __init__(self, dataset: Dataset[tuple[Any, Target]], transforms: Transforms, *, seed: Whole = 0) -> None:
         self.dataset = dataset
         self.transforms = transforms
         self.seed = seed
@@ -76,7 +76,8 @@ class Augmented(Dataset[tuple[Any, Target]]):
             generator.set_state(state)
 
 
-def sanitize(*, min_size: float = 1.0) -> v2.Compose:
+@ranged
+def sanitize(*, min_size: NotNegative = 1.0) -> v2.Compose:
     """Clamp boxes to the image; drop those with a side below ``min_size`` pixels, and their rows in all other fields.
 
     Those are the fields that :data:`~detkit.structures.FIELDS` lists per object and, among unknown entries, the tensors
@@ -104,7 +105,8 @@ def flip_augmentation(*, vertical: bool = False) -> v2.Compose:
     return _composed(v2.RandomHorizontalFlip(0.5), *([v2.RandomVerticalFlip(0.5)] if vertical else []))
 
 
-def ssd_augmentation(*, size: tuple[int, int] | None = None) -> v2.Compose:
+@ranged
+def ssd_augmentation(*, size: tuple[Count, Count] | None = None) -> v2.Compose:
     """SSD's augmentation (Liu et al. 2016, section 2.2 and 3.6): colors, zooming out, patches, flip, each at random.
 
     Patches: the whole image, one with a minimum IoU of .1 .3 .5 .7 .9 with some object, or a free one; scale .3 to 1,
@@ -129,7 +131,10 @@ def ssd_augmentation(*, size: tuple[int, int] | None = None) -> v2.Compose:
     return _composed(*steps, *([v2.Resize(list(size))] if size else []))
 
 
-def large_scale_jitter(size: tuple[int, int], *, scale_range: tuple[float, float] = (0.1, 2.0)) -> v2.Compose:
+@ranged
+def large_scale_jitter(
+    size: tuple[Count, Count], *, scale_range: Annotated[tuple[Positive, Positive], Ascending()] = (0.1, 2.0)
+) -> v2.Compose:
     """Large-scale jittering (Ghiasi et al. 2021, section 3): flip, resize by a random factor of wide range, crop or
     pad.
 
@@ -148,8 +153,9 @@ def large_scale_jitter(size: tuple[int, int], *, scale_range: tuple[float, float
     return _composed(*steps)
 
 
+@ranged
 def short_side_augmentation(
-    short_sides: Sequence[int] = (640, 672, 704, 736, 768, 800), *, long_side: int = 1333
+    short_sides: Sequence[Count] = (640, 672, 704, 736, 768, 800), *, long_side: Count = 1333
 ) -> v2.Compose:
     """Multi-scale training of the R-CNN family: flip, then resize the short side to one of several lengths at random.
 

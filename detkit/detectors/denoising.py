@@ -6,8 +6,9 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
-from detkit._inputs import check_fraction, promote
+from detkit._inputs import promote
 from detkit._noise import uniform_like
+from detkit._ranges import Count, Fraction, ranged
 from detkit.boxes import pixels_to_fractions, xyxy_to_cxcywh
 from detkit.structures import IGNORED, Assignment, Targets
 
@@ -38,16 +39,17 @@ class DenoisingQueries(nn.Module):
              [0.2500, 0.5000, 0.5000, 1.0000]]]), tensor([[0, 0]]))
     """
 
+    @ranged
     def __init__(
-        self, num_classes: int, channels: int, *, groups: int = 5, label_noise: float = 0.2, box_noise: float = 0.4
+        self,
+        num_classes: Count,
+        channels: Count,
+        *,
+        groups: Count = 5,
+        label_noise: Fraction = 0.2,
+        box_noise: Fraction = 0.4,
     ) -> None:
         super().__init__()
-        if min(num_classes, channels, groups) < 1:
-            raise ValueError(
-                f"DenoisingQueries: num_classes={num_classes}, channels={channels}, groups={groups} must be at least 1"
-            )
-        check_fraction(label_noise, name="label_noise", function="DenoisingQueries")
-        check_fraction(box_noise, name="box_noise", function="DenoisingQueries")
         self.labels = nn.Embedding(num_classes, channels)
         self.groups, self.label_noise, self.box_noise = groups, label_noise, box_noise
 

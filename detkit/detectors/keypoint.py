@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detkit._inputs import as_boxes, promote
+from detkit._ranges import NotNegative, ranged
 from detkit.anchors import gather_assigned
 from detkit.detectors.detector import Stage
 from detkit.detectors.matched_boxes import (
@@ -51,13 +52,14 @@ class KeypointStage(Stage):
     torch.Size([1, 1, 17, 3])
     """
 
+    @ranged
     def __init__(
         self,
         pool: nn.Module,
         head: nn.Module,
         *,
         criterion: Callable[[Tensor, Tensor, Tensor], Tensor] = keypoint_loss,
-        weight: float = 1.0,
+        weight: NotNegative = 1.0,
         branch: str | None = None,
     ) -> None:
         super().__init__(branch=branch)

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detkit._inputs import check_fraction
+from detkit._ranges import Count, Fraction, ranged
 from detkit._ranking import stable_topk
 from detkit.boxes import clip_boxes_to_image, nms_padded
 from detkit.structures import Detections, take_rows
@@ -31,20 +31,16 @@ class LevelwisePostprocess(nn.Module):
     (tensor([[0.9000, 0.2000, 0.0000]]), tensor([[0, 1, 0]]), tensor([[ True,  True, False]]))
     """
 
+    @ranged
     def __init__(
         self,
         *,
-        score_threshold: float = 0.05,
-        iou_threshold: float = 0.5,
-        max_detections: int = 300,
-        candidates_per_level: int = 1000,
+        score_threshold: Fraction = 0.05,
+        iou_threshold: Fraction = 0.5,
+        max_detections: Count = 300,
+        candidates_per_level: Count = 1000,
     ) -> None:
         super().__init__()
-        check_fraction(score_threshold, name="score_threshold", function="LevelwisePostprocess")
-        check_fraction(iou_threshold, name="iou_threshold", function="LevelwisePostprocess")
-        for name, count in (("max_detections", max_detections), ("candidates_per_level", candidates_per_level)):
-            if count < 1:
-                raise ValueError(f"LevelwisePostprocess: {name}={count} must be at least 1")
         self.score_threshold, self.iou_threshold = score_threshold, iou_threshold
         self.max_detections, self.candidates_per_level = max_detections, candidates_per_level
 

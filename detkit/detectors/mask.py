@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from detkit._ranges import NotNegative, ranged
 from detkit.anchors import gather_assigned
 from detkit.detectors.detector import Stage
 from detkit.detectors.matched_boxes import (
@@ -47,13 +48,14 @@ class MaskStage(Stage):
     torch.Size([1, 1, 28, 28])
     """
 
+    @ranged
     def __init__(
         self,
         pool: nn.Module,
         head: nn.Module,
         *,
         criterion: Callable[[Tensor, Tensor], Tensor] = mask_loss,
-        weight: float = 1.0,
+        weight: NotNegative = 1.0,
         binarise: bool = False,
         branch: str | None = None,
     ) -> None:

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from detkit._inputs import check_fraction
+from detkit._ranges import Count, Fraction, NotNegative, ranged
 from detkit.boxes import clip_boxes_to_image, multiclass_nms_padded
 from detkit.structures import Detections, take_rows
 
@@ -27,23 +27,17 @@ class Postprocess(nn.Module):
     (tensor([[0.9000, 0.2000, 0.0000]]), tensor([[0, 1, 0]]), tensor([[ True,  True, False]]))
     """
 
+    @ranged
     def __init__(
         self,
         *,
-        score_threshold: float = 0.01,
-        iou_threshold: float = 0.45,
-        max_detections: int = 200,
-        candidates_per_class: int | None = 400,
-        min_size: float = 0.0,
+        score_threshold: Fraction = 0.01,
+        iou_threshold: Fraction = 0.45,
+        max_detections: Count = 200,
+        candidates_per_class: Count | None = 400,
+        min_size: NotNegative = 0.0,
     ) -> None:
         super().__init__()
-        check_fraction(score_threshold, name="score_threshold", function="Postprocess")
-        check_fraction(iou_threshold, name="iou_threshold", function="Postprocess")
-        for name, count in (("max_detections", max_detections), ("candidates_per_class", candidates_per_class)):
-            if count is not None and count < 1:
-                raise ValueError(f"Postprocess: {name}={count} must be at least 1")
-        if not min_size >= 0:
-            raise ValueError(f"Postprocess: min_size={min_size} must be at least 0 pixels")
         self.score_threshold, self.iou_threshold = score_threshold, iou_threshold
         self.max_detections, self.candidates_per_class = max_detections, candidates_per_class
         self.min_size = min_size

@@ -8,7 +8,8 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detkit._inputs import check_fraction, first_bad, full_checks, promote
+from detkit._inputs import first_bad, full_checks, promote
+from detkit._ranges import Count, Finite, Fraction, Positive, ranged
 from detkit.boxes import clip_boxes_to_image
 from detkit.detectors.paste import paste_masks
 from detkit.proposals import Proposals, pad_proposals
@@ -53,27 +54,23 @@ class Preprocess(nn.Module):
     mean: Tensor
     std: Tensor
 
+    @ranged
     def __init__(
         self,
-        size: int | tuple[int, int] | None,
+        size: Count | tuple[Count, Count] | None,
         *,
-        max_size: int | None = None,
-        mean: Sequence[float] = IMAGENET_MEAN,
-        std: Sequence[float] = IMAGENET_STD,
-        multiple_of: int = 1,
-        mask_threshold: float | None = 0.5,
+        max_size: Count | None = None,
+        mean: Sequence[Finite] = IMAGENET_MEAN,
+        std: Sequence[Positive] = IMAGENET_STD,
+        multiple_of: Count = 1,
+        mask_threshold: Fraction | None = 0.5,
         degenerate: Literal["raise", "drop"] = "raise",
     ) -> None:
         super().__init__()
-        sides = () if size is None else (size,) if isinstance(size, int) else tuple(size)
-        if any(side < 1 for side in (*sides, multiple_of)) or len(sides) > 2:
-            raise ValueError(f"Preprocess: size={size} and multiple_of={multiple_of} must be at least 1 pixel")
         if max_size is not None and (not isinstance(size, int) or max_size < size):
             raise ValueError(f"Preprocess: max_size={max_size} needs an int size that it is not below; size={size}")
         if degenerate not in ("raise", "drop"):
             raise ValueError(f"Preprocess: degenerate={degenerate!r}; allowed are 'drop' and 'raise'")
-        if mask_threshold is not None:
-            check_fraction(mask_threshold, name="mask_threshold", function="Preprocess")
         self.size, self.max_size, self.multiple_of = size, max_size, multiple_of
         self.mask_threshold, self.degenerate = mask_threshold, degenerate
         self.register_buffer("mean", torch.tensor(mean).reshape(-1, 1, 1), persistent=False)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detkit._inputs import promote
+from detkit._ranges import Count, Whole, ranged
 from detkit.boxes import DeltaCoder
 from detkit.boxes.crop import crop_and_resize
 from detkit.detectors.detector import Stage
@@ -44,22 +45,20 @@ class RegionFeatures(nn.Module):
 
     scale: Tensor
 
+    @ranged
     def __init__(
         self,
         backbone: nn.Module,
         *,
-        feature_size: int,
-        size: int = 227,
-        context: int = 16,
-        grid: int | None = 1,
-        crops_at_once: int = 256,
+        feature_size: Count,
+        size: Count = 227,
+        context: Whole = 16,
+        grid: Count | None = 1,
+        crops_at_once: Count = 256,
     ) -> None:
         super().__init__()
-        settings = {"feature_size": feature_size, "size": size, "grid": grid, "crops_at_once": crops_at_once}
-        if bad := [f"{name}={value}" for name, value in settings.items() if value is not None and value < 1]:
-            raise ValueError(f"RegionFeatures: {bad[0]} must be at least 1")
-        if not 0 <= 2 * context < size:
-            raise ValueError(f"RegionFeatures: context={context} must be at least 0 and less than half of {size=}")
+        if not 2 * context < size:
+            raise ValueError(f"RegionFeatures: context={context} must be less than half of {size=}")
         self.backbone, self.feature_size, self.size, self.context = backbone, feature_size, size, context
         self.grid, self.crops_at_once = grid, crops_at_once
         self.register_buffer("scale", torch.ones(()))
@@ -117,18 +116,17 @@ class RegionStage(Stage):
     (Linear(in_features=192, out_features=2, bias=True), Linear(in_features=192, out_features=8, bias=True))
     """
 
+    @ranged
     def __init__(
         self,
         describe: RegionFeatures,
         *,
-        num_classes: int,
+        num_classes: Count,
         coder: DeltaCoder,
         postprocess: Postprocess,
         branch: str | None = None,
     ) -> None:
         super().__init__(branch=branch)
-        if num_classes < 1:
-            raise ValueError(f"RegionStage: num_classes={num_classes} must be at least 1")
         self.describe, self.coder, self.postprocess = describe, coder, postprocess
         self.num_classes = num_classes
         self.svm = nn.Linear(describe.feature_size, num_classes)

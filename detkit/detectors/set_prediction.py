@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from detkit._inputs import check_fraction
+from detkit._ranges import Count, Fraction, ranged
 from detkit._ranking import stable_topk
 from detkit.boxes import clip_boxes_to_image, cxcywh_to_xyxy, fractions_to_pixels, pixels_to_fractions
 from detkit.detectors.detector import Stage
@@ -38,11 +38,9 @@ class SetPostprocess(nn.Module):
     (tensor([[[ 75.,  25., 125.,  75.]]]), tensor([[0.7500]]), tensor([[0]]))
     """
 
-    def __init__(self, *, score_threshold: float = 0.0, max_detections: int = 100) -> None:
+    @ranged
+    def __init__(self, *, score_threshold: Fraction = 0.0, max_detections: Count = 100) -> None:
         super().__init__()
-        check_fraction(score_threshold, name="score_threshold", function="SetPostprocess")
-        if max_detections < 1:
-            raise ValueError(f"SetPostprocess: max_detections={max_detections} must be at least 1")
         self.score_threshold, self.max_detections = score_threshold, max_detections
 
     @torch.no_grad()

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from detkit._ranges import Count, Probability, ranged
 from detkit.heads.multibox import flatten_levels, prediction_conv
 
 
@@ -24,23 +25,17 @@ class ClassificationHead(nn.Module):
     torch.Size([2, 60, 5])
     """
 
+    @ranged
     def __init__(
         self,
-        in_channels: int,
-        per_cell: int,
+        in_channels: Count,
+        per_cell: Count,
         *,
-        num_classes: int,
+        num_classes: Count,
         tower: nn.Module | None = None,
-        prior: float | None = None,
+        prior: Probability | None = None,
     ) -> None:
         super().__init__()
-        if min(in_channels, per_cell, num_classes) < 1:
-            raise ValueError(
-                f"ClassificationHead: in_channels={in_channels}, per_cell={per_cell} and num_classes={num_classes} "
-                "must be at least 1"
-            )
-        if prior is not None and not 0 < prior < 1:
-            raise ValueError(f"ClassificationHead: prior={prior} must lie strictly between 0 and 1")
         self.num_classes = num_classes
         self.tower = nn.Identity() if tower is None else tower
         bias = 0.0 if prior is None else math.log(prior / (1 - prior))

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from detkit._ranges import Count, ranged
 from detkit.heads.multibox import flatten_levels, prediction_conv
 
 
@@ -24,7 +25,8 @@ class FCOSHead(nn.Module):
     gives_quality = True
     outputs = 4
 
-    def __init__(self, in_channels: int, *, tower: nn.Module | None = None) -> None:
+    @ranged
+    def __init__(self, in_channels: Count, *, tower: nn.Module | None = None) -> None:
         super().__init__()
         self.tower = nn.Identity() if tower is None else tower
         self.distances = prediction_conv(in_channels, 4, std=0.01)

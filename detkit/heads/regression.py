@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from detkit._ranges import Count, ranged
 from detkit.heads.multibox import flatten_levels, prediction_conv
 
 
@@ -20,7 +21,10 @@ class RegressionHead(nn.Module):
     torch.Size([2, 60, 4])
     """
 
-    def __init__(self, in_channels: int, per_cell: int, *, tower: nn.Module | None = None, outputs: int = 4) -> None:
+    @ranged
+    def __init__(
+        self, in_channels: Count, per_cell: Count, *, tower: nn.Module | None = None, outputs: Count = 4
+    ) -> None:
         super().__init__()
         self.outputs = outputs
         self.tower = nn.Identity() if tower is None else tower

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from detkit._ranges import Count, ranged
 from detkit.heads.mask import conv_tower
 
 
@@ -20,7 +21,8 @@ class BoxHead(nn.Module):
     (torch.Size([5, 4]), torch.Size([5, 3, 4]))
     """
 
-    def __init__(self, body: nn.Module, width: int, *, num_classes: int, class_agnostic: bool = False) -> None:
+    @ranged
+    def __init__(self, body: nn.Module, width: Count, *, num_classes: Count, class_agnostic: bool = False) -> None:
         super().__init__()
         self.body = body
         self.logits = nn.Linear(width, num_classes + 1)
@@ -32,7 +34,8 @@ class BoxHead(nn.Module):
         return self.logits(described), self.deltas(described).unflatten(1, (-1, 4))
 
 
-def dense_body(in_channels: int, size: int, *, width: int = 1024) -> nn.Sequential:
+@ranged
+def dense_body(in_channels: Count, size: Count, *, width: Count = 1024) -> nn.Sequential:
     """Two fully connected layers of ``width`` on regions (M, in_channels, size, size), as in Faster R-CNN with FPN.
 
     Source: Lin et al. 2017, "Feature Pyramid Networks", section 4.2.
@@ -44,12 +47,13 @@ def dense_body(in_channels: int, size: int, *, width: int = 1024) -> nn.Sequenti
     return nn.Sequential(nn.Flatten(), *layers)
 
 
+@ranged
 def conv_body(
-    in_channels: int,
-    size: int,
+    in_channels: Count,
+    size: Count,
     *,
-    channels: Sequence[int] = (256, 256, 256, 256),
-    width: int = 1024,
+    channels: Sequence[Count] = (256, 256, 256, 256),
+    width: Count = 1024,
     norm: Callable[[int], nn.Module] | None = None,
 ) -> nn.Sequential:
     """3 x 3 convolutions, one for each of ``channels``, then one fully connected layer of ``width``.

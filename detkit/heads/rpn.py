@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from detkit._ranges import Count, Whole, ranged
 from detkit.heads.multibox import flatten_levels
 from detkit.structures import DensePredictions
 
@@ -25,7 +26,8 @@ class RPNHead(nn.Module):
     numbers = 4
     gives_quality = False
 
-    def __init__(self, in_channels: int, per_cell: int, *, depth: int = 1) -> None:
+    @ranged
+    def __init__(self, in_channels: Count, per_cell: Count, *, depth: Whole = 1) -> None:
         super().__init__()
         self.tower = nn.Sequential()
         for _ in range(depth):

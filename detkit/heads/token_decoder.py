@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from detkit._ranges import Count, ranged
 from detkit.layers import Memory, SinePositions, TransformerDecoder
 from detkit.layers.transformer import LayerCache
 
@@ -29,10 +30,9 @@ class TokenDecoder(nn.Module):
     torch.Size([1, 3, 20])
     """
 
-    def __init__(self, decoder: TransformerDecoder, *, channels: int, vocabulary: int, length: int) -> None:
+    @ranged
+    def __init__(self, decoder: TransformerDecoder, *, channels: Count, vocabulary: Count, length: Count) -> None:
         super().__init__()
-        if vocabulary < 1 or length < 1:
-            raise ValueError(f"TokenDecoder: vocabulary={vocabulary} and length={length} must be at least 1")
         self.decoder, self.length = decoder, length
         self.embedding, self.places = nn.Embedding(vocabulary, channels), nn.Embedding(length, channels)
         self.head = nn.Linear(channels, vocabulary)

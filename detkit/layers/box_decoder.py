@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from detkit._inputs import promote
+from detkit._ranges import Count, Fraction, Positive, ranged
 from detkit.layers.deformable import DeformableAttention, Shapes
 from detkit.layers.transformer import Attention, FeedForward, Residual
 
@@ -25,7 +26,8 @@ class BoxPositions(nn.Module):
     torch.Size([2, 5, 16])
     """
 
-    def __init__(self, channels: int, *, temperature: float = 20.0) -> None:
+    @ranged
+    def __init__(self, channels: Count, *, temperature: Positive = 20.0) -> None:
         super().__init__()
         if channels < 8 or channels % 8:
             raise ValueError(f"BoxPositions: channels={channels} must be a multiple of 8")
@@ -56,10 +58,9 @@ class BoxQueries(nn.Module):
     (torch.Size([2, 5, 8]), torch.Size([2, 5, 4]))
     """
 
-    def __init__(self, count: int, channels: int) -> None:
+    @ranged
+    def __init__(self, count: Count, channels: Count) -> None:
         super().__init__()
-        if count < 1:
-            raise ValueError(f"BoxQueries: count={count} must be at least 1")
         self.embeddings, self.boxes = nn.Embedding(count, channels), nn.Embedding(count, 4)
         centers = torch.arange(1, count + 1)[:, None] * torch.tensor([0.7548777, 0.5698403]) % 1
         start = torch.cat((centers, torch.full((count, 2), 0.3)), 1)
@@ -84,15 +85,16 @@ class DeformableDecoderLayer(nn.Module):
     torch.Size([1, 5, 8])
     """
 
+    @ranged
     def __init__(
         self,
-        channels: int,
-        heads: int,
+        channels: Count,
+        heads: Count,
         *,
-        hidden: int,
-        levels: int = 1,
-        points: int = 4,
-        dropout: float = 0.0,
+        hidden: Count,
+        levels: Count = 1,
+        points: Count = 4,
+        dropout: Fraction = 0.0,
         norm_first: bool = False,
     ) -> None:
         super().__init__()

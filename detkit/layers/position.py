@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
+from detkit._ranges import Count, Positive, ranged
+
 
 class SinePositions(nn.Module):
     """Sines and cosines of each cell's row, then of its column; each takes half of ``channels``.
@@ -21,7 +23,8 @@ class SinePositions(nn.Module):
     tensor([ 100,    0, -100,    0], dtype=torch.int32)
     """
 
-    def __init__(self, channels: int, *, temperature: float = 10000.0, turns: float = 1.0) -> None:
+    @ranged
+    def __init__(self, channels: Count, *, temperature: Positive = 10000.0, turns: Positive = 1.0) -> None:
         super().__init__()
         if channels < 4 or channels % 4:
             raise ValueError(f"SinePositions: channels={channels} must be a multiple of 4")
@@ -58,7 +61,8 @@ class LearnedPositions(nn.Module):
     torch.Size([2, 8, 3, 4])
     """
 
-    def __init__(self, channels: int, *, size: tuple[int, int] = (50, 50)) -> None:
+    @ranged
+    def __init__(self, channels: Count, *, size: tuple[Count, Count] = (50, 50)) -> None:
         super().__init__()
         if channels < 2 or channels % 2:
             raise ValueError(f"LearnedPositions: channels={channels} must be even")

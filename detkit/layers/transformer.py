@@ -12,6 +12,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from detkit._ranges import Count, Fraction, ranged
+
 
 class KeyValues(NamedTuple):
     """The projected keys and values of one attention, split into heads."""
@@ -39,9 +41,10 @@ class Attention(nn.Module):
     torch.Size([1, 5, 8])
     """
 
-    def __init__(self, channels: int, heads: int, *, dropout: float = 0.0) -> None:
+    @ranged
+    def __init__(self, channels: Count, heads: Count, *, dropout: Fraction = 0.0) -> None:
         super().__init__()
-        if heads < 1 or channels % heads:
+        if channels % heads:
             raise ValueError(f"Attention: heads={heads} must divide channels={channels}")
         self.heads, self.dropout = heads, dropout
         self.query, self.key, self.value, self.output = (nn.Linear(channels, channels) for _ in range(4))
@@ -200,13 +203,14 @@ class EncoderLayer(nn.Module):
     torch.Size([1, 5, 8])
     """
 
+    @ranged
     def __init__(
         self,
-        channels: int,
-        heads: int,
+        channels: Count,
+        heads: Count,
         *,
-        hidden: int,
-        dropout: float = 0.0,
+        hidden: Count,
+        dropout: Fraction = 0.0,
         activation: Callable[[], nn.Module] = nn.ReLU,
         norm_first: bool = False,
     ) -> None:
@@ -242,13 +246,14 @@ class DecoderLayer(nn.Module):
     torch.Size([1, 5, 8])
     """
 
+    @ranged
     def __init__(
         self,
-        channels: int,
-        heads: int,
+        channels: Count,
+        heads: Count,
         *,
-        hidden: int,
-        dropout: float = 0.0,
+        hidden: Count,
+        dropout: Fraction = 0.0,
         activation: Callable[[], nn.Module] = nn.ReLU,
         norm_first: bool = False,
     ) -> None:

@@ -4,7 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from detkit._inputs import check_fraction, check_not_negative, promote
+from detkit._inputs import promote
+from detkit._ranges import Fraction, NotNegative, Whole, ranged
 from detkit.anchors import Assigned, HardNegativeSampler
 from detkit.anchors.sample import Scope
 from detkit.losses.box_costs import BoxCoder, smooth_l1_cost
@@ -43,20 +44,19 @@ class MultiBoxLoss(DenseCriterion):
     {'classification': 3.2958, 'box': 2.0}
     """
 
+    @ranged
     def __init__(
         self,
         box_cost: BoxCost = smooth_l1_cost,
         *,
-        negatives_per_positive: float = 3.0,
+        negatives_per_positive: NotNegative = 3.0,
         scope: Scope = "image",
-        minimum: int = 0,
-        box_weight: float = 1.0,
-        label_smoothing: float = 0.0,
+        minimum: Whole = 0,
+        box_weight: NotNegative = 1.0,
+        label_smoothing: Fraction = 0.0,
     ) -> None:
         super().__init__()
         self.sampler = HardNegativeSampler(negatives_per_positive, scope=scope, minimum=minimum)
-        check_not_negative("MultiBoxLoss", box_weight=box_weight)
-        check_fraction(label_smoothing, name="label_smoothing", function="MultiBoxLoss")
         check_cost("MultiBoxLoss", box_cost, BOX_COST)
         self.box_cost, self.box_weight, self.label_smoothing = box_cost, box_weight, label_smoothing
 

@@ -5,7 +5,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from detkit._inputs import check_not_negative, promote
+from detkit._inputs import promote
+from detkit._ranges import NotNegative, ranged
 from detkit.anchors import Assigned
 from detkit.losses.box_costs import BoxCoder, iou_cost
 from detkit.losses.dense import (
@@ -42,18 +43,17 @@ class ObjectnessLoss(DenseCriterion):
 
     reads_quality = True
 
+    @ranged
     def __init__(
         self,
         box_cost: BoxCost = iou_cost,
         *,
-        box_weight: float = 5.0,
-        objectness_weight: float = 1.0,
-        class_weight: float = 1.0,
+        box_weight: NotNegative = 5.0,
+        objectness_weight: NotNegative = 1.0,
+        class_weight: NotNegative = 1.0,
         soft_classes: bool = True,
     ) -> None:
         super().__init__()
-        weights = {"box_weight": box_weight, "objectness_weight": objectness_weight, "class_weight": class_weight}
-        check_not_negative("ObjectnessLoss", **weights)
         check_cost("ObjectnessLoss", box_cost, BOX_COST)
         self.box_cost, self.soft_classes = box_cost, soft_classes
         self.box_weight, self.objectness_weight, self.class_weight = box_weight, objectness_weight, class_weight

@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from detkit._inputs import check_not_negative, promote
+from detkit._inputs import promote
+from detkit._ranges import NotNegative, ranged
 from detkit.anchors import Assigned
 from detkit.boxes import paired_box_iou
 from detkit.dist import all_reduce_mean
@@ -54,19 +55,19 @@ class QualityLoss(DenseCriterion):
     {'classification': 1.0397, 'box': 0.0}
     """
 
+    @ranged
     def __init__(
         self,
         class_cost: ClassCost = quality_focal_loss,
         box_cost: BoxCost = giou_cost,
         *,
         quality: Literal["iou", "assigned"] = "iou",
-        box_weight: float = 2.0,
-        distribution_weight: float = 0.0,
+        box_weight: NotNegative = 2.0,
+        distribution_weight: NotNegative = 0.0,
     ) -> None:
         super().__init__()
         if quality not in ("iou", "assigned"):
             raise ValueError(f"QualityLoss: quality={quality!r}; allowed is 'iou' or 'assigned'")
-        check_not_negative("QualityLoss", box_weight=box_weight, distribution_weight=distribution_weight)
         check_cost("QualityLoss", class_cost, "logits, targets", name="class_cost")
         check_cost("QualityLoss", box_cost, BOX_COST)
         self.class_cost, self.box_cost, self.quality = class_cost, box_cost, quality

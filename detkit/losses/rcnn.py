@@ -10,7 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from detkit._inputs import check_not_negative, promote
+from detkit._inputs import promote
+from detkit._ranges import NotNegative, ranged
 from detkit.anchors import Assigned
 from detkit.losses.box_costs import BoxCoder, smooth_l1_cost
 from detkit.losses.dense import (
@@ -48,9 +49,9 @@ class RPNLoss(DenseCriterion):
     {'objectness': 0.6931, 'box': 1.8889}
     """
 
-    def __init__(self, box_cost: BoxCost = sharp_l1_cost, *, box_weight: float = 1.0) -> None:
+    @ranged
+    def __init__(self, box_cost: BoxCost = sharp_l1_cost, *, box_weight: NotNegative = 1.0) -> None:
         super().__init__()
-        check_not_negative("RPNLoss", box_weight=box_weight)
         check_cost("RPNLoss", box_cost, BOX_COST)
         self.box_cost, self.box_weight = box_cost, box_weight
 
@@ -99,9 +100,9 @@ class RCNNLoss(DenseCriterion):
     {'classification': 1.0986, 'box': 1.8889}
     """
 
-    def __init__(self, box_cost: BoxCost = sharp_l1_cost, *, box_weight: float = 1.0) -> None:
+    @ranged
+    def __init__(self, box_cost: BoxCost = sharp_l1_cost, *, box_weight: NotNegative = 1.0) -> None:
         super().__init__()
-        check_not_negative("RCNNLoss", box_weight=box_weight)
         check_cost("RCNNLoss", box_cost, BOX_COST)
         self.box_cost, self.box_weight = box_cost, box_weight
 

@@ -5,7 +5,8 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detkit._inputs import check_not_negative, promote
+from detkit._inputs import promote
+from detkit._ranges import NotNegative, ranged
 from detkit.anchors import Assigned, gather_assigned
 from detkit.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 from detkit.dist import all_reduce_mean
@@ -32,18 +33,18 @@ class SetPredictionLoss(nn.Module):
     {'classification': 1.0986, 'l1': 0.25, 'giou': 0.3636}
     """
 
+    @ranged
     def __init__(
         self,
         *,
-        background_weight: float = 0.1,
-        class_weight: float = 1.0,
-        l1_weight: float = 5.0,
-        giou_weight: float = 2.0,
+        background_weight: NotNegative = 0.1,
+        class_weight: NotNegative = 1.0,
+        l1_weight: NotNegative = 5.0,
+        giou_weight: NotNegative = 2.0,
     ) -> None:
         super().__init__()
         self.background_weight = background_weight
         self.class_weight, self.l1_weight, self.giou_weight = class_weight, l1_weight, giou_weight
-        check_not_negative("SetPredictionLoss", **{name: getattr(self, name) for name in _WEIGHTS})
 
     def forward(
         self,

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from detkit._json_file import read_json
+from detkit._ranges import Count, Positive, ranged
 from detkit.metrics.categories import category_names, frequency_groups
 from detkit.metrics.coco_json import read_records
 from detkit.metrics.engines import AREAS, COCO_SIGMAS, IOU_TYPES, Curves, Settings, engine_name, evaluate
@@ -65,16 +66,17 @@ class CocoMetrics:
     1.0
     """
 
+    @ranged
     def __init__(
         self,
-        categories: int | Sequence[str] | Sequence[Mapping[str, Any]],
+        categories: Count | Sequence[str] | Sequence[Mapping[str, Any]],
         *,
         iou_types: Sequence[str] = ("bbox",),
-        max_detections: Sequence[int] | None = None,
+        max_detections: Sequence[Count] | None = None,
         class_agnostic: bool = False,
         federated: bool = False,
         engine: str | None = None,
-        keypoint_sigmas: Sequence[float] = COCO_SIGMAS,
+        keypoint_sigmas: Sequence[Positive] = COCO_SIGMAS,
     ) -> None:
         self.names = category_names(categories, function="CocoMetrics")
         self.frequencies = frequency_groups(categories)
@@ -94,17 +96,18 @@ class CocoMetrics:
         self._evaluated: tuple[list[int], dict[str, Curves]] = ([], {})
 
     @classmethod
+    @ranged
     def from_json(
         cls,
         ground_truth: Mapping[str, Any] | str | Path,
         results: Sequence[Mapping[str, Any]] | str | Path,
         *,
         iou_types: Sequence[str] = ("bbox",),
-        max_detections: Sequence[int] | None = None,
+        max_detections: Sequence[Count] | None = None,
         class_agnostic: bool = False,
         federated: bool = False,
         engine: str | None = None,
-        keypoint_sigmas: Sequence[float] = COCO_SIGMAS,
+        keypoint_sigmas: Sequence[Positive] = COCO_SIGMAS,
     ) -> "CocoMetrics":
         """Metrics that hold a COCO (or, federated, LVIS) data set and results, given as dicts or paths of JSON files.
 

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from detkit._inputs import read_tensor
+from detkit._ranges import Count, ranged
 from detkit.boxes import box_iou
 from detkit.metrics.coco import CocoMetrics
 from detkit.metrics.engines import IOU_RANGE
@@ -30,8 +31,9 @@ class ProposalRecall:
     (0.5, 1.0)
     """
 
+    @ranged
     def __init__(
-        self, max_detections: Sequence[int] = (1, 10, 100), *, match: str = "one-to-one", engine: str | None = None
+        self, max_detections: Sequence[Count] = (1, 10, 100), *, match: str = "one-to-one", engine: str | None = None
     ) -> None:
         if match not in MATCHES:
             raise ValueError(f"ProposalRecall: match={match!r}; allowed are {MATCHES}")

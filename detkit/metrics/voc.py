@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from detkit._inputs import check_fraction
+from detkit._ranges import Count, Fraction, ranged
 from detkit.boxes import box_iou
 from detkit.metrics.categories import category_names
 from detkit.metrics.records import ImageRecord, Reader, corners, read_images
@@ -65,15 +65,15 @@ class VocMetrics:
     {'mAP': 1.0}
     """
 
+    @ranged
     def __init__(
         self,
-        categories: int | Sequence[str] | Sequence[Mapping[str, Any]],
+        categories: Count | Sequence[str] | Sequence[Mapping[str, Any]],
         *,
-        iou_threshold: float = 0.5,
+        iou_threshold: Fraction = 0.5,
         interpolation: str = "area",
         legacy_plus_one: bool = False,
     ) -> None:
-        check_fraction(iou_threshold, name="iou_threshold", function="VocMetrics")
         average_precision([], [], interpolation)
         self.names = category_names(categories, function="VocMetrics")
         self.iou_threshold = iou_threshold

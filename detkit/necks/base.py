@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from detkit._ranges import Count, ranged
 from detkit.layers import check_features, check_levels
 
 
@@ -25,7 +26,10 @@ class Neck(nn.Module, ABC):
     (8,)
     """
 
-    def __init__(self, in_channels: Sequence[int], *, out_channels: Sequence[int], strides: Sequence[int]) -> None:
+    @ranged
+    def __init__(
+        self, in_channels: Sequence[Count], *, out_channels: Sequence[Count], strides: Sequence[Count]
+    ) -> None:
         super().__init__()
         self.in_channels = tuple(in_channels)
         self.out_channels, self.strides = check_levels(out_channels, strides, function=type(self).__name__)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from detkit._ranges import Count, ranged
 from detkit.layers import ConvNormActivation, check_levels, init_convolutions
 from detkit.necks.base import Neck
 
@@ -56,10 +57,11 @@ class SSDExtra(Neck):
     [38, 19, 10, 5, 3, 1]
     """
 
+    @ranged
     def __init__(
         self,
-        in_channels: Sequence[int],
-        in_strides: Sequence[int],
+        in_channels: Sequence[Count],
+        in_strides: Sequence[Count],
         *,
         levels: Sequence[ExtraLevel] = SSD300_LEVELS,
         norm: Callable[[int], nn.Module] | None = None,

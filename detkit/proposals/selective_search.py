@@ -12,6 +12,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 from torch.nn import functional as F
 
+from detkit._ranges import Count, NotNegative, ranged
 from detkit.proposals.hierarchy import Hierarchy, group
 from detkit.proposals.segments import segment, to_color_space
 from detkit.proposals.similarity import describe, pixel_bins
@@ -38,15 +39,16 @@ VIEWS = {
 """The modes: "fast" and "quality" as in the software that R-CNN used, with 8 and 80 hierarchies; "single" has one."""
 
 
+@ranged
 def selective_search(
     image: Shaped[Tensor, "3 H W"],
     *,
     mode: Mode = "fast",
     order: Order = "paper",
-    width: int | None = 500,
-    min_size: int | None = None,
-    min_side: float = 20.0,
-    max_proposals: int | None = None,
+    width: Count | None = 500,
+    min_size: Count | None = None,
+    min_side: NotNegative = 20.0,
+    max_proposals: Count | None = None,
     generator: torch.Generator | None = None,
 ) -> tuple[Float[Tensor, "N 4"], Float[Tensor, "N"]]:
     """Boxes (N, 4) xyxy in the image's pixels that may hold an object, best first, and their scores (N,) in (0, 1].
@@ -69,7 +71,7 @@ def selective_search(
     >>> sorted(boxes.tolist())
     [[0.0, 0.0, 80.0, 60.0], [20.0, 10.0, 60.0, 40.0]]
     """
-    _check(image, mode, order, {"width": width, "min_size": min_size, "max_proposals": max_proposals}, min_side)
+    _check(image, mode, order)
     pixels = _resized(image, width)
     ranked = [_ranked(hierarchy, order, generator) for hierarchy in hierarchies(pixels, mode=mode, min_size=min_size)]
     boxes = np.concatenate([rows for rows, _ in ranked])
@@ -129,15 +131,10 @@ def _resized(image: Shaped[Tensor, "3 H W"], width: int | None) -> Float[np.ndar
     return np.ascontiguousarray(pixels.permute(1, 2, 0).numpy())
 
 
-def _check(image: Tensor, mode: str, order: str, counts: dict[str, int | None], min_side: float) -> None:
+def _check(image: Tensor, mode: str, order: str) -> None:
     for name, value, allowed in (("mode", mode, get_args(Mode)), ("order", order, get_args(Order))):
         if value not in allowed:
             raise ValueError(f"selective_search: {name}={value!r}; allowed are {allowed}")
-    for name, count in counts.items():
-        if count is not None and count < 1:
-            raise ValueError(f"selective_search: {name}={count}; allowed is a positive number, or None")
-    if not min_side >= 0:
-        raise ValueError(f"selective_search: min_side={min_side}; allowed is a number of pixels from 0 on")
     if image.ndim != 3 or image.shape[0] != 3 or image.numel() == 0:
         raise ValueError(f"selective_search: image has shape {tuple(image.shape)}; allowed is RGB (3, height, width)")
     if image.dtype != torch.uint8 and not (

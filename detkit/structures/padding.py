@@ -10,11 +10,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from detkit._inputs import first_bad, read_tensor
+from detkit._ranges import Count, Whole, ranged
 from detkit.structures.batch import Images, Targets
 from detkit.structures.fields import FIELDS, Field, Target, read_truth
 
 
-def batch_images(images: Sequence[Float[Tensor, "D _ _"]], *, multiple_of: int = 1) -> Images:
+@ranged
+def batch_images(images: Sequence[Float[Tensor, "D _ _"]], *, multiple_of: Count = 1) -> Images:
     """Stack images of different sizes into one batch, zero-padded at the right and at the bottom.
 
     images: B tensors (D, H, W) with one D. ``multiple_of`` rounds height and width up, for trunks that halve often.
@@ -98,7 +100,8 @@ def pad_targets(targets: Sequence[Target], *, device: torch.device | None = None
     return Targets._make(None if rows is None else rows.to(device) for rows in padded)
 
 
-def pad_rows(rows: Sequence[Tensor], length: int, *, fill: float = 0) -> Tensor:
+@ranged
+def pad_rows(rows: Sequence[Tensor], length: Whole, *, fill: float = 0) -> Tensor:
     """Tensors ``(N_i, *S_i)`` of B images as one ``(B, length, *S)``, S the largest of each; more rows are cut.
 
     The result is of the widest type of all, so that no image rounds another's numbers.

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from detkit._inputs import check_fraction
+from detkit._ranges import Fraction, ranged
 
 
 class ExponentialMovingAverage(AveragedModel):
@@ -37,8 +37,8 @@ class ExponentialMovingAverage(AveragedModel):
     (tensor([[3.]]), 3)
     """
 
-    def __init__(self, model: nn.Module, decay: float = 0.9998, *, warmup: bool = True) -> None:
-        check_fraction(decay, name="decay", function="ExponentialMovingAverage")
+    @ranged
+    def __init__(self, model: nn.Module, decay: Fraction = 0.9998, *, warmup: bool = True) -> None:
         _check_unwrapped(model)
         super().__init__(model, multi_avg_fn=self._average, use_buffers=True)
         self.decay = decay

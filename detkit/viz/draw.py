@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from torch import Tensor
 
 from detkit._inputs import check_fraction, first_bad, read_tensor
+from detkit._ranges import Count, Fraction, Whole, ranged
 from detkit.structures import Detection, Target, read_truth
 
 if TYPE_CHECKING:
@@ -39,7 +40,8 @@ _DARK: Color = (20, 20, 20)
 _SMALLEST_SIDE = 480  # pixels of the longer side up to which a picture is enlarged: below, text hides the objects
 
 
-def class_color(label: int) -> Color:
+@ranged
+def class_color(label: Whole) -> Color:
     """Red, green, blue of a class in 0..255: seven colors, then the same lighter, then darker, then from the start.
 
     >>> class_color(0), class_color(7), class_color(21) == class_color(0)
@@ -51,15 +53,16 @@ def class_color(label: int) -> Color:
     return red, green, blue
 
 
+@ranged
 def draw_detections(
     image: Shaped[Tensor, "D H W"] | Image.Image,
     detections: Detection | Target,
     *,
     categories: Sequence[str] | None = None,
-    score_threshold: float = 0.3,
-    mask_alpha: float = 0.4,
+    score_threshold: Fraction = 0.3,
+    mask_alpha: Fraction = 0.4,
     skeleton: Sequence[tuple[int, int]] = (),
-    enlarge: int | None = None,
+    enlarge: Count | None = None,
 ) -> Image.Image:
     """The image as an RGB picture with boxes, categories and scores, and masks and keypoints if there are any.
 
@@ -77,7 +80,6 @@ def draw_detections(
     >>> draw_detections(torch.zeros(3, 64, 96), found, categories=["cat", "dog"]).size
     (480, 320)
     """
-    check_fraction(mask_alpha, name="mask_alpha", function="draw_detections")
     picture, factor = _picture(image, enlarge)
     objects = _objects(detections, score_threshold, (picture.height // factor, picture.width // factor))
     if objects.masks is not None:
@@ -88,13 +90,14 @@ def draw_detections(
     return picture
 
 
+@ranged
 def draw_boxes(
     image: Shaped[Tensor, "D H W"] | Image.Image,
     boxes: Float[Tensor, "K 4"],
     *,
     labels: Int[Tensor, " K"] | None = None,
     texts: Sequence[str] | None = None,
-    enlarge: int | None = None,
+    enlarge: Count | None = None,
 ) -> Image.Image:
     """The image as an RGB picture with any boxes: anchors, proposals, crops.
 
@@ -113,15 +116,16 @@ def draw_boxes(
     return picture
 
 
+@ranged
 def side_by_side(
     images: Sequence[Tensor | Image.Image],
     truths: Sequence[Target],
     detections: Sequence[Detection],
     *,
     categories: Sequence[str] | None = None,
-    score_threshold: float = 0.3,
-    columns: int = 1,
-    enlarge: int | None = None,
+    score_threshold: Fraction = 0.3,
+    columns: Count = 1,
+    enlarge: Count | None = None,
 ) -> Image.Image:
     """One picture of many images, each as "truth | prediction" with counts above it, ``columns`` pairs per row.
 
@@ -132,10 +136,10 @@ def side_by_side(
     >>> side_by_side([torch.zeros(3, 96, 96)], [empty], [{**empty, "scores": torch.zeros(0)}]).width
     984
     """
-    if not len(images) == len(truths) == len(detections) or not images or columns < 1:
+    if not len(images) == len(truths) == len(detections) or not images:
         raise ValueError(
-            f"side_by_side: {len(images)} images, {len(truths)} truths, {len(detections)} detections, "
-            f"columns={columns}; allowed are equal lengths and columns of at least 1"
+            f"side_by_side: {len(images)} images, {len(truths)} truths, {len(detections)} detections; "
+            "allowed are equal lengths of at least 1"
         )
     cells = []
     for image, truth, found in zip(images, truths, detections, strict=True):
