@@ -40,6 +40,8 @@ def promote(values: Tensor) -> Tensor:
     >>> promote(torch.tensor([1, 2], dtype=torch.uint8)).dtype, promote(torch.tensor([1, 2])).dtype
     (torch.float32, torch.float64)
     """
+    if values.dtype.is_complex:
+        raise TypeError(f"boxes and scores are real numbers, not {values.dtype}")  # the door names the argument
     return values.to(_PROMOTED.get(values.dtype, torch.float32))
 
 

@@ -1,22 +1,17 @@
-"""The range of every number that a part is built with: it stands in the annotation, and ``ranged`` refuses the rest.
+"""The range of every number that a part is built with: it stands in the annotation, and the door refuses the rest.
 
 ``score_threshold: Fraction`` says to the reader, the type checker and the constructor that a float in [0, 1] is meant.
 """
 
-import functools
-import inspect
 import math
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from numbers import Integral, Real
-from typing import Annotated, Any, NamedTuple, ParamSpec, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin
 
 import numpy as np
-import torch
 from torch import Tensor
-
-P, R = ParamSpec("P"), TypeVar("R")
 
 
 class Range(NamedTuple):
@@ -103,52 +98,28 @@ def rule_of(annotation: Any) -> Rule | None:
     return None
 
 
-def check_range(value: Any, annotation: Any, *, function: str, name: str) -> None:
-    """Raise ValueError unless the numbers in ``value`` lie in the range of ``annotation``; TypeError for no numbers.
+def check(value: Any, rule: Rule, where: str) -> None:
+    """Raise ValueError unless the numbers in ``value`` follow the rule; TypeError for what holds no numbers.
 
-    >>> check_range(1.5, Fraction, function="nms", name="iou_threshold")
+    >>> check([4, 0], rule_of(Size), "pool: output_size")
     Traceback (most recent call last):
-    ValueError: nms: iou_threshold=1.5 must lie in [0, 1]
+    ValueError: pool: output_size[1]=0 must be at least 1 and whole
     """
-    rule = rule_of(annotation)
-    if rule is not None:
-        _check(value, rule, f"{function}: {name}")
-
-
-def ranged(build: Callable[P, R]) -> Callable[P, R]:
-    """``build``, a constructor or what makes parts, with the ranges of its annotations checked before it runs.
-
-    >>> @ranged
-    ... def head(num_classes: Count): return num_classes
-    >>> head(num_classes=0)
-    Traceback (most recent call last):
-    ValueError: head: num_classes=0 must be at least 1 and whole
-    """
-    signature = inspect.signature(build)
-    rules = {name: rule_of(parameter.annotation) for name, parameter in signature.parameters.items()}
-    bound = [(place, name, rule) for place, (name, rule) in enumerate(rules.items()) if rule]
-
-    @functools.wraps(build)
-    def checked(*arguments: P.args, **settings: P.kwargs) -> R:
-        if torch.compiler.is_compiling():
-            return build(*arguments, **settings)
-        owner = _owner(build, signature, arguments)
-        for place, name, rule in bound:
-            if place < len(arguments):
-                _check(arguments[place], rule, f"{owner}: {name}")
-            elif name in settings:
-                _check(settings[name], rule, f"{owner}: {name}")
-        return build(*arguments, **settings)
-
-    return checked
-
-
-def _owner(build: Callable[..., Any], signature: inspect.Signature, arguments: tuple[Any, ...]) -> str:
-    """What a message calls the function: a constructor by its class."""
-    first = next(iter(signature.parameters), "")
-    if first == "cls":
-        return f"{arguments[0].__name__}.{build.__name__}"
-    return type(arguments[0]).__name__ if first == "self" else build.__name__
+    given, value = value, value.tolist() if isinstance(value, Tensor | np.ndarray) else value
+    if isinstance(value, Real) and not isinstance(value, bool):
+        if rule.single is None and not isinstance(given, rule.other):
+            raise ValueError(f"{where}={value} must {_says(rule)}")
+        if rule.single and not (rule.single[0].holds(value) and (isinstance(value, Integral) or not rule.single[1])):
+            raise ValueError(f"{where}={value} must {_says(rule)}")
+    elif rule.several and isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        if rule.length not in (None, len(value)):
+            raise ValueError(f"{where}={value} must {_says(rule)}")
+        for place, part in enumerate(value):
+            check(part, rule.several, f"{where}[{place}]")
+        if rule.order and not _ascends(value, strictly=rule.order.strictly):
+            raise ValueError(f"{where}={value} must {_says(rule)}")
+    elif not isinstance(given, rule.other):
+        raise TypeError(f"{where}={given!r:.60} must {_says(rule)}")
 
 
 def _union(parts: list[tuple[Any, Rule | None]]) -> Rule | None:
@@ -163,24 +134,6 @@ def _union(parts: list[tuple[Any, Rule | None]]) -> Rule | None:
         merged = Rule(several=_union([(None, rule) for rule in inner]))
     other = tuple(part if isinstance(part, type) else object for part, rule in parts if rule is None)
     return merged._replace(single=single, other=other)
-
-
-def _check(value: Any, rule: Rule, where: str) -> None:
-    given, value = value, value.tolist() if isinstance(value, Tensor | np.ndarray) else value
-    if isinstance(value, Real) and not isinstance(value, bool):
-        if rule.single is None and not rule.other:
-            raise TypeError(f"{where}={value} must {_says(rule)}")
-        if rule.single and not (rule.single[0].holds(value) and (isinstance(value, Integral) or not rule.single[1])):
-            raise ValueError(f"{where}={value} must {_says(rule)}")
-    elif rule.several and isinstance(value, Sequence) and not isinstance(value, str | bytes):
-        if rule.length not in (None, len(value)):
-            raise ValueError(f"{where}={value} must {_says(rule)}")
-        for place, part in enumerate(value):
-            _check(part, rule.several, f"{where}[{place}]")
-        if rule.order and not _ascends(value, strictly=rule.order.strictly):
-            raise ValueError(f"{where}={value} must {_says(rule)}")
-    elif not isinstance(given, rule.other):
-        raise TypeError(f"{where}={given!r:.60} must {_says(rule)}")
 
 
 def _ascends(values: Sequence[Any], *, strictly: bool) -> bool:

@@ -9,6 +9,8 @@ import torch
 import torch.distributed as torch_dist
 from torch import Tensor
 
+from detkit._door import door
+
 
 def world_size() -> int:
     """Number of processes in the default group, 1 without one.
@@ -28,6 +30,7 @@ def rank() -> int:
     return torch_dist.get_rank() if _active() else 0
 
 
+@door
 def all_reduce_mean(value: Tensor) -> Tensor:
     """Mean of ``value`` over all processes, without gradient; the input itself in a single process.
 
@@ -57,6 +60,7 @@ def gather_objects(value: Any) -> list[Any]:
     return gathered
 
 
+@door
 def gather(value: Tensor) -> Tensor:
     """Rows of every process concatenated along the first dimension, with gradient; row counts may differ.
 

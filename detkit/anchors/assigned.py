@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
+from detkit._door import door
 from detkit.boxes.measures import BoxSides, bounded_sides, intersection_and_union
 from detkit.structures import IGNORED, NEGATIVE, Assignment, Targets, take_rows
 
@@ -21,6 +22,7 @@ class Assigned(NamedTuple):
     quality: Float[Tensor, "B N"]
 
 
+@door
 def gather_assigned(assignment: Assignment, targets: Targets) -> Assigned:
     """Gather the label, box and weight of the object that each anchor is matched with; quality is passed on.
 

@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from detkit._ranges import Fraction, ranged
+from detkit._door import door
+from detkit._ranges import Fraction
 from detkit._ranking import stable_topk
 from detkit.anchors.assigned import matched_overlaps, threshold_labels
 from detkit.anchors.claims import SMALLEST_CLAIM, pair_keys
@@ -101,7 +102,7 @@ class BipartiteMatcher(nn.Module):
 
     reads_predictions = False
 
-    @ranged
+    @door
     def __init__(
         self,
         *,
@@ -115,6 +116,7 @@ class BipartiteMatcher(nn.Module):
         check_thresholds("BipartiteMatcher", self.positive_iou, self.negative_iou)
         self.greedy, self.force_match_zero = greedy, force_match_zero
 
+    @door
     @torch.no_grad()
     def forward(self, anchors: AnchorBoxes, targets: Targets, predictions: Predictions | None = None) -> Assignment:
         """Match ``anchors``, (N, 4) or (B, N, 4) xyxy, with the objects of B images; predictions are not read.

@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from detkit._ranges import Ascending, Positive, ranged
+from detkit._door import door
+from detkit._ranges import Ascending, Positive
 from detkit.anchors.assigned import no_matches
 from detkit.anchors.matcher import AnchorBoxes, match_batch, read_boxes, traced_matches
 from detkit.anchors.matrix import matrix_pieces
@@ -77,7 +78,7 @@ class CenterMatcher(nn.Module):
 
     reads_predictions = False
 
-    @ranged
+    @door
     def __init__(
         self,
         *,
@@ -87,6 +88,7 @@ class CenterMatcher(nn.Module):
         super().__init__()
         self.radius, self.reach = radius, reach
 
+    @door
     @torch.no_grad()
     def forward(self, anchors: AnchorBoxes, targets: Targets, predictions: Predictions | None = None) -> Assignment:
         """Match ``anchors`` (N, 4) xyxy, shared by all images, with the objects of B images; predictions are not read.
@@ -105,6 +107,7 @@ class CenterMatcher(nn.Module):
         return f"radius={self.radius}, reach={self.reach}"
 
 
+@door
 def centerness(distances: Float[Tensor, "*B 4"]) -> Float[Tensor, "*B"]:
     """How central a point lies between the sides of a box: 1 in the middle, 0 on a side or outside.
 

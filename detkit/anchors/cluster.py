@@ -4,13 +4,15 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from detkit._door import door
 from detkit._inputs import promote
 from detkit._noise import uniform_like
-from detkit._ranges import Count, ranged
+from detkit._ranges import Count
 
 _LARGEST = 2.0**500
 
 
+@door
 def shape_iou(sizes: Shaped[Tensor, "*#B N 2"], shapes: Shaped[Tensor, "*#B K 2"]) -> Float[Tensor, "*B N K"]:
     """IoU of every size with every shape, both (width, height), as if centered on one point; in [0, 1], 0 without area.
 
@@ -28,6 +30,7 @@ def shape_iou(sizes: Shaped[Tensor, "*#B N 2"], shapes: Shaped[Tensor, "*#B K 2"
     return torch.where(shared > 0, shared / torch.where(shared > 0, union, 1), 0).to(kind)
 
 
+@door
 def mean_shape_iou(sizes: Shaped[Tensor, "N 2"], shapes: Shaped[Tensor, "K 2"]) -> Float[Tensor, ""]:
     """How well ``shapes`` fit ``sizes``, both (width, height): the mean over sizes of the IoU with the best shape.
 
@@ -42,7 +45,7 @@ def mean_shape_iou(sizes: Shaped[Tensor, "N 2"], shapes: Shaped[Tensor, "K 2"]) 
     return shape_iou(sizes, shapes).amax(dim=1).mean()
 
 
-@ranged
+@door
 def cluster_anchors(
     sizes: Shaped[Tensor, "N 2"],
     count: Count,

@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from detkit._ranges import Positive, Whole, ranged
+from detkit._door import door
+from detkit._ranges import Positive, Whole
 from detkit.structures import Anchors, Images
 
 Ratio = Literal["w/h", "h/w"]
@@ -101,7 +102,7 @@ class DefaultBoxes(_ShapesOnGrids):
     (5776, 2166)
     """
 
-    @ranged
+    @door
     def __init__(
         self,
         sizes: Sequence[tuple[Positive, Positive]],
@@ -147,7 +148,7 @@ class GridAnchors(_ShapesOnGrids):
     (3,)
     """
 
-    @ranged
+    @door
     def __init__(
         self,
         sizes: Sequence[Sequence[Positive]] | None = None,
@@ -181,7 +182,7 @@ class GridAnchors(_ShapesOnGrids):
         return pixels // _at_least_one(cells) if self.whole_pixels else super()._step(pixels, cells)
 
 
-@ranged
+@door
 def multibox_anchors(
     height: Whole,
     width: Whole,

@@ -10,8 +10,9 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from detkit._door import door
 from detkit._inputs import as_boxes, check_finite, first_bad, full_checks, promote
-from detkit._ranges import Fraction, NotNegative, ranged
+from detkit._ranges import Fraction, NotNegative
 from detkit.anchors.assigned import ignore_crowds, matched_overlaps, values_of_labels
 from detkit.anchors.matcher import AnchorBoxes, check_rows, read_predictions
 from detkit.boxes import xyxy_to_cxcywh
@@ -57,7 +58,7 @@ class HungarianMatcher(nn.Module):
     reads_predictions = True
     reads_fractions = True  # boxes of queries, which a stage over anchors does not predict
 
-    @ranged
+    @door
     def __init__(
         self,
         *,
@@ -75,6 +76,7 @@ class HungarianMatcher(nn.Module):
         self.class_weight, self.l1_weight, self.giou_weight = class_weight, l1_weight, giou_weight
         self.alpha, self.gamma = alpha, gamma
 
+    @door
     @torch.no_grad()
     def forward(
         self, anchors: AnchorBoxes | None, targets: Targets, predictions: Predictions | None = None

@@ -4,8 +4,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from detkit._door import door
 from detkit._inputs import as_boxes, check_finite, first_bad, full_checks, promote
-from detkit._ranges import Count, NotNegative, Positive, ranged
+from detkit._ranges import Count, NotNegative, Positive
 from detkit._ranking import stable_topk
 from detkit.anchors.assigned import matched_overlaps, values_of_labels
 from detkit.anchors.claims import highest_claim
@@ -48,11 +49,12 @@ class TaskAlignedMatcher(nn.Module):
 
     reads_predictions = True
 
-    @ranged
+    @door
     def __init__(self, *, candidates: Count = 13, alpha: NotNegative = 1.0, beta: NotNegative = 6.0) -> None:
         super().__init__()
         self.candidates, self.alpha, self.beta = candidates, alpha, beta
 
+    @door
     @torch.no_grad()
     def forward(self, anchors: AnchorBoxes, targets: Targets, predictions: Predictions | None = None) -> Assignment:
         """Match predictions with objects: scores (B, N, C) in [0, 1], predicted boxes (B, N, 4) xyxy pixels.
@@ -108,13 +110,14 @@ class SimOTAMatcher(nn.Module):
 
     reads_predictions = True
 
-    @ranged
+    @door
     def __init__(
         self, *, candidates: Count = _BEST_OVERLAPS, radius: Positive = 2.5, iou_weight: NotNegative = 3.0
     ) -> None:
         super().__init__()
         self.candidates, self.radius, self.iou_weight = candidates, radius, iou_weight
 
+    @door
     @torch.no_grad()
     def forward(self, anchors: AnchorBoxes, targets: Targets, predictions: Predictions | None = None) -> Assignment:
         """Match predictions with objects: scores (B, N, C) in [0, 1], predicted boxes (B, N, 4) xyxy pixels.

@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from detkit._ranges import Fraction, ranged
+from detkit._door import door
+from detkit._ranges import Fraction
 from detkit.anchors.assigned import no_matches, threshold_labels
 from detkit.anchors.matcher import AnchorBoxes, check_thresholds, match_batch, read_boxes, traced_matches
 from detkit.anchors.matrix import matrix_pieces, overlap_matrix
@@ -63,12 +64,13 @@ class ThresholdMatcher(nn.Module):
 
     reads_predictions = False
 
-    @ranged
+    @door
     def __init__(self, *, positive_iou: Fraction = 0.5, negative_iou: Fraction = 0.4, low_quality: bool = True) -> None:
         super().__init__()
         check_thresholds("ThresholdMatcher", positive_iou, negative_iou)
         self.positive_iou, self.negative_iou, self.low_quality = positive_iou, negative_iou, low_quality
 
+    @door
     @torch.no_grad()
     def forward(self, anchors: AnchorBoxes, targets: Targets, predictions: Predictions | None = None) -> Assignment:
         """Match ``anchors``, (N, 4) or (B, N, 4) xyxy, with the objects of B images; predictions are not read.

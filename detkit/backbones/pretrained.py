@@ -7,7 +7,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from detkit._ranges import Count, ranged
+from detkit._door import door
+from detkit._ranges import Count
 from detkit.backbones.base import Backbone
 
 
@@ -27,7 +28,7 @@ class TorchvisionBackbone(Backbone):
     ((24, 48, 576), (8, 16, 32))
     """
 
-    @ranged
+    @door
     def __init__(
         self,
         model: nn.Module,
@@ -49,6 +50,7 @@ class TorchvisionBackbone(Backbone):
         self.channels_last = channels_last
         self.body = body
 
+    @door
     def forward(self, images: Float[Tensor, "B D H W"]) -> list[Tensor]:
         """The activations of the chosen nodes, (B, D, H, W) each."""
         self.check_images(images)
@@ -82,6 +84,7 @@ class TimmBackbone(Backbone):
         self.channels_last = getattr(model, "output_fmt", "NCHW") == "NHWC"
         self.body = model
 
+    @door
     def forward(self, images: Float[Tensor, "B D H W"]) -> list[Tensor]:
         """The model's feature maps, (B, D, H, W) each."""
         self.check_images(images)

@@ -7,7 +7,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
-from detkit._ranges import Range, ranged
+from detkit._door import door
+from detkit._ranges import Range
 from detkit.backbones.base import Backbone
 from detkit.layers import freeze_batch_norm
 
@@ -31,7 +32,7 @@ class ResNetBackbone(Backbone):
     ((128, 256, 512), (8, 16, 32))
     """
 
-    @ranged
+    @door
     def __init__(
         self,
         model: ResNet,
@@ -56,6 +57,7 @@ class ResNetBackbone(Backbone):
             for name in part:
                 self.get_submodule(name).requires_grad_(False)
 
+    @door
     def forward(self, images: Float[Tensor, "B D H W"]) -> list[Tensor]:
         """The outputs of the chosen stages, finest first."""
         self.check_images(images)

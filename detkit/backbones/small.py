@@ -8,7 +8,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
-from detkit._ranges import Count, Whole, ranged
+from detkit._door import door
+from detkit._ranges import Count, Whole
 from detkit.backbones.base import Backbone
 from detkit.layers import ConvNormActivation, init_convolutions
 
@@ -29,7 +30,7 @@ class SmallBackbone(Backbone):
     [(1, 32, 9, 12), (1, 64, 5, 6)]
     """
 
-    @ranged
+    @door
     def __init__(
         self,
         channels: Sequence[Count] = (32, 64, 128, 256),
@@ -59,6 +60,7 @@ class SmallBackbone(Backbone):
         )
         init_convolutions(self, partial(nn.init.kaiming_normal_, mode="fan_out", nonlinearity="relu"))
 
+    @door
     def forward(self, images: Float[Tensor, "B D H W"]) -> list[Tensor]:
         """The chosen levels, finest first."""
         self.check_images(images)

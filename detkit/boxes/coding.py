@@ -12,8 +12,9 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
+from detkit._door import door
 from detkit._inputs import as_boxes, check_broadcast, promote
-from detkit._ranges import Count, NotNegative, Positive, ranged
+from detkit._ranges import Count, NotNegative, Positive
 from detkit.boxes.convert import cxcywh_to_xyxy, xyxy_to_cxcywh
 from detkit.structures import Anchors
 
@@ -42,7 +43,7 @@ class DeltaCoder(nn.Module):
     numbers = 4
     scale: Tensor
 
-    @ranged
+    @door
     def __init__(
         self,
         scale: Sequence[Positive] = (1.0, 1.0, 1.0, 1.0),
@@ -58,6 +59,7 @@ class DeltaCoder(nn.Module):
         self.clamp, self.eps = clamp, eps
         self.register_buffer("scale", torch.tensor(scale, dtype=torch.float64), persistent=False)
 
+    @door
     def encode(
         self, boxes: Shaped[Tensor, "*#B 4"], anchors: Anchors | Shaped[Tensor, "*#B 4"]
     ) -> Float[Tensor, "*B 4"]:
@@ -79,6 +81,7 @@ class DeltaCoder(nn.Module):
         deltas = torch.cat((shift, scale), dim=-1) * self.scale.to(shift)
         return torch.where(solid, deltas, 0)
 
+    @door
     def decode(
         self, deltas: Float[Tensor, "*#B 4"], anchors: Anchors | Shaped[Tensor, "*#B 4"]
     ) -> Float[Tensor, "*B 4"]:
@@ -115,11 +118,12 @@ class DistanceCoder(nn.Module):
 
     numbers = 4
 
-    @ranged
+    @door
     def __init__(self, *, unit: Positive | None = None) -> None:
         super().__init__()
         self.unit = unit
 
+    @door
     def encode(
         self, boxes: Shaped[Tensor, "*#B 4"], anchors: Anchors | Shaped[Tensor, "*#B _"]
     ) -> Float[Tensor, "*B 4"]:
@@ -135,6 +139,7 @@ class DistanceCoder(nn.Module):
         distances = torch.cat((points - boxes[..., :2], boxes[..., 2:] - points), dim=-1)
         return torch.where(solid, distances / torch.cat((units, units), dim=-1), 0)
 
+    @door
     def decode(
         self, distances: Float[Tensor, "*#B 4"], anchors: Anchors | Shaped[Tensor, "*#B _"]
     ) -> Float[Tensor, "*B 4"]:
@@ -187,13 +192,14 @@ class GridCoder(nn.Module):
     numbers = 4
     reads_cells = True
 
-    @ranged
+    @door
     def __init__(self, *, form: Literal["log", "root"] = "log", clamp: Positive = _GRID_CLAMP) -> None:
         super().__init__()
         if form not in ("log", "root"):
             raise ValueError(f"GridCoder: form={form!r}; allowed is 'log' or 'root'")
         self.form, self.clamp = form, clamp
 
+    @door
     def encode(self, boxes: Shaped[Tensor, "*#B 4"], anchors: Anchors) -> Float[Tensor, "*B 4"]:
         """Deltas (tx, ty, tw, th) that lead from ``anchors`` to ``boxes``, both xyxy (..., 4); finite for finite input.
 
@@ -214,6 +220,7 @@ class GridCoder(nn.Module):
             scale = scale.sqrt()
         return torch.where(solid, torch.cat((offset, scale), dim=-1), 0)
 
+    @door
     def decode(self, deltas: Float[Tensor, "*#B 4"], anchors: Anchors) -> Float[Tensor, "*B 4"]:
         """Boxes xyxy (..., 4) that ``deltas`` describe; the inverse of ``encode``.
 
@@ -253,7 +260,7 @@ class DistributionCoder(nn.Module):
     tensor([[ 9., 10., 12., 11.]])
     """
 
-    @ranged
+    @door
     def __init__(self, coder: nn.Module, *, bins: Count = 16) -> None:
         super().__init__()
         self.coder, self.bins = coder, bins
@@ -263,12 +270,14 @@ class DistributionCoder(nn.Module):
         """How many numbers of an anchor ``decode`` reads."""
         return 4 * (self.bins + 1)
 
+    @door
     def encode(
         self, boxes: Shaped[Tensor, "*#B 4"], anchors: Anchors | Shaped[Tensor, "*#B _"]
     ) -> Float[Tensor, "*B 4"]:
         """The numbers (..., 4) that the distributions learn."""
         return self.coder.encode(boxes, anchors)
 
+    @door
     def decode(
         self, logits: Float[Tensor, "*#B D"], anchors: Anchors | Shaped[Tensor, "*#B _"]
     ) -> Float[Tensor, "*B 4"]:

@@ -5,9 +5,11 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 from torch.nn import functional as F
 
+from detkit._door import door
 from detkit._inputs import as_boxes, as_tensor, promote
 
 
+@door
 def crop_and_resize(
     images: Shaped[Tensor, "B D H W"],
     boxes: Shaped[Tensor, "B K 4"],

@@ -11,12 +11,14 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
+from detkit._door import door
 from detkit._inputs import as_boxes, as_tensor, first_bad, full_checks, promote
 
 BoxesOfImages = Tensor | Sequence[Tensor]
 _FARTHEST_CELL = 2.0**20  # the kernels hold cells in 32-bit integers
 
 
+@door
 def roi_pool(
     features: Shaped[Tensor, "B D H W"],
     boxes: BoxesOfImages,
@@ -44,6 +46,7 @@ def roi_pool(
     return _masked(pooled, usable, features)
 
 
+@door
 def roi_align(
     features: Shaped[Tensor, "B D H W"],
     boxes: BoxesOfImages,
@@ -80,6 +83,7 @@ def roi_align(
     return _masked(pooled, usable, features)
 
 
+@door
 def spatial_pyramid_pool(
     features: Shaped[Tensor, "B D H W"],
     boxes: BoxesOfImages | None = None,
@@ -120,6 +124,7 @@ def spatial_pyramid_pool(
     return _masked(pooled, usable, features)
 
 
+@door
 def project_to_cells(
     boxes: Shaped[Tensor, "... 4"],
     size: tuple[float, float] | Shaped[Tensor, "*#batch 2"],

@@ -11,8 +11,9 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
+from detkit._door import door
 from detkit._inputs import as_tensor, promote
-from detkit._ranges import Count, Positive, Whole, ranged
+from detkit._ranges import Count, Positive, Whole
 
 _FARTHEST_CELL = 2.0**20  # the kernel holds cells in 32-bit integers
 
@@ -34,7 +35,7 @@ class PyramidRoIAlign(nn.Module):
     torch.Size([2, 16, 7, 7])
     """
 
-    @ranged
+    @door
     def __init__(
         self,
         output_size: Count,
@@ -51,6 +52,7 @@ class PyramidRoIAlign(nn.Module):
         self.output_size, self.sampling_ratio, self.strides = output_size, sampling_ratio, tuple(strides)
         self.canonical_size, self.canonical_level = canonical_size, canonical_level
 
+    @door
     def forward(
         self,
         features: Sequence[Float[Tensor, "B D _ _"]],
@@ -84,6 +86,7 @@ class PyramidRoIAlign(nn.Module):
         pooled = torch.ops.detkit.pyramid_roi_align(maps, rois, levels, scales, self.output_size, self.sampling_ratio)
         return pooled.to(features[0].dtype)
 
+    @door
     def levels_of(self, boxes: Shaped[Tensor, "*B 4"]) -> Int[Tensor, "*B"]:
         """The level that each box is read from, as an index into ``strides``.
 

@@ -6,8 +6,9 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
+from detkit._door import door
 from detkit._inputs import as_boxes, first_bad, full_checks
-from detkit._ranges import Count, Range, ranged
+from detkit._ranges import Count, Range
 from detkit.structures import NEGATIVE
 
 Vocabulary = Literal["code", "paper"]
@@ -45,7 +46,7 @@ class TokenCoder(nn.Module):
     tensor([[[1100, 1200, 1500, 1599,  101]]])
     """
 
-    @ranged
+    @door
     def __init__(
         self, num_classes: Count, *, bins: Annotated[int, Range(2)] = 1000, vocabulary: Vocabulary = "code"
     ) -> None:
@@ -60,6 +61,7 @@ class TokenCoder(nn.Module):
             self.noise, self.start = bins + 1 + num_classes, bins + 2 + num_classes
             self.size = bins + 3 + num_classes
 
+    @door
     @torch.no_grad()
     def encode(
         self,
@@ -89,6 +91,7 @@ class TokenCoder(nn.Module):
         tokens = torch.cat((coordinates, classes[..., None]), dim=-1)
         return torch.where(valid[..., None], tokens, self.end)
 
+    @door
     def decode(self, tokens: Int[Tensor, "*B T 5"], sizes: Shaped[Tensor, "*B 2"]) -> DecodedTokens:
         """Boxes xyxy in pixels, their labels, and which of them are well-formed.
 

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from detkit import dist
-from detkit._ranges import Count, Whole, ranged
+from detkit._door import door
+from detkit._ranges import Count, Whole
 
 Item = TypeVar("Item", int, list[int])
 
@@ -96,7 +97,7 @@ class ResumableSampler(_Resumable[int]):
     True
     """
 
-    @ranged
+    @door
     def __init__(
         self,
         length: Whole,
@@ -151,7 +152,7 @@ class BalancedBatchSampler(_Resumable[list[int]]):
     [[0, 1], [0, 1], [0, 1]]
     """
 
-    @ranged
+    @door
     def __init__(
         self,
         labels_per_image: Sequence[int | Sequence[int] | Tensor],

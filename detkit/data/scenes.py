@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
-from detkit._ranges import Range, Whole, ranged
+from detkit._door import door
+from detkit._ranges import Range, Whole
 from detkit.data.truth import Transforms, make_target
 from detkit.structures import Target
 
@@ -49,7 +50,7 @@ class DigitScenes(Dataset[tuple[Any, Target]]):
     (torch.Size([3, 96, 96]), torch.uint8, True)
     """
 
-    @ranged
+    @door
     def __init__(
         self,
         length: Whole,

@@ -16,8 +16,9 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from detkit._door import door
 from detkit._inputs import as_boxes
-from detkit._ranges import Ascending, Count, NotNegative, Positive, Whole, ranged
+from detkit._ranges import Ascending, Count, NotNegative, Positive, Whole
 from detkit.data.truth import Transforms
 from detkit.structures import FIELDS, VOID, Target, read_target
 
@@ -41,7 +42,7 @@ class Augmented(Dataset[tuple[Any, Target]]):
     True
     """
 
-    @ranged
+    @door
     def __init__(self, dataset: Dataset[tuple[Any, Target]], transforms: Transforms, *, seed: Whole = 0) -> None:
         self.dataset = dataset
         self.transforms = transforms
@@ -76,7 +77,7 @@ class Augmented(Dataset[tuple[Any, Target]]):
             generator.set_state(state)
 
 
-@ranged
+@door
 def sanitize(*, min_size: NotNegative = 1.0) -> v2.Compose:
     """Clamp boxes to the image; drop those with a side below ``min_size`` pixels, and their rows in all other fields.
 
@@ -105,7 +106,7 @@ def flip_augmentation(*, vertical: bool = False) -> v2.Compose:
     return _composed(v2.RandomHorizontalFlip(0.5), *([v2.RandomVerticalFlip(0.5)] if vertical else []))
 
 
-@ranged
+@door
 def ssd_augmentation(*, size: tuple[Count, Count] | None = None) -> v2.Compose:
     """SSD's augmentation (Liu et al. 2016, section 2.2 and 3.6): colors, zooming out, patches, flip, each at random.
 
@@ -131,7 +132,7 @@ def ssd_augmentation(*, size: tuple[Count, Count] | None = None) -> v2.Compose:
     return _composed(*steps, *([v2.Resize(list(size))] if size else []))
 
 
-@ranged
+@door
 def large_scale_jitter(
     size: tuple[Count, Count], *, scale_range: Annotated[tuple[Positive, Positive], Ascending()] = (0.1, 2.0)
 ) -> v2.Compose:
@@ -153,7 +154,7 @@ def large_scale_jitter(
     return _composed(*steps)
 
 
-@ranged
+@door
 def short_side_augmentation(
     short_sides: Sequence[Count] = (640, 672, 704, 736, 768, 800), *, long_side: Count = 1333
 ) -> v2.Compose:

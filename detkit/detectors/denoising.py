@@ -6,9 +6,10 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
+from detkit._door import door
 from detkit._inputs import promote
 from detkit._noise import uniform_like
-from detkit._ranges import Count, Fraction, ranged
+from detkit._ranges import Count, Fraction
 from detkit.boxes import pixels_to_fractions, xyxy_to_cxcywh
 from detkit.structures import IGNORED, Assignment, Targets
 
@@ -39,7 +40,7 @@ class DenoisingQueries(nn.Module):
              [0.2500, 0.5000, 0.5000, 1.0000]]]), tensor([[0, 0]]))
     """
 
-    @ranged
+    @door
     def __init__(
         self,
         num_classes: Count,
@@ -53,6 +54,7 @@ class DenoisingQueries(nn.Module):
         self.labels = nn.Embedding(num_classes, channels)
         self.groups, self.label_noise, self.box_noise = groups, label_noise, box_noise
 
+    @door
     def forward(
         self, targets: Targets, sizes: Shaped[Tensor, "B 2"], *, generator: torch.Generator | None = None
     ) -> NoisedQueries:
@@ -77,6 +79,7 @@ class DenoisingQueries(nn.Module):
         quality = torch.zeros(matched.shape, dtype=torch.float32, device=matched.device)
         return NoisedQueries(embeddings, self._disturbed(boxes, noise[..., :4]), Assignment(matched, quality))
 
+    @door
     def mask(self, noised: NoisedQueries, queries: int) -> Bool[Tensor, "B Q Q"]:
         """The attention mask of N noised queries followed by ``queries`` plain ones: True where a query may attend.
 

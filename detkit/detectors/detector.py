@@ -5,6 +5,7 @@ from typing import Any, cast, overload
 
 from torch import Tensor, nn
 
+from detkit._door import door
 from detkit.detectors.preprocess import Preprocess
 from detkit.proposals import Proposals
 from detkit.structures import FIELDS, Detection, Detections, Images, Target, Targets
@@ -50,20 +51,24 @@ class Stage(nn.Module):
         self.branch = branch
         return self
 
+    @door
     def forward(
         self, features: list[Tensor], images: Images, detections: Detections | None, targets: Targets | None = None
     ) -> Any:
         """Predict from features and the ``detections`` of the stage before; ``targets`` come in training only."""
         raise NotImplementedError(f"{type(self).__name__} must define forward()")
 
+    @door
     def loss(self, outputs: Any, targets: Targets) -> dict[str, Tensor]:
         """Scalar losses, already weighted: the stage minimizes their sum."""
         raise NotImplementedError(f"{type(self).__name__} must define loss()")
 
+    @door
     def detections(self, outputs: Any, images: Images) -> Detections:
         """Detections from the outputs, at inference: padded to a number of rows that does not depend on values."""
         raise NotImplementedError(f"{type(self).__name__} must define detections()")
 
+    @door
     def handover(self, outputs: Any, images: Images, targets: Targets) -> Detections | None:
         """The detections that the next stage trains on; by default those of :meth:`detections`."""
         return self.detections(outputs, images)
@@ -117,6 +122,7 @@ class Detector(nn.Module):
     ) -> dict[str, Tensor]: ...
     @overload
     def forward(self, images: Images, targets: Truth, proposals: Detections | None = None) -> dict[str, Tensor]: ...
+    @door
     def forward(
         self,
         images: Sequence[Tensor] | Images,

@@ -8,7 +8,8 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detkit._ranges import Count, Fraction, ranged
+from detkit._door import door
+from detkit._ranges import Count, Fraction
 from detkit._ranking import stable_topk
 from detkit.boxes import clip_boxes_to_image, nms_padded
 from detkit.structures import Detections, take_rows
@@ -31,7 +32,7 @@ class LevelwisePostprocess(nn.Module):
     (tensor([[0.9000, 0.2000, 0.0000]]), tensor([[0, 1, 0]]), tensor([[ True,  True, False]]))
     """
 
-    @ranged
+    @door
     def __init__(
         self,
         *,
@@ -44,6 +45,7 @@ class LevelwisePostprocess(nn.Module):
         self.score_threshold, self.iou_threshold = score_threshold, iou_threshold
         self.max_detections, self.candidates_per_level = max_detections, candidates_per_level
 
+    @door
     @torch.no_grad()
     def forward(
         self,

@@ -5,11 +5,13 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 from torch.nn import functional as F
 
+from detkit._door import door
 from detkit._inputs import as_boxes, promote
 
 _FARTHEST = 2.0**30  # pixels; farther corners are moved here, where integers still hold
 
 
+@door
 @torch.no_grad()
 def paste_masks(
     masks: Shaped[Tensor, "K S S"],

@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from detkit._ranges import Count, Fraction, NotNegative, ranged
+from detkit._door import door
+from detkit._ranges import Count, Fraction, NotNegative
 from detkit.boxes import clip_boxes_to_image, multiclass_nms_padded
 from detkit.structures import Detections, take_rows
 
@@ -27,7 +28,7 @@ class Postprocess(nn.Module):
     (tensor([[0.9000, 0.2000, 0.0000]]), tensor([[0, 1, 0]]), tensor([[ True,  True, False]]))
     """
 
-    @ranged
+    @door
     def __init__(
         self,
         *,
@@ -42,6 +43,7 @@ class Postprocess(nn.Module):
         self.max_detections, self.candidates_per_class = max_detections, candidates_per_class
         self.min_size = min_size
 
+    @door
     @torch.no_grad()
     def forward(
         self,

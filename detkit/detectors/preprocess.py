@@ -8,8 +8,9 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from detkit._door import door
 from detkit._inputs import first_bad, full_checks, promote
-from detkit._ranges import Count, Finite, Fraction, Positive, ranged
+from detkit._ranges import Count, Finite, Fraction, Positive
 from detkit.boxes import clip_boxes_to_image
 from detkit.detectors.paste import paste_masks
 from detkit.proposals import Proposals, pad_proposals
@@ -54,7 +55,7 @@ class Preprocess(nn.Module):
     mean: Tensor
     std: Tensor
 
-    @ranged
+    @door
     def __init__(
         self,
         size: Count | tuple[Count, Count] | None,
@@ -76,6 +77,7 @@ class Preprocess(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).reshape(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).reshape(-1, 1, 1), persistent=False)
 
+    @door
     def forward(
         self, images: Sequence[Shaped[Tensor, "D _ _"]], targets: Sequence[Target] | None = None
     ) -> tuple[Images, Targets | dict[str, Targets] | None]:
@@ -96,6 +98,7 @@ class Preprocess(nn.Module):
         batch = batch._replace(original_sizes=originals)
         return batch, None if targets is None else self._targets(targets, batch)
 
+    @door
     def proposals(self, proposals: Sequence[Proposals], images: Images) -> Detections:
         """Proposals that came in each image's own pixels, padded and in the pixels of the batch.
 
@@ -111,6 +114,7 @@ class Preprocess(nn.Module):
         padded = pad_proposals(proposals, device=images.tensors.device)
         return padded._replace(boxes=padded.boxes / _factors(images, padded.boxes))
 
+    @door
     def undo(self, detections: Detections | dict[str, Detections], images: Images) -> list[Detection]:
         """The valid detections of every image, in its own pixels, clipped to it; best first as they came.
 
@@ -228,6 +232,7 @@ def _factors(images: Images, like: Tensor) -> Float[Tensor, "B 1 4"]:
     return (original / images.sizes).to(like).flip(-1).repeat(1, 2)[:, None]
 
 
+@door
 def resize_target(target: Target, new: Sequence[int], old: Sequence[int], *, where: str = "resize_target") -> Target:
     """``target`` of an image of size ``old`` as it is after resizing to ``new``, both (height, width).
 

@@ -11,8 +11,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from detkit._door import door
 from detkit._inputs import promote
-from detkit._ranges import Count, Whole, ranged
+from detkit._ranges import Count, Whole
 from detkit.boxes import DeltaCoder
 from detkit.boxes.crop import crop_and_resize
 from detkit.detectors.detector import Stage
@@ -45,7 +46,7 @@ class RegionFeatures(nn.Module):
 
     scale: Tensor
 
-    @ranged
+    @door
     def __init__(
         self,
         backbone: nn.Module,
@@ -63,6 +64,7 @@ class RegionFeatures(nn.Module):
         self.grid, self.crops_at_once = grid, crops_at_once
         self.register_buffer("scale", torch.ones(()))
 
+    @door
     def forward(
         self, pixels: Float[Tensor, "B D H W"], boxes: Float[Tensor, "B K 4"], sizes: Tensor | None = None
     ) -> Float[Tensor, "B K F"]:
@@ -116,7 +118,7 @@ class RegionStage(Stage):
     (Linear(in_features=192, out_features=2, bias=True), Linear(in_features=192, out_features=8, bias=True))
     """
 
-    @ranged
+    @door
     def __init__(
         self,
         describe: RegionFeatures,
@@ -135,6 +137,7 @@ class RegionStage(Stage):
             nn.init.zeros_(machine.weight)
             nn.init.zeros_(machine.bias)
 
+    @door
     def forward(
         self, features: list[Tensor], images: Images, detections: Detections | None, targets: Targets | None = None
     ) -> RegionOutputs:
@@ -148,10 +151,12 @@ class RegionStage(Stage):
         boxes = self.coder.decode(deltas, detections.boxes[:, :, None])
         return RegionOutputs(self.svm(vectors), boxes, detections.valid)
 
+    @door
     def loss(self, outputs: RegionOutputs, targets: Targets) -> dict[str, Tensor]:
         """Always raises ValueError, naming fit_rcnn: the stage has no loss to minimize."""
         _refuse_to_learn()
 
+    @door
     def detections(self, outputs: RegionOutputs, images: Images) -> Detections:
         """The best detections of all classes, after suppression within each class."""
         scores = torch.where(outputs.valid[..., None], promote(outputs.decisions).sigmoid(), 0)

@@ -7,9 +7,10 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
+from detkit._door import door
 from detkit._inputs import first_bad, full_checks, promote
 from detkit._noise import uniform_like
-from detkit._ranges import Count, NotNegative, ranged
+from detkit._ranges import Count, NotNegative
 from detkit.anchors import gather_assigned
 from detkit.anchors.matcher import check_rows
 from detkit.boxes import clip_boxes_to_image, cxcywh_to_xyxy
@@ -60,7 +61,7 @@ class SequenceTargetBuilder(nn.Module):
     ([[15, 1, 1, 11, 6, 13, 0, 0, 0, 0]], [[1, 1, 11, 6, 13, 0, 0, 0, 0, 0]])
     """
 
-    @ranged
+    @door
     def __init__(
         self,
         coder: TokenCoder,
@@ -78,6 +79,7 @@ class SequenceTargetBuilder(nn.Module):
         self.order: Order = order
         self.noise_weight, self.end_weight, self.class_weight = noise_weight, end_weight, class_weight
 
+    @door
     @torch.no_grad()
     def forward(
         self, targets: Targets, sizes: Shaped[Tensor, "B 2"], *, generator: torch.Generator | None = None

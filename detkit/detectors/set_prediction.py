@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from detkit._ranges import Count, Fraction, ranged
+from detkit._door import door
+from detkit._ranges import Count, Fraction
 from detkit._ranking import stable_topk
 from detkit.boxes import clip_boxes_to_image, cxcywh_to_xyxy, fractions_to_pixels, pixels_to_fractions
 from detkit.detectors.detector import Stage
@@ -38,11 +39,12 @@ class SetPostprocess(nn.Module):
     (tensor([[[ 75.,  25., 125.,  75.]]]), tensor([[0.7500]]), tensor([[0]]))
     """
 
-    @ranged
+    @door
     def __init__(self, *, score_threshold: Fraction = 0.0, max_detections: Count = 100) -> None:
         super().__init__()
         self.score_threshold, self.max_detections = score_threshold, max_detections
 
+    @door
     @torch.no_grad()
     def forward(
         self,
@@ -98,6 +100,7 @@ class SetPredictionStage(Stage):
         self.encoder, self.decoder, self.queries, self.head = encoder, decoder, queries, head
         self.matcher, self.criterion, self.postprocess = matcher, criterion, postprocess
 
+    @door
     def forward(
         self, features: list[Tensor], images: Images, detections: Detections | None, targets: Targets | None = None
     ) -> SetPredictionOutputs:
@@ -114,6 +117,7 @@ class SetPredictionStage(Stage):
         logits, boxes = self.head(torch.stack(layers if targets is not None else layers[-1:]))
         return SetPredictionOutputs(logits, boxes, images.sizes)
 
+    @door
     def loss(self, outputs: SetPredictionOutputs, targets: Targets) -> dict[str, Tensor]:
         """The criterion's losses of all layers.
 
@@ -124,6 +128,7 @@ class SetPredictionStage(Stage):
             outputs.logits, outputs.boxes, targets, match_layers(self.matcher, outputs.logits, outputs.boxes, targets)
         )
 
+    @door
     def detections(self, outputs: SetPredictionOutputs, images: Images) -> Detections:
         """The detections that the queries of the last layer predict."""
         scores, boxes = self.criterion.scores(outputs.logits[-1]), cxcywh_to_xyxy(outputs.boxes[-1])

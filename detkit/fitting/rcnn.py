@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from detkit._door import door
 from detkit._inputs import as_boxes, check_box_values
-from detkit._ranges import Fraction, Positive, ranged
+from detkit._ranges import Fraction, Positive
 from detkit.anchors.assigned import in_crowd
 from detkit.boxes import box_area, box_iou
 from detkit.detectors.detector import Detector
@@ -48,7 +49,7 @@ class _Regions(NamedTuple):
     crowd: Bool[Tensor, " N"]
 
 
-@ranged
+@door
 def fit_rcnn(
     detector: Detector,
     data: Samples,

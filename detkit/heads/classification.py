@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from detkit._ranges import Count, Probability, ranged
+from detkit._door import door
+from detkit._ranges import Count, Probability
 from detkit.heads.multibox import flatten_levels, prediction_conv
 
 
@@ -25,7 +26,7 @@ class ClassificationHead(nn.Module):
     torch.Size([2, 60, 5])
     """
 
-    @ranged
+    @door
     def __init__(
         self,
         in_channels: Count,
@@ -41,6 +42,7 @@ class ClassificationHead(nn.Module):
         bias = 0.0 if prior is None else math.log(prior / (1 - prior))
         self.logits = prediction_conv(in_channels, per_cell * num_classes, std=0.01, bias=bias)
 
+    @door
     def forward(self, features: Sequence[Float[Tensor, "B _ _ _"]]) -> Float[Tensor, "B N C"]:
         """Logits of all levels, in the order of the anchors: level, row, column, anchor."""
         return flatten_levels([self.logits(self.tower(level)) for level in features], self.num_classes)

@@ -6,7 +6,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detkit._ranges import Count, ranged
+from detkit._door import door
+from detkit._ranges import Count
 from detkit.heads.mask import conv_tower, kaiming_fan_out
 
 
@@ -23,7 +24,7 @@ class KeypointHead(nn.Module):
     torch.Size([5, 17, 56, 56])
     """
 
-    @ranged
+    @door
     def __init__(self, in_channels: Count, num_keypoints: Count, *, channels: Sequence[Count] = (512,) * 8) -> None:
         super().__init__()
         self.num_keypoints = num_keypoints
@@ -33,6 +34,7 @@ class KeypointHead(nn.Module):
         kaiming_fan_out(self.upsample.weight)
         nn.init.zeros_(self.upsample.get_parameter("bias"))
 
+    @door
     def forward(self, pooled: Float[Tensor, "M D _ _"]) -> Float[Tensor, "M P _ _"]:
         """Logits (M, P, 4 S, 4 S) of pooled regions (M, D, S, S)."""
         coarse = self.upsample(self.tower(pooled))

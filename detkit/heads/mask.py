@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from detkit._ranges import Count, ranged
+from detkit._door import door
+from detkit._ranges import Count
 from detkit.layers import ConvNormActivation, init_convolutions
 
 
@@ -22,7 +23,7 @@ class MaskHead(nn.Module):
     torch.Size([5, 3, 28, 28])
     """
 
-    @ranged
+    @door
     def __init__(
         self,
         in_channels: Count,
@@ -40,6 +41,7 @@ class MaskHead(nn.Module):
         for layer in (self.upsample, self.logits):
             kaiming_fan_out(layer.weight)
 
+    @door
     def forward(self, pooled: Float[Tensor, "M D _ _"]) -> Float[Tensor, "M C _ _"]:
         """Logits (M, C, 2 S, 2 S) of pooled regions (M, D, S, S)."""
         return self.logits(torch.relu(self.upsample(self.tower(pooled))))

@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from detkit._ranges import Count, Finite, Positive, ranged
+from detkit._door import door
+from detkit._ranges import Count, Finite, Positive
 
 
 class MultiBoxHead(nn.Module):
@@ -21,7 +22,7 @@ class MultiBoxHead(nn.Module):
     torch.Size([2, 154, 4])
     """
 
-    @ranged
+    @door
     def __init__(self, in_channels: Sequence[Count], per_cell: Sequence[Count], *, outputs: Count) -> None:
         super().__init__()
         if len(in_channels) != len(per_cell):
@@ -31,6 +32,7 @@ class MultiBoxHead(nn.Module):
             prediction_conv(channels, boxes * outputs) for channels, boxes in zip(in_channels, per_cell, strict=True)
         )
 
+    @door
     def forward(self, features: Sequence[Float[Tensor, "B _ _ _"]]) -> Float[Tensor, "B N outputs"]:
         """Predictions of all levels, in the order of the default boxes: level, row, column, box."""
         if len(features) != len(self.levels):
@@ -38,7 +40,7 @@ class MultiBoxHead(nn.Module):
         return flatten_levels([level(rows) for level, rows in zip(self.levels, features, strict=True)], self.outputs)
 
 
-@ranged
+@door
 def prediction_conv(
     in_channels: Count, out_channels: Count, *, std: Positive | None = None, bias: Finite = 0.0
 ) -> nn.Conv2d:
@@ -54,6 +56,7 @@ def prediction_conv(
     return conv
 
 
+@door
 def flatten_levels(maps: Sequence[Float[Tensor, "B _ _ _"]], outputs: int) -> Float[Tensor, "B N outputs"]:
     """Maps (B, A * outputs, H, W) of all levels as one tensor (B, N, outputs), in the order of the anchors.
 

@@ -7,7 +7,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from detkit._ranges import Count, Positive, Whole, ranged
+from detkit._door import door
+from detkit._ranges import Count, Positive, Whole
 
 
 class ConvNormActivation(nn.Sequential):
@@ -23,7 +24,7 @@ class ConvNormActivation(nn.Sequential):
     torch.Size([1, 8, 4, 5])
     """
 
-    @ranged
+    @door
     def __init__(
         self,
         in_channels: Count,
@@ -67,11 +68,12 @@ class L2Norm(nn.Module):
     [12.0, 16.0]
     """
 
-    @ranged
+    @door
     def __init__(self, channels: Count, *, scale: Positive = 20.0) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.full((channels,), float(scale)))
 
+    @door
     def forward(self, features: Float[Tensor, "B D H W"]) -> Float[Tensor, "B D H W"]:
         """The normalized ``features``, scaled."""
         wide = features.to(torch.promote_types(features.dtype, torch.float32))
@@ -103,6 +105,7 @@ def freeze_batch_norm(module: nn.Module) -> nn.Module:
     return module
 
 
+@door
 def init_convolutions(module: nn.Module, init: Callable[[Tensor], object]) -> None:
     """Apply ``init`` to the weight of every convolution in ``module``, and set its bias to zero.
 

@@ -7,8 +7,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from detkit._door import door
 from detkit._inputs import promote
-from detkit._ranges import Count, Fraction, Positive, ranged
+from detkit._ranges import Count, Fraction, Positive
 from detkit.layers.deformable import DeformableAttention, Shapes
 from detkit.layers.transformer import Attention, FeedForward, Residual
 
@@ -26,7 +27,7 @@ class BoxPositions(nn.Module):
     torch.Size([2, 5, 16])
     """
 
-    @ranged
+    @door
     def __init__(self, channels: Count, *, temperature: Positive = 20.0) -> None:
         super().__init__()
         if channels < 8 or channels % 8:
@@ -34,6 +35,7 @@ class BoxPositions(nn.Module):
         self.channels, self.temperature = channels, temperature
         self.net = nn.Sequential(nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, channels))
 
+    @door
     def forward(self, boxes: Float[Tensor, "B Q 4"]) -> Float[Tensor, "B Q D"]:
         """Embeddings (B, Q, channels) of ``boxes``, cx, cy, w, h as fractions of the image."""
         boxes = promote(boxes)
@@ -58,7 +60,7 @@ class BoxQueries(nn.Module):
     (torch.Size([2, 5, 8]), torch.Size([2, 5, 4]))
     """
 
-    @ranged
+    @door
     def __init__(self, count: Count, channels: Count) -> None:
         super().__init__()
         self.embeddings, self.boxes = nn.Embedding(count, channels), nn.Embedding(count, 4)
@@ -85,7 +87,7 @@ class DeformableDecoderLayer(nn.Module):
     torch.Size([1, 5, 8])
     """
 
-    @ranged
+    @door
     def __init__(
         self,
         channels: Count,
@@ -105,6 +107,7 @@ class DeformableDecoderLayer(nn.Module):
         self.feed_forward = FeedForward(channels, hidden, dropout=dropout)
         self.feed_forward_residual = Residual(channels, norm_first=norm_first, dropout=dropout)
 
+    @door
     def forward(
         self,
         embeddings: Float[Tensor, "B Q D"],
@@ -168,6 +171,7 @@ class BoxDecoder(nn.Module):
         self.layers, self.heads = nn.ModuleList(layers), nn.ModuleList(heads)
         self.positions, self.norm = positions, nn.Identity() if norm is None else norm
 
+    @door
     def forward(
         self,
         embeddings: Float[Tensor, "B Q D"],

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from detkit._door import door
 from detkit._inputs import promote, takes
 from detkit.anchors import Assigned
 from detkit.dist import all_reduce_mean
@@ -37,6 +38,7 @@ class DenseCriterion(nn.Module):
     reads_quality: bool = False
     reads_distributions: bool = False
 
+    @door
     def forward(
         self, predictions: DensePredictions, assigned: Assigned, anchors: Anchors | Tensor, coder: BoxCoder
     ) -> dict[str, Tensor]:
@@ -47,10 +49,12 @@ class DenseCriterion(nn.Module):
         """
         raise NotImplementedError(f"{type(self).__name__} must define forward()")
 
+    @door
     def scores(self, predictions: DensePredictions) -> Float[Tensor, "B N C"]:
         """Scores in [0, 1] of the C classes."""
         raise NotImplementedError(f"{type(self).__name__} must define scores()")
 
+    @door
     def num_classes(self, predictions: DensePredictions) -> int:
         """The number of classes that the logits stand for, without background."""
         raise NotImplementedError(f"{type(self).__name__} must define num_classes()")
@@ -79,6 +83,7 @@ def check_predictions(criterion: DenseCriterion, predictions: DensePredictions, 
         raise ValueError(f"{name}: quality has shape {found}; allowed is that of labels, {tuple(labels.shape)}")
 
 
+@door
 def box_costs(
     cost: BoxCost, deltas: Float[Tensor, "B N D"], assigned: Assigned, anchors: Anchors | Tensor, coder: BoxCoder
 ) -> Float[Tensor, "B N"]:
@@ -124,6 +129,7 @@ def check_cost(criterion: str, cost: Any, arguments: str, *, name: str = "box_co
         )
 
 
+@door
 def mean_count(rows: Bool[Tensor, "*B"], like: Tensor) -> Float[Tensor, ""]:
     """The number of True ``rows``, averaged over processes, at least 1: the normalizer of summed losses.
 
@@ -133,6 +139,7 @@ def mean_count(rows: Bool[Tensor, "*B"], like: Tensor) -> Float[Tensor, ""]:
     return all_reduce_mean(rows.sum().to(like.dtype)).clamp(min=1)
 
 
+@door
 def sigmoid_scores(predictions: DensePredictions) -> Float[Tensor, "B N C"]:
     """An independent probability for each class.
 
@@ -142,6 +149,7 @@ def sigmoid_scores(predictions: DensePredictions) -> Float[Tensor, "B N C"]:
     return promote(predictions.logits).sigmoid()
 
 
+@door
 def softmax_scores(predictions: DensePredictions) -> Float[Tensor, "B N C"]:
     """Softmax probabilities of the C classes, without background, which comes last in the logits.
 

@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 from torch.nn import functional as F
 
+from detkit._door import door
 from detkit._inputs import as_boxes, promote
 from detkit.structures import take_rows
 
@@ -18,6 +19,7 @@ class KeypointTargets(NamedTuple):
     usable: Bool[Tensor, "*B P"]
 
 
+@door
 def keypoint_loss(
     logits: Float[Tensor, "M P S S"], cells: Int[Tensor, "M P"], usable: Bool[Tensor, "M P"]
 ) -> Float[Tensor, "M P"]:
@@ -41,6 +43,7 @@ def keypoint_loss(
     return torch.where(usable, costs.reshape(cells.shape), 0)
 
 
+@door
 @torch.no_grad()
 def keypoint_targets(
     keypoints: Shaped[Tensor, "B T P 3"], boxes: Shaped[Tensor, "B K 4"], matched: Int[Tensor, "B K"], resolution: int

@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.ops import roi_align
 
+from detkit._door import door
 from detkit._inputs import as_boxes, promote
 from detkit.structures import NEGATIVE, take_rows
 from detkit.structures.labels import check_labels
@@ -13,6 +14,7 @@ from detkit.structures.labels import check_labels
 _FARTHEST = 1  # image side: so far outside a box may reach, or sampling it would take as long as the box is large
 
 
+@door
 def mask_loss(
     logits: Float[Tensor, "M *C S S"], targets: Float[Tensor, "M S S"], labels: Int[Tensor, "M"] | None = None
 ) -> Float[Tensor, "M"]:
@@ -54,6 +56,7 @@ def own_class_masks(logits: Float[Tensor, "M C S S"], labels: Int[Tensor, "M"]) 
     return promote(take_rows(logits, labels.clamp(min=0)[:, None]).squeeze(1))
 
 
+@door
 @torch.no_grad()
 def mask_targets(
     masks: Shaped[Tensor, "B T H W"],

@@ -4,8 +4,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from detkit._door import door
 from detkit._inputs import promote
-from detkit._ranges import Fraction, NotNegative, Whole, ranged
+from detkit._ranges import Fraction, NotNegative, Whole
 from detkit.anchors import Assigned, HardNegativeSampler
 from detkit.anchors.sample import Scope
 from detkit.losses.box_costs import BoxCoder, smooth_l1_cost
@@ -44,7 +45,7 @@ class MultiBoxLoss(DenseCriterion):
     {'classification': 3.2958, 'box': 2.0}
     """
 
-    @ranged
+    @door
     def __init__(
         self,
         box_cost: BoxCost = smooth_l1_cost,
@@ -60,6 +61,7 @@ class MultiBoxLoss(DenseCriterion):
         check_cost("MultiBoxLoss", box_cost, BOX_COST)
         self.box_cost, self.box_weight, self.label_smoothing = box_cost, box_weight, label_smoothing
 
+    @door
     def forward(
         self, predictions: DensePredictions, assigned: Assigned, anchors: Anchors | Tensor, coder: BoxCoder
     ) -> dict[str, Float[Tensor, ""]]:
@@ -81,10 +83,12 @@ class MultiBoxLoss(DenseCriterion):
             "box": self.box_weight * (box * weights).sum() / count,
         }
 
+    @door
     def scores(self, predictions: DensePredictions) -> Float[Tensor, "B N C"]:
         """Softmax probabilities of the C classes, without background."""
         return softmax_scores(predictions)
 
+    @door
     def num_classes(self, predictions: DensePredictions) -> int:
         """One less than the number of logits: the last one is background."""
         return predictions.logits.shape[-1] - 1

@@ -5,8 +5,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from detkit._door import door
 from detkit._inputs import promote
-from detkit._ranges import NotNegative, ranged
+from detkit._ranges import NotNegative
 from detkit.anchors import Assigned
 from detkit.losses.box_costs import BoxCoder, iou_cost
 from detkit.losses.dense import (
@@ -43,7 +44,7 @@ class ObjectnessLoss(DenseCriterion):
 
     reads_quality = True
 
-    @ranged
+    @door
     def __init__(
         self,
         box_cost: BoxCost = iou_cost,
@@ -58,6 +59,7 @@ class ObjectnessLoss(DenseCriterion):
         self.box_cost, self.soft_classes = box_cost, soft_classes
         self.box_weight, self.objectness_weight, self.class_weight = box_weight, objectness_weight, class_weight
 
+    @door
     def forward(
         self, predictions: DensePredictions, assigned: Assigned, anchors: Anchors | Tensor, coder: BoxCoder
     ) -> dict[str, Float[Tensor, ""]]:
@@ -84,6 +86,7 @@ class ObjectnessLoss(DenseCriterion):
             "box": self.box_weight * box,
         }
 
+    @door
     def scores(self, predictions: DensePredictions) -> Float[Tensor, "B N C"]:
         """Objectness times class probability.
 
@@ -93,6 +96,7 @@ class ObjectnessLoss(DenseCriterion):
         assert predictions.quality is not None
         return promote(predictions.logits).sigmoid() * promote(predictions.quality).sigmoid()[..., None]
 
+    @door
     def num_classes(self, predictions: DensePredictions) -> int:
         """The number of logits."""
         return predictions.logits.shape[-1]

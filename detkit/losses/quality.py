@@ -7,8 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from detkit._door import door
 from detkit._inputs import promote
-from detkit._ranges import NotNegative, ranged
+from detkit._ranges import NotNegative
 from detkit.anchors import Assigned
 from detkit.boxes import paired_box_iou
 from detkit.dist import all_reduce_mean
@@ -55,7 +56,7 @@ class QualityLoss(DenseCriterion):
     {'classification': 1.0397, 'box': 0.0}
     """
 
-    @ranged
+    @door
     def __init__(
         self,
         class_cost: ClassCost = quality_focal_loss,
@@ -74,6 +75,7 @@ class QualityLoss(DenseCriterion):
         self.box_weight, self.distribution_weight = box_weight, distribution_weight
         self.reads_distributions = distribution_weight > 0
 
+    @door
     def forward(
         self, predictions: DensePredictions, assigned: Assigned, anchors: Anchors | Tensor, coder: BoxCoder
     ) -> dict[str, Float[Tensor, ""]]:
@@ -99,10 +101,12 @@ class QualityLoss(DenseCriterion):
             losses["distribution"] = self.distribution_weight * (costs * quality * weights).sum() / total
         return losses
 
+    @door
     def scores(self, predictions: DensePredictions) -> Float[Tensor, "B N C"]:
         """An independent score for each class, which also predicts the quality of the box."""
         return sigmoid_scores(predictions)
 
+    @door
     def num_classes(self, predictions: DensePredictions) -> int:
         """The number of logits."""
         return predictions.logits.shape[-1]

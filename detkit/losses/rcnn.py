@@ -10,8 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from detkit._door import door
 from detkit._inputs import promote
-from detkit._ranges import NotNegative, ranged
+from detkit._ranges import NotNegative
 from detkit.anchors import Assigned
 from detkit.losses.box_costs import BoxCoder, smooth_l1_cost
 from detkit.losses.dense import (
@@ -49,12 +50,13 @@ class RPNLoss(DenseCriterion):
     {'objectness': 0.6931, 'box': 1.8889}
     """
 
-    @ranged
+    @door
     def __init__(self, box_cost: BoxCost = sharp_l1_cost, *, box_weight: NotNegative = 1.0) -> None:
         super().__init__()
         check_cost("RPNLoss", box_cost, BOX_COST)
         self.box_cost, self.box_weight = box_cost, box_weight
 
+    @door
     def forward(
         self, predictions: DensePredictions, assigned: Assigned, anchors: Anchors | Tensor, coder: BoxCoder
     ) -> dict[str, Float[Tensor, ""]]:
@@ -70,10 +72,12 @@ class RPNLoss(DenseCriterion):
         costs = F.binary_cross_entropy_with_logits(logits, (labels >= 0).to(logits), reduction="none")
         return _per_sampled(self, {"objectness": costs}, predictions, assigned, anchors, coder)
 
+    @door
     def scores(self, predictions: DensePredictions) -> Float[Tensor, "B N 1"]:
         """The probability of an object."""
         return sigmoid_scores(predictions)
 
+    @door
     def num_classes(self, predictions: DensePredictions) -> int:
         """One: an object of any class."""
         return 1
@@ -100,12 +104,13 @@ class RCNNLoss(DenseCriterion):
     {'classification': 1.0986, 'box': 1.8889}
     """
 
-    @ranged
+    @door
     def __init__(self, box_cost: BoxCost = sharp_l1_cost, *, box_weight: NotNegative = 1.0) -> None:
         super().__init__()
         check_cost("RCNNLoss", box_cost, BOX_COST)
         self.box_cost, self.box_weight = box_cost, box_weight
 
+    @door
     def forward(
         self, predictions: DensePredictions, assigned: Assigned, anchors: Anchors | Tensor, coder: BoxCoder
     ) -> dict[str, Float[Tensor, ""]]:
@@ -122,10 +127,12 @@ class RCNNLoss(DenseCriterion):
         costs = -logits.log_softmax(dim=-1).gather(2, classes[..., None]).squeeze(2)
         return _per_sampled(self, {"classification": costs}, predictions, assigned, anchors, coder)
 
+    @door
     def scores(self, predictions: DensePredictions) -> Float[Tensor, "B N C"]:
         """Softmax probabilities of the C classes, without background."""
         return softmax_scores(predictions)
 
+    @door
     def num_classes(self, predictions: DensePredictions) -> int:
         """One less than the number of logits: the last one is background."""
         return predictions.logits.shape[-1] - 1

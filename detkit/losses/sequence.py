@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from detkit._door import door
 from detkit._inputs import finite_logits, promote
 from detkit.boxes import TokenCoder
 from detkit.dist import all_reduce_mean
@@ -20,6 +21,7 @@ class SequenceLoss(nn.Module):
     1.3863
     """
 
+    @door
     def forward(
         self,
         logits: Float[Tensor, "B L V"],
@@ -47,6 +49,7 @@ class SequenceLoss(nn.Module):
         total = all_reduce_mean(weights.sum())
         return {"tokens": (costs * shares).sum() / torch.where(total > 0, total, 1)}
 
+    @door
     def scores(self, logits: Float[Tensor, "*B V"], coder: TokenCoder) -> Float[Tensor, "*B C"]:
         """Probabilities (..., C) of ``coder``'s class tokens among all tokens, from logits (..., V) at a class token.
 

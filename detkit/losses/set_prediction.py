@@ -5,8 +5,9 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from detkit._door import door
 from detkit._inputs import promote
-from detkit._ranges import NotNegative, ranged
+from detkit._ranges import NotNegative
 from detkit.anchors import Assigned, gather_assigned
 from detkit.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 from detkit.dist import all_reduce_mean
@@ -33,7 +34,7 @@ class SetPredictionLoss(nn.Module):
     {'classification': 1.0986, 'l1': 0.25, 'giou': 0.3636}
     """
 
-    @ranged
+    @door
     def __init__(
         self,
         *,
@@ -46,6 +47,7 @@ class SetPredictionLoss(nn.Module):
         self.background_weight = background_weight
         self.class_weight, self.l1_weight, self.giou_weight = class_weight, l1_weight, giou_weight
 
+    @door
     def forward(
         self,
         logits: Float[Tensor, "L B Q classes"],
@@ -75,6 +77,7 @@ class SetPredictionLoss(nn.Module):
             }
         )
 
+    @door
     def scores(self, logits: Float[Tensor, "*B classes"]) -> Float[Tensor, "*B C"]:
         """Probabilities of the C classes, without that of no object.
 
@@ -83,6 +86,7 @@ class SetPredictionLoss(nn.Module):
         """
         return promote(logits).softmax(-1)[..., :-1]
 
+    @door
     def num_classes(self, logits: Float[Tensor, "*B classes"]) -> int:
         """The number of logits minus one: the last is no object."""
         return logits.shape[-1] - 1

@@ -25,8 +25,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from detkit._door import door
 from detkit._json_file import read_json
-from detkit._ranges import Count, Positive, ranged
+from detkit._ranges import Count, Positive
 from detkit.metrics.categories import category_names, frequency_groups
 from detkit.metrics.coco_json import read_records
 from detkit.metrics.engines import AREAS, COCO_SIGMAS, IOU_TYPES, Curves, Settings, engine_name, evaluate
@@ -66,7 +67,7 @@ class CocoMetrics:
     1.0
     """
 
-    @ranged
+    @door
     def __init__(
         self,
         categories: Count | Sequence[str] | Sequence[Mapping[str, Any]],
@@ -96,7 +97,7 @@ class CocoMetrics:
         self._evaluated: tuple[list[int], dict[str, Curves]] = ([], {})
 
     @classmethod
-    @ranged
+    @door
     def from_json(
         cls,
         ground_truth: Mapping[str, Any] | str | Path,
@@ -137,6 +138,7 @@ class CocoMetrics:
         metrics._images.add(records)
         return metrics
 
+    @door
     def update(self, detections: Sequence[Detection], targets: Sequence[Target]) -> None:
         """Add images: detections (boxes, scores, labels; masks or keypoints if evaluated) and ground truth.
 

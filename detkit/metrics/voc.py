@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from detkit._ranges import Count, Fraction, ranged
+from detkit._door import door
+from detkit._ranges import Count, Fraction
 from detkit.boxes import box_iou
 from detkit.metrics.categories import category_names
 from detkit.metrics.records import ImageRecord, Reader, corners, read_images
@@ -65,7 +66,7 @@ class VocMetrics:
     {'mAP': 1.0}
     """
 
-    @ranged
+    @door
     def __init__(
         self,
         categories: Count | Sequence[str] | Sequence[Mapping[str, Any]],
@@ -81,6 +82,7 @@ class VocMetrics:
         self.legacy_plus_one = legacy_plus_one
         self._images = ImageStore()
 
+    @door
     def update(self, detections: Sequence[Detection], targets: Sequence[Target]) -> None:
         """Add images; entries and errors as in :meth:`CocoMetrics.update`, without masks and keypoints.
 

@@ -7,7 +7,8 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detkit._ranges import Count, Whole, ranged
+from detkit._door import door
+from detkit._ranges import Count, Whole
 from detkit.layers import ConvNormActivation, check_levels, init_convolutions
 from detkit.necks.base import Neck
 
@@ -32,7 +33,7 @@ class FPN(Neck):
     [(15, 8), (8, 4), (4, 2), (2, 1), (1, 1)]
     """
 
-    @ranged
+    @door
     def __init__(
         self,
         in_channels: Sequence[Count],
@@ -58,6 +59,7 @@ class FPN(Neck):
         self.extra = nn.ModuleList([] if extra_from == "pool" else convolutions)
         init_convolutions(self, partial(nn.init.kaiming_uniform_, a=1))
 
+    @door
     def forward(self, features: list[Tensor]) -> list[Tensor]:
         """The pyramid, finest first, with the extra levels at its end."""
         self.check_features(features)

@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from detkit._ranges import Count, ranged
+from detkit._door import door
+from detkit._ranges import Count
 from detkit.layers import ConvNormActivation, check_levels, init_convolutions
 from detkit.necks.base import Neck
 
@@ -57,7 +58,7 @@ class SSDExtra(Neck):
     [38, 19, 10, 5, 3, 1]
     """
 
-    @ranged
+    @door
     def __init__(
         self,
         in_channels: Sequence[Count],
@@ -77,6 +78,7 @@ class SSDExtra(Neck):
         self.blocks = nn.ModuleList(blocks)
         init_convolutions(self, nn.init.xavier_uniform_)
 
+    @door
     def forward(self, features: list[Tensor]) -> list[Tensor]:
         """The given levels, then the extra ones."""
         self.check_features(features)

@@ -14,9 +14,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from detkit._door import door
 from detkit._inputs import promote, read_tensor
 from detkit._json_file import read_json
-from detkit._ranges import Count, ranged
+from detkit._ranges import Count
 from detkit.structures import Detections, pad_rows, read_entries
 
 MAX_COORDINATE = float(1 << 31)
@@ -33,7 +34,7 @@ class Proposals(TypedDict):
     scores: Tensor
 
 
-@ranged
+@door
 def load_proposals(
     path: str | Path,
     image_ids: Sequence[int],
@@ -78,7 +79,7 @@ def load_proposals(
     return [{"boxes": _tensor(boxes[part]), "scores": _tensor(scores[part])} for part in parts]
 
 
-@ranged
+@door
 def pad_proposals(
     proposals: Sequence[Proposals], *, max_proposals: Count | None = None, device: torch.device | None = None
 ) -> Detections:

@@ -12,7 +12,8 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 from torch.nn import functional as F
 
-from detkit._ranges import Count, NotNegative, ranged
+from detkit._door import door
+from detkit._ranges import Count, NotNegative
 from detkit.proposals.hierarchy import Hierarchy, group
 from detkit.proposals.segments import segment, to_color_space
 from detkit.proposals.similarity import describe, pixel_bins
@@ -39,7 +40,7 @@ VIEWS = {
 """The modes: "fast" and "quality" as in the software that R-CNN used, with 8 and 80 hierarchies; "single" has one."""
 
 
-@ranged
+@door
 def selective_search(
     image: Shaped[Tensor, "3 H W"],
     *,

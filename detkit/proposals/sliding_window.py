@@ -12,8 +12,9 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from detkit._door import door
 from detkit._inputs import as_boxes
-from detkit._ranges import Count, Fraction, Positive, Whole, ranged
+from detkit._ranges import Count, Fraction, Positive, Whole
 from detkit.boxes import batched_nms
 from detkit.structures import Detection
 
@@ -23,7 +24,7 @@ CROPS_AT_ONCE = 256
 """Windows that a classifier sees in one batch: bounds the memory, changes nothing else."""
 
 
-@ranged
+@door
 def sliding_windows(
     height: Whole, width: Whole, *, size: Size, stride: Size, aspect_ratios: Sequence[Positive] = (1.0,)
 ) -> Float[Tensor, "N 4"]:
@@ -45,7 +46,7 @@ def sliding_windows(
     return torch.cat([_grid((height, width), window, steps) for window in windows])
 
 
-@ranged
+@door
 def scan_windows(
     network: nn.Module, image: Float[Tensor, "D H W"], *, size: Size, stride: Size
 ) -> tuple[Float[Tensor, "N 4"], Float[Tensor, "N C"]]:
@@ -77,7 +78,7 @@ def scan_windows(
     return boxes, logits[0].flatten(1).T[: len(boxes)]
 
 
-@ranged
+@door
 def crop_windows(
     classifier: nn.Module, image: Float[Tensor, "D H W"], boxes: Float[Tensor, "N 4"], *, size: Size
 ) -> Float[Tensor, "N C"]:
@@ -117,7 +118,7 @@ class SlidingWindow(nn.Module):
     [[[8.0, 4.0, 12.0, 8.0]]]
     """
 
-    @ranged
+    @door
     def __init__(
         self,
         classifier: nn.Module,
@@ -138,6 +139,7 @@ class SlidingWindow(nn.Module):
         self.score_threshold, self.iou_threshold = score_threshold, iou_threshold
         self.max_detections = max_detections
 
+    @door
     @torch.no_grad()
     def forward(
         self, images: Sequence[Float[Tensor, "D _ _"]], *, scores_by: Literal["crops", "scan"] = "crops"

@@ -9,13 +9,14 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from detkit._door import door
 from detkit._inputs import first_bad, read_tensor
-from detkit._ranges import Count, Whole, ranged
+from detkit._ranges import Count, Whole
 from detkit.structures.batch import Images, Targets
 from detkit.structures.fields import FIELDS, Field, Target, read_truth
 
 
-@ranged
+@door
 def batch_images(images: Sequence[Float[Tensor, "D _ _"]], *, multiple_of: Count = 1) -> Images:
     """Stack images of different sizes into one batch, zero-padded at the right and at the bottom.
 
@@ -70,6 +71,7 @@ def read_target(target: Mapping[str, Any], *, where: str = "target") -> Target:
     return cast(Target, entries)
 
 
+@door
 def pad_targets(targets: Sequence[Target], *, device: torch.device | None = None) -> Targets:
     """Pad the targets of B images to one length T, the next power of two, so that compiled code sees few shapes.
 
@@ -100,7 +102,7 @@ def pad_targets(targets: Sequence[Target], *, device: torch.device | None = None
     return Targets._make(None if rows is None else rows.to(device) for rows in padded)
 
 
-@ranged
+@door
 def pad_rows(rows: Sequence[Tensor], length: Whole, *, fill: float = 0) -> Tensor:
     """Tensors ``(N_i, *S_i)`` of B images as one ``(B, length, *S)``, S the largest of each; more rows are cut.
 

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from detkit._ranges import Fraction, ranged
+from detkit._door import door
+from detkit._ranges import Fraction
 
 
 class ExponentialMovingAverage(AveragedModel):
@@ -37,7 +38,7 @@ class ExponentialMovingAverage(AveragedModel):
     (tensor([[3.]]), 3)
     """
 
-    @ranged
+    @door
     def __init__(self, model: nn.Module, decay: Fraction = 0.9998, *, warmup: bool = True) -> None:
         _check_unwrapped(model)
         super().__init__(model, multi_avg_fn=self._average, use_buffers=True)

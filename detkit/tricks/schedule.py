@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from detkit._ranges import Count, Fraction, Whole, ranged
+from detkit._door import door
+from detkit._ranges import Count, Fraction, Whole
 
 
-@ranged
+@door
 def warmup_cosine(
     optimizer: Optimizer,
     *,

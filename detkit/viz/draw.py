@@ -16,8 +16,9 @@ from jaxtyping import Float, Int, Shaped
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from torch import Tensor
 
+from detkit._door import door
 from detkit._inputs import check_fraction, first_bad, read_tensor
-from detkit._ranges import Count, Fraction, Whole, ranged
+from detkit._ranges import Count, Fraction, Whole
 from detkit.structures import Detection, Target, read_truth
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ _DARK: Color = (20, 20, 20)
 _SMALLEST_SIDE = 480  # pixels of the longer side up to which a picture is enlarged: below, text hides the objects
 
 
-@ranged
+@door
 def class_color(label: Whole) -> Color:
     """Red, green, blue of a class in 0..255: seven colors, then the same lighter, then darker, then from the start.
 
@@ -53,7 +54,7 @@ def class_color(label: Whole) -> Color:
     return red, green, blue
 
 
-@ranged
+@door
 def draw_detections(
     image: Shaped[Tensor, "D H W"] | Image.Image,
     detections: Detection | Target,
@@ -90,7 +91,7 @@ def draw_detections(
     return picture
 
 
-@ranged
+@door
 def draw_boxes(
     image: Shaped[Tensor, "D H W"] | Image.Image,
     boxes: Float[Tensor, "K 4"],
@@ -116,7 +117,7 @@ def draw_boxes(
     return picture
 
 
-@ranged
+@door
 def side_by_side(
     images: Sequence[Tensor | Image.Image],
     truths: Sequence[Target],

@@ -3,7 +3,8 @@
 from torch import nn
 from torchvision.models.resnet import resnet50
 
-from detkit._ranges import Count, Fraction, ranged
+from detkit._door import door
+from detkit._ranges import Count, Fraction
 from detkit.anchors import HungarianMatcher
 from detkit.backbones import Backbone, ResNetBackbone, SmallBackbone
 from detkit.detectors.box_queries import BoxQueryStage
@@ -30,7 +31,7 @@ HEAD = 32
 """Channels of one head of attention."""
 
 
-@ranged
+@door
 def detr(num_classes: Count, *, backbone: Backbone | None = None, preprocess: Preprocess | None = None) -> Detector:
     """DETR: 100 queries, 6 encoder and 6 decoder layers of 256 channels on the last map of ``backbone``, stride 32.
 
@@ -47,7 +48,7 @@ def detr(num_classes: Count, *, backbone: Backbone | None = None, preprocess: Pr
     return Detector(backbone, preprocess=preprocess, objects=detr_stage(num_classes, backbone.out_channels[-1]))
 
 
-@ranged
+@door
 def detr_dc5(num_classes: Count, *, preprocess: Preprocess | None = None) -> Detector:
     """:func:`detr` on an untrained ResNet-50 whose last stage is dilated, not strided: maps of stride 16.
 
@@ -58,7 +59,7 @@ def detr_dc5(num_classes: Count, *, preprocess: Preprocess | None = None) -> Det
     return detr(num_classes, backbone=ResNetBackbone(model, levels=("layer4",)), preprocess=preprocess)
 
 
-@ranged
+@door
 def small_detr(
     num_classes: Count,
     *,
@@ -83,7 +84,7 @@ def small_detr(
     return Detector(backbone, preprocess=Preprocess(size), objects=stage)
 
 
-@ranged
+@door
 def box_query_stage(
     num_classes: Count,
     in_channels: Count,
@@ -128,7 +129,7 @@ def box_query_stage(
     )
 
 
-@ranged
+@door
 def detr_stage(
     num_classes: Count,
     in_channels: Count,

@@ -5,7 +5,8 @@ from functools import partial
 
 from torch import nn
 
-from detkit._ranges import Count, ranged
+from detkit._door import door
+from detkit._ranges import Count
 from detkit.anchors import CenterMatcher, GridAnchors
 from detkit.backbones import Backbone
 from detkit.boxes import DistanceCoder
@@ -19,7 +20,7 @@ from detkit.layers import init_convolutions
 from detkit.losses import FCOSLoss
 
 
-@ranged
+@door
 def fcos(num_classes: Count, *, backbone: Backbone | None = None, preprocess: Preprocess | None = None) -> Detector:
     """FCOS: five pyramid levels of 256 channels, two of them on top of ``backbone``, towers with group norm.
 
@@ -36,7 +37,7 @@ def fcos(num_classes: Count, *, backbone: Backbone | None = None, preprocess: Pr
     return Detector(trunk, preprocess=short_side_800() if preprocess is None else preprocess, dense=stage)
 
 
-@ranged
+@door
 def small_fcos(
     num_classes: Count,
     *,
@@ -58,7 +59,7 @@ def small_fcos(
     return Detector(trunk, preprocess=Preprocess(size), dense=stage)
 
 
-@ranged
+@door
 def fcos_anchors(strides: Sequence[Count]) -> GridAnchors:
     """One square per cell, as wide as the stride, whose center is the point; placed as in torchvision.
 
@@ -69,7 +70,7 @@ def fcos_anchors(strides: Sequence[Count]) -> GridAnchors:
     return GridAnchors(sizes, aspect_ratios=(1.0,), ratio_is="h/w", centered=False, whole_pixels=True)
 
 
-@ranged
+@door
 def fcos_stage(
     num_classes: Count,
     channels: Count,

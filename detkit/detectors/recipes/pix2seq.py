@@ -3,7 +3,8 @@
 from torch import nn
 from torchvision.models.resnet import resnet50
 
-from detkit._ranges import Count, Fraction, ranged
+from detkit._door import door
+from detkit._ranges import Count, Fraction
 from detkit.backbones import Backbone, ResNetBackbone, SmallBackbone
 from detkit.boxes.tokens import TOKENS_PER_BOX, TokenCoder
 from detkit.detectors.detector import Detector
@@ -25,7 +26,7 @@ from detkit.layers import (
 from detkit.losses.sequence import SequenceLoss
 
 
-@ranged
+@door
 def pix2seq(
     num_classes: Count,
     *,
@@ -51,7 +52,7 @@ def pix2seq(
     )
 
 
-@ranged
+@door
 def small_pix2seq(
     num_classes: Count,
     *,
@@ -89,7 +90,7 @@ def small_pix2seq(
     return Detector(backbone, preprocess=Preprocess(size), sequence=stage)
 
 
-@ranged
+@door
 def sequence_stage(
     in_channels: Count,
     targets: SequenceTargetBuilder,

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from torch import nn
 from torchvision.models.resnet import resnet50
 
-from detkit._ranges import Count, Positive, ranged
+from detkit._door import door
+from detkit._ranges import Count, Positive
 from detkit.anchors import BalancedSampler, GridAnchors, ThresholdMatcher
 from detkit.backbones import Backbone, ResNetBackbone
 from detkit.boxes import DeltaCoder, PyramidRoIAlign
@@ -22,7 +23,7 @@ from detkit.losses import RCNNLoss, RPNLoss
 from detkit.necks import FPN
 
 
-@ranged
+@door
 def faster_rcnn(
     num_classes: Count, *, backbone: Backbone | None = None, preprocess: Preprocess | None = None
 ) -> Detector:
@@ -44,7 +45,7 @@ def faster_rcnn(
     )
 
 
-@ranged
+@door
 def fast_rcnn(
     num_classes: Count, *, backbone: Backbone | None = None, preprocess: Preprocess | None = None
 ) -> Detector:
@@ -63,7 +64,7 @@ def fast_rcnn(
     )
 
 
-@ranged
+@door
 def mask_rcnn(
     num_classes: Count, *, backbone: Backbone | None = None, preprocess: Preprocess | None = None
 ) -> Detector:
@@ -82,7 +83,7 @@ def mask_rcnn(
     )
 
 
-@ranged
+@door
 def keypoint_rcnn(
     num_classes: Count = 1,
     *,
@@ -107,7 +108,7 @@ def keypoint_rcnn(
     )
 
 
-@ranged
+@door
 def small_faster_rcnn(
     num_classes: Count,
     *,
@@ -128,7 +129,7 @@ def small_faster_rcnn(
     return Detector(trunk, preprocess=Preprocess(size), **_small_stages(num_classes, channels, strides))
 
 
-@ranged
+@door
 def small_mask_rcnn(
     num_classes: Count,
     *,
@@ -147,7 +148,7 @@ def small_mask_rcnn(
     return Detector(trunk, preprocess=Preprocess(size), **_small_stages(num_classes, channels, strides), mask=mask)
 
 
-@ranged
+@door
 def rpn_anchors(strides: Sequence[Count], *, size: Count = 8.0) -> GridAnchors:
     """Anchors of one size, ``size`` strides, at each level, in ratios h/w of 1/2, 1 and 2, as torchvision rounds them.
 
@@ -158,7 +159,7 @@ def rpn_anchors(strides: Sequence[Count], *, size: Count = 8.0) -> GridAnchors:
     return GridAnchors(sizes, aspect_ratios=(0.5, 1.0, 2.0), ratio_is="h/w", centered=False, whole_pixels=True)
 
 
-@ranged
+@door
 def rpn_stage(
     channels: Count,
     anchors: GridAnchors,
@@ -191,7 +192,7 @@ def rpn_stage(
     )
 
 
-@ranged
+@door
 def box_stage(
     num_classes: Count,
     channels: Count,
@@ -219,7 +220,7 @@ def box_stage(
     )
 
 
-@ranged
+@door
 def mask_stage(
     num_classes: Count,
     channels: Count,
@@ -239,7 +240,7 @@ def mask_stage(
     )
 
 
-@ranged
+@door
 def keypoint_stage(num_keypoints: Count, channels: Count, strides: Sequence[Count]) -> KeypointStage:
     """Keypoint R-CNN's stage on levels of ``channels``: heatmaps of 56 x 56 from regions of 14 x 14.
 

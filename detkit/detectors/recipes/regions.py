@@ -3,7 +3,8 @@
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from detkit._ranges import Count, Whole, ranged
+from detkit._door import door
+from detkit._ranges import Count, Whole
 from detkit.boxes import DeltaCoder
 from detkit.detectors.detector import Detector
 from detkit.detectors.postprocess import Postprocess
@@ -11,7 +12,7 @@ from detkit.detectors.preprocess import Preprocess
 from detkit.detectors.region import RegionFeatures, RegionStage
 
 
-@ranged
+@door
 def rcnn(
     num_classes: Count,
     backbone: nn.Module,

@@ -5,7 +5,8 @@ from functools import partial
 
 from torch import nn
 
-from detkit._ranges import Count, ranged
+from detkit._door import door
+from detkit._ranges import Count
 from detkit.anchors import GridAnchors, ThresholdMatcher
 from detkit.backbones import Backbone
 from detkit.boxes import DeltaCoder
@@ -19,7 +20,7 @@ from detkit.layers import ConvNormActivation, init_convolutions
 from detkit.losses import RetinaNetLoss, giou_cost
 
 
-@ranged
+@door
 def retinanet(
     num_classes: Count, *, backbone: Backbone | None = None, preprocess: Preprocess | None = None
 ) -> Detector:
@@ -38,7 +39,7 @@ def retinanet(
     return Detector(trunk, preprocess=short_side_800() if preprocess is None else preprocess, dense=stage)
 
 
-@ranged
+@door
 def retinanet_v2(
     num_classes: Count, *, backbone: Backbone | None = None, preprocess: Preprocess | None = None
 ) -> Detector:
@@ -60,7 +61,7 @@ def retinanet_v2(
     return Detector(trunk, preprocess=short_side_800() if preprocess is None else preprocess, dense=stage)
 
 
-@ranged
+@door
 def small_retinanet(
     num_classes: Count,
     *,
@@ -82,7 +83,7 @@ def small_retinanet(
     return Detector(trunk, preprocess=Preprocess(size), dense=stage)
 
 
-@ranged
+@door
 def retinanet_anchors(strides: Sequence[Count], *, size: Count = 4.0) -> GridAnchors:
     """Anchors of 1, 1.26 and 1.59 times ``size`` strides in ratios h/w of 1/2, 1 and 2, as torchvision rounds them.
 
@@ -93,7 +94,7 @@ def retinanet_anchors(strides: Sequence[Count], *, size: Count = 4.0) -> GridAnc
     return GridAnchors(sizes, aspect_ratios=(0.5, 1.0, 2.0), ratio_is="h/w", centered=False, whole_pixels=True)
 
 
-@ranged
+@door
 def retinanet_stage(
     num_classes: Count,
     channels: Count,

@@ -5,7 +5,8 @@ from itertools import pairwise
 
 from torch import nn
 
-from detkit._ranges import Count, ranged
+from detkit._door import door
+from detkit._ranges import Count
 from detkit.anchors import BipartiteMatcher, DefaultBoxes
 from detkit.backbones import SSDVGGBackbone, tiny_ssd_backbone, vgg_features
 from detkit.boxes import DeltaCoder
@@ -22,7 +23,7 @@ VGG_MEAN, VGG_STD = (0.48235, 0.45882, 0.40784), (1 / 255, 1 / 255, 1 / 255)
 """The input that VGG-16 was trained on: pixels in 0..255 minus the channel means."""
 
 
-@ranged
+@door
 def ssd(
     num_classes: Count,
     trunk: nn.Module,
@@ -61,7 +62,7 @@ def ssd(
     )
 
 
-@ranged
+@door
 def ssd300(num_classes: Count, *, features: nn.Sequential | None = None) -> Detector:
     """SSD300 on VGG-16: images resized to 300 x 300, six levels, 8732 default boxes.
 
@@ -83,7 +84,7 @@ def ssd300(num_classes: Count, *, features: nn.Sequential | None = None) -> Dete
     return ssd(num_classes, nn.Sequential(backbone, neck), neck.out_channels, anchors, preprocess=preprocess)
 
 
-@ranged
+@door
 def ssd512(num_classes: Count, *, features: nn.Sequential | None = None) -> Detector:
     """SSD512 on VGG-16: images resized to 512 x 512, seven levels, 24,564 default boxes; otherwise as :func:`ssd300`.
 
@@ -104,7 +105,7 @@ def ssd512(num_classes: Count, *, features: nn.Sequential | None = None) -> Dete
     return ssd(num_classes, nn.Sequential(backbone, neck), neck.out_channels, anchors, preprocess=preprocess)
 
 
-@ranged
+@door
 def tiny_ssd(num_classes: Count) -> Detector:
     """TinySSD: images resized to 256 x 256, five levels of 32, 16, 8, 4 and 1 cells a side, 5444 default boxes.
 
@@ -121,7 +122,7 @@ def tiny_ssd(num_classes: Count) -> Detector:
     return ssd(num_classes, backbone, backbone.out_channels, anchors, preprocess=Preprocess((256, 256)))
 
 
-@ranged
+@door
 def fpn_ssd(
     num_classes: Count,
     *,

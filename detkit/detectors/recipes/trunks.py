@@ -5,7 +5,8 @@ from collections.abc import Callable
 from torch import nn
 from torchvision.models.resnet import resnet50
 
-from detkit._ranges import Count, ranged
+from detkit._door import door
+from detkit._ranges import Count
 from detkit.backbones import Backbone, ResNetBackbone, SmallBackbone
 from detkit.detectors.preprocess import Preprocess
 from detkit.necks import FPN
@@ -24,7 +25,7 @@ def pyramid(backbone: Backbone | None) -> tuple[nn.Sequential, FPN]:
     return nn.Sequential(backbone, neck), neck
 
 
-@ranged
+@door
 def small_pyramid(channels: Count, blocks: Count, norm: Norm) -> tuple[nn.Sequential, tuple[int, ...]]:
     """A small residual net with a pyramid of ``channels`` at strides 8, 16 and 32; and those strides.
 
