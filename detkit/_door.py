@@ -48,16 +48,40 @@ def door(function: Callable[P, R]) -> Callable[P, R]:
             elif name in settings:
                 check(settings[name], rule, f"{_named(function, signature, arguments)}: {name}")
         try:
+            for value in (*arguments, *settings.values()) if settings else arguments:
+                if type(value) is Tensor and value.dtype.is_complex:
+                    raise TypeError("its imaginary part would be lost")
             return function(*arguments, **settings)
-        except (TypeError, ValueError, AttributeError, RuntimeError, LookupError, NotImplementedError) as error:
-            if isinstance(error, TypeError | ValueError) and _SAID.match(str(error)) and error.__cause__ is None:
-                raise  # said on purpose; with a cause it was said by a door farther inside, and this one is nearer
-            better = _explained(function, signature, arguments, settings)
+        except (TypeError, ValueError, AttributeError, RuntimeError, LookupError) as error:
+            better = _better(error, function, signature, arguments, settings)
             if better is None:
                 raise
             raise better from error
 
     return opened
+
+
+def _better(
+    error: Exception,
+    function: Callable[..., Any],
+    signature: inspect.Signature,
+    arguments: tuple[Any, ...],
+    settings: dict[str, Any],
+) -> TypeError | ValueError | None:
+    """The error that says more than ``error``: it names the first argument that does not fit; None where all do.
+
+    What the library says on purpose stays, but that a list has a wrong shape. What a door farther inside said (its
+    error has a cause) is replaced: the names of this function's arguments are nearer to the caller.
+    """
+    said = isinstance(error, TypeError | ValueError) and _SAID.match(str(error)) and error.__cause__ is None
+    if said and isinstance(error, TypeError):
+        return None
+    try:
+        given = signature.bind(*arguments, **settings).arguments
+    except TypeError:
+        return None
+    where = _named(function, signature, arguments)
+    return _wrong_type(given, signature, where) or (None if said else _wrong_tensor(given, where))
 
 
 def _named(function: Callable[..., Any], signature: inspect.Signature, arguments: tuple[Any, ...]) -> str:
@@ -69,31 +93,27 @@ def _named(function: Callable[..., Any], signature: inspect.Signature, arguments
     return owner if function.__name__ in ("__init__", "forward", "__call__") else f"{owner}.{function.__name__}"
 
 
-def _explained(
-    function: Callable[..., Any], signature: inspect.Signature, arguments: tuple[Any, ...], settings: dict[str, Any]
-) -> TypeError | ValueError | None:
-    """The error that names the first argument that does not fit; None where all do, or the call has other arguments."""
-    try:
-        given = signature.bind(*arguments, **settings).arguments
-    except TypeError:
-        return None
-    where = _named(function, signature, arguments)
+def _wrong_type(given: Mapping[str, Any], signature: inspect.Signature, where: str) -> TypeError | None:
+    single = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
     for name, value in given.items():
-        annotation = signature.parameters[name].annotation
-        several = signature.parameters[name].kind in (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
-        if not several and (wrong := _misfit(value, annotation, name)):
+        parameter = signature.parameters[name]
+        if parameter.kind in single and (wrong := _misfit(value, parameter.annotation, name)):
             return TypeError(f"{where}: {wrong}")
+    return None
+
+
+def _wrong_tensor(given: Mapping[str, Any], where: str) -> ValueError | None:
+    """For the first complex tensor, or the first that lies on another device than the first of all."""
     tensors = [found for name, value in given.items() for found in _tensors(value, name)]
     for name, tensor in tensors:
         if tensor.is_complex() and name != "self":
             return ValueError(f"{where}: {name} has type {tensor.dtype}; allowed are real numbers")
-    apart = next(((name, tensor) for name, tensor in tensors if tensor.device != tensors[0][1].device), None)
-    if apart is None:
-        return None
-    name, first = apart[0], "the module" if tensors[0][0] == "self" else tensors[0][0]
-    return ValueError(
-        f"{where}: {name} is on device {apart[1].device}, {first} on {tensors[0][1].device}; allowed is one device"
-    )
+    for name, tensor in tensors:
+        if tensor.device != tensors[0][1].device:
+            first = "the module" if tensors[0][0] == "self" else tensors[0][0]
+            devices = f"{tensor.device}, {first} on {tensors[0][1].device}"
+            return ValueError(f"{where}: {name} is on device {devices}; allowed is one device")
+    return None
 
 
 def _misfit(value: Any, annotation: Any, name: str) -> str | None:

@@ -30,6 +30,8 @@ _PROMOTED = {
     torch.uint64: torch.float64,
 }
 
+_WHITE = {torch.bool: 1.0, torch.uint8: 255.0, torch.uint16: 65535.0}
+
 
 def promote(values: Tensor) -> Tensor:
     """``values`` in a type that box arithmetic is safe in: float64 for float64 and wide integers, else float32.
@@ -43,6 +45,21 @@ def promote(values: Tensor) -> Tensor:
     if values.dtype.is_complex:
         raise TypeError(f"boxes and scores are real numbers, not {values.dtype}")  # the door names the argument
     return values.to(_PROMOTED.get(values.dtype, torch.float32))
+
+
+def white_of(dtype: torch.dtype, *, where: str) -> float:
+    """The number of a white pixel in images of this type: 1 for floats and bool, 255 for uint8, 65535 for uint16.
+
+    Raises ValueError for other types: what number is white in them nobody can tell.
+
+    >>> white_of(torch.uint8, where="demo: image"), white_of(torch.float16, where="demo: image")
+    (255.0, 1.0)
+    """
+    if dtype.is_floating_point:
+        return 1.0
+    if dtype not in _WHITE:
+        raise ValueError(f"{where} has type {dtype}; allowed are floats in [0, 1], uint8, uint16 and bool")
+    return _WHITE[dtype]
 
 
 def finite_logits(logits: Tensor) -> Tensor:
@@ -201,6 +218,19 @@ def full_checks() -> bool:
     False
     """
     return not torch.compiler.is_compiling() and os.environ.get("DETKIT_CHECKS", "") == "full"
+
+
+def looked_at(values: Tensor) -> bool:
+    """Whether the values of a tensor may be looked at: on the host, or anywhere with ``DETKIT_CHECKS=full``.
+
+    Never while ``torch.compile`` traces or ``torch.func`` transforms, where no value can be.
+
+    >>> looked_at(torch.ones(1)), looked_at(torch.ones(1, device="meta"))
+    (True, False)
+    """
+    if torch.compiler.is_compiling() or is_transformed():
+        return False
+    return values.device.type == "cpu" or full_checks()
 
 
 def is_transformed() -> bool:

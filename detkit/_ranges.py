@@ -8,7 +8,7 @@ import types
 from collections.abc import Sequence
 from itertools import pairwise
 from numbers import Integral, Real
-from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin
+from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 from torch import Tensor
@@ -25,14 +25,14 @@ class Range(NamedTuple):
     high: float = math.inf
     open: bool = False
 
-    def holds(self, value: float) -> bool:
+    def holds(self, value: Any) -> bool:
         """Whether ``value`` lies in the range.
 
         >>> Range(0, open=True).holds(0.0), Range(0).holds(0.0), Range(0).holds(math.nan)
         (False, True, False)
         """
         inside = self.low < value < self.high if self.open else self.low <= value <= self.high
-        return inside and abs(value) != math.inf
+        return bool(inside and abs(value) != math.inf)
 
     def says(self, *, whole: bool) -> str:
         """What a number must do to lie in the range."""
@@ -105,6 +105,8 @@ def check(value: Any, rule: Rule, where: str) -> None:
     Traceback (most recent call last):
     ValueError: pool: output_size[1]=0 must be at least 1 and whole
     """
+    if isinstance(value, Tensor) and isinstance(value, rule.other):
+        return  # a tensor among other things is looked at where it is read: here that could wait for a device
     given, value = value, value.tolist() if isinstance(value, Tensor | np.ndarray) else value
     if isinstance(value, Real) and not isinstance(value, bool):
         if rule.single is None and not isinstance(given, rule.other):
@@ -120,6 +122,20 @@ def check(value: Any, rule: Rule, where: str) -> None:
             raise ValueError(f"{where}={value} must {_says(rule)}")
     elif not isinstance(given, rule.other):
         raise TypeError(f"{where}={given!r:.60} must {_says(rule)}")
+
+
+def check_fields(record: Any, where: str) -> None:
+    """:func:`check` every field of a NamedTuple of settings.
+
+    >>> class Level(NamedTuple):
+    ...     stride: Count = 1
+    >>> check_fields(Level(0), "neck: levels[2]")
+    Traceback (most recent call last):
+    ValueError: neck: levels[2].stride=0 must be at least 1 and whole
+    """
+    for name, annotation in get_type_hints(type(record), include_extras=True).items():
+        if rule := rule_of(annotation):
+            check(getattr(record, name), rule, f"{where}.{name}")
 
 
 def _union(parts: list[tuple[Any, Rule | None]]) -> Rule | None:

@@ -10,6 +10,7 @@ import torch.distributed as torch_dist
 from torch import Tensor
 
 from detkit._door import door
+from detkit._inputs import as_tensor
 
 
 def world_size() -> int:
@@ -40,6 +41,7 @@ def all_reduce_mean(value: Tensor) -> Tensor:
     >>> all_reduce_mean(torch.tensor(3.0))
     tensor(3.)
     """
+    value = as_tensor(value, function="all_reduce_mean", name="value")
     if world_size() == 1:
         return value
     total = value.detach().clone()
@@ -69,6 +71,7 @@ def gather(value: Tensor) -> Tensor:
     >>> gather(torch.ones(2, 3)).shape
     torch.Size([2, 3])
     """
+    value = as_tensor(value, function="gather", name="value")
     if world_size() == 1:
         return value
     from torch.distributed.nn.functional import all_gather

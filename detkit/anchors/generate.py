@@ -9,11 +9,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from detkit._door import door
-from detkit._ranges import Positive, Whole
+from detkit._ranges import Positive, Whole, check, rule_of
 from detkit.structures import Anchors, Images
 
 Ratio = Literal["w/h", "h/w"]
 Shapes = Sequence[tuple[Positive, Positive]] | Tensor
+_SHAPES = rule_of(Sequence[tuple[Positive, Positive]])
 
 
 class _ShapesOnGrids(nn.Module):
@@ -263,6 +264,7 @@ def _given_shapes(shapes: Shapes, level: int) -> Tensor:
     rows = torch.as_tensor(shapes, dtype=torch.float32)
     if rows.ndim != 2 or rows.shape[1] != 2:
         raise ValueError(f"GridAnchors: shapes[{level}] has shape {tuple(rows.shape)}; allowed is (S, 2), width first")
+    check(rows.tolist(), _SHAPES, f"GridAnchors: shapes[{level}]")
     _check_some(rows, level)
     return rows
 

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from detkit._door import door
 from detkit._inputs import as_boxes, as_tensor, check_broadcast, promote
+from detkit._ranges import NotNegative
 
 
 @door
@@ -117,7 +118,7 @@ def points_in_boxes(points: Shaped[Tensor, "*#B 2"], boxes: Shaped[Tensor, "*#B 
 
 @door
 def clip_boxes_to_image(
-    boxes: Shaped[Tensor, "... 4"], size: tuple[float, float] | Shaped[Tensor, "*#batch 2"]
+    boxes: Shaped[Tensor, "... 4"], size: tuple[NotNegative, NotNegative] | Shaped[Tensor, "*#batch 2"]
 ) -> Float[Tensor, "... 4"]:
     """Move corners that lie outside the image to its border; a box wholly outside becomes empty, never inverted.
 
@@ -144,7 +145,7 @@ def clip_boxes_to_image(
 
 
 @door
-def remove_small_boxes(boxes: Shaped[Tensor, "N 4"], min_size: float) -> Int[Tensor, "K"]:
+def remove_small_boxes(boxes: Shaped[Tensor, "N 4"], min_size: NotNegative) -> Int[Tensor, "K"]:
     """Indices of the boxes whose width and height are both at least ``min_size`` pixels, in their order.
 
     Raises ValueError for a negative or NaN ``min_size``.
@@ -152,8 +153,6 @@ def remove_small_boxes(boxes: Shaped[Tensor, "N 4"], min_size: float) -> Int[Ten
     >>> remove_small_boxes(torch.tensor([[0.0, 0, 9, 9], [0, 0, 9, 1]]), min_size=2)
     tensor([0])
     """
-    if not min_size >= 0:
-        raise ValueError(f"remove_small_boxes: min_size={min_size} must be at least 0 pixels")
     boxes = as_boxes(boxes, function="remove_small_boxes")
     if boxes.ndim != 2:
         raise ValueError(f"remove_small_boxes: boxes has shape {tuple(boxes.shape)}; allowed is (N, 4)")

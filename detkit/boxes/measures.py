@@ -16,6 +16,7 @@ from torch import Tensor
 
 from detkit._door import door
 from detkit._inputs import as_boxes
+from detkit._ranges import Count
 
 
 class BoxSides(NamedTuple):
@@ -62,7 +63,8 @@ class BoxSides(NamedTuple):
         taken = BoxSides(*(values.index_select(0, rows.flatten()) for values in self))
         return taken if rows.ndim == 1 else taken.map(lambda values: values.unflatten(0, rows.shape))
 
-    def split(self, size: int) -> "list[BoxSides]":
+    @door
+    def split(self, size: Count) -> "list[BoxSides]":
         """Pieces of at most ``size`` in the first dimension, nothing copied."""
         return [BoxSides(*piece) for piece in zip(*(values.split(size) for values in self), strict=True)]
 

@@ -17,13 +17,13 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from detkit._door import door
-from detkit._inputs import as_boxes
+from detkit._inputs import as_boxes, white_of
 from detkit._ranges import Ascending, Count, NotNegative, Positive, Whole
 from detkit.data.truth import Transforms
 from detkit.structures import FIELDS, VOID, Target, read_target
 
 MEAN_COLOR = (123.0, 117.0, 104.0)
-"""ImageNet's mean RGB: what uncovered canvas is filled with."""
+"""ImageNet's mean RGB: what uncovered canvas is filled with, in the range of the image's own type."""
 
 
 class Augmented(Dataset[tuple[Any, Target]]):
@@ -125,7 +125,7 @@ def ssd_augmentation(*, size: tuple[Count, Count] | None = None) -> v2.Compose:
     """
     steps = [
         v2.RandomPhotometricDistort(p=0.5),
-        v2.RandomZoomOut(fill=_fill(), side_range=(1.0, 4.0), p=0.5),
+        _OnCanvas(v2.RandomZoomOut, side_range=(1.0, 4.0), p=0.5),
         v2.RandomIoUCrop(trials=50),
         v2.RandomHorizontalFlip(0.5),
     ]
@@ -149,7 +149,7 @@ def large_scale_jitter(
     steps = [
         v2.RandomHorizontalFlip(0.5),
         v2.ScaleJitter(target_size=size, scale_range=scale_range),
-        v2.RandomCrop(list(size), pad_if_needed=True, fill=_fill()),
+        _OnCanvas(v2.RandomCrop, size=list(size), pad_if_needed=True),
     ]
     return _composed(*steps)
 
@@ -178,7 +178,10 @@ def _composed(*steps: Callable[..., Any], min_size: float = 1.0) -> v2.Compose:
 
 def _movable(image: Any, target: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     """Image and target after reading, with everything that moves with the pixels as tv_tensors."""
-    entries: dict[str, Any] = {**read_target(target, where="augmentation: target")}
+    size = v2.functional.get_size(image)
+    entries: dict[str, Any] = {**read_target(target, where="augmentation: target", size=size)}
+    if isinstance(image, Tensor) and image.dtype in (torch.uint16, torch.bool):  # which no transform computes with
+        image = tv_tensors.Image(image.to(torch.float32) / white_of(image.dtype, where="augmentation: image"))
     image = tv_tensors.Image(image) if type(image) is Tensor else image
     for key in entries.keys() & FIELDS.keys():
         moves = FIELDS[key].moves
@@ -189,7 +192,7 @@ def _movable(image: Any, target: Mapping[str, Any]) -> tuple[Any, dict[str, Any]
             )
         if moves == "boxes":
             make_boxes: Any = tv_tensors.BoundingBoxes  # its overloads are followed by no type checker
-            entries[key] = make_boxes(entries[key], format="XYXY", canvas_size=tuple(v2.functional.get_size(image)))
+            entries[key] = make_boxes(entries[key], format="XYXY", canvas_size=tuple(size))
         elif moves in ("masks", "map"):
             entries[key] = (tv_tensors.Mask if moves == "masks" else _ClassMap)(entries[key])
     return image, entries
@@ -224,5 +227,18 @@ class _ClassMap(tv_tensors.Mask):
     """A segmentation: it moves as masks do, but canvas outside the image has no class."""
 
 
-def _fill() -> dict[Any, Any]:
-    return {tv_tensors.Image: MEAN_COLOR, _ClassMap: VOID, "others": 0}
+class _OnCanvas:
+    """A transform that uncovers canvas, filled with the mean color in the range and the channels of each image."""
+
+    def __init__(self, transform: Callable[..., v2.Transform], **settings: Any) -> None:
+        self.transform, self.settings = transform, settings
+
+    def __call__(self, image: Any, target: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        white = white_of(image.dtype, where="augmentation: image") if isinstance(image, Tensor) else 255.0
+        color = [channel * white / 255 for channel in MEAN_COLOR]
+        fill = color if v2.functional.get_num_channels(image) == 3 else sum(color) / 3
+        fills = {type(image): fill, _ClassMap: VOID, "others": 0}
+        return self.transform(**self.settings, fill=fills)(image, target)
+
+    def __repr__(self) -> str:
+        return f"{self.transform.__name__}({', '.join(f'{name}={value}' for name, value in self.settings.items())})"

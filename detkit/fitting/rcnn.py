@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from detkit._door import door
 from detkit._inputs import as_boxes, check_box_values
-from detkit._ranges import Fraction, Positive
+from detkit._ranges import Fraction, Positive, check_fields
 from detkit.anchors.assigned import in_crowd
 from detkit.boxes import box_area, box_iou
 from detkit.detectors.detector import Detector
@@ -91,6 +91,7 @@ def fit_rcnn(
     >>> fit_rcnn(detector, [(image, target)], [boxes], progress=False)
     RCNNFit(positives=[1], negatives=[2], fittings=[1], regressed=[1])
     """
+    check_fields(svm, "fit_rcnn: svm")
     stage = _stage_of(detector)
     images = _described(detector, stage, data, proposals, progress)
     factor = _rescale(images, feature_norm)

@@ -10,7 +10,7 @@ from detkit._inputs import first_bad, full_checks, promote
 from detkit.losses.fused import classification as fused
 from detkit.losses.fused.gradient import with_gradient
 from detkit.structures import IGNORED, NEGATIVE
-from detkit.structures.labels import check_labels
+from detkit.structures.labels import check_labels, check_weights
 
 
 def focal(x: Tensor, y: Tensor, *, alpha: float | None, gamma: float) -> Tensor:
@@ -240,6 +240,7 @@ def _weighted(losses: Tensor, weights: Tensor | None, *, function: str) -> Tenso
         raise ValueError(
             f"{function}: weights have shape {tuple(weights.shape)}; allowed: what broadcasts to {tuple(losses.shape)}"
         )
+    check_weights(weights, function=function)
     return losses * promote(weights)
 
 

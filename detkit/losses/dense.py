@@ -9,11 +9,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from detkit._door import door
-from detkit._inputs import promote, takes
+from detkit._inputs import check_finite, looked_at, promote, takes
 from detkit.anchors import Assigned
 from detkit.dist import all_reduce_mean
 from detkit.losses.box_costs import BoxCoder
-from detkit.structures import Anchors, DensePredictions
+from detkit.structures import NEGATIVE, Anchors, DensePredictions
+from detkit.structures.labels import check_labels, check_weights
 
 BoxCost = Callable[[Tensor, Tensor, Anchors | Tensor, BoxCoder], Tensor]
 """(deltas (B, N, D), boxes (B, N, 4), anchors, coder) -> costs (B, N): see :mod:`detkit.losses.box_costs`."""
@@ -63,6 +64,9 @@ class DenseCriterion(nn.Module):
 def check_predictions(criterion: DenseCriterion, predictions: DensePredictions, assigned: Assigned) -> None:
     """Raise ValueError unless logits (B, N, Q), deltas (B, N, D), quality (B, N) and labels (B, N) fit together.
 
+    Labels are integers, and as :func:`~detkit.structures.labels.check_labels` allows; on a CPU, or with
+    ``DETKIT_CHECKS=full``, weights must be finite and at least 0, and boxes of positives finite.
+
     >>> from detkit.losses import RetinaNetLoss
     >>> rows, labels, ones = torch.zeros(1, 2, 4), torch.zeros(1, 3).long(), torch.ones(1, 3)
     >>> assigned = Assigned(labels, torch.zeros(1, 3, 4), ones, ones)
@@ -76,6 +80,12 @@ def check_predictions(criterion: DenseCriterion, predictions: DensePredictions, 
             f"{name}: logits {tuple(logits.shape)}, deltas {tuple(deltas.shape)}, labels {tuple(labels.shape)}; "
             "allowed is (B, N, Q), (B, N, D), (B, N)"
         )
+    classes = criterion.num_classes(predictions)
+    check_labels(labels, classes, lowest=NEGATIVE, function=name, name="labels")
+    check_weights(assigned.weights, function=name)
+    if looked_at(labels):
+        boxes = torch.where((labels >= 0)[..., None], assigned.boxes, 0)
+        check_finite(boxes, function=name, name="boxes")
     if not criterion.reads_quality:
         return
     if quality is None or quality.shape != labels.shape:

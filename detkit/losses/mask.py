@@ -8,6 +8,7 @@ from torchvision.ops import roi_align
 
 from detkit._door import door
 from detkit._inputs import as_boxes, promote
+from detkit._ranges import Count
 from detkit.structures import NEGATIVE, take_rows
 from detkit.structures.labels import check_labels
 
@@ -62,7 +63,7 @@ def mask_targets(
     masks: Shaped[Tensor, "B T H W"],
     boxes: Shaped[Tensor, "B K 4"],
     matched: Int[Tensor, "B K"],
-    resolution: int,
+    resolution: Count,
     *,
     sizes: Shaped[Tensor, "B 2"] | None = None,
     binarise: bool = False,
@@ -88,8 +89,6 @@ def mask_targets(
             f"mask_targets: masks {tuple(masks.shape)}, boxes {tuple(boxes.shape)}, matched {tuple(matched.shape)}; "
             "allowed is (B, T, H, W), (B, K, 4), (B, K)"
         )
-    if resolution < 1:
-        raise ValueError(f"mask_targets: resolution={resolution} must be at least 1")
     if boxes.numel() and not masks.numel():
         raise ValueError(f"mask_targets: masks {tuple(masks.shape)} have no pixels to cut {boxes.shape[1]} boxes from")
     boxes = as_boxes(boxes, function="mask_targets")

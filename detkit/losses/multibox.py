@@ -23,7 +23,6 @@ from detkit.losses.dense import (
     softmax_scores,
 )
 from detkit.structures import NEGATIVE, Anchors, DensePredictions
-from detkit.structures.labels import check_labels
 
 
 class MultiBoxLoss(DenseCriterion):
@@ -72,7 +71,6 @@ class MultiBoxLoss(DenseCriterion):
         """
         check_predictions(self, predictions, assigned)
         labels, weights = assigned.labels, assigned.weights
-        check_labels(labels, self.num_classes(predictions), lowest=NEGATIVE, function="MultiBoxLoss", name="labels")
         costs = self._classification(promote(predictions.logits), labels)
         positive = labels >= 0
         chosen = positive | self.sampler(costs.detach(), labels)

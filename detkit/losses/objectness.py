@@ -20,8 +20,7 @@ from detkit.losses.dense import (
     described,
     mean_count,
 )
-from detkit.structures import IGNORED, NEGATIVE, Anchors, DensePredictions
-from detkit.structures.labels import check_labels
+from detkit.structures import IGNORED, Anchors, DensePredictions
 
 
 class ObjectnessLoss(DenseCriterion):
@@ -70,7 +69,6 @@ class ObjectnessLoss(DenseCriterion):
         """
         check_predictions(self, predictions, assigned)
         labels, weights = assigned.labels, assigned.weights
-        check_labels(labels, self.num_classes(predictions), lowest=NEGATIVE, function="ObjectnessLoss", name="labels")
         assert predictions.quality is not None
         positive, judged = labels >= 0, labels != IGNORED
         objectness = _entropy(promote(predictions.quality), positive, judged)

@@ -26,8 +26,7 @@ from detkit.losses.dense import (
     mean_count,
     sigmoid_scores,
 )
-from detkit.structures import IGNORED, NEGATIVE, Anchors, DensePredictions
-from detkit.structures.labels import check_labels
+from detkit.structures import IGNORED, Anchors, DensePredictions
 
 ClassCost = Callable[[Tensor, Tensor], Tensor]
 
@@ -86,7 +85,6 @@ class QualityLoss(DenseCriterion):
         """
         check_predictions(self, predictions, assigned)
         labels, weights = assigned.labels, assigned.weights
-        check_labels(labels, self.num_classes(predictions), lowest=NEGATIVE, function="QualityLoss", name="labels")
         quality = self._qualities(predictions.deltas, assigned, anchors, coder)
         total = all_reduce_mean(quality.sum()).clamp(min=1)
         count = total if self.quality == "assigned" else mean_count(labels >= 0, quality)

@@ -27,8 +27,7 @@ from detkit.losses.dense import (
     sigmoid_scores,
     softmax_scores,
 )
-from detkit.structures import IGNORED, NEGATIVE, Anchors, DensePredictions
-from detkit.structures.labels import check_labels
+from detkit.structures import IGNORED, Anchors, DensePredictions
 
 sharp_l1_cost = partial(smooth_l1_cost, beta=1 / 9)
 """Smooth L1 of both stages: beta 1/9 is the RPN's sigma of 3, which torchvision uses for both."""
@@ -64,6 +63,7 @@ class RPNLoss(DenseCriterion):
 
         Raises ValueError if shapes disagree.
         """
+        assigned = assigned._replace(labels=assigned.labels.clamp(max=0))  # an object, of whatever class
         check_predictions(self, predictions, assigned)
         if predictions.logits.shape[2] != 1:
             raise ValueError(f"RPNLoss: logits have shape {tuple(predictions.logits.shape)}; allowed is (B, N, 1)")
@@ -121,7 +121,6 @@ class RCNNLoss(DenseCriterion):
         """
         check_predictions(self, predictions, assigned)
         labels, background = assigned.labels, self.num_classes(predictions)
-        check_labels(labels, background, lowest=NEGATIVE, function="RCNNLoss", name="labels")
         classes = torch.where(labels >= 0, labels, background)
         logits = torch.where((labels != IGNORED)[..., None], promote(predictions.logits), 0)
         costs = -logits.log_softmax(dim=-1).gather(2, classes[..., None]).squeeze(2)

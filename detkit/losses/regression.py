@@ -16,6 +16,7 @@ from detkit.boxes.measures import BoxSides, Measure, ciou, coordinate_limit, gio
 from detkit.boxes.overlap import DistanceVariant, distance_measure
 from detkit.losses.fused import regression as fused
 from detkit.losses.fused.gradient import with_gradient
+from detkit.structures.labels import check_weights
 
 
 @door
@@ -140,4 +141,5 @@ def _box_loss(measure: Measure, boxes1: Tensor, boxes2: Tensor, weights: Tensor 
         return losses
     if weights.shape != shape:
         raise ValueError(f"{function}: weights have shape {tuple(weights.shape)}; allowed is {tuple(shape)}")
+    check_weights(weights, function=function)
     return losses * promote(weights)

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from detkit._door import door
+from detkit._inputs import white_of
 from detkit._ranges import Count, NotNegative
 from detkit.proposals.hierarchy import Hierarchy, group
 from detkit.proposals.segments import segment, to_color_space
@@ -120,7 +121,7 @@ def _best_of_equal(boxes: Float[np.ndarray, "R 4"], ranks: Float[np.ndarray, "R"
 
 def _resized(image: Shaped[Tensor, "3 H W"], width: int | None) -> Float[np.ndarray, "h w 3"]:
     """RGB in [0, 1], channels last."""
-    pixels = image.detach().cpu().to(torch.float32) / (1 if image.is_floating_point() else 255)
+    pixels = image.detach().cpu().to(torch.float32) / white_of(image.dtype, where="selective_search: image")
     if width is not None and width != image.shape[2]:
         size = (max(1, round(image.shape[1] * width / image.shape[2])), width)
         if size[0] * width > max(MAX_PIXELS, image[0].numel()):
@@ -138,10 +139,9 @@ def _check(image: Tensor, mode: str, order: str) -> None:
             raise ValueError(f"selective_search: {name}={value!r}; allowed are {allowed}")
     if image.ndim != 3 or image.shape[0] != 3 or image.numel() == 0:
         raise ValueError(f"selective_search: image has shape {tuple(image.shape)}; allowed is RGB (3, height, width)")
-    if image.dtype != torch.uint8 and not (
-        image.is_floating_point() and float(image.min()) >= 0 and float(image.max()) <= 1
-    ):
+    white_of(image.dtype, where="selective_search: image")
+    if image.is_floating_point() and not (float(image.min()) >= 0 and float(image.max()) <= 1):
         raise ValueError(
             f"selective_search: image is {image.dtype} from {float(image.min()):g} to {float(image.max()):g}; "
-            "allowed is uint8, or floating point in [0, 1]"
+            "allowed are floats in [0, 1], uint8, uint16 and bool"
         )

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from torch import Tensor
 
 from detkit._door import door
-from detkit._inputs import check_fraction, first_bad, read_tensor
+from detkit._inputs import check_fraction, first_bad, read_tensor, white_of
 from detkit._ranges import Count, Fraction, Whole
 from detkit.structures import Detection, Target, read_truth
 
@@ -67,9 +67,9 @@ def draw_detections(
 ) -> Image.Image:
     """The image as an RGB picture with boxes, categories and scores, and masks and keypoints if there are any.
 
-    image: (1 or 3, H, W), uint8 or float in [0, 1], or a Pillow image. detections: one image's :class:`Detection`, or
-    a :class:`Target`, which has no scores. boxes (K, 4) xyxy pixels of the image; labels (K,) index ``categories``;
-    scores (K,): those below ``score_threshold`` are left out; masks (K, H, W) or (K, 1, H, W), bool or integers, or
+    image: (1 or 3, H, W), uint8, uint16, bool or float in [0, 1], or a Pillow image. detections: one image's
+    :class:`Detection`, or a :class:`Target`, which has no scores. boxes (K, 4) xyxy pixels of the image; labels (K,)
+    index ``categories``; scores (K,): those below ``score_threshold`` are left out; masks (K, H, W) or (K, 1, H, W), bool or integers, or
     floats, foreground above 0.5; keypoints (K, P, 3): those with a third value of 0 are left out, ``skeleton`` lists
     the pairs to connect. ``enlarge`` multiplies the picture's size, turning every pixel into a square; by default a
     picture under 480 pixels is enlarged to at least that. Nothing else is resized.
@@ -277,9 +277,9 @@ def _picture_of_tensor(image: Tensor) -> Image.Image:
                 f"draw_detections: image has values from {low:.4g} to {high:.4g}; allowed are floats in [0, 1] "
                 "(undo the normalization first) or uint8"
             )
-        values = (values.float().clamp(0, 1) * 255).round().to(torch.uint8)
+    white = white_of(values.dtype, where="draw_detections: image")
     if values.dtype != torch.uint8:
-        raise ValueError(f"draw_detections: image has dtype {values.dtype}; allowed are uint8 and floats in [0, 1]")
+        values = ((values.to(torch.float32) / white).clamp(0, 1) * 255).round().to(torch.uint8)
     return Image.fromarray(values.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy())
 
 
