@@ -13,6 +13,7 @@ import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar, get_args, get_origin
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -49,8 +50,8 @@ def door(function: Callable[P, R]) -> Callable[P, R]:
                 check(settings[name], rule, f"{_named(function, signature, arguments)}: {name}")
         try:
             for value in (*arguments, *settings.values()) if settings else arguments:
-                if type(value) is Tensor and value.dtype.is_complex:
-                    raise TypeError("its imaginary part would be lost")
+                if type(value) is np.ndarray or (type(value) is Tensor and value.dtype.is_complex):
+                    _refuse(function, signature, arguments, settings)  # what would pass, and come out wrong
             return function(*arguments, **settings)
         except (TypeError, ValueError, AttributeError, RuntimeError, LookupError) as error:
             better = _better(error, function, signature, arguments, settings)
@@ -59,6 +60,13 @@ def door(function: Callable[P, R]) -> Callable[P, R]:
             raise better from error
 
     return opened
+
+
+def _refuse(function: Callable[..., Any], signature: inspect.Signature, *called: Any) -> None:
+    """Raise what :func:`_better` says of this call; nothing for an array where arrays may come."""
+    wrong = _better(TypeError(), function, signature, *called)
+    if wrong is not None:
+        raise wrong
 
 
 def _better(
@@ -88,7 +96,7 @@ def _named(function: Callable[..., Any], signature: inspect.Signature, arguments
     """What messages call the function: a constructor and a module by its class, a method by both."""
     first = next(iter(signature.parameters), "")
     if first not in ("self", "cls") or not arguments:
-        return function.__name__
+        return function.__qualname__.rpartition("<locals>.")[2]
     owner = arguments[0].__name__ if first == "cls" else type(arguments[0]).__name__
     return owner if function.__name__ in ("__init__", "forward", "__call__") else f"{owner}.{function.__name__}"
 
@@ -118,13 +126,13 @@ def _wrong_tensor(given: Mapping[str, Any], where: str) -> ValueError | None:
 
 def _misfit(value: Any, annotation: Any, name: str) -> str | None:
     """What is wrong with a value, in words; None if it fits its annotation, or that says nothing that can be tested."""
-    kinds = _alternatives(annotation)
+    kinds = alternatives(annotation)
     if any(kind in (Any, inspect.Parameter.empty) or _fits(value, kind) for kind in kinds):
         inner = next(
             (kind for kind in kinds if get_origin(kind) in (list, tuple, Sequence) and _fits(value, kind)), None
         )
         return None if inner is None else _misfit_inside(value, inner, name)
-    if any(_is_tensor(kind) for kind in kinds) and not any(get_origin(kind) in (list, Sequence) for kind in kinds):
+    if any(is_tensor(kind) for kind in kinds) and not any(get_origin(kind) in (list, Sequence) for kind in kinds):
         return f"{name} is a {type(value).__name__}; give a tensor: torch.tensor(...)"
     allowed = " or ".join(dict.fromkeys(_word(kind) for kind in kinds))
     return f"{name} is a {type(value).__name__}; allowed is {allowed}"
@@ -139,22 +147,22 @@ def _misfit_inside(values: Sequence[Any], annotation: Any, name: str) -> str | N
     return next((wrong for wrong in found if wrong), None)
 
 
-def _alternatives(annotation: Any) -> list[Any]:
+def alternatives(annotation: Any) -> list[Any]:
     if get_origin(annotation) is Annotated:
         return [Any]  # a number, checked before
     if get_origin(annotation) in (typing.Union, types.UnionType):
-        return [kind for part in get_args(annotation) for kind in _alternatives(part)]
+        return [kind for part in get_args(annotation) for kind in alternatives(part)]
     return [annotation]
 
 
-def _is_tensor(kind: Any) -> bool:
+def is_tensor(kind: Any) -> bool:
     return kind is Tensor or getattr(kind, "array_type", None) is Tensor
 
 
 def _fits(value: Any, kind: Any) -> bool:
     """Whether a value is of a kind; True for a kind that cannot be tested."""
     origin = get_origin(kind) or kind
-    if _is_tensor(kind):
+    if is_tensor(kind):
         return isinstance(value, Tensor)
     if kind is None or origin is types.NoneType:
         return value is None
@@ -170,7 +178,7 @@ def _fits(value: Any, kind: Any) -> bool:
 
 
 def _word(kind: Any) -> str:
-    if _is_tensor(kind):
+    if is_tensor(kind):
         return "a tensor"
     if kind is None or kind is types.NoneType:
         return "None"

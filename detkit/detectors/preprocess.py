@@ -92,8 +92,9 @@ class Preprocess(nn.Module):
         and targets differ in number, an image is not (D, H, W) with the D channels that ``mean`` has, masks are not of
         the size of their image, a target has a degenerate box, and as :func:`~detkit.structures.pad_targets` does.
         """
-        if isinstance(images, Tensor):
-            raise ValueError("Preprocess: images are a tensor; give a list of images (D, H, W): [image] or list(batch)")
+        if isinstance(images, Tensor | str) or not isinstance(images, Sequence):
+            kind = type(images).__name__
+            raise TypeError(f"Preprocess: images is a {kind}; give a list of images (D, H, W): [image] or list(batch)")
         if targets is not None and len(targets) != len(images):
             raise ValueError(f"Preprocess: {len(images)} images but {len(targets)} targets; each image needs its own")
         tensors = [self._prepare(i, image) for i, image in enumerate(images)]
@@ -181,8 +182,8 @@ class Preprocess(nn.Module):
             (image, row), count = first_bad(flat)
             raise ValueError(
                 f"Preprocess: targets[{image}]: boxes[{row}] is {targets.boxes[image, row].tolist()} in the batch's "
-                f"pixels; finite numbers with x2 > x1 and y2 > y1 are allowed, {count} are not so; repair them, or drop them with "
-                "degenerate='drop'"
+                f"pixels; finite numbers with x2 > x1 and y2 > y1 are allowed, {count} are not so; repair them, or "
+                "drop them with degenerate='drop'"
             )
         return targets
 

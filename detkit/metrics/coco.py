@@ -238,6 +238,7 @@ class CocoMetrics:
         }
 
 
+@door
 def format_table(rows: Sequence[ClassResult]) -> str:
     """Format a table: one line per class, best AP first, classes without objects last.
 

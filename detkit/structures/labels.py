@@ -9,9 +9,9 @@ from detkit.structures.batch import IGNORED, NEGATIVE, Targets
 
 
 def check_labels(labels: Shaped[Tensor, "..."], num_classes: int, *, lowest: int, function: str, name: str) -> None:
-    """Raise ValueError for labels that are no integers, and the first neither IGNORED nor ``lowest``..``num_classes`` - 1.
+    """Raise ValueError for the first label that is neither IGNORED nor in ``lowest`` .. ``num_classes`` - 1.
 
-    Looks at values: always on a CPU, elsewhere with ``DETKIT_CHECKS=full``, never under ``torch.compile``.
+    Labels that are no integers are refused, too. Looks at values as :func:`~detkit._inputs.looked_at` says.
 
     >>> check_labels(torch.tensor([0, 2, -1]), 2, lowest=NEGATIVE, function="f", name="labels")
     Traceback (most recent call last):

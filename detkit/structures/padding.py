@@ -49,8 +49,8 @@ def read_target(target: Mapping[str, Any], *, where: str = "target", size: Seque
     with nothing but entries of the image (torchvision's wrapper gives ``image_id`` alone) is one without objects.
     Empty entries of objects may have any shape. Raises ValueError naming ``where``, the entry and what came: a key that
     is nearly a known one, another shape than the table's, another number of rows than boxes, labels or identities
-    that are no whole numbers, weights that are negative or not finite; with ``size``, the image's (height, width), masks
-    and segmentations of another, and BoundingBoxes on another canvas. TypeError for what holds no numbers.
+    that are no whole numbers, weights that are negative or not finite; with ``size``, the image's (height, width),
+    masks and segmentations of another, and BoundingBoxes on another canvas. TypeError for what holds no numbers.
 
     >>> sorted(read_target({"image_id": 7, "masks": None}))
     ['boxes', 'image_id', 'labels']
@@ -167,7 +167,8 @@ def _check_size(values: Tensor, key: str, canvas: Any, size: tuple[int, ...], wh
     found = tuple(values.shape[-2:]) if pixels else canvas
     if found is not None and tuple(found) != size:
         raise ValueError(
-            f"{where}: {key} of height and width {tuple(found)} for an image of {size}; allowed is the size of the image"
+            f"{where}: {key} of height and width {tuple(found)} for an image of {size}; "
+            "allowed is the size of the image"
         )
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float, Int, Shaped
+from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from torch import Tensor
 
@@ -69,10 +70,10 @@ def draw_detections(
 
     image: (1 or 3, H, W), uint8, uint16, bool or float in [0, 1], or a Pillow image. detections: one image's
     :class:`Detection`, or a :class:`Target`, which has no scores. boxes (K, 4) xyxy pixels of the image; labels (K,)
-    index ``categories``; scores (K,): those below ``score_threshold`` are left out; masks (K, H, W) or (K, 1, H, W), bool or integers, or
-    floats, foreground above 0.5; keypoints (K, P, 3): those with a third value of 0 are left out, ``skeleton`` lists
-    the pairs to connect. ``enlarge`` multiplies the picture's size, turning every pixel into a square; by default a
-    picture under 480 pixels is enlarged to at least that. Nothing else is resized.
+    index ``categories``; scores (K,): those below ``score_threshold`` are left out; masks (K, H, W) or (K, 1, H, W),
+    bool or integers, or floats, foreground above 0.5; keypoints (K, P, 3): those with a third value of 0 are left out,
+    ``skeleton`` lists the pairs to connect. ``enlarge`` multiplies the picture's size, turning every pixel into a
+    square; by default a picture under 480 pixels is enlarged to at least that. Nothing else is resized.
 
     Raises ValueError for shapes that disagree (masks of another size than the image included), values out of their
     range, boxes that are inverted or not finite, and labels without a category.
@@ -94,9 +95,9 @@ def draw_detections(
 @door
 def draw_boxes(
     image: Shaped[Tensor, "D H W"] | Image.Image,
-    boxes: Float[Tensor, "K 4"],
+    boxes: Float[Tensor, "K 4"] | ArrayLike,
     *,
-    labels: Int[Tensor, " K"] | None = None,
+    labels: Int[Tensor, " K"] | ArrayLike | None = None,
     texts: Sequence[str] | None = None,
     enlarge: Count | None = None,
 ) -> Image.Image:
@@ -109,7 +110,7 @@ def draw_boxes(
     (400, 500)
     """
     picture, factor = _picture(image, enlarge)
-    colors = torch.zeros(len(boxes), dtype=torch.int64) if labels is None else labels
+    colors: Any = torch.zeros(len(boxes), dtype=torch.int64) if labels is None else labels
     if texts is not None and len(texts) != len(boxes):
         raise ValueError(f"draw_boxes: {len(texts)} texts for {len(boxes)} boxes; each box needs its own")
     objects = _objects({"boxes": boxes, "labels": colors}, 0.0, (picture.height // factor, picture.width // factor))
@@ -219,6 +220,8 @@ def _checked_rows(entries: Mapping[str, Any], size: tuple[int, int]) -> dict[str
     for key, value in rows.items():
         _check_shape(key, tuple(value.shape), len(rows["boxes"]), size)
     rows |= {key: rows[key].double() for key in ("boxes", "scores", "keypoints") if key in rows}
+    if "keypoints" in rows:
+        rows["keypoints"] = torch.where(rows["keypoints"][..., 2:] == 0, 0, rows["keypoints"])  # what is not labeled
     for key in ("boxes", "scores", "keypoints"):
         if key in rows:
             _check_values(key, rows[key])
