@@ -78,8 +78,8 @@ def _better(
 ) -> TypeError | ValueError | None:
     """The error that says more than ``error``: it names the first argument that does not fit; None where all do.
 
-    What the library says on purpose stays, but that a list has a wrong shape. What a door farther inside said (its
-    error has a cause) is replaced: the names of this function's arguments are nearer to the caller.
+    What the library says on purpose stays, unless it blames another argument than one of a wrong type. What a door
+    farther inside said (its error has a cause) is replaced: the names of this function are nearer to the caller.
     """
     said = isinstance(error, TypeError | ValueError) and _SAID.match(str(error)) and error.__cause__ is None
     if said and isinstance(error, TypeError):
@@ -89,7 +89,10 @@ def _better(
     except TypeError:
         return None
     where = _named(function, signature, arguments)
-    return _wrong_type(given, signature, where) or (None if said else _wrong_tensor(given, where))
+    if said:
+        named = {name: value for name, value in given.items() if not re.search(rf"\b{name}\b", str(error))}
+        return _wrong_type(named, signature, where)
+    return _wrong_type(given, signature, where) or _wrong_tensor(given, where)
 
 
 def _named(function: Callable[..., Any], signature: inspect.Signature, arguments: tuple[Any, ...]) -> str:
@@ -121,26 +124,27 @@ def _wrong_tensor(given: Mapping[str, Any], where: str) -> ValueError | None:
             first = "the module" if tensors[0][0] == "self" else tensors[0][0]
             devices = f"{tensor.device}, {first} on {tensors[0][1].device}"
             return ValueError(f"{where}: {name} is on device {devices}; allowed is one device")
+    for name, tensor in tensors:
+        if tensor.is_meta and name != "self":
+            return ValueError(f"{where}: {name} is on device meta, where tensors hold no values")
     return None
 
 
 def _misfit(value: Any, annotation: Any, name: str) -> str | None:
     """What is wrong with a value, in words; None if it fits its annotation, or that says nothing that can be tested."""
     kinds = alternatives(annotation)
-    if any(kind in (Any, inspect.Parameter.empty) or _fits(value, kind) for kind in kinds):
-        inner = next(
-            (kind for kind in kinds if get_origin(kind) in (list, tuple, Sequence) and _fits(value, kind)), None
-        )
-        return None if inner is None else _misfit_inside(value, inner, name)
+    if fitting := [kind for kind in kinds if kind in (Any, inspect.Parameter.empty) or _fits(value, kind)]:
+        wrong = [_misfit_inside(value, kind, name) for kind in fitting]
+        return None if None in wrong else wrong[0]
     if any(is_tensor(kind) for kind in kinds) and not any(get_origin(kind) in (list, Sequence) for kind in kinds):
         return f"{name} is a {type(value).__name__}; give a tensor: torch.tensor(...)"
     allowed = " or ".join(dict.fromkeys(_word(kind) for kind in kinds))
     return f"{name} is a {type(value).__name__}; allowed is {allowed}"
 
 
-def _misfit_inside(values: Sequence[Any], annotation: Any, name: str) -> str | None:
+def _misfit_inside(values: Any, annotation: Any, name: str) -> str | None:
     parts = [part for part in get_args(annotation) if part is not Ellipsis]
-    if not parts:
+    if not parts or get_origin(annotation) not in (list, tuple, Sequence):
         return None
     each = parts if len(parts) == len(values) else parts[:1] * len(values)
     found = (_misfit(value, part, f"{name}[{i}]") for i, (value, part) in enumerate(zip(values, each, strict=True)))
@@ -171,7 +175,7 @@ def _fits(value: Any, kind: Any) -> bool:
     if origin is Literal or not isinstance(origin, type) or getattr(origin, "_is_protocol", False):
         return True
     if origin in (list, tuple, Sequence):  # which of them never matters
-        return isinstance(value, Sequence) and not isinstance(value, str | bytes)
+        return isinstance(value, Sequence) and not isinstance(value, str | bytes) and not hasattr(value, "_fields")
     if origin is float:
         return isinstance(value, int | float)
     return isinstance(value, origin)

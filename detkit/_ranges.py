@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 class Range(NamedTuple):
-    """The numbers from ``low`` to ``high``, never NaN or infinite; with ``open`` without the ends themselves.
+    """The numbers from ``low`` to ``high``, never NaN; with ``open`` without the ends, with ``infinite`` also infinity.
 
     >>> Range(0, 1).says(whole=False), Range(1).says(whole=True), Range(0, open=True).says(whole=False)
     ('lie in [0, 1]', 'be at least 1 and whole', 'be above 0 and finite')
@@ -24,6 +24,7 @@ class Range(NamedTuple):
     low: float = -math.inf
     high: float = math.inf
     open: bool = False
+    infinite: bool = False
 
     def holds(self, value: Any) -> bool:
         """Whether ``value`` lies in the range.
@@ -32,13 +33,15 @@ class Range(NamedTuple):
         (False, True, False)
         """
         inside = self.low < value < self.high if self.open else self.low <= value <= self.high
-        return bool(inside and abs(value) != math.inf)
+        return bool((inside and abs(value) != math.inf) or (self.infinite and value == math.inf))
 
     def says(self, *, whole: bool) -> str:
         """What a number must do to lie in the range."""
         left, right = "()" if self.open else "[]"
         if self.high < math.inf:
             return f"lie in {left}{self.low:g}, {self.high:g}{right}" + (" and be whole" if whole else "")
+        if self.infinite:
+            return f"be {'above' if self.open else 'at least'} {self.low:g}"
         kind = "whole" if whole else "finite"
         return (
             f"be {kind}"

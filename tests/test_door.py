@@ -18,29 +18,18 @@ from strategies import unhooked
 from test_public_api import THINGS, functions_of
 from torch import Tensor
 
-from detkit._door import alternatives
+from detkit._door import alternatives, door
+from detkit.boxes import box_iou
+from detkit.detectors import Preprocess
 
 # Stages, and what goes round in them, are called by a Detector.
 INSIDE = {name.rsplit(".", 1)[1] for name in THINGS if name.endswith("Stage")} | {"SideBySide", "Stage"}
 ABSTRACT = {"Backbone", "Neck", "DenseCriterion", "BoxCoder"}
-WRAPPERS = {
-    "SSDVGGBackbone",
-    "TimmBackbone",
-    "TorchvisionBackbone",
-    "MapEncoder",
-    "BoxDecoder",
-    "TokenDecoder",
-    "fit_rcnn",
-}
-# What moves rows and looks at no number takes complex ones; these too pass in what others give.
-MOVES = {"take_rows", "pad_rows", "ratio", "batch_images"}
-# Not every matcher looks at predictions, nor every criterion at its logits; pictures are drawn on pictures.
-UNREAD = {
-    ("forward", "predictions"),
-    ("num_classes", "predictions"),
-    ("draw_boxes", "image"),
-    ("draw_detections", "image"),
-}
+WRAPPERS = {"SSDVGGBackbone", "TimmBackbone", "TorchvisionBackbone", "MapEncoder", "BoxDecoder", "TokenDecoder"}
+WRAPPERS |= {"fit_rcnn"}  # a run of its own
+# Not every matcher looks at predictions, nor every criterion at its logits; drawing takes pictures, arrays and lists.
+UNREAD = {("forward", "predictions"), ("num_classes", "predictions")}
+UNREAD |= {("draw_boxes", name) for name in ("image", "boxes", "labels")} | {("draw_detections", "image")}
 
 
 def calls() -> dict[str, tuple[Any, str, list[inspect.Parameter]]]:

@@ -107,8 +107,8 @@ def outside(rule: Rule) -> list[Any]:
     if type(None) not in rule.other and object not in rule.other:
         wrong.append(None)
     if rule.single:
-        (low, high, is_open), whole = rule.single
-        wrong += [NAN, INF, -INF, *([1.5] if whole else [])]
+        (low, high, is_open, infinite), whole = rule.single
+        wrong += [NAN, -INF, *([] if infinite else [INF]), *([1.5] if whole else [])]
         wrong += [] if low == -INF else [low if is_open else low - 1]
         wrong += [] if high == INF else [high if is_open else high + 1]
     if rule.several:

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from detkit._door import door
-from detkit._ranges import Ascending, Positive
+from detkit._ranges import Ascending, Positive, Range
 from detkit.anchors.assigned import no_matches
 from detkit.anchors.matcher import AnchorBoxes, match_batch, read_boxes, traced_matches
 from detkit.anchors.matrix import matrix_pieces
@@ -54,6 +54,9 @@ def _distances(points: Float[Tensor, "*#B 2"], boxes: Float[Tensor, "*#B 4"]) ->
     return torch.cat((points - boxes[..., :2], boxes[..., 2:] - points), dim=-1)
 
 
+_Far = Annotated[float, Range(0, open=True, infinite=True)]
+
+
 class CenterMatcher(nn.Module):
     """FCOS's matching of points with the objects that contain them.
 
@@ -83,7 +86,7 @@ class CenterMatcher(nn.Module):
         self,
         *,
         radius: Positive = 1.5,
-        reach: Annotated[tuple[Positive, Positive], Ascending(strictly=True)] = (4.0, 8.0),
+        reach: Annotated[tuple[_Far, _Far], Ascending(strictly=True)] = (4.0, 8.0),
     ) -> None:
         super().__init__()
         self.radius, self.reach = radius, reach

@@ -12,6 +12,7 @@ from detkit._door import door
 from detkit._ranges import Count, Fraction
 from detkit._ranking import stable_topk
 from detkit.boxes import clip_boxes_to_image, nms_padded
+from detkit.detectors.postprocess import gradients_on_request
 from detkit.structures import Detections, take_rows
 
 
@@ -21,8 +22,9 @@ class LevelwisePostprocess(nn.Module):
     Candidates are the ``candidates_per_level`` highest scores of each level strictly above ``score_threshold``. If two
     boxes of a class, of any levels, overlap with IoU strictly above ``iou_threshold``, the lower-scoring one is
     suppressed; at most ``max_detections`` remain per image. Scores are ranked in float32; ties go to the lower anchor,
-    then to the lower class. Boxes that are not finite and NaN scores are left out. The defaults are RetinaNet's; those
-    of torchvision's FCOS are .2, .6 and 100. Source: Lin et al. 2017, "Focal Loss", section 4.1. Raises ValueError for
+    then to the lower class. ``class_agnostic`` and ``gradients`` are as in :class:`~detkit.detectors.Postprocess`.
+    Boxes that are not finite and NaN scores are left out. The defaults are RetinaNet's; those of torchvision's FCOS are
+    .2, .6 and 100. Source: Lin et al. 2017, "Focal Loss", section 4.1. Raises ValueError for
     thresholds outside [0, 1] and counts below 1.
 
     >>> scores, boxes = torch.tensor([[[0.9, 0.2], [0.8, 0.0]]]), torch.tensor([[[0.0, 0, 9, 9], [0, 0, 9, 8]]])
@@ -40,13 +42,16 @@ class LevelwisePostprocess(nn.Module):
         iou_threshold: Fraction = 0.5,
         max_detections: Count = 300,
         candidates_per_level: Count = 1000,
+        class_agnostic: bool = False,
+        gradients: bool = False,
     ) -> None:
         super().__init__()
         self.score_threshold, self.iou_threshold = score_threshold, iou_threshold
         self.max_detections, self.candidates_per_level = max_detections, candidates_per_level
+        self.class_agnostic, self.gradients = class_agnostic, gradients
 
     @door
-    @torch.no_grad()
+    @gradients_on_request
     def forward(
         self,
         scores: Float[Tensor, "B N C"],
@@ -70,7 +75,11 @@ class LevelwisePostprocess(nn.Module):
         rows, labels, found = (torch.cat(columns, dim=1) for columns in zip(*pairs, strict=True))
         boxes = take_rows(boxes, rows)
         valid = found > self.score_threshold
-        limits = {"groups": labels, "valid": valid, "max_detections": self.max_detections}
+        limits = {
+            "groups": None if self.class_agnostic else labels,
+            "valid": valid,
+            "max_detections": self.max_detections,
+        }
         kept, valid = nms_padded(boxes, found, self.iou_threshold, **limits)
         return Detections.padded(take_rows(boxes, kept), found.gather(1, kept), labels.gather(1, kept), valid)
 

@@ -182,7 +182,7 @@ class Preprocess(nn.Module):
             (image, row), count = first_bad(flat)
             raise ValueError(
                 f"Preprocess: targets[{image}]: boxes[{row}] is {targets.boxes[image, row].tolist()} in the batch's "
-                f"pixels; finite numbers with x2 > x1 and y2 > y1 are allowed, {count} are not so; repair them, or "
+                f"pixels; x2 > x1 and y2 > y1, all finite, are allowed, {count} are not so; repair them, or "
                 "drop them with degenerate='drop'"
             )
         return targets

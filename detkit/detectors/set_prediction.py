@@ -12,6 +12,7 @@ from detkit._ranges import Count, Fraction
 from detkit._ranking import stable_topk
 from detkit.boxes import clip_boxes_to_image, cxcywh_to_xyxy, fractions_to_pixels, pixels_to_fractions
 from detkit.detectors.detector import Stage
+from detkit.detectors.postprocess import gradients_on_request
 from detkit.layers import TransformerDecoder
 from detkit.losses.set_prediction import SetPredictionLoss
 from detkit.structures import Assignment, Detections, Images, Predictions, Targets, take_rows
@@ -29,8 +30,9 @@ class SetPostprocess(nn.Module):
     """Takes the best class of each query and keeps the ``max_detections`` best queries; there is no suppression.
 
     A query counts if it scores strictly above ``score_threshold``; equal scores keep the order of the queries. A query
-    with a NaN among its scores, or with a box that is not finite, predicts nothing. Source: Carion et al. 2020, section
-    3.2. Raises ValueError for a threshold outside [0, 1] and a count below 1.
+    with a NaN among its scores, or with a box that is not finite, predicts nothing. ``gradients`` is as in
+    :class:`~detkit.detectors.Postprocess`. Source: Carion et al. 2020, section 3.2.
+    Raises ValueError for a threshold outside [0, 1] and a count below 1.
 
     >>> scores = torch.tensor([[[0.1, 0.2], [0.75, 0.25]]])
     >>> boxes = torch.tensor([[[0.0, 0, 200, 100], [75, 25, 125, 75]]])
@@ -40,12 +42,15 @@ class SetPostprocess(nn.Module):
     """
 
     @door
-    def __init__(self, *, score_threshold: Fraction = 0.0, max_detections: Count = 100) -> None:
+    def __init__(
+        self, *, score_threshold: Fraction = 0.0, max_detections: Count = 100, gradients: bool = False
+    ) -> None:
         super().__init__()
+        self.gradients = gradients
         self.score_threshold, self.max_detections = score_threshold, max_detections
 
     @door
-    @torch.no_grad()
+    @gradients_on_request
     def forward(
         self,
         scores: Float[Tensor, "B Q C"],

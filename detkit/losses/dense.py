@@ -13,7 +13,7 @@ from detkit._inputs import check_finite, looked_at, promote, takes
 from detkit.anchors import Assigned
 from detkit.dist import all_reduce_mean
 from detkit.losses.box_costs import BoxCoder
-from detkit.structures import NEGATIVE, Anchors, DensePredictions
+from detkit.structures import IGNORED, NEGATIVE, Anchors, DensePredictions
 from detkit.structures.labels import check_labels, check_weights
 
 BoxCost = Callable[[Tensor, Tensor, Anchors | Tensor, BoxCoder], Tensor]
@@ -82,7 +82,7 @@ def check_predictions(criterion: DenseCriterion, predictions: DensePredictions, 
         )
     classes = criterion.num_classes(predictions)
     check_labels(labels, classes, lowest=NEGATIVE, function=name, name="labels")
-    check_weights(assigned.weights, function=name)
+    check_weights(torch.where(labels == IGNORED, 1, assigned.weights), function=name)
     if looked_at(labels):
         boxes = torch.where((labels >= 0)[..., None], assigned.boxes, 0)
         check_finite(boxes, function=name, name="boxes")

@@ -110,6 +110,7 @@ def draw_boxes(
     (400, 500)
     """
     picture, factor = _picture(image, enlarge)
+    boxes = read_tensor(boxes, where="draw_boxes: boxes", form="XYXY")
     colors: Any = torch.zeros(len(boxes), dtype=torch.int64) if labels is None else labels
     if texts is not None and len(texts) != len(boxes):
         raise ValueError(f"draw_boxes: {len(texts)} texts for {len(boxes)} boxes; each box needs its own")

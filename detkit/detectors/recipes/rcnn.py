@@ -149,7 +149,7 @@ def small_mask_rcnn(
 
 
 @door
-def rpn_anchors(strides: Sequence[Count], *, size: Count = 8.0) -> GridAnchors:
+def rpn_anchors(strides: Sequence[Count], *, size: Positive = 8.0) -> GridAnchors:
     """Anchors of one size, ``size`` strides, at each level, in ratios h/w of 1/2, 1 and 2, as torchvision rounds them.
 
     >>> rpn_anchors((4, 8)).per_cell

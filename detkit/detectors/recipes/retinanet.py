@@ -6,7 +6,7 @@ from functools import partial
 from torch import nn
 
 from detkit._door import door
-from detkit._ranges import Count
+from detkit._ranges import Count, Positive
 from detkit.anchors import GridAnchors, ThresholdMatcher
 from detkit.backbones import Backbone
 from detkit.boxes import DeltaCoder
@@ -84,7 +84,7 @@ def small_retinanet(
 
 
 @door
-def retinanet_anchors(strides: Sequence[Count], *, size: Count = 4.0) -> GridAnchors:
+def retinanet_anchors(strides: Sequence[Count], *, size: Positive = 4.0) -> GridAnchors:
     """Anchors of 1, 1.26 and 1.59 times ``size`` strides in ratios h/w of 1/2, 1 and 2, as torchvision rounds them.
 
     >>> retinanet_anchors((8, 16)).per_cell
