@@ -194,7 +194,7 @@ def _tensors(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
     """The tensors in an argument, each with its name: of a module the first of its own."""
     if isinstance(value, Tensor):
         yield name, value
-    elif isinstance(value, nn.Module):
+    elif isinstance(value, nn.Module) and "_parameters" in vars(value):  # else its constructor has not run yet
         own: Iterable[Tensor] = (*value.parameters(), *value.buffers())
         yield from ((name, tensor) for tensor in list(own)[:1])
     elif isinstance(value, Mapping):

@@ -42,7 +42,7 @@ def batch_images(images: Sequence[Float[Tensor, "D _ _"]], *, multiple_of: Count
     return Images(torch.stack(padded), sizes, sizes)
 
 
-def read_target(target: Mapping[str, Any], *, where: str = "target", size: Sequence[int] | None = None) -> Target:
+def read_target(target: Mapping[str, Any], *, where: str = "target", size: Sequence[Whole] | None = None) -> Target:
     """The ground truth of one image, checked: what :data:`FIELDS` knows as plain tensors, the rest as it came.
 
     NumPy arrays and nested lists of numbers are taken, and so are entries that are None: they are not there. A target
