@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from detkit._ranges import check, rule_of
 
 P, R = ParamSpec("P"), TypeVar("R")
+_GIVE = "give a tensor: torch.tensor(...)"
 _SAID = re.compile(r"[\w.]+(\[\S*\])?: ")  # how every message of this library begins
 
 
@@ -91,7 +92,8 @@ def _better(
     where = _named(function, signature, arguments)
     if said:
         named = {name: value for name, value in given.items() if not re.search(rf"\b{name}\b", str(error))}
-        return _wrong_type(named, signature, where)
+        wrong = _wrong_type(named, signature, where)
+        return wrong if wrong and _GIVE in str(wrong) else None
     return _wrong_type(given, signature, where) or _wrong_tensor(given, where)
 
 
@@ -137,7 +139,7 @@ def _misfit(value: Any, annotation: Any, name: str) -> str | None:
         wrong = [_misfit_inside(value, kind, name) for kind in fitting]
         return None if None in wrong else wrong[0]
     if any(is_tensor(kind) for kind in kinds) and not any(get_origin(kind) in (list, Sequence) for kind in kinds):
-        return f"{name} is a {type(value).__name__}; give a tensor: torch.tensor(...)"
+        return f"{name} is a {type(value).__name__}; {_GIVE}"
     allowed = " or ".join(dict.fromkeys(_word(kind) for kind in kinds))
     return f"{name} is a {type(value).__name__}; allowed is {allowed}"
 

@@ -33,10 +33,9 @@ def check_labels(labels: Shaped[Tensor, "..."], num_classes: int, *, lowest: int
 
 
 def check_targets(targets: Targets, *, function: str) -> None:
-    """Raise ValueError for the first object whose label is negative, or whose box or weight is not as it should be.
+    """Raise ValueError for the first object whose label is negative, or whose weight is negative or not finite.
 
-    Boxes are finite, weights finite and at least 0; padding and crowds may hold anything. Looks at values as
-    :func:`check_labels` does.
+    Padding and crowds may hold anything. Looks at values as :func:`check_labels` does.
 
     >>> yes, no = torch.tensor([[True]]), torch.tensor([[False]])
     >>> check_targets(Targets(torch.zeros(1, 1, 4), torch.tensor([[-2]]), yes, no), function="f")
@@ -45,12 +44,10 @@ def check_targets(targets: Targets, *, function: str) -> None:
     """
     if not looked_at(targets.valid):
         return
-    objects = targets.objects
-    _refuse(objects & (targets.labels < 0), targets.labels, f"{function}: targets.labels", "be at least 0")
-    bad = objects & ~torch.isfinite(targets.boxes).all(-1)
-    _refuse(bad, targets.boxes, f"{function}: targets.boxes", "be finite")
+    bad = targets.objects & (targets.labels < 0)
+    _refuse(bad, targets.labels, f"{function}: targets.labels", "be at least 0")
     if targets.weights is not None:
-        check_weights(torch.where(objects, targets.weights, 1), function=function, name="targets.weights")
+        check_weights(torch.where(targets.objects, targets.weights, 1), function=function, name="targets.weights")
 
 
 def check_weights(weights: Shaped[Tensor, "..."], *, function: str, name: str = "weights") -> None:

@@ -42,6 +42,7 @@ def batch_images(images: Sequence[Float[Tensor, "D _ _"]], *, multiple_of: Count
     return Images(torch.stack(padded), sizes, sizes)
 
 
+@door
 def read_target(target: Mapping[str, Any], *, where: str = "target", size: Sequence[Whole] | None = None) -> Target:
     """The ground truth of one image, checked: what :data:`FIELDS` knows as plain tensors, the rest as it came.
 
