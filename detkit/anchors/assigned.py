@@ -6,8 +6,10 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
+from detkit._door import door
 from detkit.boxes.measures import BoxSides, bounded_sides, intersection_and_union
 from detkit.structures import IGNORED, NEGATIVE, Assignment, Targets, take_rows
+from detkit.structures.labels import check_targets
 
 _CROWD_SHARE = 0.5
 _PAIRS_AT_ONCE = 2**18  # on the CPU: few enough for the cache, enough that calls cost little
@@ -22,6 +24,7 @@ class Assigned(NamedTuple):
     quality: Float[Tensor, "B N"]
 
 
+@door
 def gather_assigned(assignment: Assignment, targets: Targets) -> Assigned:
     """Gather the label, box and weight of the object that each anchor is matched with; quality is passed on.
 
@@ -32,6 +35,7 @@ def gather_assigned(assignment: Assignment, targets: Targets) -> Assigned:
     >>> gather_assigned(Assignment(torch.tensor([[0, -1, -2]]), torch.ones(1, 3)), targets).labels
     tensor([[ 7, -1, -2]])
     """
+    check_targets(targets, function="gather_assigned")
     matched = assignment.matched
     index = matched.clamp(min=0)
     labels = torch.where(matched >= 0, targets.labels.gather(1, index), matched)

@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from detkit._door import door
+from detkit._ranges import Fraction
 from detkit._ranking import stable_topk
 from detkit.anchors.assigned import matched_overlaps, no_matches, threshold_labels
 from detkit.anchors.claims import SMALLEST_CLAIM, pair_keys, pairs_of
@@ -138,11 +140,12 @@ class BipartiteMatcher(nn.Module):
 
     reads_predictions = False
 
+    @door
     def __init__(
         self,
         *,
-        positive_iou: float = 0.5,
-        negative_iou: float | None = None,
+        positive_iou: Fraction = 0.5,
+        negative_iou: Fraction | None = None,
         greedy: bool = True,
         force_match_zero: bool = False,
     ) -> None:
@@ -151,6 +154,7 @@ class BipartiteMatcher(nn.Module):
         check_thresholds("BipartiteMatcher", self.positive_iou, self.negative_iou)
         self.greedy, self.force_match_zero = greedy, force_match_zero
 
+    @door
     @torch.no_grad()
     def forward(self, anchors: AnchorBoxes, targets: Targets, predictions: Predictions | None = None) -> Assignment:
         """Match ``anchors``, (N, 4) or (B, N, 4) xyxy, with the objects of B images; predictions are not read.
@@ -190,7 +194,7 @@ _match.register_fake(traced_matches)
 def _compare(
     boxes: Float[Tensor, "B T 4"], objects: Bool[Tensor, "B T"], anchors: Float[Tensor, "*B N 4"], **rule: Any
 ) -> Assignment:
-    """The rule; on the CPU image by image and of its objects alone, as the matrix of a batch would not fit the cache."""
+    """The rule; on the CPU image by image and of its objects alone: the matrix of a batch would not fit the cache."""
     if boxes.device.type != "cpu":
         return match_bipartite(overlap_matrix(boxes, objects, anchors), **rule)
     result = no_matches(boxes, anchors)

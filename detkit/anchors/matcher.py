@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
-from detkit._inputs import as_boxes, check_fraction, on_host
+from detkit._inputs import as_boxes, on_host
 from detkit.anchors.assigned import ignore_crowds, no_matches
 from detkit.anchors.search.groups import Compare, Search, search_batch, worth_searching
 from detkit.structures import Anchors, Predictions, Targets
@@ -67,14 +67,12 @@ def check_rows(function: str, targets: Targets) -> None:
 
 
 def check_thresholds(function: str, positive_iou: float, negative_iou: float) -> None:
-    """Raise ValueError unless both lie in [0, 1] and ``negative_iou`` is not the higher one.
+    """Raise ValueError where ``negative_iou`` is the higher one.
 
     >>> check_thresholds("example", 0.5, 0.6)
     Traceback (most recent call last):
     ValueError: example: negative_iou=0.6 must not exceed positive_iou=0.5
     """
-    check_fraction(positive_iou, name="positive_iou", function=function)
-    check_fraction(negative_iou, name="negative_iou", function=function)
     if negative_iou > positive_iou:
         raise ValueError(f"{function}: negative_iou={negative_iou} must not exceed positive_iou={positive_iou}")
 

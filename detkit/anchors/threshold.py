@@ -7,7 +7,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from detkit._door import door
 from detkit._inputs import on_host
+from detkit._ranges import Fraction
 from detkit.anchors.assigned import no_matches, threshold_labels
 from detkit.anchors.matcher import AnchorBoxes, check_thresholds, match_batch, read_boxes, traced_matches
 from detkit.anchors.matrix import best_matches, matrix_pieces, overlap_matrix
@@ -66,11 +68,13 @@ class ThresholdMatcher(nn.Module):
 
     reads_predictions = False
 
-    def __init__(self, *, positive_iou: float = 0.5, negative_iou: float = 0.4, low_quality: bool = True) -> None:
+    @door
+    def __init__(self, *, positive_iou: Fraction = 0.5, negative_iou: Fraction = 0.4, low_quality: bool = True) -> None:
         super().__init__()
         check_thresholds("ThresholdMatcher", positive_iou, negative_iou)
         self.positive_iou, self.negative_iou, self.low_quality = positive_iou, negative_iou, low_quality
 
+    @door
     @torch.no_grad()
     def forward(self, anchors: AnchorBoxes, targets: Targets, predictions: Predictions | None = None) -> Assignment:
         """Match ``anchors``, (N, 4) or (B, N, 4) xyxy, with the objects of B images; predictions are not read.

@@ -6,8 +6,10 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
-from detkit._inputs import check_fraction, promote
+from detkit._door import door
+from detkit._inputs import promote
 from detkit._noise import uniform_like
+from detkit._ranges import Count, Fraction
 from detkit.boxes import pixels_to_fractions, xyxy_to_cxcywh
 from detkit.structures import IGNORED, Assignment, Targets, take_rows
 
@@ -44,27 +46,22 @@ class DenoisingQueries(nn.Module):
              [0.2500, 0.5000, 0.5000, 1.0000]]]), tensor([[0, 0]]))
     """
 
+    @door
     def __init__(
         self,
-        num_classes: int,
-        channels: int,
+        num_classes: Count,
+        channels: Count,
         *,
-        groups: int = 5,
-        label_noise: float = 0.2,
-        box_noise: float = 0.4,
-        max_queries: int = 640,
+        groups: Count = 5,
+        label_noise: Fraction = 0.2,
+        box_noise: Fraction = 0.4,
+        max_queries: Count = 640,
     ) -> None:
         super().__init__()
-        if min(num_classes, channels, groups, max_queries) < 1:
-            raise ValueError(
-                f"DenoisingQueries: num_classes={num_classes}, channels={channels}, groups={groups}, "
-                f"max_queries={max_queries} must be at least 1"
-            )
-        check_fraction(label_noise, name="label_noise", function="DenoisingQueries")
-        check_fraction(box_noise, name="box_noise", function="DenoisingQueries")
         self.labels = nn.Embedding(num_classes, channels)
         self.groups, self.label_noise, self.box_noise, self.max_queries = groups, label_noise, box_noise, max_queries
 
+    @door
     def forward(
         self, targets: Targets, sizes: Shaped[Tensor, "B 2"], *, generator: torch.Generator | None = None
     ) -> NoisedQueries:
@@ -95,6 +92,7 @@ class DenoisingQueries(nn.Module):
         noised = self._disturbed(boxes, noise[..., :4])
         return NoisedQueries(embeddings, noised, Assignment(matched, quality), groups)
 
+    @door
     def mask(self, noised: NoisedQueries, queries: int) -> Bool[Tensor, "B Q Q"]:
         """The attention mask of N noised queries followed by ``queries`` plain ones: True where a query may attend.
 

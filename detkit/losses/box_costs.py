@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from detkit._door import door
 from detkit._inputs import check_not_negative, promote
 from detkit.losses.regression import (
     box_iou_loss,
@@ -31,15 +32,18 @@ class BoxCoder(Protocol):
     >>> coder: BoxCoder = DeltaCoder()
     """
 
+    @door
     def encode(self, boxes: Tensor, anchors: Anchors | Tensor) -> Tensor:
         """Deltas (..., 4) from ``anchors`` to ``boxes``, xyxy (..., 4)."""
         ...
 
+    @door
     def decode(self, deltas: Tensor, anchors: Anchors | Tensor) -> Tensor:
         """Boxes xyxy (..., 4) decoded from ``deltas``."""
         ...
 
 
+@door
 def l1_cost(
     deltas: Float[Tensor, "*B 4"],
     boxes: Shaped[Tensor, "*B 4"],
@@ -60,6 +64,7 @@ def l1_cost(
     return torch.abs(promote(deltas) - coder.encode(boxes, anchors)).sum(-1)
 
 
+@door
 def smooth_l1_cost(
     deltas: Float[Tensor, "*B 4"],
     boxes: Shaped[Tensor, "*B 4"],
@@ -83,6 +88,7 @@ def smooth_l1_cost(
     return smooth_l1_loss(promote(deltas), coder.encode(boxes, anchors), beta=beta).sum(-1)
 
 
+@door
 def iou_cost(
     deltas: Float[Tensor, "*B _"],
     boxes: Shaped[Tensor, "*B 4"],
@@ -103,6 +109,7 @@ def iou_cost(
     return box_iou_loss(coder.decode(deltas, anchors), boxes)
 
 
+@door
 def giou_cost(
     deltas: Float[Tensor, "*B _"],
     boxes: Shaped[Tensor, "*B 4"],
@@ -122,6 +129,7 @@ def giou_cost(
     return generalized_box_iou_loss(coder.decode(deltas, anchors), boxes)
 
 
+@door
 def diou_cost(
     deltas: Float[Tensor, "*B _"],
     boxes: Shaped[Tensor, "*B 4"],
@@ -141,6 +149,7 @@ def diou_cost(
     return distance_box_iou_loss(coder.decode(deltas, anchors), boxes)
 
 
+@door
 def ciou_cost(
     deltas: Float[Tensor, "*B _"],
     boxes: Shaped[Tensor, "*B 4"],

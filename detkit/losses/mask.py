@@ -6,13 +6,16 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.ops import roi_align
 
+from detkit._door import door
 from detkit._inputs import as_boxes, promote
+from detkit._ranges import Count
 from detkit.structures import NEGATIVE, take_rows
 from detkit.structures.labels import check_labels
 
 _FARTHEST = 1  # image side: so far outside a box may reach, or sampling it would take as long as the box is large
 
 
+@door
 def mask_loss(
     logits: Float[Tensor, "M *C S S"], targets: Float[Tensor, "M S S"], labels: Int[Tensor, "M"] | None = None
 ) -> Float[Tensor, "M"]:
@@ -54,12 +57,13 @@ def own_class_masks(logits: Float[Tensor, "M C S S"], labels: Int[Tensor, "M"]) 
     return promote(take_rows(logits, labels.clamp(min=0)[:, None]).squeeze(1))
 
 
+@door
 @torch.no_grad()
 def mask_targets(
     masks: Shaped[Tensor, "B T H W"],
     boxes: Shaped[Tensor, "B K 4"],
     matched: Int[Tensor, "B K"],
-    resolution: int,
+    resolution: Count,
     *,
     sizes: Shaped[Tensor, "B 2"] | None = None,
     binarise: bool = False,
@@ -85,8 +89,6 @@ def mask_targets(
             f"mask_targets: masks {tuple(masks.shape)}, boxes {tuple(boxes.shape)}, matched {tuple(matched.shape)}; "
             "allowed is (B, T, H, W), (B, K, 4), (B, K)"
         )
-    if resolution < 1:
-        raise ValueError(f"mask_targets: resolution={resolution} must be at least 1")
     if boxes.numel() and not masks.numel():
         raise ValueError(f"mask_targets: masks {tuple(masks.shape)} have no pixels to cut {boxes.shape[1]} boxes from")
     boxes = as_boxes(boxes, function="mask_targets")
