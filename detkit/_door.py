@@ -17,9 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from detkit._ranges import check, rule_of
+from detkit._ranges import Rule, check, rule_of
 
 P, R = ParamSpec("P"), TypeVar("R")
+_KNOWN: dict[Callable[..., Any], tuple[inspect.Signature, list[tuple[int, str, Rule]]]] = {}
+"""Signature and bounded numbers of every function with a door: not in its closure, which torch.compile takes apart."""
 _GIVE = "give a tensor: torch.tensor(...)"
 _SAID = re.compile(r"[\w.]+(\[\S*\])?: ")  # how every message of this library begins
 
@@ -38,24 +40,24 @@ def door(function: Callable[P, R]) -> Callable[P, R]:
     """
     signature = inspect.signature(function)
     rules = {name: rule_of(parameter.annotation) for name, parameter in signature.parameters.items()}
-    bounded = [(place, name, rule) for place, (name, rule) in enumerate(rules.items()) if rule]
+    _KNOWN[function] = signature, [(place, name, rule) for place, (name, rule) in enumerate(rules.items()) if rule]
 
     @functools.wraps(function)
     def opened(*arguments: P.args, **settings: P.kwargs) -> R:
         if torch.compiler.is_compiling():
             return function(*arguments, **settings)
-        for place, name, rule in bounded:
+        for place, name, rule in _KNOWN[function][1]:
             if place < len(arguments):
-                check(arguments[place], rule, f"{_named(function, signature, arguments)}: {name}")
+                _check_number(arguments[place], rule, name, function, arguments)
             elif name in settings:
-                check(settings[name], rule, f"{_named(function, signature, arguments)}: {name}")
+                _check_number(settings[name], rule, name, function, arguments)
         try:
             for value in (*arguments, *settings.values()) if settings else arguments:
                 if type(value) is np.ndarray or (type(value) is Tensor and value.dtype.is_complex):
-                    _refuse(function, signature, arguments, settings)  # what would pass, and come out wrong
+                    _refuse(function, arguments, settings)  # what would pass, and come out wrong
             return function(*arguments, **settings)
         except (TypeError, ValueError, AttributeError, RuntimeError, LookupError) as error:
-            better = _better(error, function, signature, arguments, settings)
+            better = _better(error, function, arguments, settings)
             if better is None:
                 raise
             raise better from error
@@ -63,19 +65,22 @@ def door(function: Callable[P, R]) -> Callable[P, R]:
     return opened
 
 
-def _refuse(function: Callable[..., Any], signature: inspect.Signature, *called: Any) -> None:
+def _check_number(value: Any, rule: Rule, name: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    try:
+        check(value, rule, name)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{_named(function, arguments)}: {error}") from None
+
+
+def _refuse(function: Callable[..., Any], arguments: tuple[Any, ...], settings: dict[str, Any]) -> None:
     """Raise what :func:`_better` says of this call; nothing for an array where arrays may come."""
-    wrong = _better(TypeError(), function, signature, *called)
+    wrong = _better(TypeError(), function, arguments, settings)
     if wrong is not None:
         raise wrong
 
 
 def _better(
-    error: Exception,
-    function: Callable[..., Any],
-    signature: inspect.Signature,
-    arguments: tuple[Any, ...],
-    settings: dict[str, Any],
+    error: Exception, function: Callable[..., Any], arguments: tuple[Any, ...], settings: dict[str, Any]
 ) -> TypeError | ValueError | None:
     """The error that says more than ``error``: it names the first argument that does not fit; None where all do.
 
@@ -85,11 +90,11 @@ def _better(
     said = isinstance(error, TypeError | ValueError) and _SAID.match(str(error)) and error.__cause__ is None
     if said and isinstance(error, TypeError):
         return None
+    signature, where = _KNOWN[function][0], _named(function, arguments)
     try:
         given = signature.bind(*arguments, **settings).arguments
     except TypeError:
         return None
-    where = _named(function, signature, arguments)
     if said:
         named = {name: value for name, value in given.items() if not re.search(rf"\b{name}\b", str(error))}
         wrong = _wrong_type(named, signature, where)
@@ -97,9 +102,9 @@ def _better(
     return _wrong_type(given, signature, where) or _wrong_tensor(given, where)
 
 
-def _named(function: Callable[..., Any], signature: inspect.Signature, arguments: tuple[Any, ...]) -> str:
+def _named(function: Callable[..., Any], arguments: tuple[Any, ...]) -> str:
     """What messages call the function: a constructor and a module by its class, a method by both."""
-    first = next(iter(signature.parameters), "")
+    first = next(iter(_KNOWN[function][0].parameters), "")
     if first not in ("self", "cls") or not arguments:
         return function.__qualname__.rpartition("<locals>.")[2]
     owner = arguments[0].__name__ if first == "cls" else type(arguments[0]).__name__

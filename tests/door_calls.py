@@ -103,6 +103,7 @@ GIVEN: dict[str, dict[str, Any]] = {
     "scan_windows": {"network": nn.Identity(), "size": 4, "stride": 4},
     "pad_rows": {"length": 2},
     "SequenceLoss": {"coder": boxes.TokenCoder(2, bins=5)},
+    "Detector": {"images": [torch.zeros(3, 64, 64)]},
     "draw_boxes": {"image": torch.zeros(3, 8, 8)},
     "box_costs": {"cost": losses.l1_cost, "coder": CODER},
 }
