@@ -17,6 +17,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
+from torch._C._functorch import TransformType
+from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
@@ -212,26 +214,36 @@ def check_finite(values: Tensor, *, function: str, name: str) -> None:
 def full_checks() -> bool:
     """True when ``DETKIT_CHECKS=full`` is set: device ops then check values too, at the price of a host sync.
 
-    Always False while ``torch.compile`` or ``torch.export`` traces or ``torch.func`` transforms, where a value cannot
-    be looked at.
+    Always False where values are hidden, as :func:`is_hidden` says.
 
     >>> full_checks()
     False
     """
-    return os.environ.get("DETKIT_CHECKS", "") == "full" and not (torch.compiler.is_compiling() or is_transformed())
+    return os.environ.get("DETKIT_CHECKS", "") == "full" and not is_hidden()
 
 
 def looked_at(values: Tensor) -> bool:
     """Whether the values of a tensor may be looked at: on the host, or anywhere with ``DETKIT_CHECKS=full``.
 
-    Never while ``torch.compile`` traces or ``torch.func`` transforms, where no value can be.
+    Never where they are hidden, as :func:`is_hidden` says.
 
     >>> looked_at(torch.ones(1)), looked_at(torch.ones(1, device="meta"))
     (True, False)
     """
-    if torch.compiler.is_compiling() or is_transformed():
+    return not is_hidden() and (values.device.type == "cpu" or full_checks())
+
+
+def is_hidden() -> bool:
+    """True where no value can be looked at: in ``torch.compile``, ``torch.export``, ``torch.func.vmap``, fake tensors.
+
+    >>> torch.func.vmap(lambda values: values + is_hidden())(torch.zeros(2))
+    tensor([1., 1.])
+    """
+    if torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None:
+        return True
+    if not torch._C._are_functorch_transforms_active():
         return False
-    return values.device.type == "cpu" or full_checks()
+    return any(level.key() == TransformType.Vmap for level in retrieve_all_functorch_interpreters())
 
 
 def is_transformed() -> bool:

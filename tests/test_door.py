@@ -116,8 +116,15 @@ def test_every_class_with_methods_on_tensors_has_a_part_to_call():
     assert owners <= PARTS.keys()
 
 
+def has_door(function: Any) -> bool:
+    """Whether one of the wrappers around a function is the door's."""
+    while function.__code__ is not door(function).__code__ and hasattr(function, "__wrapped__"):
+        function = function.__wrapped__
+    return function.__code__ is door(function).__code__
+
+
 def test_every_public_function_on_tensors_has_the_door():
-    without = {call for call, (function, *_) in CALLS.items() if "door" not in function.__code__.co_filename}
+    without = {call for call, (function, *_) in CALLS.items() if not has_door(function)}
     assert without == set()
 
 

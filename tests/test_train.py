@@ -383,7 +383,12 @@ def train_with_bad_losses(output: Path, monkeypatch: pytest.MonkeyPatch, *option
     def spoilt(images, targets):
         calls.append(None)
         bad = len(calls) in steps
-        losses = forward([image * float("nan") for image in images] if bad else images, targets)
+        hook = (
+            run.model.backbone.register_forward_pre_hook(lambda _, given: (given[0] * float("nan"),)) if bad else None
+        )
+        losses = forward(images, targets)
+        if hook is not None:
+            hook.remove()
         return {name: loss * (float("nan") if bad else 1) for name, loss in losses.items()}
 
     monkeypatch.setattr(run.model, "forward", spoilt)
