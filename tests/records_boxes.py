@@ -221,7 +221,7 @@ ONE_IMAGE = {"boxes": BOXES, "labels": LABELS, "sizes": torch.ones(2)}
 VOCABULARY: Changes = {
     "vocabulary='latin' 'code' 'paper'": {"vocabulary": "latin"},
     "num_classes=0 1": {"num_classes": 0},
-    "num_classes=3 1 bins=1 2": {"bins": 1},
+    "bins=1 at least 2": {"bins": 1},
     "num_classes=900 bins=1000 'code' 899 2000 'paper'": {"num_classes": 900},
     "num_classes=3 bins=2001 'code' 899 2000 'paper'": {"bins": 2001},
 }

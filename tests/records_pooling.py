@@ -177,7 +177,7 @@ POOLING = (
             {
                 "boxes (3, 5) (..., 4)": {"boxes": torch.zeros(3, 5)},
                 "size=(80,) 2 numbers": {"size": (80,)},
-                "size=(80, 0)": {"size": (80, 0)},
+                "size[1]=0 above 0": {"size": (80, 0)},
                 "input_size=0 1": {"input_size": 0},
                 "stride=0 1": {"stride": 0},
                 "cells=0 1": {"cells": 0},
@@ -198,7 +198,7 @@ POOLING = (
                 "boxes (3, 4) (1, K, 4)": {"boxes": BOXES},
                 "boxes (2, 3, 4) (1, K, 4)": {"boxes": BOXES.expand(2, 3, 4)},
                 "output_size=0 1": {"output_size": 0},
-                "context=2 0 output_size=4": {"context": 2},
+                "context=2 output_size=4": {"context": 2},
                 "context=-1 0 output_size=4": {"context": -1},
                 "image_sizes (2,) (1, 2)": {"image_sizes": torch.tensor([5, 7])},
             },
