@@ -199,7 +199,7 @@ POOLING = (
                 "boxes (2, 3, 4) (1, K, 4)": {"boxes": BOXES.expand(2, 3, 4)},
                 "output_size=0 1": {"output_size": 0},
                 "context=2 output_size=4": {"context": 2},
-                "context=-1 0 output_size=4": {"context": -1},
+                "context=-1 0": {"context": -1},
                 "image_sizes (2,) (1, 2)": {"image_sizes": torch.tensor([5, 7])},
             },
         ),
