@@ -88,4 +88,3 @@ def _reaching(overlaps: Float[Tensor, "M N"], highest: Float[Tensor, "M"]) -> Bo
     if len(hits) < 2:
         return hits.any(0)
     return hits.view(torch.uint8).amax(0).view(torch.bool)  # ten times faster than any(0)
-
