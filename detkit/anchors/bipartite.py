@@ -1,5 +1,6 @@
 """SSD's matcher: each object gets its best free anchor, and every other anchor with a high enough IoU is added."""
 
+import math
 from functools import partial
 from typing import Any
 
@@ -11,13 +12,15 @@ from detkit._door import door
 from detkit._ranges import Fraction
 from detkit._ranking import stable_topk
 from detkit.anchors.assigned import matched_overlaps, no_matches, threshold_labels
-from detkit.anchors.claims import SMALLEST_CLAIM, pair_keys, pairs_of
+from detkit.anchors.claims import SMALLEST_CLAIM, pair_keys
 from detkit.anchors.matcher import AnchorBoxes, check_thresholds, match_batch, read_boxes, traced_matches
 from detkit.anchors.matrix import overlap_matrix
-from detkit.anchors.search.bipartite import search_bipartite
+from detkit.anchors.search.bipartite import accepted_offers, search_bipartite
+from detkit.anchors.search.overlap_index import Pairs
 from detkit.structures import NEGATIVE, Assignment, Predictions, Targets
 
-_PAIRS_AT_ONCE = 2**20
+_PAIRS_AT_ONCE = 2**19
+_SAMPLE = 2**16
 
 
 def match_bipartite(
@@ -46,37 +49,41 @@ def greedy_claims(overlaps: Float[Tensor, "B T N"], *, force_match_zero: bool = 
     tensor([[1, 0]])
     """
     if overlaps.device.type == "cpu":
-        return torch.stack([claims_by_offers(image, force_match_zero=force_match_zero) for image in overlaps])
+        return torch.stack([_claims_by_level(image, force_match_zero) for image in overlaps])
     return _claims_in_turn(overlaps, force_match_zero)
 
 
-def claims_by_offers(overlaps: Float[Tensor, "T N"], *, force_match_zero: bool = False) -> Int[Tensor, "N"]:
-    """The same for one image on the host, by deferred acceptance, without a step for each object.
+def _claims_by_level(overlaps: Float[Tensor, "T N"], force_match_zero: bool) -> Int[Tensor, "N"]:
+    """The same for one image on the host: first among the pairs with the highest IoU, then among the best of those
+    whose object and anchor are left, and so on. So no pair is sorted twice, and few are sorted at all."""
+    claimed = torch.full(overlaps.shape[1:], NEGATIVE)
+    rows, columns = (torch.arange(length) for length in overlaps.shape)
+    least, level = 0.0 if force_match_zero else SMALLEST_CLAIM, math.inf
+    while level > least:
+        left = overlaps if len(rows) * len(columns) == overlaps.numel() else overlaps[rows].index_select(1, columns)
+        level = _level(left, least)
+        found = ((left >= level) & (left > least)).nonzero()
+        pairs = Pairs(*found.T, left[found[:, 0], found[:, 1]])
+        taken = accepted_offers(pairs, pairs.anchors, pairs.objects, len(rows))
+        objects, anchors = pairs.objects[taken], pairs.anchors[taken]
+        claimed[columns[anchors]] = rows[objects]
+        rows, columns = _without(rows, objects), _without(columns, anchors)
+    if force_match_zero:  # all that are left tie at 0
+        rows, columns = rows[(overlaps[rows] >= 0).any(1)], columns[(overlaps[:, columns] >= 0).any(0)]
+        count = min(len(rows), len(columns))
+        claimed[columns[:count]] = rows[:count]
+    return claimed
 
-    Each object makes an offer to the best anchor that nobody holds with a better one; who loses an anchor offers again.
-    As objects and anchors rank pairs in one order, that ends where taking the best pair left ends.
 
-    >>> claims_by_offers(torch.tensor([[0.3, 0.2], [0.6, 0.5]]))
-    tensor([1, 0])
-    """
-    length, count = overlaps.shape
-    value, holder = overlaps.new_full((count,), -1.0), torch.zeros(count, dtype=torch.int64)
-    place = torch.full((length,), -1)
-    asking = torch.arange(length)
-    while len(asking) and count:
-        for rows in asking.split(max(1, _PAIRS_AT_ONCE // count)):
-            offers = overlaps[rows]
-            wins = (offers > value) | ((offers == value) & (rows[:, None] < holder))
-            offer, anchor = torch.where(wins & _worth_forcing(offers, force_match_zero), offers, -1).max(dim=1)
-            able = offer >= 0
-            rows, offer, anchor = rows[able], offer[able], anchor[able]
-            place[rows] = anchor
-            best = pair_keys(value, holder).scatter_reduce(0, anchor, pair_keys(offer, rows), "amax")
-            value, holder = pairs_of(best)
-        live = (place >= 0).nonzero().squeeze(1)
-        asking = live[holder[place[live]] != live]
-        place[asking] = -1
-    return torch.where(value >= 0, holder, NEGATIVE)
+def _level(overlaps: Float[Tensor, "M N"], least: float) -> float:
+    """About the IoU that ``_PAIRS_AT_ONCE`` of the pairs reach, or ``least`` if that is lower."""
+    sample = overlaps.flatten()[:: -(-overlaps.numel() // _SAMPLE) or 1]
+    lower = len(sample) - round(len(sample) * _PAIRS_AT_ONCE / max(1, overlaps.numel()))
+    return max(least, sample.kthvalue(lower).values.item()) if lower > 0 else least
+
+
+def _without(numbers: Int[Tensor, "M"], places: Int[Tensor, "K"]) -> Int[Tensor, "L"]:
+    return numbers[torch.ones_like(numbers, dtype=torch.bool).index_fill_(0, places, False)]
 
 
 def _claims_in_turn(overlaps: Float[Tensor, "B T N"], force_match_zero: bool) -> Int[Tensor, "B N"]:
@@ -194,7 +201,7 @@ _match.register_fake(traced_matches)
 def _compare(
     boxes: Float[Tensor, "B T 4"], objects: Bool[Tensor, "B T"], anchors: Float[Tensor, "*B N 4"], **rule: Any
 ) -> Assignment:
-    """The rule; on the CPU image by image and of its objects alone: the matrix of a batch would not fit the cache."""
+    """The rule; on the CPU of an image's own objects at a time: the matrix of a batch would not fit the cache."""
     if boxes.device.type != "cpu":
         return match_bipartite(overlap_matrix(boxes, objects, anchors), **rule)
     result = no_matches(boxes, anchors)

@@ -36,7 +36,7 @@ class DenoisingQueries(nn.Module):
     groups, at least 1, as in DINO; and of more objects than that, ``max_queries`` are drawn anew in every step.
 
     Raises ValueError for noise outside [0, 1] and counts below 1. Sources: Li et al. 2022, "DN-DETR", section 4.2 to
-    4.4; Zhang et al. 2022, "DINO", appendix D.3.
+    4.4; for the bound on groups the code of Zhang et al. 2022, "DINO".
 
     >>> from detkit.structures import pad_targets
     >>> targets = pad_targets([{"boxes": torch.tensor([[0.0, 0, 50, 100]]), "labels": torch.tensor([1])}])

@@ -32,7 +32,7 @@ def search_bipartite(
             return False
         cells = group.image[pairs.objects] * len(index.anchors) + pairs.anchors
         rows = group.row[pairs.objects]
-        claims = _proposals(pairs, cells, rows, len(least)) if greedy else _best_pairs(pairs, len(least))
+        claims = _claims(pairs, cells, rows, len(least)) if greedy else _best_pairs(pairs, len(least))
         unlucky = torch.ones_like(least, dtype=torch.bool).index_fill_(0, pairs.objects[claims], False)
         again = unlucky & (least > SMALLEST_CLAIM)
         if not greedy or not again.any():
@@ -52,15 +52,20 @@ def _best_pairs(pairs: Pairs, count: int) -> Int[Tensor, "C"]:
     return ((keys == best[pairs.objects]) & (pairs.overlaps > SMALLEST_CLAIM)).nonzero().squeeze(1)
 
 
-def _proposals(pairs: Pairs, cells: Int[Tensor, "P"], rows: Int[Tensor, "P"], count: int) -> Int[Tensor, "C"]:
-    """The pairs that greedy claims take, found by deferred acceptance.
+def _claims(pairs: Pairs, cells: Int[Tensor, "P"], rows: Int[Tensor, "P"], count: int) -> Int[Tensor, "C"]:
+    worth = (pairs.overlaps > SMALLEST_CLAIM).nonzero().squeeze(1)
+    worthy = Pairs(*(values[worth] for values in pairs))
+    return worth[accepted_offers(worthy, cells[worth], rows[worth], count)]
+
+
+def accepted_offers(pairs: Pairs, cells: Int[Tensor, "P"], rows: Int[Tensor, "P"], count: int) -> Int[Tensor, "C"]:
+    """The pairs that greedy claims take, found by deferred acceptance: of ``count`` objects, an anchor in each cell.
 
     Each object proposes to its best anchor; an anchor keeps its best proposal, and a refused object proposes to its
     next anchor. As objects and anchors rank pairs in one order, the result is that of taking the best pair left, again
     and again; but objects far apart don't wait for each other.
     """
     order = pair_keys(pairs.overlaps, pairs.anchors).argsort(descending=True)
-    order = order[pairs.overlaps[order] > SMALLEST_CLAIM]
     order = order[pairs.objects[order].argsort(stable=True)]
     counts = pairs.objects[order].bincount(minlength=count)
     last = counts.cumsum(0)
