@@ -192,7 +192,7 @@ def test_ten_thousand_objects_have_no_more_queries_than_a_hundred():
 def test_wrong_arguments_are_named():
     with pytest.raises(ValueError, match="max_queries=0 must be at least 1"):
         DenoisingQueries(3, 8, max_queries=0)
-    with pytest.raises(ValueError, match="groups=0, .*must be at least 1"):
+    with pytest.raises(ValueError, match=r"groups=0, .*must be at least 1"):
         DenoisingQueries(3, 8, groups=0)
     with pytest.raises(ValueError, match=r"box_noise=1.5.*\[0, 1\]"):
         unhooked(DenoisingQueries.__init__)(DenoisingQueries(3, 8), 3, 8, box_noise=1.5)
