@@ -9,14 +9,17 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from detkit._door import door
+from detkit._inputs import on_host
 from detkit._ranges import Fraction
 from detkit._ranking import stable_topk
-from detkit.anchors.assigned import matched_overlaps, no_matches, threshold_labels
+from detkit.anchors.assigned import matched_overlaps, threshold_labels
 from detkit.anchors.claims import SMALLEST_CLAIM, pair_keys
-from detkit.anchors.matcher import AnchorBoxes, check_thresholds, match_batch, read_boxes, traced_matches
+from detkit.anchors.matcher import AnchorBoxes, check_thresholds, match_batch, match_images, read_boxes, traced_matches
 from detkit.anchors.matrix import overlap_matrix
 from detkit.anchors.search.bipartite import accepted_offers, search_bipartite
 from detkit.anchors.search.overlap_index import Pairs
+from detkit.boxes.iou_blocks import iou_matrix
+from detkit.boxes.measures import BoxSides
 from detkit.structures import NEGATIVE, Assignment, Predictions, Targets
 
 _PAIRS_AT_ONCE = 2**19
@@ -171,15 +174,15 @@ class BipartiteMatcher(nn.Module):
         boxes, targets = read_boxes("BipartiteMatcher", anchors, targets)
         rows = targets.boxes, targets.valid, targets.ignore, boxes
         rule = (self.positive_iou, self.negative_iou, self.greedy, self.force_match_zero)
-        return Assignment(*torch.ops.detkit.match_bipartite(*rows, *rule))
+        match = _match_rows if on_host(boxes) else torch.ops.detkit.match_bipartite
+        return Assignment(*match(*rows, *rule))
 
     def extra_repr(self) -> str:
         """The settings that ``print`` shows."""
         return f"positive_iou={self.positive_iou}, negative_iou={self.negative_iou}, greedy={self.greedy}"
 
 
-@torch.library.custom_op("detkit::match_bipartite", mutates_args=())
-def _match(
+def _match_rows(
     boxes: Tensor,
     valid: Tensor,
     ignore: Tensor,
@@ -195,7 +198,7 @@ def _match(
     return match_batch(boxes, valid, ignore, anchors, compare=compare, search=search)
 
 
-_match.register_fake(traced_matches)
+torch.library.custom_op("detkit::match_bipartite", _match_rows, mutates_args=()).register_fake(traced_matches)
 
 
 def _compare(
@@ -204,12 +207,18 @@ def _compare(
     """The rule; on the CPU of an image's own objects at a time: the matrix of a batch would not fit the cache."""
     if boxes.device.type != "cpu":
         return match_bipartite(overlap_matrix(boxes, objects, anchors), **rule)
-    result = no_matches(boxes, anchors)
-    for image in objects.any(1).nonzero().squeeze(1).tolist():
-        rows = objects[image].nonzero().T
-        own = anchors if anchors.ndim == 2 else anchors[image]
-        overlaps = overlap_matrix(boxes[image, rows], torch.ones_like(rows, dtype=torch.bool), own)
-        matched, quality = (values[0] for values in match_bipartite(overlaps, **rule))
-        result.matched[image] = torch.where(matched >= 0, rows[0][matched.clamp(min=0)], matched)
-        result.quality[image] = quality
-    return result
+    if rule["negative_iou"] > 0 and not rule["force_match_zero"]:
+        return match_images(boxes, objects, anchors, partial(_compare_image, **rule))
+    images = zip(boxes.split(1), objects.split(1), anchors.expand(len(boxes), -1, -1).split(1), strict=True)
+    found = [
+        match_bipartite(overlap_matrix(*image), **rule) for image in images
+    ]  # here 0 with what is no object counts
+    return Assignment(*(torch.cat(columns) for columns in zip(*found, strict=True)))
+
+
+def _compare_image(
+    objects: BoxSides, rows: Int[Tensor, "M"], anchors: BoxSides, **rule: Any
+) -> tuple[Int[Tensor, "N"], Float[Tensor, "N"]]:
+    matched, quality = match_bipartite(iou_matrix(objects, anchors).float()[None], **rule)
+    own = rows.index_select(0, matched[0].clamp(min=0))
+    return torch.where(matched[0] >= 0, own, matched[0]), quality[0]

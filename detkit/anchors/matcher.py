@@ -1,6 +1,7 @@
 """What all matchers share around their rule: reading the arguments, running on a whole batch, ignoring crowds."""
 
 import math
+from collections.abc import Callable
 from typing import TypeAlias
 
 import torch
@@ -10,7 +11,9 @@ from torch import Tensor
 from detkit._inputs import as_boxes, on_host
 from detkit.anchors.assigned import ignore_crowds, no_matches
 from detkit.anchors.search.groups import Compare, Search, search_batch, worth_searching
-from detkit.structures import Anchors, Predictions, Targets
+from detkit.anchors.search.overlap_index import anchor_sides
+from detkit.boxes.measures import BoxSides, bounded_sides
+from detkit.structures import Anchors, Assignment, Predictions, Targets
 
 AnchorBoxes: TypeAlias = Anchors | Shaped[Tensor, "*B N 4"]
 """What matchers take: anchors, or plain boxes, either shared by all images or those of each image."""
@@ -92,13 +95,38 @@ def match_batch(
     """
     crowded = ignore.device.type != "cpu" or bool(ignore.any())
     objects = valid & ~ignore if crowded else valid
-    if anchors.shape[-2] == 0:
+    if anchors.shape[-2] == 0 or len(boxes) == 0:
         matched, quality = no_matches(boxes, anchors)
     elif search is not None and worth_searching(objects, anchors):
         matched, quality = search_batch(boxes, objects, anchors, search=search, compare=compare)
     else:
         matched, quality = compare(boxes, objects, anchors)
     return ignore_crowds(matched, anchors, boxes, valid & ignore) if crowded else matched, quality
+
+
+def match_images(
+    boxes: Float[Tensor, "B T 4"],
+    objects: Bool[Tensor, "B T"],
+    anchors: Float[Tensor, "*B N 4"],
+    match: Callable[[BoxSides, Tensor, BoxSides], tuple[Tensor, Tensor]],
+) -> Assignment:
+    """The matched and quality (N,) that ``match(objects, rows, anchors)`` returns for each image on the CPU.
+
+    ``objects`` are those of the image alone, which stand in ``rows`` of its targets; without any, nothing is matched. A
+    box that is NaN has no area there.
+    """
+    sides = anchor_sides(anchors) if anchors.ndim == 2 else bounded_sides(anchors)
+    found = []
+    for image, own in enumerate(objects):
+        rows = own.nonzero().squeeze(1)
+        columns = sides if anchors.ndim == 2 else sides.map(lambda values, i=image: values[i])
+        if len(rows):
+            found.append(match(bounded_sides(boxes[image, rows]), rows, columns))
+        else:
+            found.append(tuple(values[0] for values in no_matches(boxes[:1], anchors)))
+    if len(found) == 1:
+        return Assignment(*(values[None] for values in found[0]))
+    return Assignment(*(torch.stack(values) for values in zip(*found, strict=True)))
 
 
 def traced_matches(boxes: Tensor, valid: Tensor, ignore: Tensor, anchors: Tensor, *rule: object) -> tuple[Tensor, ...]:

@@ -11,12 +11,11 @@ from detkit._door import door
 from detkit._inputs import on_host
 from detkit._ranges import Fraction
 from detkit.anchors.assigned import no_matches, threshold_labels
-from detkit.anchors.matcher import AnchorBoxes, check_thresholds, match_batch, read_boxes, traced_matches
+from detkit.anchors.matcher import AnchorBoxes, check_thresholds, match_batch, match_images, read_boxes, traced_matches
 from detkit.anchors.matrix import best_matches, matrix_pieces, overlap_matrix
-from detkit.anchors.search.overlap_index import anchor_sides
 from detkit.anchors.search.threshold import search_threshold
-from detkit.boxes.measures import BoxSides, bounded_sides
-from detkit.structures import NEGATIVE, Assignment, Predictions, Targets
+from detkit.boxes.measures import BoxSides
+from detkit.structures import Assignment, Predictions, Targets
 
 
 def match_by_threshold(
@@ -115,15 +114,7 @@ def _compare(
     """The rule by the IoU of all pairs: of the whole batch on a device, of an image at a time on the CPU."""
     if boxes.device.type != "cpu" or rule["negative_iou"] == 0:  # 0: where the IoU of what is no object counts
         return _compare_batch(boxes, objects, anchors, **rule)
-    sides = anchor_sides(anchors) if anchors.ndim == 2 else bounded_sides(anchors)
-    found = []
-    for image, own in enumerate(objects):
-        rows = own.nonzero().squeeze(1)
-        columns = sides if anchors.ndim == 2 else sides.map(lambda values, i=image: values[i])
-        found.append(_compare_image(bounded_sides(boxes[image, rows]), rows, columns, **rule))
-    if len(found) == 1:
-        return Assignment(*(values[None] for values in found[0]))
-    return Assignment(*(torch.stack(values) for values in zip(*found, strict=True)))
+    return match_images(boxes, objects, anchors, partial(_compare_image, **rule))
 
 
 def _compare_image(
@@ -136,9 +127,6 @@ def _compare_image(
     low_quality: bool,
 ) -> tuple[Int[Tensor, "N"], Float[Tensor, "N"]]:
     """Matched and quality of one image, whose objects stand in ``rows``."""
-    if len(rows) == 0:
-        nothing = torch.zeros(anchors.area.shape)
-        return torch.full_like(nothing, NEGATIVE, dtype=torch.int64), nothing
     overlap, place, forced = best_matches(objects, anchors, ties=low_quality)
     row = rows.index_select(0, place)
     matched = threshold_labels(overlap, row, positive_iou, negative_iou)
