@@ -81,7 +81,7 @@ def rule_of(annotation: Any) -> Rule | None:
     """The rule in an annotation; None where it bounds no number.
 
     >>> rule_of(Fraction | None).single
-    (Range(low=0, high=1, open=False), False)
+    (Range(low=0, high=1, open=False, infinite=False), False)
     >>> rule_of(Size).length, rule_of(str)
     (2, None)
     """
