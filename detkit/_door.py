@@ -106,7 +106,7 @@ def _named(function: Callable[..., Any], arguments: tuple[Any, ...]) -> str:
     """What messages call the function: a constructor and a module by its class, a method by both."""
     first = next(iter(_KNOWN[function][0].parameters), "")
     if first not in ("self", "cls") or not arguments:
-        return function.__qualname__.rpartition("<locals>.")[2]
+        return function.__qualname__.rpartition("<locals>.")[2].removesuffix(".__init__")
     owner = arguments[0].__name__ if first == "cls" else type(arguments[0]).__name__
     return owner if function.__name__ in ("__init__", "forward", "__call__") else f"{owner}.{function.__name__}"
 
