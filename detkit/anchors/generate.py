@@ -88,10 +88,11 @@ class DefaultBoxes(_ShapesOnGrids):
     each used with its inverse too. The order within a cell is: square of ``size``, square of sqrt(size * next size),
     then r and 1/r for each ratio; cells run row by row, levels from fine to coarse. ``strides`` are the distances
     between centers in pixels; without them they are image size over feature size. Boxes may extend beyond the image
-    unless ``clip``. Source: Liu et al. 2016, section 2.2, in the order of the authors' released code.
+    unless ``clip``; ``max_side`` cuts widths and heights, as torchvision does at the sides of the image. Source: Liu et
+    al. 2016, section 2.2, in the order of the authors' released code.
 
     Raises ValueError if ``sizes``, ``aspect_ratios`` and ``strides`` differ in their number of levels, and for sizes,
-    ratios or strides that are not positive.
+    ratios, strides or a ``max_side`` that are not positive.
 
     >>> anchors = DefaultBoxes([(30, 60), (60, 111)], aspect_ratios=[(2,), (2, 3)], strides=(8, 16))
     >>> anchors.per_cell
@@ -109,6 +110,7 @@ class DefaultBoxes(_ShapesOnGrids):
         aspect_ratios: Sequence[Sequence[float]],
         strides: Sequence[float] | None = None,
         clip: bool = False,
+        max_side: float = math.inf,
     ) -> None:
         if len(aspect_ratios) != len(sizes):
             raise ValueError(
@@ -116,7 +118,12 @@ class DefaultBoxes(_ShapesOnGrids):
             )
         _check_positive((side for pair in sizes for side in pair), function="DefaultBoxes", name="sizes")
         _check_positive((r for level in aspect_ratios for r in level), function="DefaultBoxes", name="aspect_ratios")
-        shapes = [_default_shapes(pair, ratios) for pair, ratios in zip(sizes, aspect_ratios, strict=True)]
+        if not max_side > 0:
+            raise ValueError(f"DefaultBoxes: max_side={max_side} must be a positive number of pixels")
+        shapes = [
+            [(min(width, max_side), min(height, max_side)) for width, height in _default_shapes(pair, ratios)]
+            for pair, ratios in zip(sizes, aspect_ratios, strict=True)
+        ]
         super().__init__(shapes, strides=strides, clip=clip)
 
 

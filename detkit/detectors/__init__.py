@@ -44,6 +44,9 @@ from detkit.detectors.recipes import (
     ssd,
     ssd300,
     ssd512,
+    ssd_stage,
+    ssdlite,
+    ssdlite320_mobilenet_v3_large,
     tiny_ssd,
 )
 from detkit.detectors.region import RegionFeatures, RegionStage
@@ -114,5 +117,8 @@ __all__ = [
     "ssd",
     "ssd300",
     "ssd512",
+    "ssd_stage",
+    "ssdlite",
+    "ssdlite320_mobilenet_v3_large",
     "tiny_ssd",
 ]

@@ -3,7 +3,14 @@
 import pytest
 from contracts import CONTRACT, SHORT_CONTRACT, Case, Check
 
-from detkit.detectors import fpn_ssd, small_faster_rcnn, small_mask_rcnn, ssd300, tiny_ssd
+from detkit.detectors import (
+    fpn_ssd,
+    small_faster_rcnn,
+    small_mask_rcnn,
+    ssd300,
+    ssdlite320_mobilenet_v3_large,
+    tiny_ssd,
+)
 
 TWO_STAGES = frozenset({"rpn.objectness", "box.classification"})
 SMALL = {
@@ -19,6 +26,12 @@ SMALL = {
 @pytest.mark.parametrize("case", SMALL.values(), ids=SMALL)
 def test_a_small_detector_keeps_the_contract(case: Case, check: Check):
     check(case)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("check", SHORT_CONTRACT, ids=lambda check: check.__name__)
+def test_ssdlite_keeps_the_short_contract(check: Check):
+    check(Case(lambda: ssdlite320_mobilenet_v3_large(2), num_classes=2))
 
 
 @pytest.mark.slow(4)
