@@ -7,6 +7,7 @@ from detkit.detectors import (
     fpn_ssd,
     small_faster_rcnn,
     small_mask_rcnn,
+    ssd7,
     ssd300,
     ssdlite320_mobilenet_v3_large,
     tiny_ssd,
@@ -15,6 +16,7 @@ from detkit.detectors import (
 TWO_STAGES = frozenset({"rpn.objectness", "box.classification"})
 SMALL = {
     "fpn_ssd": Case(lambda: fpn_ssd(3, size=(96, 128), channels=8), num_classes=3),
+    "ssd7": Case(lambda: ssd7(3, size=(96, 128)), num_classes=3),
     "tiny_ssd": Case(lambda: tiny_ssd(2), num_classes=2),
     "small_faster_rcnn": Case(lambda: small_faster_rcnn(3, size=(96, 128), channels=8), 3, TWO_STAGES),
     "small_mask_rcnn": Case(lambda: small_mask_rcnn(3, size=(96, 128), channels=8), 3, TWO_STAGES),

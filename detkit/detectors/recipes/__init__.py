@@ -28,6 +28,7 @@ from detkit.detectors.recipes.retinanet import (
     small_retinanet,
 )
 from detkit.detectors.recipes.ssd import fpn_ssd, ssd, ssd300, ssd512, ssd_stage, tiny_ssd
+from detkit.detectors.recipes.ssd7 import ssd7
 from detkit.detectors.recipes.ssdlite import ssdlite, ssdlite320_mobilenet_v3_large
 
 __all__ = [
@@ -62,6 +63,7 @@ __all__ = [
     "small_pix2seq",
     "small_retinanet",
     "ssd",
+    "ssd7",
     "ssd300",
     "ssd512",
     "ssd_stage",
