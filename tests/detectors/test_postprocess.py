@@ -109,6 +109,32 @@ def test_boxes_of_each_class_and_a_smallest_size_are_those_of_the_reference(sett
             assert torch.equal(found.boxes[i, valid], torch.stack(rows).clamp(min=0).minimum(limits))
 
 
+@pytest.mark.parametrize("levels", [4, 1000])
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_without_regard_to_classes_each_box_is_found_as_its_best_class(settings, levels, generator):
+    postprocess, size = Postprocess(**settings, class_agnostic=True), torch.tensor([[40, 44]])
+    scores, boxes = scene(1, 60, 3, levels=levels, generator=generator)
+    moved = boxes[:, :, None] + torch.randint(-2, 3, (1, 60, 3, 1), generator=generator) * 2.0
+    labels = [row.index(max(row)) for row in scores[0].tolist()]
+    best = scores.amax(2, keepdim=True)
+    for given, own in ((boxes, boxes), (moved, moved[:, torch.arange(60), labels])):
+        found = postprocess(scores, given, size)
+        expected = reference(best[0], own[0], [40, 44], **settings)
+        assert len(expected) == found.valid.sum()
+        assert found.scores[found.valid].tolist() == [score for score, _, _ in expected]
+        assert found.labels[found.valid].tolist() == [labels[number] for _, _, number in expected]
+        limits = torch.tensor([44.0, 40, 44, 40])
+        wanted = own[0, [number for _, _, number in expected]].clamp(min=0).minimum(limits)
+        assert torch.equal(found.boxes[found.valid], wanted)
+
+
+def test_without_regard_to_classes_a_score_that_is_not_a_number_leaves_the_other_classes_theirs():
+    scores, boxes = torch.tensor([[[torch.nan, 0.7]]]), torch.tensor([[[0.0, 0, 9, 9]]])
+    found = Postprocess(class_agnostic=True)(scores, boxes, torch.tensor([[40, 40]]))
+    assert found.labels[found.valid].tolist() == [1]
+    assert found.scores[found.valid].tolist() == pytest.approx([0.7])
+
+
 def test_a_box_of_one_class_that_is_not_finite_leaves_the_other_classes_theirs():
     boxes = torch.tensor([[[[0.0, 0, 9, 9], [0, 0, torch.nan, 9]], [[0, 0, torch.inf, 9], [20, 20, 30, 30]]]])
     found = Postprocess()(torch.tensor([[[0.9, 0.8], [0.7, 0.6]]]), boxes, torch.tensor([[40, 40]]))
