@@ -63,7 +63,7 @@ except ImportError:  # Windows: there a folder in use is not noticed
 
 RECIPES = [name for name in recipes.__all__ if not name.endswith(("_stage", "_anchors"))]
 """Those that build a whole detector, not a part of one."""
-OTHERWISE = {"ssd", "fast_rcnn", "rcnn"}
+OTHERWISE = {"ssd", "ssdlite", "fast_rcnn", "rcnn"}
 """Recipes that need a trunk, or proposals, handed over."""
 AUGMENTATIONS = {
     "none": v2.Identity,

@@ -27,7 +27,7 @@ def calibrated(model: Any) -> Any:
     Else features grow from layer to layer, and all scores are 1.
     """
     named = [(name, layer) for name, layer in model.head.named_modules() if isinstance(layer, nn.Conv2d)]
-    final = [layer for name, layer in named if ".conv." not in name]
+    final = [layer for name, layer in named if ".conv." not in name and layer.bias is not None]
     inner = [module for module in model.modules() if isinstance(module, nn.Conv2d) and module not in final]
     seen: set[int] = set()
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from detkit._constants import Constants
 from detkit._door import door
-from detkit._ranges import Positive, Whole, check, rule_of
+from detkit._ranges import Positive, Range, Whole, check, rule_of
 from detkit.structures import Anchors, Images
 
 Ratio = Literal["w/h", "h/w"]
@@ -90,10 +90,11 @@ class DefaultBoxes(_ShapesOnGrids):
     each used with its inverse too. The order within a cell is: square of ``size``, square of sqrt(size * next size),
     then r and 1/r for each ratio; cells run row by row, levels from fine to coarse. ``strides`` are the distances
     between centers in pixels; without them they are image size over feature size. Boxes may extend beyond the image
-    unless ``clip``. Source: Liu et al. 2016, section 2.2, in the order of the authors' released code.
+    unless ``clip``; ``max_side`` cuts widths and heights, as torchvision does at the sides of the image. Source: Liu et
+    al. 2016, section 2.2, in the order of the authors' released code.
 
     Raises ValueError if ``sizes``, ``aspect_ratios`` and ``strides`` differ in their number of levels, and for sizes,
-    ratios or strides that are not positive.
+    ratios, strides or a ``max_side`` that are not positive.
 
     >>> anchors = DefaultBoxes([(30, 60), (60, 111)], aspect_ratios=[(2,), (2, 3)], strides=(8, 16))
     >>> anchors.per_cell
@@ -112,12 +113,16 @@ class DefaultBoxes(_ShapesOnGrids):
         aspect_ratios: Sequence[Sequence[Positive]],
         strides: Sequence[Positive] | None = None,
         clip: bool = False,
+        max_side: Annotated[float, Range(0, open=True, infinite=True)] = math.inf,
     ) -> None:
         if len(aspect_ratios) != len(sizes):
             raise ValueError(
                 f"DefaultBoxes: {len(aspect_ratios)} aspect_ratios for {len(sizes)} sizes; each level needs its own"
             )
-        shapes = [_default_shapes(pair, ratios) for pair, ratios in zip(sizes, aspect_ratios, strict=True)]
+        shapes = [
+            [(min(width, max_side), min(height, max_side)) for width, height in _default_shapes(pair, ratios)]
+            for pair, ratios in zip(sizes, aspect_ratios, strict=True)
+        ]
         super().__init__(shapes, strides=strides, clip=clip)
 
 

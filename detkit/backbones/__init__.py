@@ -1,11 +1,12 @@
 """Backbones turn images into feature maps of known channels and strides, finest first.
 
-``SmallBackbone`` and the chains of TinySSD and SSD7 are built here; VGG, ResNet and the torchvision and timm adapters
-wrap a model that the user built, with or without pretrained weights. A backbone and a neck make a trunk:
+``SmallBackbone`` and the chains of TinySSD and SSD7 are built here; VGG, ResNet, MobileNet and the torchvision and timm
+adapters wrap a model that the user built, with or without pretrained weights. A backbone and a neck make a trunk:
 ``nn.Sequential(backbone, neck)``.
 """
 
 from detkit.backbones.base import Backbone
+from detkit.backbones.mobilenet import mobilenet_backbone
 from detkit.backbones.pretrained import TimmBackbone, TorchvisionBackbone
 from detkit.backbones.resnet import ResNetBackbone
 from detkit.backbones.sequential import SequentialBackbone, ssd7_backbone, tiny_ssd_backbone
@@ -20,6 +21,7 @@ __all__ = [
     "SmallBackbone",
     "TimmBackbone",
     "TorchvisionBackbone",
+    "mobilenet_backbone",
     "ssd7_backbone",
     "ssd_trunk_from_torchvision",
     "tiny_ssd_backbone",

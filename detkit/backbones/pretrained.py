@@ -10,6 +10,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 from detkit._door import door
 from detkit._ranges import Count
 from detkit.backbones.base import Backbone
+from detkit.backbones.meta import meta_pass
 
 
 class TorchvisionBackbone(Backbone):
@@ -38,7 +39,8 @@ class TorchvisionBackbone(Backbone):
         image_size: tuple[Count, Count] = (224, 224),
     ) -> None:
         body = create_feature_extractor(model, list(nodes))
-        shapes = _meta_shapes(body, nodes, image_size)
+        outputs = meta_pass(body, torch.empty(2, 3, *image_size, device="meta"))
+        shapes = [tuple(outputs[node].shape) for node in nodes]
         if any(len(shape) != 4 for shape in shapes):
             raise ValueError(
                 f"TorchvisionBackbone: nodes {list(nodes)} give shapes {shapes}; each must have 4 dimensions"
@@ -94,13 +96,3 @@ class TimmBackbone(Backbone):
             shapes = [tuple(level.shape) for level in levels]
             raise ValueError(f"TimmBackbone: feature maps {shapes} do not have the channels {self.out_channels}")
         return levels
-
-
-def _meta_shapes(body: nn.Module, nodes: Sequence[str], image_size: tuple[int, int]) -> list[tuple[int, ...]]:
-    state = {**dict(body.named_parameters()), **dict(body.named_buffers())}
-    meta = {name: torch.empty_like(value, device="meta") for name, value in state.items()}
-    # Two images: a batch norm in training mode refuses one value per channel.
-    images = torch.empty(2, 3, *image_size, device="meta")
-    with torch.no_grad():
-        outputs = torch.func.functional_call(body, meta, (images,))
-    return [tuple(outputs[node].shape) for node in nodes]

@@ -4,20 +4,23 @@ from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from detkit._door import door
 from detkit._ranges import Count
 from detkit.backbones.base import Backbone
+from detkit.backbones.meta import meta_pass
 from detkit.layers import init_convolutions
 
 
 class SequentialBackbone(Backbone):
     """Stages run one after another; the output of each is a level.
 
-    ``stages`` come with the channels and the stride (relative to the image) of each stage's output. Raises ValueError
-    if their numbers differ.
+    ``stages`` come with the channels and the stride (relative to the image) of each stage's output; without these, both
+    are inferred from the shapes of one pass on the meta device (nothing is computed) with an image of 256 x 256. Raises
+    ValueError if their numbers differ, or only one of the two is given.
 
     >>> import torch
     >>> backbone = SequentialBackbone([nn.Conv2d(3, 4, 2, 2), nn.MaxPool2d(2)], out_channels=[4, 4], strides=[2, 4])
@@ -26,7 +29,17 @@ class SequentialBackbone(Backbone):
     """
 
     @door
-    def __init__(self, stages: Sequence[nn.Module], *, out_channels: Sequence[Count], strides: Sequence[Count]) -> None:
+    def __init__(
+        self,
+        stages: Sequence[nn.Module],
+        *,
+        out_channels: Sequence[Count] | None = None,
+        strides: Sequence[Count] | None = None,
+    ) -> None:
+        if (out_channels is None) != (strides is None):
+            raise ValueError("SequentialBackbone: give both out_channels and strides, or neither to have them inferred")
+        if out_channels is None or strides is None:
+            out_channels, strides = _inferred(stages)
         super().__init__(out_channels=out_channels, strides=strides)
         if len(stages) != len(self.out_channels):
             raise ValueError(
@@ -82,6 +95,16 @@ def ssd7_backbone() -> SequentialBackbone:
     backbone = SequentialBackbone(stages, out_channels=channels[4:], strides=[8, 16, 32, 64])
     init_convolutions(backbone, nn.init.kaiming_normal_)
     return backbone
+
+
+def _inferred(stages: Sequence[nn.Module]) -> tuple[list[int], list[int]]:
+    """Channels and strides of the outputs of the stages."""
+    side, levels = 256, []
+    level = torch.empty(2, 3, side, side, device="meta")
+    for stage in stages:
+        level = meta_pass(stage, level)
+        levels.append(level.shape)
+    return [shape[1] for shape in levels], [round(side / shape[2]) for shape in levels]
 
 
 def _down_block(in_channels: int, out_channels: int) -> nn.Sequential:

@@ -42,8 +42,12 @@ from detkit.detectors.recipes import (
     small_pix2seq,
     small_retinanet,
     ssd,
+    ssd7,
     ssd300,
     ssd512,
+    ssd_stage,
+    ssdlite,
+    ssdlite320_mobilenet_v3_large,
     tiny_ssd,
 )
 from detkit.detectors.region import RegionFeatures, RegionStage
@@ -112,7 +116,11 @@ __all__ = [
     "small_pix2seq",
     "small_retinanet",
     "ssd",
+    "ssd7",
     "ssd300",
     "ssd512",
+    "ssd_stage",
+    "ssdlite",
+    "ssdlite320_mobilenet_v3_large",
     "tiny_ssd",
 ]

@@ -1,6 +1,6 @@
 """Heads that predict a few numbers for every default box, with separate filters at every level."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
@@ -8,36 +8,6 @@ from torch import Tensor, nn
 
 from detkit._door import door
 from detkit._ranges import Count, Finite, Positive
-
-
-class MultiBoxHead(nn.Module):
-    """SSD's predictor: one 3 x 3 convolution per feature level, ``outputs`` numbers per default box.
-
-    ``in_channels`` and ``per_cell`` are the channels and the boxes per cell of every level, finest first. With
-    ``outputs = num_classes + 1`` it is the class head of a softmax detector (background last), with 4 the box head.
-    Source: Liu et al. 2016, section 2.1.
-
-    >>> head = MultiBoxHead((8, 16), (4, 6), outputs=4)
-    >>> head([torch.zeros(2, 8, 5, 5), torch.zeros(2, 16, 3, 3)]).shape
-    torch.Size([2, 154, 4])
-    """
-
-    @door
-    def __init__(self, in_channels: Sequence[Count], per_cell: Sequence[Count], *, outputs: Count) -> None:
-        super().__init__()
-        if len(in_channels) != len(per_cell):
-            raise ValueError(f"MultiBoxHead: {len(in_channels)} in_channels for {len(per_cell)} per_cell levels")
-        self.outputs = outputs
-        self.levels = nn.ModuleList(
-            prediction_conv(channels, boxes * outputs) for channels, boxes in zip(in_channels, per_cell, strict=True)
-        )
-
-    @door
-    def forward(self, features: Sequence[Float[Tensor, "B _ _ _"]]) -> Float[Tensor, "B N outputs"]:
-        """Predictions of all levels, in the order of the default boxes: level, row, column, box."""
-        if len(features) != len(self.levels):
-            raise ValueError(f"MultiBoxHead: got {len(features)} feature levels, was built for {len(self.levels)}")
-        return flatten_levels([level(rows) for level, rows in zip(self.levels, features, strict=True)], self.outputs)
 
 
 @door
@@ -54,6 +24,44 @@ def prediction_conv(
         nn.init.xavier_uniform_(conv.weight) if std is None else nn.init.normal_(conv.weight, std=std)
         nn.init.constant_(conv.get_parameter("bias"), bias)
     return conv
+
+
+class MultiBoxHead(nn.Module):
+    """SSD's predictor: one convolution per feature level, ``outputs`` numbers per default box.
+
+    ``in_channels`` and ``per_cell`` are the channels and the boxes per cell of every level, finest first. With
+    ``outputs = num_classes + 1`` it is the class head of a softmax detector (background last), with 4 the box head.
+    ``convolution``, called with the numbers of channels before and behind it, makes that of a level: by default 3 x 3;
+    ``partial(SeparableConv, linear=True)`` makes SSDlite's. Source: Liu et al. 2016, section 2.1.
+
+    >>> head = MultiBoxHead((8, 16), (4, 6), outputs=4)
+    >>> head([torch.zeros(2, 8, 5, 5), torch.zeros(2, 16, 3, 3)]).shape
+    torch.Size([2, 154, 4])
+    """
+
+    @door
+    def __init__(
+        self,
+        in_channels: Sequence[Count],
+        per_cell: Sequence[Count],
+        *,
+        outputs: Count,
+        convolution: Callable[[int, int], nn.Module] = prediction_conv,
+    ) -> None:
+        super().__init__()
+        if len(in_channels) != len(per_cell):
+            raise ValueError(f"MultiBoxHead: {len(in_channels)} in_channels for {len(per_cell)} per_cell levels")
+        self.outputs = outputs
+        self.levels = nn.ModuleList(
+            convolution(channels, boxes * outputs) for channels, boxes in zip(in_channels, per_cell, strict=True)
+        )
+
+    @door
+    def forward(self, features: Sequence[Float[Tensor, "B _ _ _"]]) -> Float[Tensor, "B N outputs"]:
+        """Predictions of all levels, in the order of the default boxes: level, row, column, box."""
+        if len(features) != len(self.levels):
+            raise ValueError(f"MultiBoxHead: got {len(features)} feature levels, was built for {len(self.levels)}")
+        return flatten_levels([level(rows) for level, rows in zip(self.levels, features, strict=True)], self.outputs)
 
 
 @door

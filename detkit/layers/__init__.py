@@ -1,6 +1,6 @@
 """Layers that backbones, necks and heads share: small blocks, transformers, and the checks of feature levels."""
 
-from detkit.layers.blocks import ConvNormActivation, L2Norm, freeze_batch_norm, init_convolutions
+from detkit.layers.blocks import ConvNormActivation, L2Norm, SeparableConv, freeze_batch_norm, init_convolutions
 from detkit.layers.box_decoder import BoxDecoder, BoxPositions, BoxQueries, DeformableDecoderLayer
 from detkit.layers.deformable import DeformableAttention
 from detkit.layers.levels import check_features, check_levels
@@ -22,6 +22,7 @@ __all__ = [
     "LearnedPositions",
     "MapEncoder",
     "Memory",
+    "SeparableConv",
     "SinePositions",
     "TransformerDecoder",
     "TransformerEncoder",

@@ -37,25 +37,60 @@ class ConvNormActivation(nn.Sequential):
         norm: Callable[[int], nn.Module] | None = nn.BatchNorm2d,
         activation: Callable[[], nn.Module] | None = nn.ReLU,
     ) -> None:
-        if padding is None and kernel_size % 2 == 0:
-            raise ValueError(
-                f"ConvNormActivation: kernel_size={kernel_size} is even; give its padding, or use an odd kernel"
-            )
-        padding = dilation * (kernel_size // 2) if padding is None else padding
-        steps: list[nn.Module] = [
-            nn.Conv2d(
-                in_channels,
-                out_channels,
-                kernel_size,
-                stride=stride,
-                padding=padding,
-                dilation=dilation,
-                bias=norm is None,
-            )
-        ]
-        steps += [norm(out_channels)] if norm else []
-        steps += [activation()] if activation else []
-        super().__init__(*steps)
+        convolution = nn.Conv2d(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride=stride,
+            padding=_padding("ConvNormActivation", kernel_size, padding, dilation),
+            dilation=dilation,
+            bias=norm is None,
+        )
+        super().__init__(*_followed(convolution, norm, activation))
+
+
+class SeparableConv(nn.Sequential):
+    """A depthwise convolution, which filters each channel by itself, then a 1 x 1 one, which mixes them.
+
+    Maps (B, in_channels, H, W) to (B, out_channels, H / stride, W / stride), rounded up. Each of the two is followed by
+    ``norm``, called with the number of channels, and ``activation``, called with no argument; None leaves the step out,
+    and a convolution without a norm has a bias. ``linear`` leaves both out behind the second, as a predictor needs it.
+    ``padding`` as in :class:`ConvNormActivation`. Raises ValueError for an even kernel without ``padding``.
+    Source: Sandler et al. 2018 (MobileNetV2), section 6.2 ("SSDLite").
+
+    >>> SeparableConv(8, 24, stride=2)(torch.zeros(1, 8, 7, 10)).shape
+    torch.Size([1, 24, 4, 5])
+    >>> sum(weights.numel() for weights in SeparableConv(8, 24, norm=None, linear=True).parameters())
+    296
+    """
+
+    @door
+    def __init__(
+        self,
+        in_channels: Count,
+        out_channels: Count,
+        *,
+        kernel_size: Count = 3,
+        stride: Count = 1,
+        padding: Whole | None = None,
+        norm: Callable[[int], nn.Module] | None = nn.BatchNorm2d,
+        activation: Callable[[], nn.Module] | None = nn.ReLU6,
+        linear: bool = False,
+    ) -> None:
+        depthwise = nn.Conv2d(
+            in_channels,
+            in_channels,
+            kernel_size,
+            stride=stride,
+            padding=_padding("SeparableConv", kernel_size, padding),
+            groups=in_channels,
+            bias=norm is None,
+        )
+        pointwise = nn.Conv2d(in_channels, out_channels, 1, bias=norm is None or linear)
+        super().__init__(
+            nn.Sequential(*_followed(depthwise, norm, activation)),
+            pointwise if linear else nn.Sequential(*_followed(pointwise, norm, activation)),
+        )
 
 
 class L2Norm(nn.Module):
@@ -119,6 +154,21 @@ def init_convolutions(module: nn.Module, init: Callable[[Tensor], object]) -> No
             init(layer.weight)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
+
+
+def _padding(function: str, kernel_size: int, padding: int | None, dilation: int = 1) -> int:
+    if padding is None and kernel_size % 2 == 0:
+        raise ValueError(f"{function}: kernel_size={kernel_size} is even; give its padding, or use an odd kernel")
+    return dilation * (kernel_size // 2) if padding is None else padding
+
+
+def _followed(
+    convolution: nn.Conv2d,
+    norm: Callable[[int], nn.Module] | None,
+    activation: Callable[[], nn.Module] | None,
+) -> list[nn.Module]:
+    after = [norm(convolution.out_channels)] if norm else []
+    return [convolution, *after, *([activation()] if activation else [])]
 
 
 def _frozen(norm: nn.modules.batchnorm._BatchNorm) -> FrozenBatchNorm2d:

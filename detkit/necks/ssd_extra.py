@@ -46,7 +46,9 @@ class SSDExtra(Neck):
     ``features`` (B, in_channels[l], H_l, W_l) are followed by one map for each of ``levels``. ``strides`` are the
     distances between neighboring cells: a level whose convolution has no stride keeps the previous stride even if it
     loses its border, while Caffe's SSD300 lists 100 and 300 (image size by cells) as the steps of its last two levels.
-    ``norm`` (default none, as published) is called with the number of channels. Xavier initialization.
+    ``norm`` (default none, as published) is called with the number of channels, ``activation`` with no argument.
+    ``convolution`` makes the larger one of a level, called as :class:`~detkit.layers.ConvNormActivation`, the default;
+    :class:`~detkit.layers.SeparableConv` makes SSDlite's. Xavier initialization.
     Raises ValueError for in_channels and in_strides of different lengths.
     Source: SSD (arXiv 1512.02325, section 2.1, figure 2; section 3.3, note on SSD512).
 
@@ -66,13 +68,16 @@ class SSDExtra(Neck):
         *,
         levels: Sequence[ExtraLevel] = SSD300_LEVELS,
         norm: Callable[[int], nn.Module] | None = None,
+        activation: Callable[[], nn.Module] = nn.ReLU,
+        convolution: Callable[..., nn.Sequential] = ConvNormActivation,
     ) -> None:
         check_levels(in_channels, in_strides, function="SSDExtra")
         channels, strides = list(in_channels), list(in_strides)
+        reduce, shrink = (partial(kind, norm=norm, activation=activation) for kind in (ConvNormActivation, convolution))
         blocks = []
         for i, level in enumerate(levels):
             check_fields(level, f"SSDExtra: levels[{i}]")
-            blocks.append(_block(channels[-1], level, norm))
+            blocks.append(_block(channels[-1], level, reduce, shrink))
             channels.append(level.out_channels)
             strides.append(strides[-1] * level.stride)
         super().__init__(in_channels, out_channels=channels, strides=strides)
@@ -89,15 +94,12 @@ class SSDExtra(Neck):
         return levels
 
 
-def _block(in_channels: int, level: ExtraLevel, norm: Callable[[int], nn.Module] | None) -> nn.Sequential:
-    convolution = partial(ConvNormActivation, norm=norm)
-    reduce = convolution(in_channels, level.mid_channels, kernel_size=1)
-    shrink = convolution(
-        level.mid_channels,
-        level.out_channels,
-        kernel_size=level.kernel_size,
-        stride=level.stride,
-        padding=level.padding,
-    )
+def _block(
+    in_channels: int, level: ExtraLevel, reduce: Callable[..., nn.Sequential], shrink: Callable[..., nn.Sequential]
+) -> nn.Sequential:
+    mid, out, kernel_size, stride, padding = level
     # Flat, so that without a norm the keys are torchvision's.
-    return nn.Sequential(*reduce, *shrink)
+    return nn.Sequential(
+        *reduce(in_channels, mid, kernel_size=1),
+        *shrink(mid, out, kernel_size=kernel_size, stride=stride, padding=padding),
+    )

@@ -6,16 +6,18 @@ from torchvision.models.detection.ssd import SSD
 
 from detkit.detectors import Detector
 from detkit.detectors.rpn import RPNStage
-from detkit.weights.torchvision_dense import dense_renames, fcos_from, retinanet_from, ssd_from
+from detkit.weights.torchvision_dense import dense_renames, fcos_from, retinanet_from
 from detkit.weights.torchvision_rcnn import rcnn_from, rcnn_renames
+from detkit.weights.torchvision_ssd import ssd_from
 from detkit.weights.torchvision_trunk import state_to_theirs
 
 
 def from_torchvision(model: nn.Module) -> Detector:
     """A Detector with the weights and behavior of a torchvision detection model, which is not modified.
 
-    ``model`` is a FasterRCNN, MaskRCNN, KeypointRCNN, RetinaNet or FCOS on a backbone with a feature pyramid, or
-    ``ssd300_vgg16``, with whatever weights it holds. Resizing, normalization, anchors, thresholds, precision, device,
+    ``model`` is a FasterRCNN, MaskRCNN, KeypointRCNN, RetinaNet or FCOS on a backbone with a feature pyramid, or an SSD
+    on one, on VGG-16 or on a MobileNet (``ssd300_vgg16``, ``ssdlite320_mobilenet_v3_large``), with whatever weights it
+    holds. Resizing, normalization, anchors, thresholds, precision, device,
     frozen parameters and train/eval mode are kept; of several training sizes, the one used for inference. Losses and
     detections are the same up to rounding, with three differences. Labels of SSD and the R-CNNs are one less than
     torchvision's, where background is 0 (labels of RetinaNet and FCOS are unchanged, as these models use class 0). NMS

@@ -14,7 +14,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 
 from detkit.anchors import BalancedSampler, ThresholdMatcher
-from detkit.boxes import DeltaCoder, PyramidRoIAlign
+from detkit.boxes import PyramidRoIAlign
 from detkit.detectors import BoxStage, Detector, KeypointStage, MaskStage, Postprocess, ProposalPostprocess, RPNStage
 from detkit.detectors.detector import Stage
 from detkit.heads import BoxHead, KeypointHead, MaskHead, RPNHead, conv_body, dense_body
@@ -25,6 +25,7 @@ from detkit.weights.torchvision_trunk import (
     anchors_from,
     background_last,
     carry_over,
+    coder_from,
     preprocess_from,
     trunk_from,
     trunk_renames,
@@ -98,7 +99,7 @@ def _rpn(model: Any, trunk: Trunk) -> RPNStage:
         anchors=anchors,
         matcher=_matcher(rpn.proposal_matcher),
         sampler=_sampler(rpn.fg_bg_sampler),
-        coder=DeltaCoder(rpn.box_coder.weights),
+        coder=coder_from(rpn.box_coder),
         criterion=RPNLoss(),
         postprocess=postprocesses[0],
         training_postprocess=postprocesses[1],
@@ -114,7 +115,7 @@ def _box(model: Any, trunk: Trunk) -> BoxStage:
         head=BoxHead(body, width, num_classes=predictor.cls_score.out_features - 1),
         matcher=_matcher(heads.proposal_matcher),
         sampler=_sampler(heads.fg_bg_sampler),
-        coder=DeltaCoder(heads.box_coder.weights),
+        coder=coder_from(heads.box_coder),
         criterion=RCNNLoss(),
         postprocess=Postprocess(
             score_threshold=heads.score_thresh,

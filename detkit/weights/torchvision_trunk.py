@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torchvision.models._utils import IntermediateLayerGetter
+from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
@@ -17,10 +18,9 @@ from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastL
 
 from detkit.anchors import GridAnchors
 from detkit.backbones import Backbone, ResNetBackbone, SequentialBackbone
+from detkit.boxes import DeltaCoder
 from detkit.detectors import Detector, Preprocess
 from detkit.necks import FPN
-
-_PROBE = 256  # pixels of the image whose passage tells channels and strides
 
 
 class Change(NamedTuple):
@@ -150,6 +150,15 @@ def anchors_from(generator: nn.Module) -> GridAnchors:
     return GridAnchors(generator.sizes, aspect_ratios=ratios, ratio_is="h/w", centered=False, whole_pixels=True)
 
 
+def coder_from(coder: BoxCoder) -> DeltaCoder:
+    """torchvision's coding of boxes.
+
+    >>> coder_from(BoxCoder((10.0, 10.0, 5.0, 5.0)))
+    DeltaCoder(scale=(10.0, 10.0, 5.0, 5.0), clamp=4.135)
+    """
+    return DeltaCoder(coder.weights, clamp=coder.bbox_xform_clip)
+
+
 def preprocess_from(transform: GeneralizedRCNNTransform) -> Preprocess:
     """torchvision's resizing, normalization and padding at inference: of several ``min_size`` the last one applies.
 
@@ -227,19 +236,7 @@ def _chain(body: IntermediateLayerGetter) -> SequentialBackbone:
         stages[-1][name] = layer
         if name in body.return_layers:
             stages.append(OrderedDict())
-    shapes = _level_shapes(body)
-    return SequentialBackbone(
-        [nn.Sequential(stage) for stage in stages if stage],
-        out_channels=[shape[1] for shape in shapes],
-        strides=[round(_PROBE / shape[2]) for shape in shapes],
-    )
-
-
-def _level_shapes(body: IntermediateLayerGetter) -> list[torch.Size]:
-    """Inferred on the meta device: nothing is computed."""
-    probe = copy.deepcopy(body).to("meta").eval()
-    images = torch.empty(1, 3, _PROBE, _PROBE, device="meta", dtype=next(probe.parameters()).dtype)
-    return [level.shape for level in probe(images).values()]
+    return SequentialBackbone([nn.Sequential(stage) for stage in stages if stage])
 
 
 def _pyramid(fpn: FeaturePyramidNetwork, backbone: Backbone) -> FPN:

@@ -87,6 +87,13 @@ def test_ratios_are_width_over_height_at_equal_area():
     assert sides == [[12, 12], [24, 24], [24, 6], [6, 24]]
 
 
+def test_the_longest_side_cuts_widths_and_heights_and_moves_no_center():
+    loose, cut = (DefaultBoxes([(12, 48)], aspect_ratios=[(4,)], **most) for most in ({}, {"max_side": 20}))
+    loose, cut = (anchors(grids(1), frame(100, 100)).boxes for anchors in (loose, cut))
+    assert (cut[:, 2:] - cut[:, :2]).tolist() == [[12, 12], [20, 20], [20, 6], [6, 20]]
+    assert torch.equal(cut[:, :2] + cut[:, 2:], loose[:, :2] + loose[:, 2:])
+
+
 def test_clipping_keeps_boxes_in_the_frame():
     loose, clipped = (ssd300(clip=clip)(grids(*GRIDS300), frame(300, 280)).boxes for clip in (False, True))
     limit = torch.tensor([280.0, 300, 280, 300])
@@ -116,6 +123,8 @@ def test_settings_that_do_not_fit_are_refused():
         "sizes inf": {"sizes": [(1, 2), (1, math.inf)]},
         "aspect_ratios 0": {"aspect_ratios": [(0,), ()]},
         "strides nan": {"strides": (1, math.nan)},
+        "max_side=0 above 0": {"max_side": 0},
+        "max_side=nan positive": {"max_side": math.nan},
     }.items():
         assert_refused(f"DefaultBoxes: {message}", DefaultBoxes, **{**two, **options})
     assert_refused("DefaultBoxes: got 1 feature levels, was built for 6", ssd300(), grids(38), frame(300, 300))

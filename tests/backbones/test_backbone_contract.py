@@ -14,6 +14,7 @@ from detkit.backbones import (
     SSDVGGBackbone,
     TimmBackbone,
     TorchvisionBackbone,
+    mobilenet_backbone,
     ssd7_backbone,
     tiny_ssd_backbone,
     vgg_backbone,
@@ -42,6 +43,7 @@ BACKBONES = {
     "torchvision mobilenet": lambda: TorchvisionBackbone(
         mobilenet_v3_small(weights=None), nodes=["features.3", "features.8", "features.12"]
     ),
+    "mobilenet": lambda: mobilenet_backbone(mobilenet_v3_small(weights=None).features),
     "timm resnet": partial(timm_backbone, "resnet10t", out_indices=(2, 3, 4)),
     "timm mobilenet": partial(timm_backbone, "mobilenetv3_small_050"),
 }

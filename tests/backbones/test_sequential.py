@@ -20,6 +20,20 @@ def test_each_stage_reads_the_one_before():
     assert torch.equal(second, stages[1](first))
 
 
+def test_channels_and_strides_are_inferred_where_they_are_not_given():
+    stages = [nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.BatchNorm2d(4)), nn.AvgPool2d(3, 4, 1), nn.Conv2d(4, 7, 1)]
+    backbone = SequentialBackbone([stage.double() for stage in stages])
+    assert backbone.out_channels == (4, 4, 7)
+    assert backbone.strides == (2, 8, 8)
+    assert backbone.stages[0][1].num_batches_tracked == 0
+
+
+@pytest.mark.parametrize("given", [{"out_channels": [4]}, {"strides": [4]}])
+def test_channels_and_strides_are_given_together(given):
+    with pytest.raises(ValueError, match="SequentialBackbone: give both out_channels and strides"):
+        SequentialBackbone([nn.Conv2d(3, 4, 4, 4)], **given)
+
+
 def test_stages_and_declarations_must_be_as_many():
     with pytest.raises(ValueError, match=r"got 1 stages but out_channels \(4, 5\)"):
         SequentialBackbone([nn.Identity()], out_channels=[4, 5], strides=[2, 4])

@@ -3,11 +3,20 @@
 import pytest
 from contracts import CONTRACT, SHORT_CONTRACT, Case, Check
 
-from detkit.detectors import fpn_ssd, small_faster_rcnn, small_mask_rcnn, ssd300, tiny_ssd
+from detkit.detectors import (
+    fpn_ssd,
+    small_faster_rcnn,
+    small_mask_rcnn,
+    ssd7,
+    ssd300,
+    ssdlite320_mobilenet_v3_large,
+    tiny_ssd,
+)
 
 TWO_STAGES = frozenset({"rpn.objectness", "box.classification"})
 SMALL = {
     "fpn_ssd": Case(lambda: fpn_ssd(3, size=(96, 128), channels=8), num_classes=3),
+    "ssd7": Case(lambda: ssd7(3, size=(96, 128)), num_classes=3),
     "tiny_ssd": Case(lambda: tiny_ssd(2), num_classes=2),
     "small_faster_rcnn": Case(lambda: small_faster_rcnn(3, size=(96, 128), channels=8), 3, TWO_STAGES),
     "small_mask_rcnn": Case(lambda: small_mask_rcnn(3, size=(96, 128), channels=8), 3, TWO_STAGES),
@@ -19,6 +28,12 @@ SMALL = {
 @pytest.mark.parametrize("case", SMALL.values(), ids=SMALL)
 def test_a_small_detector_keeps_the_contract(case: Case, check: Check):
     check(case)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("check", SHORT_CONTRACT, ids=lambda check: check.__name__)
+def test_ssdlite_keeps_the_short_contract(check: Check):
+    check(Case(lambda: ssdlite320_mobilenet_v3_large(2), num_classes=2))
 
 
 @pytest.mark.slow(4)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 from detkit.heads import MultiBoxHead, flatten_levels, prediction_conv
 
@@ -29,6 +30,19 @@ def test_each_level_has_filters_of_its_own_for_its_boxes():
     assert torch.equal(changed[:, :140], predictions[:, :140])
     assert not torch.equal(changed[:, 140:], predictions[:, 140:])
     assert sum(p.numel() for p in head.parameters()) == (4 * 9 + 1) * 84 + (6 * 9 + 1) * 126
+
+
+def test_each_level_has_a_convolution_of_the_kind_that_is_handed_over():
+    made = []
+
+    def convolution(before: int, after: int) -> nn.Conv2d:
+        made.append((before, after))
+        return nn.Conv2d(before, after, 1)
+
+    head = MultiBoxHead((4, 6), (2, 3), outputs=5, convolution=convolution)
+    assert made == [(4, 10), (6, 15)]
+    assert [level.kernel_size for level in head.levels] == [(1, 1)] * 2
+    assert head([torch.zeros(1, 4, 2, 2), torch.zeros(1, 6, 1, 1)]).shape == (1, 11, 5)
 
 
 def test_ssd300_predicts_for_8732_boxes():

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from detkit.layers import ConvNormActivation, L2Norm, freeze_batch_norm, init_convolutions
+from detkit.layers import ConvNormActivation, L2Norm, SeparableConv, freeze_batch_norm, init_convolutions
 
 
 @pytest.mark.parametrize(("kernel_size", "dilation"), [(1, 1), (3, 1), (3, 6), (5, 2)])
@@ -33,6 +33,37 @@ def test_norm_and_activation_are_the_ones_handed_over():
     assert [type(step) for step in block] == [nn.Conv2d, nn.GroupNorm, nn.LeakyReLU]
     assert (block[1].num_groups, block[1].num_channels, block[2].negative_slope) == (2, 4, 0.1)
     assert len(ConvNormActivation(3, 4, norm=None, activation=None)) == 1
+
+
+@pytest.mark.parametrize(("stride", "size"), [(1, (7, 10)), (2, (4, 5))])
+def test_a_separable_convolution_filters_each_channel_then_mixes_them(stride, size):
+    block = SeparableConv(3, 4, kernel_size=5, stride=stride, norm=None, activation=None)
+    assert block(torch.rand(2, 3, 7, 10)).shape == (2, 4, *size)
+    depthwise, pointwise = block[0][0], block[1][0]
+    images = torch.rand(2, 3, 7, 10)
+    channels = [
+        F.conv2d(images[:, i : i + 1], depthwise.weight[i : i + 1], depthwise.bias[i : i + 1], stride, padding=2)
+        for i in range(3)
+    ]
+    mixed = torch.einsum("bchw,dc->bdhw", torch.cat(channels, 1), pointwise.weight[:, :, 0, 0])
+    torch.testing.assert_close(block(images), mixed + pointwise.bias[:, None, None])
+
+
+def test_norm_and_activation_follow_both_convolutions_or_only_the_first_of_a_linear_one():
+    settings = {"norm": partial(nn.GroupNorm, 1), "activation": nn.SiLU}
+    whole, linear = (SeparableConv(3, 4, **settings, linear=linear) for linear in (False, True))
+    assert [[type(step) for step in part] for part in whole] == [[nn.Conv2d, nn.GroupNorm, nn.SiLU]] * 2
+    assert [whole[0][1].num_channels, whole[1][1].num_channels] == [3, 4]
+    assert [type(step) for step in linear[0]] == [nn.Conv2d, nn.GroupNorm, nn.SiLU]
+    assert type(linear[1]) is nn.Conv2d
+    assert [conv.bias is None for conv in (whole[0][0], whole[1][0], linear[0][0], linear[1])] == [True] * 3 + [False]
+    assert [type(step) for step in SeparableConv(3, 4)[1]] == [nn.Conv2d, nn.BatchNorm2d, nn.ReLU6]
+
+
+def test_a_separable_convolution_of_an_even_kernel_needs_its_padding():
+    with pytest.raises(ValueError, match="SeparableConv: kernel_size=4 is even; give its padding"):
+        SeparableConv(3, 4, kernel_size=4)
+    assert SeparableConv(3, 4, kernel_size=4, padding=1)(torch.rand(2, 3, 4, 4)).shape == (2, 4, 3, 3)
 
 
 def test_l2_norm_scales_each_position_to_the_learned_length():

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from detkit.layers import SeparableConv
 from detkit.necks import SSD512_LEVELS, ExtraLevel, SSDExtra
 
 SMALL = (ExtraLevel(4, 8), ExtraLevel(4, 6, stride=1))
@@ -53,6 +54,18 @@ def test_every_extra_level_is_an_activation_behind_convolutions_with_bias():
 def test_a_norm_follows_every_convolution():
     neck = SSDExtra([4, 6], [8, 16], levels=SMALL, norm=partial(nn.GroupNorm, 2))
     assert [[type(layer) for layer in block] for block in neck.blocks] == [[nn.Conv2d, nn.GroupNorm, nn.ReLU] * 2] * 2
+
+
+def test_the_larger_convolution_of_a_level_may_be_separable():
+    settings = {"norm": nn.BatchNorm2d, "activation": nn.ReLU6, "convolution": SeparableConv}
+    neck = SSDExtra([4, 6], [8, 16], levels=SMALL, **settings)
+    steps = [nn.Conv2d, nn.BatchNorm2d, nn.ReLU6]
+    for block in neck.blocks:
+        assert [type(layer) for layer in block] == [*steps, nn.Sequential, nn.Sequential]
+        assert [[type(layer) for layer in part] for part in block[3:]] == [steps] * 2
+        assert (block[3][0].groups, block[3][0].kernel_size) == (4, (3, 3))
+    maps = [torch.rand(2, 4, 8, 8), torch.rand(2, 6, 5, 4)]
+    assert [tuple(level.shape) for level in neck(maps)[2:]] == [(2, 8, 3, 2), (2, 6, 3, 2)]
 
 
 @pytest.mark.parametrize("norm", [None, nn.BatchNorm2d])

@@ -1,4 +1,4 @@
-"""RetinaNet, FCOS and SSD300 of torchvision find and cost the same in this library, and their weights go both ways."""
+"""RetinaNet and FCOS of torchvision find and cost the same in this library, and their weights go both ways."""
 
 from functools import partial
 
@@ -13,8 +13,6 @@ from torchvision.models.detection import (
     fcos_resnet50_fpn,
     retinanet_resnet50_fpn,
     retinanet_resnet50_fpn_v2,
-    ssd300_vgg16,
-    ssdlite320_mobilenet_v3_large,
 )
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import BackboneWithFPN, mobilenet_backbone, resnet_fpn_backbone
@@ -22,7 +20,7 @@ from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from detkit.backbones import ResNetBackbone
-from detkit.detectors import fpn_ssd, ssd300
+from detkit.detectors import small_retinanet as small_retinanet_of_ours
 from detkit.detectors.recipes.fcos import fcos
 from detkit.detectors.recipes.retinanet import retinanet_v2
 from detkit.losses import giou_cost
@@ -113,20 +111,11 @@ def test_a_published_model_costs_and_finds_the_same(build):
     assert found.boxes < 1e-2
 
 
-@pytest.mark.slow(10)
-def test_ssd300_costs_and_finds_the_same():
-    build = partial(ssd300_vgg16, **published())
-    single = differences(build, torch.float32, shift=1)
-    assert single.losses < 1e-5
-    assert single.scores < 1e-5
-    assert single.boxes < 1e-3
-
-
 @pytest.mark.slow(3)
 @pytest.mark.parametrize(
     "build",
-    [small_retinanet, mobile_retinanet, small_fcos, partial(ssd300_vgg16, **published())],
-    ids=("retinanet", "mobile", "fcos", "ssd"),
+    [small_retinanet, mobile_retinanet, small_fcos],
+    ids=("retinanet", "mobile", "fcos"),
 )
 def test_weights_go_there_and_back(build):
     peer = build()
@@ -171,8 +160,8 @@ def test_settings_are_taken_over_and_the_model_is_left_alone():
 @pytest.mark.slow(2)
 @pytest.mark.parametrize(
     ("build", "kind"),
-    [(lambda: retinanet_v2(CLASSES), "retinanet"), (lambda: fcos(CLASSES), "fcos"), (lambda: ssd300(4), "ssd")],
-    ids=["retinanet_v2", "fcos", "ssd300"],
+    [(lambda: retinanet_v2(CLASSES), "retinanet"), (lambda: fcos(CLASSES), "fcos")],
+    ids=["retinanet_v2", "fcos"],
 )
 def test_recipes_of_this_library_give_torchvision_their_weights(build, kind):
     peer = {
@@ -187,7 +176,6 @@ def test_recipes_of_this_library_give_torchvision_their_weights(build, kind):
             ),
             CLASSES,
         ),
-        "ssd": lambda: ssd300_vgg16(**published()),
     }[kind]()
     peer.load_state_dict(to_torchvision(build()), strict=True)
 
@@ -195,7 +183,6 @@ def test_recipes_of_this_library_give_torchvision_their_weights(build, kind):
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: ssdlite320_mobilenet_v3_large(**published()), "SSD has a backbone SSDLiteFeatureExtractorMobileNet"),
         (lambda: small_retinanet("ciou"), "RetinaNet's box loss is 'ciou'; allowed are l1, smooth_l1, giou"),
         (lambda: no_pyramid(), "the backbone is a Sequential; allowed is torchvision's BackboneWithFPN"),
         (lambda: other_head(), "this FCOS is built unlike torchvision's own|there is no rule for the key"),
@@ -219,8 +206,8 @@ def other_head() -> FCOS:
 
 
 def test_a_detector_of_other_parts_is_refused_by_name():
-    with pytest.raises(ValueError, match=r"key 'trunk.0"):
-        to_torchvision(fpn_ssd(2, channels=8))
+    with pytest.raises(ValueError, match=r"the trunk is Sequential\(SmallBackbone, FPN\)"):
+        to_torchvision(small_retinanet_of_ours(2, channels=8))
 
 
 def test_the_box_loss_is_taken_over():

@@ -27,7 +27,9 @@ from detkit.detectors.recipes.retinanet import (
     retinanet_v2,
     small_retinanet,
 )
-from detkit.detectors.recipes.ssd import fpn_ssd, ssd, ssd300, ssd512, tiny_ssd
+from detkit.detectors.recipes.ssd import fpn_ssd, ssd, ssd300, ssd512, ssd_stage, tiny_ssd
+from detkit.detectors.recipes.ssd7 import ssd7
+from detkit.detectors.recipes.ssdlite import ssdlite, ssdlite320_mobilenet_v3_large
 
 __all__ = [
     "box_query_stage",
@@ -61,7 +63,11 @@ __all__ = [
     "small_pix2seq",
     "small_retinanet",
     "ssd",
+    "ssd7",
     "ssd300",
     "ssd512",
+    "ssd_stage",
+    "ssdlite",
+    "ssdlite320_mobilenet_v3_large",
     "tiny_ssd",
 ]

@@ -1,13 +1,13 @@
 """The SSD family: one trunk, default boxes, a class head and a box head at every level."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 from torch import nn
 
 from detkit._door import door
 from detkit._ranges import Count
-from detkit.anchors import BipartiteMatcher, DefaultBoxes
+from detkit.anchors import BipartiteMatcher, DefaultBoxes, GridAnchors
 from detkit.backbones import SSDVGGBackbone, tiny_ssd_backbone, vgg_features
 from detkit.boxes import DeltaCoder
 from detkit.detectors.dense import DenseStage
@@ -15,7 +15,7 @@ from detkit.detectors.detector import Detector
 from detkit.detectors.postprocess import Postprocess
 from detkit.detectors.preprocess import Preprocess
 from detkit.detectors.recipes.trunks import Norm, small_pyramid
-from detkit.heads import DenseHead, MultiBoxHead
+from detkit.heads import DenseHead, MultiBoxHead, prediction_conv
 from detkit.losses import MultiBoxLoss
 from detkit.necks import SSD512_LEVELS, SSDExtra
 
@@ -45,20 +45,41 @@ def ssd(
     >>> list(detector.stages)
     ['dense']
     """
-    return Detector(
-        trunk,
-        preprocess=preprocess,
-        dense=DenseStage(
-            head=DenseHead(
-                MultiBoxHead(out_channels, anchors.per_cell, outputs=num_classes + 1),
-                MultiBoxHead(out_channels, anchors.per_cell, outputs=4),
-            ),
-            anchors=anchors,
-            matcher=BipartiteMatcher(positive_iou=0.5),
-            coder=DeltaCoder((10.0, 10.0, 5.0, 5.0)),
-            criterion=MultiBoxLoss(negatives_per_positive=3.0),
-            postprocess=Postprocess() if postprocess is None else postprocess,
-        ),
+    stage = ssd_stage(num_classes, out_channels, anchors, postprocess=postprocess)
+    return Detector(trunk, preprocess=preprocess, dense=stage)
+
+
+@door
+def ssd_stage(
+    num_classes: Count,
+    out_channels: Sequence[Count],
+    anchors: DefaultBoxes | GridAnchors,
+    *,
+    convolution: Callable[[int, int], nn.Module] = prediction_conv,
+    matcher: nn.Module | None = None,
+    coder: nn.Module | None = None,
+    criterion: MultiBoxLoss | None = None,
+    postprocess: Postprocess | None = None,
+) -> DenseStage:
+    """SSD's stage on levels of ``out_channels``: parts that are left out are those of :func:`ssd`.
+
+    ``convolution`` makes what predicts the classes of a level, and what predicts its boxes: see
+    :class:`~detkit.heads.MultiBoxHead`.
+
+    >>> ssd_stage(3, [16], DefaultBoxes([(16, 24)], aspect_ratios=[(2,)])).matcher
+    BipartiteMatcher(positive_iou=0.5, negative_iou=0.5, greedy=True)
+    """
+    classes, boxes = (
+        MultiBoxHead(out_channels, anchors.per_cell, outputs=outputs, convolution=convolution)
+        for outputs in (num_classes + 1, 4)
+    )
+    return DenseStage(
+        head=DenseHead(classes, boxes),
+        anchors=anchors,
+        matcher=BipartiteMatcher(positive_iou=0.5) if matcher is None else matcher,
+        coder=DeltaCoder((10.0, 10.0, 5.0, 5.0)) if coder is None else coder,
+        criterion=MultiBoxLoss(negatives_per_positive=3.0) if criterion is None else criterion,
+        postprocess=Postprocess() if postprocess is None else postprocess,
     )
 
 
