@@ -8,6 +8,7 @@ from detkit.anchors.cluster import cluster_anchors, mean_shape_iou, shape_iou
 from detkit.anchors.generate import DefaultBoxes, GridAnchors, multibox_anchors
 from detkit.anchors.hungarian import HungarianMatcher
 from detkit.anchors.sample import BalancedSampler, HardNegativeSampler
+from detkit.anchors.shape import ShapeMatcher
 from detkit.anchors.task_aligned import SimOTAMatcher, TaskAlignedMatcher
 from detkit.anchors.threshold import ThresholdMatcher
 from detkit.structures import IGNORED, NEGATIVE, Anchors
@@ -25,6 +26,7 @@ __all__ = [
     "GridAnchors",
     "HardNegativeSampler",
     "HungarianMatcher",
+    "ShapeMatcher",
     "SimOTAMatcher",
     "TaskAlignedMatcher",
     "ThresholdMatcher",

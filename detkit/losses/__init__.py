@@ -3,7 +3,16 @@
 A family's loss also turns its logits into scores, so that training and inference cannot disagree.
 """
 
-from detkit.losses.box_costs import BoxCoder, ciou_cost, diou_cost, giou_cost, iou_cost, l1_cost, smooth_l1_cost
+from detkit.losses.box_costs import (
+    BoxCoder,
+    ciou_cost,
+    diou_cost,
+    giou_cost,
+    grid_cost,
+    iou_cost,
+    l1_cost,
+    smooth_l1_cost,
+)
 from detkit.losses.classification import (
     distribution_focal_loss,
     label_smoothed_cross_entropy,
@@ -29,6 +38,7 @@ from detkit.losses.regression import (
 from detkit.losses.retinanet import RetinaNetLoss
 from detkit.losses.sequence import SequenceLoss
 from detkit.losses.set_prediction import SetPredictionLoss
+from detkit.losses.yolo import YOLOLoss
 
 __all__ = [
     "BoxCoder",
@@ -42,6 +52,7 @@ __all__ = [
     "RetinaNetLoss",
     "SequenceLoss",
     "SetPredictionLoss",
+    "YOLOLoss",
     "box_costs",
     "box_iou_loss",
     "ciou_cost",
@@ -51,6 +62,7 @@ __all__ = [
     "distribution_focal_loss",
     "generalized_box_iou_loss",
     "giou_cost",
+    "grid_cost",
     "iou_cost",
     "keypoint_loss",
     "keypoint_targets",

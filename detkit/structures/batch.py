@@ -153,6 +153,17 @@ class Assignment(NamedTuple):
     quality: Float[Tensor, "B N"]
 
 
+class ClaimedAssignment(NamedTuple):
+    """An Assignment by a matcher that gives each object one anchor, and that anchor, or NEGATIVE.
+
+    ``claims`` says it also of objects that are not matched, since another object claims the same anchor.
+    """
+
+    matched: Int[Tensor, "B N"]
+    quality: Float[Tensor, "B N"]
+    claims: Int[Tensor, "B T"]
+
+
 def take_rows(values: Shaped[Tensor, "B N ..."], rows: Int[Tensor, "B K"]) -> Shaped[Tensor, "B K ..."]:
     """The rows (B, K, ...) of ``values`` (B, N, ...) that the indices ``rows`` (B, K) name, image by image.
 
