@@ -6,7 +6,6 @@ from torch import Tensor, nn
 
 from detkit._inputs import as_boxes, check_fraction
 from detkit.anchors.assigned import ignore_crowds, no_matches
-from detkit.anchors.cluster import shape_iou
 from detkit.anchors.matcher import AnchorBoxes, read_boxes, read_predictions
 from detkit.anchors.matrix import matrix_pieces, overlap_matrix
 from detkit.boxes import box_centers, paired_box_iou
@@ -85,17 +84,26 @@ def claim_shapes(
     """
     best = boxes.new_zeros(boxes.shape[:2])
     claims = torch.full_like(best, NEGATIVE, dtype=torch.int64)
-    centers, sizes = box_centers(boxes)[:, :, None], boxes[..., 2:] - boxes[..., :2]
+    (x, y), sizes = box_centers(boxes)[:, :, None].unbind(-1), (boxes[..., 2:] - boxes[..., :2])[:, :, None]
+    first = (box_centers(anchors) / cells).floor()
+    low, high = first * cells, (first + 1) * cells  # a cell ends exactly where the next begins
     for piece in matrix_pieces(objects, anchors):
-        own, cell = anchors[piece], cells[piece]
-        here = (box_centers(own) / cell).floor() == (centers / cell).floor()
-        fit = shape_iou(sizes, own[..., 2:] - own[..., :2])
-        fit = torch.where(here.all(-1) & objects[..., None], fit.nan_to_num(0), 0)
+        (left, top), (right, bottom) = low[piece].unbind(-1), high[piece].unbind(-1)
+        here = (x >= left) & (x < right) & (y >= top) & (y < bottom) & objects[..., None]
+        fit = _overlaps(sizes, anchors[piece, 2:] - anchors[piece, :2])
+        fit = torch.where(here & (fit > 0), fit, 0)  # NaN is not above 0
         place = fit.argmax(-1)  # the first of equal ones
         value = fit.gather(2, place[..., None]).squeeze(2)
         claims = torch.where(value > best, place + piece.start, claims)
         best = torch.maximum(best, value)
     return claims
+
+
+def _overlaps(sizes: Float[Tensor, "B T 1 2"], shapes: Float[Tensor, "N 2"]) -> Float[Tensor, "B T N"]:
+    """:func:`~detkit.anchors.shape_iou` in the type of the boxes, for matrices; 0 or less without area."""
+    (w, h), (v, g) = sizes.unbind(-1), shapes.unbind(-1)
+    shared = torch.minimum(w, v) * torch.minimum(h, g)
+    return torch.where((w > 0) & (h > 0), shared / (w * h + v * g - shared), 0)
 
 
 def last_claims(claims: Int[Tensor, "B T"], count: int) -> Int[Tensor, "B N"]:

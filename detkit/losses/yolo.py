@@ -3,12 +3,13 @@
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
 from detkit._inputs import check_not_negative, promote
 from detkit.anchors import Assigned
+from detkit.anchors.shape import last_claims
 from detkit.dist import all_reduce_mean
 from detkit.losses.box_costs import BoxCoder, grid_cost, grid_distance
 from detkit.losses.dense import (
@@ -21,7 +22,7 @@ from detkit.losses.dense import (
     described,
     judged_entropy,
 )
-from detkit.structures import IGNORED, NEGATIVE, Anchors, DensePredictions
+from detkit.structures import IGNORED, NEGATIVE, Anchors, DensePredictions, take_rows
 from detkit.structures.labels import check_labels
 
 Classes = Literal["logistic", "softmax"]
@@ -90,15 +91,16 @@ class YOLOLoss(DenseCriterion):
         check_predictions(self, predictions, assigned)
         labels = assigned.labels
         check_labels(labels, self.num_classes(predictions), lowest=NEGATIVE, function="YOLOLoss", name="labels")
+        box = box_costs(self.box_cost, predictions.deltas, assigned, anchors, coder)
         costs = {
-            "objectness": self._objectness(predictions, assigned),
+            "objectness": self._objectness(predictions, assigned) * assigned.weights,
             "classification": self.class_weight * self._classes(promote(predictions.logits), assigned),
-            "box": self.box_weight * box_costs(self.box_cost, predictions.deltas, assigned, anchors, coder),
+            "box": self.box_weight * box * assigned.weights,
         }
         if self.prior_images:
             costs["prior"] = self._prior(promote(predictions.deltas), labels < 0)
-        images = all_reduce_mean(costs["box"].new_full((), len(labels)))
-        return {name: (cost * assigned.weights).sum() / images for name, cost in costs.items()}
+        images = all_reduce_mean(box.new_full((), len(labels)))
+        return {name: cost.sum() / images for name, cost in costs.items()}
 
     def scores(self, predictions: DensePredictions) -> Float[Tensor, "B N C"]:
         """Objectness times class probability.
@@ -129,13 +131,18 @@ class YOLOLoss(DenseCriterion):
         targets = torch.where(positive, hit, 0.0)
         return weights * judged_entropy(promote(predictions.quality), targets, assigned.labels != IGNORED)
 
-    def _classes(self, logits: Float[Tensor, "B N C"], assigned: Assigned) -> Float[Tensor, "B N"]:
-        positive = assigned.labels >= 0
+    def _classes(self, logits: Float[Tensor, "B N C"], assigned: Assigned) -> Float[Tensor, "B K"]:
+        """The costs of the rows that :func:`class_rows` chooses, weighted."""
+        rows, hot = class_rows(assigned, logits.shape[-1])
+        labels, weights = assigned.labels, assigned.weights
+        if rows is not None:
+            logits, labels, weights = take_rows(logits, rows), labels.gather(1, rows), weights.gather(1, rows)
+        learns = hot.any(-1)
         if self.classes == "logistic":
-            return judged_entropy(logits, claimed_classes(assigned, logits.shape[-1]), positive[..., None]).sum(-1)
-        logits = torch.where(positive[..., None], logits, 0)
-        costs = F.cross_entropy(logits.flatten(0, 1), assigned.labels.clamp(min=0).flatten(), reduction="none")
-        return torch.where(positive, costs.view_as(positive), 0)
+            return weights * judged_entropy(logits, hot, learns[..., None]).sum(-1)
+        logits = torch.where(learns[..., None], logits, 0)
+        costs = F.cross_entropy(logits.flatten(0, 1), labels.clamp(min=0).flatten(), reduction="none")
+        return weights * torch.where(learns, costs.view_as(weights), 0)
 
     def _prior(self, deltas: Float[Tensor, "B N 4"], free: Bool[Tensor, "B N"]) -> Float[Tensor, "B N"]:
         """The cost of predicting anything but the anchors themselves, for the first images."""
@@ -147,21 +154,25 @@ class YOLOLoss(DenseCriterion):
         return torch.where(learns, _PRIOR_WEIGHT * costs, 0)
 
 
-def claimed_classes(assigned: Assigned, num_classes: int) -> Bool[Tensor, "B N C"]:
-    """Which classes each anchor learns: that of its object, and those of the other objects that claim it.
+def class_rows(assigned: Assigned, num_classes: int) -> tuple[Int[Tensor, "B T"] | None, Bool[Tensor, "B K C"]]:
+    """The anchors (None: all) that may learn classes, and which; a row without any learns nothing.
+
+    Where objects claim anchors, there are few: one row for each object. Of objects that share one, the row of the
+    matched one learns the classes of all.
 
     >>> boxes, ones = torch.zeros(1, 2, 4), torch.ones(1, 2)
     >>> claims = torch.tensor([[[0, 2], [0, 1]]])  # (anchor, class) of two objects
-    >>> claimed_classes(Assigned(torch.tensor([[1, -1]]), boxes, ones, ones, claims), 3)
-    tensor([[[False,  True,  True],
-             [False, False, False]]])
+    >>> class_rows(Assigned(torch.tensor([[1, -1]]), boxes, ones, ones, claims), 3)
+    (tensor([[0, 0]]), tensor([[[False, False, False],
+             [False,  True,  True]]]))
     """
     labels = assigned.labels
-    hot = labels[..., None] == torch.arange(num_classes, device=labels.device)
-    if assigned.claims is None:
-        return hot
-    rows, classes = assigned.claims.unbind(-1)
-    real = (rows >= 0) & (classes >= 0) & (classes < num_classes)
-    places = torch.where(real, rows * num_classes + classes, 0)
-    more = torch.zeros_like(hot, dtype=torch.uint8).flatten(1).scatter_reduce(1, places, real.to(torch.uint8), "amax")
-    return hot | more.view_as(hot).bool()
+    if assigned.claims is None or labels.shape[1] == 0:
+        return None, labels[..., None] == torch.arange(num_classes, device=labels.device)
+    claims, classes = assigned.claims.unbind(-1)
+    rows = claims.clamp(min=0)
+    owners = last_claims(claims, labels.shape[1]).gather(1, rows)
+    real = (claims >= 0) & (labels.gather(1, rows) >= 0) & (classes >= 0) & (classes < num_classes)
+    places = torch.where(real, owners * num_classes + classes, 0)
+    hot = real.new_zeros((*real.shape, num_classes), dtype=torch.uint8).flatten(1)
+    return rows, hot.scatter_reduce(1, places, real.to(hot), "amax").bool().unflatten(1, (-1, num_classes))
