@@ -41,10 +41,14 @@ from detkit.detectors.recipes import (
     small_mask_rcnn,
     small_pix2seq,
     small_retinanet,
+    small_yolo_v3,
     ssd,
     ssd300,
     ssd512,
     tiny_ssd,
+    yolo_stage,
+    yolo_v3,
+    yolo_v3_tiny,
 )
 from detkit.detectors.region import RegionFeatures, RegionStage
 from detkit.detectors.roi import BoxStage
@@ -111,8 +115,12 @@ __all__ = [
     "small_mask_rcnn",
     "small_pix2seq",
     "small_retinanet",
+    "small_yolo_v3",
     "ssd",
     "ssd300",
     "ssd512",
     "tiny_ssd",
+    "yolo_stage",
+    "yolo_v3",
+    "yolo_v3_tiny",
 ]

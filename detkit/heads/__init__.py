@@ -3,6 +3,7 @@
 from detkit.heads.classification import ClassificationHead
 from detkit.heads.dense import DenseHead
 from detkit.heads.fcos import FCOSHead
+from detkit.heads.grid import GridHead
 from detkit.heads.keypoint import KeypointHead
 from detkit.heads.mask import MaskHead
 from detkit.heads.multibox import MultiBoxHead, flatten_levels, prediction_conv
@@ -19,6 +20,7 @@ __all__ = [
     "ClassificationHead",
     "DenseHead",
     "FCOSHead",
+    "GridHead",
     "KeypointHead",
     "MaskHead",
     "MultiBoxHead",

@@ -16,11 +16,16 @@ IGNORED = -2
 
 
 class Images(NamedTuple):
-    """A padded batch. ``sizes`` is where each image ends in its padded frame, ``original_sizes`` what came in."""
+    """A padded batch. ``sizes`` is where each image ends in its padded frame, ``original_sizes`` what came in.
+
+    ``offsets`` (top, left) is where each image begins, None at (0, 0): see ``letterbox`` of
+    :class:`~detkit.detectors.Preprocess`.
+    """
 
     tensors: Float[Tensor, "B D H W"]
     sizes: Shaped[Tensor, "B 2"]
     original_sizes: Shaped[Tensor, "B 2"] | None = None
+    offsets: Shaped[Tensor, "B 2"] | None = None
 
 
 class Targets(NamedTuple):

@@ -6,7 +6,7 @@ from dense_parts import CODERS, COMBINATIONS, CRITERIA, MATCHERS, Step, dense_st
 from strategies import unhooked
 from torch import Tensor, nn
 
-from detkit.anchors import BipartiteMatcher, GridAnchors, HungarianMatcher, TaskAlignedMatcher
+from detkit.anchors import BipartiteMatcher, GridAnchors, HungarianMatcher, ShapeMatcher, TaskAlignedMatcher
 from detkit.boxes import DeltaCoder, DistanceCoder, DistributionCoder, GridCoder
 from detkit.detectors import DenseStage, Postprocess, fpn_ssd
 from detkit.detectors.dense import DenseOutputs
@@ -252,6 +252,10 @@ BOX = DenseHead(Fixed(None), RegressionHead(8, 1))
         ({"matcher": HungarianMatcher()}, "HungarianMatcher matches boxes as fractions .* give a matcher of anchors"),
         ({"criterion": FCOSLoss(), "head": BOX}, "FCOSLoss reads a quality, .* give DenseHead a quality_head"),
         ({"criterion": RetinaNetLoss(), "head": QUALITY}, "predicts a quality that RetinaNetLoss does not read"),
+        (
+            {"matcher": ShapeMatcher(), "anchors": CLIPPED},
+            "ShapeMatcher places boxes in .* give GridAnchors clip=False",
+        ),
         ({"coder": GridCoder(), "anchors": CLIPPED}, "GridCoder places boxes in .* give GridAnchors clip=False"),
         (
             {"coder": DistributionCoder(DistanceCoder()), "head": BOX},

@@ -28,6 +28,7 @@ from detkit.detectors.recipes.retinanet import (
     small_retinanet,
 )
 from detkit.detectors.recipes.ssd import fpn_ssd, ssd, ssd300, ssd512, tiny_ssd
+from detkit.detectors.recipes.yolo import small_yolo_v3, yolo_stage, yolo_v3, yolo_v3_tiny
 
 __all__ = [
     "box_query_stage",
@@ -60,8 +61,12 @@ __all__ = [
     "small_mask_rcnn",
     "small_pix2seq",
     "small_retinanet",
+    "small_yolo_v3",
     "ssd",
     "ssd300",
     "ssd512",
     "tiny_ssd",
+    "yolo_stage",
+    "yolo_v3",
+    "yolo_v3_tiny",
 ]

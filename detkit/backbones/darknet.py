@@ -1,0 +1,102 @@
+"""The trunks of the YOLO detectors: Darknet-53, Darknet-19 and the tiny chains, in the order of their cfg files.
+
+Every convolution is followed by batch norm and a leaky ReLU of slope .1. Going through a trunk's ``modules()`` meets
+convolutions in the order of the authors' configuration, each followed by its batch norm: the order in which a file of
+weights holds them.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from detkit.backbones.sequential import SequentialBackbone
+from detkit.layers import ConvNormActivation, init_convolutions
+
+Norm = Callable[[int], nn.Module]
+SLOPE = 0.1
+leaky = partial(nn.LeakyReLU, SLOPE)
+
+
+class DarknetBlock(nn.Module):
+    """Darknet-53's residual block: a 1 x 1 convolution to half the channels, a 3 x 3 one back, added to the input.
+
+    Maps (B, channels, H, W) to the same shape. Source: Redmon and Farhadi 2018, section 2.4.
+
+    >>> import torch
+    >>> DarknetBlock(8)(torch.zeros(1, 8, 5, 6)).shape
+    torch.Size([1, 8, 5, 6])
+    """
+
+    def __init__(self, channels: int, *, norm: Norm = nn.BatchNorm2d) -> None:
+        super().__init__()
+        self.narrow = ConvNormActivation(channels, channels // 2, kernel_size=1, norm=norm, activation=leaky)
+        self.wide = ConvNormActivation(channels // 2, channels, norm=norm, activation=leaky)
+
+    def forward(self, features: Float[Tensor, "B D H W"]) -> Float[Tensor, "B D H W"]:
+        """``features`` plus what the two convolutions make of them."""
+        return features + self.wide(self.narrow(features))
+
+
+def darknet53_backbone(
+    *, width: int = 32, blocks: Sequence[int] = (1, 2, 8, 8, 4), norm: Norm = nn.BatchNorm2d
+) -> SequentialBackbone:
+    """Darknet-53 without its classifier: strides 8, 16 and 32 with 256, 512 and 1024 channels.
+
+    A first convolution has ``width`` channels; each of five groups halves the size by a convolution, doubles the
+    channels and adds its number of ``blocks``. The last three groups are levels. Images (B, 3, H, W) of any size; sizes
+    are rounded up. Source: Redmon and Farhadi 2018, table 1; He initialization.
+
+    >>> import torch
+    >>> [tuple(level.shape) for level in darknet53_backbone(width=4)(torch.zeros(1, 3, 64, 96))]
+    [(1, 32, 8, 12), (1, 64, 4, 6), (1, 128, 2, 3)]
+    """
+    groups = [
+        nn.Sequential(
+            ConvNormActivation(width * 2**i, width * 2 ** (i + 1), stride=2, norm=norm, activation=leaky),
+            *(DarknetBlock(width * 2 ** (i + 1), norm=norm) for _ in range(count)),
+        )
+        for i, count in enumerate(blocks)
+    ]
+    stem = ConvNormActivation(3, width, norm=norm, activation=leaky)
+    stages = [nn.Sequential(stem, *groups[:3]), *groups[3:]]
+    backbone = SequentialBackbone(stages, out_channels=[width * 8, width * 16, width * 32], strides=[8, 16, 32])
+    return _initialized(backbone)
+
+
+def tiny_darknet_backbone(*, width: int = 16, norm: Norm = nn.BatchNorm2d) -> SequentialBackbone:
+    """The trunk of YOLO v3 tiny: seven convolutions with pooling between; strides 16 and 32, 256 and 1024 channels.
+
+    ``width`` is that of the first convolution, doubled by each. The last pooling has stride 1: it keeps the size by
+    looking beyond the right and the lower border, where there is nothing. Images (B, 3, H, W) of at least 32 pixels;
+    sizes are rounded down. Source: the authors' configuration (yolov3-tiny).
+
+    >>> import torch
+    >>> [tuple(level.shape) for level in tiny_darknet_backbone(width=2)(torch.zeros(1, 3, 64, 96))]
+    [(1, 32, 4, 6), (1, 128, 2, 3)]
+    """
+    widths = [3, *(width * 2**i for i in range(7))]
+    convolutions = [ConvNormActivation(widths[i], widths[i + 1], norm=norm, activation=leaky) for i in range(7)]
+    first = [layer for convolution in convolutions[:4] for layer in (convolution, nn.MaxPool2d(2))]
+    stages = [
+        nn.Sequential(*first, convolutions[4]),
+        nn.Sequential(nn.MaxPool2d(2), convolutions[5], same_max_pool(), convolutions[6]),
+    ]
+    return _initialized(SequentialBackbone(stages, out_channels=[width * 16, width * 64], strides=[16, 32]))
+
+
+def same_max_pool() -> nn.Sequential:
+    """The maximum of each pixel, those to its right and below: 2 x 2 at stride 1, nothing beyond the border.
+
+    >>> import torch
+    >>> same_max_pool()(torch.tensor([[[-1.0, -2], [-4, -3]]]))
+    tensor([[[-1., -2.],
+             [-3., -3.]]])
+    """
+    return nn.Sequential(nn.ConstantPad2d((0, 1, 0, 1), float("-inf")), nn.MaxPool2d(2, stride=1))
+
+
+def _initialized(backbone: SequentialBackbone) -> SequentialBackbone:
+    init_convolutions(backbone, partial(nn.init.kaiming_normal_, a=SLOPE))
+    return backbone

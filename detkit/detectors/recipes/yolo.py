@@ -1,0 +1,120 @@
+"""The YOLO family: priors in the cells of grids, and one convolution that predicts everything about them."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from detkit.anchors import GridAnchors, ShapeMatcher
+from detkit.backbones import darknet53_backbone, tiny_darknet_backbone
+from detkit.boxes import GridCoder
+from detkit.detectors.dense import DenseStage
+from detkit.detectors.detector import Detector
+from detkit.detectors.postprocess import Postprocess
+from detkit.detectors.preprocess import Preprocess
+from detkit.detectors.recipes.trunks import Norm, small_pyramid
+from detkit.heads import GridHead
+from detkit.losses import YOLOLoss
+from detkit.necks import YOLONeck
+
+Shapes = Sequence[tuple[float, float]]
+_V3 = ((10, 13), (16, 30), (33, 23)), ((30, 61), (62, 45), (59, 119)), ((116, 90), (156, 198), (373, 326))
+_V3_TINY = ((10, 14), (23, 27), (37, 58)), ((81, 82), (135, 169), (344, 319))
+
+
+def yolo_v3(
+    num_classes: int, *, size: tuple[int, int] = (416, 416), shapes: Sequence[Shapes | Tensor] = _V3
+) -> Detector:
+    """YOLO v3: Darknet-53, three levels at strides 8, 16 and 32, three anchor shapes at each.
+
+    Images are letterboxed to ``size`` (height, width), multiples of 32; any other may be set later. ``shapes`` are
+    (width, height) in pixels of each level, finest first, by default those of the authors' release for COCO;
+    :func:`~detkit.anchors.cluster_anchors` finds them for a data set. Source: Redmon and Farhadi 2018, and the authors'
+    configuration.
+
+    >>> sum(parameter.numel() for parameter in yolo_v3(num_classes=80).parameters())
+    61949149
+    """
+    backbone = darknet53_backbone()
+    neck = YOLONeck(backbone.out_channels, backbone.strides)
+    return _v3(num_classes, nn.Sequential(backbone, neck), neck, size, shapes)
+
+
+def yolo_v3_tiny(
+    num_classes: int, *, size: tuple[int, int] = (416, 416), shapes: Sequence[Shapes | Tensor] = _V3_TINY
+) -> Detector:
+    """YOLO v3 tiny: a chain of seven convolutions, two levels at strides 16 and 32; otherwise as :func:`yolo_v3`.
+
+    Source: the authors' configuration (yolov3-tiny).
+
+    >>> sum(parameter.numel() for parameter in yolo_v3_tiny(num_classes=80).parameters())
+    8852366
+    """
+    backbone = tiny_darknet_backbone()
+    neck = YOLONeck(backbone.out_channels, backbone.strides, out_channels=(256, 512), depths=(0, 1))
+    return _v3(num_classes, nn.Sequential(backbone, neck), neck, size, shapes)
+
+
+def small_yolo_v3(
+    num_classes: int,
+    *,
+    size: tuple[int, int] = (320, 320),
+    channels: int = 64,
+    blocks: int = 1,
+    norm: Norm = nn.BatchNorm2d,
+) -> Detector:
+    """A small YOLO v3 to train from scratch, also on a CPU: a residual net, a pyramid at strides 8, 16 and 32.
+
+    Images are letterboxed to ``size`` (height, width); anchors are squares 2, 3 and 4.5 strides wide. ``channels`` is
+    the width of the pyramid, ``blocks`` the number of residual blocks per backbone stage, ``norm`` builds its
+    normalization layers. Objectness starts at .01.
+
+    >>> small_yolo_v3(num_classes=3, size=(224, 320)).preprocess.size
+    (224, 320)
+    """
+    trunk, strides = small_pyramid(channels, blocks, norm)
+    shapes = [[(factor * stride, factor * stride) for factor in (2.0, 3.0, 4.5)] for stride in strides]
+    stage = yolo_stage(num_classes, [channels] * len(strides), GridAnchors(shapes=shapes, strides=strides), prior=0.01)
+    return Detector(trunk, preprocess=fractions(size), dense=stage)
+
+
+def yolo_stage(
+    num_classes: int,
+    in_channels: Sequence[int],
+    anchors: GridAnchors,
+    *,
+    matcher: ShapeMatcher | None = None,
+    criterion: YOLOLoss | None = None,
+    postprocess: nn.Module | None = None,
+    prior: float | None = None,
+) -> DenseStage:
+    """The stage of YOLO v2 and v3 on levels of ``in_channels``; by default as in v3, suppressed at IoU .45.
+
+    ``prior`` is the objectness to start at (None: one half).
+
+    >>> yolo_stage(3, [16], GridAnchors(shapes=[[(16, 16)]], strides=(8,))).coder
+    GridCoder(form='log', clamp=6.908)
+    """
+    return DenseStage(
+        head=GridHead(in_channels, anchors.per_cell, num_classes=num_classes, prior=prior),
+        anchors=anchors,
+        matcher=ShapeMatcher() if matcher is None else matcher,
+        coder=GridCoder(),
+        criterion=YOLOLoss() if criterion is None else criterion,
+        postprocess=Postprocess(score_threshold=0.005) if postprocess is None else postprocess,
+    )
+
+
+def fractions(size: tuple[int, int]) -> Preprocess:
+    """Images letterboxed to ``size``, in [0, 1] as they are: what Darknet takes.
+
+    >>> fractions((416, 416)).mean.flatten()
+    tensor([0., 0., 0.])
+    """
+    return Preprocess(size, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), letterbox=True)
+
+
+def _v3(
+    num_classes: int, trunk: nn.Sequential, neck: YOLONeck, size: tuple[int, int], shapes: Sequence[Shapes | Tensor]
+) -> Detector:
+    anchors = GridAnchors(shapes=shapes, strides=neck.strides)
+    return Detector(trunk, preprocess=fractions(size), dense=yolo_stage(num_classes, neck.out_channels, anchors))

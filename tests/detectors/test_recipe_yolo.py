@@ -1,0 +1,98 @@
+"""The YOLO recipes: their parameters and anchors, the contract of detectors, and that a small one learns digits."""
+
+import pytest
+import torch
+from contracts import CONTRACT, Case, Check, assert_trainable, empty_target, two_images
+from torch import nn
+
+from detkit.anchors import GridAnchors, ShapeMatcher
+from detkit.data import DigitScenes
+from detkit.detectors import Detector, LevelwisePostprocess, small_yolo_v3, yolo_stage, yolo_v3, yolo_v3_tiny
+from detkit.losses import YOLOLoss
+from detkit.structures import Images
+
+BUT_ZERO = [
+    check for check in CONTRACT if "without_" not in check.__name__ and check.__name__ != "crowds_teach_nothing"
+]
+
+
+def floats_in_a_file(detector: Detector) -> int:
+    """How many numbers a file of weights holds: parameters, and the running mean and variance of norms."""
+    norms = sum(2 * layer.num_features for layer in detector.modules() if isinstance(layer, nn.BatchNorm2d))
+    return norms + sum(parameter.numel() for parameter in detector.parameters())
+
+
+@pytest.mark.parametrize(("recipe", "size"), [(yolo_v3, 248_007_048), (yolo_v3_tiny, 35_434_956)])
+def test_it_has_as_many_numbers_as_the_published_file(recipe, size):
+    assert 20 + 4 * floats_in_a_file(recipe(80)) == size  # 20 bytes of header
+
+
+def test_v3_looks_at_10647_places_and_v3_tiny_at_2535():
+    for detector, expected in ((yolo_v3(1), 10_647), (yolo_v3_tiny(1), 2_535)):
+        strides = [int(stride) for stride in detector.dense.anchors.strides]
+        features = [torch.zeros(1, 1, 416 // stride, 416 // stride) for stride in strides]
+        images = Images(torch.zeros(1, 3, 416, 416), torch.tensor([[416, 416]]))
+        assert len(detector.dense.anchors(features, images).boxes) == expected
+
+
+def test_any_multiple_of_32_may_be_the_size():
+    detector = yolo_v3_tiny(2).eval()
+    for side in (64, 96):
+        detector.preprocess.size = (side, side)
+        batch, _ = detector.preprocess([torch.rand(3, 50, 70)])
+        assert batch.tensors.shape[-2:] == (side, side)
+        (found,) = detector([torch.rand(3, 50, 70)])
+        assert (found["boxes"] <= torch.tensor([70, 50, 70, 50])).all()
+
+
+def small() -> Detector:
+    """A small detector whose objectness starts at one half, so that it finds something."""
+    detector = small_yolo_v3(3, size=(96, 128), channels=16)
+    nn.init.zeros_(detector.dense.head.levels[0].bias)
+    return detector
+
+
+@pytest.mark.parametrize("check", BUT_ZERO, ids=lambda check: check.__name__)
+def test_a_small_one_keeps_the_contract(check: Check):
+    check(Case(small, 3))
+
+
+@pytest.mark.parametrize("flat", [[], [[20, 20, 20, 60], [30, 30, 30, 30]]], ids=["no objects", "flat objects"])
+def test_without_positives_only_background_costs_and_every_parameter_has_a_gradient(flat):
+    detector = Case(small, 3).detector().train()
+    detector.preprocess.degenerate = "drop"
+    losses = assert_trainable(detector, two_images()[0], [empty_target(flat), empty_target()])
+    assert losses.pop("dense.objectness") > 0
+    assert all(loss == 0 for loss in losses.values())
+
+
+def test_parts_of_ones_own_are_taken():
+    anchors, matcher, criterion = GridAnchors(shapes=[[(16, 16)]], strides=(8,)), ShapeMatcher(), YOLOLoss()
+    postprocess = LevelwisePostprocess()
+    stage = yolo_stage(2, [8], anchors, matcher=matcher, criterion=criterion, postprocess=postprocess)
+    assert (stage.anchors, stage.matcher, stage.criterion, stage.postprocess) == (
+        anchors,
+        matcher,
+        criterion,
+        postprocess,
+    )
+
+
+@pytest.mark.slow(7)
+def test_a_small_one_learns_a_digit_scene_by_heart():
+    torch.manual_seed(0)
+    image, target = DigitScenes(1, size=(96, 96), seed=0)[0]
+    detector = small_yolo_v3(10, size=(96, 96), channels=16)
+    optimizer = torch.optim.Adam(detector.parameters(), lr=5e-3)
+    for _ in range(120):
+        optimizer.zero_grad()
+        sum(detector([image, image], [target, target]).values()).backward()
+        optimizer.step()
+    (found,) = detector.eval()([image])
+    count = len(target["labels"])
+    assert found["scores"][:count].min() > 0.4
+    places = (found["boxes"][:count, None] - target["boxes"][None]).abs().amax(-1)
+    nearest = places.argmin(1)
+    assert nearest.unique().numel() == count
+    assert places.min(1).values.max() < 4
+    assert torch.equal(found["labels"][:count], target["labels"][nearest])
