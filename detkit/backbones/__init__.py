@@ -6,7 +6,7 @@ neck make a trunk: ``nn.Sequential(backbone, neck)``.
 """
 
 from detkit.backbones.base import Backbone
-from detkit.backbones.darknet import DarknetBlock, darknet53_backbone, tiny_darknet_backbone
+from detkit.backbones.darknet import DarknetBlock, darknet19_backbone, darknet53_backbone, tiny_darknet_backbone
 from detkit.backbones.pretrained import TimmBackbone, TorchvisionBackbone
 from detkit.backbones.resnet import ResNetBackbone
 from detkit.backbones.sequential import SequentialBackbone, ssd7_backbone, tiny_ssd_backbone
@@ -22,6 +22,7 @@ __all__ = [
     "SmallBackbone",
     "TimmBackbone",
     "TorchvisionBackbone",
+    "darknet19_backbone",
     "darknet53_backbone",
     "ssd7_backbone",
     "ssd_trunk_from_torchvision",

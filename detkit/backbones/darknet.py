@@ -39,6 +39,30 @@ class DarknetBlock(nn.Module):
         return features + self.wide(self.narrow(features))
 
 
+def darknet19_backbone(*, width: int = 32, norm: Norm = nn.BatchNorm2d) -> SequentialBackbone:
+    """Darknet-19 without its classifier: strides 16 and 32 with 512 and 1024 channels.
+
+    3 x 3 convolutions, between them 1 x 1 ones to half the channels, and pooling that halves the size and doubles them;
+    the first has ``width`` channels. Images (B, 3, H, W) of at least 32 pixels; sizes are rounded down. Source: Redmon
+    and Farhadi 2017, table 6; He initialization.
+
+    >>> import torch
+    >>> [tuple(level.shape) for level in darknet19_backbone(width=2)(torch.zeros(1, 3, 64, 96))]
+    [(1, 32, 4, 6), (1, 64, 2, 3)]
+    """
+    groups, before = [], 3
+    for i, count in enumerate((1, 1, 3, 3, 5, 5)):
+        wide = width * 2**i
+        for place in range(count):
+            after, kernel = (wide // 2, 1) if place % 2 else (wide, 3)
+            pooled = [nn.MaxPool2d(2)] if i and not place else []
+            convolution = ConvNormActivation(before, after, kernel_size=kernel, norm=norm, activation=leaky)
+            groups.append(nn.Sequential(*pooled, convolution))
+            before = after
+    stages = [nn.Sequential(*groups[:-5]), nn.Sequential(*groups[-5:])]
+    return _initialized(SequentialBackbone(stages, out_channels=[width * 16, width * 32], strides=[16, 32]))
+
+
 def darknet53_backbone(
     *, width: int = 32, blocks: Sequence[int] = (1, 2, 8, 8, 4), norm: Norm = nn.BatchNorm2d
 ) -> SequentialBackbone:
@@ -66,7 +90,7 @@ def darknet53_backbone(
 
 
 def tiny_darknet_backbone(*, width: int = 16, norm: Norm = nn.BatchNorm2d) -> SequentialBackbone:
-    """The trunk of YOLO v3 tiny: seven convolutions with pooling between; strides 16 and 32, 256 and 1024 channels.
+    """The trunk of YOLO v2 tiny and v3 tiny: seven convolutions, pooling between; strides 16, 32; 256, 1024 channels.
 
     ``width`` is that of the first convolution, doubled by each. The last pooling has stride 1: it keeps the size by
     looking beyond the right and the lower border, where there is nothing. Images (B, 3, H, W) of at least 32 pixels;

@@ -47,6 +47,8 @@ from detkit.detectors.recipes import (
     ssd512,
     tiny_ssd,
     yolo_stage,
+    yolo_v2,
+    yolo_v2_tiny,
     yolo_v3,
     yolo_v3_tiny,
 )
@@ -121,6 +123,8 @@ __all__ = [
     "ssd512",
     "tiny_ssd",
     "yolo_stage",
+    "yolo_v2",
+    "yolo_v2_tiny",
     "yolo_v3",
     "yolo_v3_tiny",
 ]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from detkit.backbones import DarknetBlock, darknet53_backbone, tiny_darknet_backbone
+from detkit.backbones import DarknetBlock, darknet19_backbone, darknet53_backbone, tiny_darknet_backbone
 from detkit.backbones.darknet import same_max_pool
 
 
@@ -26,6 +26,16 @@ def test_darknet53_has_the_layers_of_table_1_in_their_order():
     backbone = darknet53_backbone()
     assert convolutions(backbone) == expected
     assert (backbone.out_channels, backbone.strides) == ((256, 512, 1024), (8, 16, 32))
+
+
+def test_darknet19_has_the_layers_of_table_6_in_their_order():
+    expected = [(32, 3, 1), (64, 3, 1)]
+    for channels, count in ((128, 1), (256, 1), (512, 2), (1024, 2)):
+        expected += [(channels, 3, 1), *[(channels // 2, 1, 1), (channels, 3, 1)] * count]
+    assert len(expected) == 18  # and one layer of its classifier
+    backbone = darknet19_backbone()
+    assert convolutions(backbone) == expected
+    assert (backbone.out_channels, backbone.strides) == ((512, 1024), (16, 32))
 
 
 def test_the_tiny_chain_doubles_its_channels():

@@ -6,9 +6,21 @@ from contracts import CONTRACT, Case, Check, assert_trainable, empty_target, two
 from torch import nn
 
 from detkit.anchors import GridAnchors, ShapeMatcher
+from detkit.backbones import darknet19_backbone
 from detkit.data import DigitScenes
-from detkit.detectors import Detector, LevelwisePostprocess, small_yolo_v3, yolo_stage, yolo_v3, yolo_v3_tiny
+from detkit.detectors import (
+    Detector,
+    LevelwisePostprocess,
+    Preprocess,
+    small_yolo_v3,
+    yolo_stage,
+    yolo_v2,
+    yolo_v2_tiny,
+    yolo_v3,
+    yolo_v3_tiny,
+)
 from detkit.losses import YOLOLoss
+from detkit.necks import PassthroughNeck
 from detkit.structures import Images
 
 BUT_ZERO = [
@@ -22,9 +34,17 @@ def floats_in_a_file(detector: Detector) -> int:
     return norms + sum(parameter.numel() for parameter in detector.parameters())
 
 
-@pytest.mark.parametrize(("recipe", "size"), [(yolo_v3, 248_007_048), (yolo_v3_tiny, 35_434_956)])
-def test_it_has_as_many_numbers_as_the_published_file(recipe, size):
-    assert 20 + 4 * floats_in_a_file(recipe(80)) == size  # 20 bytes of header
+@pytest.mark.parametrize(
+    ("recipe", "classes", "header", "size"),
+    [
+        (yolo_v3, 80, 20, 248_007_048),
+        (yolo_v3_tiny, 80, 20, 35_434_956),
+        (yolo_v2, 80, 16, 203_934_260),
+        (yolo_v2_tiny, 20, 16, 63_471_556),
+    ],
+)
+def test_it_has_as_many_numbers_as_the_published_file(recipe, classes, header, size):
+    assert header + 4 * floats_in_a_file(recipe(classes)) == size
 
 
 def test_v3_looks_at_10647_places_and_v3_tiny_at_2535():
@@ -45,6 +65,18 @@ def test_any_multiple_of_32_may_be_the_size():
         assert (found["boxes"] <= torch.tensor([70, 50, 70, 50])).all()
 
 
+def test_v2_learns_by_its_own_rule_from_anchors_given_in_cells():
+    stage = yolo_v2(3).dense
+    assert stage.matcher.ignore_iou == 0.6
+    criterion = stage.criterion
+    assert (criterion.classes, criterion.rescore, criterion.prior_images) == ("softmax", True, 12_800)
+    weights = criterion.object_weight, criterion.background_weight, criterion.class_weight, criterion.box_weight
+    assert weights == (5, 1, 1, 1)
+    anchors = stage.anchors([torch.zeros(1, 1, 1, 1)], Images(torch.zeros(1, 3, 32, 32), torch.tensor([[32, 32]])))
+    sizes = anchors.boxes[:, 2:] - anchors.boxes[:, :2]
+    torch.testing.assert_close(sizes[[0, 4]] / 32, torch.tensor([[1.3221, 1.73145], [11.2364, 10.0071]]))
+
+
 def small() -> Detector:
     """A small detector whose objectness starts at one half, so that it finds something."""
     detector = small_yolo_v3(3, size=(96, 128), channels=16)
@@ -52,17 +84,31 @@ def small() -> Detector:
     return detector
 
 
+def small_v2() -> Detector:
+    """Darknet-19, the passthrough and v2's stage, all of few channels."""
+    backbone = darknet19_backbone(width=4)
+    neck = PassthroughNeck(backbone.out_channels, backbone.strides, channels=32, passed=4)
+    whole = yolo_v2_tiny(3).dense
+    anchors = GridAnchors(shapes=[[(40, 40), (80, 50)]], strides=neck.strides)
+    stage = yolo_stage(3, neck.out_channels, anchors, matcher=whole.matcher, criterion=whole.criterion)
+    preprocess = Preprocess((96, 128), mean=(0.0,) * 3, std=(1.0,) * 3, letterbox=True)
+    return Detector(nn.Sequential(backbone, neck), preprocess=preprocess, dense=stage)
+
+
 @pytest.mark.parametrize("check", BUT_ZERO, ids=lambda check: check.__name__)
-def test_a_small_one_keeps_the_contract(check: Check):
-    check(Case(small, 3))
+@pytest.mark.parametrize("build", [small, small_v2])
+def test_a_small_one_keeps_the_contract(build, check: Check):
+    check(Case(build, 3))
 
 
 @pytest.mark.parametrize("flat", [[], [[20, 20, 20, 60], [30, 30, 30, 30]]], ids=["no objects", "flat objects"])
-def test_without_positives_only_background_costs_and_every_parameter_has_a_gradient(flat):
-    detector = Case(small, 3).detector().train()
+@pytest.mark.parametrize("build", [small, small_v2])
+def test_without_positives_only_background_costs_and_every_parameter_has_a_gradient(build, flat):
+    detector = Case(build, 3).detector().train()
     detector.preprocess.degenerate = "drop"
     losses = assert_trainable(detector, two_images()[0], [empty_target(flat), empty_target()])
     assert losses.pop("dense.objectness") > 0
+    assert losses.pop("dense.prior", 1) > 0
     assert all(loss == 0 for loss in losses.values())
 
 

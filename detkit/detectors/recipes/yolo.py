@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from detkit.anchors import GridAnchors, ShapeMatcher
-from detkit.backbones import darknet53_backbone, tiny_darknet_backbone
+from detkit.backbones import darknet19_backbone, darknet53_backbone, tiny_darknet_backbone
 from detkit.boxes import GridCoder
 from detkit.detectors.dense import DenseStage
 from detkit.detectors.detector import Detector
@@ -14,11 +14,47 @@ from detkit.detectors.preprocess import Preprocess
 from detkit.detectors.recipes.trunks import Norm, small_pyramid
 from detkit.heads import GridHead
 from detkit.losses import YOLOLoss
-from detkit.necks import YOLONeck
+from detkit.necks import Neck, PassthroughNeck, YOLONeck
 
 Shapes = Sequence[tuple[float, float]]
+_CELLS = (1.3221, 1.73145), (3.19275, 4.00944), (5.05587, 8.09892), (9.47112, 4.84053), (11.2364, 10.0071)
+_CELLS_TINY = (1.08, 1.19), (3.42, 4.41), (6.63, 11.38), (9.42, 5.11), (16.62, 10.52)
+_V2 = tuple((32 * width, 32 * height) for width, height in _CELLS)
+_V2_TINY = tuple((32 * width, 32 * height) for width, height in _CELLS_TINY)
 _V3 = ((10, 13), (16, 30), (33, 23)), ((30, 61), (62, 45), (59, 119)), ((116, 90), (156, 198), (373, 326))
 _V3_TINY = ((10, 14), (23, 27), (37, 58)), ((81, 82), (135, 169), (344, 319))
+
+
+def yolo_v2(num_classes: int, *, size: tuple[int, int] = (416, 416), shapes: Shapes | Tensor = _V2) -> Detector:
+    """YOLO v2: Darknet-19 with a passthrough layer, one level at stride 32, five anchor shapes in each cell.
+
+    Images are letterboxed to ``size`` (height, width), multiples of 32; any other may be set later. ``shapes`` are
+    (width, height) in pixels, by default those of the authors' release for VOC;
+    :func:`~detkit.anchors.cluster_anchors` finds them for a data set. Classes exclude each other, objectness learns the
+    IoU of the predicted box, and the first 12,800 images also pull free boxes to their anchors. Source: Redmon and
+    Farhadi 2017, and the authors' configuration.
+
+    >>> yolo_v2(num_classes=20).dense.anchors.per_cell
+    (5,)
+    """
+    backbone = darknet19_backbone()
+    neck = PassthroughNeck(backbone.out_channels, backbone.strides)
+    return _v2(num_classes, nn.Sequential(backbone, neck), neck, size, shapes)
+
+
+def yolo_v2_tiny(
+    num_classes: int, *, size: tuple[int, int] = (416, 416), shapes: Shapes | Tensor = _V2_TINY
+) -> Detector:
+    """YOLO v2 tiny: a chain of eight convolutions without passthrough; otherwise as :func:`yolo_v2`.
+
+    Source: the authors' configuration (yolov2-tiny-voc).
+
+    >>> yolo_v2_tiny(num_classes=20).dense.matcher
+    ShapeMatcher(ignore_iou=0.6)
+    """
+    backbone = tiny_darknet_backbone()
+    neck = PassthroughNeck(backbone.out_channels, backbone.strides, depth=1, passed=0)
+    return _v2(num_classes, nn.Sequential(backbone, neck), neck, size, shapes)
 
 
 def yolo_v3(
@@ -113,8 +149,19 @@ def fractions(size: tuple[int, int]) -> Preprocess:
     return Preprocess(size, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), letterbox=True)
 
 
+def _v2(num_classes: int, trunk: nn.Sequential, neck: Neck, size: tuple[int, int], shapes: Shapes | Tensor) -> Detector:
+    stage = yolo_stage(
+        num_classes,
+        neck.out_channels,
+        GridAnchors(shapes=[shapes], strides=neck.strides),
+        matcher=ShapeMatcher(ignore_iou=0.6),
+        criterion=YOLOLoss(classes="softmax", rescore=True, object_weight=5.0, prior_images=12_800),
+    )
+    return Detector(trunk, preprocess=fractions(size), dense=stage)
+
+
 def _v3(
-    num_classes: int, trunk: nn.Sequential, neck: YOLONeck, size: tuple[int, int], shapes: Sequence[Shapes | Tensor]
+    num_classes: int, trunk: nn.Sequential, neck: Neck, size: tuple[int, int], shapes: Sequence[Shapes | Tensor]
 ) -> Detector:
     anchors = GridAnchors(shapes=shapes, strides=neck.strides)
     return Detector(trunk, preprocess=fractions(size), dense=yolo_stage(num_classes, neck.out_channels, anchors))
