@@ -10,6 +10,7 @@ from detkit.anchors import (
     BipartiteMatcher,
     CenterMatcher,
     GridAnchors,
+    ResponsibleMatcher,
     ShapeMatcher,
     SimOTAMatcher,
     TaskAlignedMatcher,
@@ -30,6 +31,7 @@ MATCHERS = {
     "simota": SimOTAMatcher,
     "center": CenterMatcher,
     "shape": ShapeMatcher,
+    "responsible": ResponsibleMatcher,
 }
 CODERS = {"delta": DeltaCoder, "distance": lambda: DistanceCoder(unit=0.5), "grid": GridCoder}
 CRITERIA = {

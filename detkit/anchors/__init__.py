@@ -7,6 +7,7 @@ from detkit.anchors.center import CenterMatcher, centerness
 from detkit.anchors.cluster import cluster_anchors, mean_shape_iou, shape_iou
 from detkit.anchors.generate import DefaultBoxes, GridAnchors, multibox_anchors
 from detkit.anchors.hungarian import HungarianMatcher
+from detkit.anchors.responsible import ResponsibleMatcher
 from detkit.anchors.sample import BalancedSampler, HardNegativeSampler
 from detkit.anchors.shape import ShapeMatcher
 from detkit.anchors.task_aligned import SimOTAMatcher, TaskAlignedMatcher
@@ -26,6 +27,7 @@ __all__ = [
     "GridAnchors",
     "HardNegativeSampler",
     "HungarianMatcher",
+    "ResponsibleMatcher",
     "ShapeMatcher",
     "SimOTAMatcher",
     "TaskAlignedMatcher",

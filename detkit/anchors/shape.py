@@ -52,22 +52,39 @@ class ShapeMatcher(nn.Module):
 
         The sizes of cells are ``anchors.strides``; plain boxes are the cells themselves.
         """
-        boxes, targets = read_boxes("ShapeMatcher", anchors, targets)
-        predicted, _ = read_predictions("ShapeMatcher", predictions, "boxes")
-        predicted = as_boxes(predicted, function="ShapeMatcher", name="predictions.boxes")
-        shape = (targets.valid.shape[0], boxes.shape[-2], 4)
-        if boxes.ndim != 2 or tuple(predicted.shape) != shape:
-            raise ValueError(
-                f"ShapeMatcher: anchors have shape {tuple(boxes.shape)} and predictions.boxes "
-                f"{tuple(predicted.shape)}; allowed is (N, 4) and ({shape[0]}, N, 4)"
-            )
-        strides = Anchors.of(anchors).strides.to(boxes)
-        rows = targets.boxes, targets.valid, targets.ignore, boxes, strides, predicted
+        cells, targets, predicted = read_cells("ShapeMatcher", anchors, targets, predictions)
+        rows = targets.boxes, targets.valid, targets.ignore, cells.boxes, cells.strides, predicted
         return ClaimedAssignment(*torch.ops.detkit.match_shapes(*rows, self.ignore_iou))
 
     def extra_repr(self) -> str:
         """The settings that ``print`` shows."""
         return f"ignore_iou={self.ignore_iou}"
+
+
+def read_cells(
+    function: str, anchors: AnchorBoxes, targets: Targets, predictions: Predictions | None
+) -> tuple[Anchors, Targets, Float[Tensor, "B N 4"]]:
+    """Anchors with the sizes of their cells, targets, and the predicted boxes, in promoted types.
+
+    Raises ValueError, in the name of ``function``, without predictions and where shapes disagree.
+
+    >>> from detkit.structures import pad_targets
+    >>> targets = pad_targets([{"boxes": torch.ones(1, 4), "labels": torch.tensor([0])}])
+    >>> cells, boxes = torch.tensor([[0.0, 0, 8, 8]]), torch.ones(1, 1, 4)
+    >>> read_cells("example", cells, targets, Predictions(boxes))[0].strides
+    tensor([[8., 8.]])
+    """
+    boxes, targets = read_boxes(function, anchors, targets)
+    predicted, _ = read_predictions(function, predictions, "boxes")
+    predicted = as_boxes(predicted, function=function, name="predictions.boxes")
+    images = targets.valid.shape[0]
+    if boxes.ndim != 2 or tuple(predicted.shape) != (images, boxes.shape[0], 4):
+        raise ValueError(
+            f"{function}: anchors have shape {tuple(boxes.shape)} and predictions.boxes {tuple(predicted.shape)}; "
+            f"allowed is (N, 4) and ({images}, N, 4)"
+        )
+    anchors = Anchors.of(anchors)
+    return Anchors(boxes, anchors.strides.to(boxes), anchors.counts), targets, predicted
 
 
 def claim_shapes(
@@ -84,12 +101,9 @@ def claim_shapes(
     """
     best = boxes.new_zeros(boxes.shape[:2])
     claims = torch.full_like(best, NEGATIVE, dtype=torch.int64)
-    (x, y), sizes = box_centers(boxes)[:, :, None].unbind(-1), (boxes[..., 2:] - boxes[..., :2])[:, :, None]
-    first = (box_centers(anchors) / cells).floor()
-    low, high = first * cells, (first + 1) * cells  # a cell ends exactly where the next begins
+    sizes = (boxes[..., 2:] - boxes[..., :2])[:, :, None]
     for piece in matrix_pieces(objects, anchors):
-        (left, top), (right, bottom) = low[piece].unbind(-1), high[piece].unbind(-1)
-        here = (x >= left) & (x < right) & (y >= top) & (y < bottom) & objects[..., None]
+        here = in_cells(boxes, anchors[piece], cells[piece]) & objects[..., None]
         fit = _overlaps(sizes, anchors[piece, 2:] - anchors[piece, :2])
         fit = torch.where(here & (fit > 0), fit, 0)  # NaN is not above 0
         place = fit.argmax(-1)  # the first of equal ones
@@ -97,6 +111,23 @@ def claim_shapes(
         claims = torch.where(value > best, place + piece.start, claims)
         best = torch.maximum(best, value)
     return claims
+
+
+def in_cells(
+    boxes: Float[Tensor, "B T 4"], anchors: Float[Tensor, "N 4"], cells: Float[Tensor, "N 2"]
+) -> Bool[Tensor, "B T N"]:
+    """Whether the center of each box lies in the cell of each anchor, in grids of ``cells`` that begin at (0, 0).
+
+    A cell begins at its left and upper border and ends before the others, exactly where the next begins.
+
+    >>> anchors, cells = torch.tensor([[0.0, 0, 8, 8], [8, 0, 16, 8]]), torch.full((2, 2), 8.0)
+    >>> in_cells(torch.tensor([[[6.0, 0, 10, 4]]]), anchors, cells)
+    tensor([[[False,  True]]])
+    """
+    x, y = box_centers(boxes)[:, :, None].unbind(-1)
+    first = (box_centers(anchors) / cells).floor()
+    (left, top), (right, bottom) = (first * cells).unbind(-1), ((first + 1) * cells).unbind(-1)
+    return (x >= left) & (x < right) & (y >= top) & (y < bottom)
 
 
 def _overlaps(sizes: Float[Tensor, "B T 1 2"], shapes: Float[Tensor, "N 2"]) -> Float[Tensor, "B T N"]:

@@ -6,7 +6,14 @@ neck make a trunk: ``nn.Sequential(backbone, neck)``.
 """
 
 from detkit.backbones.base import Backbone
-from detkit.backbones.darknet import DarknetBlock, darknet19_backbone, darknet53_backbone, tiny_darknet_backbone
+from detkit.backbones.darknet import (
+    DarknetBlock,
+    darknet19_backbone,
+    darknet53_backbone,
+    tiny_darknet_backbone,
+    tiny_yolo_v1_backbone,
+    yolo_v1_backbone,
+)
 from detkit.backbones.pretrained import TimmBackbone, TorchvisionBackbone
 from detkit.backbones.resnet import ResNetBackbone
 from detkit.backbones.sequential import SequentialBackbone, ssd7_backbone, tiny_ssd_backbone
@@ -28,6 +35,8 @@ __all__ = [
     "ssd_trunk_from_torchvision",
     "tiny_darknet_backbone",
     "tiny_ssd_backbone",
+    "tiny_yolo_v1_backbone",
     "vgg_backbone",
     "vgg_features",
+    "yolo_v1_backbone",
 ]

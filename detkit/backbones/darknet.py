@@ -110,6 +110,39 @@ def tiny_darknet_backbone(*, width: int = 16, norm: Norm = nn.BatchNorm2d) -> Se
     return _initialized(SequentialBackbone(stages, out_channels=[width * 16, width * 64], strides=[16, 32]))
 
 
+def yolo_v1_backbone(*, width: int = 64, norm: Norm = nn.BatchNorm2d) -> SequentialBackbone:
+    """The 24 convolutions of YOLO v1: one level at stride 64, 1024 channels, 7 x 7 cells at 448 x 448.
+
+    The first convolution has ``width`` channels, a sixteenth of the last. Each is followed by ``norm``, as in the
+    authors' configuration; the paper has none. Images (B, 3, H, W) of at least 64 pixels. Source: Redmon et al. 2016,
+    figure 3; He initialization.
+
+    >>> import torch
+    >>> yolo_v1_backbone(width=4)(torch.zeros(1, 3, 448, 448))[0].shape
+    torch.Size([1, 64, 7, 7])
+    """
+    w, pool = width, nn.MaxPool2d(2)
+    pairs = [(4 * w, 1), (8 * w, 3)], [(8 * w, 1), (16 * w, 3)]
+    third = [(2 * w, 1), (4 * w, 3), (4 * w, 1), (8 * w, 3)]
+    last = [(16 * w, 3), (16 * w, 3, 2), (16 * w, 3), (16 * w, 3)]
+    layers = [(w, 7, 2), pool, (3 * w, 3), pool, *third, pool, *pairs[0] * 4, *pairs[1], pool, *pairs[1] * 2, *last]
+    return _chain(layers, norm)
+
+
+def tiny_yolo_v1_backbone(*, width: int = 16, norm: Norm = nn.BatchNorm2d) -> SequentialBackbone:
+    """The chain of YOLO v1 tiny: eight 3 x 3 convolutions; one level at stride 64, 256 channels.
+
+    The first convolution has ``width`` channels. Images (B, 3, H, W) of at least 64 pixels; sizes are rounded down.
+    Source: the authors' configuration (yolov1-tiny); He initialization.
+
+    >>> import torch
+    >>> tiny_yolo_v1_backbone(width=2)(torch.zeros(1, 3, 448, 448))[0].shape
+    torch.Size([1, 32, 7, 7])
+    """
+    doubled = [layer for i in range(6) for layer in ((width * 2**i, 3), nn.MaxPool2d(2))]
+    return _chain([*doubled, (width * 64, 3), (width * 16, 3)], norm)
+
+
 def same_max_pool() -> nn.Sequential:
     """The maximum of each pixel, those to its right and below: 2 x 2 at stride 1, nothing beyond the border.
 
@@ -119,6 +152,20 @@ def same_max_pool() -> nn.Sequential:
              [-3., -3.]]])
     """
     return nn.Sequential(nn.ConstantPad2d((0, 1, 0, 1), float("-inf")), nn.MaxPool2d(2, stride=1))
+
+
+def _chain(layers: Sequence[tuple[int, ...] | nn.Module], norm: Norm) -> SequentialBackbone:
+    """One level at stride 64, of convolutions (channels, kernel size, perhaps stride) and other layers."""
+    steps: list[nn.Module] = []
+    channels = 3
+    for layer in layers:
+        if isinstance(layer, tuple):
+            settings = {"kernel_size": layer[1], "stride": layer[2] if len(layer) > 2 else 1}
+            steps.append(ConvNormActivation(channels, layer[0], **settings, norm=norm, activation=leaky))
+            channels = layer[0]
+        else:
+            steps.append(layer)
+    return _initialized(SequentialBackbone([nn.Sequential(*steps)], out_channels=[channels], strides=[64]))
 
 
 def _initialized(backbone: SequentialBackbone) -> SequentialBackbone:

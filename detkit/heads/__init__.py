@@ -1,5 +1,6 @@
 """Heads: modules that turn feature maps into predictions for every anchor, (B, N, outputs), and do nothing else."""
 
+from detkit.heads.cell import CellHead
 from detkit.heads.classification import ClassificationHead
 from detkit.heads.dense import DenseHead
 from detkit.heads.fcos import FCOSHead
@@ -17,6 +18,7 @@ from detkit.heads.token_decoder import TokenDecoder
 __all__ = [
     "BoxGrammar",
     "BoxHead",
+    "CellHead",
     "ClassificationHead",
     "DenseHead",
     "FCOSHead",

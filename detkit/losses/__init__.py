@@ -11,6 +11,7 @@ from detkit.losses.box_costs import (
     grid_cost,
     iou_cost,
     l1_cost,
+    l2_cost,
     smooth_l1_cost,
 )
 from detkit.losses.classification import (
@@ -39,6 +40,7 @@ from detkit.losses.retinanet import RetinaNetLoss
 from detkit.losses.sequence import SequenceLoss
 from detkit.losses.set_prediction import SetPredictionLoss
 from detkit.losses.yolo import YOLOLoss
+from detkit.losses.yolo_v1 import YOLOv1Loss
 
 __all__ = [
     "BoxCoder",
@@ -53,6 +55,7 @@ __all__ = [
     "SequenceLoss",
     "SetPredictionLoss",
     "YOLOLoss",
+    "YOLOv1Loss",
     "box_costs",
     "box_iou_loss",
     "ciou_cost",
@@ -67,6 +70,7 @@ __all__ = [
     "keypoint_loss",
     "keypoint_targets",
     "l1_cost",
+    "l2_cost",
     "label_smoothed_cross_entropy",
     "mask_loss",
     "mask_targets",

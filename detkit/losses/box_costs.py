@@ -62,6 +62,25 @@ def l1_cost(
     return torch.abs(promote(deltas) - coder.encode(boxes, anchors)).sum(-1)
 
 
+def l2_cost(
+    deltas: Float[Tensor, "*B 4"],
+    boxes: Shaped[Tensor, "*B 4"],
+    anchors: Anchors | Shaped[Tensor, "*#B _"],
+    coder: BoxCoder,
+) -> Float[Tensor, "*B"]:
+    """Squared differences between ``deltas`` and the encoded ``boxes``, summed over the four; as in YOLO v1.
+
+    Arguments as in :func:`l1_cost`. Source: Redmon et al. 2016, equation 3.
+
+    >>> from detkit.boxes import DeltaCoder
+    >>> anchors, boxes = torch.tensor([[0.0, 0, 4, 4]]), torch.tensor([[2.0, 0, 6, 4]])
+    >>> l2_cost(torch.zeros(1, 4), boxes, anchors, DeltaCoder())
+    tensor([0.2500])
+    """
+    _check_shapes("l2_cost", deltas, boxes)
+    return (promote(deltas) - coder.encode(boxes, anchors)).square().sum(-1)
+
+
 def smooth_l1_cost(
     deltas: Float[Tensor, "*B 4"],
     boxes: Shaped[Tensor, "*B 4"],

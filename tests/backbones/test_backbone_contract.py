@@ -19,8 +19,10 @@ from detkit.backbones import (
     ssd7_backbone,
     tiny_darknet_backbone,
     tiny_ssd_backbone,
+    tiny_yolo_v1_backbone,
     vgg_backbone,
     vgg_features,
+    yolo_v1_backbone,
 )
 
 GROUP_NORM = partial(nn.GroupNorm, 4)
@@ -37,6 +39,8 @@ BACKBONES = {
     "darknet53": partial(darknet53_backbone, width=4),
     "darknet19": partial(darknet19_backbone, width=4),
     "darknet tiny": partial(tiny_darknet_backbone, width=4),
+    "yolo v1": partial(yolo_v1_backbone, width=4),
+    "yolo v1 tiny": partial(tiny_yolo_v1_backbone, width=4),
     "ssd7": ssd7_backbone,
     "ssd vgg": lambda: SSDVGGBackbone(vgg_features()),
     "vgg": lambda: vgg_backbone(vgg_features(), levels=(1, 3)),

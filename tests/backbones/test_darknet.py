@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from detkit.backbones import DarknetBlock, darknet19_backbone, darknet53_backbone, tiny_darknet_backbone
-from detkit.backbones.darknet import same_max_pool
+from detkit.backbones.darknet import same_max_pool, tiny_yolo_v1_backbone, yolo_v1_backbone
 
 
 def convolutions(module: nn.Module) -> list[tuple[int, int, int]]:
@@ -42,6 +42,16 @@ def test_the_tiny_chain_doubles_its_channels():
     backbone = tiny_darknet_backbone()
     assert convolutions(backbone) == [(channels, 3, 1) for channels in (16, 32, 64, 128, 256, 512, 1024)]
     assert (backbone.out_channels, backbone.strides) == ((256, 1024), (16, 32))
+
+
+def test_v1_has_the_24_convolutions_of_figure_3():
+    expected = [(64, 7, 2), (192, 3, 1), (128, 1, 1), (256, 3, 1), (256, 1, 1), (512, 3, 1)]
+    expected += [(256, 1, 1), (512, 3, 1)] * 4 + [(512, 1, 1), (1024, 3, 1)] * 3
+    expected += [(1024, 3, 1), (1024, 3, 2), (1024, 3, 1), (1024, 3, 1)]
+    assert len(expected) == 24
+    assert convolutions(yolo_v1_backbone()) == expected
+    tiny = [(channels, 3, 1) for channels in (16, 32, 64, 128, 256, 512, 1024, 256)]
+    assert convolutions(tiny_yolo_v1_backbone()) == tiny
 
 
 def test_a_block_adds_its_input():

@@ -5,21 +5,26 @@ import torch
 from contracts import CONTRACT, Case, Check, assert_trainable, empty_target, two_images
 from torch import nn
 
-from detkit.anchors import GridAnchors, ShapeMatcher
-from detkit.backbones import darknet19_backbone
+from detkit.anchors import GridAnchors, ResponsibleMatcher, ShapeMatcher
+from detkit.backbones import SmallBackbone, darknet19_backbone
+from detkit.boxes import GridCoder
 from detkit.data import DigitScenes
 from detkit.detectors import (
+    DenseStage,
     Detector,
     LevelwisePostprocess,
+    Postprocess,
     Preprocess,
     small_yolo_v3,
     yolo_stage,
+    yolo_v1_tiny,
     yolo_v2,
     yolo_v2_tiny,
     yolo_v3,
     yolo_v3_tiny,
 )
-from detkit.losses import YOLOLoss
+from detkit.heads import CellHead
+from detkit.losses import YOLOLoss, YOLOv1Loss
 from detkit.necks import PassthroughNeck
 from detkit.structures import Images
 
@@ -77,6 +82,32 @@ def test_v2_learns_by_its_own_rule_from_anchors_given_in_cells():
     torch.testing.assert_close(sizes[[0, 4]] / 32, torch.tensor([[1.3221, 1.73145], [11.2364, 10.0071]]))
 
 
+def test_v1_tiny_has_49_cells_of_two_boxes_each_of_the_whole_image():
+    stage = yolo_v1_tiny(20).dense
+    images = Images(torch.zeros(1, 3, 448, 448), torch.tensor([[448, 448]]))
+    boxes, strides, counts = stage.anchors([torch.zeros(1, 1, 7, 7)], images)
+    assert counts == (98,)
+    assert strides.unique().tolist() == [64]
+    assert (boxes[:, 2:] - boxes[:, :2]).unique().tolist() == [448]
+    assert stage.coder.form == "root"
+    assert stage.head.layers[-1].out_features == 1470
+
+
+def small_v1() -> Detector:
+    """A small net with v1's stage on a grid of 3 x 4 cells."""
+    backbone = SmallBackbone((8, 8, 8, 16), levels=(3,))
+    stage = DenseStage(
+        head=CellHead(16, (3, 4), per_cell=2, num_classes=3),
+        anchors=GridAnchors(shapes=[[(128, 96)] * 2], strides=(32,)),
+        matcher=ResponsibleMatcher(),
+        coder=GridCoder(form="root"),
+        criterion=YOLOv1Loss(),
+        postprocess=Postprocess(score_threshold=0.0),
+    )
+    nn.init.constant_(stage.head.layers[-1].bias, 0.5)  # so that it finds something
+    return Detector(backbone, preprocess=Preprocess((96, 128)), dense=stage)
+
+
 def small() -> Detector:
     """A small detector whose objectness starts at one half, so that it finds something."""
     detector = small_yolo_v3(3, size=(96, 128), channels=16)
@@ -96,13 +127,13 @@ def small_v2() -> Detector:
 
 
 @pytest.mark.parametrize("check", BUT_ZERO, ids=lambda check: check.__name__)
-@pytest.mark.parametrize("build", [small, small_v2])
+@pytest.mark.parametrize("build", [small, small_v2, small_v1])
 def test_a_small_one_keeps_the_contract(build, check: Check):
     check(Case(build, 3))
 
 
 @pytest.mark.parametrize("flat", [[], [[20, 20, 20, 60], [30, 30, 30, 30]]], ids=["no objects", "flat objects"])
-@pytest.mark.parametrize("build", [small, small_v2])
+@pytest.mark.parametrize("build", [small, small_v2, small_v1])
 def test_without_positives_only_background_costs_and_every_parameter_has_a_gradient(build, flat):
     detector = Case(build, 3).detector().train()
     detector.preprocess.degenerate = "drop"

@@ -28,7 +28,16 @@ from detkit.detectors.recipes.retinanet import (
     small_retinanet,
 )
 from detkit.detectors.recipes.ssd import fpn_ssd, ssd, ssd300, ssd512, tiny_ssd
-from detkit.detectors.recipes.yolo import small_yolo_v3, yolo_stage, yolo_v2, yolo_v2_tiny, yolo_v3, yolo_v3_tiny
+from detkit.detectors.recipes.yolo import (
+    small_yolo_v3,
+    yolo_stage,
+    yolo_v1,
+    yolo_v1_tiny,
+    yolo_v2,
+    yolo_v2_tiny,
+    yolo_v3,
+    yolo_v3_tiny,
+)
 
 __all__ = [
     "box_query_stage",
@@ -67,6 +76,8 @@ __all__ = [
     "ssd512",
     "tiny_ssd",
     "yolo_stage",
+    "yolo_v1",
+    "yolo_v1_tiny",
     "yolo_v2",
     "yolo_v2_tiny",
     "yolo_v3",

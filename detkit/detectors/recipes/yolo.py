@@ -1,28 +1,65 @@
-"""The YOLO family: priors in the cells of grids, and one convolution that predicts everything about them."""
+"""The YOLO family: the cells of a grid learn the objects whose centers they contain."""
 
 from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from detkit.anchors import GridAnchors, ShapeMatcher
-from detkit.backbones import darknet19_backbone, darknet53_backbone, tiny_darknet_backbone
+from detkit.anchors import GridAnchors, ResponsibleMatcher, ShapeMatcher
+from detkit.backbones import (
+    Backbone,
+    darknet19_backbone,
+    darknet53_backbone,
+    tiny_darknet_backbone,
+    tiny_yolo_v1_backbone,
+    yolo_v1_backbone,
+)
 from detkit.boxes import GridCoder
 from detkit.detectors.dense import DenseStage
 from detkit.detectors.detector import Detector
 from detkit.detectors.postprocess import Postprocess
 from detkit.detectors.preprocess import Preprocess
 from detkit.detectors.recipes.trunks import Norm, small_pyramid
-from detkit.heads import GridHead
-from detkit.losses import YOLOLoss
+from detkit.heads import CellHead, GridHead
+from detkit.losses import YOLOLoss, YOLOv1Loss
 from detkit.necks import Neck, PassthroughNeck, YOLONeck
 
 Shapes = Sequence[tuple[float, float]]
+_BLACK, _WHITE = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 _CELLS = (1.3221, 1.73145), (3.19275, 4.00944), (5.05587, 8.09892), (9.47112, 4.84053), (11.2364, 10.0071)
 _CELLS_TINY = (1.08, 1.19), (3.42, 4.41), (6.63, 11.38), (9.42, 5.11), (16.62, 10.52)
 _V2 = tuple((32 * width, 32 * height) for width, height in _CELLS)
 _V2_TINY = tuple((32 * width, 32 * height) for width, height in _CELLS_TINY)
 _V3 = ((10, 13), (16, 30), (33, 23)), ((30, 61), (62, 45), (59, 119)), ((116, 90), (156, 198), (373, 326))
 _V3_TINY = ((10, 14), (23, 27), (37, 58)), ((81, 82), (135, 169), (344, 319))
+
+
+def yolo_v1(num_classes: int, *, per_cell: int = 2) -> Detector:
+    """YOLO v1: 24 convolutions, two fully connected layers, 7 x 7 cells with ``per_cell`` boxes each.
+
+    Images are resized to 448 x 448, whatever their ratio. As in the paper, the first fully connected layer has 4096
+    outputs (the authors' configuration has a locally connected one); as in the configuration, batch norm follows each
+    convolution. Source: Redmon et al. 2016.
+
+    >>> import torch
+    >>> with torch.device("meta"):  # 271 million parameters, not held
+    ...     detector = yolo_v1(num_classes=20)
+    >>> detector.dense.head.layers[-1].out_features  # 7 x 7 cells of 20 classes and 2 boxes
+    1470
+    """
+    return _v1(num_classes, yolo_v1_backbone(), per_cell, 4096)
+
+
+def yolo_v1_tiny(num_classes: int, *, per_cell: int = 2) -> Detector:
+    """YOLO v1 tiny: eight convolutions and one fully connected layer; otherwise as :func:`yolo_v1`.
+
+    Source: the authors' configuration (yolov1-tiny).
+
+    >>> yolo_v1_tiny(num_classes=20).dense.head.layers
+    Sequential(
+      (0): Linear(in_features=12544, out_features=1470, bias=True)
+    )
+    """
+    return _v1(num_classes, tiny_yolo_v1_backbone(), per_cell, None)
 
 
 def yolo_v2(num_classes: int, *, size: tuple[int, int] = (416, 416), shapes: Shapes | Tensor = _V2) -> Detector:
@@ -146,7 +183,22 @@ def fractions(size: tuple[int, int]) -> Preprocess:
     >>> fractions((416, 416)).mean.flatten()
     tensor([0., 0., 0.])
     """
-    return Preprocess(size, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), letterbox=True)
+    return Preprocess(size, mean=_BLACK, std=_WHITE, letterbox=True)
+
+
+def _v1(num_classes: int, backbone: Backbone, per_cell: int, hidden: int | None) -> Detector:
+    side, stride = 448, backbone.strides[0]
+    cells = side // stride
+    channels = backbone.out_channels[0]
+    stage = DenseStage(
+        head=CellHead(channels, (cells, cells), per_cell=per_cell, num_classes=num_classes, hidden=hidden),
+        anchors=GridAnchors(shapes=[[(side, side)] * per_cell], strides=(stride,)),
+        matcher=ResponsibleMatcher(),
+        coder=GridCoder(form="root"),
+        criterion=YOLOv1Loss(),
+        postprocess=Postprocess(score_threshold=0.005),
+    )
+    return Detector(backbone, preprocess=Preprocess((side, side), mean=_BLACK, std=_WHITE), dense=stage)
 
 
 def _v2(num_classes: int, trunk: nn.Sequential, neck: Neck, size: tuple[int, int], shapes: Shapes | Tensor) -> Detector:
