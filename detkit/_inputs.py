@@ -32,6 +32,8 @@ _PROMOTED = {
     torch.uint64: torch.float64,
 }
 
+_WHITE = {torch.bool: 1.0, torch.uint8: 255.0, torch.uint16: 65535.0}
+
 
 def promote(values: Tensor) -> Tensor:
     """``values`` in a type that box arithmetic is safe in: float64 for float64 and wide integers, else float32.
@@ -42,7 +44,24 @@ def promote(values: Tensor) -> Tensor:
     >>> promote(torch.tensor([1, 2], dtype=torch.uint8)).dtype, promote(torch.tensor([1, 2])).dtype
     (torch.float32, torch.float64)
     """
+    if values.dtype.is_complex:
+        raise TypeError(f"boxes and scores are real numbers, not {values.dtype}")  # the door names the argument
     return values.to(_PROMOTED.get(values.dtype, torch.float32))
+
+
+def white_of(dtype: torch.dtype, *, where: str) -> float:
+    """The number of a white pixel in images of this type: 1 for floats and bool, 255 for uint8, 65535 for uint16.
+
+    Raises ValueError for other types: what number is white in them nobody can tell.
+
+    >>> white_of(torch.uint8, where="demo: image"), white_of(torch.float16, where="demo: image")
+    (255.0, 1.0)
+    """
+    if dtype.is_floating_point:
+        return 1.0
+    if dtype not in _WHITE:
+        raise ValueError(f"{where} has type {dtype}; allowed are floats in [0, 1], uint8, uint16 and bool")
+    return _WHITE[dtype]
 
 
 def finite_logits(logits: Tensor) -> Tensor:
@@ -195,21 +214,33 @@ def check_finite(values: Tensor, *, function: str, name: str) -> None:
 def full_checks() -> bool:
     """True when ``DETKIT_CHECKS=full`` is set: device ops then check values too, at the price of a host sync.
 
-    Always False while ``torch.compile`` or ``torch.export`` traces and in ``torch.func.vmap``, where a value cannot be
-    looked at.
+    Always False where values are hidden, as :func:`is_hidden` says.
 
     >>> full_checks()
     False
     """
-    return not torch.compiler.is_compiling() and os.environ.get("DETKIT_CHECKS", "") == "full" and not is_mapped()
+    return os.environ.get("DETKIT_CHECKS", "") == "full" and not is_hidden()
 
 
-def is_mapped() -> bool:
-    """True inside ``torch.func.vmap``, and what is built on it: a value there is many, and cannot be looked at.
+def looked_at(values: Tensor) -> bool:
+    """Whether the values of a tensor may be looked at: on the host, or anywhere with ``DETKIT_CHECKS=full``.
 
-    >>> torch.func.vmap(lambda values: values + is_mapped())(torch.zeros(2))
+    Never where they are hidden, as :func:`is_hidden` says.
+
+    >>> looked_at(torch.ones(1)), looked_at(torch.ones(1, device="meta"))
+    (True, False)
+    """
+    return not is_hidden() and (values.device.type == "cpu" or full_checks())
+
+
+def is_hidden() -> bool:
+    """True where no value can be looked at: in ``torch.compile``, ``torch.export``, ``torch.func.vmap``, fake tensors.
+
+    >>> torch.func.vmap(lambda values: values + is_hidden())(torch.zeros(2))
     tensor([1., 1.])
     """
+    if torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None:
+        return True
     if not torch._C._are_functorch_transforms_active():
         return False
     return any(level.key() == TransformType.Vmap for level in retrieve_all_functorch_interpreters())
@@ -228,6 +259,16 @@ def is_transformed() -> bool:
         or _get_current_dispatch_mode() is not None
         or forward_ad._current_level >= 0
     )
+
+
+def on_host(values: Tensor) -> bool:
+    """True for a plain tensor on the CPU that nothing traces or transforms: a look at its values costs nothing.
+
+    >>> on_host(torch.zeros(2))
+    True
+    """
+    plain = type(values) is Tensor and values.device.type == "cpu"
+    return plain and not torch.compiler.is_compiling() and not is_transformed()
 
 
 def check_fraction(value: float, *, name: str, function: str) -> None:

@@ -42,11 +42,11 @@ def read_json(path: str | Path, *, owner: str) -> Any:
     ...     read_json(Path(root, "a.json"), owner="CocoDataset")
     {'images': []}
     """
-    with open_regular(path, owner=owner) as file:
+    with open_regular(path, owner=owner) as opened, io.TextIOWrapper(opened, encoding="utf-8-sig") as file:
         size = os.fstat(file.fileno()).st_size
         if size > MAX_JSON_BYTES:
             raise ValueError(f"{owner}: {path} has {size} bytes; allowed are {MAX_JSON_BYTES}")
         try:
-            return json.load(io.TextIOWrapper(file, encoding="utf-8-sig"))
+            return json.load(file)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{owner}: {path} is not valid JSON: {error}") from error

@@ -9,6 +9,9 @@ import torch
 import torch.distributed as torch_dist
 from torch import Tensor
 
+from detkit._door import door
+from detkit._inputs import as_tensor
+
 
 def world_size() -> int:
     """Number of processes in the default group, 1 without one.
@@ -28,6 +31,7 @@ def rank() -> int:
     return torch_dist.get_rank() if _active() else 0
 
 
+@door
 def all_reduce_mean(value: Tensor) -> Tensor:
     """Mean of ``value`` over all processes, without gradient; the input itself in a single process.
 
@@ -37,6 +41,7 @@ def all_reduce_mean(value: Tensor) -> Tensor:
     >>> all_reduce_mean(torch.tensor(3.0))
     tensor(3.)
     """
+    value = as_tensor(value, function="all_reduce_mean", name="value")
     if world_size() == 1:
         return value
     total = value.detach().clone()
@@ -57,6 +62,7 @@ def gather_objects(value: Any) -> list[Any]:
     return gathered
 
 
+@door
 def gather(value: Tensor) -> Tensor:
     """Rows of every process concatenated along the first dimension, with gradient; row counts may differ.
 
@@ -65,6 +71,7 @@ def gather(value: Tensor) -> Tensor:
     >>> gather(torch.ones(2, 3)).shape
     torch.Size([2, 3])
     """
+    value = as_tensor(value, function="gather", name="value")
     if world_size() == 1:
         return value
     from torch.distributed.nn.functional import all_gather

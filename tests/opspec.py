@@ -59,7 +59,9 @@ Changes = dict[str, dict[str, Any]]
 def refusals(op: Callable[..., Any], good: dict[str, Any], changes: Changes) -> dict[str, Callable[[], Any]]:
     """For what each message says, behind the name of ``op``: the call with good arguments of which some are changed."""
     name, plain = op.__qualname__.removesuffix(".__init__"), unhooked(op)
-    return {f"{name}: {message}": partial(plain, **{**good, **change}) for message, change in changes.items()}
+    own = [good["self"]] if "self" in good else []
+    good = {key: value for key, value in good.items() if key != "self"}
+    return {f"{name}: {message}": partial(plain, *own, **{**good, **change}) for message, change in changes.items()}
 
 
 def misshapen(*names: str, allowed: str = "(..., 4)") -> Changes:

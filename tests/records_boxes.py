@@ -220,8 +220,8 @@ ONE_MULTICLASS = {
 ONE_IMAGE = {"boxes": BOXES, "labels": LABELS, "sizes": torch.ones(2)}
 VOCABULARY: Changes = {
     "vocabulary='latin' 'code' 'paper'": {"vocabulary": "latin"},
-    "num_classes=0 1 bins=1000 2": {"num_classes": 0},
-    "num_classes=3 1 bins=1 2": {"bins": 1},
+    "num_classes=0 1": {"num_classes": 0},
+    "bins=1 at least 2": {"bins": 1},
     "num_classes=900 bins=1000 'code' 899 2000 'paper'": {"num_classes": 900},
     "num_classes=3 bins=2001 'code' 899 2000 'paper'": {"bins": 2001},
 }
@@ -350,7 +350,7 @@ def grid(
 
 def of_distances(unit: float | None, makes: tuple[Callable[..., Any], ...], form: str) -> Iterable[OpSpec]:
     references = partial(slow.distances, unit=unit), partial(slow.at_distances, unit=unit)
-    allowed = "None anchor"
+    allowed = "above 0 None"
     made: Changes = {f"unit={bad} {allowed}": {"unit": bad} for bad in (0, -1.0, math.inf)}
     yield from coding(ops.DistanceCoder(unit=unit), makes, references, made, written="distances", form=form)
 
@@ -644,7 +644,7 @@ CODERS = (
         (partial(slow.encoded, weights=WEIGHTS), partial(slow.decoded, weights=WEIGHTS)),
         {
             "scale=(1, 1, 1) (x, y, w, h) 1e-12 1e12": {"scale": [1, 1, 1]},
-            "scale=(1, 1, 1, 0) (x, y, w, h) 1e-12 1e12": {"scale": [1, 1, 1, 0]},
+            "scale[3]=0 above 0": {"scale": [1, 1, 1, 0]},
         },
     ),
     *of_distances(0.125, (pairs, deltas), ""),

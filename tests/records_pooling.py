@@ -121,7 +121,7 @@ READ: Changes = {
 }
 SCALED: Changes = {
     "output_size=0 1": {"output_size": 0},
-    "output_size=(2, 0) 1": {"output_size": (2, 0)},
+    "output_size[1]=0 1": {"output_size": (2, 0)},
     "spatial_scale=0": {"spatial_scale": 0},
     "spatial_scale=inf": {"spatial_scale": math.inf},
 }
@@ -158,8 +158,8 @@ POOLING = (
             {"features": MAPS, "boxes": BOXES[None]},
             {
                 **READ,
-                "levels=() 1": {"levels": ()},
-                "levels=(1, 0) 1": {"levels": (1, 0)},
+                "levels=() one number": {"levels": ()},
+                "levels[1]=0 1": {"levels": (1, 0)},
             },
         ),
         TYPES,
@@ -176,8 +176,8 @@ POOLING = (
             {"boxes": BOXES, "size": PIXELS},
             {
                 "boxes (3, 5) (..., 4)": {"boxes": torch.zeros(3, 5)},
-                "size (80,) (height, width) (..., 2)": {"size": (80,)},
-                "size=(80, 0)": {"size": (80, 0)},
+                "size=(80,) 2 numbers": {"size": (80,)},
+                "size[1]=0 above 0": {"size": (80, 0)},
                 "input_size=0 1": {"input_size": 0},
                 "stride=0 1": {"stride": 0},
                 "cells=0 1": {"cells": 0},
@@ -198,8 +198,8 @@ POOLING = (
                 "boxes (3, 4) (1, K, 4)": {"boxes": BOXES},
                 "boxes (2, 3, 4) (1, K, 4)": {"boxes": BOXES.expand(2, 3, 4)},
                 "output_size=0 1": {"output_size": 0},
-                "context=2 0 output_size=4": {"context": 2},
-                "context=-1 0 output_size=4": {"context": -1},
+                "context=2 output_size=4": {"context": 2},
+                "context=-1 0": {"context": -1},
                 "image_sizes (2,) (1, 2)": {"image_sizes": torch.tensor([5, 7])},
             },
         ),

@@ -6,10 +6,13 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
+from detkit._door import door
 from detkit.boxes.measures import BoxSides, bounded_sides, intersection_and_union
 from detkit.structures import IGNORED, NEGATIVE, Assignment, ClaimedAssignment, Targets, take_rows
+from detkit.structures.labels import check_targets
 
 _CROWD_SHARE = 0.5
+_PAIRS_AT_ONCE = 2**18  # on the CPU: few enough for the cache, enough that calls cost little
 
 
 class Assigned(NamedTuple):
@@ -26,6 +29,7 @@ class Assigned(NamedTuple):
     claims: Int[Tensor, "B T 2"] | None = None
 
 
+@door
 def gather_assigned(assignment: Assignment | ClaimedAssignment, targets: Targets) -> Assigned:
     """Gather the label, box and weight of the object that each anchor is matched with; quality is passed on.
 
@@ -36,6 +40,7 @@ def gather_assigned(assignment: Assignment | ClaimedAssignment, targets: Targets
     >>> gather_assigned(Assignment(torch.tensor([[0, -1, -2]]), torch.ones(1, 3)), targets).labels
     tensor([[ 7, -1, -2]])
     """
+    check_targets(targets, function="gather_assigned")
     matched = assignment.matched
     index = matched.clamp(min=0)
     labels = torch.where(matched >= 0, targets.labels.gather(1, index), matched)
@@ -70,8 +75,8 @@ def threshold_labels(
     >>> threshold_labels(torch.tensor([0.5, 0.4, 0.3]), torch.tensor([7, 8, 9]), 0.5, 0.4)
     tensor([ 7, -2, -1])
     """
-    rest = torch.where(overlaps >= negative_iou, IGNORED, NEGATIVE)
-    return torch.where(overlaps >= positive_iou, rows, rest)
+    unsure = rows.masked_fill((overlaps >= positive_iou).logical_not_(), IGNORED)
+    return unsure.masked_fill_((overlaps >= negative_iou).logical_not_(), NEGATIVE)
 
 
 def matched_overlaps(overlaps: Float[Tensor, "B T N"], matched: Int[Tensor, "B N"]) -> Float[Tensor, "B N"]:
@@ -123,9 +128,11 @@ def in_crowd(
     own = bounded_sides(anchors).map(lambda values: values.unsqueeze(-2))
     regions = bounded_sides(boxes).map(lambda values: values.unsqueeze(-1))
     inside = boxes.new_zeros((boxes.shape[0], anchors.shape[-2]), dtype=torch.bool)
+    pieces: list[Tensor | slice] = [slice(None)]
     # A host can look up which rows are crowds and go through them; on a device that would be a sync.
-    host = crowds.device.type == "cpu" and not torch.compiler.is_compiling()
-    pieces = [slice(row, row + 1) for row in crowds.any(0).nonzero().squeeze(1).tolist()] if host else [slice(None)]
+    if crowds.device.type == "cpu" and not torch.compiler.is_compiling():
+        rows = crowds.any(0).nonzero().squeeze(1)
+        pieces = [*rows.split(max(1, _PAIRS_AT_ONCE // max(1, inside.numel())))] if len(rows) else []
     for rows in pieces:
         region = BoxSides(*(values[:, rows] for values in regions))
         shared, _ = intersection_and_union(region, own)

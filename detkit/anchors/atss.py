@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from detkit._door import door
+from detkit._ranges import Count
 from detkit._ranking import stable_topk
 from detkit.anchors.assigned import ignore_crowds
 from detkit.anchors.claims import highest_claim
@@ -43,12 +45,12 @@ class ATSSMatcher(nn.Module):
 
     reads_predictions = False
 
-    def __init__(self, *, candidates: int = 9) -> None:
+    @door
+    def __init__(self, *, candidates: Count = 9) -> None:
         super().__init__()
-        if candidates < 1:
-            raise ValueError(f"ATSSMatcher: candidates={candidates} must be at least 1")
         self.candidates = candidates
 
+    @door
     @torch.no_grad()
     def forward(self, anchors: AnchorBoxes, targets: Targets, predictions: Predictions | None = None) -> Assignment:
         """Match ``anchors``, (N, 4) or (B, N, 4) xyxy, with the objects of B images; predictions are not read.

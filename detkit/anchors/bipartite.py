@@ -1,5 +1,6 @@
 """SSD's matcher: each object gets its best free anchor, and every other anchor with a high enough IoU is added."""
 
+import math
 from functools import partial
 from typing import Any
 
@@ -7,13 +8,19 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from detkit._door import door
+from detkit._ranges import Fraction
 from detkit._ranking import stable_topk
-from detkit.anchors.assigned import matched_overlaps, threshold_labels
+from detkit.anchors.assigned import matched_overlaps, no_matches, threshold_labels
 from detkit.anchors.claims import SMALLEST_CLAIM, pair_keys
 from detkit.anchors.matcher import AnchorBoxes, check_thresholds, match_batch, read_boxes, traced_matches
 from detkit.anchors.matrix import overlap_matrix
-from detkit.anchors.search.bipartite import search_bipartite
+from detkit.anchors.search.bipartite import accepted_offers, search_bipartite
+from detkit.anchors.search.overlap_index import Pairs
 from detkit.structures import NEGATIVE, Assignment, Predictions, Targets
+
+_PAIRS_AT_ONCE = 2**19
+_SAMPLE = 2**16
 
 
 def match_bipartite(
@@ -41,6 +48,46 @@ def greedy_claims(overlaps: Float[Tensor, "B T N"], *, force_match_zero: bool = 
     >>> greedy_claims(torch.tensor([[[0.3, 0.2], [0.6, 0.5]]]))
     tensor([[1, 0]])
     """
+    if overlaps.device.type == "cpu":
+        return torch.stack([_claims_by_level(image, force_match_zero) for image in overlaps])
+    return _claims_in_turn(overlaps, force_match_zero)
+
+
+def _claims_by_level(overlaps: Float[Tensor, "T N"], force_match_zero: bool) -> Int[Tensor, "N"]:
+    """The same for one image on the host: first among the pairs with the highest IoU, then among the best of those
+    whose object and anchor are left, and so on. So no pair is sorted twice, and few are sorted at all."""
+    claimed = torch.full(overlaps.shape[1:], NEGATIVE)
+    rows, columns = (torch.arange(length) for length in overlaps.shape)
+    least, level = 0.0 if force_match_zero else SMALLEST_CLAIM, math.inf
+    while level > least:
+        left = overlaps if len(rows) * len(columns) == overlaps.numel() else overlaps[rows].index_select(1, columns)
+        level = _level(left, least)
+        found = ((left >= level) & (left > least)).nonzero()
+        pairs = Pairs(*found.T, left[found[:, 0], found[:, 1]])
+        taken = accepted_offers(pairs, pairs.anchors, pairs.objects, len(rows))
+        objects, anchors = pairs.objects[taken], pairs.anchors[taken]
+        claimed[columns[anchors]] = rows[objects]
+        rows, columns = _without(rows, objects), _without(columns, anchors)
+    if force_match_zero:  # all that are left tie at 0
+        rows, columns = rows[(overlaps[rows] >= 0).any(1)], columns[(overlaps[:, columns] >= 0).any(0)]
+        count = min(len(rows), len(columns))
+        claimed[columns[:count]] = rows[:count]
+    return claimed
+
+
+def _level(overlaps: Float[Tensor, "M N"], least: float) -> float:
+    """About the IoU that ``_PAIRS_AT_ONCE`` of the pairs reach, or ``least`` if that is lower."""
+    sample = overlaps.flatten()[:: -(-overlaps.numel() // _SAMPLE) or 1]
+    lower = len(sample) - round(len(sample) * _PAIRS_AT_ONCE / max(1, overlaps.numel()))
+    return max(least, sample.kthvalue(lower).values.item()) if lower > 0 else least
+
+
+def _without(numbers: Int[Tensor, "M"], places: Int[Tensor, "K"]) -> Int[Tensor, "L"]:
+    return numbers[torch.ones_like(numbers, dtype=torch.bool).index_fill_(0, places, False)]
+
+
+def _claims_in_turn(overlaps: Float[Tensor, "B T N"], force_match_zero: bool) -> Int[Tensor, "B N"]:
+    """One claim of every image after another: no look at the values of a device."""
     images, length, count = overlaps.shape
     claimed = overlaps.new_full((images, count), NEGATIVE, dtype=torch.int64)
     anchors = stable_topk(overlaps, length)  # of each object: it can lose at most T - 1 of them to others
@@ -100,11 +147,12 @@ class BipartiteMatcher(nn.Module):
 
     reads_predictions = False
 
+    @door
     def __init__(
         self,
         *,
-        positive_iou: float = 0.5,
-        negative_iou: float | None = None,
+        positive_iou: Fraction = 0.5,
+        negative_iou: Fraction | None = None,
         greedy: bool = True,
         force_match_zero: bool = False,
     ) -> None:
@@ -113,6 +161,7 @@ class BipartiteMatcher(nn.Module):
         check_thresholds("BipartiteMatcher", self.positive_iou, self.negative_iou)
         self.greedy, self.force_match_zero = greedy, force_match_zero
 
+    @door
     @torch.no_grad()
     def forward(self, anchors: AnchorBoxes, targets: Targets, predictions: Predictions | None = None) -> Assignment:
         """Match ``anchors``, (N, 4) or (B, N, 4) xyxy, with the objects of B images; predictions are not read.
@@ -152,10 +201,15 @@ _match.register_fake(traced_matches)
 def _compare(
     boxes: Float[Tensor, "B T 4"], objects: Bool[Tensor, "B T"], anchors: Float[Tensor, "*B N 4"], **rule: Any
 ) -> Assignment:
-    """The rule; on the CPU image by image, as the matrix of a whole batch would not fit the cache."""
-    if boxes.device.type != "cpu" or len(boxes) < 2:
+    """The rule; on the CPU of an image's own objects at a time: the matrix of a batch would not fit the cache."""
+    if boxes.device.type != "cpu":
         return match_bipartite(overlap_matrix(boxes, objects, anchors), **rule)
-    own = anchors.expand(len(boxes), -1, -1).split(1)
-    images = zip(boxes.split(1), objects.split(1), own, strict=True)
-    found = [_compare(*image, **rule) for image in images]
-    return Assignment(*(torch.cat(columns) for columns in zip(*found, strict=True)))
+    result = no_matches(boxes, anchors)
+    for image in objects.any(1).nonzero().squeeze(1).tolist():
+        rows = objects[image].nonzero().T
+        own = anchors if anchors.ndim == 2 else anchors[image]
+        overlaps = overlap_matrix(boxes[image, rows], torch.ones_like(rows, dtype=torch.bool), own)
+        matched, quality = (values[0] for values in match_bipartite(overlaps, **rule))
+        result.matched[image] = torch.where(matched >= 0, rows[0][matched.clamp(min=0)], matched)
+        result.quality[image] = quality
+    return result

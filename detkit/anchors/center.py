@@ -2,11 +2,14 @@
 
 import math
 from functools import partial
+from typing import Annotated
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from detkit._door import door
+from detkit._ranges import Ascending, Positive, Range
 from detkit.anchors.assigned import no_matches
 from detkit.anchors.matcher import AnchorBoxes, match_batch, read_boxes, traced_matches
 from detkit.anchors.matrix import matrix_pieces
@@ -51,6 +54,9 @@ def _distances(points: Float[Tensor, "*#B 2"], boxes: Float[Tensor, "*#B 4"]) ->
     return torch.cat((points - boxes[..., :2], boxes[..., 2:] - points), dim=-1)
 
 
+_Far = Annotated[float, Range(0, open=True, infinite=True)]
+
+
 class CenterMatcher(nn.Module):
     """FCOS's matching of points with the objects that contain them.
 
@@ -75,14 +81,17 @@ class CenterMatcher(nn.Module):
 
     reads_predictions = False
 
-    def __init__(self, *, radius: float = 1.5, reach: tuple[float, float] = (4.0, 8.0)) -> None:
+    @door
+    def __init__(
+        self,
+        *,
+        radius: Positive = 1.5,
+        reach: Annotated[tuple[_Far, _Far], Ascending(strictly=True)] = (4.0, 8.0),
+    ) -> None:
         super().__init__()
-        if not 0 < radius < math.inf:
-            raise ValueError(f"CenterMatcher: radius={radius} must be a positive number of strides")
-        if not 0 < reach[0] < reach[1]:
-            raise ValueError(f"CenterMatcher: reach={reach} must be two positive numbers of strides, the lower first")
         self.radius, self.reach = radius, reach
 
+    @door
     @torch.no_grad()
     def forward(self, anchors: AnchorBoxes, targets: Targets, predictions: Predictions | None = None) -> Assignment:
         """Match ``anchors`` (N, 4) xyxy, shared by all images, with the objects of B images; predictions are not read.
@@ -101,6 +110,7 @@ class CenterMatcher(nn.Module):
         return f"radius={self.radius}, reach={self.reach}"
 
 
+@door
 def centerness(distances: Float[Tensor, "*B 4"]) -> Float[Tensor, "*B"]:
     """How central a point lies between the sides of a box: 1 in the middle, 0 on a side or outside.
 

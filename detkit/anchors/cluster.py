@@ -4,12 +4,15 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from detkit._door import door
 from detkit._inputs import promote
 from detkit._noise import uniform_like
+from detkit._ranges import Count
 
 _LARGEST = 2.0**500
 
 
+@door
 def shape_iou(sizes: Shaped[Tensor, "*#B N 2"], shapes: Shaped[Tensor, "*#B K 2"]) -> Float[Tensor, "*B N K"]:
     """IoU of every size with every shape, both (width, height), as if centered on one point; in [0, 1], 0 without area.
 
@@ -27,6 +30,7 @@ def shape_iou(sizes: Shaped[Tensor, "*#B N 2"], shapes: Shaped[Tensor, "*#B K 2"
     return torch.where(shared > 0, shared / torch.where(shared > 0, union, 1), 0).to(kind)
 
 
+@door
 def mean_shape_iou(sizes: Shaped[Tensor, "N 2"], shapes: Shaped[Tensor, "K 2"]) -> Float[Tensor, ""]:
     """How well ``shapes`` fit ``sizes``, both (width, height): the mean over sizes of the IoU with the best shape.
 
@@ -41,12 +45,13 @@ def mean_shape_iou(sizes: Shaped[Tensor, "N 2"], shapes: Shaped[Tensor, "K 2"]) 
     return shape_iou(sizes, shapes).amax(dim=1).mean()
 
 
+@door
 def cluster_anchors(
     sizes: Shaped[Tensor, "N 2"],
-    count: int,
+    count: Count,
     *,
-    restarts: int = 5,
-    iterations: int = 100,
+    restarts: Count = 5,
+    iterations: Count = 100,
     generator: torch.Generator | None = None,
 ) -> Float[Tensor, "{count} 2"]:
     """The ``count`` anchor shapes (width, height) that best fit boxes of these ``sizes``, smallest area first.
@@ -67,9 +72,6 @@ def cluster_anchors(
     tensor([[ 11.,  10.],
             [102.,  50.]])
     """
-    for name, value in (("count", count), ("restarts", restarts), ("iterations", iterations)):
-        if value < 1:
-            raise ValueError(f"cluster_anchors: {name}={value} must be at least 1")
     wanted = _as_sizes(sizes, "sizes", function="cluster_anchors")
     _check_sizes(wanted)
     distinct, weights = wanted.cpu().double().unique(dim=0, return_counts=True)

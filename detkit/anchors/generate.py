@@ -1,7 +1,7 @@
 """Anchor generators: boxes of several shapes at every cell of every feature level."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -9,10 +9,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from detkit._constants import Constants
+from detkit._door import door
+from detkit._ranges import Positive, Whole, check, rule_of
 from detkit.structures import Anchors, Images
 
 Ratio = Literal["w/h", "h/w"]
-Shapes = Sequence[tuple[float, float]] | Tensor
+Shapes = Sequence[tuple[Positive, Positive]] | Tensor
+_SHAPES = rule_of(Sequence[tuple[Positive, Positive]])
 
 
 class _ShapesOnGrids(Constants):
@@ -25,7 +28,6 @@ class _ShapesOnGrids(Constants):
         name = type(self).__name__
         if strides is not None and len(strides) != len(shapes):
             raise ValueError(f"{name}: {len(strides)} strides for {len(shapes)} sizes; each level needs its own")
-        _check_positive(strides or (), function=name, name="strides")
         self.clip, self.start, self.levels = clip, start, len(shapes)
         self.strides = None if strides is None else tuple(float(stride) for stride in strides)
         for level, rows in enumerate(shapes):
@@ -102,20 +104,19 @@ class DefaultBoxes(_ShapesOnGrids):
     (5776, 2166)
     """
 
+    @door
     def __init__(
         self,
-        sizes: Sequence[tuple[float, float]],
+        sizes: Sequence[tuple[Positive, Positive]],
         *,
-        aspect_ratios: Sequence[Sequence[float]],
-        strides: Sequence[float] | None = None,
+        aspect_ratios: Sequence[Sequence[Positive]],
+        strides: Sequence[Positive] | None = None,
         clip: bool = False,
     ) -> None:
         if len(aspect_ratios) != len(sizes):
             raise ValueError(
                 f"DefaultBoxes: {len(aspect_ratios)} aspect_ratios for {len(sizes)} sizes; each level needs its own"
             )
-        _check_positive((side for pair in sizes for side in pair), function="DefaultBoxes", name="sizes")
-        _check_positive((r for level in aspect_ratios for r in level), function="DefaultBoxes", name="aspect_ratios")
         shapes = [_default_shapes(pair, ratios) for pair, ratios in zip(sizes, aspect_ratios, strict=True)]
         super().__init__(shapes, strides=strides, clip=clip)
 
@@ -149,13 +150,14 @@ class GridAnchors(_ShapesOnGrids):
     (3,)
     """
 
+    @door
     def __init__(
         self,
-        sizes: Sequence[Sequence[float]] | None = None,
+        sizes: Sequence[Sequence[Positive]] | None = None,
         *,
-        aspect_ratios: Sequence[float] | Sequence[Sequence[float]] = (0.5, 1.0, 2.0),
+        aspect_ratios: Sequence[Positive] | Sequence[Sequence[Positive]] = (0.5, 1.0, 2.0),
         shapes: Sequence[Shapes] | None = None,
-        strides: Sequence[float] | None = None,
+        strides: Sequence[Positive] | None = None,
         ratio_is: Ratio = "w/h",
         centered: bool = True,
         whole_pixels: bool = False,
@@ -182,11 +184,12 @@ class GridAnchors(_ShapesOnGrids):
         return pixels // _at_least_one(cells) if self.whole_pixels else super()._step(pixels, cells)
 
 
+@door
 def multibox_anchors(
-    height: int,
-    width: int,
-    sizes: Sequence[float],
-    ratios: Sequence[float],
+    height: Whole,
+    width: Whole,
+    sizes: Sequence[Positive],
+    ratios: Sequence[Positive],
     *,
     device: torch.device | None = None,
 ) -> Float[Tensor, "N 4"]:
@@ -203,11 +206,8 @@ def multibox_anchors(
     tensor([0.0000, 0.0000, 0.3333, 0.5000])
     """
     for name, values in (("sizes", sizes), ("ratios", ratios)):
-        _check_positive(values, function="multibox_anchors", name=name)
         if len(values) == 0:
             raise ValueError(f"multibox_anchors: got no {name}; at least one is needed")
-    if height < 0 or width < 0:
-        raise ValueError(f"multibox_anchors: a map of height={height} and width={width}; allowed is 0 or more")
     pairs = [*((size, ratios[0]) for size in sizes), *((sizes[0], ratio) for ratio in ratios[1:])]
     down, across = 1 / _at_least_one(height), 1 / _at_least_one(width)
     shapes = [(size * math.sqrt(ratio) * height * across, size / math.sqrt(ratio)) for size, ratio in pairs]
@@ -253,8 +253,6 @@ def _sized_shapes(
         raise ValueError(f"GridAnchors: {len(per_level)} aspect_ratios for {len(sizes)} sizes; each level needs one")
     shapes = []
     for i, (level, own) in enumerate(zip(sizes, per_level, strict=True)):
-        for name, values in ((f"sizes[{i}]", level), ("aspect_ratios", own)):
-            _check_positive(values, function="GridAnchors", name=name)  # type: ignore[arg-type]
         size, ratio = (torch.tensor(values, dtype=torch.float32, device="cpu") for values in (level, own))
         stretched = ratio.sqrt()
         long, short = ((side[:, None] * size).flatten() for side in (stretched, 1 / stretched))
@@ -267,7 +265,7 @@ def _given_shapes(shapes: Shapes, level: int) -> Tensor:
     rows = torch.as_tensor(shapes, dtype=torch.float32, device="cpu")
     if rows.ndim != 2 or rows.shape[1] != 2:
         raise ValueError(f"GridAnchors: shapes[{level}] has shape {tuple(rows.shape)}; allowed is (S, 2), width first")
-    _check_positive(rows.flatten().tolist(), function="GridAnchors", name=f"shapes[{level}]")
+    check(rows.tolist(), _SHAPES, f"GridAnchors: shapes[{level}]")
     _check_some(rows, level)
     return rows
 
@@ -275,9 +273,3 @@ def _given_shapes(shapes: Shapes, level: int) -> Tensor:
 def _check_some(shapes: Tensor, level: int) -> None:
     if len(shapes) == 0:
         raise ValueError(f"GridAnchors: level {level} has no shapes; each needs at least one")
-
-
-def _check_positive(values: Iterable[float], *, function: str, name: str) -> None:
-    for value in values:
-        if not 0 < value < math.inf:
-            raise ValueError(f"{function}: {name} contain {value}; allowed are positive numbers")

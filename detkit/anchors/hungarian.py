@@ -10,7 +10,9 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detkit._inputs import as_boxes, check_finite, check_not_negative, first_bad, full_checks, promote
+from detkit._door import door
+from detkit._inputs import as_boxes, check_finite, first_bad, full_checks, promote
+from detkit._ranges import Fraction, NotNegative
 from detkit.anchors.assigned import ignore_crowds, matched_overlaps, values_of_labels
 from detkit.anchors.matcher import AnchorBoxes, check_rows, read_predictions
 from detkit.boxes import xyxy_to_cxcywh
@@ -56,15 +58,16 @@ class HungarianMatcher(nn.Module):
     reads_predictions = True
     reads_fractions = True  # boxes of queries, which a stage over anchors does not predict
 
+    @door
     def __init__(
         self,
         *,
         class_cost: ClassCost = "softmax",
-        class_weight: float = 1.0,
-        l1_weight: float = 5.0,
-        giou_weight: float = 2.0,
-        alpha: float = 0.25,
-        gamma: float = 2.0,
+        class_weight: NotNegative = 1.0,
+        l1_weight: NotNegative = 5.0,
+        giou_weight: NotNegative = 2.0,
+        alpha: Fraction = 0.25,
+        gamma: NotNegative = 2.0,
     ) -> None:
         super().__init__()
         if class_cost not in ("softmax", "focal"):
@@ -72,9 +75,8 @@ class HungarianMatcher(nn.Module):
         self.class_cost: ClassCost = class_cost
         self.class_weight, self.l1_weight, self.giou_weight = class_weight, l1_weight, giou_weight
         self.alpha, self.gamma = alpha, gamma
-        numbers = {"class_weight": class_weight, "l1_weight": l1_weight, "giou_weight": giou_weight}
-        check_not_negative("HungarianMatcher", **numbers, alpha=alpha, gamma=gamma)
 
+    @door
     @torch.no_grad()
     def forward(
         self, anchors: AnchorBoxes | None, targets: Targets, predictions: Predictions | None = None

@@ -1,12 +1,13 @@
 """What all matchers share around their rule: reading the arguments, running on a whole batch, ignoring crowds."""
 
+import math
 from typing import TypeAlias
 
 import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
-from detkit._inputs import as_boxes, check_fraction
+from detkit._inputs import as_boxes, on_host
 from detkit.anchors.assigned import ignore_crowds, no_matches
 from detkit.anchors.search.groups import Compare, Search, search_batch, worth_searching
 from detkit.structures import Anchors, Predictions, Targets
@@ -66,14 +67,12 @@ def check_rows(function: str, targets: Targets) -> None:
 
 
 def check_thresholds(function: str, positive_iou: float, negative_iou: float) -> None:
-    """Raise ValueError unless both lie in [0, 1] and ``negative_iou`` is not the higher one.
+    """Raise ValueError where ``negative_iou`` is the higher one.
 
     >>> check_thresholds("example", 0.5, 0.6)
     Traceback (most recent call last):
     ValueError: example: negative_iou=0.6 must not exceed positive_iou=0.5
     """
-    check_fraction(positive_iou, name="positive_iou", function=function)
-    check_fraction(negative_iou, name="negative_iou", function=function)
     if negative_iou > positive_iou:
         raise ValueError(f"{function}: negative_iou={negative_iou} must not exceed positive_iou={positive_iou}")
 
@@ -91,14 +90,15 @@ def match_batch(
 
     ``search`` gives the same result and stands in where that is faster: see :mod:`detkit.anchors.search`.
     """
-    objects = valid & ~ignore
+    crowded = ignore.device.type != "cpu" or bool(ignore.any())
+    objects = valid & ~ignore if crowded else valid
     if anchors.shape[-2] == 0:
         matched, quality = no_matches(boxes, anchors)
     elif search is not None and worth_searching(objects, anchors):
         matched, quality = search_batch(boxes, objects, anchors, search=search, compare=compare)
     else:
         matched, quality = compare(boxes, objects, anchors)
-    return ignore_crowds(matched, anchors, boxes, valid & ignore), quality
+    return ignore_crowds(matched, anchors, boxes, valid & ignore) if crowded else matched, quality
 
 
 def traced_matches(boxes: Tensor, valid: Tensor, ignore: Tensor, anchors: Tensor, *rule: object) -> tuple[Tensor, ...]:
@@ -107,4 +107,6 @@ def traced_matches(boxes: Tensor, valid: Tensor, ignore: Tensor, anchors: Tensor
 
 
 def _finite(boxes: Tensor) -> Tensor:
+    if on_host(boxes) and math.isfinite(boxes.sum().item()):  # one fast pass; an overflow only costs the slow one
+        return boxes
     return torch.where(torch.isfinite(boxes).all(-1, keepdim=True), boxes, torch.nan)

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from detkit._door import door
 from detkit.anchors.assigned import ignore_crowds, no_matches
 from detkit.anchors.matcher import AnchorBoxes
 from detkit.anchors.shape import in_cells, last_claims, read_cells
@@ -37,6 +38,7 @@ class ResponsibleMatcher(nn.Module):
     reads_predictions = True
     reads_cells = True
 
+    @door
     @torch.no_grad()
     def forward(self, anchors: AnchorBoxes, targets: Targets, predictions: Predictions | None = None) -> Assignment:
         """Match ``anchors`` (N, 4) in the cells of a grid that begins at (0, 0); predicted boxes are (B, N, 4) xyxy.

@@ -10,8 +10,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detkit._inputs import check_fraction, check_not_negative
+from detkit._door import door
 from detkit._noise import uniform_like
+from detkit._ranges import Count, Fraction, NotNegative, Whole
 from detkit._ranking import stable_topk
 from detkit.structures import NEGATIVE
 
@@ -32,13 +33,16 @@ class HardNegativeSampler(nn.Module):
     tensor([[False, False,  True,  True]])
     """
 
-    def __init__(self, negatives_per_positive: float = 3.0, *, scope: Scope = "image", minimum: int = 0) -> None:
+    @door
+    def __init__(
+        self, negatives_per_positive: NotNegative = 3.0, *, scope: Scope = "image", minimum: Whole = 0
+    ) -> None:
         super().__init__()
-        check_not_negative("HardNegativeSampler", negatives_per_positive=negatives_per_positive, minimum=minimum)
         if scope not in ("image", "batch"):
             raise ValueError(f"HardNegativeSampler: scope={scope!r}; allowed is 'image' or 'batch'")
         self.negatives_per_positive, self.scope, self.minimum = negatives_per_positive, scope, minimum
 
+    @door
     @torch.no_grad()
     def forward(self, losses: Float[Tensor, "B N"], labels: Int[Tensor, "B N"]) -> Bool[Tensor, "B N"]:
         """True for each sampled negative.
@@ -81,11 +85,9 @@ class BalancedSampler(nn.Module):
     (tensor([2]), tensor([2]))
     """
 
-    def __init__(self, count: int = 256, *, positive_fraction: float = 0.5) -> None:
+    @door
+    def __init__(self, count: Count = 256, *, positive_fraction: Fraction = 0.5) -> None:
         super().__init__()
-        if count < 0:
-            raise ValueError(f"BalancedSampler: count={count} must be at least 0")
-        check_fraction(positive_fraction, name="positive_fraction", function="BalancedSampler")
         self.count, self.positive_fraction = count, positive_fraction
 
     @property
@@ -93,6 +95,7 @@ class BalancedSampler(nn.Module):
         """The largest number of positives sampled in an image."""
         return int(self.count * self.positive_fraction)
 
+    @door
     @torch.no_grad()
     def forward(self, labels: Int[Tensor, "B N"], *, generator: torch.Generator | None = None) -> Bool[Tensor, "B N"]:
         """True for each sampled anchor, positive or negative.

@@ -4,7 +4,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from detkit._inputs import as_boxes, check_fraction
+from detkit._door import door
+from detkit._inputs import as_boxes
+from detkit._ranges import Fraction
 from detkit.anchors.assigned import ignore_crowds, no_matches
 from detkit.anchors.matcher import AnchorBoxes, read_boxes, read_predictions
 from detkit.anchors.matrix import matrix_pieces, overlap_matrix
@@ -39,11 +41,12 @@ class ShapeMatcher(nn.Module):
     reads_predictions = True
     reads_cells = True
 
-    def __init__(self, *, ignore_iou: float = 0.7) -> None:
+    @door
+    def __init__(self, *, ignore_iou: Fraction = 0.7) -> None:
         super().__init__()
-        check_fraction(ignore_iou, name="ignore_iou", function="ShapeMatcher")
         self.ignore_iou = ignore_iou
 
+    @door
     @torch.no_grad()
     def forward(
         self, anchors: AnchorBoxes, targets: Targets, predictions: Predictions | None = None

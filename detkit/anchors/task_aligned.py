@@ -4,7 +4,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from detkit._inputs import as_boxes, check_finite, check_not_negative, first_bad, full_checks, promote
+from detkit._door import door
+from detkit._inputs import as_boxes, check_finite, first_bad, full_checks, promote
+from detkit._ranges import Count, NotNegative, Positive
 from detkit._ranking import stable_topk
 from detkit.anchors.assigned import matched_overlaps, values_of_labels
 from detkit.anchors.claims import highest_claim
@@ -47,11 +49,12 @@ class TaskAlignedMatcher(nn.Module):
 
     reads_predictions = True
 
-    def __init__(self, *, candidates: int = 13, alpha: float = 1.0, beta: float = 6.0) -> None:
+    @door
+    def __init__(self, *, candidates: Count = 13, alpha: NotNegative = 1.0, beta: NotNegative = 6.0) -> None:
         super().__init__()
-        _check_settings("TaskAlignedMatcher", candidates, alpha=alpha, beta=beta)
         self.candidates, self.alpha, self.beta = candidates, alpha, beta
 
+    @door
     @torch.no_grad()
     def forward(self, anchors: AnchorBoxes, targets: Targets, predictions: Predictions | None = None) -> Assignment:
         """Match predictions with objects: scores (B, N, C) in [0, 1], predicted boxes (B, N, 4) xyxy pixels.
@@ -107,11 +110,14 @@ class SimOTAMatcher(nn.Module):
 
     reads_predictions = True
 
-    def __init__(self, *, candidates: int = _BEST_OVERLAPS, radius: float = 2.5, iou_weight: float = 3.0) -> None:
+    @door
+    def __init__(
+        self, *, candidates: Count = _BEST_OVERLAPS, radius: Positive = 2.5, iou_weight: NotNegative = 3.0
+    ) -> None:
         super().__init__()
-        _check_settings("SimOTAMatcher", candidates, radius=radius, iou_weight=iou_weight)
         self.candidates, self.radius, self.iou_weight = candidates, radius, iou_weight
 
+    @door
     @torch.no_grad()
     def forward(self, anchors: AnchorBoxes, targets: Targets, predictions: Predictions | None = None) -> Assignment:
         """Match predictions with objects: scores (B, N, C) in [0, 1], predicted boxes (B, N, 4) xyxy pixels.
@@ -154,12 +160,6 @@ class SimOTAMatcher(nn.Module):
         yes, no = (-logarithm.clamp(min=-_LARGEST_LOSS) for logarithm in (score.log(), torch.log1p(-score)))
         classes = (nothing.sum(-1)[:, None] - no).clamp(min=0) + yes
         return (classes - self.iou_weight * (overlaps + _SMALLEST_IOU).log()).clamp(min=0)
-
-
-def _check_settings(function: str, candidates: int, **numbers: float) -> None:
-    if candidates < 1:
-        raise ValueError(f"{function}: candidates={candidates} must be at least 1")
-    check_not_negative(function, **numbers)
 
 
 def _usable(

@@ -1,16 +1,22 @@
 """The matcher of R-CNN and RetinaNet: an anchor learns the object it overlaps most, if the IoU is high enough."""
 
 from functools import partial
+from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from detkit._door import door
+from detkit._inputs import on_host
+from detkit._ranges import Fraction
 from detkit.anchors.assigned import no_matches, threshold_labels
 from detkit.anchors.matcher import AnchorBoxes, check_thresholds, match_batch, read_boxes, traced_matches
-from detkit.anchors.matrix import matrix_pieces, overlap_matrix
+from detkit.anchors.matrix import best_matches, matrix_pieces, overlap_matrix
+from detkit.anchors.search.overlap_index import anchor_sides
 from detkit.anchors.search.threshold import search_threshold
-from detkit.structures import Assignment, Predictions, Targets
+from detkit.boxes.measures import BoxSides, bounded_sides
+from detkit.structures import NEGATIVE, Assignment, Predictions, Targets
 
 
 def match_by_threshold(
@@ -62,11 +68,13 @@ class ThresholdMatcher(nn.Module):
 
     reads_predictions = False
 
-    def __init__(self, *, positive_iou: float = 0.5, negative_iou: float = 0.4, low_quality: bool = True) -> None:
+    @door
+    def __init__(self, *, positive_iou: Fraction = 0.5, negative_iou: Fraction = 0.4, low_quality: bool = True) -> None:
         super().__init__()
         check_thresholds("ThresholdMatcher", positive_iou, negative_iou)
         self.positive_iou, self.negative_iou, self.low_quality = positive_iou, negative_iou, low_quality
 
+    @door
     @torch.no_grad()
     def forward(self, anchors: AnchorBoxes, targets: Targets, predictions: Predictions | None = None) -> Assignment:
         """Match ``anchors``, (N, 4) or (B, N, 4) xyxy, with the objects of B images; predictions are not read.
@@ -76,15 +84,15 @@ class ThresholdMatcher(nn.Module):
         boxes, targets = read_boxes("ThresholdMatcher", anchors, targets)
         rows = targets.boxes, targets.valid, targets.ignore, boxes
         rule = (self.positive_iou, self.negative_iou, self.low_quality)
-        return Assignment(*torch.ops.detkit.match_threshold(*rows, *rule))
+        match = _match_rows if on_host(boxes) else torch.ops.detkit.match_threshold
+        return Assignment(*match(*rows, *rule))
 
     def extra_repr(self) -> str:
         """The settings that ``print`` shows."""
         return f"positive_iou={self.positive_iou}, negative_iou={self.negative_iou}, low_quality={self.low_quality}"
 
 
-@torch.library.custom_op("detkit::match_threshold", mutates_args=())
-def _match(
+def _match_rows(
     boxes: Tensor,
     valid: Tensor,
     ignore: Tensor,
@@ -98,10 +106,48 @@ def _match(
     return match_batch(boxes, valid, ignore, anchors, compare=partial(_compare, **rule), search=search)
 
 
-_match.register_fake(traced_matches)
+torch.library.custom_op("detkit::match_threshold", _match_rows, mutates_args=()).register_fake(traced_matches)
 
 
 def _compare(
+    boxes: Float[Tensor, "B T 4"], objects: Bool[Tensor, "B T"], anchors: Float[Tensor, "*B N 4"], **rule: Any
+) -> Assignment:
+    """The rule by the IoU of all pairs: of the whole batch on a device, of an image at a time on the CPU."""
+    if boxes.device.type != "cpu" or rule["negative_iou"] == 0:  # 0: where the IoU of what is no object counts
+        return _compare_batch(boxes, objects, anchors, **rule)
+    sides = anchor_sides(anchors) if anchors.ndim == 2 else bounded_sides(anchors)
+    found = []
+    for image, own in enumerate(objects):
+        rows = own.nonzero().squeeze(1)
+        columns = sides if anchors.ndim == 2 else sides.map(lambda values, i=image: values[i])
+        found.append(_compare_image(bounded_sides(boxes[image, rows]), rows, columns, **rule))
+    if len(found) == 1:
+        return Assignment(*(values[None] for values in found[0]))
+    return Assignment(*(torch.stack(values) for values in zip(*found, strict=True)))
+
+
+def _compare_image(
+    objects: BoxSides,
+    rows: Int[Tensor, "M"],
+    anchors: BoxSides,
+    *,
+    positive_iou: float,
+    negative_iou: float,
+    low_quality: bool,
+) -> tuple[Int[Tensor, "N"], Float[Tensor, "N"]]:
+    """Matched and quality of one image, whose objects stand in ``rows``."""
+    if len(rows) == 0:
+        nothing = torch.zeros(anchors.area.shape)
+        return torch.full_like(nothing, NEGATIVE, dtype=torch.int64), nothing
+    overlap, place, forced = best_matches(objects, anchors, ties=low_quality)
+    row = rows.index_select(0, place)
+    matched = threshold_labels(overlap, row, positive_iou, negative_iou)
+    if forced is not None:
+        matched = torch.where(forced, row, matched)
+    return matched, overlap.masked_fill_(matched < 0, 0)
+
+
+def _compare_batch(
     boxes: Float[Tensor, "B T 4"],
     objects: Bool[Tensor, "B T"],
     anchors: Float[Tensor, "*B N 4"],

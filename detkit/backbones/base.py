@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from detkit._door import door
+from detkit._ranges import Count
 from detkit.layers import check_levels
 
 
@@ -30,14 +32,17 @@ class Backbone(nn.Module, ABC):
     torch.Size([1, 8, 4, 2])
     """
 
-    def __init__(self, *, out_channels: Sequence[int], strides: Sequence[int]) -> None:
+    @door
+    def __init__(self, *, out_channels: Sequence[Count], strides: Sequence[Count]) -> None:
         super().__init__()
         self.out_channels, self.strides = check_levels(out_channels, strides, function=type(self).__name__)
 
+    @door
     @abstractmethod
     def forward(self, images: Float[Tensor, "B D H W"]) -> list[Tensor]:
         """Level l has shape (B, out_channels[l], ~H / strides[l], ~W / strides[l]); ``images`` are (B, 3, H, W)."""
 
+    @door
     def check_images(self, images: Tensor) -> None:
         """Raise ValueError unless ``images`` are floating point of shape (B, 3, H, W)."""
         if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():

@@ -7,10 +7,13 @@ weights holds them.
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Annotated
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from detkit._door import door
+from detkit._ranges import Count, Range, Whole
 from detkit.backbones.sequential import SequentialBackbone
 from detkit.layers import ConvNormActivation, init_convolutions
 
@@ -29,17 +32,20 @@ class DarknetBlock(nn.Module):
     torch.Size([1, 8, 5, 6])
     """
 
-    def __init__(self, channels: int, *, norm: Norm = nn.BatchNorm2d) -> None:
+    @door
+    def __init__(self, channels: Annotated[int, Range(2)], *, norm: Norm = nn.BatchNorm2d) -> None:
         super().__init__()
         self.narrow = ConvNormActivation(channels, channels // 2, kernel_size=1, norm=norm, activation=leaky)
         self.wide = ConvNormActivation(channels // 2, channels, norm=norm, activation=leaky)
 
+    @door
     def forward(self, features: Float[Tensor, "B D H W"]) -> Float[Tensor, "B D H W"]:
         """``features`` plus what the two convolutions make of them."""
         return features + self.wide(self.narrow(features))
 
 
-def darknet19_backbone(*, width: int = 32, norm: Norm = nn.BatchNorm2d) -> SequentialBackbone:
+@door
+def darknet19_backbone(*, width: Count = 32, norm: Norm = nn.BatchNorm2d) -> SequentialBackbone:
     """Darknet-19 without its classifier: strides 16 and 32 with 512 and 1024 channels.
 
     3 x 3 convolutions, between them 1 x 1 ones to half the channels, and pooling that halves the size and doubles them;
@@ -63,8 +69,9 @@ def darknet19_backbone(*, width: int = 32, norm: Norm = nn.BatchNorm2d) -> Seque
     return _initialized(SequentialBackbone(stages, out_channels=[width * 16, width * 32], strides=[16, 32]))
 
 
+@door
 def darknet53_backbone(
-    *, width: int = 32, blocks: Sequence[int] = (1, 2, 8, 8, 4), norm: Norm = nn.BatchNorm2d
+    *, width: Count = 32, blocks: Sequence[Whole] = (1, 2, 8, 8, 4), norm: Norm = nn.BatchNorm2d
 ) -> SequentialBackbone:
     """Darknet-53 without its classifier: strides 8, 16 and 32 with 256, 512 and 1024 channels.
 
@@ -89,7 +96,8 @@ def darknet53_backbone(
     return _initialized(backbone)
 
 
-def tiny_darknet_backbone(*, width: int = 16, norm: Norm = nn.BatchNorm2d) -> SequentialBackbone:
+@door
+def tiny_darknet_backbone(*, width: Count = 16, norm: Norm = nn.BatchNorm2d) -> SequentialBackbone:
     """The trunk of YOLO v2 tiny and v3 tiny: seven convolutions, pooling between; strides 16, 32; 256, 1024 channels.
 
     ``width`` is that of the first convolution, doubled by each. The last pooling has stride 1: it keeps the size by
@@ -110,7 +118,8 @@ def tiny_darknet_backbone(*, width: int = 16, norm: Norm = nn.BatchNorm2d) -> Se
     return _initialized(SequentialBackbone(stages, out_channels=[width * 16, width * 64], strides=[16, 32]))
 
 
-def yolo_v1_backbone(*, width: int = 64, norm: Norm = nn.BatchNorm2d) -> SequentialBackbone:
+@door
+def yolo_v1_backbone(*, width: Count = 64, norm: Norm = nn.BatchNorm2d) -> SequentialBackbone:
     """The 24 convolutions of YOLO v1: one level at stride 64, 1024 channels, 7 x 7 cells at 448 x 448.
 
     The first convolution has ``width`` channels, a sixteenth of the last. Each is followed by ``norm``, as in the
@@ -129,7 +138,8 @@ def yolo_v1_backbone(*, width: int = 64, norm: Norm = nn.BatchNorm2d) -> Sequent
     return _chain(layers, norm)
 
 
-def tiny_yolo_v1_backbone(*, width: int = 16, norm: Norm = nn.BatchNorm2d) -> SequentialBackbone:
+@door
+def tiny_yolo_v1_backbone(*, width: Count = 16, norm: Norm = nn.BatchNorm2d) -> SequentialBackbone:
     """The chain of YOLO v1 tiny: eight 3 x 3 convolutions; one level at stride 64, 256 channels.
 
     The first convolution has ``width`` channels. Images (B, 3, H, W) of at least 64 pixels; sizes are rounded down.

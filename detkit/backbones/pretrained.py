@@ -7,6 +7,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
+from detkit._door import door
+from detkit._ranges import Count
 from detkit.backbones.base import Backbone
 
 
@@ -26,13 +28,14 @@ class TorchvisionBackbone(Backbone):
     ((24, 48, 576), (8, 16, 32))
     """
 
+    @door
     def __init__(
         self,
         model: nn.Module,
         *,
         nodes: Sequence[str],
         channels_last: bool = False,
-        image_size: tuple[int, int] = (224, 224),
+        image_size: tuple[Count, Count] = (224, 224),
     ) -> None:
         body = create_feature_extractor(model, list(nodes))
         shapes = _meta_shapes(body, nodes, image_size)
@@ -47,6 +50,7 @@ class TorchvisionBackbone(Backbone):
         self.channels_last = channels_last
         self.body = body
 
+    @door
     def forward(self, images: Float[Tensor, "B D H W"]) -> list[Tensor]:
         """The activations of the chosen nodes, (B, D, H, W) each."""
         self.check_images(images)
@@ -80,6 +84,7 @@ class TimmBackbone(Backbone):
         self.channels_last = getattr(model, "output_fmt", "NCHW") == "NHWC"
         self.body = model
 
+    @door
     def forward(self, images: Float[Tensor, "B D H W"]) -> list[Tensor]:
         """The model's feature maps, (B, D, H, W) each."""
         self.check_images(images)

@@ -1,11 +1,14 @@
 """torchvision's ResNets as backbones: the user passes in the model, with weights of their choice."""
 
 from collections.abc import Sequence
+from typing import Annotated
 
 from jaxtyping import Float
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
+from detkit._door import door
+from detkit._ranges import Range
 from detkit.backbones.base import Backbone
 from detkit.layers import freeze_batch_norm
 
@@ -29,18 +32,17 @@ class ResNetBackbone(Backbone):
     ((128, 256, 512), (8, 16, 32))
     """
 
+    @door
     def __init__(
         self,
         model: ResNet,
         *,
         levels: Sequence[str] = ("layer2", "layer3", "layer4"),
         frozen_norm: bool = False,
-        trainable_layers: int = 5,
+        trainable_layers: Annotated[int, Range(0, 5)] = 5,
     ) -> None:
         if not levels or list(levels) != [name for name in LAYERS if name in levels]:
             raise ValueError(f"ResNetBackbone: levels={levels!r} must be some of {LAYERS}, in this order")
-        if not 0 <= trainable_layers <= 5:
-            raise ValueError(f"ResNetBackbone: trainable_layers={trainable_layers} must lie in 0..5")
         built: tuple[str, ...] = LAYERS[: LAYERS.index(levels[-1]) + 1]
         channels = {name: _out_channels(getattr(model, name)) for name in built}
         strides: dict[str, int] = dict(zip(built, _strides(model, built), strict=True))
@@ -55,6 +57,7 @@ class ResNetBackbone(Backbone):
             for name in part:
                 self.get_submodule(name).requires_grad_(False)
 
+    @door
     def forward(self, images: Float[Tensor, "B D H W"]) -> list[Tensor]:
         """The outputs of the chosen stages, finest first."""
         self.check_images(images)

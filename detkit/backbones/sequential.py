@@ -7,6 +7,8 @@ from itertools import pairwise
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from detkit._door import door
+from detkit._ranges import Count
 from detkit.backbones.base import Backbone
 from detkit.layers import init_convolutions
 
@@ -23,7 +25,8 @@ class SequentialBackbone(Backbone):
     [(1, 4, 4, 6), (1, 4, 2, 3)]
     """
 
-    def __init__(self, stages: Sequence[nn.Module], *, out_channels: Sequence[int], strides: Sequence[int]) -> None:
+    @door
+    def __init__(self, stages: Sequence[nn.Module], *, out_channels: Sequence[Count], strides: Sequence[Count]) -> None:
         super().__init__(out_channels=out_channels, strides=strides)
         if len(stages) != len(self.out_channels):
             raise ValueError(
@@ -32,6 +35,7 @@ class SequentialBackbone(Backbone):
             )
         self.stages = nn.ModuleList(stages)
 
+    @door
     def forward(self, images: Float[Tensor, "B D H W"]) -> list[Tensor]:
         """The output of each stage, in order."""
         self.check_images(images)

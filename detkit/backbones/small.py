@@ -8,6 +8,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
+from detkit._door import door
+from detkit._ranges import Count, Whole
 from detkit.backbones.base import Backbone
 from detkit.layers import ConvNormActivation, init_convolutions
 
@@ -28,13 +30,14 @@ class SmallBackbone(Backbone):
     [(1, 32, 9, 12), (1, 64, 5, 6)]
     """
 
+    @door
     def __init__(
         self,
-        channels: Sequence[int] = (32, 64, 128, 256),
+        channels: Sequence[Count] = (32, 64, 128, 256),
         *,
-        levels: Sequence[int] | None = None,
-        stem_stride: int = 4,
-        blocks: int = 1,
+        levels: Sequence[Whole] | None = None,
+        stem_stride: Count = 4,
+        blocks: Count = 1,
         norm: Callable[[int], nn.Module] = nn.BatchNorm2d,
     ) -> None:
         levels = tuple(range(len(channels)) if levels is None else levels)
@@ -44,8 +47,6 @@ class SmallBackbone(Backbone):
             )
         if stem_stride not in (2, 4):
             raise ValueError(f"SmallBackbone: stem_stride={stem_stride} must be 2 or 4")
-        if blocks < 1:
-            raise ValueError(f"SmallBackbone: blocks={blocks} must be at least 1")
         super().__init__(out_channels=[channels[i] for i in levels], strides=[stem_stride * 2**i for i in levels])
         self.levels = levels
         stem = [ConvNormActivation(3, channels[0], stride=2, norm=norm)]
@@ -59,6 +60,7 @@ class SmallBackbone(Backbone):
         )
         init_convolutions(self, partial(nn.init.kaiming_normal_, mode="fan_out", nonlinearity="relu"))
 
+    @door
     def forward(self, images: Float[Tensor, "B D H W"]) -> list[Tensor]:
         """The chosen levels, finest first."""
         self.check_images(images)

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from detkit._door import door
+from detkit._ranges import Count, Positive, Whole
 from detkit.backbones.base import Backbone
 from detkit.backbones.sequential import SequentialBackbone
 from detkit.layers import L2Norm, init_convolutions
@@ -13,7 +15,8 @@ VGG16_DEPTHS = (2, 2, 3, 3, 3)
 """Convolutions of each of VGG-16's five stages."""
 
 
-def vgg_features(depths: Sequence[int] = VGG16_DEPTHS) -> nn.Sequential:
+@door
+def vgg_features(depths: Sequence[Count] = VGG16_DEPTHS) -> nn.Sequential:
     """Randomly initialized VGG layers, laid out as ``torchvision.models.vgg16().features``; each stage ends in a pool.
 
     Use it if no pretrained VGG is at hand: torchvision's constructor also initializes 120 million classifier weights.
@@ -34,7 +37,8 @@ def vgg_features(depths: Sequence[int] = VGG16_DEPTHS) -> nn.Sequential:
     return features
 
 
-def vgg_backbone(features: nn.Sequential, *, levels: Sequence[int] = (2, 3, 4)) -> SequentialBackbone:
+@door
+def vgg_backbone(features: nn.Sequential, *, levels: Sequence[Whole] = (2, 3, 4)) -> SequentialBackbone:
     """The plain VGG: the last activation of each chosen stage, before its pooling.
 
     ``features`` come from a torchvision VGG, with batch norm or without, or from :func:`vgg_features`; its layers are
@@ -74,7 +78,8 @@ class SSDVGGBackbone(Backbone):
     ((512, 1024), (8, 16))
     """
 
-    def __init__(self, features: nn.Sequential, *, scale: float = 20.0) -> None:
+    @door
+    def __init__(self, features: nn.Sequential, *, scale: Positive = 20.0) -> None:
         super().__init__(out_channels=(512, 1024), strides=(8, 16))
         *early, deep = _split_before_pools(features, "SSDVGGBackbone")
         if (last := _last_convolution(deep)).out_channels != 512 or len(early) != 4:
@@ -92,6 +97,7 @@ class SSDVGGBackbone(Backbone):
         init_convolutions(fully, nn.init.xavier_uniform_)
         self.deep = nn.Sequential(*deep, fully)
 
+    @door
     def forward(self, images: Float[Tensor, "B D H W"]) -> list[Tensor]:
         """The normalized conv4_3, and fc7."""
         self.check_images(images)
@@ -100,6 +106,7 @@ class SSDVGGBackbone(Backbone):
         return [self.norm(features), self.deep(features)]
 
 
+@door
 def ssd_trunk_from_torchvision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename the ``backbone`` state_dict of torchvision's ``ssd300_vgg16`` to that of this library's SSD trunk.
 

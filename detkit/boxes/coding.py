@@ -13,12 +13,15 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
 from detkit._constants import Constants
-from detkit._inputs import as_boxes, check_broadcast, check_not_negative, promote
+from detkit._door import door
+from detkit._inputs import as_boxes, check_broadcast, promote
+from detkit._ranges import Count, NotNegative, Positive
 from detkit.boxes.convert import cxcywh_to_xyxy, xyxy_to_cxcywh
 from detkit.structures import Anchors
 
 _EACH = "an anchor for each, or one for all"
 _SMALLEST_SIDE, _LARGEST_SIDE = 2.0**-40, 2.0**40
+_LOG_CLAMP, _GRID_CLAMP = math.log(1000 / 16), math.log(1000.0)  # enlarge at most by 62.5, and by 1000
 _FARTHEST = 2.0**60  # no pixel lies beyond; sums and products of such coordinates stay finite in float32
 _INSIDE = 1e-6  # how near the border of its cell a center may lie, as logits of 0 and 1 are infinite
 
@@ -41,18 +44,23 @@ class DeltaCoder(Constants):
     numbers = 4
     scale: Tensor
 
+    @door
     def __init__(
-        self, scale: Sequence[float] = (1.0, 1.0, 1.0, 1.0), *, clamp: float = math.log(1000 / 16), eps: float = 0.0
+        self,
+        scale: Sequence[Positive] = (1.0, 1.0, 1.0, 1.0),
+        *,
+        clamp: NotNegative = _LOG_CLAMP,
+        eps: NotNegative = 0.0,
     ) -> None:
         super().__init__()
         if len(scale) != 4 or not all(_SMALLEST_SIDE <= factor <= _LARGEST_SIDE for factor in scale):
             raise ValueError(
                 f"DeltaCoder: scale={tuple(scale)} must be four positive numbers (x, y, w, h), of 1e-12 to 1e12"
             )
-        check_not_negative("DeltaCoder", clamp=clamp, eps=eps)
         self.clamp, self.eps = clamp, eps
         self.register_constant("scale", scale, dtype=torch.float64)
 
+    @door
     def encode(
         self, boxes: Shaped[Tensor, "*#B 4"], anchors: Anchors | Shaped[Tensor, "*#B 4"]
     ) -> Float[Tensor, "*B 4"]:
@@ -74,6 +82,7 @@ class DeltaCoder(Constants):
         deltas = torch.cat((shift, scale), dim=-1) * self.scale.to(shift)
         return torch.where(solid, deltas, 0)
 
+    @door
     def decode(
         self, deltas: Float[Tensor, "*#B 4"], anchors: Anchors | Shaped[Tensor, "*#B 4"]
     ) -> Float[Tensor, "*B 4"]:
@@ -110,12 +119,12 @@ class DistanceCoder(nn.Module):
 
     numbers = 4
 
-    def __init__(self, *, unit: float | None = None) -> None:
+    @door
+    def __init__(self, *, unit: Positive | None = None) -> None:
         super().__init__()
-        if unit is not None and not 0 < unit < math.inf:
-            raise ValueError(f"DistanceCoder: unit={unit} must be None (pixels) or a positive fraction of the anchor")
         self.unit = unit
 
+    @door
     def encode(
         self, boxes: Shaped[Tensor, "*#B 4"], anchors: Anchors | Shaped[Tensor, "*#B _"]
     ) -> Float[Tensor, "*B 4"]:
@@ -131,6 +140,7 @@ class DistanceCoder(nn.Module):
         distances = torch.cat((points - boxes[..., :2], boxes[..., 2:] - points), dim=-1)
         return torch.where(solid, distances / torch.cat((units, units), dim=-1), 0)
 
+    @door
     def decode(
         self, distances: Float[Tensor, "*#B 4"], anchors: Anchors | Shaped[Tensor, "*#B _"]
     ) -> Float[Tensor, "*B 4"]:
@@ -183,14 +193,14 @@ class GridCoder(nn.Module):
     numbers = 4
     reads_cells = True
 
-    def __init__(self, *, form: Literal["log", "root"] = "log", clamp: float = math.log(1000.0)) -> None:
+    @door
+    def __init__(self, *, form: Literal["log", "root"] = "log", clamp: Positive = _GRID_CLAMP) -> None:
         super().__init__()
         if form not in ("log", "root"):
             raise ValueError(f"GridCoder: form={form!r}; allowed is 'log' or 'root'")
-        if not 0 < clamp < math.inf:
-            raise ValueError(f"GridCoder: clamp={clamp} must be a positive number")
         self.form, self.clamp = form, clamp
 
+    @door
     def encode(self, boxes: Shaped[Tensor, "*#B 4"], anchors: Anchors) -> Float[Tensor, "*B 4"]:
         """Deltas (tx, ty, tw, th) that lead from ``anchors`` to ``boxes``, both xyxy (..., 4); finite for finite input.
 
@@ -211,6 +221,7 @@ class GridCoder(nn.Module):
             scale = scale.sqrt()
         return torch.where(solid, torch.cat((offset, scale), dim=-1), 0)
 
+    @door
     def decode(self, deltas: Float[Tensor, "*#B 4"], anchors: Anchors) -> Float[Tensor, "*B 4"]:
         """Boxes xyxy (..., 4) that ``deltas`` describe; the inverse of ``encode``.
 
@@ -250,10 +261,9 @@ class DistributionCoder(nn.Module):
     tensor([[ 9., 10., 12., 11.]])
     """
 
-    def __init__(self, coder: nn.Module, *, bins: int = 16) -> None:
+    @door
+    def __init__(self, coder: nn.Module, *, bins: Count = 16) -> None:
         super().__init__()
-        if bins < 1:
-            raise ValueError(f"DistributionCoder: bins={bins} must be at least 1")
         self.coder, self.bins = coder, bins
 
     @property
@@ -261,12 +271,14 @@ class DistributionCoder(nn.Module):
         """How many numbers of an anchor ``decode`` reads."""
         return 4 * (self.bins + 1)
 
+    @door
     def encode(
         self, boxes: Shaped[Tensor, "*#B 4"], anchors: Anchors | Shaped[Tensor, "*#B _"]
     ) -> Float[Tensor, "*B 4"]:
         """The numbers (..., 4) that the distributions learn."""
         return self.coder.encode(boxes, anchors)
 
+    @door
     def decode(
         self, logits: Float[Tensor, "*#B D"], anchors: Anchors | Shaped[Tensor, "*#B _"]
     ) -> Float[Tensor, "*B 4"]:

@@ -4,9 +4,12 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
+from detkit._door import door
 from detkit._inputs import as_boxes, as_tensor, check_broadcast, promote
+from detkit._ranges import NotNegative
 
 
+@door
 def xyxy_to_cxcywh(boxes: Shaped[Tensor, "... 4"]) -> Float[Tensor, "... 4"]:
     """Corners (x1, y1, x2, y2) to center and size (cx, cy, w, h).
 
@@ -17,6 +20,7 @@ def xyxy_to_cxcywh(boxes: Shaped[Tensor, "... 4"]) -> Float[Tensor, "... 4"]:
     return torch.stack(((x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1), dim=-1)
 
 
+@door
 def cxcywh_to_xyxy(boxes: Shaped[Tensor, "... 4"]) -> Float[Tensor, "... 4"]:
     """Center and size (cx, cy, w, h) to corners (x1, y1, x2, y2).
 
@@ -27,6 +31,7 @@ def cxcywh_to_xyxy(boxes: Shaped[Tensor, "... 4"]) -> Float[Tensor, "... 4"]:
     return torch.stack((cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2), dim=-1)
 
 
+@door
 def xyxy_to_xywh(boxes: Shaped[Tensor, "... 4"]) -> Float[Tensor, "... 4"]:
     """Corners (x1, y1, x2, y2) to COCO's top-left corner and size (x, y, w, h).
 
@@ -37,6 +42,7 @@ def xyxy_to_xywh(boxes: Shaped[Tensor, "... 4"]) -> Float[Tensor, "... 4"]:
     return torch.stack((x1, y1, x2 - x1, y2 - y1), dim=-1)
 
 
+@door
 def xywh_to_xyxy(boxes: Shaped[Tensor, "... 4"]) -> Float[Tensor, "... 4"]:
     """COCO's top-left corner and size (x, y, w, h) to corners (x1, y1, x2, y2).
 
@@ -47,6 +53,7 @@ def xywh_to_xyxy(boxes: Shaped[Tensor, "... 4"]) -> Float[Tensor, "... 4"]:
     return torch.stack((x, y, x + w, y + h), dim=-1)
 
 
+@door
 def pixels_to_fractions(boxes: Shaped[Tensor, "*B N 4"], sizes: Shaped[Tensor, "*B 2"]) -> Float[Tensor, "*B N 4"]:
     """Boxes (..., N, 4) in pixels as fractions of their images, whose ``sizes`` (..., 2) are (height, width).
 
@@ -59,6 +66,7 @@ def pixels_to_fractions(boxes: Shaped[Tensor, "*B N 4"], sizes: Shaped[Tensor, "
     return boxes / sides
 
 
+@door
 def fractions_to_pixels(boxes: Shaped[Tensor, "*B N 4"], sizes: Shaped[Tensor, "*B 2"]) -> Float[Tensor, "*B N 4"]:
     """The inverse of :func:`pixels_to_fractions`.
 
@@ -69,6 +77,7 @@ def fractions_to_pixels(boxes: Shaped[Tensor, "*B N 4"], sizes: Shaped[Tensor, "
     return boxes * sides
 
 
+@door
 def box_area(boxes: Shaped[Tensor, "... 4"]) -> Float[Tensor, "..."]:
     """Area of each xyxy box in square pixels; 0 for an inverted box, whichever side is inverted.
 
@@ -79,6 +88,7 @@ def box_area(boxes: Shaped[Tensor, "... 4"]) -> Float[Tensor, "..."]:
     return (x2 - x1).clamp(min=0) * (y2 - y1).clamp(min=0)
 
 
+@door
 def box_centers(boxes: Shaped[Tensor, "... 4"]) -> Float[Tensor, "... 2"]:
     """Center (x, y) of each xyxy box.
 
@@ -89,6 +99,7 @@ def box_centers(boxes: Shaped[Tensor, "... 4"]) -> Float[Tensor, "... 2"]:
     return boxes[..., :2] / 2 + boxes[..., 2:] / 2  # halved first: the sum of huge coordinates would overflow
 
 
+@door
 def points_in_boxes(points: Shaped[Tensor, "*#B 2"], boxes: Shaped[Tensor, "*#B 4"]) -> Bool[Tensor, "*B"]:
     """Whether each point (x, y) lies inside its box, not on its border; leading dimensions broadcast.
 
@@ -105,8 +116,9 @@ def points_in_boxes(points: Shaped[Tensor, "*#B 2"], boxes: Shaped[Tensor, "*#B 
     return ((points > boxes[..., :2]) & (points < boxes[..., 2:])).all(-1)
 
 
+@door
 def clip_boxes_to_image(
-    boxes: Shaped[Tensor, "... 4"], size: tuple[float, float] | Shaped[Tensor, "*#batch 2"]
+    boxes: Shaped[Tensor, "... 4"], size: tuple[NotNegative, NotNegative] | Shaped[Tensor, "*#batch 2"]
 ) -> Float[Tensor, "... 4"]:
     """Move corners that lie outside the image to its border; a box wholly outside becomes empty, never inverted.
 
@@ -132,7 +144,8 @@ def clip_boxes_to_image(
     return torch.stack([c.clamp(zero, limit) for c, limit in zip((x1, y1, x2, y2), limits, strict=True)], dim=-1)
 
 
-def remove_small_boxes(boxes: Shaped[Tensor, "N 4"], min_size: float) -> Int[Tensor, "K"]:
+@door
+def remove_small_boxes(boxes: Shaped[Tensor, "N 4"], min_size: NotNegative) -> Int[Tensor, "K"]:
     """Indices of the boxes whose width and height are both at least ``min_size`` pixels, in their order.
 
     Raises ValueError for a negative or NaN ``min_size``.
@@ -140,8 +153,6 @@ def remove_small_boxes(boxes: Shaped[Tensor, "N 4"], min_size: float) -> Int[Ten
     >>> remove_small_boxes(torch.tensor([[0.0, 0, 9, 9], [0, 0, 9, 1]]), min_size=2)
     tensor([0])
     """
-    if not min_size >= 0:
-        raise ValueError(f"remove_small_boxes: min_size={min_size} must be at least 0 pixels")
     boxes = as_boxes(boxes, function="remove_small_boxes")
     if boxes.ndim != 2:
         raise ValueError(f"remove_small_boxes: boxes has shape {tuple(boxes.shape)}; allowed is (N, 4)")

@@ -5,16 +5,19 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 from torch.nn import functional as F
 
+from detkit._door import door
 from detkit._inputs import as_boxes, as_tensor, promote
+from detkit._ranges import Count, Finite, Whole
 
 
+@door
 def crop_and_resize(
     images: Shaped[Tensor, "B D H W"],
     boxes: Shaped[Tensor, "B K 4"],
-    output_size: int,
+    output_size: Count,
     *,
-    context: int = 0,
-    fill: float = 0.0,
+    context: Whole = 0,
+    fill: Finite = 0.0,
     image_sizes: Shaped[Tensor, "B 2"] | None = None,
 ) -> Float[Tensor, "M D S S"]:
     """Every box warped to a square of ``output_size`` pixels, whatever its shape, bilinearly, without anti-aliasing.
@@ -70,11 +73,7 @@ def _check(
         raise ValueError(f"{function}: images has shape {tuple(images.shape)}; allowed is (B, D, H, W) with pixels")
     if boxes.ndim != 3 or boxes.shape[0] != images.shape[0] or boxes.shape[2] != 4:
         raise ValueError(f"{function}: boxes has shape {tuple(boxes.shape)}; allowed is ({len(images)}, K, 4)")
-    if output_size < 1:
-        raise ValueError(f"{function}: output_size={output_size} must be at least 1")
-    if not 0 <= context * 2 < output_size:
-        raise ValueError(
-            f"{function}: context={context} must be at least 0 and less than half of output_size={output_size}"
-        )
+    if not context * 2 < output_size:
+        raise ValueError(f"{function}: context={context} must be less than half of output_size={output_size}")
     if image_sizes is not None and image_sizes.shape != (len(images), 2):
         raise ValueError(f"{function}: image_sizes has shape {tuple(image_sizes.shape)}; allowed is ({len(images)}, 2)")

@@ -9,12 +9,14 @@ from jaxtyping import Float, Int, Shaped
 from numpy.typing import NDArray
 from torch import Tensor
 
+from detkit._door import door
 from detkit._inputs import as_tensor, check_box_values, check_finite, check_fraction, first_bad, promote
 
 _FUNCTION = "weighted_boxes_fusion"
 _LARGEST = 1e150  # areas of larger boxes overflow float64
 
 
+@door
 def weighted_boxes_fusion(
     boxes_list: Sequence[Shaped[Tensor, "_ 4"]],
     scores_list: Sequence[Shaped[Tensor, "_"]],

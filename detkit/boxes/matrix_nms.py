@@ -7,11 +7,13 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 from torch.nn import functional
 
+from detkit._door import door
 from detkit._inputs import as_boxes, as_tensor, check_box_values, check_finite, first_bad, full_checks, promote
 from detkit.boxes.overlap import box_iou
 from detkit.boxes.soft_nms import DecayMethod, check_groups, check_options, read_rows, safe_sigma
 
 
+@door
 def matrix_nms(
     boxes: Shaped[Tensor, "*B N 4"] | None,
     scores: Shaped[Tensor, "*B N"],

@@ -14,7 +14,9 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
+from detkit._door import door
 from detkit._inputs import as_boxes
+from detkit._ranges import Count
 
 
 class BoxSides(NamedTuple):
@@ -31,6 +33,7 @@ class BoxSides(NamedTuple):
     area: Float[Tensor, "*B"]
 
     @staticmethod
+    @door
     def of(x1: Tensor, y1: Tensor, x2: Tensor, y2: Tensor) -> "BoxSides":
         """The boxes with these corners, and their areas."""
         return BoxSides(x1, y1, x2, y2, (x2 - x1).clamp(min=0) * (y2 - y1).clamp(min=0))
@@ -45,6 +48,7 @@ class BoxSides(NamedTuple):
         """At least 0."""
         return (self.y2 - self.y1).clamp(min=0)
 
+    @door
     def map(self, function: Callable[[Tensor], Tensor]) -> "BoxSides":
         """The boxes that ``function`` makes of each of the five tensors: a slice, a selection, another shape.
 
@@ -53,12 +57,14 @@ class BoxSides(NamedTuple):
         """
         return BoxSides(*map(function, self))
 
+    @door
     def take(self, rows: Int[Tensor, "*P"]) -> "BoxSides":
         """The boxes, or rows of boxes, at these places of the first dimension, in the shape of ``rows``."""
         taken = BoxSides(*(values.index_select(0, rows.flatten()) for values in self))
         return taken if rows.ndim == 1 else taken.map(lambda values: values.unflatten(0, rows.shape))
 
-    def split(self, size: int) -> "list[BoxSides]":
+    @door
+    def split(self, size: Count) -> "list[BoxSides]":
         """Pieces of at most ``size`` in the first dimension, nothing copied."""
         return [BoxSides(*piece) for piece in zip(*(values.split(size) for values in self), strict=True)]
 
@@ -70,6 +76,7 @@ class BoxSides(NamedTuple):
 Measure = Callable[[BoxSides, BoxSides], Tensor]
 
 
+@door
 def sides_of(boxes: Shaped[Tensor, "*B 4"]) -> BoxSides:
     """Boxes xyxy (..., 4) as :class:`BoxSides` (...), promoted and bounded; a NaN box counts as (0, 0, 0, 0).
 
@@ -85,9 +92,10 @@ def bounded_sides(boxes: Float[Tensor, "*B 4"]) -> BoxSides:
     """:func:`sides_of` boxes of a promoted type that were checked before."""
     limit = coordinate_limit(boxes.dtype)
     columns = boxes.movedim(-1, 0).contiguous().clamp(-limit, limit)
-    return BoxSides.of(*torch.where(columns.sum(0).isnan(), 0, columns).unbind(0))
+    return BoxSides.of(*columns.masked_fill(columns.sum(0).isnan(), 0).unbind(0))
 
 
+@door
 def intersection_and_union(a: BoxSides, b: BoxSides) -> tuple[Float[Tensor, "*B"], Float[Tensor, "*B"]]:
     """The area that both boxes cover, and the area that at least one covers.
 
@@ -100,6 +108,7 @@ def intersection_and_union(a: BoxSides, b: BoxSides) -> tuple[Float[Tensor, "*B"
     return intersection, (a.area + b.area) - intersection
 
 
+@door
 def hull(a: BoxSides, b: BoxSides) -> tuple[Float[Tensor, "*B"], Float[Tensor, "*B"]]:
     """Width and height of the smallest box around both, at least 0.
 
@@ -111,6 +120,7 @@ def hull(a: BoxSides, b: BoxSides) -> tuple[Float[Tensor, "*B"], Float[Tensor, "
     return width.clamp(min=0), height.clamp(min=0)
 
 
+@door
 def ratio(numerator: Float[Tensor, "*#B"], denominator: Float[Tensor, "*#B"]) -> Float[Tensor, "*B"]:
     """``numerator / denominator``, and 0 with gradient 0 where the denominator is not safely positive.
 
@@ -123,6 +133,7 @@ def ratio(numerator: Float[Tensor, "*#B"], denominator: Float[Tensor, "*#B"]) ->
     return numerator / torch.threshold(denominator, smallest_union(denominator.dtype), math.inf)
 
 
+@door
 def iou(a: BoxSides, b: BoxSides) -> Float[Tensor, "*B"]:
     """Intersection over union, in [0, 1].
 
@@ -132,6 +143,7 @@ def iou(a: BoxSides, b: BoxSides) -> Float[Tensor, "*B"]:
     return ratio(*intersection_and_union(a, b))
 
 
+@door
 def giou(a: BoxSides, b: BoxSides) -> Float[Tensor, "*B"]:
     """IoU minus the share of the enclosing box that neither covers, in [-1, 1].
 
@@ -146,6 +158,7 @@ def giou(a: BoxSides, b: BoxSides) -> Float[Tensor, "*B"]:
     return ratio(intersection, union) - ratio((enclosing - union).clamp(min=0), enclosing)
 
 
+@door
 def diou(a: BoxSides, b: BoxSides) -> Float[Tensor, "*B"]:
     """IoU minus squared center distance over squared diagonal of the enclosing box, in [-1, 1].
 
@@ -159,6 +172,7 @@ def diou(a: BoxSides, b: BoxSides) -> Float[Tensor, "*B"]:
     return iou(a, b) - ratio(apart, diagonal)
 
 
+@door
 def unsquared_diou(a: BoxSides, b: BoxSides) -> Float[Tensor, "*B"]:
     """IoU minus the center distance, not squared, over the squared diagonal: changes with the scale of the boxes.
 
@@ -171,6 +185,7 @@ def unsquared_diou(a: BoxSides, b: BoxSides) -> Float[Tensor, "*B"]:
     return iou(a, b) - ratio(distance, _diagonal_squared(a, b))
 
 
+@door
 def ciou(a: BoxSides, b: BoxSides) -> Float[Tensor, "*B"]:
     """DIoU minus a penalty for different aspect ratios, in [-1.5, 1].
 

@@ -11,12 +11,14 @@ import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor
 
+from detkit._door import door
 from detkit._inputs import as_tensor, check_box_values, check_finite, check_fraction, promote
 from detkit.boxes.suppression import MEASURES, MeasureName, best_first, surviving, usable
 
 NonFinite = Literal["raise", "drop"]
 
 
+@door
 def nms(
     boxes: Shaped[Tensor, "N 4"],
     scores: Shaped[Tensor, "N"],
@@ -43,6 +45,7 @@ def nms(
     return torch.ops.detkit.nms(boxes, scores, None, iou_threshold, measure, nonfinite == "drop")
 
 
+@door
 def batched_nms(
     boxes: Shaped[Tensor, "N 4"],
     scores: Shaped[Tensor, "N"],

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from detkit._door import door
 from detkit._inputs import as_boxes, check_broadcast
 from detkit.boxes.iou_blocks import iou_matrix, suits_blocks
 from detkit.boxes.measures import Measure, bounded_sides, ciou, diou, giou, iou, ratio, unsquared_diou
@@ -18,6 +19,7 @@ from detkit.boxes.measures import Measure, bounded_sides, ciou, diou, giou, iou,
 DistanceVariant = Literal["squared", "unsquared"]
 
 
+@door
 def all_pairs(measure: Measure, *, name: str | None = None) -> Callable[[Tensor, Tensor], Tensor]:
     """The function that applies ``measure`` to every pair: boxes (..., N, 4) and (..., M, 4) to (..., N, M).
 
@@ -50,6 +52,7 @@ def all_pairs(measure: Measure, *, name: str | None = None) -> Callable[[Tensor,
     return matrix
 
 
+@door
 def paired(measure: Measure, *, name: str | None = None) -> Callable[[Tensor, Tensor], Tensor]:
     """The function that applies ``measure`` to each box and its partner: (..., 4) and (..., 4), broadcast, to (...).
 
@@ -74,6 +77,7 @@ def _read(boxes1: Tensor, boxes2: Tensor, function: str) -> tuple[Tensor, Tensor
     return as_boxes(boxes1, function=function, name="boxes1"), as_boxes(boxes2, function=function, name="boxes2")
 
 
+@door
 def box_iou(boxes1: Shaped[Tensor, "... N 4"], boxes2: Shaped[Tensor, "... M 4"]) -> Float[Tensor, "... N M"]:
     """Intersection over union of every pair; in [0, 1].
 
@@ -86,6 +90,7 @@ def box_iou(boxes1: Shaped[Tensor, "... N 4"], boxes2: Shaped[Tensor, "... M 4"]
     return all_pairs(iou, name="box_iou")(boxes1, boxes2)
 
 
+@door
 def generalized_box_iou(
     boxes1: Shaped[Tensor, "... N 4"], boxes2: Shaped[Tensor, "... M 4"]
 ) -> Float[Tensor, "... N M"]:
@@ -99,6 +104,7 @@ def generalized_box_iou(
     return all_pairs(giou, name="generalized_box_iou")(boxes1, boxes2)
 
 
+@door
 def distance_box_iou(
     boxes1: Shaped[Tensor, "... N 4"], boxes2: Shaped[Tensor, "... M 4"], *, variant: DistanceVariant = "squared"
 ) -> Float[Tensor, "... N M"]:
@@ -114,6 +120,7 @@ def distance_box_iou(
     return all_pairs(measure, name="distance_box_iou")(boxes1, boxes2)
 
 
+@door
 def complete_box_iou(boxes1: Shaped[Tensor, "... N 4"], boxes2: Shaped[Tensor, "... M 4"]) -> Float[Tensor, "... N M"]:
     """CIoU of every pair: DIoU minus a penalty for different aspect ratios; in [-1.5, 1].
 
@@ -126,6 +133,7 @@ def complete_box_iou(boxes1: Shaped[Tensor, "... N 4"], boxes2: Shaped[Tensor, "
     return all_pairs(ciou, name="complete_box_iou")(boxes1, boxes2)
 
 
+@door
 def paired_box_iou(boxes1: Shaped[Tensor, "... 4"], boxes2: Shaped[Tensor, "... 4"]) -> Float[Tensor, "..."]:
     """:func:`box_iou` of each box with its partner: (..., 4) and (..., 4), broadcast, to (...).
 
@@ -135,6 +143,7 @@ def paired_box_iou(boxes1: Shaped[Tensor, "... 4"], boxes2: Shaped[Tensor, "... 
     return paired(iou, name="paired_box_iou")(boxes1, boxes2)
 
 
+@door
 def paired_generalized_box_iou(
     boxes1: Shaped[Tensor, "... 4"], boxes2: Shaped[Tensor, "... 4"]
 ) -> Float[Tensor, "..."]:
@@ -146,6 +155,7 @@ def paired_generalized_box_iou(
     return paired(giou, name="paired_generalized_box_iou")(boxes1, boxes2)
 
 
+@door
 def paired_distance_box_iou(
     boxes1: Shaped[Tensor, "... 4"], boxes2: Shaped[Tensor, "... 4"], *, variant: DistanceVariant = "squared"
 ) -> Float[Tensor, "..."]:
@@ -158,6 +168,7 @@ def paired_distance_box_iou(
     return paired(measure, name="paired_distance_box_iou")(boxes1, boxes2)
 
 
+@door
 def paired_complete_box_iou(boxes1: Shaped[Tensor, "... 4"], boxes2: Shaped[Tensor, "... 4"]) -> Float[Tensor, "..."]:
     """:func:`complete_box_iou` of each box with its partner: (..., 4) and (..., 4), broadcast, to (...).
 
@@ -175,6 +186,7 @@ def distance_measure(variant: str, function: str) -> Measure:
     return measures[variant]
 
 
+@door
 def mask_iou(masks1: Shaped[Tensor, "N H W"], masks2: Shaped[Tensor, "M H W"]) -> Float[Tensor, "N M"]:
     """Intersection over union of every pair of masks: (N, H, W) and (M, H, W) to (N, M), in [0, 1].
 

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
+from detkit._door import door
 from detkit._inputs import as_tensor, promote
 from detkit.boxes.measures import Measure
 from detkit.boxes.nms import check_options
@@ -21,6 +22,7 @@ from detkit.boxes.suppression import MEASURES, MeasureName, best_first, survivin
 _SHORT_PREFIX = 1024  # candidates to look at first, where that is 2 to 4 times what is wanted
 
 
+@door
 def nms_padded(
     boxes: Shaped[Tensor, "B N 4"],
     scores: Shaped[Tensor, "B N"],
@@ -57,6 +59,7 @@ def nms_padded(
     return torch.ops.detkit.nms_padded(boxes, scores, iou_threshold, groups, valid, max_detections, measure)
 
 
+@door
 def multiclass_nms_padded(
     boxes: Shaped[Tensor, "B N 4"] | Shaped[Tensor, "B N C 4"],
     scores: Shaped[Tensor, "B N C"],

@@ -6,22 +6,26 @@ result is 0.
 """
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
+from detkit._door import door
 from detkit._inputs import as_boxes, as_tensor, first_bad, full_checks, promote
+from detkit._ranges import Count, Positive, Range
 
 BoxesOfImages = Tensor | Sequence[Tensor]
 _FARTHEST_CELL = 2.0**20  # the kernels hold cells in 32-bit integers
 
 
+@door
 def roi_pool(
     features: Shaped[Tensor, "B D H W"],
     boxes: BoxesOfImages,
-    output_size: int | tuple[int, int],
-    spatial_scale: float = 1.0,
+    output_size: Count | tuple[Count, Count],
+    spatial_scale: Positive = 1.0,
 ) -> Float[Tensor, "M D S1 S2"]:
     """The largest value in each of ``output_size`` (height, width) bins of every box.
 
@@ -36,20 +40,20 @@ def roi_pool(
     [[[[5.0, 6.0], [9.0, 10.0]]], [[[9.0, 11.0], [13.0, 15.0]]]]
     """
     function = "roi_pool"
-    size = _output_size(output_size, function)
-    _check_scale(spatial_scale, function)
+    size = _output_size(output_size)
     maps, rois, usable = _rois(features, boxes, function)
     limit = rois.new_full((), _FARTHEST_CELL / spatial_scale)
     pooled, _ = torch.ops.torchvision.roi_pool(maps, _near(rois, -limit, limit), spatial_scale, *size)
     return _masked(pooled, usable, features)
 
 
+@door
 def roi_align(
     features: Shaped[Tensor, "B D H W"],
     boxes: BoxesOfImages,
-    output_size: int | tuple[int, int],
-    spatial_scale: float = 1.0,
-    sampling_ratio: int = -1,
+    output_size: Count | tuple[Count, Count],
+    spatial_scale: Positive = 1.0,
+    sampling_ratio: Annotated[int, Range(-1)] = -1,
     aligned: bool = False,
 ) -> Float[Tensor, "M D S1 S2"]:
     """The mean of points, read bilinearly, in each of ``output_size`` (height, width) bins of every box.
@@ -65,8 +69,7 @@ def roi_align(
     [[[[0.5, 1.5, 2.5]]]]
     """
     function = "roi_align"
-    size = _output_size(output_size, function)
-    _check_scale(spatial_scale, function)
+    size = _output_size(output_size)
     maps, rois, usable = _rois(features, boxes, function)
     if sampling_ratio > 0:
         limit = rois.new_full((), _FARTHEST_CELL / spatial_scale)
@@ -80,10 +83,11 @@ def roi_align(
     return _masked(pooled, usable, features)
 
 
+@door
 def spatial_pyramid_pool(
     features: Shaped[Tensor, "B D H W"],
     boxes: BoxesOfImages | None = None,
-    levels: Sequence[int] = (1, 3, 6),
+    levels: Sequence[Count] = (1, 3, 6),
     *,
     transpose_xy: bool = False,
 ) -> Float[Tensor, "M F"]:
@@ -102,8 +106,8 @@ def spatial_pyramid_pool(
     tensor([[4., 0., 1., 3., 4.]])
     """
     function = "spatial_pyramid_pool"
-    if not levels or any(level < 1 for level in levels):
-        raise ValueError(f"{function}: levels={tuple(levels)} must be at least one number of at least 1")
+    if not levels:
+        raise ValueError(f"{function}: levels={tuple(levels)} must be at least one number")
     _check_features(features, function)
     if boxes is None:
         sides = _sides(features.new_empty(0, dtype=torch.float32), features)
@@ -120,13 +124,14 @@ def spatial_pyramid_pool(
     return _masked(pooled, usable, features)
 
 
+@door
 def project_to_cells(
     boxes: Shaped[Tensor, "... 4"],
-    size: tuple[float, float] | Shaped[Tensor, "*#batch 2"],
+    size: tuple[Positive, Positive] | Shaped[Tensor, "*#batch 2"],
     *,
-    input_size: int = 224,
-    stride: int = 16,
-    cells: int = 13,
+    input_size: Count = 224,
+    stride: Count = 16,
+    cells: Count = 13,
 ) -> Int[Tensor, "... 4"]:
     """The cells of a ``cells`` x ``cells`` map that see a box: x1, y1, and x2, y2 that are not included.
 
@@ -140,15 +145,10 @@ def project_to_cells(
     [[0, 0, 13, 13], [1, 1, 7, 6]]
     """
     function = "project_to_cells"
-    settings = {"input_size": input_size, "stride": stride, "cells": cells}
-    if bad := [f"{name}={value}" for name, value in settings.items() if value < 1]:
-        raise ValueError(f"{function}: {bad[0]} must be at least 1")
     boxes = as_boxes(boxes, function=function)
     height_width = torch.as_tensor(size, device=boxes.device).to(boxes.dtype)
     if height_width.ndim == 0 or height_width.shape[-1] != 2:
         raise ValueError(f"{function}: size is {size}; allowed is (height, width), or a tensor (..., 2)")
-    if not isinstance(size, Tensor) and not min(size) > 0:
-        raise ValueError(f"{function}: size={tuple(size)} must be positive")
     width_height = height_width.flip(-1)
     scaled = boxes * input_size / torch.cat((width_height, width_height), dim=-1)
     start = _nearest_cell(scaled[..., :2].floor() + 1, stride, cells) - 1
@@ -242,16 +242,9 @@ def _check_features(features: Tensor, function: str) -> None:
         raise ValueError(f"{function}: features has shape {tuple(features.shape)}; allowed is (B, D, H, W) with values")
 
 
-def _output_size(size: int | tuple[int, int], function: str) -> tuple[int, int]:
+def _output_size(size: int | tuple[int, int]) -> tuple[int, int]:
     height, width = (size, size) if isinstance(size, int) else size
-    if min(height, width) < 1:
-        raise ValueError(f"{function}: output_size={size} must be at least 1")
     return height, width
-
-
-def _check_scale(scale: float, function: str) -> None:
-    if not 0 < scale < float("inf"):
-        raise ValueError(f"{function}: spatial_scale={scale} must be a positive finite number")
 
 
 def _near(rois: Tensor, low: Tensor, high: Tensor) -> Tensor:

@@ -11,7 +11,9 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
+from detkit._door import door
 from detkit._inputs import as_tensor, promote
+from detkit._ranges import Count, Positive, Whole
 
 _FARTHEST_CELL = 2.0**20  # the kernel holds cells in 32-bit integers
 
@@ -33,27 +35,24 @@ class PyramidRoIAlign(nn.Module):
     torch.Size([2, 16, 7, 7])
     """
 
+    @door
     def __init__(
         self,
-        output_size: int,
+        output_size: Count,
         *,
-        strides: Sequence[int],
-        sampling_ratio: int = 2,
-        canonical_size: float = 224,
-        canonical_level: int = 4,
+        strides: Sequence[Count],
+        sampling_ratio: Whole = 2,
+        canonical_size: Positive = 224,
+        canonical_level: Whole = 4,
     ) -> None:
         super().__init__()
-        levels = [math.log2(stride) if stride > 0 else -1.0 for stride in strides]
+        levels = [math.log2(stride) for stride in strides]
         if not levels or any(level != levels[0] + i or level % 1 for i, level in enumerate(levels)):
             raise ValueError(f"PyramidRoIAlign: strides={tuple(strides)}; allowed are powers of 2, each twice the last")
-        if output_size < 1 or sampling_ratio < 0 or not canonical_size > 0:
-            raise ValueError(
-                f"PyramidRoIAlign: output_size={output_size}, sampling_ratio={sampling_ratio}, canonical_size="
-                f"{canonical_size}; allowed are at least 1, at least 0, above 0"
-            )
         self.output_size, self.sampling_ratio, self.strides = output_size, sampling_ratio, tuple(strides)
         self.canonical_size, self.canonical_level = canonical_size, canonical_level
 
+    @door
     def forward(
         self,
         features: Sequence[Float[Tensor, "B D _ _"]],
@@ -87,6 +86,7 @@ class PyramidRoIAlign(nn.Module):
         pooled = torch.ops.detkit.pyramid_roi_align(maps, rois, levels, scales, self.output_size, self.sampling_ratio)
         return pooled.to(features[0].dtype)
 
+    @door
     def levels_of(self, boxes: Shaped[Tensor, "*B 4"]) -> Int[Tensor, "*B"]:
         """The level that each box is read from, as an index into ``strides``.
 

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from numpy.typing import NDArray
 from torch import Tensor
 
+from detkit._door import door
 from detkit._inputs import (
     as_tensor,
     check_box_values,
@@ -32,6 +33,7 @@ _BLOCK_NUMBERS = 2**15  # of a matrix that are computed at one time: they fit th
 _GONE = -1.0  # below every score_threshold
 
 
+@door
 def soft_nms(
     boxes: Shaped[Tensor, "N 4"],
     scores: Shaped[Tensor, "N"],
@@ -67,6 +69,7 @@ def soft_nms(
     )
 
 
+@door
 def soft_nms_padded(
     boxes: Shaped[Tensor, "B N 4"],
     scores: Shaped[Tensor, "B N"],

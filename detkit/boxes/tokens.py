@@ -1,12 +1,14 @@
 """How a box and its class are written as five tokens, so that a language model can say them."""
 
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
+from detkit._door import door
 from detkit._inputs import as_boxes, first_bad, full_checks
+from detkit._ranges import Count, Range
 from detkit.structures import NEGATIVE
 
 Vocabulary = Literal["code", "paper"]
@@ -44,12 +46,13 @@ class TokenCoder(nn.Module):
     tensor([[[1100, 1200, 1500, 1599,  101]]])
     """
 
-    def __init__(self, num_classes: int, *, bins: int = 1000, vocabulary: Vocabulary = "code") -> None:
+    @door
+    def __init__(
+        self, num_classes: Count, *, bins: Annotated[int, Range(2)] = 1000, vocabulary: Vocabulary = "code"
+    ) -> None:
         super().__init__()
         if vocabulary not in ("code", "paper"):
             raise ValueError(f"TokenCoder: vocabulary={vocabulary!r}; allowed is 'code' or 'paper'")
-        if num_classes < 1 or bins < 2:
-            raise ValueError(f"TokenCoder: num_classes={num_classes} must be at least 1, bins={bins} at least 2")
         self.num_classes, self.bins, self.vocabulary = num_classes, bins, vocabulary
         if vocabulary == "code":
             self._use_code()
@@ -58,6 +61,7 @@ class TokenCoder(nn.Module):
             self.noise, self.start = bins + 1 + num_classes, bins + 2 + num_classes
             self.size = bins + 3 + num_classes
 
+    @door
     @torch.no_grad()
     def encode(
         self,
@@ -87,6 +91,7 @@ class TokenCoder(nn.Module):
         tokens = torch.cat((coordinates, classes[..., None]), dim=-1)
         return torch.where(valid[..., None], tokens, self.end)
 
+    @door
     def decode(self, tokens: Int[Tensor, "*B T 5"], sizes: Shaped[Tensor, "*B 2"]) -> DecodedTokens:
         """Boxes xyxy in pixels, their labels, and which of them are well-formed.
 

@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from detkit import dist
+from detkit._door import door
+from detkit._ranges import Count, Whole
 
 Item = TypeVar("Item", int, list[int])
 
@@ -27,8 +29,6 @@ class _Resumable(Sampler[Item], ABC, Generic[Item]):
         self.rank = dist.rank() if rank is None else rank
         self.epoch = 0
         self.position = 0
-        if seed < 0:
-            raise ValueError(f"{name}: seed={seed} must not be negative")
         if not 0 <= self.rank < self.world_size:
             raise ValueError(f"{name}: rank={self.rank} must lie in 0 to world_size - 1, with {self.world_size=}")
 
@@ -97,19 +97,18 @@ class ResumableSampler(_Resumable[int]):
     True
     """
 
+    @door
     def __init__(
         self,
-        length: int,
+        length: Whole,
         *,
-        seed: int = 0,
-        rank: int | None = None,
-        world_size: int | None = None,
+        seed: Whole = 0,
+        rank: Whole | None = None,
+        world_size: Count | None = None,
         shuffle: bool = True,
         drop_last: bool = False,
     ) -> None:
         super().__init__(seed, rank, world_size)
-        if length < 0:
-            raise ValueError(f"ResumableSampler: length={length} must not be negative")
         self.length = length
         self.shuffle = shuffle
         self.drop_last = drop_last
@@ -153,20 +152,19 @@ class BalancedBatchSampler(_Resumable[list[int]]):
     [[0, 1], [0, 1], [0, 1]]
     """
 
+    @door
     def __init__(
         self,
         labels_per_image: Sequence[int | Sequence[int] | Tensor],
-        batch_size: int,
+        batch_size: Count,
         *,
-        seed: int = 0,
-        batches: int | None = None,
-        rank: int | None = None,
-        world_size: int | None = None,
+        seed: Whole = 0,
+        batches: Count | None = None,
+        rank: Whole | None = None,
+        world_size: Count | None = None,
     ) -> None:
         super().__init__(seed, rank, world_size)
         self.batch_size = batch_size
-        if batch_size < 1 or (batches is not None and batches < 1):
-            raise ValueError(f"BalancedBatchSampler: {batch_size=} and {batches=} must be at least 1")
         self.images_per_class = _images_per_class(labels_per_image)
         filled = len(labels_per_image) // (batch_size * self.world_size)
         self.batches = max(filled, 1) if batches is None else batches

@@ -5,7 +5,7 @@ Handwritten Digits data set (Alpaydin and Kaynak 1998, the test set: 13 writers)
 """
 
 from functools import cache
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -14,6 +14,8 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
+from detkit._door import door
+from detkit._ranges import Range, Whole
 from detkit.data.truth import Transforms, make_target
 from detkit.structures import Target
 
@@ -25,6 +27,7 @@ SIDES = (18, 48)
 DIGITS = (3, 6)
 """Fewest and most digits that a scene tries to place; those that find no room are left out."""
 _MAX_SIDE = 4096
+Side = Annotated[int, Range(32, _MAX_SIDE)]
 _COVER = 0.15  # of the smaller of two digits' squares, at most this part may be covered by the other
 _TRIES = 12
 _STAMPS = 64
@@ -47,22 +50,19 @@ class DigitScenes(Dataset[tuple[Any, Target]]):
     (torch.Size([3, 96, 96]), torch.uint8, True)
     """
 
+    @door
     def __init__(
         self,
-        length: int,
+        length: Whole,
         *,
         split: Split = "train",
-        size: tuple[int, int] = (96, 96),
-        seed: int = 0,
+        size: tuple[Side, Side] = (96, 96),
+        seed: Whole = 0,
         masks: bool = False,
         transforms: Transforms | None = None,
     ) -> None:
-        if length < 0 or seed < 0:
-            raise ValueError(f"DigitScenes: {length=} and {seed=} must not be negative")
         if split not in SPLITS:
             raise ValueError(f"DigitScenes: {split=}; allowed are {', '.join(SPLITS)}")
-        if not all(32 <= side <= _MAX_SIDE for side in size):
-            raise ValueError(f"DigitScenes: {size=}; allowed are sides of 32 to {_MAX_SIDE} pixels")
         self.length = length
         self.split: str = split
         self.size = size

@@ -7,7 +7,7 @@ says (``detkit.structures.FIELDS``), and a resumed run draws the same random num
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -16,12 +16,14 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from detkit._inputs import as_boxes
+from detkit._door import door
+from detkit._inputs import as_boxes, white_of
+from detkit._ranges import Ascending, Count, NotNegative, Positive, Whole
 from detkit.data.truth import Transforms
 from detkit.structures import FIELDS, VOID, Target, read_target
 
 MEAN_COLOR = (123.0, 117.0, 104.0)
-"""ImageNet's mean RGB: what uncovered canvas is filled with."""
+"""ImageNet's mean RGB: what uncovered canvas is filled with, in the range of the image's own type."""
 
 
 class Augmented(Dataset[tuple[Any, Target]]):
@@ -40,9 +42,8 @@ class Augmented(Dataset[tuple[Any, Target]]):
     True
     """
 
-    def __init__(self, dataset: Dataset[tuple[Any, Target]], transforms: Transforms, *, seed: int = 0) -> None:
-        if seed < 0:
-            raise ValueError(f"Augmented: seed={seed} must not be negative")
+    @door
+    def __init__(self, dataset: Dataset[tuple[Any, Target]], transforms: Transforms, *, seed: Whole = 0) -> None:
         self.dataset = dataset
         self.transforms = transforms
         self.seed = seed
@@ -76,7 +77,8 @@ class Augmented(Dataset[tuple[Any, Target]]):
             generator.set_state(state)
 
 
-def sanitize(*, min_size: float = 1.0) -> v2.Compose:
+@door
+def sanitize(*, min_size: NotNegative = 1.0) -> v2.Compose:
     """Clamp boxes to the image; drop those with a side below ``min_size`` pixels, and their rows in all other fields.
 
     Those are the fields that :data:`~detkit.structures.FIELDS` lists per object and, among unknown entries, the tensors
@@ -104,7 +106,8 @@ def flip_augmentation(*, vertical: bool = False) -> v2.Compose:
     return _composed(v2.RandomHorizontalFlip(0.5), *([v2.RandomVerticalFlip(0.5)] if vertical else []))
 
 
-def ssd_augmentation(*, size: tuple[int, int] | None = None) -> v2.Compose:
+@door
+def ssd_augmentation(*, size: tuple[Count, Count] | None = None) -> v2.Compose:
     """SSD's augmentation (Liu et al. 2016, section 2.2 and 3.6): colors, zooming out, patches, flip, each at random.
 
     Patches: the whole image, one with a minimum IoU of .1 .3 .5 .7 .9 with some object, or a free one; scale .3 to 1,
@@ -122,14 +125,17 @@ def ssd_augmentation(*, size: tuple[int, int] | None = None) -> v2.Compose:
     """
     steps = [
         v2.RandomPhotometricDistort(p=0.5),
-        v2.RandomZoomOut(fill=_fill(), side_range=(1.0, 4.0), p=0.5),
+        _OnCanvas(v2.RandomZoomOut, side_range=(1.0, 4.0), p=0.5),
         v2.RandomIoUCrop(trials=50),
         v2.RandomHorizontalFlip(0.5),
     ]
     return _composed(*steps, *([v2.Resize(list(size))] if size else []))
 
 
-def large_scale_jitter(size: tuple[int, int], *, scale_range: tuple[float, float] = (0.1, 2.0)) -> v2.Compose:
+@door
+def large_scale_jitter(
+    size: tuple[Count, Count], *, scale_range: Annotated[tuple[Positive, Positive], Ascending()] = (0.1, 2.0)
+) -> v2.Compose:
     """Large-scale jittering (Ghiasi et al. 2021, section 3): flip, resize by a random factor of wide range, crop or
     pad.
 
@@ -143,13 +149,14 @@ def large_scale_jitter(size: tuple[int, int], *, scale_range: tuple[float, float
     steps = [
         v2.RandomHorizontalFlip(0.5),
         v2.ScaleJitter(target_size=size, scale_range=scale_range),
-        v2.RandomCrop(list(size), pad_if_needed=True, fill=_fill()),
+        _OnCanvas(v2.RandomCrop, size=list(size), pad_if_needed=True),
     ]
     return _composed(*steps)
 
 
+@door
 def short_side_augmentation(
-    short_sides: Sequence[int] = (640, 672, 704, 736, 768, 800), *, long_side: int = 1333
+    short_sides: Sequence[Count] = (640, 672, 704, 736, 768, 800), *, long_side: Count = 1333
 ) -> v2.Compose:
     """Multi-scale training of the R-CNN family: flip, then resize the short side to one of several lengths at random.
 
@@ -171,7 +178,10 @@ def _composed(*steps: Callable[..., Any], min_size: float = 1.0) -> v2.Compose:
 
 def _movable(image: Any, target: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     """Image and target after reading, with everything that moves with the pixels as tv_tensors."""
-    entries: dict[str, Any] = {**read_target(target, where="augmentation: target")}
+    size = v2.functional.get_size(image)
+    entries: dict[str, Any] = {**read_target(target, where="augmentation: target", size=size)}
+    if isinstance(image, Tensor) and image.dtype in (torch.uint16, torch.bool):  # which no transform computes with
+        image = tv_tensors.Image(image.to(torch.float32) / white_of(image.dtype, where="augmentation: image"))
     image = tv_tensors.Image(image) if type(image) is Tensor else image
     for key in entries.keys() & FIELDS.keys():
         moves = FIELDS[key].moves
@@ -182,7 +192,7 @@ def _movable(image: Any, target: Mapping[str, Any]) -> tuple[Any, dict[str, Any]
             )
         if moves == "boxes":
             make_boxes: Any = tv_tensors.BoundingBoxes  # its overloads are followed by no type checker
-            entries[key] = make_boxes(entries[key], format="XYXY", canvas_size=tuple(v2.functional.get_size(image)))
+            entries[key] = make_boxes(entries[key], format="XYXY", canvas_size=tuple(size))
         elif moves in ("masks", "map"):
             entries[key] = (tv_tensors.Mask if moves == "masks" else _ClassMap)(entries[key])
     return image, entries
@@ -217,5 +227,18 @@ class _ClassMap(tv_tensors.Mask):
     """A segmentation: it moves as masks do, but canvas outside the image has no class."""
 
 
-def _fill() -> dict[Any, Any]:
-    return {tv_tensors.Image: MEAN_COLOR, _ClassMap: VOID, "others": 0}
+class _OnCanvas:
+    """A transform that uncovers canvas, filled with the mean color in the range and the channels of each image."""
+
+    def __init__(self, transform: Callable[..., v2.Transform], **settings: Any) -> None:
+        self.transform, self.settings = transform, settings
+
+    def __call__(self, image: Any, target: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        white = white_of(image.dtype, where="augmentation: image") if isinstance(image, Tensor) else 255.0
+        color = [channel * white / 255 for channel in MEAN_COLOR]
+        fill = color if v2.functional.get_num_channels(image) == 3 else sum(color) / 3
+        fills = {type(image): fill, _ClassMap: VOID, "others": 0}
+        return self.transform(**self.settings, fill=fills)(image, target)
+
+    def __repr__(self) -> str:
+        return f"{self.transform.__name__}({', '.join(f'{name}={value}' for name, value in self.settings.items())})"

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from detkit._door import door
 from detkit.boxes import cxcywh_to_xyxy, fractions_to_pixels, pixels_to_fractions
 from detkit.detectors.denoising import DenoisingQueries
 from detkit.detectors.detector import Stage
@@ -54,6 +55,7 @@ class BoxQueryStage(Stage):
         self.encoder, self.queries, self.decoder, self.denoising = encoder, queries, decoder, denoising
         self.matcher, self.criterion, self.postprocess = matcher, criterion, postprocess
 
+    @door
     def forward(
         self, features: list[Tensor], images: Images, detections: Detections | None, targets: Targets | None = None
     ) -> BoxQueryOutputs:
@@ -85,6 +87,7 @@ class BoxQueryStage(Stage):
             noised.assignment,
         )
 
+    @door
     def loss(self, outputs: BoxQueryOutputs, targets: Targets) -> dict[str, Tensor]:
         """The criterion's losses of all layers; those of noised queries are "denoising.l1" etc., summed over layers."""
         logits, boxes, sizes = outputs.found
@@ -99,6 +102,7 @@ class BoxQueryStage(Stage):
                 losses[name] = losses.get(name, 0) + loss
         return losses
 
+    @door
     def detections(self, outputs: BoxQueryOutputs, images: Images) -> Detections:
         """The detections that the queries of the last layer predict."""
         logits, boxes, _ = outputs.found

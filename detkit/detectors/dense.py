@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from detkit._door import door
 from detkit._inputs import takes
 from detkit.anchors import gather_assigned
 from detkit.detectors.detector import Stage
@@ -67,12 +68,14 @@ class DenseStage(Stage):
         self.coder, self.criterion, self.postprocess = coder, criterion, postprocess
         check_parts(self)
 
+    @door
     def forward(
         self, features: list[Tensor], images: Images, detections: Detections | None, targets: Targets | None = None
     ) -> DenseOutputs:
         """Predictions for every anchor; targets make no difference."""
         return predict(self, features, images)
 
+    @door
     def loss(self, outputs: DenseOutputs, targets: Targets) -> dict[str, Tensor]:
         """The criterion's losses for the targets that the matcher assigns to the anchors.
 
@@ -83,6 +86,7 @@ class DenseStage(Stage):
         assigned = gather_assigned(assign(self, outputs, targets), targets)
         return self.criterion(predictions, assigned, anchors, self.coder)
 
+    @door
     def detections(self, outputs: DenseOutputs, images: Images) -> Detections:
         """Decoded, thresholded and suppressed boxes."""
         boxes = self.coder.decode(outputs.predictions.deltas, outputs.anchors)

@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from typing import Any, cast, overload
 
+import torch
 from torch import Tensor, nn
 
+from detkit._door import door
 from detkit.detectors.preprocess import Preprocess
 from detkit.proposals import Proposals
 from detkit.structures import FIELDS, Detection, Detections, Images, Target, Targets
@@ -50,20 +52,24 @@ class Stage(nn.Module):
         self.branch = branch
         return self
 
+    @door
     def forward(
         self, features: list[Tensor], images: Images, detections: Detections | None, targets: Targets | None = None
     ) -> Any:
         """Predict from features and the ``detections`` of the stage before; ``targets`` come in training only."""
         raise NotImplementedError(f"{type(self).__name__} must define forward()")
 
+    @door
     def loss(self, outputs: Any, targets: Targets) -> dict[str, Tensor]:
         """Scalar losses, already weighted: the stage minimizes their sum."""
         raise NotImplementedError(f"{type(self).__name__} must define loss()")
 
+    @door
     def detections(self, outputs: Any, images: Images) -> Detections:
         """Detections from the outputs, at inference: padded to a number of rows that does not depend on values."""
         raise NotImplementedError(f"{type(self).__name__} must define detections()")
 
+    @door
     def handover(self, outputs: Any, images: Images, targets: Targets) -> Detections | None:
         """The detections that the next stage trains on; by default those of :meth:`detections`."""
         return self.detections(outputs, images)
@@ -117,6 +123,7 @@ class Detector(nn.Module):
     ) -> dict[str, Tensor]: ...
     @overload
     def forward(self, images: Images, targets: Truth, proposals: Detections | None = None) -> dict[str, Tensor]: ...
+    @door
     def forward(
         self,
         images: Sequence[Tensor] | Images,
@@ -129,14 +136,30 @@ class Detector(nn.Module):
                 raise ValueError(
                     "Detector: images came as Images, so proposals must be Detections; see pad_proposals()"
                 )
-            return self._fold(images, _padded(targets), proposals)
+            return self._folded(images, _padded(targets), proposals)
         if isinstance(targets, (Targets, dict)):
             raise ValueError("Detector: images came as a list, so targets must be a list of dicts, one for each image")
         batch, padded = self.preprocess(images, targets)
         if proposals is not None and not isinstance(proposals, Detections):
             proposals = self.preprocess.proposals(proposals, batch)
-        result = self._fold(batch, padded, proposals)
+        result = self._folded(batch, padded, proposals)
         return result if padded is not None else self.preprocess.undo(cast(Found, result), batch)
+
+    def _folded(self, images: Images, targets: Truth | None, detections: Found | None) -> Found | dict[str, Tensor]:
+        """:meth:`_fold`, which says what is too small for batch norm in words of images."""
+        if torch.compiler.is_compiling():
+            return self._fold(images, targets, detections)
+        try:
+            return self._fold(images, targets, detections)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            count, _, height, width = images.tensors.shape
+            raise ValueError(
+                f"Detector: images of a batch of {count} are {height} x {width} pixels (height x width), too few for "
+                "batch norm in training, which a feature map of one cell reaches; give larger images, more of them in "
+                f"a batch, or eval() the detector ({error})"
+            ) from error
 
     def _fold(self, images: Images, targets: Truth | None, detections: Found | None) -> Found | dict[str, Tensor]:
         features: Features = self.trunk(images.tensors)

@@ -9,7 +9,9 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from detkit._door import door
 from detkit._inputs import as_boxes, promote
+from detkit._ranges import NotNegative
 from detkit.anchors import gather_assigned
 from detkit.detectors.detector import Stage
 from detkit.detectors.matched_boxes import (
@@ -51,18 +53,20 @@ class KeypointStage(Stage):
     torch.Size([1, 1, 17, 3])
     """
 
+    @door
     def __init__(
         self,
         pool: nn.Module,
         head: nn.Module,
         *,
         criterion: Callable[[Tensor, Tensor, Tensor], Tensor] = keypoint_loss,
-        weight: float = 1.0,
+        weight: NotNegative = 1.0,
         branch: str | None = None,
     ) -> None:
         super().__init__(branch=branch)
         self.pool, self.head, self.criterion, self.weight = pool, head, criterion, weight
 
+    @door
     def forward(
         self, features: list[Tensor], images: Images, detections: Detections | None, targets: Targets | None = None
     ) -> KeypointOutputs:
@@ -75,6 +79,7 @@ class KeypointStage(Stage):
         logits = on_valid_rows(run, detections.valid, always=learns_from_rows(self.head))
         return KeypointOutputs(logits, detections)
 
+    @door
     def loss(self, outputs: KeypointOutputs, targets: Targets) -> dict[str, Tensor]:
         """ "keypoint": the criterion's mean over usable keypoints; without any 0, with a gradient of zeros.
 
@@ -95,6 +100,7 @@ class KeypointStage(Stage):
         weights = gather_assigned(assignment, targets).weights[..., None]
         return {"keypoint": self.weight * weighted_mean(costs, weights, usable)}
 
+    @door
     def detections(self, outputs: KeypointOutputs, images: Images) -> Detections:
         """The same detections with ``keypoints`` (B, K, P, 3), as x, y, 1 in batch pixels, and their scores added.
 
@@ -110,6 +116,7 @@ class KeypointStage(Stage):
         return f"weight={self.weight}"
 
 
+@door
 def decode_heatmaps(
     logits: Float[Tensor, "M P S S"], boxes: Shaped[Tensor, "M 4"], valid: Bool[Tensor, "M"] | None = None
 ) -> tuple[Float[Tensor, "M P 3"], Float[Tensor, "M P"]]:

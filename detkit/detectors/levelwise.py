@@ -8,9 +8,11 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detkit._inputs import check_fraction
+from detkit._door import door
+from detkit._ranges import Count, Fraction
 from detkit._ranking import stable_topk
 from detkit.boxes import clip_boxes_to_image, nms_padded
+from detkit.detectors.postprocess import gradients_on_request
 from detkit.structures import Detections, take_rows
 
 
@@ -20,8 +22,9 @@ class LevelwisePostprocess(nn.Module):
     Candidates are the ``candidates_per_level`` highest scores of each level strictly above ``score_threshold``. If two
     boxes of a class, of any levels, overlap with IoU strictly above ``iou_threshold``, the lower-scoring one is
     suppressed; at most ``max_detections`` remain per image. Scores are ranked in float32; ties go to the lower anchor,
-    then to the lower class. Boxes that are not finite and NaN scores are left out. The defaults are RetinaNet's; those
-    of torchvision's FCOS are .2, .6 and 100. Source: Lin et al. 2017, "Focal Loss", section 4.1. Raises ValueError for
+    then to the lower class. ``class_agnostic`` and ``gradients`` are as in :class:`~detkit.detectors.Postprocess`.
+    Boxes that are not finite and NaN scores are left out. The defaults are RetinaNet's; those of torchvision's FCOS are
+    .2, .6 and 100. Source: Lin et al. 2017, "Focal Loss", section 4.1. Raises ValueError for
     thresholds outside [0, 1] and counts below 1.
 
     >>> scores, boxes = torch.tensor([[[0.9, 0.2], [0.8, 0.0]]]), torch.tensor([[[0.0, 0, 9, 9], [0, 0, 9, 8]]])
@@ -31,24 +34,24 @@ class LevelwisePostprocess(nn.Module):
     (tensor([[0.9000, 0.2000, 0.0000]]), tensor([[0, 1, 0]]), tensor([[ True,  True, False]]))
     """
 
+    @door
     def __init__(
         self,
         *,
-        score_threshold: float = 0.05,
-        iou_threshold: float = 0.5,
-        max_detections: int = 300,
-        candidates_per_level: int = 1000,
+        score_threshold: Fraction = 0.05,
+        iou_threshold: Fraction = 0.5,
+        max_detections: Count = 300,
+        candidates_per_level: Count = 1000,
+        class_agnostic: bool = False,
+        gradients: bool = False,
     ) -> None:
         super().__init__()
-        check_fraction(score_threshold, name="score_threshold", function="LevelwisePostprocess")
-        check_fraction(iou_threshold, name="iou_threshold", function="LevelwisePostprocess")
-        for name, count in (("max_detections", max_detections), ("candidates_per_level", candidates_per_level)):
-            if count < 1:
-                raise ValueError(f"LevelwisePostprocess: {name}={count} must be at least 1")
         self.score_threshold, self.iou_threshold = score_threshold, iou_threshold
         self.max_detections, self.candidates_per_level = max_detections, candidates_per_level
+        self.class_agnostic, self.gradients = class_agnostic, gradients
 
-    @torch.no_grad()
+    @door
+    @gradients_on_request
     def forward(
         self,
         scores: Float[Tensor, "B N C"],
@@ -72,7 +75,11 @@ class LevelwisePostprocess(nn.Module):
         rows, labels, found = (torch.cat(columns, dim=1) for columns in zip(*pairs, strict=True))
         boxes = take_rows(boxes, rows)
         valid = found > self.score_threshold
-        limits = {"groups": labels, "valid": valid, "max_detections": self.max_detections}
+        limits = {
+            "groups": None if self.class_agnostic else labels,
+            "valid": valid,
+            "max_detections": self.max_detections,
+        }
         kept, valid = nms_padded(boxes, found, self.iou_threshold, **limits)
         return Detections.padded(take_rows(boxes, kept), found.gather(1, kept), labels.gather(1, kept), valid)
 

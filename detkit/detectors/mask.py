@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from detkit._door import door
+from detkit._ranges import NotNegative
 from detkit.anchors import gather_assigned
 from detkit.detectors.detector import Stage
 from detkit.detectors.matched_boxes import (
@@ -47,13 +49,14 @@ class MaskStage(Stage):
     torch.Size([1, 1, 28, 28])
     """
 
+    @door
     def __init__(
         self,
         pool: nn.Module,
         head: nn.Module,
         *,
         criterion: Callable[[Tensor, Tensor], Tensor] = mask_loss,
-        weight: float = 1.0,
+        weight: NotNegative = 1.0,
         binarise: bool = False,
         branch: str | None = None,
     ) -> None:
@@ -61,6 +64,7 @@ class MaskStage(Stage):
         self.pool, self.head, self.criterion = pool, head, criterion
         self.weight, self.binarise = weight, binarise
 
+    @door
     def forward(
         self, features: list[Tensor], images: Images, detections: Detections | None, targets: Targets | None = None
     ) -> MaskOutputs:
@@ -77,6 +81,7 @@ class MaskStage(Stage):
         logits = on_valid_rows(run, detections.valid, always=learns_from_rows(self.head))
         return MaskOutputs(logits, detections, images)
 
+    @door
     def loss(self, outputs: MaskOutputs, targets: Targets) -> dict[str, Tensor]:
         """ "mask": the criterion's mean over the positives; without positives 0, with a gradient of zeros.
 
@@ -100,6 +105,7 @@ class MaskStage(Stage):
         weights = gather_assigned(assignment, targets).weights
         return {"mask": self.weight * weighted_mean(costs, weights, found.valid)}
 
+    @door
     def detections(self, outputs: MaskOutputs, images: Images) -> Detections:
         """The same detections with ``masks`` (B, K, S, S) added: probabilities inside each box, 0 in padding."""
         found = outputs.detections

@@ -5,18 +5,21 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 from torch.nn import functional as F
 
+from detkit._door import door
 from detkit._inputs import as_boxes, promote
+from detkit._ranges import Fraction, Whole
 
 _FARTHEST = 2.0**30  # pixels; farther corners are moved here, where integers still hold
 
 
+@door
 @torch.no_grad()
 def paste_masks(
     masks: Shaped[Tensor, "K S S"],
     boxes: Shaped[Tensor, "K 4"],
-    size: tuple[int, int],
+    size: tuple[Whole, Whole],
     *,
-    threshold: float | None = 0.5,
+    threshold: Fraction | None = 0.5,
 ) -> Bool[Tensor, "K H W"] | Float[Tensor, "K H W"]:
     """Pastes every mask into its box, in an image of ``size`` (height, width).
 
@@ -37,8 +40,8 @@ def paste_masks(
         raise ValueError(
             f"paste_masks: masks {tuple(masks.shape)} and boxes {tuple(boxes.shape)}; allowed is (K, S, S) and (K, 4)"
         )
-    if min(size) < 0 or masks.shape[1] < 1:
-        raise ValueError(f"paste_masks: size={size} and masks of {masks.shape[1]} cells; allowed are >= 0 and >= 1")
+    if masks.shape[1] < 1:
+        raise ValueError(f"paste_masks: masks of {masks.shape[1]} cells; allowed is at least 1")
     framed = F.pad(promote(masks), (1, 1, 1, 1))
     dtype = framed.dtype if threshold is None else torch.bool
     canvas = torch.zeros((len(masks), *size), dtype=dtype, device=masks.device)

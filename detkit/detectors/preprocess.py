@@ -9,7 +9,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from detkit._constants import Constants
-from detkit._inputs import check_fraction, first_bad, full_checks, promote
+from detkit._door import door
+from detkit._inputs import first_bad, full_checks, promote, white_of
+from detkit._ranges import Count, Finite, Fraction, Positive
 from detkit.boxes import clip_boxes_to_image
 from detkit.detectors.paste import paste_masks
 from detkit.detectors.placement import factors_of, fitted, shifts_of, spans_of
@@ -29,6 +31,7 @@ from detkit.structures import (
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+_SAMPLED, _FARTHEST = 4, 8.0  # every fourth row and column is looked at; normalized images may come, too
 _MASKS_AT_ONCE = 32  # that are resized together
 _GRAY = 0.5
 
@@ -39,8 +42,10 @@ class Preprocess(Constants):
     ``size`` reads as in torchvision's Resize: an int is the length of the shorter side, the aspect ratio kept and the
     longer side held to ``max_size``; a pair (height, width) is the exact size, ratio given up; None resizes nothing.
     Sides are rounded down as torchvision's detectors do, so that the shorter may come out one pixel less than asked.
-    Images are bilinear, uint8 in [0, 255] or float in [0, 1], then ``(image - mean) / std`` per channel. The batch is
-    padded with zeros, after normalizing, to a height and width that ``multiple_of`` divides.
+    Images are bilinear, float in [0, 1], or uint8, uint16 or bool, whose range is that of the type, then
+    ``(image - mean) / std`` per channel. Floats far outside are an error (on accelerators only with
+    ``DETKIT_CHECKS=full``) unless the mean is too. The batch is padded with zeros, after normalizing, to a height and
+    width that ``multiple_of`` divides.
 
     ``letterbox`` keeps the aspect ratio with a pair, too: the image is as large as fits, in the middle of gray (.5) of
     that size, as in Darknet. Its place is rounded down to whole pixels, and the way back is exact.
@@ -59,35 +64,33 @@ class Preprocess(Constants):
     mean: Tensor
     std: Tensor
 
+    @door
     def __init__(
         self,
-        size: int | tuple[int, int] | None,
+        size: Count | tuple[Count, Count] | None,
         *,
-        max_size: int | None = None,
-        mean: Sequence[float] = IMAGENET_MEAN,
-        std: Sequence[float] = IMAGENET_STD,
-        multiple_of: int = 1,
-        mask_threshold: float | None = 0.5,
+        max_size: Count | None = None,
+        mean: Sequence[Finite] = IMAGENET_MEAN,
+        std: Sequence[Positive] = IMAGENET_STD,
+        multiple_of: Count = 1,
+        mask_threshold: Fraction | None = 0.5,
         degenerate: Literal["raise", "drop"] = "raise",
         letterbox: bool = False,
     ) -> None:
         super().__init__()
-        sides = () if size is None else (size,) if isinstance(size, int) else tuple(size)
-        if any(side < 1 for side in (*sides, multiple_of)) or len(sides) > 2:
-            raise ValueError(f"Preprocess: size={size} and multiple_of={multiple_of} must be at least 1 pixel")
         if max_size is not None and (not isinstance(size, int) or max_size < size):
             raise ValueError(f"Preprocess: max_size={max_size} needs an int size that it is not below; size={size}")
-        if letterbox and len(sides) != 2:
+        if letterbox and (size is None or isinstance(size, int)):
             raise ValueError(f"Preprocess: letterbox needs a size (height, width); size={size}")
         if degenerate not in ("raise", "drop"):
             raise ValueError(f"Preprocess: degenerate={degenerate!r}; allowed are 'drop' and 'raise'")
-        if mask_threshold is not None:
-            check_fraction(mask_threshold, name="mask_threshold", function="Preprocess")
         self.size, self.max_size, self.multiple_of = size, max_size, multiple_of
         self.mask_threshold, self.degenerate, self.letterbox = mask_threshold, degenerate, letterbox
+        self.in_unit_range = all(-1 <= float(value) <= 1 for value in mean)  # else the pixels are in units of their own
         for name, values in (("mean", mean), ("std", std)):
             self.register_constant(name, torch.tensor(values, device="cpu").reshape(-1, 1, 1))
 
+    @door
     def forward(
         self, images: Sequence[Shaped[Tensor, "D _ _"]], targets: Sequence[Target] | None = None
     ) -> tuple[Images, Targets | dict[str, Targets] | None]:
@@ -98,8 +101,9 @@ class Preprocess(Constants):
         and targets differ in number, an image is not (D, H, W) with the D channels that ``mean`` has, masks are not of
         the size of their image, a target has a degenerate box, and as :func:`~detkit.structures.pad_targets` does.
         """
-        if isinstance(images, Tensor):
-            raise ValueError("Preprocess: images are a tensor; give a list of images (D, H, W): [image] or list(batch)")
+        if isinstance(images, Tensor | str) or not isinstance(images, Sequence):
+            kind = type(images).__name__
+            raise TypeError(f"Preprocess: images is a {kind}; give a list of images (D, H, W): [image] or list(batch)")
         if targets is not None and len(targets) != len(images):
             raise ValueError(f"Preprocess: {len(images)} images but {len(targets)} targets; each image needs its own")
         tensors = [self._prepare(i, image) for i, image in enumerate(images)]
@@ -108,6 +112,7 @@ class Preprocess(Constants):
         batch = self._placed(batch._replace(original_sizes=originals), images)
         return batch, None if targets is None else self._targets(targets, batch)
 
+    @door
     def proposals(self, proposals: Sequence[Proposals], images: Images) -> Detections:
         """Proposals that came in each image's own pixels, padded and in the pixels of the batch.
 
@@ -124,6 +129,7 @@ class Preprocess(Constants):
         boxes = padded.boxes / factors_of(images, padded.boxes) + shifts_of(images, padded.boxes)
         return padded._replace(boxes=boxes)
 
+    @door
     def undo(self, detections: Detections | dict[str, Detections], images: Images) -> list[Detection]:
         """The valid detections of every image, in its own pixels, clipped to it; best first as they came.
 
@@ -162,10 +168,13 @@ class Preprocess(Constants):
         sizes = [*zip(spans_of(batch).tolist(), batch.original_sizes.tolist(), strict=True)]
         offsets = [(0, 0)] * len(sizes) if batch.offsets is None else batch.offsets.tolist()
         places = [f"Preprocess: targets[{i}]" for i in range(len(targets))]
-        read = [read_target(target, where=where) for target, where in zip(targets, places, strict=True)]
+        read = [
+            read_target(target, where=where, size=old)
+            for target, (_, old), where in zip(targets, sizes, places, strict=True)
+        ]
         resized = [
-            _shifted(_resized(target, new, old, where, _blank), offset)
-            for target, (new, old), where, offset in zip(read, sizes, places, offsets, strict=True)
+            _shifted(_resized(target, new, old, _blank), offset)
+            for target, (new, old), offset in zip(read, sizes, offsets, strict=True)
         ]
         padded = pad_targets(resized, device=batch.tensors.device)
         if padded.masks is not None:
@@ -180,15 +189,16 @@ class Preprocess(Constants):
 
     def _with_solid_boxes(self, targets: Targets) -> Targets:
         """Rows with a side of at most 0 pixels, or none that can be told, refused or taken out."""
-        flat = targets.valid & ~(targets.boxes[..., 2:] > targets.boxes[..., :2]).all(-1)
+        solid = (targets.boxes[..., 2:] > targets.boxes[..., :2]).all(-1) & torch.isfinite(targets.boxes).all(-1)
+        flat = targets.valid & ~solid
         if self.degenerate == "drop":
             return targets._replace(valid=targets.valid & ~flat)
         if (flat.device.type == "cpu" or full_checks()) and flat.any():
             (image, row), count = first_bad(flat)
             raise ValueError(
                 f"Preprocess: targets[{image}]: boxes[{row}] is {targets.boxes[image, row].tolist()} in the batch's "
-                f"pixels; x2 > x1 and y2 > y1 are allowed, {count} are not so; repair them, or drop them with "
-                "degenerate='drop'"
+                f"pixels; x2 > x1 and y2 > y1, all finite, are allowed, {count} are not so; repair them, or "
+                "drop them with degenerate='drop'"
             )
         return targets
 
@@ -203,8 +213,11 @@ class Preprocess(Constants):
                 f"Preprocess: images[{index}] has shape {tuple(image.shape)}; allowed is ({len(self.mean)}, height, "
                 "width) with at least one pixel"
             )
+        where = f"Preprocess: images[{index}]"
         image = image.as_subclass(Tensor).to(self.mean.device)
-        pixels = image.to(self.mean.dtype) / (1 if image.is_floating_point() else 255)
+        if self.in_unit_range and image.is_floating_point():
+            _check_range(image, where)
+        pixels = image.to(self.mean.dtype) / white_of(image.dtype, where=where)
         new = self._resized(*image.shape[-2:])
         if new != tuple(image.shape[-2:]):
             pixels = F.interpolate(pixels[None], size=new, mode="bilinear", align_corners=False)[0]
@@ -237,6 +250,18 @@ class Preprocess(Constants):
         return batch._replace(sizes=offsets + offsets.new_tensor(spans), offsets=offsets)
 
 
+def _check_range(image: Float[Tensor, "D _ _"], where: str) -> None:
+    """Raise ValueError for floats far outside [0, 1], those in 0..255 say; a sample of the pixels is looked at."""
+    if image.device.type != "cpu" and not full_checks():
+        return
+    low, high = (bound.item() for bound in image[:, ::_SAMPLED, ::_SAMPLED].aminmax())
+    if not (low >= -_FARTHEST and high <= _FARTHEST):
+        raise ValueError(
+            f"{where} has pixels from {low:.4g} to {high:.4g}; allowed are floats in [0, 1] (divide those in 0..255 by "
+            "255), uint8, uint16 and bool"
+        )
+
+
 def _in_original_pixels(detections: Detections, images: Images) -> dict[str, Tensor]:
     """What was found, by the key that it has outside, boxes and points in the pixels of the images as they came."""
     original = images.sizes if images.original_sizes is None else images.original_sizes
@@ -254,6 +279,7 @@ def _in_original_pixels(detections: Detections, images: Images) -> dict[str, Ten
     return found
 
 
+@door
 def resize_target(target: Target, new: Sequence[int], old: Sequence[int], *, where: str = "resize_target") -> Target:
     """``target`` of an image of size ``old`` as it is after resizing to ``new``, both (height, width).
 
@@ -263,14 +289,13 @@ def resize_target(target: Target, new: Sequence[int], old: Sequence[int], *, whe
     >>> resize_target({"boxes": torch.tensor([[0.0, 0, 10, 20]]), "labels": torch.tensor([1])}, (50, 100), (100, 100))
     {'boxes': tensor([[ 0.,  0., 10., 10.]]), 'labels': tensor([1])}
     """
-    return _resized(read_target(target, where=where), new, old, where, _nearest)
+    return _resized(read_target(target, where=where, size=old), new, old, _nearest)
 
 
 def _resized(
     target: Target,
     new: Sequence[int],
     old: Sequence[int],
-    where: str,
     masks: Callable[[Tensor, Sequence[int]], Tensor],
 ) -> Target:
     resized: dict[str, Any] = {**target}
@@ -278,11 +303,6 @@ def _resized(
     for key in resized.keys() & FIELDS.keys():
         moves, values = FIELDS[key].moves, resized[key]
         if moves in ("masks", "map"):
-            if (moves == "map" or len(values)) and tuple(values.shape[-2:]) != tuple(old):
-                raise ValueError(
-                    f"{where}: {key} of height and width {tuple(values.shape[-2:])} for an image of {tuple(old)}; "
-                    "allowed is the size of the image"
-                )
             resized[key] = (masks if moves == "masks" else _nearest)(values, new)
         elif moves in ("boxes", "points") and tuple(new) != tuple(old):
             factors = (fx, fy, fx, fy) if moves == "boxes" else (fx, fy, 1.0)

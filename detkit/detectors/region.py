@@ -11,7 +11,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from detkit._door import door
 from detkit._inputs import promote
+from detkit._ranges import Count, Whole
 from detkit.boxes import DeltaCoder
 from detkit.boxes.crop import crop_and_resize
 from detkit.detectors.detector import Stage
@@ -44,26 +46,25 @@ class RegionFeatures(nn.Module):
 
     scale: Tensor
 
+    @door
     def __init__(
         self,
         backbone: nn.Module,
         *,
-        feature_size: int,
-        size: int = 227,
-        context: int = 16,
-        grid: int | None = 1,
-        crops_at_once: int = 256,
+        feature_size: Count,
+        size: Count = 227,
+        context: Whole = 16,
+        grid: Count | None = 1,
+        crops_at_once: Count = 256,
     ) -> None:
         super().__init__()
-        settings = {"feature_size": feature_size, "size": size, "grid": grid, "crops_at_once": crops_at_once}
-        if bad := [f"{name}={value}" for name, value in settings.items() if value is not None and value < 1]:
-            raise ValueError(f"RegionFeatures: {bad[0]} must be at least 1")
-        if not 0 <= 2 * context < size:
-            raise ValueError(f"RegionFeatures: context={context} must be at least 0 and less than half of {size=}")
+        if not 2 * context < size:
+            raise ValueError(f"RegionFeatures: context={context} must be less than half of {size=}")
         self.backbone, self.feature_size, self.size, self.context = backbone, feature_size, size, context
         self.grid, self.crops_at_once = grid, crops_at_once
         self.register_buffer("scale", torch.ones(()))
 
+    @door
     def forward(
         self, pixels: Float[Tensor, "B D H W"], boxes: Float[Tensor, "B K 4"], sizes: Tensor | None = None
     ) -> Float[Tensor, "B K F"]:
@@ -117,18 +118,17 @@ class RegionStage(Stage):
     (Linear(in_features=192, out_features=2, bias=True), Linear(in_features=192, out_features=8, bias=True))
     """
 
+    @door
     def __init__(
         self,
         describe: RegionFeatures,
         *,
-        num_classes: int,
+        num_classes: Count,
         coder: DeltaCoder,
         postprocess: Postprocess,
         branch: str | None = None,
     ) -> None:
         super().__init__(branch=branch)
-        if num_classes < 1:
-            raise ValueError(f"RegionStage: num_classes={num_classes} must be at least 1")
         self.describe, self.coder, self.postprocess = describe, coder, postprocess
         self.num_classes = num_classes
         self.svm = nn.Linear(describe.feature_size, num_classes)
@@ -137,6 +137,7 @@ class RegionStage(Stage):
             nn.init.zeros_(machine.weight)
             nn.init.zeros_(machine.bias)
 
+    @door
     def forward(
         self, features: list[Tensor], images: Images, detections: Detections | None, targets: Targets | None = None
     ) -> RegionOutputs:
@@ -150,10 +151,12 @@ class RegionStage(Stage):
         boxes = self.coder.decode(deltas, detections.boxes[:, :, None])
         return RegionOutputs(self.svm(vectors), boxes, detections.valid)
 
+    @door
     def loss(self, outputs: RegionOutputs, targets: Targets) -> dict[str, Tensor]:
         """Always raises ValueError, naming fit_rcnn: the stage has no loss to minimize."""
         _refuse_to_learn()
 
+    @door
     def detections(self, outputs: RegionOutputs, images: Images) -> Detections:
         """The best detections of all classes, after suppression within each class."""
         scores = torch.where(outputs.valid[..., None], promote(outputs.decisions).sigmoid(), 0)

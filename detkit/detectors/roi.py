@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from detkit._door import door
 from detkit._inputs import promote
 from detkit._ranking import stable_topk
 from detkit.anchors import BalancedSampler, gather_assigned
@@ -62,6 +63,7 @@ class BoxStage(Stage):
         self.pool, self.head, self.matcher, self.sampler = pool, head, matcher, sampler
         self.coder, self.criterion, self.postprocess = coder, criterion, postprocess
 
+    @door
     def forward(
         self, features: list[Tensor], images: Images, detections: Detections | None, targets: Targets | None = None
     ) -> BoxOutputs:
@@ -76,6 +78,7 @@ class BoxStage(Stage):
         )
         return BoxOutputs(logits, deltas, boxes, valid, matched, assigned)
 
+    @door
     def loss(self, outputs: BoxOutputs, targets: Targets) -> dict[str, Tensor]:
         """The criterion's losses over the sampled proposals; each box trains the deltas of its own class.
 
@@ -88,6 +91,7 @@ class BoxStage(Stage):
         deltas = deltas.gather(2, own[..., None, None].expand(-1, -1, 1, 4)).squeeze(2)
         return self.criterion(DensePredictions(outputs.logits, deltas), outputs.assigned, outputs.boxes, self.coder)
 
+    @door
     def detections(self, outputs: BoxOutputs, images: Images) -> Detections:
         """The boxes, decoded, thresholded and suppressed."""
         scores = torch.where(outputs.valid[..., None], self.criterion.scores(_predictions(outputs)), 0)
@@ -99,6 +103,7 @@ class BoxStage(Stage):
         boxes = boxes.squeeze(2) if boxes.shape[2] == 1 else boxes
         return self.postprocess(scores, boxes, images.sizes)
 
+    @door
     def handover(self, outputs: BoxOutputs, images: Images, targets: Targets) -> Detections:
         """The sampled positives, with their boxes as proposed."""
         assert outputs.matched is not None

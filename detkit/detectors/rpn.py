@@ -8,7 +8,8 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detkit._inputs import check_fraction
+from detkit._door import door
+from detkit._ranges import Count, Fraction, NotNegative
 from detkit._ranking import stable_topk
 from detkit.anchors import BalancedSampler, gather_assigned
 from detkit.anchors.sample import sampled_rows
@@ -33,26 +34,21 @@ class ProposalPostprocess(nn.Module):
     ProposalPostprocess(candidates_per_level=1000, max_proposals=300, iou_threshold=0.7, min_size=0.001)
     """
 
+    @door
     def __init__(
         self,
         *,
-        candidates_per_level: int = 1000,
-        max_proposals: int = 1000,
-        iou_threshold: float = 0.7,
-        min_size: float = 1e-3,
-        score_threshold: float = 0.0,
+        candidates_per_level: Count = 1000,
+        max_proposals: Count = 1000,
+        iou_threshold: Fraction = 0.7,
+        min_size: NotNegative = 1e-3,
+        score_threshold: Fraction = 0.0,
     ) -> None:
         super().__init__()
-        check_fraction(score_threshold, name="score_threshold", function="ProposalPostprocess")
-        check_fraction(iou_threshold, name="iou_threshold", function="ProposalPostprocess")
-        if candidates_per_level < 1 or max_proposals < 1 or not min_size >= 0:
-            raise ValueError(
-                f"ProposalPostprocess: candidates_per_level={candidates_per_level}, max_proposals={max_proposals}, "
-                f"min_size={min_size}; allowed are at least 1, at least 1, at least 0"
-            )
         self.candidates_per_level, self.max_proposals = candidates_per_level, max_proposals
         self.iou_threshold, self.min_size, self.score_threshold = iou_threshold, min_size, score_threshold
 
+    @door
     @torch.no_grad()
     def forward(
         self,
@@ -132,6 +128,7 @@ class RPNStage(Stage):
         check_parts(self)
         _check_proposals(self)
 
+    @door
     def forward(
         self, features: list[Tensor], images: Images, detections: Detections | None, targets: Targets | None = None
     ) -> DenseOutputs:
@@ -145,6 +142,7 @@ class RPNStage(Stage):
             raise ValueError(f"RPNStage: head is a {type(self.head).__name__}, logits {shape}; allowed is (B, N, 1)")
         return outputs
 
+    @door
     def loss(self, outputs: DenseOutputs, targets: Targets) -> dict[str, Tensor]:
         """The criterion's losses over the sampled anchors."""
         (logits, deltas, _), anchors = outputs
@@ -160,10 +158,12 @@ class RPNStage(Stage):
             self.coder,
         )
 
+    @door
     def detections(self, outputs: DenseOutputs, images: Images) -> Detections:
         """Proposals."""
         return self._proposals(outputs, images, self.postprocess)
 
+    @door
     def handover(self, outputs: DenseOutputs, images: Images, targets: Targets) -> Detections:
         """Proposals to train on; usually more than at inference."""
         return self._proposals(outputs, images, self.training_postprocess)

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from detkit._door import door
 from detkit._ranking import stable_topk
 from detkit.boxes.tokens import TOKENS_PER_BOX, TokenCoder
 from detkit.detectors.detector import Stage
@@ -62,6 +63,7 @@ class SequenceStage(Stage):
         """The coder that maps tokens to boxes and classes."""
         return self.targets.coder
 
+    @door
     def forward(
         self, features: list[Tensor], images: Images, detections: Detections | None, targets: Targets | None = None
     ) -> SequenceOutputs:
@@ -73,6 +75,7 @@ class SequenceStage(Stage):
         logits = self.decoder(learned.inputs, memory)
         return SequenceOutputs(logits, logits.detach().argmax(-1), learned)
 
+    @door
     @torch.no_grad()
     def generate(self, memory: Memory, *, generator: torch.Generator | None = None) -> SequenceOutputs:
         """Generates 5 * max_objects tokens for each image of ``memory``; no gradient flows.
@@ -90,6 +93,7 @@ class SequenceStage(Stage):
             logits.append(step)
         return SequenceOutputs(torch.stack(logits, dim=1), tokens)
 
+    @door
     def loss(self, outputs: SequenceOutputs, targets: Targets) -> dict[str, Tensor]:
         """The criterion's losses; raises ValueError for outputs of inference, which have no target sequences."""
         if outputs.learned is None:
@@ -97,6 +101,7 @@ class SequenceStage(Stage):
         learned = outputs.learned
         return self.criterion(outputs.logits, learned.tokens, learned.weights, learned.scales)
 
+    @door
     def detections(self, outputs: SequenceOutputs, images: Images) -> Detections:
         """The generated objects, best first: ``max_objects`` rows; a row that is no box is not valid."""
         rows = outputs.tokens.unflatten(1, (-1, TOKENS_PER_BOX))

@@ -7,8 +7,10 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
-from detkit._inputs import check_not_negative, first_bad, full_checks, promote
+from detkit._door import door
+from detkit._inputs import first_bad, full_checks, promote
 from detkit._noise import uniform_like
+from detkit._ranges import Count, NotNegative
 from detkit.anchors import gather_assigned
 from detkit.anchors.matcher import check_rows
 from detkit.boxes import clip_boxes_to_image, cxcywh_to_xyxy
@@ -59,28 +61,25 @@ class SequenceTargetBuilder(nn.Module):
     ([[15, 1, 1, 11, 6, 13, 0, 0, 0, 0]], [[1, 1, 11, 6, 13, 0, 0, 0, 0, 0]])
     """
 
+    @door
     def __init__(
         self,
         coder: TokenCoder,
         *,
-        max_objects: int = 100,
+        max_objects: Count = 100,
         order: Order = "random",
         noise: bool = True,
-        noise_weight: float = 1.0,
-        end_weight: float = 0.1,
-        class_weight: float = 1.0,
+        noise_weight: NotNegative = 1.0,
+        end_weight: NotNegative = 0.1,
+        class_weight: NotNegative = 1.0,
     ) -> None:
         super().__init__()
         _check_order(order, "SequenceTargetBuilder")
-        if max_objects < 1:
-            raise ValueError(f"SequenceTargetBuilder: max_objects={max_objects} must be at least 1")
-        check_not_negative(
-            "SequenceTargetBuilder", noise_weight=noise_weight, end_weight=end_weight, class_weight=class_weight
-        )
         self.coder, self.max_objects, self.noise = coder, max_objects, noise
         self.order: Order = order
         self.noise_weight, self.end_weight, self.class_weight = noise_weight, end_weight, class_weight
 
+    @door
     @torch.no_grad()
     def forward(
         self, targets: Targets, sizes: Shaped[Tensor, "B 2"], *, generator: torch.Generator | None = None

@@ -7,10 +7,12 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from detkit._inputs import check_fraction
+from detkit._door import door
+from detkit._ranges import Count, Fraction
 from detkit._ranking import stable_topk
 from detkit.boxes import clip_boxes_to_image, cxcywh_to_xyxy, fractions_to_pixels, pixels_to_fractions
 from detkit.detectors.detector import Stage
+from detkit.detectors.postprocess import gradients_on_request
 from detkit.layers import TransformerDecoder
 from detkit.losses.set_prediction import SetPredictionLoss
 from detkit.structures import Assignment, Detections, Images, Predictions, Targets, take_rows
@@ -28,8 +30,9 @@ class SetPostprocess(nn.Module):
     """Takes the best class of each query and keeps the ``max_detections`` best queries; there is no suppression.
 
     A query counts if it scores strictly above ``score_threshold``; equal scores keep the order of the queries. A query
-    with a NaN among its scores, or with a box that is not finite, predicts nothing. Source: Carion et al. 2020, section
-    3.2. Raises ValueError for a threshold outside [0, 1] and a count below 1.
+    with a NaN among its scores, or with a box that is not finite, predicts nothing. ``gradients`` is as in
+    :class:`~detkit.detectors.Postprocess`. Source: Carion et al. 2020, section 3.2.
+    Raises ValueError for a threshold outside [0, 1] and a count below 1.
 
     >>> scores = torch.tensor([[[0.1, 0.2], [0.75, 0.25]]])
     >>> boxes = torch.tensor([[[0.0, 0, 200, 100], [75, 25, 125, 75]]])
@@ -38,14 +41,16 @@ class SetPostprocess(nn.Module):
     (tensor([[[ 75.,  25., 125.,  75.]]]), tensor([[0.7500]]), tensor([[0]]))
     """
 
-    def __init__(self, *, score_threshold: float = 0.0, max_detections: int = 100) -> None:
+    @door
+    def __init__(
+        self, *, score_threshold: Fraction = 0.0, max_detections: Count = 100, gradients: bool = False
+    ) -> None:
         super().__init__()
-        check_fraction(score_threshold, name="score_threshold", function="SetPostprocess")
-        if max_detections < 1:
-            raise ValueError(f"SetPostprocess: max_detections={max_detections} must be at least 1")
+        self.gradients = gradients
         self.score_threshold, self.max_detections = score_threshold, max_detections
 
-    @torch.no_grad()
+    @door
+    @gradients_on_request
     def forward(
         self,
         scores: Float[Tensor, "B Q C"],
@@ -100,6 +105,7 @@ class SetPredictionStage(Stage):
         self.encoder, self.decoder, self.queries, self.head = encoder, decoder, queries, head
         self.matcher, self.criterion, self.postprocess = matcher, criterion, postprocess
 
+    @door
     def forward(
         self, features: list[Tensor], images: Images, detections: Detections | None, targets: Targets | None = None
     ) -> SetPredictionOutputs:
@@ -116,6 +122,7 @@ class SetPredictionStage(Stage):
         logits, boxes = self.head(torch.stack(layers if targets is not None else layers[-1:]))
         return SetPredictionOutputs(logits, boxes, images.sizes)
 
+    @door
     def loss(self, outputs: SetPredictionOutputs, targets: Targets) -> dict[str, Tensor]:
         """The criterion's losses of all layers.
 
@@ -126,6 +133,7 @@ class SetPredictionStage(Stage):
             outputs.logits, outputs.boxes, targets, match_layers(self.matcher, outputs.logits, outputs.boxes, targets)
         )
 
+    @door
     def detections(self, outputs: SetPredictionOutputs, images: Images) -> Detections:
         """The detections that the queries of the last layer predict."""
         scores, boxes = self.criterion.scores(outputs.logits[-1]), cxcywh_to_xyxy(outputs.boxes[-1])

@@ -5,6 +5,7 @@ from typing import Any, TypeVar, cast
 
 from torch import Tensor
 
+from detkit._door import door
 from detkit.detectors.detector import Features, Found, Stage, Truth, add_stages, branch_of
 from detkit.structures import Detections, Images, Targets
 
@@ -48,6 +49,7 @@ class SideBySide(Stage):
         """The stages by name."""
         return {name: cast(Stage, self.get_submodule(name)) for name in self.stage_names}
 
+    @door
     def forward(
         self, features: Features, images: Images, detections: Found | None, targets: Truth | None = None
     ) -> dict[str, Any]:
@@ -62,6 +64,7 @@ class SideBySide(Stage):
             for name, stage in self.stages.items()
         }
 
+    @door
     def loss(self, outputs: Mapping[str, Any], targets: Truth) -> dict[str, Tensor]:
         """The losses of all stages, with the stage names as prefix."""
         return {
@@ -71,12 +74,14 @@ class SideBySide(Stage):
         }
 
     # What several stages find is no Detections: the fold and Preprocess.undo know, and other stages are kept from it.
+    @door
     def detections(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, outputs: Mapping[str, Any], images: Images
     ) -> dict[str, Detections]:
         """The detections of every stage, by name."""
         return {name: stage.detections(outputs[name], images) for name, stage in self.stages.items()}
 
+    @door
     def handover(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, outputs: Mapping[str, Any], images: Images, targets: Truth
     ) -> dict[str, Detections | None]:

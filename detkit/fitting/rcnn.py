@@ -12,7 +12,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from detkit._inputs import as_boxes, check_box_values, check_fraction
+from detkit._door import door
+from detkit._inputs import as_boxes, check_box_values
+from detkit._ranges import Fraction, Positive, check_fields
 from detkit.anchors.assigned import in_crowd
 from detkit.boxes import box_area, box_iou
 from detkit.detectors.detector import Detector
@@ -47,15 +49,16 @@ class _Regions(NamedTuple):
     crowd: Bool[Tensor, " N"]
 
 
+@door
 def fit_rcnn(
     detector: Detector,
     data: Samples,
     proposals: Iterable[Tensor | Proposals],
     *,
-    negative_iou: float = 0.3,
-    regression_iou: float = 0.6,
-    feature_norm: float = 20.0,
-    penalty: float = 1000.0,
+    negative_iou: Fraction = 0.3,
+    regression_iou: Fraction = 0.6,
+    feature_norm: Positive = 20.0,
+    penalty: Positive = 1000.0,
     whiten: bool = True,
     svm: SVMSettings = SVMSettings(),  # noqa: B008 - a tuple of numbers
     progress: bool = True,
@@ -88,11 +91,8 @@ def fit_rcnn(
     >>> fit_rcnn(detector, [(image, target)], [boxes], progress=False)
     RCNNFit(positives=[1], negatives=[2], fittings=[1], regressed=[1])
     """
+    check_fields(svm, "fit_rcnn: svm")
     stage = _stage_of(detector)
-    for name, value in (("negative_iou", negative_iou), ("regression_iou", regression_iou)):
-        check_fraction(value, name=name, function="fit_rcnn")
-    if not 0 < feature_norm < float("inf"):
-        raise ValueError(f"fit_rcnn: feature_norm={feature_norm} must be a positive finite number")
     images = _described(detector, stage, data, proposals, progress)
     factor = _rescale(images, feature_norm)
     machines = [

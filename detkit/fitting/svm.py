@@ -5,6 +5,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from detkit._ranges import Count, Finite, Positive, check_fields
+
 
 class SVMSettings(NamedTuple):
     """R-CNN's settings of an SVM and of its mining; scikit-learn's LinearSVC does the fitting.
@@ -15,14 +17,14 @@ class SVMSettings(NamedTuple):
     Source: Girshick et al. 2014, section 2.3, and the values of its code.
     """
 
-    C: float = 1e-3
-    positive_weight: float = 2.0
-    bias_feature: float = 10.0
-    hard_above: float = -1.0001
-    easy_below: float = -1.2
-    retrain_every: int = 2000
-    tolerance: float = 1e-4
-    max_iterations: int = 10_000
+    C: Positive = 1e-3
+    positive_weight: Positive = 2.0
+    bias_feature: Finite = 10.0
+    hard_above: Finite = -1.0001
+    easy_below: Finite = -1.2
+    retrain_every: Count = 2000
+    tolerance: Positive = 1e-4
+    max_iterations: Count = 10_000
 
 
 class MinedSVM:
@@ -42,6 +44,7 @@ class MinedSVM:
     def __init__(self, positives: Float[np.ndarray, "P F"], settings: SVMSettings) -> None:
         if positives.ndim != 2 or len(positives) == 0:
             raise ValueError(f"MinedSVM: positives has shape {positives.shape}; allowed is (P, F) with P of at least 1")
+        check_fields(settings, "MinedSVM: settings")
         self.settings = settings
         self.positives = positives
         self._kept = positives[:0]

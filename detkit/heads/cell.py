@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from detkit._door import door
+from detkit._ranges import Count, Fraction
 from detkit.structures import DensePredictions
 
 _BOX = 4
@@ -16,7 +18,7 @@ class CellHead(nn.Module):
     ``grid`` is (height, width) of the map. ``hidden`` is the width of a first fully connected layer, with a leaky ReLU
     of slope .1 and ``dropout`` after it; None leaves these out, as in v1 tiny. The outputs are ordered as in Darknet:
     the classes of all cells, then all confidences, then all boxes. All predictors of a cell share its classes. Nothing
-    is bounded by a sigmoid. Raises ValueError for numbers below 1, and for another number or size of feature maps.
+    is bounded by a sigmoid. Raises ValueError for another number or size of feature maps.
     Source: Redmon et al. 2016, section 2.1.
 
     >>> import torch
@@ -28,22 +30,18 @@ class CellHead(nn.Module):
     gives_quality = True
     numbers = _BOX
 
+    @door
     def __init__(
         self,
-        in_channels: int,
-        grid: tuple[int, int],
+        in_channels: Count,
+        grid: tuple[Count, Count],
         *,
-        per_cell: int,
-        num_classes: int,
-        hidden: int | None = None,
-        dropout: float = 0.5,
+        per_cell: Count,
+        num_classes: Count,
+        hidden: Count | None = None,
+        dropout: Fraction = 0.5,
     ) -> None:
         super().__init__()
-        if min(in_channels, *grid, per_cell, num_classes, hidden or 1) < 1:
-            raise ValueError(
-                f"CellHead: in_channels={in_channels}, grid={grid}, per_cell={per_cell}, num_classes={num_classes} and "
-                f"hidden={hidden} must be at least 1"
-            )
         self.in_channels, self.grid, self.per_cell, self.num_classes = in_channels, tuple(grid), per_cell, num_classes
         cells = grid[0] * grid[1]
         self.parts = (cells * num_classes, cells * per_cell, cells * per_cell * _BOX)
@@ -51,6 +49,7 @@ class CellHead(nn.Module):
         first = [] if hidden is None else [nn.Linear(inputs, hidden), nn.LeakyReLU(0.1), nn.Dropout(dropout)]
         self.layers = nn.Sequential(*first, nn.Linear(hidden or inputs, sum(self.parts)))
 
+    @door
     def forward(self, features: Sequence[Float[Tensor, "B _ _ _"]]) -> DensePredictions:
         """Predictions in the order of the anchors: row, column, predictor."""
         expected = (self.in_channels, *self.grid)

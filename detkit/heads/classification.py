@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from detkit._door import door
+from detkit._ranges import Count, Probability
 from detkit.heads.multibox import flatten_levels, prediction_conv
 
 
@@ -24,28 +26,23 @@ class ClassificationHead(nn.Module):
     torch.Size([2, 60, 5])
     """
 
+    @door
     def __init__(
         self,
-        in_channels: int,
-        per_cell: int,
+        in_channels: Count,
+        per_cell: Count,
         *,
-        num_classes: int,
+        num_classes: Count,
         tower: nn.Module | None = None,
-        prior: float | None = None,
+        prior: Probability | None = None,
     ) -> None:
         super().__init__()
-        if min(in_channels, per_cell, num_classes) < 1:
-            raise ValueError(
-                f"ClassificationHead: in_channels={in_channels}, per_cell={per_cell} and num_classes={num_classes} "
-                "must be at least 1"
-            )
-        if prior is not None and not 0 < prior < 1:
-            raise ValueError(f"ClassificationHead: prior={prior} must lie strictly between 0 and 1")
         self.num_classes = num_classes
         self.tower = nn.Identity() if tower is None else tower
         bias = 0.0 if prior is None else math.log(prior / (1 - prior))
         self.logits = prediction_conv(in_channels, per_cell * num_classes, std=0.01, bias=bias)
 
+    @door
     def forward(self, features: Sequence[Float[Tensor, "B _ _ _"]]) -> Float[Tensor, "B N C"]:
         """Logits of all levels, in the order of the anchors: level, row, column, anchor."""
         return flatten_levels([self.logits(self.tower(level)) for level in features], self.num_classes)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from detkit._door import door
 from detkit.structures import DensePredictions
 
 
@@ -37,6 +38,7 @@ class DenseHead(nn.Module):
         self.gives_quality: bool = paired or quality_head is not None
         self.numbers: int | None = getattr(box_head, "outputs", None)
 
+    @door
     def forward(self, features: Sequence[Float[Tensor, "B _ _ _"]]) -> DensePredictions:
         """Predictions for the anchors of all levels."""
         logits, deltas, quality = self.class_head(features), self.box_head(features), None

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from detkit._door import door
+from detkit._ranges import Count
 from detkit.heads.multibox import flatten_levels, prediction_conv
 
 
@@ -24,12 +26,14 @@ class FCOSHead(nn.Module):
     gives_quality = True
     outputs = 4
 
-    def __init__(self, in_channels: int, *, tower: nn.Module | None = None) -> None:
+    @door
+    def __init__(self, in_channels: Count, *, tower: nn.Module | None = None) -> None:
         super().__init__()
         self.tower = nn.Identity() if tower is None else tower
         self.distances = prediction_conv(in_channels, 4, std=0.01)
         self.center = prediction_conv(in_channels, 1, std=0.01)
 
+    @door
     def forward(
         self, features: Sequence[Float[Tensor, "B _ _ _"]]
     ) -> tuple[Float[Tensor, "B N 4"], Float[Tensor, "B N"]]:

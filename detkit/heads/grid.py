@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from detkit._door import door
+from detkit._ranges import Count, Probability
 from detkit.heads.multibox import flatten_levels
 from detkit.structures import DensePredictions
 
@@ -19,7 +21,7 @@ class GridHead(nn.Module):
     So its channels are ordered in the authors' files, anchor after anchor. ``in_channels`` and ``per_cell`` are the
     channels and the anchors per cell of each level, finest first. ``prior`` sets the bias so that objectness starts at
     that probability; without it all biases are 0. Weights are normal with deviation .01. Raises ValueError for
-    arguments of different lengths, fewer than 1 class and a prior outside (0, 1).
+    in_channels and per_cell of different lengths, and for another number of feature maps.
 
     >>> import torch
     >>> predictions = GridHead((8, 16), (3, 3), num_classes=2)([torch.zeros(1, 8, 4, 4), torch.zeros(1, 16, 2, 2)])
@@ -30,16 +32,18 @@ class GridHead(nn.Module):
     gives_quality = True
     numbers = _BOX
 
+    @door
     def __init__(
-        self, in_channels: Sequence[int], per_cell: Sequence[int], *, num_classes: int, prior: float | None = None
+        self,
+        in_channels: Sequence[Count],
+        per_cell: Sequence[Count],
+        *,
+        num_classes: Count,
+        prior: Probability | None = None,
     ) -> None:
         super().__init__()
         if len(in_channels) != len(per_cell):
             raise ValueError(f"GridHead: {len(in_channels)} in_channels for {len(per_cell)} per_cell levels")
-        if num_classes < 1:
-            raise ValueError(f"GridHead: num_classes={num_classes} must be at least 1")
-        if prior is not None and not 0 < prior < 1:
-            raise ValueError(f"GridHead: prior={prior} must lie strictly between 0 and 1")
         self.outputs = _BOX + _OBJECTNESS + num_classes
         self.levels = nn.ModuleList(
             nn.Conv2d(channels, count * self.outputs, kernel_size=1)
@@ -54,6 +58,7 @@ class GridHead(nn.Module):
                         prior / (1 - prior)
                     )
 
+    @door
     def forward(self, features: Sequence[Float[Tensor, "B _ _ _"]]) -> DensePredictions:
         """Predictions of all levels, in the order of the anchors: level, row, column, anchor."""
         if len(features) != len(self.levels):

@@ -6,6 +6,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from detkit._door import door
+from detkit._ranges import Count
 from detkit.heads.mask import conv_tower, kaiming_fan_out
 
 
@@ -22,13 +24,9 @@ class KeypointHead(nn.Module):
     torch.Size([5, 17, 56, 56])
     """
 
-    def __init__(self, in_channels: int, num_keypoints: int, *, channels: Sequence[int] = (512,) * 8) -> None:
+    @door
+    def __init__(self, in_channels: Count, num_keypoints: Count, *, channels: Sequence[Count] = (512,) * 8) -> None:
         super().__init__()
-        if min(in_channels, num_keypoints, *channels) < 1:
-            raise ValueError(
-                f"KeypointHead: in_channels={in_channels}, num_keypoints={num_keypoints}, channels={tuple(channels)}; "
-                "allowed are numbers of at least 1"
-            )
         self.num_keypoints = num_keypoints
         self.tower = conv_tower(in_channels, channels)
         last = (in_channels, *channels)[-1]
@@ -36,6 +34,7 @@ class KeypointHead(nn.Module):
         kaiming_fan_out(self.upsample.weight)
         nn.init.zeros_(self.upsample.get_parameter("bias"))
 
+    @door
     def forward(self, pooled: Float[Tensor, "M D _ _"]) -> Float[Tensor, "M P _ _"]:
         """Logits (M, P, 4 S, 4 S) of pooled regions (M, D, S, S)."""
         coarse = self.upsample(self.tower(pooled))

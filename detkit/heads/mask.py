@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from detkit._door import door
+from detkit._ranges import Count
 from detkit.layers import ConvNormActivation, init_convolutions
 
 
@@ -21,20 +23,16 @@ class MaskHead(nn.Module):
     torch.Size([5, 3, 28, 28])
     """
 
+    @door
     def __init__(
         self,
-        in_channels: int,
-        num_classes: int,
+        in_channels: Count,
+        num_classes: Count,
         *,
-        channels: Sequence[int] = (256, 256, 256, 256),
+        channels: Sequence[Count] = (256, 256, 256, 256),
         norm: Callable[[int], nn.Module] | None = None,
     ) -> None:
         super().__init__()
-        if min(in_channels, num_classes, *channels) < 1:
-            raise ValueError(
-                f"MaskHead: in_channels={in_channels}, num_classes={num_classes}, channels={tuple(channels)}; "
-                "allowed are numbers of at least 1"
-            )
         self.num_classes = num_classes
         self.tower = conv_tower(in_channels, channels, norm=norm)
         width = (in_channels, *channels)[-1]
@@ -43,6 +41,7 @@ class MaskHead(nn.Module):
         for layer in (self.upsample, self.logits):
             kaiming_fan_out(layer.weight)
 
+    @door
     def forward(self, pooled: Float[Tensor, "M D _ _"]) -> Float[Tensor, "M C _ _"]:
         """Logits (M, C, 2 S, 2 S) of pooled regions (M, D, S, S)."""
         return self.logits(torch.relu(self.upsample(self.tower(pooled))))

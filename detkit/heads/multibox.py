@@ -6,6 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from detkit._door import door
+from detkit._ranges import Count, Finite, Positive
+
 
 class MultiBoxHead(nn.Module):
     """SSD's predictor: one 3 x 3 convolution per feature level, ``outputs`` numbers per default box.
@@ -19,7 +22,8 @@ class MultiBoxHead(nn.Module):
     torch.Size([2, 154, 4])
     """
 
-    def __init__(self, in_channels: Sequence[int], per_cell: Sequence[int], *, outputs: int) -> None:
+    @door
+    def __init__(self, in_channels: Sequence[Count], per_cell: Sequence[Count], *, outputs: Count) -> None:
         super().__init__()
         if len(in_channels) != len(per_cell):
             raise ValueError(f"MultiBoxHead: {len(in_channels)} in_channels for {len(per_cell)} per_cell levels")
@@ -28,6 +32,7 @@ class MultiBoxHead(nn.Module):
             prediction_conv(channels, boxes * outputs) for channels, boxes in zip(in_channels, per_cell, strict=True)
         )
 
+    @door
     def forward(self, features: Sequence[Float[Tensor, "B _ _ _"]]) -> Float[Tensor, "B N outputs"]:
         """Predictions of all levels, in the order of the default boxes: level, row, column, box."""
         if len(features) != len(self.levels):
@@ -35,7 +40,10 @@ class MultiBoxHead(nn.Module):
         return flatten_levels([level(rows) for level, rows in zip(self.levels, features, strict=True)], self.outputs)
 
 
-def prediction_conv(in_channels: int, out_channels: int, *, std: float | None = None, bias: float = 0.0) -> nn.Conv2d:
+@door
+def prediction_conv(
+    in_channels: Count, out_channels: Count, *, std: Positive | None = None, bias: Finite = 0.0
+) -> nn.Conv2d:
     """The last convolution of a head: 3 x 3, weights Xavier or normal with ``std``, constant ``bias``.
 
     >>> prediction_conv(8, 4, bias=-4.6).bias[0].item()
@@ -48,6 +56,7 @@ def prediction_conv(in_channels: int, out_channels: int, *, std: float | None = 
     return conv
 
 
+@door
 def flatten_levels(maps: Sequence[Float[Tensor, "B _ _ _"]], outputs: int) -> Float[Tensor, "B N outputs"]:
     """Maps (B, A * outputs, H, W) of all levels as one tensor (B, N, outputs), in the order of the anchors.
 

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from detkit._door import door
+from detkit._ranges import Count
 from detkit.heads.multibox import flatten_levels, prediction_conv
 
 
@@ -20,12 +22,16 @@ class RegressionHead(nn.Module):
     torch.Size([2, 60, 4])
     """
 
-    def __init__(self, in_channels: int, per_cell: int, *, tower: nn.Module | None = None, outputs: int = 4) -> None:
+    @door
+    def __init__(
+        self, in_channels: Count, per_cell: Count, *, tower: nn.Module | None = None, outputs: Count = 4
+    ) -> None:
         super().__init__()
         self.outputs = outputs
         self.tower = nn.Identity() if tower is None else tower
         self.deltas = prediction_conv(in_channels, per_cell * outputs, std=0.01)
 
+    @door
     def forward(self, features: Sequence[Float[Tensor, "B _ _ _"]]) -> Float[Tensor, "B N D"]:
         """Deltas of all levels, in the order of the anchors: level, row, column, anchor."""
         return flatten_levels([self.deltas(self.tower(level)) for level in features], self.outputs)

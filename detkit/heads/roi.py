@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from detkit._door import door
+from detkit._ranges import Count
 from detkit.heads.mask import conv_tower
 
 
@@ -20,19 +22,22 @@ class BoxHead(nn.Module):
     (torch.Size([5, 4]), torch.Size([5, 3, 4]))
     """
 
-    def __init__(self, body: nn.Module, width: int, *, num_classes: int, class_agnostic: bool = False) -> None:
+    @door
+    def __init__(self, body: nn.Module, width: Count, *, num_classes: Count, class_agnostic: bool = False) -> None:
         super().__init__()
         self.body = body
         self.logits = nn.Linear(width, num_classes + 1)
         self.deltas = nn.Linear(width, 4 if class_agnostic else 4 * num_classes)
 
+    @door
     def forward(self, regions: Float[Tensor, "M D S S"]) -> tuple[Float[Tensor, "M classes"], Float[Tensor, "M C 4"]]:
         """Logits (M, C + 1), and deltas (M, C, 4), or (M, 1, 4) if class-agnostic."""
         described = self.body(regions)
         return self.logits(described), self.deltas(described).unflatten(1, (-1, 4))
 
 
-def dense_body(in_channels: int, size: int, *, width: int = 1024) -> nn.Sequential:
+@door
+def dense_body(in_channels: Count, size: Count, *, width: Count = 1024) -> nn.Sequential:
     """Two fully connected layers of ``width`` on regions (M, in_channels, size, size), as in Faster R-CNN with FPN.
 
     Source: Lin et al. 2017, "Feature Pyramid Networks", section 4.2.
@@ -44,12 +49,13 @@ def dense_body(in_channels: int, size: int, *, width: int = 1024) -> nn.Sequenti
     return nn.Sequential(nn.Flatten(), *layers)
 
 
+@door
 def conv_body(
-    in_channels: int,
-    size: int,
+    in_channels: Count,
+    size: Count,
     *,
-    channels: Sequence[int] = (256, 256, 256, 256),
-    width: int = 1024,
+    channels: Sequence[Count] = (256, 256, 256, 256),
+    width: Count = 1024,
     norm: Callable[[int], nn.Module] | None = None,
 ) -> nn.Sequential:
     """3 x 3 convolutions, one for each of ``channels``, then one fully connected layer of ``width``.

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from detkit._door import door
+from detkit._ranges import Count, Whole
 from detkit.heads.multibox import flatten_levels
 from detkit.structures import DensePredictions
 
@@ -25,7 +27,8 @@ class RPNHead(nn.Module):
     numbers = 4
     gives_quality = False
 
-    def __init__(self, in_channels: int, per_cell: int, *, depth: int = 1) -> None:
+    @door
+    def __init__(self, in_channels: Count, per_cell: Count, *, depth: Whole = 1) -> None:
         super().__init__()
         self.tower = nn.Sequential()
         for _ in range(depth):
@@ -37,6 +40,7 @@ class RPNHead(nn.Module):
                 nn.init.normal_(layer.weight, std=0.01)
                 nn.init.zeros_(layer.get_parameter("bias"))
 
+    @door
     def forward(self, features: Sequence[Float[Tensor, "B _ _ _"]]) -> DensePredictions:
         """Logits (B, N, 1) and deltas (B, N, 4), in the order of the anchors: level, row, column, anchor."""
         towers = [self.tower(level) for level in features]

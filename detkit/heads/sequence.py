@@ -1,14 +1,15 @@
 """How a sequence head picks its next token: the sampling rule, and the grammar of tokens that form valid boxes."""
 
-import math
 from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from detkit._inputs import check_fraction, finite_logits, promote
+from detkit._door import door
+from detkit._inputs import finite_logits, promote
 from detkit._noise import uniform_like
+from detkit._ranges import Fraction, Positive
 from detkit.boxes.tokens import TOKENS_PER_BOX, TokenCoder
 
 Rule = Literal["argmax", "reference", "standard"]
@@ -28,16 +29,15 @@ class TokenSampler(nn.Module):
     tensor([1])
     """
 
-    def __init__(self, rule: Rule = "reference", *, top_p: float = 0.4, temperature: float = 1.0) -> None:
+    @door
+    def __init__(self, rule: Rule = "reference", *, top_p: Fraction = 0.4, temperature: Positive = 1.0) -> None:
         super().__init__()
         if rule not in ("argmax", "reference", "standard"):
             raise ValueError(f"TokenSampler: rule={rule!r}; allowed is 'argmax', 'reference' or 'standard'")
-        check_fraction(top_p, name="top_p", function="TokenSampler")
-        if not 0 < temperature < math.inf:
-            raise ValueError(f"TokenSampler: temperature={temperature} must be positive and finite")
         self.rule: Rule = rule
         self.top_p, self.temperature = top_p, temperature
 
+    @door
     @torch.no_grad()
     def forward(
         self,
@@ -80,6 +80,7 @@ class BoxGrammar(nn.Module):
         super().__init__()
         self.coder = coder
 
+    @door
     def forward(self, position: int, tokens: Int[Tensor, "B L"]) -> Bool[Tensor, "B V"]:
         """A mask, True for each token allowed at ``position`` of a sequence after ``tokens`` (B, L), L >= position."""
         vocabulary = torch.arange(self.coder.size, device=tokens.device).expand(tokens.shape[0], -1)

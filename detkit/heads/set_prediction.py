@@ -5,7 +5,9 @@ from itertools import pairwise
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from detkit._door import door
 from detkit._inputs import promote
+from detkit._ranges import Count
 from detkit.layers.box_decoder import EDGE
 
 
@@ -22,12 +24,12 @@ class SetPredictionHead(nn.Module):
     (torch.Size([2, 5, 4]), torch.Size([2, 5, 4]))
     """
 
-    def __init__(self, channels: int, *, num_classes: int, depth: int = 3) -> None:
+    @door
+    def __init__(self, channels: Count, *, num_classes: Count, depth: Count = 3) -> None:
         super().__init__()
-        if depth < 1 or num_classes < 1:
-            raise ValueError(f"SetPredictionHead: depth={depth} and num_classes={num_classes} must be at least 1")
         self.logits, self.boxes = nn.Linear(channels, num_classes + 1), _box_net(channels, depth)
 
+    @door
     def forward(self, embeddings: Float[Tensor, "*B D"]) -> tuple[Float[Tensor, "*B Q"], Float[Tensor, "*B 4"]]:
         """Logits (..., num_classes + 1) and boxes (..., 4) of ``embeddings`` (..., channels)."""
         return self.logits(embeddings), promote(self.boxes(embeddings)).sigmoid()
@@ -45,14 +47,14 @@ class RefinementHead(nn.Module):
     (torch.Size([1, 1, 4]), tensor([[[0.5000, 0.5000, 0.2500, 0.9990]]], grad_fn=<SigmoidBackward0>))
     """
 
-    def __init__(self, channels: int, *, num_classes: int, depth: int = 3) -> None:
+    @door
+    def __init__(self, channels: Count, *, num_classes: Count, depth: Count = 3) -> None:
         super().__init__()
-        if depth < 1 or num_classes < 1:
-            raise ValueError(f"RefinementHead: depth={depth} and num_classes={num_classes} must be at least 1")
         self.logits, self.boxes = nn.Linear(channels, num_classes + 1), _box_net(channels, depth)
         for parameter in self.boxes[-1].parameters():
             nn.init.zeros_(parameter)
 
+    @door
     def forward(
         self, embeddings: Float[Tensor, "*B D"], boxes: Float[Tensor, "*#B 4"]
     ) -> tuple[Float[Tensor, "*B Q"], Float[Tensor, "*B 4"]]:

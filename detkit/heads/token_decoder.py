@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from detkit._door import door
+from detkit._ranges import Count
 from detkit.layers import Memory, SinePositions, TransformerDecoder
 from detkit.layers.transformer import LayerCache
 
@@ -29,10 +31,9 @@ class TokenDecoder(nn.Module):
     torch.Size([1, 3, 20])
     """
 
-    def __init__(self, decoder: TransformerDecoder, *, channels: int, vocabulary: int, length: int) -> None:
+    @door
+    def __init__(self, decoder: TransformerDecoder, *, channels: Count, vocabulary: Count, length: Count) -> None:
         super().__init__()
-        if vocabulary < 1 or length < 1:
-            raise ValueError(f"TokenDecoder: vocabulary={vocabulary} and length={length} must be at least 1")
         self.decoder, self.length = decoder, length
         self.embedding, self.places = nn.Embedding(vocabulary, channels), nn.Embedding(length, channels)
         self.head = nn.Linear(channels, vocabulary)
@@ -41,6 +42,7 @@ class TokenDecoder(nn.Module):
             nn.init.trunc_normal_(embedding.weight, std=STD, a=-2 * STD, b=2 * STD)
         nn.init.zeros_(self.head.bias)
 
+    @door
     def forward(self, tokens: Int[Tensor, "B L"], memory: Memory) -> Float[Tensor, "B L V"]:
         """Logits for the token after each of ``tokens``; no token attends to a later one.
 
@@ -54,10 +56,12 @@ class TokenDecoder(nn.Module):
         )
         return self.head(outputs[-1])
 
+    @door
     def start(self, memory: Memory) -> list[LayerCache]:
         """The KV caches that :meth:`step` updates: the projected memory, and room for ``length`` tokens."""
         return self.decoder.start(memory.cells, length=self.length, memory_positions=memory.positions)
 
+    @door
     def step(
         self, token: Int[Tensor, " B"], memory: Memory, caches: Sequence[LayerCache], *, at: int
     ) -> Float[Tensor, "B V"]:

@@ -7,6 +7,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
+from detkit._door import door
+from detkit._ranges import Count, Positive, Whole
+
 
 class ConvNormActivation(nn.Sequential):
     """A convolution, a norm and an activation in that order; without a norm the convolution has a bias.
@@ -21,15 +24,16 @@ class ConvNormActivation(nn.Sequential):
     torch.Size([1, 8, 4, 5])
     """
 
+    @door
     def __init__(
         self,
-        in_channels: int,
-        out_channels: int,
+        in_channels: Count,
+        out_channels: Count,
         *,
-        kernel_size: int = 3,
-        stride: int = 1,
-        padding: int | None = None,
-        dilation: int = 1,
+        kernel_size: Count = 3,
+        stride: Count = 1,
+        padding: Whole | None = None,
+        dilation: Count = 1,
         norm: Callable[[int], nn.Module] | None = nn.BatchNorm2d,
         activation: Callable[[], nn.Module] | None = nn.ReLU,
     ) -> None:
@@ -64,10 +68,12 @@ class L2Norm(nn.Module):
     [12.0, 16.0]
     """
 
-    def __init__(self, channels: int, *, scale: float = 20.0) -> None:
+    @door
+    def __init__(self, channels: Count, *, scale: Positive = 20.0) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.full((channels,), float(scale)))
 
+    @door
     def forward(self, features: Float[Tensor, "B D H W"]) -> Float[Tensor, "B D H W"]:
         """The normalized ``features``, scaled."""
         wide = features.to(torch.promote_types(features.dtype, torch.float32))
@@ -99,6 +105,7 @@ def freeze_batch_norm(module: nn.Module) -> nn.Module:
     return module
 
 
+@door
 def init_convolutions(module: nn.Module, init: Callable[[Tensor], object]) -> None:
     """Apply ``init`` to the weight of every convolution in ``module``, and set its bias to zero.
 

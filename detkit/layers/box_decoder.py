@@ -7,7 +7,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from detkit._door import door
 from detkit._inputs import promote
+from detkit._ranges import Count, Fraction, Positive
 from detkit.layers.deformable import DeformableAttention, Shapes
 from detkit.layers.transformer import Attention, FeedForward, Residual
 
@@ -25,13 +27,15 @@ class BoxPositions(nn.Module):
     torch.Size([2, 5, 16])
     """
 
-    def __init__(self, channels: int, *, temperature: float = 20.0) -> None:
+    @door
+    def __init__(self, channels: Count, *, temperature: Positive = 20.0) -> None:
         super().__init__()
         if channels < 8 or channels % 8:
             raise ValueError(f"BoxPositions: channels={channels} must be a multiple of 8")
         self.channels, self.temperature = channels, temperature
         self.net = nn.Sequential(nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, channels))
 
+    @door
     def forward(self, boxes: Float[Tensor, "B Q 4"]) -> Float[Tensor, "B Q D"]:
         """Embeddings (B, Q, channels) of ``boxes``, cx, cy, w, h as fractions of the image."""
         boxes = promote(boxes)
@@ -56,10 +60,9 @@ class BoxQueries(nn.Module):
     (torch.Size([2, 5, 8]), torch.Size([2, 5, 4]))
     """
 
-    def __init__(self, count: int, channels: int) -> None:
+    @door
+    def __init__(self, count: Count, channels: Count) -> None:
         super().__init__()
-        if count < 1:
-            raise ValueError(f"BoxQueries: count={count} must be at least 1")
         self.embeddings, self.boxes = nn.Embedding(count, channels), nn.Embedding(count, 4)
         centers = torch.arange(1, count + 1)[:, None] * torch.tensor([0.7548777, 0.5698403]) % 1
         start = torch.cat((centers, torch.full((count, 2), 0.3)), 1)
@@ -84,15 +87,16 @@ class DeformableDecoderLayer(nn.Module):
     torch.Size([1, 5, 8])
     """
 
+    @door
     def __init__(
         self,
-        channels: int,
-        heads: int,
+        channels: Count,
+        heads: Count,
         *,
-        hidden: int,
-        levels: int = 1,
-        points: int = 4,
-        dropout: float = 0.0,
+        hidden: Count,
+        levels: Count = 1,
+        points: Count = 4,
+        dropout: Fraction = 0.0,
         norm_first: bool = False,
     ) -> None:
         super().__init__()
@@ -103,6 +107,7 @@ class DeformableDecoderLayer(nn.Module):
         self.feed_forward = FeedForward(channels, hidden, dropout=dropout)
         self.feed_forward_residual = Residual(channels, norm_first=norm_first, dropout=dropout)
 
+    @door
     def forward(
         self,
         embeddings: Float[Tensor, "B Q D"],
@@ -166,6 +171,7 @@ class BoxDecoder(nn.Module):
         self.layers, self.heads = nn.ModuleList(layers), nn.ModuleList(heads)
         self.positions, self.norm = positions, nn.Identity() if norm is None else norm
 
+    @door
     def forward(
         self,
         embeddings: Float[Tensor, "B Q D"],

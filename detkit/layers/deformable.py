@@ -8,6 +8,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from detkit._door import door
+from detkit._ranges import Count
+
 Shapes = Sequence[tuple[int, int]]
 
 
@@ -63,13 +66,11 @@ class DeformableAttention(nn.Module):
     torch.Size([1, 5, 8])
     """
 
-    def __init__(self, channels: int, heads: int, *, levels: int, points: int = 4) -> None:
+    @door
+    def __init__(self, channels: Count, heads: Count, *, levels: Count, points: Count = 4) -> None:
         super().__init__()
-        if heads < 1 or channels % heads or levels < 1 or points < 1:
-            raise ValueError(
-                f"DeformableAttention: heads={heads} must divide channels={channels}; levels={levels} and "
-                f"points={points} must be at least 1"
-            )
+        if channels % heads:
+            raise ValueError(f"DeformableAttention: heads={heads} must divide channels={channels}")
         self.heads, self.levels, self.points = heads, levels, points
         self.offsets = nn.Linear(channels, heads * levels * points * 2)
         self.weights = nn.Linear(channels, heads * levels * points)
@@ -83,6 +84,7 @@ class DeformableAttention(nn.Module):
         with torch.no_grad():
             self.offsets.bias.copy_(_rays(heads, levels, points).flatten())
 
+    @door
     def forward(
         self,
         queries: Float[Tensor, "B Q D"],
@@ -105,6 +107,7 @@ class DeformableAttention(nn.Module):
         found = deformable_attention(values.unflatten(2, (self.heads, -1)), shapes, locations, weights)
         return self.output(found)
 
+    @door
     def look(
         self, queries: Float[Tensor, "B Q D"], references: Float[Tensor, "B Q levels _"], shapes: Shapes
     ) -> tuple[Float[Tensor, "B Q heads levels points 2"], Float[Tensor, "B Q heads levels points"]]:

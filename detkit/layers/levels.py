@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from detkit._door import door
+
 
 def check_levels(
     channels: Sequence[int], strides: Sequence[int], *, function: str
@@ -26,6 +28,7 @@ def check_levels(
     return channels, strides
 
 
+@door
 def check_features(features: Sequence[Tensor], channels: Sequence[int], *, function: str) -> None:
     """Raise ValueError unless ``features`` are maps (B, channels[l], H_l, W_l), one for each entry of ``channels``.
 

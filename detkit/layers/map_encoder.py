@@ -5,6 +5,7 @@ from typing import NamedTuple
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from detkit._door import door
 from detkit.layers.position import cells_inside
 from detkit.layers.transformer import TransformerEncoder
 from detkit.structures import Images
@@ -51,6 +52,7 @@ class MapEncoder(nn.Module):
         self.projection, self.positions, self.encoder = projection, positions, encoder
         self.positions_in_cells = positions_in_cells
 
+    @door
     def forward(self, features: list[Tensor], images: Images) -> Memory:
         """The memory of ``images`` from the last of ``features`` (B, E, H, W)."""
         last = self.projection(features[-1])

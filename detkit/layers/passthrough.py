@@ -5,6 +5,9 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from detkit._door import door
+from detkit._ranges import Count
+
 
 class Passthrough(nn.Module):
     """Maps (B, D, H, W) to (B, stride² D, H / stride, W / stride) without losing a number, as Darknet's ``[reorg]``.
@@ -21,12 +24,12 @@ class Passthrough(nn.Module):
     tensor([ 0.,  2.,  8., 10.])
     """
 
-    def __init__(self, stride: int = 2) -> None:
+    @door
+    def __init__(self, stride: Count = 2) -> None:
         super().__init__()
-        if stride < 1:
-            raise ValueError(f"Passthrough: stride={stride} must be at least 1")
         self.stride = stride
 
+    @door
     def forward(self, features: Float[Tensor, "B D H W"]) -> Float[Tensor, "B _ _ _"]:
         """The same numbers on a coarser grid."""
         stride = self.stride

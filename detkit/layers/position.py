@@ -6,6 +6,9 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
+from detkit._door import door
+from detkit._ranges import Count, Positive
+
 
 class SinePositions(nn.Module):
     """Sines and cosines of each cell's row, then of its column; each takes half of ``channels``.
@@ -21,12 +24,14 @@ class SinePositions(nn.Module):
     tensor([ 100,    0, -100,    0], dtype=torch.int32)
     """
 
-    def __init__(self, channels: int, *, temperature: float = 10000.0, turns: float = 1.0) -> None:
+    @door
+    def __init__(self, channels: Count, *, temperature: Positive = 10000.0, turns: Positive = 1.0) -> None:
         super().__init__()
         if channels < 4 or channels % 4:
             raise ValueError(f"SinePositions: channels={channels} must be a multiple of 4")
         self.channels, self.temperature, self.turns = channels, temperature, turns
 
+    @door
     def forward(self, inside: Bool[Tensor, "B H W"], *, dtype: torch.dtype = torch.float32) -> Float[Tensor, "B D H W"]:
         """Positions (B, channels, H, W) of cells; ``inside`` masks those that hold image: see :func:`cells_inside`.
 
@@ -58,7 +63,8 @@ class LearnedPositions(nn.Module):
     torch.Size([2, 8, 3, 4])
     """
 
-    def __init__(self, channels: int, *, size: tuple[int, int] = (50, 50)) -> None:
+    @door
+    def __init__(self, channels: Count, *, size: tuple[Count, Count] = (50, 50)) -> None:
         super().__init__()
         if channels < 2 or channels % 2:
             raise ValueError(f"LearnedPositions: channels={channels} must be even")
@@ -66,6 +72,7 @@ class LearnedPositions(nn.Module):
         for embedding in (self.rows, self.columns):
             nn.init.uniform_(embedding.weight)
 
+    @door
     def forward(self, inside: Bool[Tensor, "B H W"], *, dtype: torch.dtype = torch.float32) -> Float[Tensor, "B D H W"]:
         """Positions (B, channels, H, W); only the shape of ``inside`` matters."""
         images, height, width = inside.shape

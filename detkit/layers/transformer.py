@@ -12,6 +12,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from detkit._door import door
+from detkit._ranges import Count, Fraction
+
 
 class KeyValues(NamedTuple):
     """The projected keys and values of one attention, split into heads."""
@@ -39,9 +42,10 @@ class Attention(nn.Module):
     torch.Size([1, 5, 8])
     """
 
-    def __init__(self, channels: int, heads: int, *, dropout: float = 0.0) -> None:
+    @door
+    def __init__(self, channels: Count, heads: Count, *, dropout: Fraction = 0.0) -> None:
         super().__init__()
-        if heads < 1 or channels % heads:
+        if channels % heads:
             raise ValueError(f"Attention: heads={heads} must divide channels={channels}")
         self.heads, self.dropout = heads, dropout
         self.query, self.key, self.value, self.output = (nn.Linear(channels, channels) for _ in range(4))
@@ -50,6 +54,7 @@ class Attention(nn.Module):
             nn.init.xavier_uniform_(part.weight, gain=1.0 if part is self.output else 0.5**0.5)
             nn.init.zeros_(part.bias)
 
+    @door
     def forward(
         self,
         queries: Float[Tensor, "B Q D"],
@@ -62,10 +67,12 @@ class Attention(nn.Module):
         """The attention output of each query over ``values``; see :meth:`attend` for ``mask`` and ``causal``."""
         return self.attend(queries, self.project(keys, values), mask=mask, causal=causal)
 
+    @door
     def project(self, keys: Float[Tensor, "B K D"], values: Float[Tensor, "B K D"]) -> KeyValues:
         """The keys and values that :meth:`attend` takes, projected once for many calls on the same memory."""
         return KeyValues(self._split(self.key(keys)), self._split(self.value(values)))
 
+    @door
     def attend(
         self,
         queries: Float[Tensor, "B Q D"],
@@ -94,6 +101,7 @@ class Attention(nn.Module):
         )
         return self.output(fetched.transpose(1, 2).flatten(2))
 
+    @door
     def attention_weights(
         self,
         queries: Float[Tensor, "B Q D"],
@@ -200,13 +208,14 @@ class EncoderLayer(nn.Module):
     torch.Size([1, 5, 8])
     """
 
+    @door
     def __init__(
         self,
-        channels: int,
-        heads: int,
+        channels: Count,
+        heads: Count,
         *,
-        hidden: int,
-        dropout: float = 0.0,
+        hidden: Count,
+        dropout: Fraction = 0.0,
         activation: Callable[[], nn.Module] = nn.ReLU,
         norm_first: bool = False,
     ) -> None:
@@ -216,6 +225,7 @@ class EncoderLayer(nn.Module):
         self.feed_forward = FeedForward(channels, hidden, dropout=dropout, activation=activation)
         self.feed_forward_residual = Residual(channels, norm_first=norm_first, dropout=dropout)
 
+    @door
     def forward(
         self,
         embeddings: Float[Tensor, "B N D"],
@@ -242,13 +252,14 @@ class DecoderLayer(nn.Module):
     torch.Size([1, 5, 8])
     """
 
+    @door
     def __init__(
         self,
-        channels: int,
-        heads: int,
+        channels: Count,
+        heads: Count,
         *,
-        hidden: int,
-        dropout: float = 0.0,
+        hidden: Count,
+        dropout: Fraction = 0.0,
         activation: Callable[[], nn.Module] = nn.ReLU,
         norm_first: bool = False,
     ) -> None:
@@ -260,10 +271,12 @@ class DecoderLayer(nn.Module):
         self.feed_forward = FeedForward(channels, hidden, dropout=dropout, activation=activation)
         self.feed_forward_residual = Residual(channels, norm_first=norm_first, dropout=dropout)
 
+    @door
     def project(self, memory: Float[Tensor, "B K D"], positions: Float[Tensor, "#B K D"] | None = None) -> KeyValues:
         """The keys and values of ``memory`` that :meth:`forward` takes; positions are added to the keys only."""
         return self.memory_attention.project(_plus(memory, positions), memory)
 
+    @door
     def forward(
         self,
         embeddings: Float[Tensor, "B N D"],
@@ -307,6 +320,7 @@ class TransformerEncoder(nn.Module):
         self.layers = nn.ModuleList(layers)
         self.norm = nn.Identity() if norm is None else norm
 
+    @door
     def forward(
         self,
         embeddings: Float[Tensor, "B N D"],
@@ -342,6 +356,7 @@ class TransformerDecoder(nn.Module):
         self.layers = nn.ModuleList(layers)
         self.norm = nn.Identity() if norm is None else norm
 
+    @door
     def forward(
         self,
         embeddings: Float[Tensor, "B N D"],
@@ -368,6 +383,7 @@ class TransformerDecoder(nn.Module):
             embeddings = self._handed_on(embeddings, outputs[-1])
         return outputs
 
+    @door
     def start(
         self,
         memory: Float[Tensor, "B K D"],
@@ -384,6 +400,7 @@ class TransformerDecoder(nn.Module):
             caches.append(LayerCache(projected, room))
         return caches
 
+    @door
     def step(
         self,
         embeddings: Float[Tensor, "B N D"],

@@ -13,6 +13,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 from torch.nn import functional as F
 
+from detkit._door import door
 from detkit._inputs import check_not_negative, promote
 from detkit.boxes import box_area, box_centers
 from detkit.losses.regression import (
@@ -33,15 +34,18 @@ class BoxCoder(Protocol):
     >>> coder: BoxCoder = DeltaCoder()
     """
 
+    @door
     def encode(self, boxes: Tensor, anchors: Anchors | Tensor) -> Tensor:
         """Deltas (..., 4) from ``anchors`` to ``boxes``, xyxy (..., 4)."""
         ...
 
+    @door
     def decode(self, deltas: Tensor, anchors: Anchors | Tensor) -> Tensor:
         """Boxes xyxy (..., 4) decoded from ``deltas``."""
         ...
 
 
+@door
 def l1_cost(
     deltas: Float[Tensor, "*B 4"],
     boxes: Shaped[Tensor, "*B 4"],
@@ -62,6 +66,7 @@ def l1_cost(
     return torch.abs(promote(deltas) - coder.encode(boxes, anchors)).sum(-1)
 
 
+@door
 def l2_cost(
     deltas: Float[Tensor, "*B 4"],
     boxes: Shaped[Tensor, "*B 4"],
@@ -81,6 +86,7 @@ def l2_cost(
     return (promote(deltas) - coder.encode(boxes, anchors)).square().sum(-1)
 
 
+@door
 def smooth_l1_cost(
     deltas: Float[Tensor, "*B 4"],
     boxes: Shaped[Tensor, "*B 4"],
@@ -104,6 +110,7 @@ def smooth_l1_cost(
     return smooth_l1_loss(promote(deltas), coder.encode(boxes, anchors), beta=beta).sum(-1)
 
 
+@door
 def iou_cost(
     deltas: Float[Tensor, "*B _"],
     boxes: Shaped[Tensor, "*B 4"],
@@ -124,6 +131,7 @@ def iou_cost(
     return box_iou_loss(coder.decode(deltas, anchors), boxes)
 
 
+@door
 def giou_cost(
     deltas: Float[Tensor, "*B _"],
     boxes: Shaped[Tensor, "*B 4"],
@@ -143,6 +151,7 @@ def giou_cost(
     return generalized_box_iou_loss(coder.decode(deltas, anchors), boxes)
 
 
+@door
 def diou_cost(
     deltas: Float[Tensor, "*B _"],
     boxes: Shaped[Tensor, "*B 4"],
@@ -162,6 +171,7 @@ def diou_cost(
     return distance_box_iou_loss(coder.decode(deltas, anchors), boxes)
 
 
+@door
 def ciou_cost(
     deltas: Float[Tensor, "*B _"],
     boxes: Shaped[Tensor, "*B 4"],
@@ -181,6 +191,7 @@ def ciou_cost(
     return complete_box_iou_loss(coder.decode(deltas, anchors), boxes)
 
 
+@door
 def grid_cost(
     deltas: Float[Tensor, "*B 4"],
     boxes: Shaped[Tensor, "*B 4"],

@@ -5,11 +5,12 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from detkit._door import door
 from detkit._inputs import first_bad, full_checks, promote
 from detkit.losses.fused import classification as fused
 from detkit.losses.fused.gradient import with_gradient
 from detkit.structures import IGNORED, NEGATIVE
-from detkit.structures.labels import check_labels
+from detkit.structures.labels import check_labels, check_weights
 
 
 def focal(x: Tensor, y: Tensor, *, alpha: float | None, gamma: float) -> Tensor:
@@ -45,6 +46,7 @@ def _power(base: Tensor, exponent: float) -> Tensor:
     return base.clamp(min=torch.finfo(base.dtype).tiny) ** exponent
 
 
+@door
 def sigmoid_focal_loss(
     logits: Float[Tensor, "... C"],
     targets: Shaped[Tensor, "..."],
@@ -81,6 +83,7 @@ def sigmoid_focal_loss(
     return _weighted(losses, weights, function="sigmoid_focal_loss")
 
 
+@door
 def varifocal_loss(
     logits: Float[Tensor, "*shape"],
     targets: Shaped[Tensor, "*shape"],
@@ -105,6 +108,7 @@ def varifocal_loss(
     return _weighted(losses.reshape(logits.shape), weights, function="varifocal_loss")
 
 
+@door
 def quality_focal_loss(
     logits: Float[Tensor, "... C"],
     targets: Shaped[Tensor, "..."],
@@ -139,6 +143,7 @@ def quality_focal_loss(
     return _weighted(losses, weights, function=function)
 
 
+@door
 def distribution_focal_loss(
     logits: Float[Tensor, "... bins"], targets: Shaped[Tensor, "..."], *, weights: Shaped[Tensor, "..."] | None = None
 ) -> Float[Tensor, "..."]:
@@ -166,6 +171,7 @@ def distribution_focal_loss(
     return _weighted(-(lower * (1 - nearness) + upper * nearness), weights, function="distribution_focal_loss")
 
 
+@door
 def label_smoothed_cross_entropy(
     logits: Float[Tensor, "... C"],
     targets: Shaped[Tensor, "..."],
@@ -234,6 +240,7 @@ def _weighted(losses: Tensor, weights: Tensor | None, *, function: str) -> Tenso
         raise ValueError(
             f"{function}: weights have shape {tuple(weights.shape)}; allowed: what broadcasts to {tuple(losses.shape)}"
         )
+    check_weights(weights, function=function)
     return losses * promote(weights)
 
 

@@ -9,11 +9,13 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detkit._inputs import promote, takes
+from detkit._door import door
+from detkit._inputs import check_finite, looked_at, promote, takes
 from detkit.anchors import Assigned
 from detkit.dist import all_reduce_mean
 from detkit.losses.box_costs import BoxCoder
-from detkit.structures import Anchors, DensePredictions
+from detkit.structures import IGNORED, NEGATIVE, Anchors, DensePredictions
+from detkit.structures.labels import check_labels, check_weights
 
 BoxCost = Callable[[Tensor, Tensor, Anchors | Tensor, BoxCoder], Tensor]
 """(deltas (B, N, D), boxes (B, N, 4), anchors, coder) -> costs (B, N): see :mod:`detkit.losses.box_costs`."""
@@ -38,6 +40,7 @@ class DenseCriterion(nn.Module):
     reads_quality: bool = False
     reads_distributions: bool = False
 
+    @door
     def forward(
         self, predictions: DensePredictions, assigned: Assigned, anchors: Anchors | Tensor, coder: BoxCoder
     ) -> dict[str, Tensor]:
@@ -48,10 +51,12 @@ class DenseCriterion(nn.Module):
         """
         raise NotImplementedError(f"{type(self).__name__} must define forward()")
 
+    @door
     def scores(self, predictions: DensePredictions) -> Float[Tensor, "B N C"]:
         """Scores in [0, 1] of the C classes."""
         raise NotImplementedError(f"{type(self).__name__} must define scores()")
 
+    @door
     def num_classes(self, predictions: DensePredictions) -> int:
         """The number of classes that the logits stand for, without background."""
         raise NotImplementedError(f"{type(self).__name__} must define num_classes()")
@@ -59,6 +64,9 @@ class DenseCriterion(nn.Module):
 
 def check_predictions(criterion: DenseCriterion, predictions: DensePredictions, assigned: Assigned) -> None:
     """Raise ValueError unless logits (B, N, Q), deltas (B, N, D), quality (B, N) and labels (B, N) fit together.
+
+    Labels are integers, and as :func:`~detkit.structures.labels.check_labels` allows; on a CPU, or with
+    ``DETKIT_CHECKS=full``, weights must be finite and at least 0, and boxes of positives finite.
 
     >>> from detkit.losses import RetinaNetLoss
     >>> rows, labels, ones = torch.zeros(1, 2, 4), torch.zeros(1, 3).long(), torch.ones(1, 3)
@@ -73,6 +81,12 @@ def check_predictions(criterion: DenseCriterion, predictions: DensePredictions, 
             f"{name}: logits {tuple(logits.shape)}, deltas {tuple(deltas.shape)}, labels {tuple(labels.shape)}; "
             "allowed is (B, N, Q), (B, N, D), (B, N)"
         )
+    classes = criterion.num_classes(predictions)
+    check_labels(labels, classes, lowest=NEGATIVE, function=name, name="labels")
+    check_weights(torch.where(labels == IGNORED, 1, assigned.weights), function=name)
+    if looked_at(labels):
+        boxes = torch.where((labels >= 0)[..., None], assigned.boxes, 0)
+        check_finite(boxes, function=name, name="boxes")
     if not criterion.reads_quality:
         return
     if quality is None or quality.shape != labels.shape:
@@ -80,6 +94,7 @@ def check_predictions(criterion: DenseCriterion, predictions: DensePredictions, 
         raise ValueError(f"{name}: quality has shape {found}; allowed is that of labels, {tuple(labels.shape)}")
 
 
+@door
 def box_costs(
     cost: BoxCost, deltas: Float[Tensor, "B N D"], assigned: Assigned, anchors: Anchors | Tensor, coder: BoxCoder
 ) -> Float[Tensor, "B N"]:
@@ -138,6 +153,7 @@ def check_cost(criterion: str, cost: Any, arguments: str, *, name: str = "box_co
         )
 
 
+@door
 def mean_count(rows: Bool[Tensor, "*B"], like: Tensor) -> Float[Tensor, ""]:
     """The number of True ``rows``, averaged over processes, at least 1: the normalizer of summed losses.
 
@@ -147,6 +163,7 @@ def mean_count(rows: Bool[Tensor, "*B"], like: Tensor) -> Float[Tensor, ""]:
     return all_reduce_mean(rows.sum().to(like.dtype)).clamp(min=1)
 
 
+@door
 def sigmoid_scores(predictions: DensePredictions) -> Float[Tensor, "B N C"]:
     """An independent probability for each class.
 
@@ -156,6 +173,7 @@ def sigmoid_scores(predictions: DensePredictions) -> Float[Tensor, "B N C"]:
     return promote(predictions.logits).sigmoid()
 
 
+@door
 def softmax_scores(predictions: DensePredictions) -> Float[Tensor, "B N C"]:
     """Softmax probabilities of the C classes, without background, which comes last in the logits.
 

@@ -5,7 +5,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from detkit._inputs import check_not_negative, promote
+from detkit._door import door
+from detkit._inputs import promote
+from detkit._ranges import Fraction, NotNegative
 from detkit.anchors import Assigned, centerness
 from detkit.boxes import DistanceCoder
 from detkit.losses.box_costs import BoxCoder, giou_cost
@@ -42,21 +44,22 @@ class FCOSLoss(DenseCriterion):
 
     reads_quality = True
 
+    @door
     def __init__(
         self,
         box_cost: BoxCost = giou_cost,
         *,
-        alpha: float = 0.25,
-        gamma: float = 2.0,
-        box_weight: float = 1.0,
-        centerness_weight: float = 1.0,
+        alpha: Fraction = 0.25,
+        gamma: NotNegative = 2.0,
+        box_weight: NotNegative = 1.0,
+        centerness_weight: NotNegative = 1.0,
     ) -> None:
         super().__init__()
-        check_not_negative("FCOSLoss", box_weight=box_weight, centerness_weight=centerness_weight)
         check_cost("FCOSLoss", box_cost, BOX_COST)
         self.box_cost, self.alpha, self.gamma = box_cost, alpha, gamma
         self.box_weight, self.centerness_weight = box_weight, centerness_weight
 
+    @door
     def forward(
         self, predictions: DensePredictions, assigned: Assigned, anchors: Anchors | Tensor, coder: BoxCoder
     ) -> dict[str, Float[Tensor, ""]]:
@@ -78,6 +81,7 @@ class FCOSLoss(DenseCriterion):
             "centerness": self.centerness_weight * centered,
         }
 
+    @door
     def scores(self, predictions: DensePredictions) -> Float[Tensor, "B N C"]:
         """The geometric mean of class probability and centerness.
 
@@ -87,6 +91,7 @@ class FCOSLoss(DenseCriterion):
         assert predictions.quality is not None
         return (promote(predictions.logits).sigmoid() * promote(predictions.quality).sigmoid()[..., None]).sqrt()
 
+    @door
     def num_classes(self, predictions: DensePredictions) -> int:
         """The number of logits."""
         return predictions.logits.shape[-1]

@@ -7,7 +7,9 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 from torch.nn import functional as F
 
+from detkit._door import door
 from detkit._inputs import as_boxes, promote
+from detkit._ranges import Count
 from detkit.structures import take_rows
 
 
@@ -18,6 +20,7 @@ class KeypointTargets(NamedTuple):
     usable: Bool[Tensor, "*B P"]
 
 
+@door
 def keypoint_loss(
     logits: Float[Tensor, "M P S S"], cells: Int[Tensor, "M P"], usable: Bool[Tensor, "M P"]
 ) -> Float[Tensor, "M P"]:
@@ -41,9 +44,10 @@ def keypoint_loss(
     return torch.where(usable, costs.reshape(cells.shape), 0)
 
 
+@door
 @torch.no_grad()
 def keypoint_targets(
-    keypoints: Shaped[Tensor, "B T P 3"], boxes: Shaped[Tensor, "B K 4"], matched: Int[Tensor, "B K"], resolution: int
+    keypoints: Shaped[Tensor, "B T P 3"], boxes: Shaped[Tensor, "B K 4"], matched: Int[Tensor, "B K"], resolution: Count
 ) -> KeypointTargets:
     """The cell of each box's heatmap, ``resolution`` x ``resolution``, that each keypoint of its object falls into.
 
@@ -61,8 +65,6 @@ def keypoint_targets(
             f"keypoint_targets: keypoints {tuple(keypoints.shape)}, boxes {tuple(boxes.shape)}, matched "
             f"{tuple(matched.shape)}; allowed is (B, T, P, 3), (B, K, 4), (B, K)"
         )
-    if resolution < 1:
-        raise ValueError(f"keypoint_targets: resolution={resolution} must be at least 1")
     boxes, points = as_boxes(boxes, function="keypoint_targets"), promote(keypoints)
     x, y, visibility = take_rows(points, matched.clamp(min=0)).unbind(3)
     low_x, low_y, high_x, high_y = boxes[..., None].unbind(2)

@@ -1,18 +1,25 @@
 """Mask R-CNN's mask loss: the target mask of each region, and the loss of the predicted one."""
 
+from typing import Any
+
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.ops import roi_align
 
-from detkit._inputs import as_boxes, promote
+from detkit._door import door
+from detkit._inputs import as_boxes, on_host, promote
+from detkit._ranges import Count
 from detkit.structures import NEGATIVE, take_rows
 from detkit.structures.labels import check_labels
 
 _FARTHEST = 1  # image side: so far outside a box may reach, or sampling it would take as long as the box is large
 
+_MASKS_AT_ONCE = 32
 
+
+@door
 def mask_loss(
     logits: Float[Tensor, "M *C S S"], targets: Float[Tensor, "M S S"], labels: Int[Tensor, "M"] | None = None
 ) -> Float[Tensor, "M"]:
@@ -54,12 +61,13 @@ def own_class_masks(logits: Float[Tensor, "M C S S"], labels: Int[Tensor, "M"]) 
     return promote(take_rows(logits, labels.clamp(min=0)[:, None]).squeeze(1))
 
 
+@door
 @torch.no_grad()
 def mask_targets(
     masks: Shaped[Tensor, "B T H W"],
     boxes: Shaped[Tensor, "B K 4"],
     matched: Int[Tensor, "B K"],
-    resolution: int,
+    resolution: Count,
     *,
     sizes: Shaped[Tensor, "B 2"] | None = None,
     binarise: bool = False,
@@ -85,8 +93,6 @@ def mask_targets(
             f"mask_targets: masks {tuple(masks.shape)}, boxes {tuple(boxes.shape)}, matched {tuple(matched.shape)}; "
             "allowed is (B, T, H, W), (B, K, 4), (B, K)"
         )
-    if resolution < 1:
-        raise ValueError(f"mask_targets: resolution={resolution} must be at least 1")
     if boxes.numel() and not masks.numel():
         raise ValueError(f"mask_targets: masks {tuple(masks.shape)} have no pixels to cut {boxes.shape[1]} boxes from")
     boxes = as_boxes(boxes, function="mask_targets")
@@ -94,14 +100,35 @@ def mask_targets(
     limits = boxes.new_tensor((width, height)).repeat(2)
     boxes = boxes.nan_to_num(0.0).clamp(-_FARTHEST * limits, (_FARTHEST + 1) * limits)
     first = torch.arange(images, device=masks.device)[:, None] * objects
-    rows = (first + matched.clamp(min=0, max=max(objects - 1, 0))).to(boxes)  # every mask is an image of its own
-    pixels = (masks if masks.dtype == torch.bool else masks.clamp(0, 1)).to(boxes.dtype)  # a copy in any case
-    if sizes is not None:
-        _extend_(pixels, sizes)
-    rois = torch.cat((rows[..., None], boxes), dim=2).flatten(0, 1)
-    cut = roi_align(pixels.flatten(0, 1)[:, None], rois, (resolution, resolution))
+    rows = (first + matched.clamp(min=0, max=max(objects - 1, 0))).flatten()  # every mask is an image of its own
+    ends = None if sizes is None else sizes.repeat_interleave(objects, 0)
+    cut = _cut_some if on_host(masks) else _cut
+    cut = cut(masks.flatten(0, 1)[:, None], boxes.flatten(0, 1), rows, resolution, ends)
     cut = cut.reshape(images, regions, resolution, resolution)
     return (cut >= 0.5).to(cut) if binarise else cut
+
+
+def _cut(
+    masks: Shaped[Tensor, "N 1 H W"], boxes: Float[Tensor, "M 4"], rows: Int[Tensor, "M"], resolution: int, ends: Any
+) -> Float[Tensor, "M 1 S S"]:
+    """Box m of the mask ``rows[m]``, which ends at ``ends[rows[m]]``."""
+    pixels = (masks if masks.dtype == torch.bool else masks.clamp(0, 1)).to(boxes.dtype)  # a copy in any case
+    if ends is not None:
+        _extend_(pixels, ends)
+    return roi_align(pixels, torch.cat((rows[:, None].to(boxes), boxes), dim=1), (resolution, resolution))
+
+
+def _cut_some(
+    masks: Shaped[Tensor, "N 1 H W"], boxes: Float[Tensor, "M 4"], rows: Int[Tensor, "M"], resolution: int, ends: Any
+) -> Float[Tensor, "M 1 S S"]:
+    """:func:`_cut` a few masks at a time, those that a box looks at: as floats all of them would be 4 times as
+    large."""
+    result, blocks = boxes.new_zeros(len(boxes), 1, resolution, resolution), rows // _MASKS_AT_ONCE
+    for block in blocks.unique().tolist():
+        some, own = slice(block * _MASKS_AT_ONCE, (block + 1) * _MASKS_AT_ONCE), (blocks == block).nonzero().squeeze(1)
+        limits = None if ends is None else ends[some]
+        result[own] = _cut(masks[some], boxes[own], rows[own] - some.start, resolution, limits)
+    return result
 
 
 def _extend_(pixels: Float[Tensor, "B T H W"], sizes: Shaped[Tensor, "B 2"]) -> None:

@@ -4,7 +4,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from detkit._inputs import check_fraction, check_not_negative, promote
+from detkit._door import door
+from detkit._inputs import promote
+from detkit._ranges import Fraction, NotNegative, Whole
 from detkit.anchors import Assigned, HardNegativeSampler
 from detkit.anchors.sample import Scope
 from detkit.losses.box_costs import BoxCoder, smooth_l1_cost
@@ -21,7 +23,6 @@ from detkit.losses.dense import (
     softmax_scores,
 )
 from detkit.structures import NEGATIVE, Anchors, DensePredictions
-from detkit.structures.labels import check_labels
 
 
 class MultiBoxLoss(DenseCriterion):
@@ -43,23 +44,23 @@ class MultiBoxLoss(DenseCriterion):
     {'classification': 3.2958, 'box': 2.0}
     """
 
+    @door
     def __init__(
         self,
         box_cost: BoxCost = smooth_l1_cost,
         *,
-        negatives_per_positive: float = 3.0,
+        negatives_per_positive: NotNegative = 3.0,
         scope: Scope = "image",
-        minimum: int = 0,
-        box_weight: float = 1.0,
-        label_smoothing: float = 0.0,
+        minimum: Whole = 0,
+        box_weight: NotNegative = 1.0,
+        label_smoothing: Fraction = 0.0,
     ) -> None:
         super().__init__()
         self.sampler = HardNegativeSampler(negatives_per_positive, scope=scope, minimum=minimum)
-        check_not_negative("MultiBoxLoss", box_weight=box_weight)
-        check_fraction(label_smoothing, name="label_smoothing", function="MultiBoxLoss")
         check_cost("MultiBoxLoss", box_cost, BOX_COST)
         self.box_cost, self.box_weight, self.label_smoothing = box_cost, box_weight, label_smoothing
 
+    @door
     def forward(
         self, predictions: DensePredictions, assigned: Assigned, anchors: Anchors | Tensor, coder: BoxCoder
     ) -> dict[str, Float[Tensor, ""]]:
@@ -70,7 +71,6 @@ class MultiBoxLoss(DenseCriterion):
         """
         check_predictions(self, predictions, assigned)
         labels, weights = assigned.labels, assigned.weights
-        check_labels(labels, self.num_classes(predictions), lowest=NEGATIVE, function="MultiBoxLoss", name="labels")
         costs = self._classification(promote(predictions.logits), labels)
         positive = labels >= 0
         chosen = positive | self.sampler(costs.detach(), labels)
@@ -81,10 +81,12 @@ class MultiBoxLoss(DenseCriterion):
             "box": self.box_weight * (box * weights).sum() / count,
         }
 
+    @door
     def scores(self, predictions: DensePredictions) -> Float[Tensor, "B N C"]:
         """Softmax probabilities of the C classes, without background."""
         return softmax_scores(predictions)
 
+    @door
     def num_classes(self, predictions: DensePredictions) -> int:
         """One less than the number of logits: the last one is background."""
         return predictions.logits.shape[-1] - 1

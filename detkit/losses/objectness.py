@@ -4,7 +4,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from detkit._inputs import check_not_negative, promote
+from detkit._door import door
+from detkit._inputs import promote
+from detkit._ranges import NotNegative
 from detkit.anchors import Assigned
 from detkit.losses.box_costs import BoxCoder, iou_cost
 from detkit.losses.dense import (
@@ -18,8 +20,7 @@ from detkit.losses.dense import (
     judged_entropy,
     mean_count,
 )
-from detkit.structures import IGNORED, NEGATIVE, Anchors, DensePredictions
-from detkit.structures.labels import check_labels
+from detkit.structures import IGNORED, Anchors, DensePredictions
 
 
 class ObjectnessLoss(DenseCriterion):
@@ -42,22 +43,22 @@ class ObjectnessLoss(DenseCriterion):
 
     reads_quality = True
 
+    @door
     def __init__(
         self,
         box_cost: BoxCost = iou_cost,
         *,
-        box_weight: float = 5.0,
-        objectness_weight: float = 1.0,
-        class_weight: float = 1.0,
+        box_weight: NotNegative = 5.0,
+        objectness_weight: NotNegative = 1.0,
+        class_weight: NotNegative = 1.0,
         soft_classes: bool = True,
     ) -> None:
         super().__init__()
-        weights = {"box_weight": box_weight, "objectness_weight": objectness_weight, "class_weight": class_weight}
-        check_not_negative("ObjectnessLoss", **weights)
         check_cost("ObjectnessLoss", box_cost, BOX_COST)
         self.box_cost, self.soft_classes = box_cost, soft_classes
         self.box_weight, self.objectness_weight, self.class_weight = box_weight, objectness_weight, class_weight
 
+    @door
     def forward(
         self, predictions: DensePredictions, assigned: Assigned, anchors: Anchors | Tensor, coder: BoxCoder
     ) -> dict[str, Float[Tensor, ""]]:
@@ -68,7 +69,6 @@ class ObjectnessLoss(DenseCriterion):
         """
         check_predictions(self, predictions, assigned)
         labels, weights = assigned.labels, assigned.weights
-        check_labels(labels, self.num_classes(predictions), lowest=NEGATIVE, function="ObjectnessLoss", name="labels")
         assert predictions.quality is not None
         positive, judged = labels >= 0, labels != IGNORED
         objectness = judged_entropy(promote(predictions.quality), positive, judged)
@@ -84,6 +84,7 @@ class ObjectnessLoss(DenseCriterion):
             "box": self.box_weight * box,
         }
 
+    @door
     def scores(self, predictions: DensePredictions) -> Float[Tensor, "B N C"]:
         """Objectness times class probability.
 
@@ -93,6 +94,7 @@ class ObjectnessLoss(DenseCriterion):
         assert predictions.quality is not None
         return promote(predictions.logits).sigmoid() * promote(predictions.quality).sigmoid()[..., None]
 
+    @door
     def num_classes(self, predictions: DensePredictions) -> int:
         """The number of logits."""
         return predictions.logits.shape[-1]

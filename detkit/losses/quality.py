@@ -7,7 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from detkit._inputs import check_not_negative, promote
+from detkit._door import door
+from detkit._inputs import promote
+from detkit._ranges import NotNegative
 from detkit.anchors import Assigned
 from detkit.boxes import paired_box_iou
 from detkit.dist import all_reduce_mean
@@ -24,8 +26,7 @@ from detkit.losses.dense import (
     mean_count,
     sigmoid_scores,
 )
-from detkit.structures import IGNORED, NEGATIVE, Anchors, DensePredictions
-from detkit.structures.labels import check_labels
+from detkit.structures import IGNORED, Anchors, DensePredictions
 
 ClassCost = Callable[[Tensor, Tensor], Tensor]
 
@@ -54,25 +55,26 @@ class QualityLoss(DenseCriterion):
     {'classification': 1.0397, 'box': 0.0}
     """
 
+    @door
     def __init__(
         self,
         class_cost: ClassCost = quality_focal_loss,
         box_cost: BoxCost = giou_cost,
         *,
         quality: Literal["iou", "assigned"] = "iou",
-        box_weight: float = 2.0,
-        distribution_weight: float = 0.0,
+        box_weight: NotNegative = 2.0,
+        distribution_weight: NotNegative = 0.0,
     ) -> None:
         super().__init__()
         if quality not in ("iou", "assigned"):
             raise ValueError(f"QualityLoss: quality={quality!r}; allowed is 'iou' or 'assigned'")
-        check_not_negative("QualityLoss", box_weight=box_weight, distribution_weight=distribution_weight)
         check_cost("QualityLoss", class_cost, "logits, targets", name="class_cost")
         check_cost("QualityLoss", box_cost, BOX_COST)
         self.class_cost, self.box_cost, self.quality = class_cost, box_cost, quality
         self.box_weight, self.distribution_weight = box_weight, distribution_weight
         self.reads_distributions = distribution_weight > 0
 
+    @door
     def forward(
         self, predictions: DensePredictions, assigned: Assigned, anchors: Anchors | Tensor, coder: BoxCoder
     ) -> dict[str, Float[Tensor, ""]]:
@@ -83,7 +85,6 @@ class QualityLoss(DenseCriterion):
         """
         check_predictions(self, predictions, assigned)
         labels, weights = assigned.labels, assigned.weights
-        check_labels(labels, self.num_classes(predictions), lowest=NEGATIVE, function="QualityLoss", name="labels")
         quality = self._qualities(predictions.deltas, assigned, anchors, coder)
         total = all_reduce_mean(quality.sum()).clamp(min=1)
         count = total if self.quality == "assigned" else mean_count(labels >= 0, quality)
@@ -98,10 +99,12 @@ class QualityLoss(DenseCriterion):
             losses["distribution"] = self.distribution_weight * (costs * quality * weights).sum() / total
         return losses
 
+    @door
     def scores(self, predictions: DensePredictions) -> Float[Tensor, "B N C"]:
         """An independent score for each class, which also predicts the quality of the box."""
         return sigmoid_scores(predictions)
 
+    @door
     def num_classes(self, predictions: DensePredictions) -> int:
         """The number of logits."""
         return predictions.logits.shape[-1]

@@ -10,7 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from detkit._inputs import check_not_negative, promote
+from detkit._door import door
+from detkit._inputs import promote
+from detkit._ranges import NotNegative
 from detkit.anchors import Assigned
 from detkit.losses.box_costs import BoxCoder, smooth_l1_cost
 from detkit.losses.dense import (
@@ -25,8 +27,7 @@ from detkit.losses.dense import (
     sigmoid_scores,
     softmax_scores,
 )
-from detkit.structures import IGNORED, NEGATIVE, Anchors, DensePredictions
-from detkit.structures.labels import check_labels
+from detkit.structures import IGNORED, Anchors, DensePredictions
 
 sharp_l1_cost = partial(smooth_l1_cost, beta=1 / 9)
 """Smooth L1 of both stages: beta 1/9 is the RPN's sigma of 3, which torchvision uses for both."""
@@ -48,12 +49,13 @@ class RPNLoss(DenseCriterion):
     {'objectness': 0.6931, 'box': 1.8889}
     """
 
-    def __init__(self, box_cost: BoxCost = sharp_l1_cost, *, box_weight: float = 1.0) -> None:
+    @door
+    def __init__(self, box_cost: BoxCost = sharp_l1_cost, *, box_weight: NotNegative = 1.0) -> None:
         super().__init__()
-        check_not_negative("RPNLoss", box_weight=box_weight)
         check_cost("RPNLoss", box_cost, BOX_COST)
         self.box_cost, self.box_weight = box_cost, box_weight
 
+    @door
     def forward(
         self, predictions: DensePredictions, assigned: Assigned, anchors: Anchors | Tensor, coder: BoxCoder
     ) -> dict[str, Float[Tensor, ""]]:
@@ -61,6 +63,7 @@ class RPNLoss(DenseCriterion):
 
         Raises ValueError if shapes disagree.
         """
+        assigned = assigned._replace(labels=assigned.labels.clamp(max=0))  # an object, of whatever class
         check_predictions(self, predictions, assigned)
         if predictions.logits.shape[2] != 1:
             raise ValueError(f"RPNLoss: logits have shape {tuple(predictions.logits.shape)}; allowed is (B, N, 1)")
@@ -69,10 +72,12 @@ class RPNLoss(DenseCriterion):
         costs = F.binary_cross_entropy_with_logits(logits, (labels >= 0).to(logits), reduction="none")
         return _per_sampled(self, {"objectness": costs}, predictions, assigned, anchors, coder)
 
+    @door
     def scores(self, predictions: DensePredictions) -> Float[Tensor, "B N 1"]:
         """The probability of an object."""
         return sigmoid_scores(predictions)
 
+    @door
     def num_classes(self, predictions: DensePredictions) -> int:
         """One: an object of any class."""
         return 1
@@ -99,12 +104,13 @@ class RCNNLoss(DenseCriterion):
     {'classification': 1.0986, 'box': 1.8889}
     """
 
-    def __init__(self, box_cost: BoxCost = sharp_l1_cost, *, box_weight: float = 1.0) -> None:
+    @door
+    def __init__(self, box_cost: BoxCost = sharp_l1_cost, *, box_weight: NotNegative = 1.0) -> None:
         super().__init__()
-        check_not_negative("RCNNLoss", box_weight=box_weight)
         check_cost("RCNNLoss", box_cost, BOX_COST)
         self.box_cost, self.box_weight = box_cost, box_weight
 
+    @door
     def forward(
         self, predictions: DensePredictions, assigned: Assigned, anchors: Anchors | Tensor, coder: BoxCoder
     ) -> dict[str, Float[Tensor, ""]]:
@@ -115,16 +121,17 @@ class RCNNLoss(DenseCriterion):
         """
         check_predictions(self, predictions, assigned)
         labels, background = assigned.labels, self.num_classes(predictions)
-        check_labels(labels, background, lowest=NEGATIVE, function="RCNNLoss", name="labels")
         classes = torch.where(labels >= 0, labels, background)
         logits = torch.where((labels != IGNORED)[..., None], promote(predictions.logits), 0)
         costs = -logits.log_softmax(dim=-1).gather(2, classes[..., None]).squeeze(2)
         return _per_sampled(self, {"classification": costs}, predictions, assigned, anchors, coder)
 
+    @door
     def scores(self, predictions: DensePredictions) -> Float[Tensor, "B N C"]:
         """Softmax probabilities of the C classes, without background."""
         return softmax_scores(predictions)
 
+    @door
     def num_classes(self, predictions: DensePredictions) -> int:
         """One less than the number of logits: the last one is background."""
         return predictions.logits.shape[-1] - 1

@@ -10,13 +10,16 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from detkit._door import door
 from detkit._inputs import as_boxes, promote
 from detkit.boxes.measures import BoxSides, Measure, ciou, coordinate_limit, giou, iou
 from detkit.boxes.overlap import DistanceVariant, distance_measure
 from detkit.losses.fused import regression as fused
 from detkit.losses.fused.gradient import with_gradient
+from detkit.structures.labels import check_weights
 
 
+@door
 def smooth_l1_loss(
     predictions: Float[Tensor, "*shape"], targets: Float[Tensor, "*shape"], *, beta: float = 1.0
 ) -> Float[Tensor, "*shape"]:
@@ -43,6 +46,7 @@ def smooth_l1_loss(
     return torch.where(distance < beta, near / beta * 0.5 * near, distance - 0.5 * beta)
 
 
+@door
 def box_iou_loss(
     boxes1: Shaped[Tensor, "... 4"], boxes2: Shaped[Tensor, "... 4"], *, weights: Shaped[Tensor, "..."] | None = None
 ) -> Float[Tensor, "..."]:
@@ -57,6 +61,7 @@ def box_iou_loss(
     return _box_loss(iou, boxes1, boxes2, weights, "box_iou_loss")
 
 
+@door
 def generalized_box_iou_loss(
     boxes1: Shaped[Tensor, "... 4"], boxes2: Shaped[Tensor, "... 4"], *, weights: Shaped[Tensor, "..."] | None = None
 ) -> Float[Tensor, "..."]:
@@ -71,6 +76,7 @@ def generalized_box_iou_loss(
     return _box_loss(giou, boxes1, boxes2, weights, "generalized_box_iou_loss")
 
 
+@door
 def distance_box_iou_loss(
     boxes1: Shaped[Tensor, "... 4"],
     boxes2: Shaped[Tensor, "... 4"],
@@ -91,6 +97,7 @@ def distance_box_iou_loss(
     return _box_loss(measure, boxes1, boxes2, weights, "distance_box_iou_loss")
 
 
+@door
 def complete_box_iou_loss(
     boxes1: Shaped[Tensor, "... 4"], boxes2: Shaped[Tensor, "... 4"], *, weights: Shaped[Tensor, "..."] | None = None
 ) -> Float[Tensor, "..."]:
@@ -134,4 +141,5 @@ def _box_loss(measure: Measure, boxes1: Tensor, boxes2: Tensor, weights: Tensor 
         return losses
     if weights.shape != shape:
         raise ValueError(f"{function}: weights have shape {tuple(weights.shape)}; allowed is {tuple(shape)}")
+    check_weights(weights, function=function)
     return losses * promote(weights)

@@ -5,7 +5,8 @@ from typing import Literal
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from detkit._inputs import check_not_negative
+from detkit._door import door
+from detkit._ranges import Fraction, NotNegative
 from detkit.anchors import Assigned
 from detkit.dist import all_reduce_mean
 from detkit.losses.box_costs import BoxCoder, l1_cost
@@ -45,23 +46,24 @@ class RetinaNetLoss(DenseCriterion):
     {'classification': 0.4332, 'box': 4.0}
     """
 
+    @door
     def __init__(
         self,
         box_cost: BoxCost = l1_cost,
         *,
-        alpha: float = 0.25,
-        gamma: float = 2.0,
-        box_weight: float = 1.0,
+        alpha: Fraction = 0.25,
+        gamma: NotNegative = 2.0,
+        box_weight: NotNegative = 1.0,
         scope: Scope = "image",
     ) -> None:
         super().__init__()
         if scope not in ("image", "batch"):
             raise ValueError(f"RetinaNetLoss: scope={scope!r}; allowed is 'image' or 'batch'")
-        check_not_negative("RetinaNetLoss", box_weight=box_weight)
         check_cost("RetinaNetLoss", box_cost, BOX_COST)
         self.box_cost, self.alpha, self.gamma = box_cost, alpha, gamma
         self.box_weight, self.scope = box_weight, scope
 
+    @door
     def forward(
         self, predictions: DensePredictions, assigned: Assigned, anchors: Anchors | Tensor, coder: BoxCoder
     ) -> dict[str, Float[Tensor, ""]]:
@@ -81,10 +83,12 @@ class RetinaNetLoss(DenseCriterion):
             "box": self.box_weight * (box.sum(1) * share).sum(),
         }
 
+    @door
     def scores(self, predictions: DensePredictions) -> Float[Tensor, "B N C"]:
         """An independent probability for each class."""
         return sigmoid_scores(predictions)
 
+    @door
     def num_classes(self, predictions: DensePredictions) -> int:
         """The number of logits."""
         return predictions.logits.shape[-1]

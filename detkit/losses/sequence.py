@@ -4,9 +4,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from detkit._door import door
 from detkit._inputs import finite_logits, promote
 from detkit.boxes import TokenCoder
 from detkit.dist import all_reduce_mean
+from detkit.structures.labels import check_labels, check_weights
 
 
 class SequenceLoss(nn.Module):
@@ -20,6 +22,7 @@ class SequenceLoss(nn.Module):
     1.3863
     """
 
+    @door
     def forward(
         self,
         logits: Float[Tensor, "B L V"],
@@ -38,15 +41,19 @@ class SequenceLoss(nn.Module):
                 f"SequenceLoss: logits {tuple(logits.shape)}, tokens, weights and scales {shapes}; "
                 "allowed is (B, L, V) and (B, L) each"
             )
+        check_weights(weights, function="SequenceLoss")
         counted, logits = weights > 0, promote(logits)
+        tokens = torch.where(counted, tokens, 0)
+        check_labels(tokens, logits.shape[-1], lowest=0, function="SequenceLoss", name="tokens")
         weights = weights.to(logits)
         # A NaN at a token that counts for nothing must reach neither loss nor gradient.
         logits = torch.where(counted[..., None], logits, 0)
-        costs = -logits.log_softmax(-1).gather(2, torch.where(counted, tokens, 0)[..., None]).squeeze(2)
+        costs = -logits.log_softmax(-1).gather(2, tokens[..., None]).squeeze(2)
         shares = weights if scales is None else weights * scales.to(logits)
         total = all_reduce_mean(weights.sum())
         return {"tokens": (costs * shares).sum() / torch.where(total > 0, total, 1)}
 
+    @door
     def scores(self, logits: Float[Tensor, "*B V"], coder: TokenCoder) -> Float[Tensor, "*B C"]:
         """Probabilities (..., C) of ``coder``'s class tokens among all tokens, from logits (..., V) at a class token.
 

@@ -5,7 +5,9 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detkit._inputs import check_not_negative, promote
+from detkit._door import door
+from detkit._inputs import promote
+from detkit._ranges import NotNegative
 from detkit.anchors import Assigned, gather_assigned
 from detkit.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 from detkit.dist import all_reduce_mean
@@ -32,19 +34,20 @@ class SetPredictionLoss(nn.Module):
     {'classification': 1.0986, 'l1': 0.25, 'giou': 0.3636}
     """
 
+    @door
     def __init__(
         self,
         *,
-        background_weight: float = 0.1,
-        class_weight: float = 1.0,
-        l1_weight: float = 5.0,
-        giou_weight: float = 2.0,
+        background_weight: NotNegative = 0.1,
+        class_weight: NotNegative = 1.0,
+        l1_weight: NotNegative = 5.0,
+        giou_weight: NotNegative = 2.0,
     ) -> None:
         super().__init__()
         self.background_weight = background_weight
         self.class_weight, self.l1_weight, self.giou_weight = class_weight, l1_weight, giou_weight
-        check_not_negative("SetPredictionLoss", **{name: getattr(self, name) for name in _WEIGHTS})
 
+    @door
     def forward(
         self,
         logits: Float[Tensor, "L B Q classes"],
@@ -74,6 +77,7 @@ class SetPredictionLoss(nn.Module):
             }
         )
 
+    @door
     def scores(self, logits: Float[Tensor, "*B classes"]) -> Float[Tensor, "*B C"]:
         """Probabilities of the C classes, without that of no object.
 
@@ -82,6 +86,7 @@ class SetPredictionLoss(nn.Module):
         """
         return promote(logits).softmax(-1)[..., :-1]
 
+    @door
     def num_classes(self, logits: Float[Tensor, "*B classes"]) -> int:
         """The number of logits minus one: the last is no object."""
         return logits.shape[-1] - 1

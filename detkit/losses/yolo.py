@@ -7,7 +7,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from detkit._inputs import check_not_negative, promote
+from detkit._door import door
+from detkit._inputs import promote
+from detkit._ranges import NotNegative, Whole
 from detkit.anchors import Assigned
 from detkit.anchors.shape import last_claims
 from detkit.dist import all_reduce_mean
@@ -22,8 +24,7 @@ from detkit.losses.dense import (
     described,
     judged_entropy,
 )
-from detkit.structures import IGNORED, NEGATIVE, Anchors, DensePredictions, take_rows
-from detkit.structures.labels import check_labels
+from detkit.structures import IGNORED, Anchors, DensePredictions, take_rows
 
 Classes = Literal["logistic", "softmax"]
 _PRIOR_WEIGHT = 0.01
@@ -57,29 +58,29 @@ class YOLOLoss(DenseCriterion):
     reads_quality = True
     seen: Tensor
 
+    @door
     def __init__(
         self,
         box_cost: BoxCost = grid_cost,
         *,
         classes: Classes = "logistic",
         rescore: bool = False,
-        object_weight: float = 1.0,
-        background_weight: float = 1.0,
-        class_weight: float = 1.0,
-        box_weight: float = 1.0,
-        prior_images: int = 0,
+        object_weight: NotNegative = 1.0,
+        background_weight: NotNegative = 1.0,
+        class_weight: NotNegative = 1.0,
+        box_weight: NotNegative = 1.0,
+        prior_images: Whole = 0,
     ) -> None:
         super().__init__()
         if classes not in ("logistic", "softmax"):
             raise ValueError(f"YOLOLoss: classes={classes!r}; allowed is 'logistic' or 'softmax'")
-        check_not_negative("YOLOLoss", object_weight=object_weight, background_weight=background_weight)
-        check_not_negative("YOLOLoss", class_weight=class_weight, box_weight=box_weight, prior_images=prior_images)
         check_cost("YOLOLoss", box_cost, BOX_COST)
         self.box_cost, self.classes, self.rescore, self.prior_images = box_cost, classes, rescore, prior_images
         self.object_weight, self.background_weight = object_weight, background_weight
         self.class_weight, self.box_weight = class_weight, box_weight
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
 
+    @door
     def forward(
         self, predictions: DensePredictions, assigned: Assigned, anchors: Anchors | Tensor, coder: BoxCoder
     ) -> dict[str, Float[Tensor, ""]]:
@@ -90,7 +91,6 @@ class YOLOLoss(DenseCriterion):
         """
         check_predictions(self, predictions, assigned)
         labels = assigned.labels
-        check_labels(labels, self.num_classes(predictions), lowest=NEGATIVE, function="YOLOLoss", name="labels")
         box = box_costs(self.box_cost, predictions.deltas, assigned, anchors, coder)
         costs = {
             "objectness": self._objectness(predictions, assigned) * assigned.weights,
@@ -102,6 +102,7 @@ class YOLOLoss(DenseCriterion):
         images = all_reduce_mean(box.new_full((), len(labels)))
         return {name: cost.sum() / images for name, cost in costs.items()}
 
+    @door
     def scores(self, predictions: DensePredictions) -> Float[Tensor, "B N C"]:
         """Objectness times class probability.
 
@@ -113,6 +114,7 @@ class YOLOLoss(DenseCriterion):
         classes = logits.sigmoid() if self.classes == "logistic" else logits.softmax(-1)
         return classes * promote(predictions.quality).sigmoid()[..., None]
 
+    @door
     def num_classes(self, predictions: DensePredictions) -> int:
         """The number of logits."""
         return predictions.logits.shape[-1]

@@ -4,7 +4,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from detkit._inputs import check_not_negative, promote
+from detkit._door import door
+from detkit._inputs import promote
+from detkit._ranges import NotNegative
 from detkit.anchors import Assigned
 from detkit.dist import all_reduce_mean
 from detkit.losses.box_costs import BoxCoder, l2_cost
@@ -18,7 +20,6 @@ from detkit.losses.dense import (
     described,
 )
 from detkit.structures import NEGATIVE, Anchors, DensePredictions
-from detkit.structures.labels import check_labels
 
 
 class YOLOv1Loss(DenseCriterion):
@@ -46,24 +47,24 @@ class YOLOv1Loss(DenseCriterion):
 
     reads_quality = True
 
+    @door
     def __init__(
         self,
         box_cost: BoxCost = l2_cost,
         *,
         rescore: bool = True,
-        object_weight: float = 1.0,
-        background_weight: float = 0.5,
-        class_weight: float = 1.0,
-        box_weight: float = 5.0,
+        object_weight: NotNegative = 1.0,
+        background_weight: NotNegative = 0.5,
+        class_weight: NotNegative = 1.0,
+        box_weight: NotNegative = 5.0,
     ) -> None:
         super().__init__()
-        check_not_negative("YOLOv1Loss", object_weight=object_weight, background_weight=background_weight)
-        check_not_negative("YOLOv1Loss", class_weight=class_weight, box_weight=box_weight)
         check_cost("YOLOv1Loss", box_cost, BOX_COST)
         self.box_cost, self.rescore = box_cost, rescore
         self.object_weight, self.background_weight = object_weight, background_weight
         self.class_weight, self.box_weight = class_weight, box_weight
 
+    @door
     def forward(
         self, predictions: DensePredictions, assigned: Assigned, anchors: Anchors | Tensor, coder: BoxCoder
     ) -> dict[str, Float[Tensor, ""]]:
@@ -73,14 +74,13 @@ class YOLOv1Loss(DenseCriterion):
         shapes disagree or a label is out of range (on accelerators with ``DETKIT_CHECKS=full``).
         """
         check_predictions(self, predictions, assigned)
-        labels, num_classes = assigned.labels, self.num_classes(predictions)
-        check_labels(labels, num_classes, lowest=NEGATIVE, function="YOLOv1Loss", name="labels")
+        labels = assigned.labels
         assert predictions.quality is not None
         positive, negative = labels >= 0, labels == NEGATIVE
         confidence = torch.where(positive | negative, promote(predictions.quality), 0)
         wanted = torch.where(positive, assigned.quality if self.rescore else 1.0, 0.0)
         shares = torch.where(positive, self.object_weight, self.background_weight)
-        hot = labels[..., None] == torch.arange(num_classes, device=labels.device)
+        hot = labels[..., None] == torch.arange(self.num_classes(predictions), device=labels.device)
         classes = torch.where(positive[..., None], promote(predictions.logits) - hot.to(confidence), 0)
         costs = {
             "objectness": shares * (confidence - wanted).square(),
@@ -90,6 +90,7 @@ class YOLOv1Loss(DenseCriterion):
         images = all_reduce_mean(confidence.new_full((), len(labels)))
         return {name: (cost * assigned.weights).sum() / images for name, cost in costs.items()}
 
+    @door
     def scores(self, predictions: DensePredictions) -> Float[Tensor, "B N C"]:
         """Confidence times class probability, each held to [0, 1], which squared errors do not do.
 
@@ -100,6 +101,7 @@ class YOLOv1Loss(DenseCriterion):
         assert predictions.quality is not None
         return promote(predictions.logits).clamp(0, 1) * promote(predictions.quality).clamp(0, 1)[..., None]
 
+    @door
     def num_classes(self, predictions: DensePredictions) -> int:
         """The number of logits."""
         return predictions.logits.shape[-1]

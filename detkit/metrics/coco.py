@@ -27,7 +27,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from detkit._door import door
 from detkit._faults import Degenerate, check_degenerate
+from detkit._ranges import Count, Positive
 from detkit._regular_file import read_json
 from detkit.metrics.categories import category_names, frequency_groups
 from detkit.metrics.coco_json import read_records
@@ -71,16 +73,17 @@ class CocoMetrics:
     1.0
     """
 
+    @door
     def __init__(
         self,
-        categories: int | Sequence[str] | Sequence[Mapping[str, Any]],
+        categories: Count | Sequence[str] | Sequence[Mapping[str, Any]],
         *,
         iou_types: Sequence[str] = ("bbox",),
-        max_detections: Sequence[int] | None = None,
+        max_detections: Sequence[Count] | None = None,
         class_agnostic: bool = False,
         federated: bool = False,
         engine: str | None = None,
-        keypoint_sigmas: Sequence[float] = COCO_SIGMAS,
+        keypoint_sigmas: Sequence[Positive] = COCO_SIGMAS,
     ) -> None:
         self.names = category_names(categories, function="CocoMetrics")
         self.frequencies = frequency_groups(categories)
@@ -100,17 +103,18 @@ class CocoMetrics:
         self._evaluated: tuple[list[int], dict[str, Curves]] = ([], {})
 
     @classmethod
+    @door
     def from_json(
         cls,
         ground_truth: Mapping[str, Any] | str | Path,
         results: Sequence[Mapping[str, Any]] | str | Path,
         *,
         iou_types: Sequence[str] = ("bbox",),
-        max_detections: Sequence[int] | None = None,
+        max_detections: Sequence[Count] | None = None,
         class_agnostic: bool = False,
         federated: bool = False,
         engine: str | None = None,
-        keypoint_sigmas: Sequence[float] = COCO_SIGMAS,
+        keypoint_sigmas: Sequence[Positive] = COCO_SIGMAS,
         degenerate: Degenerate = "drop",
     ) -> "CocoMetrics":
         """Metrics that hold a COCO (or, federated, LVIS) data set and results, given as dicts or paths of JSON files.
@@ -148,6 +152,7 @@ class CocoMetrics:
         metrics._images.add(records)
         return metrics
 
+    @door
     def update(self, detections: Sequence[Detection], targets: Sequence[Target]) -> None:
         """Add images: detections (boxes, scores, labels; masks or keypoints if evaluated) and ground truth.
 
@@ -247,6 +252,7 @@ class CocoMetrics:
         }
 
 
+@door
 def format_table(rows: Sequence[ClassResult]) -> str:
     """Format a table: one line per class, best AP first, classes without objects last.
 

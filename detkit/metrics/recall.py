@@ -6,7 +6,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from detkit._door import door
 from detkit._inputs import read_tensor
+from detkit._ranges import Count
 from detkit.boxes import box_iou
 from detkit.metrics.coco import CocoMetrics
 from detkit.metrics.engines import IOU_RANGE
@@ -30,14 +32,16 @@ class ProposalRecall:
     (0.5, 1.0)
     """
 
+    @door
     def __init__(
-        self, max_detections: Sequence[int] = (1, 10, 100), *, match: str = "one-to-one", engine: str | None = None
+        self, max_detections: Sequence[Count] = (1, 10, 100), *, match: str = "one-to-one", engine: str | None = None
     ) -> None:
         if match not in MATCHES:
             raise ValueError(f"ProposalRecall: match={match!r}; allowed are {MATCHES}")
         self.match = match
         self._metrics = CocoMetrics(1, max_detections=max_detections, class_agnostic=True, engine=engine)
 
+    @door
     def update(self, proposals: Sequence[Mapping[str, Any]], targets: Sequence[Target]) -> None:
         """Add images: proposals with boxes (K, 4), and scores (K,) unless they come best first; labels are not read.
 

@@ -203,6 +203,7 @@ def _read_keypoints(entries: Mapping[str, Any], shape: tuple[int, int], where: s
     keypoints = keypoints.reshape(0, shape[1], 3) if shape[0] == 0 and keypoints.size == 0 else keypoints
     if keypoints.shape != (*shape, 3):
         raise ValueError(f"{where}['keypoints'] have shape {keypoints.shape}; allowed is {(*shape, 3)}")
+    keypoints = np.where(keypoints[..., 2:] == 0, 0, keypoints)  # what is not labeled may hold anything
     bad = ~np.isfinite(keypoints).all(axis=(1, 2))
     _refuse(bad, keypoints, f"{where}['keypoints']", "finite x, y, visibility")
     return keypoints

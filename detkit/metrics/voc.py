@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from detkit._inputs import check_fraction
+from detkit._door import door
+from detkit._ranges import Count, Fraction
 from detkit.boxes import box_iou
 from detkit.metrics.categories import category_names
 from detkit.metrics.records import ImageRecord, Reader, corners, read_images
@@ -65,15 +66,15 @@ class VocMetrics:
     {'mAP': 1.0}
     """
 
+    @door
     def __init__(
         self,
-        categories: int | Sequence[str] | Sequence[Mapping[str, Any]],
+        categories: Count | Sequence[str] | Sequence[Mapping[str, Any]],
         *,
-        iou_threshold: float = 0.5,
+        iou_threshold: Fraction = 0.5,
         interpolation: str = "area",
         legacy_plus_one: bool = False,
     ) -> None:
-        check_fraction(iou_threshold, name="iou_threshold", function="VocMetrics")
         average_precision([], [], interpolation)
         self.names = category_names(categories, function="VocMetrics")
         self.iou_threshold = iou_threshold
@@ -81,6 +82,7 @@ class VocMetrics:
         self.legacy_plus_one = legacy_plus_one
         self._images = ImageStore()
 
+    @door
     def update(self, detections: Sequence[Detection], targets: Sequence[Target]) -> None:
         """Add images; entries and errors as in :meth:`CocoMetrics.update`, without masks and keypoints.
 

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from detkit._door import door
+from detkit._ranges import Count
 from detkit.layers import check_features, check_levels
 
 
@@ -25,15 +27,20 @@ class Neck(nn.Module, ABC):
     (8,)
     """
 
-    def __init__(self, in_channels: Sequence[int], *, out_channels: Sequence[int], strides: Sequence[int]) -> None:
+    @door
+    def __init__(
+        self, in_channels: Sequence[Count], *, out_channels: Sequence[Count], strides: Sequence[Count]
+    ) -> None:
         super().__init__()
         self.in_channels = tuple(in_channels)
         self.out_channels, self.strides = check_levels(out_channels, strides, function=type(self).__name__)
 
+    @door
     @abstractmethod
     def forward(self, features: list[Tensor]) -> list[Tensor]:
         """``features[l]`` (B, in_channels[l], H_l, W_l), finest first, to maps (B, out_channels[l], ...)."""
 
+    @door
     def check_features(self, features: Sequence[Tensor]) -> None:
         """Raise ValueError unless ``features`` are one (B, in_channels[l], H_l, W_l) for each input level."""
         check_features(features, self.in_channels, function=type(self).__name__)

@@ -7,6 +7,8 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from detkit._door import door
+from detkit._ranges import Count, Whole
 from detkit.layers import ConvNormActivation, check_levels, init_convolutions
 from detkit.necks.base import Neck
 
@@ -31,21 +33,20 @@ class FPN(Neck):
     [(15, 8), (8, 4), (4, 2), (2, 1), (1, 1)]
     """
 
+    @door
     def __init__(
         self,
-        in_channels: Sequence[int],
-        in_strides: Sequence[int],
+        in_channels: Sequence[Count],
+        in_strides: Sequence[Count],
         *,
-        channels: int = 256,
-        extra: int = 0,
+        channels: Count = 256,
+        extra: Whole = 0,
         extra_from: Literal["pool", "input", "output"] = "pool",
         norm: Callable[[int], nn.Module] | None = None,
     ) -> None:
         check_levels(in_channels, in_strides, function="FPN")
         if extra_from not in ("pool", "input", "output"):
             raise ValueError(f"FPN: extra_from={extra_from!r} must be 'pool', 'input' or 'output'")
-        if extra < 0:
-            raise ValueError(f"FPN: extra={extra} must be at least 0")
         strides = [*in_strides, *(in_strides[-1] * 2 ** (i + 1) for i in range(extra))]
         super().__init__(in_channels, out_channels=[channels] * len(strides), strides=strides)
         self.extra_from = extra_from
@@ -58,6 +59,7 @@ class FPN(Neck):
         self.extra = nn.ModuleList([] if extra_from == "pool" else convolutions)
         init_convolutions(self, partial(nn.init.kaiming_uniform_, a=1))
 
+    @door
     def forward(self, features: list[Tensor]) -> list[Tensor]:
         """The pyramid, finest first, with the extra levels at its end."""
         self.check_features(features)

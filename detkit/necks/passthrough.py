@@ -6,6 +6,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from detkit._door import door
+from detkit._ranges import Count, Whole
 from detkit.layers import ConvNormActivation, Passthrough, check_levels, init_convolutions
 from detkit.necks.base import Neck
 
@@ -19,7 +21,7 @@ class PassthroughNeck(Neck):
     there is none of this: v2 tiny has ``depth=1, passed=0``. Each convolution is followed by ``norm`` and a leaky ReLU
     of slope .1; they stand in the order of the authors' cfg: ``deep``, ``narrow``, ``merge``.
 
-    Raises ValueError for a depth below 1, and if levels are passed through that do not differ by a factor of 2.
+    Raises ValueError if levels are passed through that do not differ by a factor of 2.
     Source: Redmon and Farhadi 2017, section 2 ("Fine-Grained Features"), and the authors' configuration.
 
     >>> import torch
@@ -28,19 +30,18 @@ class PassthroughNeck(Neck):
     [torch.Size([1, 16, 3, 4])]
     """
 
+    @door
     def __init__(
         self,
-        in_channels: Sequence[int],
-        in_strides: Sequence[int],
+        in_channels: Sequence[Count],
+        in_strides: Sequence[Count],
         *,
-        channels: int = 1024,
-        depth: int = 2,
-        passed: int = 64,
+        channels: Count = 1024,
+        depth: Count = 2,
+        passed: Whole = 64,
         norm: Callable[[int], nn.Module] = nn.BatchNorm2d,
     ) -> None:
         check_levels(in_channels, in_strides, function="PassthroughNeck")
-        if depth < 1:
-            raise ValueError(f"PassthroughNeck: depth={depth} must be at least 1")
         if passed and (len(in_strides) < 2 or in_strides[-1] != 2 * in_strides[-2]):
             raise ValueError(
                 f"PassthroughNeck: in_strides={tuple(in_strides)} must end with two levels, one twice as fine as the "
@@ -57,6 +58,7 @@ class PassthroughNeck(Neck):
         self.merge = convolution(channels + 4 * passed, channels) if passed else None
         init_convolutions(self, partial(nn.init.kaiming_normal_, a=0.1))
 
+    @door
     def forward(self, features: list[Tensor]) -> list[Tensor]:
         """One level, of the size of the last."""
         self.check_features(features)

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from detkit._door import door
+from detkit._ranges import Count, Whole, check_fields
 from detkit.layers import ConvNormActivation, check_levels, init_convolutions
 from detkit.necks.base import Neck
 
@@ -13,11 +15,11 @@ from detkit.necks.base import Neck
 class ExtraLevel(NamedTuple):
     """One extra level: a 1 x 1 convolution to ``mid_channels``, then a larger one to ``out_channels``."""
 
-    mid_channels: int
-    out_channels: int
-    kernel_size: int = 3
-    stride: int = 2
-    padding: int = 1
+    mid_channels: Count
+    out_channels: Count
+    kernel_size: Count = 3
+    stride: Count = 2
+    padding: Whole = 1
 
 
 SSD300_LEVELS = (
@@ -56,10 +58,11 @@ class SSDExtra(Neck):
     [38, 19, 10, 5, 3, 1]
     """
 
+    @door
     def __init__(
         self,
-        in_channels: Sequence[int],
-        in_strides: Sequence[int],
+        in_channels: Sequence[Count],
+        in_strides: Sequence[Count],
         *,
         levels: Sequence[ExtraLevel] = SSD300_LEVELS,
         norm: Callable[[int], nn.Module] | None = None,
@@ -67,7 +70,8 @@ class SSDExtra(Neck):
         check_levels(in_channels, in_strides, function="SSDExtra")
         channels, strides = list(in_channels), list(in_strides)
         blocks = []
-        for level in levels:
+        for i, level in enumerate(levels):
+            check_fields(level, f"SSDExtra: levels[{i}]")
             blocks.append(_block(channels[-1], level, norm))
             channels.append(level.out_channels)
             strides.append(strides[-1] * level.stride)
@@ -75,6 +79,7 @@ class SSDExtra(Neck):
         self.blocks = nn.ModuleList(blocks)
         init_convolutions(self, nn.init.xavier_uniform_)
 
+    @door
     def forward(self, features: list[Tensor]) -> list[Tensor]:
         """The given levels, then the extra ones."""
         self.check_features(features)

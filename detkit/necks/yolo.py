@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from detkit._door import door
+from detkit._ranges import Count, Whole
 from detkit.layers import ConvNormActivation, check_levels, init_convolutions
 from detkit.necks.base import Neck
 
@@ -31,13 +33,14 @@ class YOLONeck(Neck):
     [(1, 8, 9, 9), (1, 16, 5, 5), (1, 32, 3, 3)]
     """
 
+    @door
     def __init__(
         self,
-        in_channels: Sequence[int],
-        in_strides: Sequence[int],
+        in_channels: Sequence[Count],
+        in_strides: Sequence[Count],
         *,
-        out_channels: Sequence[int] | None = None,
-        depths: Sequence[int] | None = None,
+        out_channels: Sequence[Count] | None = None,
+        depths: Sequence[Whole] | None = None,
         norm: Callable[[int], nn.Module] = nn.BatchNorm2d,
     ) -> None:
         check_levels(in_channels, in_strides, function="YOLONeck")
@@ -63,6 +66,7 @@ class YOLONeck(Neck):
         self.blocks, self.outputs, self.laterals = (nn.ModuleList(part[::-1]) for part in (blocks, outputs, laterals))
         init_convolutions(self, partial(nn.init.kaiming_normal_, a=0.1))
 
+    @door
     def forward(self, features: list[Tensor]) -> list[Tensor]:
         """What the head reads, finest first."""
         self.check_features(features)

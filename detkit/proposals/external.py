@@ -14,7 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from detkit._door import door
 from detkit._inputs import promote, read_tensor
+from detkit._ranges import Count
 from detkit._regular_file import read_json
 from detkit.structures import Detections, pad_rows, read_entries
 
@@ -32,12 +34,13 @@ class Proposals(TypedDict):
     scores: Tensor
 
 
+@door
 def load_proposals(
     path: str | Path,
     image_ids: Sequence[int],
-    sizes: Sequence[tuple[int, int]],
+    sizes: Sequence[tuple[Count, Count]],
     *,
-    max_proposals: int | None = None,
+    max_proposals: Count | None = None,
     unknown: Literal["raise", "drop"] = "raise",
 ) -> list[Proposals]:
     """The proposals of each image from a COCO result file, best first, ties in the order of the file.
@@ -60,7 +63,7 @@ def load_proposals(
     >>> [image["boxes"].tolist() for image in found]
     [[[0.0, 0.0, 8.0, 6.0], [1.0, 2.0, 4.0, 6.0]], []]
     """
-    _check(image_ids, sizes, max_proposals, unknown)
+    _check(image_ids, sizes, unknown)
     source = f"load_proposals: {path}"
     rows = read_json(path, owner="load_proposals")
     if not isinstance(rows, list):
@@ -76,8 +79,9 @@ def load_proposals(
     return [{"boxes": _tensor(boxes[part]), "scores": _tensor(scores[part])} for part in parts]
 
 
+@door
 def pad_proposals(
-    proposals: Sequence[Proposals], *, max_proposals: int | None = None, device: torch.device | None = None
+    proposals: Sequence[Proposals], *, max_proposals: Count | None = None, device: torch.device | None = None
 ) -> Detections:
     """Proposals of B images as one padded batch of class 0, the input of ``Detector(images, proposals=)``.
 
@@ -92,10 +96,8 @@ def pad_proposals(
     >>> padded.boxes.shape, padded.valid.tolist()
     (torch.Size([2, 2, 4]), [[True, False], [True, True]])
     """
-    if not proposals or (max_proposals is not None and max_proposals < 1):
-        raise ValueError(
-            f"pad_proposals: {len(proposals)} images, max_proposals={max_proposals}; allowed is at least one of each"
-        )
+    if not proposals:
+        raise ValueError("pad_proposals: proposals of 0 images; allowed is at least 1")
     boxes, scores = zip(*(_rows(i, image) for i, image in enumerate(proposals)), strict=True)
     length = max_proposals or max(1, *map(len, boxes))
     counts = torch.tensor([min(len(rows), length) for rows in boxes])
@@ -109,14 +111,12 @@ def pad_proposals(
     return Detections._make(None if rows is None else rows.to(device) for rows in padded)
 
 
-def _check(image_ids: Sequence[int], sizes: Sequence[tuple[int, int]], count: int | None, unknown: str) -> None:
+def _check(image_ids: Sequence[int], sizes: Sequence[tuple[int, int]], unknown: str) -> None:
     if len(set(image_ids)) != len(image_ids) or len(sizes) != len(image_ids):
         raise ValueError(
             f"load_proposals: {len(image_ids)} image_ids, {len(set(image_ids))} of them different, and {len(sizes)} "
             "sizes; allowed are different ids, with a size for each"
         )
-    if count is not None and count < 1:
-        raise ValueError(f"load_proposals: max_proposals={count}; allowed is at least 1, or None for all")
     if unknown not in ("raise", "drop"):
         raise ValueError(f"load_proposals: unknown={unknown!r}; allowed is 'raise' or 'drop'")
 

@@ -12,6 +12,9 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 from torch.nn import functional as F
 
+from detkit._door import door
+from detkit._inputs import white_of
+from detkit._ranges import Count, NotNegative
 from detkit.proposals.hierarchy import Hierarchy, group
 from detkit.proposals.segments import segment, to_color_space
 from detkit.proposals.similarity import describe, pixel_bins
@@ -38,15 +41,16 @@ VIEWS = {
 """The modes: "fast" and "quality" as in the software that R-CNN used, with 8 and 80 hierarchies; "single" has one."""
 
 
+@door
 def selective_search(
     image: Shaped[Tensor, "3 H W"],
     *,
     mode: Mode = "fast",
     order: Order = "paper",
-    width: int | None = 500,
-    min_size: int | None = None,
-    min_side: float = 20.0,
-    max_proposals: int | None = None,
+    width: Count | None = 500,
+    min_size: Count | None = None,
+    min_side: NotNegative = 20.0,
+    max_proposals: Count | None = None,
     generator: torch.Generator | None = None,
 ) -> tuple[Float[Tensor, "N 4"], Float[Tensor, "N"]]:
     """Boxes (N, 4) xyxy in the image's pixels that may hold an object, best first, and their scores (N,) in (0, 1].
@@ -69,7 +73,7 @@ def selective_search(
     >>> sorted(boxes.tolist())
     [[0.0, 0.0, 80.0, 60.0], [20.0, 10.0, 60.0, 40.0]]
     """
-    _check(image, mode, order, {"width": width, "min_size": min_size, "max_proposals": max_proposals}, min_side)
+    _check(image, mode, order)
     pixels = _resized(image, width)
     ranked = [_ranked(hierarchy, order, generator) for hierarchy in hierarchies(pixels, mode=mode, min_size=min_size)]
     boxes = np.concatenate([rows for rows, _ in ranked])
@@ -117,7 +121,7 @@ def _best_of_equal(boxes: Float[np.ndarray, "R 4"], ranks: Float[np.ndarray, "R"
 
 def _resized(image: Shaped[Tensor, "3 H W"], width: int | None) -> Float[np.ndarray, "h w 3"]:
     """RGB in [0, 1], channels last."""
-    pixels = image.detach().cpu().to(torch.float32) / (1 if image.is_floating_point() else 255)
+    pixels = image.detach().cpu().to(torch.float32) / white_of(image.dtype, where="selective_search: image")
     if width is not None and width != image.shape[2]:
         size = (max(1, round(image.shape[1] * width / image.shape[2])), width)
         if size[0] * width > max(MAX_PIXELS, image[0].numel()):
@@ -129,21 +133,15 @@ def _resized(image: Shaped[Tensor, "3 H W"], width: int | None) -> Float[np.ndar
     return np.ascontiguousarray(pixels.permute(1, 2, 0).numpy())
 
 
-def _check(image: Tensor, mode: str, order: str, counts: dict[str, int | None], min_side: float) -> None:
+def _check(image: Tensor, mode: str, order: str) -> None:
     for name, value, allowed in (("mode", mode, get_args(Mode)), ("order", order, get_args(Order))):
         if value not in allowed:
             raise ValueError(f"selective_search: {name}={value!r}; allowed are {allowed}")
-    for name, count in counts.items():
-        if count is not None and count < 1:
-            raise ValueError(f"selective_search: {name}={count}; allowed is a positive number, or None")
-    if not min_side >= 0:
-        raise ValueError(f"selective_search: min_side={min_side}; allowed is a number of pixels from 0 on")
     if image.ndim != 3 or image.shape[0] != 3 or image.numel() == 0:
         raise ValueError(f"selective_search: image has shape {tuple(image.shape)}; allowed is RGB (3, height, width)")
-    if image.dtype != torch.uint8 and not (
-        image.is_floating_point() and float(image.min()) >= 0 and float(image.max()) <= 1
-    ):
+    white_of(image.dtype, where="selective_search: image")
+    if image.is_floating_point() and not (float(image.min()) >= 0 and float(image.max()) <= 1):
         raise ValueError(
             f"selective_search: image is {image.dtype} from {float(image.min()):g} to {float(image.max()):g}; "
-            "allowed is uint8, or floating point in [0, 1]"
+            "allowed are floats in [0, 1], uint8, uint16 and bool"
         )

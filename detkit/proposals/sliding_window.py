@@ -12,18 +12,21 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detkit._inputs import as_boxes, check_fraction
+from detkit._door import door
+from detkit._inputs import as_boxes
+from detkit._ranges import Count, Fraction, Positive, Whole
 from detkit.boxes import batched_nms
 from detkit.structures import Detection
 
-Size = int | tuple[int, int]
+Size = Count | tuple[Count, Count]
 
 CROPS_AT_ONCE = 256
 """Windows that a classifier sees in one batch: bounds the memory, changes nothing else."""
 
 
+@door
 def sliding_windows(
-    height: int, width: int, *, size: Size, stride: Size, aspect_ratios: Sequence[float] = (1.0,)
+    height: Whole, width: Whole, *, size: Size, stride: Size, aspect_ratios: Sequence[Positive] = (1.0,)
 ) -> Float[Tensor, "N 4"]:
     """Every window that lies wholly in an image, as xyxy boxes (N, 4) in whole pixels.
 
@@ -43,6 +46,7 @@ def sliding_windows(
     return torch.cat([_grid((height, width), window, steps) for window in windows])
 
 
+@door
 def scan_windows(
     network: nn.Module, image: Float[Tensor, "D H W"], *, size: Size, stride: Size
 ) -> tuple[Float[Tensor, "N 4"], Float[Tensor, "N C"]]:
@@ -74,6 +78,7 @@ def scan_windows(
     return boxes, logits[0].flatten(1).T[: len(boxes)]
 
 
+@door
 def crop_windows(
     classifier: nn.Module, image: Float[Tensor, "D H W"], boxes: Float[Tensor, "N 4"], *, size: Size
 ) -> Float[Tensor, "N C"]:
@@ -113,23 +118,20 @@ class SlidingWindow(nn.Module):
     [[[8.0, 4.0, 12.0, 8.0]]]
     """
 
+    @door
     def __init__(
         self,
         classifier: nn.Module,
         *,
         size: Size,
         stride: Size,
-        aspect_ratios: Sequence[float] = (1.0,),
-        scales: Sequence[float] = (1.0,),
-        score_threshold: float = 0.5,
-        iou_threshold: float = 0.3,
-        max_detections: int = 100,
+        aspect_ratios: Sequence[Positive] = (1.0,),
+        scales: Sequence[Positive] = (1.0,),
+        score_threshold: Fraction = 0.5,
+        iou_threshold: Fraction = 0.3,
+        max_detections: Count = 100,
     ) -> None:
         super().__init__()
-        check_fraction(score_threshold, name="score_threshold", function="SlidingWindow")
-        check_fraction(iou_threshold, name="iou_threshold", function="SlidingWindow")
-        if max_detections < 1:
-            raise ValueError(f"SlidingWindow: max_detections={max_detections}; allowed is at least 1")
         self.classifier = classifier
         self.size = _pair(size, name="size", function="SlidingWindow")
         self.stride = _pair(stride, name="stride", function="SlidingWindow")
@@ -137,6 +139,7 @@ class SlidingWindow(nn.Module):
         self.score_threshold, self.iou_threshold = score_threshold, iou_threshold
         self.max_detections = max_detections
 
+    @door
     @torch.no_grad()
     def forward(
         self, images: Sequence[Float[Tensor, "D _ _"]], *, scores_by: Literal["crops", "scan"] = "crops"

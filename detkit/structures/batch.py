@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
+from detkit._door import door
 from detkit._inputs import as_tensor
 
 NEGATIVE = -1
@@ -85,6 +86,7 @@ class Detections(NamedTuple):
     image_scores: Float[Tensor, "B ..."] | None = None
 
     @staticmethod
+    @door
     def padded(
         boxes: Float[Tensor, "B K 4"],
         scores: Float[Tensor, "B K"],
@@ -113,6 +115,7 @@ class Anchors(NamedTuple):
     counts: Sequence[Any]
 
     @staticmethod
+    @door
     def of(boxes: "Anchors | Shaped[Tensor, '*B N 4']") -> "Anchors":
         """Anchors as they are; plain boxes as those of one level, each in a cell of its own size.
 
@@ -169,6 +172,7 @@ class ClaimedAssignment(NamedTuple):
     claims: Int[Tensor, "B T"]
 
 
+@door
 def take_rows(values: Shaped[Tensor, "B N ..."], rows: Int[Tensor, "B K"]) -> Shaped[Tensor, "B K ..."]:
     """The rows (B, K, ...) of ``values`` (B, N, ...) that the indices ``rows`` (B, K) name, image by image.
 

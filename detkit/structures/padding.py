@@ -9,12 +9,16 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from detkit._door import door
 from detkit._inputs import first_bad, read_tensor
+from detkit._ranges import Count, Finite, Whole
 from detkit.structures.batch import Images, Targets
 from detkit.structures.fields import FIELDS, Field, Target, read_truth
+from detkit.structures.labels import check_weights
 
 
-def batch_images(images: Sequence[Float[Tensor, "D _ _"]], *, multiple_of: int = 1) -> Images:
+@door
+def batch_images(images: Sequence[Float[Tensor, "D _ _"]], *, multiple_of: Count = 1) -> Images:
     """Stack images of different sizes into one batch, zero-padded at the right and at the bottom.
 
     images: B tensors (D, H, W) with one D. ``multiple_of`` rounds height and width up, for trunks that halve often.
@@ -38,14 +42,16 @@ def batch_images(images: Sequence[Float[Tensor, "D _ _"]], *, multiple_of: int =
     return Images(torch.stack(padded), sizes, sizes)
 
 
-def read_target(target: Mapping[str, Any], *, where: str = "target") -> Target:
+@door
+def read_target(target: Mapping[str, Any], *, where: str = "target", size: Sequence[Whole] | None = None) -> Target:
     """The ground truth of one image, checked: what :data:`FIELDS` knows as plain tensors, the rest as it came.
 
     NumPy arrays and nested lists of numbers are taken, and so are entries that are None: they are not there. A target
     with nothing but entries of the image (torchvision's wrapper gives ``image_id`` alone) is one without objects.
     Empty entries of objects may have any shape. Raises ValueError naming ``where``, the entry and what came: a key that
-    is nearly a known one, another shape than the table's, another number of rows than boxes, and labels or identities
-    that are no whole numbers; TypeError for what holds no numbers.
+    is nearly a known one, another shape than the table's, another number of rows than boxes, labels or identities
+    that are no whole numbers, weights that are negative or not finite; with ``size``, the image's (height, width),
+    masks and segmentations of another, and BoundingBoxes on another canvas. TypeError for what holds no numbers.
 
     >>> sorted(read_target({"image_id": 7, "masks": None}))
     ['boxes', 'image_id', 'labels']
@@ -59,7 +65,10 @@ def read_target(target: Mapping[str, Any], *, where: str = "target") -> Target:
             raise ValueError(f"{where}: no {key!r} among {sorted(entries)}; an image without objects has boxes (0, 4)")
     for key in entries.keys() & FIELDS.keys():
         if FIELDS[key].of == "object" or FIELDS[key].inside:
+            canvas = getattr(entries[key], "canvas_size", None)
             entries[key] = _read(entries[key], key, FIELDS[key], where)
+            if size is not None:
+                _check_size(entries[key], key, canvas, tuple(size), where)
     boxes = tuple(entries["boxes"].shape)
     for key in (key for key in entries if key in FIELDS and FIELDS[key].of == "object"):
         if len(entries[key]) != boxes[0]:
@@ -68,6 +77,7 @@ def read_target(target: Mapping[str, Any], *, where: str = "target") -> Target:
     return cast(Target, entries)
 
 
+@door
 def pad_targets(targets: Sequence[Target], *, device: torch.device | None = None) -> Targets:
     """Pad the targets of B images to one length T, the next power of two, so that compiled code sees few shapes.
 
@@ -98,7 +108,8 @@ def pad_targets(targets: Sequence[Target], *, device: torch.device | None = None
     return Targets._make(None if rows is None else rows.to(device) for rows in padded)
 
 
-def pad_rows(rows: Sequence[Tensor], length: int, *, fill: float = 0) -> Tensor:
+@door
+def pad_rows(rows: Sequence[Tensor], length: Whole, *, fill: Finite = 0) -> Tensor:
     """Tensors ``(N_i, *S_i)`` of B images as one ``(B, length, *S)``, S the largest of each; more rows are cut.
 
     The result is of the widest type of all, so that no image rounds another's numbers.
@@ -139,6 +150,8 @@ def _read(values: Any, key: str, field: Field, where: str) -> Tensor:
     if not fits and field.shape != ("...",):
         allowed = ", ".join(map(str, field.shape)) + ("," if len(field.shape) == 1 else "")
         raise ValueError(f"{where}: {key} have shape {tuple(tensor.shape)}; allowed is ({allowed})")
+    if key == "weights":
+        check_weights(tensor, function=where)
     if field.holds == "integers" and tensor.is_floating_point():
         bad = tensor != tensor.round()  # NaN is not equal to itself; infinity has no int64
         bad |= torch.isinf(tensor)
@@ -147,6 +160,17 @@ def _read(values: Any, key: str, field: Field, where: str) -> Tensor:
             place = ", ".join(map(str, index))
             raise ValueError(f"{where}: {key}[{place}]={tensor[index].item():g} must be a whole number")
     return tensor
+
+
+def _check_size(values: Tensor, key: str, canvas: Any, size: tuple[int, ...], where: str) -> None:
+    """Raise ValueError for pixels, or boxes that say what canvas they lie on, of another size than the image."""
+    pixels = FIELDS[key].moves == "map" or (FIELDS[key].moves == "masks" and len(values))
+    found = tuple(values.shape[-2:]) if pixels else canvas
+    if found is not None and tuple(found) != size:
+        raise ValueError(
+            f"{where}: {key} of height and width {tuple(found)} for an image of {size}; "
+            "allowed is the size of the image"
+        )
 
 
 def _column(key: str, field: Field, targets: Sequence[Target], counts: Sequence[int], length: int) -> Tensor | None:

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from detkit._inputs import check_fraction, full_checks
+from detkit._door import door
+from detkit._inputs import full_checks
+from detkit._ranges import Fraction
 from detkit._wrappers import unwrapped
 from detkit.tricks.finite import largest
 
@@ -44,8 +46,8 @@ class ExponentialMovingAverage(AveragedModel):
     (tensor([[3.]]), 3)
     """
 
-    def __init__(self, model: nn.Module, decay: float = 0.9998, *, warmup: bool = True) -> None:
-        check_fraction(decay, name="decay", function="ExponentialMovingAverage")
+    @door
+    def __init__(self, model: nn.Module, decay: Fraction = 0.9998, *, warmup: bool = True) -> None:
         super().__init__(unwrapped(model), multi_avg_fn=self._average, use_buffers=True)
         self.decay = decay
         self.warmup = warmup

@@ -6,16 +6,18 @@ from dataclasses import dataclass
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from detkit._inputs import check_fraction
+from detkit._door import door
+from detkit._ranges import Count, Fraction, Whole
 
 
+@door
 def warmup_cosine(
     optimizer: Optimizer,
     *,
-    warmup_steps: int,
-    total_steps: int,
-    start_factor: float = 0.0,
-    final_factor: float = 0.0,
+    warmup_steps: Whole,
+    total_steps: Count,
+    start_factor: Fraction = 0.0,
+    final_factor: Fraction = 0.0,
 ) -> LRScheduler:
     """Linear warm-up to the optimizer's learning rate, then a cosine down; call ``step()`` after each optimizer step.
 
@@ -44,8 +46,6 @@ def warmup_cosine(
             f"warmup_cosine: warmup_steps={warmup_steps} and total_steps={total_steps} must satisfy "
             "0 <= warmup_steps < total_steps: total_steps counts the warm-up too"
         )
-    check_fraction(start_factor, name="start_factor", function="warmup_cosine")
-    check_fraction(final_factor, name="final_factor", function="warmup_cosine")
     return LambdaLR(optimizer, _WarmupCosine(warmup_steps, total_steps, start_factor, final_factor))
 
 

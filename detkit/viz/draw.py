@@ -13,10 +13,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float, Int, Shaped
+from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from torch import Tensor
 
-from detkit._inputs import check_fraction, first_bad, read_tensor
+from detkit._door import door
+from detkit._inputs import check_fraction, first_bad, read_tensor, white_of
+from detkit._ranges import Count, Fraction, Whole
 from detkit.structures import Detection, Target, read_truth
 
 if TYPE_CHECKING:
@@ -39,7 +42,8 @@ _DARK: Color = (20, 20, 20)
 _SMALLEST_SIDE = 480  # pixels of the longer side up to which a picture is enlarged: below, text hides the objects
 
 
-def class_color(label: int) -> Color:
+@door
+def class_color(label: Whole) -> Color:
     """Red, green, blue of a class in 0..255: seven colors, then the same lighter, then darker, then from the start.
 
     >>> class_color(0), class_color(7), class_color(21) == class_color(0)
@@ -51,24 +55,25 @@ def class_color(label: int) -> Color:
     return red, green, blue
 
 
+@door
 def draw_detections(
     image: Shaped[Tensor, "D H W"] | Image.Image,
     detections: Detection | Target,
     *,
     categories: Sequence[str] | None = None,
-    score_threshold: float = 0.3,
-    mask_alpha: float = 0.4,
+    score_threshold: Fraction = 0.3,
+    mask_alpha: Fraction = 0.4,
     skeleton: Sequence[tuple[int, int]] = (),
-    enlarge: int | None = None,
+    enlarge: Count | None = None,
 ) -> Image.Image:
     """The image as an RGB picture with boxes, categories and scores, and masks and keypoints if there are any.
 
-    image: (1 or 3, H, W), uint8 or float in [0, 1], or a Pillow image. detections: one image's :class:`Detection`, or
-    a :class:`Target`, which has no scores. boxes (K, 4) xyxy pixels of the image; labels (K,) index ``categories``;
-    scores (K,): those below ``score_threshold`` are left out; masks (K, H, W) or (K, 1, H, W), bool or integers, or
-    floats, foreground above 0.5; keypoints (K, P, 3): those with a third value of 0 are left out, ``skeleton`` lists
-    the pairs to connect. ``enlarge`` multiplies the picture's size, turning every pixel into a square; by default a
-    picture under 480 pixels is enlarged to at least that. Nothing else is resized.
+    image: (1 or 3, H, W), uint8, uint16, bool or float in [0, 1], or a Pillow image. detections: one image's
+    :class:`Detection`, or a :class:`Target`, which has no scores. boxes (K, 4) xyxy pixels of the image; labels (K,)
+    index ``categories``; scores (K,): those below ``score_threshold`` are left out; masks (K, H, W) or (K, 1, H, W),
+    bool or integers, or floats, foreground above 0.5; keypoints (K, P, 3): those with a third value of 0 are left out,
+    ``skeleton`` lists the pairs to connect. ``enlarge`` multiplies the picture's size, turning every pixel into a
+    square; by default a picture under 480 pixels is enlarged to at least that. Nothing else is resized.
 
     Raises ValueError for shapes that disagree (masks of another size than the image included), values out of their
     range, boxes that are inverted or not finite, and labels without a category.
@@ -77,7 +82,6 @@ def draw_detections(
     >>> draw_detections(torch.zeros(3, 64, 96), found, categories=["cat", "dog"]).size
     (480, 320)
     """
-    check_fraction(mask_alpha, name="mask_alpha", function="draw_detections")
     picture, factor = _picture(image, enlarge)
     objects = _objects(detections, score_threshold, (picture.height // factor, picture.width // factor))
     if objects.masks is not None:
@@ -88,13 +92,14 @@ def draw_detections(
     return picture
 
 
+@door
 def draw_boxes(
     image: Shaped[Tensor, "D H W"] | Image.Image,
-    boxes: Float[Tensor, "K 4"],
+    boxes: Float[Tensor, "K 4"] | ArrayLike,
     *,
-    labels: Int[Tensor, " K"] | None = None,
+    labels: Int[Tensor, " K"] | ArrayLike | None = None,
     texts: Sequence[str] | None = None,
-    enlarge: int | None = None,
+    enlarge: Count | None = None,
 ) -> Image.Image:
     """The image as an RGB picture with any boxes: anchors, proposals, crops.
 
@@ -105,7 +110,8 @@ def draw_boxes(
     (400, 500)
     """
     picture, factor = _picture(image, enlarge)
-    colors = torch.zeros(len(boxes), dtype=torch.int64) if labels is None else labels
+    boxes = read_tensor(boxes, where="draw_boxes: boxes", form="XYXY")
+    colors: Any = torch.zeros(len(boxes), dtype=torch.int64) if labels is None else labels
     if texts is not None and len(texts) != len(boxes):
         raise ValueError(f"draw_boxes: {len(texts)} texts for {len(boxes)} boxes; each box needs its own")
     objects = _objects({"boxes": boxes, "labels": colors}, 0.0, (picture.height // factor, picture.width // factor))
@@ -113,15 +119,16 @@ def draw_boxes(
     return picture
 
 
+@door
 def side_by_side(
     images: Sequence[Tensor | Image.Image],
     truths: Sequence[Target],
     detections: Sequence[Detection],
     *,
     categories: Sequence[str] | None = None,
-    score_threshold: float = 0.3,
-    columns: int = 1,
-    enlarge: int | None = None,
+    score_threshold: Fraction = 0.3,
+    columns: Count = 1,
+    enlarge: Count | None = None,
 ) -> Image.Image:
     """One picture of many images, each as "truth | prediction" with counts above it, ``columns`` pairs per row.
 
@@ -132,10 +139,10 @@ def side_by_side(
     >>> side_by_side([torch.zeros(3, 96, 96)], [empty], [{**empty, "scores": torch.zeros(0)}]).width
     984
     """
-    if not len(images) == len(truths) == len(detections) or not images or columns < 1:
+    if not len(images) == len(truths) == len(detections) or not images:
         raise ValueError(
-            f"side_by_side: {len(images)} images, {len(truths)} truths, {len(detections)} detections, "
-            f"columns={columns}; allowed are equal lengths and columns of at least 1"
+            f"side_by_side: {len(images)} images, {len(truths)} truths, {len(detections)} detections; "
+            "allowed are equal lengths of at least 1"
         )
     cells = []
     for image, truth, found in zip(images, truths, detections, strict=True):
@@ -214,6 +221,8 @@ def _checked_rows(entries: Mapping[str, Any], size: tuple[int, int]) -> dict[str
     for key, value in rows.items():
         _check_shape(key, tuple(value.shape), len(rows["boxes"]), size)
     rows |= {key: rows[key].double() for key in ("boxes", "scores", "keypoints") if key in rows}
+    if "keypoints" in rows:
+        rows["keypoints"] = torch.where(rows["keypoints"][..., 2:] == 0, 0, rows["keypoints"])  # what is not labeled
     for key in ("boxes", "scores", "keypoints"):
         if key in rows:
             _check_values(key, rows[key])
@@ -272,9 +281,9 @@ def _picture_of_tensor(image: Tensor) -> Image.Image:
                 f"draw_detections: image has values from {low:.4g} to {high:.4g}; allowed are floats in [0, 1] "
                 "(undo the normalization first) or uint8"
             )
-        values = (values.float().clamp(0, 1) * 255).round().to(torch.uint8)
+    white = white_of(values.dtype, where="draw_detections: image")
     if values.dtype != torch.uint8:
-        raise ValueError(f"draw_detections: image has dtype {values.dtype}; allowed are uint8 and floats in [0, 1]")
+        values = ((values.to(torch.float32) / white).clamp(0, 1) * 255).round().to(torch.uint8)
     return Image.fromarray(values.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy())
 
 
@@ -320,14 +329,14 @@ def _paint_boxes(picture: Image.Image, boxes: np.ndarray, labels: Sequence[int],
     for (x1, y1, x2, y2), label in reversed(list(zip(edges, labels, strict=True))):
         draw.rectangle((x1 - 1, y1 - 1, max(x1, x2) + 1, max(y1, y2) + 1), outline=_DARK, width=stroke + 2)
         draw.rectangle((x1, y1, x2, y2), outline=class_color(label), width=stroke)
-    sizes = [_text_size(font, text) for text in texts]
-    places = _places(edges, sizes, picture.size)
-    for place, label, text in reversed(list(zip(places, labels, texts, strict=True))):
-        if text:
-            color = class_color(label)
-            draw.rectangle(place, fill=color)
-            light = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2] > 125
-            draw.text((place[0] + 2, place[1] + 1), text, fill=_DARK if light else (255, 255, 255), font=font)
+    written = [(edge, label, text) for edge, label, text in zip(edges, labels, texts, strict=True) if text]
+    sizes = [_text_size(font, text) for _, _, text in written]
+    places = _places([edge for edge, _, _ in written], sizes, picture.size)
+    for place, (_, label, text) in reversed(list(zip(places, written, strict=True))):
+        color = class_color(label)
+        draw.rectangle(place, fill=color)
+        light = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2] > 125
+        draw.text((place[0] + 2, place[1] + 1), text, fill=_DARK if light else (255, 255, 255), font=font)
 
 
 def _pixels(box: np.ndarray, picture: Image.Image) -> Rectangle:
@@ -347,11 +356,14 @@ def _places(edges: Sequence[Rectangle], sizes: Sequence[tuple[int, int]], size: 
     """The position of each text, best first: at a corner of its box, in the picture, with the least overlap with
     earlier ones."""
     placed: list[Rectangle] = []
+    width, height = (max([size[axis], *(text[axis] for text in sizes)]) for axis in (0, 1))
+    covered = np.zeros((height, width), dtype=np.int32)  # by how many texts: their overlap without going through them
     for (x1, y1, x2, y2), (width, height) in zip(edges, sizes, strict=True):
         corners = [(x1, y1 - height), (x2 - width, y1 - height), (x1, y2 + 1), (x2 - width, y2 + 1)]
         corners += [(x1, y1), (x2 - width, y1), (x1, y2 - height), (x2 - width, y2 - height)]
         choices = [_inside(x, y, width, height, size) for x, y in corners]
-        placed.append(min(choices, key=lambda choice: sum(_overlap(choice, other) for other in placed)))
+        placed.append(min(choices, key=lambda choice: covered[_area(choice)].sum()))
+        covered[_area(placed[-1])] += 1
     return placed
 
 
@@ -360,10 +372,8 @@ def _inside(x: int, y: int, width: int, height: int, size: tuple[int, int]) -> R
     return left, top, left + width - 1, top + height - 1
 
 
-def _overlap(first: Rectangle, second: Rectangle) -> int:
-    width = min(first[2], second[2]) - max(first[0], second[0]) + 1
-    height = min(first[3], second[3]) - max(first[1], second[1]) + 1
-    return max(0, width) * max(0, height)
+def _area(place: Rectangle) -> tuple[slice, slice]:
+    return slice(place[1], place[3] + 1), slice(place[0], place[2] + 1)
 
 
 def _paint_keypoints(

@@ -11,12 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from detkit._door import door
 from detkit.viz.draw import PALETTE
 
 if TYPE_CHECKING:
     import matplotlib.figure
 
 
+@door
 def plot_precision_recall(
     curves: Mapping[str, tuple[Sequence[float] | Tensor | np.ndarray, Sequence[float] | Tensor | np.ndarray]],
     *,

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from detkit._door import door
+from detkit._ranges import Count
 from detkit.anchors import HungarianMatcher
 from detkit.detectors import Detector
 from detkit.losses.set_prediction import SetPredictionLoss
@@ -14,7 +16,8 @@ from detkit.weights.torchvision_trunk import Rename, state_to_ours, state_to_the
 _BACKBONE = "backbone.0.body."
 
 
-def detr_from_facebook(state: Mapping[str, Tensor], *, heads: int = 8, dilated: bool = False) -> Detector:
+@door
+def detr_from_facebook(state: Mapping[str, Tensor], *, heads: Count = 8, dilated: bool = False) -> Detector:
     """A Detector with the weights of facebook's DETR: ``checkpoint["model"]`` as released, or trained with its code.
 
     All sizes, pre- or post-norm, and the kind of positions are read from ``state``; ``heads`` and ``dilated`` (DC5)

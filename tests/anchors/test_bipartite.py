@@ -92,6 +92,13 @@ def test_targets_of_the_anchor_chapter():
 )
 def test_tables_full_of_ties_match_as_the_flat_argmax_loop(table, negative, force):
     ours = match_table(table, negative_iou=negative, force_match_zero=force)
+    with pytest.MonkeyPatch.context() as patch:  # as on a device, and with no more than a pair at a time
+        patch.setattr(bipartite, "greedy_claims", lambda rows, **rule: bipartite._claims_in_turn(rows, *rule.values()))
+        device = match_table(table, negative_iou=negative, force_match_zero=force)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bipartite, "_PAIRS_AT_ONCE", 1)
+        assert match_table(table, negative_iou=negative, force_match_zero=force).matched.equal(ours.matched)
+    assert device.matched.equal(ours.matched)
     assert ours.matched[0].tolist() == slow_match(torch.tensor(table).T, 0.5, negative, force)
 
 
@@ -144,7 +151,7 @@ def test_many_objects_in_one_place_take_ever_worse_anchors(way):
 def test_all_ways_through_the_search_agree(monkeypatch, greedy):
     anchors, images = random_boxes(3000, seed=1), [random_boxes(12, seed=2 + i) for i in range(4)]
     targets, matcher = targets_of(*images), BipartiteMatcher(positive_iou=0.6, negative_iou=0.4, greedy=greedy)
-    assert groups.worth_searching(targets.valid, anchors)
+    monkeypatch.setattr(groups, "_SMALLEST_SEARCH", 1)
     expected = matcher(anchors, targets)
     for place, name, value in (
         (groups, "_SMALLEST_SEARCH", 2**60),
@@ -158,6 +165,18 @@ def test_all_ways_through_the_search_agree(monkeypatch, greedy):
         assert torch.equal(found.quality, expected.quality)
     monkeypatch.setattr(bipartite, "overlap_matrix", None)
     assert torch.equal(matcher(anchors, targets).matched, expected.matched)
+
+
+def test_objects_that_all_want_the_same_anchors_need_few_steps(monkeypatch):
+    """300 that claim 300: each step settles all pairs of a level, none takes the objects one by one."""
+    steps, offers = [], bipartite.accepted_offers
+    monkeypatch.setattr(bipartite, "accepted_offers", lambda *rows: steps.append(len(rows[1])) or offers(*rows))
+    monkeypatch.setattr(bipartite, "_PAIRS_AT_ONCE", 5000)
+    overlaps = torch.rand(1, 300, 300, generator=torch.Generator().manual_seed(0)) / 9 + torch.linspace(0.1, 0.8, 300)
+    claimed = bipartite.greedy_claims(overlaps)
+    assert claimed.equal(bipartite._claims_in_turn(overlaps, False))
+    assert len(steps) < 20
+    assert sum(steps) < 100_000
 
 
 def test_random_boxes_match_as_the_flat_argmax_loop_and_as_torchvision(way):

@@ -37,7 +37,7 @@ def test_an_anchor_fits_the_object_with_the_highest_overlap_then_the_lower_row()
 
 def test_searching_is_worth_it_for_many_pairs_with_shared_anchors():
     objects = torch.ones(2, 64).bool()
-    assert worth_searching(objects, torch.zeros(1024, 4))
-    assert not worth_searching(objects, torch.zeros(1023, 4))
-    assert not worth_searching(objects, torch.zeros(2, 1024, 4))
-    assert not worth_searching(objects.to("meta"), torch.zeros(1024, 4, device="meta"))
+    assert worth_searching(objects, torch.zeros(8192, 4))
+    assert not worth_searching(objects, torch.zeros(8191, 4))
+    assert not worth_searching(objects, torch.zeros(2, 8192, 4))
+    assert not worth_searching(objects.to("meta"), torch.zeros(8192, 4, device="meta"))

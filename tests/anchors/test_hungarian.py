@@ -397,7 +397,7 @@ def test_full_checks_name_a_prediction_that_is_not_finite(monkeypatch, field):
         ("class_weight=-1 must be at least 0 and finite", {"class_weight": -1}),
         ("l1_weight=nan must be at least 0", {"l1_weight": math.nan}),
         ("giou_weight=inf must be at least 0 and finite", {"giou_weight": math.inf}),
-        ("alpha=-0.1 must be at least 0", {"alpha": -0.1}),
+        ("alpha=-0.1 must lie in \\[0, 1\\]", {"alpha": -0.1}),
         ("gamma=-2 must be at least 0", {"gamma": -2}),
     ],
 )

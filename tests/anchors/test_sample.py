@@ -125,7 +125,7 @@ def label_rows(images: int = 2, most: int = 30):
     )
 
 
-@given(labels=label_rows(), count=st.integers(0, 20), fraction=st.sampled_from([0.0, 0.25, 0.3, 0.5, 1.0]))
+@given(labels=label_rows(), count=st.integers(1, 20), fraction=st.sampled_from([0.0, 0.25, 0.3, 0.5, 1.0]))
 def test_each_image_gets_the_positives_of_its_quota_and_is_filled_with_negatives(labels, count, fraction):
     chosen = BalancedSampler(count, positive_fraction=fraction)(labels)
     positives = [min(n, int(count * fraction)) for n in (labels >= 0).sum(1).tolist()]
@@ -135,7 +135,7 @@ def test_each_image_gets_the_positives_of_its_quota_and_is_filled_with_negatives
     assert chosen.dtype == torch.bool
 
 
-@given(labels=label_rows(), count=st.integers(0, 20), fraction=st.floats(0, 1))
+@given(labels=label_rows(), count=st.integers(1, 20), fraction=st.floats(0, 1))
 def test_as_many_of_each_are_taken_as_torchvision_takes(labels, count, fraction):
     peer = BalancedPositiveNegativeSampler(count, fraction)
     theirs = peer(list(torch.where(labels >= 0, 1, torch.where(labels == -1, 0, -1))))
@@ -143,7 +143,7 @@ def test_as_many_of_each_are_taken_as_torchvision_takes(labels, count, fraction)
     assert counts(BalancedSampler(count, positive_fraction=fraction)(labels), labels) == expected
 
 
-@given(labels=label_rows(), count=st.integers(0, 20), seed=st.integers(0, 9))
+@given(labels=label_rows(), count=st.integers(1, 20), seed=st.integers(0, 9))
 def test_one_state_of_the_generator_gives_one_choice(labels, count, seed):
     sampler = BalancedSampler(count)
     once, again = (sampler(labels, generator=torch.Generator().manual_seed(seed)) for _ in range(2))
@@ -212,7 +212,7 @@ def test_the_defaults_are_those_of_rpn():
 @pytest.mark.parametrize(
     ("message", "options"),
     [
-        ("BalancedSampler: count=-1 0", {"count": -1}),
+        ("BalancedSampler: count=-1 1", {"count": -1}),
         ("BalancedSampler: positive_fraction=1.5 [0, 1]", {"positive_fraction": 1.5}),
         ("BalancedSampler: positive_fraction=nan [0, 1]", {"positive_fraction": float("nan")}),
     ],
@@ -236,7 +236,7 @@ def test_losses_and_labels_of_differing_shapes_are_refused():
     )
 
 
-@given(labels=label_rows(), count=st.integers(0, 20), fraction=st.sampled_from([0.0, 0.25, 0.5, 1.0]))
+@given(labels=label_rows(), count=st.integers(1, 20), fraction=st.sampled_from([0.0, 0.25, 0.5, 1.0]))
 def test_rows_of_a_choice_are_its_positives_then_its_negatives(labels, count, fraction):
     sampler = BalancedSampler(count, positive_fraction=fraction)
     chosen = sampler(labels)

@@ -16,9 +16,11 @@ from detkit.boxes import box_iou
 from detkit.structures import IGNORED, NEGATIVE, Targets
 
 
-@pytest.fixture(params=["matrix", "search"])
+@pytest.fixture(params=["matrix", "batch", "search"])
 def way(request, monkeypatch):
-    """Both ways to the result, on inputs of any size."""
+    """All ways to the result, on inputs of any size: of an image, of a batch as on a device, by search."""
+    if request.param == "batch":
+        monkeypatch.setattr(threshold, "_compare", threshold._compare_batch)
     monkeypatch.setattr(groups, "_SMALLEST_SEARCH", 1 if request.param == "search" else 2**60)
     return request.param
 
@@ -132,7 +134,7 @@ def retinanet_anchors(extent: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("seed", range(48))
-def test_batches_as_retinanet_has_them_match_as_in_torchvision_ties_included(seed):
+def test_batches_as_retinanet_has_them_match_as_in_torchvision_ties_included(monkeypatch, seed):
     generator = torch.Generator().manual_seed(seed)
     anchors = retinanet_anchors(224 + 32 * (seed % 3))
     if seed % 2:
@@ -141,7 +143,7 @@ def test_batches_as_retinanet_has_them_match_as_in_torchvision_ties_included(see
         whole_boxes(1 + (seed + 5 * i) % 17, generator, extent=220, longest=(9, 60, 200)[i % 3]) for i in range(4)
     ]
     images = [torch.cat((rows, rows[: len(rows) // 2], anchors[i : i + 2])) for i, rows in enumerate(images)]
-    assert groups.worth_searching(targets_of(*images).valid, anchors)
+    monkeypatch.setattr(groups, "_SMALLEST_SEARCH", 1)
     found = ThresholdMatcher()(anchors, targets_of(*images)).matched
     for row, rows in zip(found, images, strict=True):
         assert torch.equal(row, torchvision_match(torchvision_box_iou(rows, anchors)))
@@ -256,9 +258,9 @@ def test_all_ways_through_the_search_agree(monkeypatch):
         (matrix, "_ENTRIES", {"cpu": 5000}),
         (groups, "_OBJECTS_TOGETHER", 20),
         (overlap_index, "_MOST_LEAVES", 0),
-        (search, "_ROWS_AT_ONCE", 3),
     ):
         with monkeypatch.context() as patch:
+            patch.setattr(groups, "_SMALLEST_SEARCH", 1)
             patch.setattr(module, name, value)
             if name == "_ENTRIES":
                 patch.setattr(groups, "_SMALLEST_SEARCH", 2**60)
@@ -267,9 +269,35 @@ def test_all_ways_through_the_search_agree(monkeypatch):
         assert torch.equal(found.quality, expected.quality)
 
 
+@pytest.mark.parametrize("entries", [2**20, 700], ids=["whole", "in pieces"])
+def test_tiny_objects_that_tie_on_many_anchors_match_as_in_torchvision(way, monkeypatch, entries):
+    """Each has its highest IoU, far below the thresholds, with every smallest anchor around it."""
+    monkeypatch.setattr(matrix, "_ENTRIES", {"cpu": entries})
+    anchors, images = retinanet_anchors(64), [random_boxes(60, seed=seed, extent=60) for seed in (0, 1)]
+    images = [torch.cat((rows[:, :2], rows[:, :2] + 2), dim=1).round() for rows in images]
+    found = ThresholdMatcher()(anchors, targets_of(*images))
+    for image, rows in enumerate(images):
+        overlaps = torchvision_box_iou(rows, anchors)
+        assert torch.equal(found.matched[image], torchvision_match(overlaps))
+        assert (found.matched[image] >= 0).sum() > 100
+        best = torch.where(found.matched[image] >= 0, overlaps.amax(0), 0)
+        assert torch.equal(found.quality[image], best)
+
+
+def test_anchors_that_a_tiny_object_claims_are_compared_with_all_objects_only_once(monkeypatch):
+    """Once for each anchor, not for each pair of an object and an anchor: that was objects squared."""
+    monkeypatch.setattr(groups, "_SMALLEST_SEARCH", 1)
+    seen, count = [], search.best_matches
+    monkeypatch.setattr(search, "best_matches", lambda rows, own: seen.append(own.area.numel()) or count(rows, own))
+    anchors, rows = retinanet_anchors(64), random_boxes(60, extent=60)
+    ThresholdMatcher()(anchors, targets_of(torch.cat((rows[:, :2], rows[:, :2] + 2), dim=1)))
+    assert 0 < sum(seen) <= len(anchors)
+
+
 def test_large_batches_never_make_the_matrix(monkeypatch):
     anchors, targets = retinanet_batch()
-    monkeypatch.setattr(threshold, "overlap_matrix", None)
+    monkeypatch.setattr(groups, "_SMALLEST_SEARCH", 1)
+    monkeypatch.setattr(threshold, "_compare", lambda *rows, **rule: pytest.fail("the matrix"))
     found = ThresholdMatcher(positive_iou=0.5, negative_iou=0.4)(anchors, targets)
     assert (found.matched >= 0).any(1).all()
 

@@ -72,7 +72,7 @@ def test_it_learns_to_tell_two_textures_apart():
         ({"levels": ()}, r"levels=\(\) must be ascending"),
         ({"levels": (1, 0)}, r"levels=\(1, 0\)"),
         ({"levels": (1, 1)}, r"levels=\(1, 1\)"),
-        ({"levels": (-1,)}, r"levels=\(-1,\)"),
+        ({"levels": (-1,)}, r"levels\[0\]=-1"),
         ({"levels": (2,)}, r"indices into channels=\(8, 16\)"),
         ({"stem_stride": 8}, "stem_stride=8 must be 2 or 4"),
         ({"blocks": 0}, "blocks=0 must be at least 1"),

@@ -78,7 +78,7 @@ def test_the_plain_vgg_taps_the_last_activation_of_each_stage(batch_norm):
 
 @pytest.mark.parametrize("levels", [(), (1, 0), (2, 2), (5,), (-1, 2)])
 def test_levels_that_vgg_has_not_are_refused(levels):
-    with pytest.raises(ValueError, match=r"ascending.*0\.\.4"):
+    with pytest.raises(ValueError, match=r"^vgg_backbone: levels"):
         vgg_backbone(vgg_features((1, 1, 1, 1, 1)), levels=levels)
 
 

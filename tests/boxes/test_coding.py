@@ -122,7 +122,9 @@ def test_a_batch_equals_a_loop_and_no_boxes_give_no_deltas():
     "weights", [(1.0, 1.0, 1.0), (1.0, 1.0, 1.0, 0.0), (1.0, -1.0, 1.0, 1.0), (1.0, math.nan, 1.0, 1.0)]
 )
 def test_weights_must_be_four_positive_numbers(weights):
-    assert_refused(f"DeltaCoder: scale={weights} (x, y, w, h) 1e-12 1e12", DeltaCoder, weights)
+    wrong = [place for place, weight in enumerate(weights) if not weight > 0]
+    said = f"scale[{wrong[0]}]={weights[wrong[0]]} above 0" if wrong else f"scale={weights} (x, y, w, h) 1e-12 1e12"
+    assert_refused(f"DeltaCoder: {said}", DeltaCoder, weights)
 
 
 def test_the_weights_are_a_setting_and_not_learned():
@@ -530,7 +532,7 @@ def test_delta_coders_settings_that_make_no_sense_are_refused(settings):
     assert_refused(f"DeltaCoder: {name}={value} 0", DeltaCoder, **settings)
 
 
-@pytest.mark.parametrize("weight", [1e-46, 1e300, 0.0, -1.0, math.nan])
+@pytest.mark.parametrize("weight", [1e-46, 1e300])
 def test_weights_that_float32_cannot_work_with_are_refused(weight):
     with pytest.raises(ValueError, match=r"\(x, y, w, h\).*1e-12.*1e12$"):
         DeltaCoder((weight, 1, 1, 1))

@@ -111,7 +111,7 @@ def test_a_state_of_another_sampler_is_refused(change):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [({"length": -1}, "length=-1"), ({"seed": -1}, "seed=-1"), ({"rank": 2, "world_size": 2}, "rank=2")]
-    + [({"rank": -1, "world_size": 2}, "rank=-1"), ({"rank": 0, "world_size": 0}, "rank=0")],
+    + [({"rank": -1, "world_size": 2}, "rank=-1"), ({"rank": 0, "world_size": 0}, "world_size=0")],
 )
 def test_settings_outside_their_range_are_refused(settings, words):
     with pytest.raises(ValueError, match=f"ResumableSampler: {words}"):

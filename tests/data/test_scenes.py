@@ -145,8 +145,12 @@ def test_transforms_and_indices_behave_as_of_any_data_set():
 
 @pytest.mark.parametrize(
     ("settings", "words"),
-    [({"length": -1}, "length=-1"), ({"length": 1, "seed": -1}, "seed=-1"), ({"length": 1, "size": (31, 96)}, "size=")]
-    + [({"length": 1, "size": (96, 5000)}, "32 to 4096")],
+    [
+        ({"length": -1}, "length=-1"),
+        ({"length": 1, "seed": -1}, "seed=-1"),
+        ({"length": 1, "size": (31, 96)}, r"size\[0\]=31.*32, 4096"),
+    ]
+    + [({"length": 1, "size": (96, 5000)}, r"size\[1\]=5000.*32, 4096")],
 )
 def test_settings_outside_their_range_are_refused(settings, words):
     with pytest.raises(ValueError, match=f"DigitScenes: .*{words}"):

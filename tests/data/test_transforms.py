@@ -272,3 +272,28 @@ def test_compositions_travel_to_workers():
         torch.manual_seed(0)
         found = pickle.loads(pickle.dumps(transforms))(*scene(1))
         assert torch.equal(found[0], expected[0])
+
+
+TYPES = {torch.uint8: 255, torch.uint16: 1, torch.bool: 1, torch.float32: 1}  # and what is white afterwards
+
+
+@pytest.mark.parametrize(("dtype", "white"), TYPES.items(), ids=str)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_uncovered_canvas_has_the_mean_color_in_the_range_of_every_type_of_pixels(dtype, white, channels):
+    image = tv_tensors.Image(torch.zeros(channels, 8, 8, dtype=torch.int32).to(dtype))
+    target = {"boxes": torch.tensor([[0.0, 0, 8, 8]]), "labels": torch.tensor([1])}
+    torch.manual_seed(0)
+    padded, _ = large_scale_jitter((32, 32), scale_range=(0.5, 0.5))(image, target)
+    color = MEAN_COLOR if channels == 3 else (sum(MEAN_COLOR) / 3,)
+    corner = padded[:, -1, -1].double() / white
+    torch.testing.assert_close(corner, torch.tensor(color, dtype=torch.float64) / 255, atol=4e-3, rtol=0)
+    for seed in range(4):
+        torch.manual_seed(seed)
+        assert ssd_augmentation()(image, target)[0].max() <= white
+
+
+def test_boxes_on_another_canvas_than_the_image_are_not_augmented():
+    make = tv_tensors.BoundingBoxes
+    target = {"boxes": make([[0.0, 0, 8, 8]], format="XYXY", canvas_size=(80, 80)), "labels": torch.tensor([1])}
+    with pytest.raises(ValueError, match=r"^augmentation: target: boxes of height and width \(80, 80\)"):
+        flip_augmentation()(tv_tensors.Image(torch.zeros(3, 8, 8)), target)

@@ -22,7 +22,7 @@ def truth() -> Targets:
 
 def noised(groups: int = 3, generator=None, **settings: float) -> tuple[DenoisingQueries, NoisedQueries]:
     torch.manual_seed(0)
-    queries = DenoisingQueries(3, 8, groups=groups, **settings)
+    queries = DenoisingQueries(3, 8, groups=groups, max_queries=20_000, **settings)
     return queries, queries(truth(), SIZES, generator=generator)
 
 
@@ -48,7 +48,7 @@ def test_boxes_move_and_stretch_within_their_noise(generator):
 
 
 def test_boxes_stay_in_the_image(generator):
-    queries = DenoisingQueries(3, 8, groups=200, box_noise=1.0)
+    queries = DenoisingQueries(3, 8, groups=200, box_noise=1.0, max_queries=200)
     whole = pad_targets([Target(boxes=torch.tensor([[0.0, 0, 200, 100]]), labels=torch.tensor([0]))])
     boxes = queries(whole, SIZES[:1], generator=generator).boxes[0]
     corners = torch.cat((boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2), 1)
@@ -142,9 +142,58 @@ def test_the_mask_needs_no_objects():
     assert DenoisingQueries(3, 8).mask(found, 2).all()
 
 
+def many(count: int, *, crowd: int = 0) -> Targets:
+    """One image of objects of one pixel, object i at column i, the last of them crowds."""
+    left = torch.arange(count).float()
+    boxes = torch.stack((left, torch.zeros(count), left + 1, torch.ones(count)), 1)
+    iscrowd = (torch.arange(count) >= count - crowd).long()
+    return pad_targets([Target(boxes=boxes, labels=torch.zeros(count, dtype=torch.int64), iscrowd=iscrowd)])
+
+
+@pytest.mark.parametrize(("count", "groups", "kept"), [(16, 5, 16), (32, 3, 32), (60, 1, 64), (65, 1, 100)])
+def test_the_more_objects_the_fewer_groups(count, groups, kept):
+    queries = DenoisingQueries(3, 8, groups=5, max_queries=100)
+    found = queries(many(count), torch.tensor([[100, 100]]))
+    assert found.groups == groups
+    assert found.boxes.shape == (1, groups * kept, 4)
+    mask = queries.mask(found, 2)
+    owner = torch.arange(groups).repeat_interleave(kept)
+    apart = owner[:, None] != owner
+    assert not mask[0, :-2, :-2][apart].any()
+    assert mask[0, : len(owner), -2:].all()
+
+
+def test_of_too_many_objects_some_are_drawn_anew_in_every_step(generator):
+    queries = DenoisingQueries(3, 8, label_noise=0.0, box_noise=0.0, max_queries=40)
+    sizes, seen = torch.tensor([[100, 100]]), torch.zeros(128, dtype=torch.int64)
+    for _ in range(50):
+        found = queries(many(90, crowd=10), sizes, generator=generator)
+        matched = found.assignment.matched[0]
+        assert matched.unique().numel() == matched.numel() == 40
+        torch.testing.assert_close(found.boxes[0, :, 0], (matched + 0.5) / 100)
+        seen[matched] += 1
+    assert (seen[:80] > 8).all(), "each is drawn in half the steps"
+    assert (seen[80:] == 0).all(), "crowds and padding never"
+
+
+def test_what_is_drawn_has_room_for_every_object_of_an_image_with_few(generator):
+    queries = DenoisingQueries(3, 8, max_queries=40)
+    found = queries(many(70, crowd=50), torch.tensor([[100, 100]]), generator=generator).assignment.matched[0]
+    assert found[found >= 0].sort().values.tolist() == list(range(20))
+    assert (found == -2).sum() == 20
+
+
+def test_ten_thousand_objects_have_no_more_queries_than_a_hundred():
+    queries = DenoisingQueries(3, 8)
+    found = queries(many(10_000), torch.tensor([[10_000, 10_000]]))
+    assert found.boxes.shape[1] == 640 == queries(many(100), SIZES[:1]).boxes.shape[1]
+
+
 def test_wrong_arguments_are_named():
+    with pytest.raises(ValueError, match="max_queries=0 must be at least 1"):
+        DenoisingQueries(3, 8, max_queries=0)
     with pytest.raises(ValueError, match="groups=0 must be at least 1"):
         DenoisingQueries(3, 8, groups=0)
     with pytest.raises(ValueError, match=r"box_noise=1.5.*\[0, 1\]"):
         unhooked(DenoisingQueries.__init__)(DenoisingQueries(3, 8), 3, 8, box_noise=1.5)
-    assert "groups=5, label_noise=0.2, box_noise=0.4" in repr(DenoisingQueries(3, 8))
+    assert "groups=5, label_noise=0.2, box_noise=0.4, max_queries=640" in repr(DenoisingQueries(3, 8))

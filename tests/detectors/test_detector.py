@@ -343,9 +343,25 @@ def test_what_is_no_stage_no_list_of_features_and_no_list_of_images_is_refused()
     detector = fpn_ssd(2, size=(32, 32), channels=8)
     with pytest.raises(ValueError, match="Module: stage 'dense' is a Linear"):
         unhooked(add_stages)(nn.Module(), {"dense": nn.Linear(1, 1)})
-    with pytest.raises(ValueError, match="images are a tensor; give a list"):
+    with pytest.raises(TypeError, match="images is a Tensor; give a list"):
         unhooked(type(detector.preprocess).forward)(detector.preprocess, torch.zeros(3, 32, 32))
     with pytest.raises(TypeError, match=r"images\[0\] is a ndarray"):
         unhooked(type(detector.preprocess)._prepare)(detector.preprocess, 0, torch.zeros(3, 8, 8).numpy())
     with pytest.raises(ValueError, match="the trunk returns a tensor; allowed is a list of feature maps"):
         unhooked(branch_of)(torch.zeros(1, 8, 4, 4), "dense", detector.dense)
+
+
+def test_a_batch_too_small_for_batch_norm_is_named_with_its_sizes():
+    detector = detectors.small_retinanet(2, size=(32, 32), channels=8).train()
+    target = {"boxes": torch.tensor([[0.0, 0, 9, 9]]), "labels": torch.tensor([0])}
+    with pytest.raises(ValueError, match=r"^Detector: images of a batch of 1 are 32 x 32 pixels.*batch norm"):
+        detector([torch.zeros(3, 32, 32)], [target])
+    assert detector.eval()([torch.zeros(3, 32, 32)], [target])
+
+
+def test_scores_say_which_pixels_they_come_from_on_request():
+    detector = detectors.tiny_ssd(2).eval()
+    detector.dense.postprocess.gradients = True
+    image = torch.rand(3, 64, 64, requires_grad=True)
+    detector([image])[0]["scores"].max().backward()
+    assert image.grad.abs().sum() > 0

@@ -107,3 +107,14 @@ def test_anchors_boxes_and_scores_must_be_equally_many(generator):
     for arguments, counts in (((scores, boxes), [30, 12]), ((scores, boxes[:, 1:]), COUNTS), ((scores, boxes), [])):
         with pytest.raises(ValueError, match="allowed are equally many, and at least one level"):
             unhooked(LevelwisePostprocess.forward)(LevelwisePostprocess(), *arguments, sizes, counts=counts)
+
+
+def test_class_agnostic_suppression_and_gradients_are_options_here_too():
+    boxes, scores = torch.tensor([[[0.0, 0, 9, 9], [0, 0, 9, 8]]]), torch.tensor([[[0.9, 0.2], [0.3, 0.8]]])
+    scores.requires_grad_()
+    sizes = torch.tensor([[10, 10]])
+    found = LevelwisePostprocess(class_agnostic=True, gradients=True)(scores, boxes, sizes, [1, 1])
+    assert found.labels[found.valid].tolist() == [0]
+    found.scores.sum().backward()
+    assert scores.grad.tolist() == [[[1, 0], [0, 0]]]
+    assert not LevelwisePostprocess()(scores, boxes, sizes, [1, 1]).scores.requires_grad

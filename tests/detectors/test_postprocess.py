@@ -188,8 +188,8 @@ def test_a_score_that_is_not_a_number_takes_no_place_among_the_candidates(candid
         ({"iou_threshold": 50}, "iou_threshold=50"),
         ({"max_detections": 0}, "max_detections=0 must be at least 1"),
         ({"candidates_per_class": 0}, "candidates_per_class=0 must be at least 1"),
-        ({"min_size": -1.0}, "min_size=-1.0 must be at least 0 pixels"),
-        ({"min_size": float("nan")}, "min_size=nan must be at least 0 pixels"),
+        ({"min_size": -1.0}, "min_size=-1.0 must be at least 0"),
+        ({"min_size": float("nan")}, "min_size=nan must be at least 0"),
     ],
 )
 def test_wrong_settings_are_named(settings, message):
@@ -207,3 +207,36 @@ def test_a_box_that_is_not_finite_is_no_detection_and_suppresses_none(bad):
     found = Postprocess(max_detections=2)(scores, boxes, torch.tensor([[10, 10]]))
     assert found.valid.tolist() == [[True, False]]
     assert found.boxes[0, 0].tolist() == [0, 0, 10, 9]
+
+
+ONE_BOX_TWICE = torch.tensor([[[0.0, 0, 9, 9], [0, 0, 9, 8]]])
+TWO_CLASSES = torch.tensor([[[0.9, 0.2], [0.3, 0.8]]])
+
+
+def test_class_agnostic_suppression_lets_classes_suppress_each_other():
+    each = Postprocess(score_threshold=0.1)(TWO_CLASSES, ONE_BOX_TWICE, torch.tensor([[10, 10]]))
+    assert each.labels[each.valid].tolist() == [0, 1]
+    found = Postprocess(score_threshold=0.1, class_agnostic=True)(TWO_CLASSES, ONE_BOX_TWICE, torch.tensor([[10, 10]]))
+    assert found.labels[found.valid].tolist() == [0]
+    assert found.scores[found.valid].tolist() == pytest.approx([0.9])
+
+
+def test_class_agnostic_suppression_of_a_box_of_each_class_reads_that_class():
+    boxes = torch.tensor([[[[0.0, 0, 9, 9], [20, 20, 29, 29]]]])
+    found = Postprocess(score_threshold=0.1, class_agnostic=True)(
+        torch.tensor([[[0.5, 0.9]]]), boxes, torch.tensor([[40, 40]])
+    )
+    assert found.labels[found.valid].tolist() == [1, 0]
+    assert found.boxes[found.valid].tolist() == [[20, 20, 29, 29], [0, 0, 9, 9]]
+
+
+def test_scores_have_a_gradient_where_it_is_asked_for():
+    sizes = torch.tensor([[10, 10]])
+    for gradients in (False, True):
+        scores = TWO_CLASSES.clone().requires_grad_()
+        found = Postprocess(score_threshold=0.1, gradients=gradients)(scores, ONE_BOX_TWICE, sizes)
+        assert found.scores.requires_grad is gradients
+    found.scores[0, 1].backward()
+    assert scores.grad.tolist() == [[[0, 0], [0, 1]]]
+    with torch.no_grad():
+        assert not Postprocess(gradients=True)(scores, ONE_BOX_TWICE, sizes).scores.requires_grad

@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision import tv_tensors
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
+from torchvision.transforms.v2 import functional as tv_functional
 
 from detkit.detectors import IMAGENET_MEAN, IMAGENET_STD, Preprocess, resize_target
 from detkit.structures import VOID, Detections, Images, Target
@@ -273,8 +274,8 @@ def test_each_image_needs_proposals_of_its_own():
     [
         (10, {"mask_threshold": 1.5}, r"mask_threshold=1.5 must lie in \[0, 1\]"),
         (0, {}, "size=0"),
-        ((10, -1), {}, r"size=\(10, -1\)"),
-        (10, {"multiple_of": 0}, "multiple_of=0 must be at least 1 pixel"),
+        ((10, -1), {}, r"size\[1\]=-1"),
+        (10, {"multiple_of": 0}, "multiple_of=0 must be at least 1"),
         (10, {"max_size": 9}, "max_size=9 needs an int size that it is not below; size=10"),
         ((10, 10), {"max_size": 20}, r"max_size=20 needs an int size"),
         (None, {"max_size": 20}, "max_size=20 needs an int size"),
@@ -452,3 +453,46 @@ def test_many_masks_are_never_held_in_a_larger_type(size, dtype):
     with Largest() as largest:
         _, padded = Preprocess(size, **PLAIN)([torch.zeros(3, 80, 80)], [target])
     assert largest.bytes <= max(target["masks"].nbytes, padded.masks.nbytes)
+
+
+WHITE = {torch.uint8: 255, torch.uint16: 65535, torch.bool: 1, torch.float16: 1, torch.float32: 1, torch.float64: 1}
+
+
+@pytest.mark.parametrize(("dtype", "white"), WHITE.items(), ids=str)
+def test_white_is_white_in_every_type_of_pixels(dtype, white):
+    image = torch.full((3, 4, 4), white, dtype=torch.int32).to(dtype)
+    batch, _ = Preprocess(None, mean=(0.0, 0.5, 0.5), std=(1.0, 0.5, 0.25))([image])
+    assert batch.tensors.amax((0, 2, 3)).tolist() == [1, 1, 2]
+
+
+@pytest.mark.parametrize("dtype", [torch.int16, torch.int32, torch.int64])
+def test_types_that_do_not_say_what_white_is_are_refused(dtype):
+    with pytest.raises(ValueError, match=rf"^Preprocess: images\[0\] has type {dtype}; .*uint8, uint16 and bool"):
+        Preprocess(None)([torch.ones(3, 4, 4).to(dtype)])
+
+
+@pytest.mark.parametrize("value", [200.0, torch.nan, -torch.inf])
+def test_floats_far_outside_of_zero_to_one_are_refused_by_image_and_range(value):
+    images = [torch.ones(3, 9, 9), torch.full((3, 9, 9), value)]
+    with pytest.raises(ValueError, match=rf"^Preprocess: images\[1\] has pixels from {value:g} to.*\[0, 1\].*255"):
+        unhooked(Preprocess(None))(images)
+
+
+def test_pixels_in_units_of_their_own_are_taken_with_a_mean_of_theirs():
+    batch, _ = Preprocess(None, mean=(100.0,) * 3, std=(50.0,) * 3)([torch.full((3, 4, 4), 200.0)])
+    assert batch.tensors.unique().tolist() == [2]
+
+
+def test_boxes_on_another_canvas_than_the_image_are_refused():
+    make = tv_tensors.BoundingBoxes
+    target = {"boxes": make([[1.0, 1, 5, 7]], format="XYXY", canvas_size=(80, 90)), "labels": torch.tensor([0])}
+    with pytest.raises(ValueError, match=r"^Preprocess: targets\[0\]: boxes of height and width \(80, 90\).*\(8, 8\)"):
+        Preprocess(None)([torch.zeros(3, 8, 8)], [target])
+
+
+@pytest.mark.parametrize("form", ["XYWH", "CXCYWH"])
+def test_boxes_of_another_format_are_converted(form):
+    boxes = tv_tensors.BoundingBoxes([[1.0, 1, 5, 7]], format="XYXY", canvas_size=(8, 8))
+    boxes = tv_functional.convert_bounding_box_format(boxes, new_format=form)
+    _, targets = Preprocess(None)([torch.zeros(3, 8, 8)], [{"boxes": boxes, "labels": torch.tensor([0])}])
+    assert targets.boxes.tolist() == [[[1, 1, 5, 7]]]

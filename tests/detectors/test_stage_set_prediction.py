@@ -202,3 +202,10 @@ def test_wrong_arguments_are_named():
     with pytest.raises(ValueError, match=r"max_detections=0.*1"):
         SetPostprocess(max_detections=0)
     assert repr(SetPostprocess()) == "SetPostprocess(score_threshold=0.0, max_detections=100)"
+
+
+def test_scores_of_queries_have_a_gradient_where_it_is_asked_for():
+    scores, boxes = torch.tensor([[[0.1, 0.7]]], requires_grad=True), torch.tensor([[[0.0, 0, 4, 4]]])
+    for gradients in (False, True):
+        found = SetPostprocess(gradients=gradients)(scores, boxes, torch.tensor([[8, 8]]))
+        assert found.scores.requires_grad is gradients

@@ -30,7 +30,7 @@ def test_without_prior_logits_start_at_zero():
 
 @pytest.mark.parametrize("prior", [0.0, 1.0, -0.1, float("nan")])
 def test_a_prior_that_is_no_probability_is_refused(prior):
-    with pytest.raises(ValueError, match=rf"ClassificationHead: prior={prior}.*strictly between 0.*1"):
+    with pytest.raises(ValueError, match=rf"ClassificationHead: prior={prior}.*\(0, 1\)"):
         ClassificationHead(4, 2, num_classes=3, prior=prior)
 
 
@@ -43,5 +43,5 @@ def test_every_parameter_gets_a_gradient():
 @pytest.mark.parametrize("counts", [{"num_classes": 0}, {"num_classes": 2, "per_cell": 0}])
 def test_counts_below_one_are_named(counts):
     settings = {"per_cell": 1} | counts
-    with pytest.raises(ValueError, match=rf"num_classes={counts['num_classes']}.*1"):
+    with pytest.raises(ValueError, match=r"^ClassificationHead: .*=0 .*1"):
         ClassificationHead(4, **settings)

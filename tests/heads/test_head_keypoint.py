@@ -34,5 +34,5 @@ def test_heatmaps_are_four_times_as_fine_as_the_pooled_regions_and_no_regions_gi
 
 @pytest.mark.parametrize(("arguments", "settings"), [((0, 3), {}), ((4, 0), {}), ((4, 3), {"channels": (8, 0)})])
 def test_counts_below_one_are_refused(arguments, settings):
-    with pytest.raises(ValueError, match=r"^KeypointHead: in_channels=.*, num_keypoints=.*, channels=.*at least 1$"):
+    with pytest.raises(ValueError, match=r"^KeypointHead: .*=0 must be at least 1"):
         KeypointHead(*arguments, **settings)

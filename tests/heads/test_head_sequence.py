@@ -120,7 +120,7 @@ def test_a_sampler_under_the_grammar_says_only_well_formed_boxes(rule, seed, sca
     [
         ({"rule": "beam"}, "rule='beam'; allowed is 'argmax', 'reference' or 'standard'"),
         ({"top_p": 1.5}, "TokenSampler: top_p=1.5 must lie in [0, 1]"),
-        ({"temperature": 0.0}, "temperature=0.0 must be positive and finite"),
+        ({"temperature": 0.0}, "temperature=0.0 must be above 0 and finite"),
         ({"temperature": float("nan")}, "temperature=nan"),
     ],
 )

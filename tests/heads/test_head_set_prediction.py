@@ -31,9 +31,9 @@ def test_boxes_are_float32_under_autocast():
 
 def test_wrong_arguments_are_named():
     for head in (SetPredictionHead, RefinementHead):
-        with pytest.raises(ValueError, match=rf"{head.__name__}: depth=0.*num_classes=3.*1"):
+        with pytest.raises(ValueError, match=rf"{head.__name__}: depth=0.*1"):
             head(8, num_classes=3, depth=0)
-        with pytest.raises(ValueError, match=r"depth=3.*num_classes=0.*1"):
+        with pytest.raises(ValueError, match=r"num_classes=0.*1"):
             head(8, num_classes=0)
 
 

@@ -88,7 +88,7 @@ def test_embeddings_are_shared_with_the_head():
 def test_more_tokens_than_places_are_refused():
     with pytest.raises(ValueError, match=r"7 tokens.*length=6"):
         decoder()(tokens(L + 1), memory())
-    with pytest.raises(ValueError, match=r"vocabulary=0.*length=6.*1"):
+    with pytest.raises(ValueError, match=r"vocabulary=0.*1"):
         unhooked(TokenDecoder.__init__)(
             nn.Module.__new__(TokenDecoder), decoder().decoder, channels=D, vocabulary=0, length=L
         )

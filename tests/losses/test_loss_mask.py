@@ -6,6 +6,7 @@ from strategies import assert_refused
 from torch import Tensor
 from torchvision.models.detection.roi_heads import maskrcnn_loss, project_masks_on_boxes
 
+from detkit.losses import mask
 from detkit.losses.mask import mask_loss, mask_targets, own_class_masks
 
 HOSTILE = torch.tensor(
@@ -68,6 +69,24 @@ def test_an_image_of_one_pixel_is_that_pixel_up_to_its_border():
     masks[..., 0, 0] = 1
     boxes, matched = torch.tensor([[[0.0, 0, 1, 1]]]), torch.zeros(1, 1, dtype=torch.int64)
     assert torch.equal(mask_targets(masks, boxes, matched, 4, sizes=torch.tensor([[1, 1]])), torch.ones(1, 1, 4, 4))
+
+
+@pytest.mark.parametrize("sizes", [None, torch.tensor([[20, 30], [17, 11]])], ids=["full", "padded"])
+def test_masks_become_floats_a_few_at_a_time_with_the_same_result(monkeypatch, sizes):
+    """All at once they took five times their memory."""
+    generator = torch.Generator().manual_seed(0)
+    masks = (torch.rand(2, 40, 20, 30, generator=generator) > 0.5).to(torch.uint8)
+    boxes = torch.rand(2, 25, 4, generator=generator) * 20
+    boxes[..., 2:] += boxes[..., :2]
+    matched = torch.randint(-1, 40, (2, 25), generator=generator)
+    seen, cut = [], mask._cut
+    monkeypatch.setattr(mask, "_cut", lambda rows, *rest: seen.append(len(rows)) or cut(rows, *rest))
+    found = mask_targets(masks, boxes, matched, 7, sizes=sizes)
+    assert 2 < len(seen) <= 3
+    assert max(seen) <= 32
+    monkeypatch.setattr(mask, "on_host", lambda rows: False)
+    assert torch.equal(mask_targets(masks, boxes, matched, 7, sizes=sizes), found)
+    assert seen[-1] == 80
 
 
 def test_binarised_targets_are_cut_at_one_half():

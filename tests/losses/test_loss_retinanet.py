@@ -113,7 +113,7 @@ def test_wrong_arguments_are_named(batch):
         l1_cost,
         scope="level",
     )
-    with pytest.raises(ValueError, match=r"targets\[0, 1\]=3.*0..2"):
+    with pytest.raises(ValueError, match=r"^RetinaNetLoss: labels\[0, 1\]=3.*0..2"):
         judge(loss, logits, deltas, labels.masked_fill(labels == 2, 3), targets)
 
 

@@ -214,3 +214,11 @@ def test_a_key_close_to_a_known_one_is_refused(near, known):
         read(found(**{near: torch.zeros(2)}))
     with pytest.raises(ValueError, match=r"^ProposalRecall.update: proposals\[0\]: unknown key"):
         ProposalRecall().update([found(**{near: torch.zeros(2)})], [truth()])
+
+
+def test_keypoints_that_are_not_labeled_may_hold_anything():
+    points = torch.tensor([[[1.0, 2, 2], [NAN, NAN, 0]]])
+    truth = {"boxes": torch.tensor([[0.0, 0, 9, 9]]), "labels": torch.tensor([0]), "keypoints": points}
+    result = {**truth, "scores": torch.ones(1), "keypoints": torch.tensor([[[1.0, 2, 1], [3, 4, 1]]])}
+    record = read_images(Reader("f", 2, keypoints=2), [result], [truth], [(1, 0, 0)])[0]
+    assert record.truth.keypoints.tolist() == [[[1, 2, 2], [0, 0, 0]]]

@@ -123,7 +123,7 @@ def test_backbone_and_neck_make_a_trunk():
         ({"in_strides": (8, 16)}, r"FPN: channels \(6, 8, 10\) and strides \(8, 16\)"),
         ({"in_strides": (8, 32, 16)}, "finest level first"),
         ({"extra": -1}, "extra=-1 must be at least 0"),
-        ({"channels": 0}, "must all be at least 1"),
+        ({"channels": 0}, "channels=0 must be at least 1"),
     ],
 )
 def test_settings_that_cannot_be_built_are_refused(settings, message):

@@ -154,7 +154,7 @@ def test_an_image_of_a_few_pixels_is_itself_the_only_proposal(size):
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        (torch.zeros(3, 5, 5) - 0.1, "floating point in"),
+        (torch.zeros(3, 5, 5) - 0.1, r"allowed are floats in \[0, 1\]"),
         (torch.full((3, 5, 5), 255.0), "from 255 to 255"),
         (torch.full((3, 5, 5), float("nan")), "from nan"),
         (torch.zeros(3, 5, 5, dtype=torch.int64), "torch.int64"),

@@ -160,12 +160,12 @@ def test_overlapping_windows_of_an_object_are_suppressed_and_counted():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"size": 0, "stride": 1}, r"size=0; allowed is a positive integer"),
-        ({"size": 4, "stride": (1, 0)}, r"stride=\(1, 0\)"),
-        ({"size": (4, -4), "stride": 1}, r"size=\(4, -4\)"),
-        ({"size": 4, "stride": 1, "aspect_ratios": (1.0, -1.0)}, r"aspect_ratios=\(1.0, -1.0\)"),
+        ({"size": 0, "stride": 1}, r"size=0 must be at least 1"),
+        ({"size": 4, "stride": (1, 0)}, r"stride\[1\]=0"),
+        ({"size": (4, -4), "stride": 1}, r"size\[1\]=-4"),
+        ({"size": 4, "stride": 1, "aspect_ratios": (1.0, -1.0)}, r"aspect_ratios\[1\]=-1.0"),
         ({"size": 4, "stride": 1, "aspect_ratios": ()}, r"aspect_ratios=\(\)"),
-        ({"size": 4, "stride": 1, "aspect_ratios": (float("nan"),)}, r"aspect_ratios=\(nan,\)"),
+        ({"size": 4, "stride": 1, "aspect_ratios": (float("nan"),)}, r"aspect_ratios\[0\]=nan"),
     ],
 )
 def test_a_wrong_setting_is_named(settings, message):

@@ -23,21 +23,21 @@ def search_bipartite(
     """Write the matches of a group of images to ``result``; False, and nothing written, if there are too many pairs.
 
     The pairs that matter are those with IoU >= ``negative_iou``, and each object's best, which its claim is chosen
-    from. The search is repeated with a lower bound for objects that lose all of these to others.
+    from. The search is repeated with a lower bound, then with none, for objects that lose all of these to others.
     """
-    least = index.reachable(group.sides).clamp(max=negative_iou)
+    least, share = index.reachable(group.sides).clamp(max=negative_iou), 0.25
     while True:
         pairs = index.pairs(group.sides, least)
         if pairs is None:
             return False
         cells = group.image[pairs.objects] * len(index.anchors) + pairs.anchors
         rows = group.row[pairs.objects]
-        claims = _proposals(pairs, cells, rows, len(least)) if greedy else _best_pairs(pairs, len(least))
+        claims = _claims(pairs, cells, rows, len(least)) if greedy else _best_pairs(pairs, len(least))
         unlucky = torch.ones_like(least, dtype=torch.bool).index_fill_(0, pairs.objects[claims], False)
         again = unlucky & (least > SMALLEST_CLAIM)
         if not greedy or not again.any():
             break
-        least = torch.where(again, least / 4, least)
+        least, share = torch.where(again, least * share, least), 0.0
     overlap, row = best_fit(cells, rows, pairs.overlaps, result.matched.view(-1))
     write_labels(result, cells, threshold_labels(overlap, row, positive_iou, negative_iou), overlap)
     claims = claims[rows[claims].argsort(stable=True)]  # of two claims on one anchor the later object's is written last
@@ -52,15 +52,20 @@ def _best_pairs(pairs: Pairs, count: int) -> Int[Tensor, "C"]:
     return ((keys == best[pairs.objects]) & (pairs.overlaps > SMALLEST_CLAIM)).nonzero().squeeze(1)
 
 
-def _proposals(pairs: Pairs, cells: Int[Tensor, "P"], rows: Int[Tensor, "P"], count: int) -> Int[Tensor, "C"]:
-    """The pairs that greedy claims take, found by deferred acceptance.
+def _claims(pairs: Pairs, cells: Int[Tensor, "P"], rows: Int[Tensor, "P"], count: int) -> Int[Tensor, "C"]:
+    worth = (pairs.overlaps > SMALLEST_CLAIM).nonzero().squeeze(1)
+    worthy = Pairs(*(values[worth] for values in pairs))
+    return worth[accepted_offers(worthy, cells[worth], rows[worth], count)]
+
+
+def accepted_offers(pairs: Pairs, cells: Int[Tensor, "P"], rows: Int[Tensor, "P"], count: int) -> Int[Tensor, "C"]:
+    """The pairs that greedy claims take, found by deferred acceptance: of ``count`` objects, an anchor in each cell.
 
     Each object proposes to its best anchor; an anchor keeps its best proposal, and a refused object proposes to its
     next anchor. As objects and anchors rank pairs in one order, the result is that of taking the best pair left, again
     and again; but objects far apart don't wait for each other.
     """
     order = pair_keys(pairs.overlaps, pairs.anchors).argsort(descending=True)
-    order = order[pairs.overlaps[order] > SMALLEST_CLAIM]
     order = order[pairs.objects[order].argsort(stable=True)]
     counts = pairs.objects[order].bincount(minlength=count)
     last = counts.cumsum(0)

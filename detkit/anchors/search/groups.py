@@ -14,7 +14,7 @@ from detkit.boxes.measures import BoxSides, bounded_sides
 from detkit.structures import Assignment
 
 _OBJECTS_TOGETHER = 512
-_SMALLEST_SEARCH = 2**17  # objects times anchors; below, the matrix costs less than sorting the anchors
+_SMALLEST_SEARCH = 2**20  # objects times anchors; below, the matrix costs less than sorting the anchors
 
 
 class ImageGroup(NamedTuple):

@@ -9,13 +9,16 @@ speed: the bounds hold for any anchors, so the result is exact for any anchors.
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from detkit.boxes.measures import BoxSides, bounded_sides, iou
+
+Made = TypeVar("Made")
 
 _LEAF = 16
 _NODE = 16  # leaves in a node
@@ -99,21 +102,43 @@ class OverlapIndex:
         return Pairs(rows[pairs], anchors, _rows(overlaps.view(-1), hits))
 
 
-_kept: OverlapIndex | None = None
+class _Kept(Generic[Made]):
+    """What ``make`` makes of anchors; the last result is cached, as a detector mostly has the same ones in every
+    step."""
+
+    def __init__(self, make: Callable[[Tensor], Made]) -> None:
+        self._make = make
+        self._last: tuple[Tensor, Made] | None = None
+
+    def __call__(self, anchors: Tensor) -> Made:
+        last = self._last  # another thread may replace it meanwhile
+        if last is None or last[0].dtype != anchors.dtype or not torch.equal(last[0], anchors):
+            anchors = anchors.clone()
+            self._last = last = anchors, self._make(anchors)
+        return last[1]
+
+
+_kept_index = _Kept(OverlapIndex)
+_kept_sides = _Kept(bounded_sides)
 
 
 def overlap_index(anchors: Float[Tensor, "N 4"]) -> OverlapIndex:
-    """The index of ``anchors``. The last one is cached, as a detector mostly has the same anchors in every step.
+    """The index of ``anchors``, cached.
 
     >>> anchors = torch.tensor([[0.0, 0, 10, 10]])
     >>> overlap_index(anchors) is overlap_index(anchors.clone())
     True
     """
-    global _kept
-    kept = _kept  # another thread may replace it meanwhile
-    if kept is None or kept.anchors.dtype != anchors.dtype or not torch.equal(kept.anchors, anchors):
-        _kept = kept = OverlapIndex(anchors.clone())
-    return kept
+    return _kept_index(anchors)
+
+
+def anchor_sides(anchors: Float[Tensor, "N 4"]) -> BoxSides:
+    """The sides of ``anchors``, cached: not to be written to.
+
+    >>> anchor_sides(torch.tensor([[0.0, 0, 10, 10]])).area
+    tensor([100.])
+    """
+    return _kept_sides(anchors)
 
 
 class _Hulls(NamedTuple):

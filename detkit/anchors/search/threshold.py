@@ -1,14 +1,15 @@
 """The search behind ThresholdMatcher."""
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from detkit.anchors.assigned import threshold_labels
-from detkit.anchors.matrix import overlap_matrix
+from detkit.anchors.matrix import best_matches
 from detkit.anchors.search.groups import ImageGroup, best_fit, write_labels
 from detkit.anchors.search.overlap_index import OverlapIndex
+from detkit.boxes.measures import bounded_sides
 from detkit.structures import Assignment
-
-_ROWS_AT_ONCE = 4096
 
 
 def search_threshold(
@@ -39,9 +40,16 @@ def search_threshold(
         known = overlap[forced] >= negative_iou  # no pair of its anchor with a higher IoU is missing
         sure, unsure = forced[known], forced[~known]
         write_labels(result, cells[sure], row[sure], overlap[sure])
-        for some in unsure.split(_ROWS_AT_ONCE):
-            image = group.image[pairs.objects[some]]
-            own = index.anchors[pairs.anchors[some], None]
-            overlap, row = overlap_matrix(group.boxes[image], group.objects[image], own).squeeze(2).max(dim=1)
-            write_labels(result, cells[some], row, overlap)
+        _force(index, group, result, cells[unsure].unique())
     return True
+
+
+def _force(index: OverlapIndex, group: ImageGroup, result: Assignment, cells: Int[Tensor, "C"]) -> None:
+    """Write to each of these ``cells``, in order, the object of its image that its anchor overlaps most."""
+    count = len(index.anchors)
+    images, counts = (cells // count).unique_consecutive(return_counts=True)
+    for image, own in zip(images.tolist(), cells.split(counts.tolist()), strict=True):
+        objects = group.image == image
+        anchors = bounded_sides(index.anchors[own % count])
+        overlap, row, _ = best_matches(group.sides.map(lambda values, rows=objects: values[rows]), anchors)
+        write_labels(result, own, group.row[objects][row], overlap)

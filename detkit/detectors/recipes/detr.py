@@ -3,6 +3,8 @@
 from torch import nn
 from torchvision.models.resnet import resnet50
 
+from detkit._door import door
+from detkit._ranges import Count, Fraction
 from detkit.anchors import HungarianMatcher
 from detkit.backbones import Backbone, ResNetBackbone, SmallBackbone
 from detkit.detectors.box_queries import BoxQueryStage
@@ -29,7 +31,8 @@ HEAD = 32
 """Channels of one head of attention."""
 
 
-def detr(num_classes: int, *, backbone: Backbone | None = None, preprocess: Preprocess | None = None) -> Detector:
+@door
+def detr(num_classes: Count, *, backbone: Backbone | None = None, preprocess: Preprocess | None = None) -> Detector:
     """DETR: 100 queries, 6 encoder and 6 decoder layers of 256 channels on the last map of ``backbone``, stride 32.
 
     The default is an untrained ResNet-50; the published one is pretrained, with frozen batch norm and stem. Images are
@@ -45,7 +48,8 @@ def detr(num_classes: int, *, backbone: Backbone | None = None, preprocess: Prep
     return Detector(backbone, preprocess=preprocess, objects=detr_stage(num_classes, backbone.out_channels[-1]))
 
 
-def detr_dc5(num_classes: int, *, preprocess: Preprocess | None = None) -> Detector:
+@door
+def detr_dc5(num_classes: Count, *, preprocess: Preprocess | None = None) -> Detector:
     """:func:`detr` on an untrained ResNet-50 whose last stage is dilated, not strided: maps of stride 16.
 
     >>> detr_dc5(num_classes=91).trunk.strides
@@ -55,13 +59,14 @@ def detr_dc5(num_classes: int, *, preprocess: Preprocess | None = None) -> Detec
     return detr(num_classes, backbone=ResNetBackbone(model, levels=("layer4",)), preprocess=preprocess)
 
 
+@door
 def small_detr(
-    num_classes: int,
+    num_classes: Count,
     *,
-    size: tuple[int, int] = (320, 320),
-    channels: int = 128,
-    depth: int = 3,
-    queries: int = 50,
+    size: tuple[Count, Count] = (320, 320),
+    channels: Count = 128,
+    depth: Count = 3,
+    queries: Count = 50,
 ) -> Detector:
     """A small DETR that trains from scratch in minutes: queries are boxes that attend to a few points at stride 8.
 
@@ -79,16 +84,17 @@ def small_detr(
     return Detector(backbone, preprocess=Preprocess(size), objects=stage)
 
 
+@door
 def box_query_stage(
-    num_classes: int,
-    in_channels: int,
+    num_classes: Count,
+    in_channels: Count,
     *,
-    channels: int = 256,
-    hidden: int = 1024,
-    depth: int = 6,
-    encoder_depth: int = 1,
-    queries: int = 300,
-    groups: int = 5,
+    channels: Count = 256,
+    hidden: Count = 1024,
+    depth: Count = 6,
+    encoder_depth: Count = 1,
+    queries: Count = 300,
+    groups: Count = 5,
 ) -> BoxQueryStage:
     """The stage of :func:`small_detr` on a feature map of ``in_channels``: 32 channels per head, pre-norm layers.
 
@@ -96,7 +102,7 @@ def box_query_stage(
 
     >>> box_query_stage(3, 64, channels=64, depth=1, queries=5).denoising
     DenoisingQueries(
-      groups=5, label_noise=0.2, box_noise=0.4
+      groups=5, label_noise=0.2, box_noise=0.4, max_queries=640
       (labels): Embedding(3, 64)
     )
     """
@@ -123,15 +129,16 @@ def box_query_stage(
     )
 
 
+@door
 def detr_stage(
-    num_classes: int,
-    in_channels: int,
+    num_classes: Count,
+    in_channels: Count,
     *,
-    channels: int = 256,
-    hidden: int = 2048,
-    depth: int = 6,
-    queries: int = 100,
-    dropout: float = 0.1,
+    channels: Count = 256,
+    hidden: Count = 2048,
+    depth: Count = 6,
+    queries: Count = 100,
+    dropout: Fraction = 0.1,
     norm_first: bool = False,
 ) -> SetPredictionStage:
     """DETR's stage on a feature map of ``in_channels``: 32 channels per head, ``depth`` encoder and decoder layers

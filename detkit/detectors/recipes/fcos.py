@@ -5,6 +5,8 @@ from functools import partial
 
 from torch import nn
 
+from detkit._door import door
+from detkit._ranges import Count
 from detkit.anchors import CenterMatcher, GridAnchors
 from detkit.backbones import Backbone
 from detkit.boxes import DistanceCoder
@@ -18,7 +20,8 @@ from detkit.layers import init_convolutions
 from detkit.losses import FCOSLoss
 
 
-def fcos(num_classes: int, *, backbone: Backbone | None = None, preprocess: Preprocess | None = None) -> Detector:
+@door
+def fcos(num_classes: Count, *, backbone: Backbone | None = None, preprocess: Preprocess | None = None) -> Detector:
     """FCOS: five pyramid levels of 256 channels, two of them on top of ``backbone``, towers with group norm.
 
     ``backbone`` has strides 8, 16 and 32 (default: an untrained ResNet-50); images are resized to a short side of 800
@@ -34,12 +37,13 @@ def fcos(num_classes: int, *, backbone: Backbone | None = None, preprocess: Prep
     return Detector(trunk, preprocess=short_side_800() if preprocess is None else preprocess, dense=stage)
 
 
+@door
 def small_fcos(
-    num_classes: int,
+    num_classes: Count,
     *,
-    size: tuple[int, int] = (320, 320),
-    channels: int = 64,
-    blocks: int = 1,
+    size: tuple[Count, Count] = (320, 320),
+    channels: Count = 64,
+    blocks: Count = 1,
     norm: Norm = nn.BatchNorm2d,
 ) -> Detector:
     """A small FCOS to train from scratch, also on a CPU: a residual net, a pyramid at strides 8, 16 and 32.
@@ -55,7 +59,8 @@ def small_fcos(
     return Detector(trunk, preprocess=Preprocess(size), dense=stage)
 
 
-def fcos_anchors(strides: Sequence[int]) -> GridAnchors:
+@door
+def fcos_anchors(strides: Sequence[Count]) -> GridAnchors:
     """One square per cell, as wide as the stride, whose center is the point; placed as in torchvision.
 
     >>> fcos_anchors((8, 16)).per_cell
@@ -65,12 +70,13 @@ def fcos_anchors(strides: Sequence[int]) -> GridAnchors:
     return GridAnchors(sizes, aspect_ratios=(1.0,), ratio_is="h/w", centered=False, whole_pixels=True)
 
 
+@door
 def fcos_stage(
-    num_classes: int,
-    channels: int,
+    num_classes: Count,
+    channels: Count,
     anchors: GridAnchors,
     *,
-    depth: int = 4,
+    depth: Count = 4,
     norm: Norm | None = None,
     postprocess: LevelwisePostprocess | None = None,
 ) -> DenseStage:

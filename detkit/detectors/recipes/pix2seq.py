@@ -3,6 +3,8 @@
 from torch import nn
 from torchvision.models.resnet import resnet50
 
+from detkit._door import door
+from detkit._ranges import Count, Fraction
 from detkit.backbones import Backbone, ResNetBackbone, SmallBackbone
 from detkit.boxes.tokens import TOKENS_PER_BOX, TokenCoder
 from detkit.detectors.detector import Detector
@@ -24,12 +26,13 @@ from detkit.layers import (
 from detkit.losses.sequence import SequenceLoss
 
 
+@door
 def pix2seq(
-    num_classes: int,
+    num_classes: Count,
     *,
     backbone: Backbone | None = None,
     preprocess: Preprocess | None = None,
-    max_objects: int = 100,
+    max_objects: Count = 100,
 ) -> Detector:
     """Pix2Seq: six encoder and six decoder layers of 256 channels on ``backbone``, 1000 bins, 100 objects an image.
 
@@ -49,14 +52,15 @@ def pix2seq(
     )
 
 
+@door
 def small_pix2seq(
-    num_classes: int,
+    num_classes: Count,
     *,
-    size: tuple[int, int] = (96, 96),
-    channels: int = 64,
-    layers: int = 2,
-    max_objects: int = 10,
-    bins: int = 48,
+    size: tuple[Count, Count] = (96, 96),
+    channels: Count = 64,
+    layers: Count = 2,
+    max_objects: Count = 10,
+    bins: Count = 48,
     order: Order = "random",
     norm: Norm = nn.BatchNorm2d,
 ) -> Detector:
@@ -86,14 +90,15 @@ def small_pix2seq(
     return Detector(backbone, preprocess=Preprocess(size), sequence=stage)
 
 
+@door
 def sequence_stage(
-    in_channels: int,
+    in_channels: Count,
     targets: SequenceTargetBuilder,
     *,
-    channels: int,
-    heads: int,
-    layers: int,
-    dropout: float = 0.0,
+    channels: Count,
+    heads: Count,
+    layers: Count,
+    dropout: Fraction = 0.0,
     positions: SinePositions | None = None,
     sampler: TokenSampler | None = None,
 ) -> SequenceStage:

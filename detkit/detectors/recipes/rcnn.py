@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from torch import nn
 from torchvision.models.resnet import resnet50
 
+from detkit._door import door
+from detkit._ranges import Count, Positive
 from detkit.anchors import BalancedSampler, GridAnchors, ThresholdMatcher
 from detkit.backbones import Backbone, ResNetBackbone
 from detkit.boxes import DeltaCoder, PyramidRoIAlign
@@ -21,8 +23,9 @@ from detkit.losses import RCNNLoss, RPNLoss
 from detkit.necks import FPN
 
 
+@door
 def faster_rcnn(
-    num_classes: int, *, backbone: Backbone | None = None, preprocess: Preprocess | None = None
+    num_classes: Count, *, backbone: Backbone | None = None, preprocess: Preprocess | None = None
 ) -> Detector:
     """Faster R-CNN with a feature pyramid: proposals from five levels, regions pooled from the finest four.
 
@@ -42,7 +45,10 @@ def faster_rcnn(
     )
 
 
-def fast_rcnn(num_classes: int, *, backbone: Backbone | None = None, preprocess: Preprocess | None = None) -> Detector:
+@door
+def fast_rcnn(
+    num_classes: Count, *, backbone: Backbone | None = None, preprocess: Preprocess | None = None
+) -> Detector:
     """Fast R-CNN with a feature pyramid: proposals come from outside, ``detector(images, targets, proposals)``.
 
     Arguments as in :func:`faster_rcnn`. Source: Girshick 2015.
@@ -58,7 +64,10 @@ def fast_rcnn(num_classes: int, *, backbone: Backbone | None = None, preprocess:
     )
 
 
-def mask_rcnn(num_classes: int, *, backbone: Backbone | None = None, preprocess: Preprocess | None = None) -> Detector:
+@door
+def mask_rcnn(
+    num_classes: Count, *, backbone: Backbone | None = None, preprocess: Preprocess | None = None
+) -> Detector:
     """Mask R-CNN: :func:`faster_rcnn`, and a mask for each detection. Targets need ``masks``. Source: He et al. 2017.
 
     >>> sum(parameter.numel() for parameter in mask_rcnn(num_classes=90).parameters())
@@ -74,10 +83,11 @@ def mask_rcnn(num_classes: int, *, backbone: Backbone | None = None, preprocess:
     )
 
 
+@door
 def keypoint_rcnn(
-    num_classes: int = 1,
+    num_classes: Count = 1,
     *,
-    num_keypoints: int = 17,
+    num_keypoints: Count = 17,
     backbone: Backbone | None = None,
     preprocess: Preprocess | None = None,
 ) -> Detector:
@@ -98,12 +108,13 @@ def keypoint_rcnn(
     )
 
 
+@door
 def small_faster_rcnn(
-    num_classes: int,
+    num_classes: Count,
     *,
-    size: tuple[int, int] = (320, 320),
-    channels: int = 64,
-    blocks: int = 1,
+    size: tuple[Count, Count] = (320, 320),
+    channels: Count = 64,
+    blocks: Count = 1,
     norm: Norm = nn.BatchNorm2d,
 ) -> Detector:
     """A small Faster R-CNN to train from scratch, also on a CPU: a residual net, a pyramid at strides 8, 16 and 32.
@@ -118,12 +129,13 @@ def small_faster_rcnn(
     return Detector(trunk, preprocess=Preprocess(size), **_small_stages(num_classes, channels, strides))
 
 
+@door
 def small_mask_rcnn(
-    num_classes: int,
+    num_classes: Count,
     *,
-    size: tuple[int, int] = (320, 320),
-    channels: int = 64,
-    blocks: int = 1,
+    size: tuple[Count, Count] = (320, 320),
+    channels: Count = 64,
+    blocks: Count = 1,
     norm: Norm = nn.BatchNorm2d,
 ) -> Detector:
     """:func:`small_faster_rcnn` with masks: two convolutions and a deconvolution on regions of 14 x 14.
@@ -136,7 +148,8 @@ def small_mask_rcnn(
     return Detector(trunk, preprocess=Preprocess(size), **_small_stages(num_classes, channels, strides), mask=mask)
 
 
-def rpn_anchors(strides: Sequence[int], *, size: float = 8.0) -> GridAnchors:
+@door
+def rpn_anchors(strides: Sequence[Count], *, size: Positive = 8.0) -> GridAnchors:
     """Anchors of one size, ``size`` strides, at each level, in ratios h/w of 1/2, 1 and 2, as torchvision rounds them.
 
     >>> rpn_anchors((4, 8)).per_cell
@@ -146,11 +159,12 @@ def rpn_anchors(strides: Sequence[int], *, size: float = 8.0) -> GridAnchors:
     return GridAnchors(sizes, aspect_ratios=(0.5, 1.0, 2.0), ratio_is="h/w", centered=False, whole_pixels=True)
 
 
+@door
 def rpn_stage(
-    channels: int,
+    channels: Count,
     anchors: GridAnchors,
     *,
-    depth: int = 1,
+    depth: Count = 1,
     postprocess: ProposalPostprocess | None = None,
     training_postprocess: ProposalPostprocess | None = None,
 ) -> RPNStage:
@@ -178,14 +192,15 @@ def rpn_stage(
     )
 
 
+@door
 def box_stage(
-    num_classes: int,
-    channels: int,
-    strides: Sequence[int],
+    num_classes: Count,
+    channels: Count,
+    strides: Sequence[Count],
     *,
     head: BoxHead | None = None,
     sampler: BalancedSampler | None = None,
-    canonical_size: float = 224,
+    canonical_size: Positive = 224,
 ) -> BoxStage:
     """Fast R-CNN's stage on levels of ``channels``: 7 x 7 regions, positive at IoU .5, 512 sampled, a quarter positive.
 
@@ -205,13 +220,14 @@ def box_stage(
     )
 
 
+@door
 def mask_stage(
-    num_classes: int,
-    channels: int,
-    strides: Sequence[int],
+    num_classes: Count,
+    channels: Count,
+    strides: Sequence[Count],
     *,
-    widths: Sequence[int] = (256, 256, 256, 256),
-    canonical_size: float = 224,
+    widths: Sequence[Count] = (256, 256, 256, 256),
+    canonical_size: Positive = 224,
 ) -> MaskStage:
     """Mask R-CNN's stage on levels of ``channels``: masks of 28 x 28 from regions of 14 x 14.
 
@@ -224,7 +240,8 @@ def mask_stage(
     )
 
 
-def keypoint_stage(num_keypoints: int, channels: int, strides: Sequence[int]) -> KeypointStage:
+@door
+def keypoint_stage(num_keypoints: Count, channels: Count, strides: Sequence[Count]) -> KeypointStage:
     """Keypoint R-CNN's stage on levels of ``channels``: heatmaps of 56 x 56 from regions of 14 x 14.
 
     >>> keypoint_stage(5, 16, (8, 16)).pool.output_size

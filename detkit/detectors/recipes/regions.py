@@ -3,6 +3,8 @@
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from detkit._door import door
+from detkit._ranges import Count, Whole
 from detkit.boxes import DeltaCoder
 from detkit.detectors.detector import Detector
 from detkit.detectors.postprocess import Postprocess
@@ -10,14 +12,15 @@ from detkit.detectors.preprocess import Preprocess
 from detkit.detectors.region import RegionFeatures, RegionStage
 
 
+@door
 def rcnn(
-    num_classes: int,
+    num_classes: Count,
     backbone: nn.Module,
     *,
-    feature_size: int,
-    size: int = 227,
-    context: int = 16,
-    grid: int | None = 1,
+    feature_size: Count,
+    size: Count = 227,
+    context: Whole = 16,
+    grid: Count | None = 1,
     preprocess: Preprocess | None = None,
 ) -> Detector:
     """R-CNN on any network: train it with ``fit_rcnn``, run it as ``detector(images, proposals=)``.

@@ -5,6 +5,8 @@ from functools import partial
 
 from torch import nn
 
+from detkit._door import door
+from detkit._ranges import Count, Positive
 from detkit.anchors import GridAnchors, ThresholdMatcher
 from detkit.backbones import Backbone
 from detkit.boxes import DeltaCoder
@@ -18,7 +20,10 @@ from detkit.layers import ConvNormActivation, init_convolutions
 from detkit.losses import RetinaNetLoss, giou_cost
 
 
-def retinanet(num_classes: int, *, backbone: Backbone | None = None, preprocess: Preprocess | None = None) -> Detector:
+@door
+def retinanet(
+    num_classes: Count, *, backbone: Backbone | None = None, preprocess: Preprocess | None = None
+) -> Detector:
     """RetinaNet: five pyramid levels of 256 channels, two of them on top of ``backbone``, L1 on the deltas.
 
     ``backbone`` has strides 8, 16 and 32 (default: an untrained ResNet-50); images are resized to a short side of 800
@@ -34,8 +39,9 @@ def retinanet(num_classes: int, *, backbone: Backbone | None = None, preprocess:
     return Detector(trunk, preprocess=short_side_800() if preprocess is None else preprocess, dense=stage)
 
 
+@door
 def retinanet_v2(
-    num_classes: int, *, backbone: Backbone | None = None, preprocess: Preprocess | None = None
+    num_classes: Count, *, backbone: Backbone | None = None, preprocess: Preprocess | None = None
 ) -> Detector:
     """:func:`retinanet` with group norm in the heads and a GIoU loss on the boxes: torchvision's second version.
 
@@ -55,12 +61,13 @@ def retinanet_v2(
     return Detector(trunk, preprocess=short_side_800() if preprocess is None else preprocess, dense=stage)
 
 
+@door
 def small_retinanet(
-    num_classes: int,
+    num_classes: Count,
     *,
-    size: tuple[int, int] = (320, 320),
-    channels: int = 64,
-    blocks: int = 1,
+    size: tuple[Count, Count] = (320, 320),
+    channels: Count = 64,
+    blocks: Count = 1,
     norm: Norm = nn.BatchNorm2d,
 ) -> Detector:
     """A small RetinaNet to train from scratch, also on a CPU: a residual net, a pyramid at strides 8, 16 and 32.
@@ -76,7 +83,8 @@ def small_retinanet(
     return Detector(trunk, preprocess=Preprocess(size), dense=stage)
 
 
-def retinanet_anchors(strides: Sequence[int], *, size: float = 4.0) -> GridAnchors:
+@door
+def retinanet_anchors(strides: Sequence[Count], *, size: Positive = 4.0) -> GridAnchors:
     """Anchors of 1, 1.26 and 1.59 times ``size`` strides in ratios h/w of 1/2, 1 and 2, as torchvision rounds them.
 
     >>> retinanet_anchors((8, 16)).per_cell
@@ -86,12 +94,13 @@ def retinanet_anchors(strides: Sequence[int], *, size: float = 4.0) -> GridAncho
     return GridAnchors(sizes, aspect_ratios=(0.5, 1.0, 2.0), ratio_is="h/w", centered=False, whole_pixels=True)
 
 
+@door
 def retinanet_stage(
-    num_classes: int,
-    channels: int,
+    num_classes: Count,
+    channels: Count,
     anchors: GridAnchors,
     *,
-    depth: int = 4,
+    depth: Count = 4,
     norm: Norm | None = None,
     criterion: RetinaNetLoss | None = None,
     postprocess: LevelwisePostprocess | None = None,

@@ -5,6 +5,8 @@ from itertools import pairwise
 
 from torch import nn
 
+from detkit._door import door
+from detkit._ranges import Count
 from detkit.anchors import BipartiteMatcher, DefaultBoxes
 from detkit.backbones import SSDVGGBackbone, tiny_ssd_backbone, vgg_features
 from detkit.boxes import DeltaCoder
@@ -21,10 +23,11 @@ VGG_MEAN, VGG_STD = (0.48235, 0.45882, 0.40784), (1 / 255, 1 / 255, 1 / 255)
 """The input that VGG-16 was trained on: pixels in 0..255 minus the channel means."""
 
 
+@door
 def ssd(
-    num_classes: int,
+    num_classes: Count,
     trunk: nn.Module,
-    out_channels: Sequence[int],
+    out_channels: Sequence[Count],
     anchors: DefaultBoxes,
     *,
     preprocess: Preprocess,
@@ -59,7 +62,8 @@ def ssd(
     )
 
 
-def ssd300(num_classes: int, *, features: nn.Sequential | None = None) -> Detector:
+@door
+def ssd300(num_classes: Count, *, features: nn.Sequential | None = None) -> Detector:
     """SSD300 on VGG-16: images resized to 300 x 300, six levels, 8732 default boxes.
 
     ``features`` are the layers of a (pretrained) VGG-16, ``torchvision.models.vgg16(...).features``; by default they
@@ -80,7 +84,8 @@ def ssd300(num_classes: int, *, features: nn.Sequential | None = None) -> Detect
     return ssd(num_classes, nn.Sequential(backbone, neck), neck.out_channels, anchors, preprocess=preprocess)
 
 
-def ssd512(num_classes: int, *, features: nn.Sequential | None = None) -> Detector:
+@door
+def ssd512(num_classes: Count, *, features: nn.Sequential | None = None) -> Detector:
     """SSD512 on VGG-16: images resized to 512 x 512, seven levels, 24,564 default boxes; otherwise as :func:`ssd300`.
 
     Source: Liu et al. 2016, section 3.3 ("SSD512"), sizes and steps of the authors' release for VOC.
@@ -100,7 +105,8 @@ def ssd512(num_classes: int, *, features: nn.Sequential | None = None) -> Detect
     return ssd(num_classes, nn.Sequential(backbone, neck), neck.out_channels, anchors, preprocess=preprocess)
 
 
-def tiny_ssd(num_classes: int) -> Detector:
+@door
+def tiny_ssd(num_classes: Count) -> Detector:
     """TinySSD: images resized to 256 x 256, five levels of 32, 16, 8, 4 and 1 cells a side, 5444 default boxes.
 
     It trains with SSD's loss and hard negatives; the source takes a plain mean over all anchors.
@@ -116,12 +122,13 @@ def tiny_ssd(num_classes: int) -> Detector:
     return ssd(num_classes, backbone, backbone.out_channels, anchors, preprocess=Preprocess((256, 256)))
 
 
+@door
 def fpn_ssd(
-    num_classes: int,
+    num_classes: Count,
     *,
-    size: tuple[int, int] = (320, 320),
-    channels: int = 64,
-    blocks: int = 1,
+    size: tuple[Count, Count] = (320, 320),
+    channels: Count = 64,
+    blocks: Count = 1,
     norm: Norm = nn.BatchNorm2d,
 ) -> Detector:
     """A small SSD to train from scratch: a residual net with a feature pyramid, levels at strides 8, 16 and 32.

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from torch import nn
 from torchvision.models.resnet import resnet50
 
+from detkit._door import door
+from detkit._ranges import Count
 from detkit.backbones import Backbone, ResNetBackbone, SmallBackbone
 from detkit.detectors.preprocess import Preprocess
 from detkit.necks import FPN
@@ -23,7 +25,8 @@ def pyramid(backbone: Backbone | None) -> tuple[nn.Sequential, FPN]:
     return nn.Sequential(backbone, neck), neck
 
 
-def small_pyramid(channels: int, blocks: int, norm: Norm) -> tuple[nn.Sequential, tuple[int, ...]]:
+@door
+def small_pyramid(channels: Count, blocks: Count, norm: Norm) -> tuple[nn.Sequential, tuple[int, ...]]:
     """A small residual net with a pyramid of ``channels`` at strides 8, 16 and 32; and those strides.
 
     >>> small_pyramid(8, 1, nn.BatchNorm2d)[1]

@@ -2,9 +2,12 @@
 
 from collections.abc import Sequence
 
-from torch import Tensor, nn
+from torch import nn
 
+from detkit._door import door
+from detkit._ranges import Count, Probability
 from detkit.anchors import GridAnchors, ResponsibleMatcher, ShapeMatcher
+from detkit.anchors.generate import Shapes
 from detkit.backbones import (
     Backbone,
     darknet19_backbone,
@@ -23,7 +26,6 @@ from detkit.heads import CellHead, GridHead
 from detkit.losses import YOLOLoss, YOLOv1Loss
 from detkit.necks import Neck, PassthroughNeck, YOLONeck
 
-Shapes = Sequence[tuple[float, float]]
 _BLACK, _WHITE = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 _CELLS = (1.3221, 1.73145), (3.19275, 4.00944), (5.05587, 8.09892), (9.47112, 4.84053), (11.2364, 10.0071)
 _CELLS_TINY = (1.08, 1.19), (3.42, 4.41), (6.63, 11.38), (9.42, 5.11), (16.62, 10.52)
@@ -33,7 +35,8 @@ _V3 = ((10, 13), (16, 30), (33, 23)), ((30, 61), (62, 45), (59, 119)), ((116, 90
 _V3_TINY = ((10, 14), (23, 27), (37, 58)), ((81, 82), (135, 169), (344, 319))
 
 
-def yolo_v1(num_classes: int, *, per_cell: int = 2) -> Detector:
+@door
+def yolo_v1(num_classes: Count, *, per_cell: Count = 2) -> Detector:
     """YOLO v1: 24 convolutions, two fully connected layers, 7 x 7 cells with ``per_cell`` boxes each.
 
     Images are resized to 448 x 448, whatever their ratio. As in the paper, the first fully connected layer has 4096
@@ -49,7 +52,8 @@ def yolo_v1(num_classes: int, *, per_cell: int = 2) -> Detector:
     return _v1(num_classes, yolo_v1_backbone(), per_cell, 4096)
 
 
-def yolo_v1_tiny(num_classes: int, *, per_cell: int = 2) -> Detector:
+@door
+def yolo_v1_tiny(num_classes: Count, *, per_cell: Count = 2) -> Detector:
     """YOLO v1 tiny: eight convolutions and one fully connected layer; otherwise as :func:`yolo_v1`.
 
     Source: the authors' configuration (yolov1-tiny).
@@ -62,7 +66,8 @@ def yolo_v1_tiny(num_classes: int, *, per_cell: int = 2) -> Detector:
     return _v1(num_classes, tiny_yolo_v1_backbone(), per_cell, None)
 
 
-def yolo_v2(num_classes: int, *, size: tuple[int, int] = (416, 416), shapes: Shapes | Tensor = _V2) -> Detector:
+@door
+def yolo_v2(num_classes: Count, *, size: tuple[Count, Count] = (416, 416), shapes: Shapes = _V2) -> Detector:
     """YOLO v2: Darknet-19 with a passthrough layer, one level at stride 32, five anchor shapes in each cell.
 
     Images are letterboxed to ``size`` (height, width), multiples of 32; any other may be set later. ``shapes`` are
@@ -79,9 +84,8 @@ def yolo_v2(num_classes: int, *, size: tuple[int, int] = (416, 416), shapes: Sha
     return _v2(num_classes, nn.Sequential(backbone, neck), neck, size, shapes)
 
 
-def yolo_v2_tiny(
-    num_classes: int, *, size: tuple[int, int] = (416, 416), shapes: Shapes | Tensor = _V2_TINY
-) -> Detector:
+@door
+def yolo_v2_tiny(num_classes: Count, *, size: tuple[Count, Count] = (416, 416), shapes: Shapes = _V2_TINY) -> Detector:
     """YOLO v2 tiny: a chain of eight convolutions without passthrough; otherwise as :func:`yolo_v2`.
 
     Source: the authors' configuration (yolov2-tiny-voc).
@@ -94,9 +98,8 @@ def yolo_v2_tiny(
     return _v2(num_classes, nn.Sequential(backbone, neck), neck, size, shapes)
 
 
-def yolo_v3(
-    num_classes: int, *, size: tuple[int, int] = (416, 416), shapes: Sequence[Shapes | Tensor] = _V3
-) -> Detector:
+@door
+def yolo_v3(num_classes: Count, *, size: tuple[Count, Count] = (416, 416), shapes: Sequence[Shapes] = _V3) -> Detector:
     """YOLO v3: Darknet-53, three levels at strides 8, 16 and 32, three anchor shapes at each.
 
     Images are letterboxed to ``size`` (height, width), multiples of 32; any other may be set later. ``shapes`` are
@@ -112,8 +115,9 @@ def yolo_v3(
     return _v3(num_classes, nn.Sequential(backbone, neck), neck, size, shapes)
 
 
+@door
 def yolo_v3_tiny(
-    num_classes: int, *, size: tuple[int, int] = (416, 416), shapes: Sequence[Shapes | Tensor] = _V3_TINY
+    num_classes: Count, *, size: tuple[Count, Count] = (416, 416), shapes: Sequence[Shapes] = _V3_TINY
 ) -> Detector:
     """YOLO v3 tiny: a chain of seven convolutions, two levels at strides 16 and 32; otherwise as :func:`yolo_v3`.
 
@@ -127,12 +131,13 @@ def yolo_v3_tiny(
     return _v3(num_classes, nn.Sequential(backbone, neck), neck, size, shapes)
 
 
+@door
 def small_yolo_v3(
-    num_classes: int,
+    num_classes: Count,
     *,
-    size: tuple[int, int] = (320, 320),
-    channels: int = 64,
-    blocks: int = 1,
+    size: tuple[Count, Count] = (320, 320),
+    channels: Count = 64,
+    blocks: Count = 1,
     norm: Norm = nn.BatchNorm2d,
 ) -> Detector:
     """A small YOLO v3 to train from scratch, also on a CPU: a residual net, a pyramid at strides 8, 16 and 32.
@@ -150,15 +155,16 @@ def small_yolo_v3(
     return Detector(trunk, preprocess=fractions(size), dense=stage)
 
 
+@door
 def yolo_stage(
-    num_classes: int,
-    in_channels: Sequence[int],
+    num_classes: Count,
+    in_channels: Sequence[Count],
     anchors: GridAnchors,
     *,
     matcher: ShapeMatcher | None = None,
     criterion: YOLOLoss | None = None,
     postprocess: nn.Module | None = None,
-    prior: float | None = None,
+    prior: Probability | None = None,
 ) -> DenseStage:
     """The stage of YOLO v2 and v3 on levels of ``in_channels``; by default as in v3, suppressed at IoU .45.
 
@@ -201,7 +207,7 @@ def _v1(num_classes: int, backbone: Backbone, per_cell: int, hidden: int | None)
     return Detector(backbone, preprocess=Preprocess((side, side), mean=_BLACK, std=_WHITE), dense=stage)
 
 
-def _v2(num_classes: int, trunk: nn.Sequential, neck: Neck, size: tuple[int, int], shapes: Shapes | Tensor) -> Detector:
+def _v2(num_classes: int, trunk: nn.Sequential, neck: Neck, size: tuple[int, int], shapes: Shapes) -> Detector:
     stage = yolo_stage(
         num_classes,
         neck.out_channels,
@@ -213,7 +219,7 @@ def _v2(num_classes: int, trunk: nn.Sequential, neck: Neck, size: tuple[int, int
 
 
 def _v3(
-    num_classes: int, trunk: nn.Sequential, neck: Neck, size: tuple[int, int], shapes: Sequence[Shapes | Tensor]
+    num_classes: int, trunk: nn.Sequential, neck: Neck, size: tuple[int, int], shapes: Sequence[Shapes]
 ) -> Detector:
     anchors = GridAnchors(shapes=shapes, strides=neck.strides)
     return Detector(trunk, preprocess=fractions(size), dense=yolo_stage(num_classes, neck.out_channels, anchors))
