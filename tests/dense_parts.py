@@ -10,6 +10,8 @@ from detkit.anchors import (
     BipartiteMatcher,
     CenterMatcher,
     GridAnchors,
+    ResponsibleMatcher,
+    ShapeMatcher,
     SimOTAMatcher,
     TaskAlignedMatcher,
     ThresholdMatcher,
@@ -17,7 +19,7 @@ from detkit.anchors import (
 from detkit.boxes import DeltaCoder, DistanceCoder, DistributionCoder, GridCoder
 from detkit.detectors import DenseStage, LevelwisePostprocess
 from detkit.heads import ClassificationHead, DenseHead, RegressionHead
-from detkit.losses import FCOSLoss, MultiBoxLoss, ObjectnessLoss, QualityLoss, RetinaNetLoss, giou_cost
+from detkit.losses import FCOSLoss, MultiBoxLoss, ObjectnessLoss, QualityLoss, RetinaNetLoss, YOLOLoss, giou_cost
 from detkit.structures import Images, Target, Targets, pad_targets
 
 CLASSES, CHANNELS, STRIDES, BINS = 2, 8, (8, 16), 8
@@ -28,6 +30,8 @@ MATCHERS = {
     "task aligned": TaskAlignedMatcher,
     "simota": SimOTAMatcher,
     "center": CenterMatcher,
+    "shape": ShapeMatcher,
+    "responsible": ResponsibleMatcher,
 }
 CODERS = {"delta": DeltaCoder, "distance": lambda: DistanceCoder(unit=0.5), "grid": GridCoder}
 CRITERIA = {
@@ -36,6 +40,7 @@ CRITERIA = {
     "quality + distribution focal": lambda: QualityLoss(distribution_weight=0.25),
     "fcos": FCOSLoss,
     "objectness": ObjectnessLoss,
+    "yolo + giou": lambda: YOLOLoss(giou_cost, prior_images=100),
 }
 # Distributions stand for numbers from 0 to a few: distances are, deltas and places in a cell are not.
 COMBINATIONS = [

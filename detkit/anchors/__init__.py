@@ -7,7 +7,9 @@ from detkit.anchors.center import CenterMatcher, centerness
 from detkit.anchors.cluster import cluster_anchors, mean_shape_iou, shape_iou
 from detkit.anchors.generate import DefaultBoxes, GridAnchors, multibox_anchors
 from detkit.anchors.hungarian import HungarianMatcher
+from detkit.anchors.responsible import ResponsibleMatcher
 from detkit.anchors.sample import BalancedSampler, HardNegativeSampler
+from detkit.anchors.shape import ShapeMatcher
 from detkit.anchors.task_aligned import SimOTAMatcher, TaskAlignedMatcher
 from detkit.anchors.threshold import ThresholdMatcher
 from detkit.structures import IGNORED, NEGATIVE, Anchors
@@ -25,6 +27,8 @@ __all__ = [
     "GridAnchors",
     "HardNegativeSampler",
     "HungarianMatcher",
+    "ResponsibleMatcher",
+    "ShapeMatcher",
     "SimOTAMatcher",
     "TaskAlignedMatcher",
     "ThresholdMatcher",

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from detkit._door import door
 from detkit.boxes.measures import BoxSides, bounded_sides, intersection_and_union
-from detkit.structures import IGNORED, NEGATIVE, Assignment, Targets, take_rows
+from detkit.structures import IGNORED, NEGATIVE, Assignment, ClaimedAssignment, Targets, take_rows
 from detkit.structures.labels import check_targets
 
 _CROWD_SHARE = 0.5
@@ -16,16 +16,21 @@ _PAIRS_AT_ONCE = 2**18  # on the CPU: few enough for the cache, enough that call
 
 
 class Assigned(NamedTuple):
-    """What each anchor learns: a class, NEGATIVE or IGNORED; the box and weight of its object; quality of the match."""
+    """What each anchor learns: a class, NEGATIVE or IGNORED; the box and weight of its object; quality of the match.
+
+    ``claims`` holds, if the matcher says it, the anchor and the class of each object, or NEGATIVE: an anchor that
+    several objects claim may learn the classes of all.
+    """
 
     labels: Int[Tensor, "B N"]
     boxes: Float[Tensor, "B N 4"]
     weights: Float[Tensor, "B N"]
     quality: Float[Tensor, "B N"]
+    claims: Int[Tensor, "B T 2"] | None = None
 
 
 @door
-def gather_assigned(assignment: Assignment, targets: Targets) -> Assigned:
+def gather_assigned(assignment: Assignment | ClaimedAssignment, targets: Targets) -> Assigned:
     """Gather the label, box and weight of the object that each anchor is matched with; quality is passed on.
 
     A NEGATIVE or IGNORED anchor has that as its label, any box of the image and weight 1: losses mask it out.
@@ -43,7 +48,13 @@ def gather_assigned(assignment: Assignment, targets: Targets) -> Assigned:
     weights = torch.ones_like(assignment.quality)
     if targets.weights is not None:
         weights = torch.where(matched >= 0, targets.weights.gather(1, index).to(weights), weights)
-    return Assigned(labels, boxes, weights, assignment.quality)
+    return Assigned(labels, boxes, weights, assignment.quality, _claims(assignment, targets))
+
+
+def _claims(assignment: Assignment | ClaimedAssignment, targets: Targets) -> Int[Tensor, "B T 2"] | None:
+    if isinstance(assignment, ClaimedAssignment):
+        return torch.stack((assignment.claims, targets.labels), dim=-1)
+    return None
 
 
 def no_matches(boxes: Shaped[Tensor, "B T 4"], anchors: Shaped[Tensor, "*B N 4"]) -> Assignment:

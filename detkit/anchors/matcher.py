@@ -42,7 +42,7 @@ def read_boxes(function: str, anchors: Anchors | Tensor, targets: Targets) -> tu
 
 
 def read_predictions(function: str, predictions: Predictions | None, field: str) -> tuple[Tensor, Tensor]:
-    """The boxes and the ``field``, scores or logits, of ``predictions``. Raises ValueError where they are missing.
+    """The boxes and the ``field`` of ``predictions``. Raises ValueError where they are missing.
 
     >>> read_predictions("example", None, "scores")
     Traceback (most recent call last):
@@ -50,9 +50,9 @@ def read_predictions(function: str, predictions: Predictions | None, field: str)
     """
     values = getattr(predictions, field, None)
     if predictions is None or values is None:
+        given = "boxes" if field == "boxes" else f"boxes, {field}={field}"
         raise ValueError(
-            f"{function}: looks at predictions; "
-            f"call it as matcher(anchors, targets, Predictions(boxes, {field}={field}))"
+            f"{function}: looks at predictions; call it as matcher(anchors, targets, Predictions({given}))"
         )
     return predictions.boxes, values
 

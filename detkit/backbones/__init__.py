@@ -1,11 +1,19 @@
 """Backbones turn images into feature maps of known channels and strides, finest first.
 
-``SmallBackbone`` and the chains of TinySSD and SSD7 are built here; VGG, ResNet, MobileNet and the torchvision and timm
-adapters wrap a model that the user built, with or without pretrained weights. A backbone and a neck make a trunk:
-``nn.Sequential(backbone, neck)``.
+``SmallBackbone``, the chains of TinySSD and SSD7 and the Darknets of YOLO are built here; VGG, ResNet, MobileNet and
+the torchvision and timm adapters wrap a model that the user built, with or without pretrained weights. A backbone and a
+neck make a trunk: ``nn.Sequential(backbone, neck)``.
 """
 
 from detkit.backbones.base import Backbone
+from detkit.backbones.darknet import (
+    DarknetBlock,
+    darknet19_backbone,
+    darknet53_backbone,
+    tiny_darknet_backbone,
+    tiny_yolo_v1_backbone,
+    yolo_v1_backbone,
+)
 from detkit.backbones.mobilenet import mobilenet_backbone
 from detkit.backbones.pretrained import TimmBackbone, TorchvisionBackbone
 from detkit.backbones.resnet import ResNetBackbone
@@ -15,16 +23,22 @@ from detkit.backbones.vgg import SSDVGGBackbone, ssd_trunk_from_torchvision, vgg
 
 __all__ = [
     "Backbone",
+    "DarknetBlock",
     "ResNetBackbone",
     "SSDVGGBackbone",
     "SequentialBackbone",
     "SmallBackbone",
     "TimmBackbone",
     "TorchvisionBackbone",
+    "darknet19_backbone",
+    "darknet53_backbone",
     "mobilenet_backbone",
     "ssd7_backbone",
     "ssd_trunk_from_torchvision",
+    "tiny_darknet_backbone",
     "tiny_ssd_backbone",
+    "tiny_yolo_v1_backbone",
     "vgg_backbone",
     "vgg_features",
+    "yolo_v1_backbone",
 ]

@@ -41,6 +41,7 @@ from detkit.detectors.recipes import (
     small_mask_rcnn,
     small_pix2seq,
     small_retinanet,
+    small_yolo_v3,
     ssd,
     ssd7,
     ssd300,
@@ -49,6 +50,13 @@ from detkit.detectors.recipes import (
     ssdlite,
     ssdlite320_mobilenet_v3_large,
     tiny_ssd,
+    yolo_stage,
+    yolo_v1,
+    yolo_v1_tiny,
+    yolo_v2,
+    yolo_v2_tiny,
+    yolo_v3,
+    yolo_v3_tiny,
 )
 from detkit.detectors.region import RegionFeatures, RegionStage
 from detkit.detectors.roi import BoxStage
@@ -115,6 +123,7 @@ __all__ = [
     "small_mask_rcnn",
     "small_pix2seq",
     "small_retinanet",
+    "small_yolo_v3",
     "ssd",
     "ssd7",
     "ssd300",
@@ -123,4 +132,11 @@ __all__ = [
     "ssdlite",
     "ssdlite320_mobilenet_v3_large",
     "tiny_ssd",
+    "yolo_stage",
+    "yolo_v1",
+    "yolo_v1_tiny",
+    "yolo_v2",
+    "yolo_v2_tiny",
+    "yolo_v3",
+    "yolo_v3_tiny",
 ]

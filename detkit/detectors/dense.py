@@ -10,7 +10,16 @@ from detkit._inputs import takes
 from detkit.anchors import gather_assigned
 from detkit.detectors.detector import Stage
 from detkit.losses import DenseCriterion
-from detkit.structures import Anchors, Assignment, DensePredictions, Detections, Images, Predictions, Targets
+from detkit.structures import (
+    Anchors,
+    Assignment,
+    ClaimedAssignment,
+    DensePredictions,
+    Detections,
+    Images,
+    Predictions,
+    Targets,
+)
 from detkit.structures.labels import check_labels
 
 
@@ -110,7 +119,7 @@ def predict(stage: Any, features: list[Tensor], images: Images) -> DenseOutputs:
 
 
 @torch.no_grad()
-def assign(stage: Any, outputs: DenseOutputs, targets: Targets) -> Assignment:
+def assign(stage: Any, outputs: DenseOutputs, targets: Targets) -> Assignment | ClaimedAssignment:
     """Run the stage's matcher on the anchors; predictions are decoded only for a matcher that reads them.
 
     >>> from detkit.detectors import tiny_ssd
@@ -145,7 +154,7 @@ def check_parts(stage: Any) -> None:
     if not isinstance(stage.criterion, DenseCriterion):
         raise ValueError(
             f"{name}: criterion is a {type(stage.criterion).__name__}; give a DenseCriterion, as MultiBoxLoss, "
-            "RetinaNetLoss, FCOSLoss, QualityLoss and ObjectnessLoss are"
+            "RetinaNetLoss, FCOSLoss, QualityLoss, ObjectnessLoss and YOLOLoss are"
         )
     check_call(name, "postprocess", stage.postprocess, "scores, boxes, sizes, counts")
     _check_pairs(name, stage)
@@ -180,7 +189,7 @@ def _check_pairs(name: str, stage: Any) -> None:
     if given is True and not wanted:
         raise ValueError(
             f"{name}: {head} predicts a quality that {criterion} does not read, so that it would never learn; take the "
-            "quality_head away, or a criterion that reads it: FCOSLoss or ObjectnessLoss"
+            "quality_head away, or a criterion that reads it: FCOSLoss, ObjectnessLoss or YOLOLoss"
         )
     numbers, read = getattr(stage.head, "numbers", None), getattr(stage.coder, "numbers", None)
     if None not in (numbers, read) and numbers != read:
@@ -188,11 +197,12 @@ def _check_pairs(name: str, stage: Any) -> None:
             f"{name}: {head} predicts {numbers} numbers for a box and {coder} decodes {read}; give the box head "
             f"outputs={read}"
         )
-    if getattr(stage.coder, "reads_cells", False) and getattr(stage.anchors, "clip", False):
-        raise ValueError(
-            f"{name}: {coder} places boxes in the cells that anchors are the centers of, which clipping moves; give "
-            f"{type(stage.anchors).__name__} clip=False"
-        )
+    for part in (stage.coder, stage.matcher):
+        if getattr(part, "reads_cells", False) and getattr(stage.anchors, "clip", False):
+            raise ValueError(
+                f"{name}: {type(part).__name__} places boxes in the cells that anchors are the centers of, which "
+                f"clipping moves; give {type(stage.anchors).__name__} clip=False"
+            )
     distributions = read is not None and read != 4
     if stage.criterion.reads_distributions != distributions:
         raise ValueError(

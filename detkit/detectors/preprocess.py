@@ -14,6 +14,7 @@ from detkit._inputs import first_bad, full_checks, promote, white_of
 from detkit._ranges import Count, Finite, Fraction, Positive
 from detkit.boxes import clip_boxes_to_image
 from detkit.detectors.paste import paste_masks
+from detkit.detectors.placement import factors_of, fitted, shifts_of, spans_of
 from detkit.proposals import Proposals, pad_proposals
 from detkit.structures import (
     FIELDS,
@@ -32,6 +33,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 _SAMPLED, _FARTHEST = 4, 8.0  # every fourth row and column is looked at; normalized images may come, too
 _MASKS_AT_ONCE = 32  # that are resized together
+_GRAY = 0.5
 
 
 class Preprocess(Constants):
@@ -44,6 +46,9 @@ class Preprocess(Constants):
     ``(image - mean) / std`` per channel. Floats far outside are an error (on accelerators only with
     ``DETKIT_CHECKS=full``) unless the mean is too. The batch is padded with zeros, after normalizing, to a height and
     width that ``multiple_of`` divides.
+
+    ``letterbox`` keeps the aspect ratio with a pair, too: the image is as large as fits, in the middle of gray (.5) of
+    that size, as in Darknet. Its place is rounded down to whole pixels, and the way back is exact.
 
     Masks that come back are bool, True where the probability reaches ``mask_threshold``; None leaves probabilities.
     Targets with a side that is not above 0 pixels are an error (``degenerate="raise"``; on accelerators only with
@@ -70,14 +75,17 @@ class Preprocess(Constants):
         multiple_of: Count = 1,
         mask_threshold: Fraction | None = 0.5,
         degenerate: Literal["raise", "drop"] = "raise",
+        letterbox: bool = False,
     ) -> None:
         super().__init__()
         if max_size is not None and (not isinstance(size, int) or max_size < size):
             raise ValueError(f"Preprocess: max_size={max_size} needs an int size that it is not below; size={size}")
+        if letterbox and (size is None or isinstance(size, int)):
+            raise ValueError(f"Preprocess: letterbox needs a size (height, width); size={size}")
         if degenerate not in ("raise", "drop"):
             raise ValueError(f"Preprocess: degenerate={degenerate!r}; allowed are 'drop' and 'raise'")
         self.size, self.max_size, self.multiple_of = size, max_size, multiple_of
-        self.mask_threshold, self.degenerate = mask_threshold, degenerate
+        self.mask_threshold, self.degenerate, self.letterbox = mask_threshold, degenerate, letterbox
         self.in_unit_range = all(-1 <= float(value) <= 1 for value in mean)  # else the pixels are in units of their own
         for name, values in (("mean", mean), ("std", std)):
             self.register_constant(name, torch.tensor(values, device="cpu").reshape(-1, 1, 1))
@@ -101,7 +109,7 @@ class Preprocess(Constants):
         tensors = [self._prepare(i, image) for i, image in enumerate(images)]
         batch = batch_images(tensors, multiple_of=self.multiple_of)
         originals = torch.tensor([image.shape[-2:] for image in images], device=batch.sizes.device)
-        batch = batch._replace(original_sizes=originals)
+        batch = self._placed(batch._replace(original_sizes=originals), images)
         return batch, None if targets is None else self._targets(targets, batch)
 
     @door
@@ -118,7 +126,8 @@ class Preprocess(Constants):
                 f"Preprocess: {len(images.sizes)} images but {len(proposals)} proposals; each needs its own"
             )
         padded = pad_proposals(proposals, device=images.tensors.device)
-        return padded._replace(boxes=padded.boxes / _factors(images, padded.boxes))
+        boxes = padded.boxes / factors_of(images, padded.boxes) + shifts_of(images, padded.boxes)
+        return padded._replace(boxes=boxes)
 
     @door
     def undo(self, detections: Detections | dict[str, Detections], images: Images) -> list[Detection]:
@@ -148,24 +157,29 @@ class Preprocess(Constants):
 
     def extra_repr(self) -> str:
         """The settings that ``print`` shows."""
-        return f"size={self.size}, max_size={self.max_size}, multiple_of={self.multiple_of}"
+        letterbox = ", letterbox=True" if self.letterbox else ""
+        return f"size={self.size}, max_size={self.max_size}, multiple_of={self.multiple_of}{letterbox}"
 
     def _targets(self, targets: Sequence[Target], batch: Images) -> Targets | dict[str, Targets]:
         if names := _names(targets):
             by_name = {name: [cast(Any, target)[name] for target in targets] for name in names}
             return {name: cast(Targets, self._targets(own, batch)) for name, own in by_name.items()}
         assert batch.original_sizes is not None
-        sizes = [*zip(batch.sizes.tolist(), batch.original_sizes.tolist(), strict=True)]
+        sizes = [*zip(spans_of(batch).tolist(), batch.original_sizes.tolist(), strict=True)]
+        offsets = [(0, 0)] * len(sizes) if batch.offsets is None else batch.offsets.tolist()
         places = [f"Preprocess: targets[{i}]" for i in range(len(targets))]
         read = [
             read_target(target, where=where, size=old)
             for target, (_, old), where in zip(targets, sizes, places, strict=True)
         ]
-        resized = [_resized(target, new, old, _blank) for target, (new, old) in zip(read, sizes, strict=True)]
+        resized = [
+            _shifted(_resized(target, new, old, _blank), offset)
+            for target, (new, old), offset in zip(read, sizes, offsets, strict=True)
+        ]
         padded = pad_targets(resized, device=batch.tensors.device)
         if padded.masks is not None:
-            for canvas, target, (new, _) in zip(padded.masks, read, sizes, strict=True):
-                _draw(canvas, target.get("masks"), new)
+            for canvas, target, (new, _), (top, left) in zip(padded.masks, read, sizes, offsets, strict=True):
+                _draw(canvas[:, top:, left:], target.get("masks"), new)
         if padded.segmentation is not None:
             height, width = (
                 whole - own for whole, own in zip(batch.tensors.shape[-2:], padded.segmentation.shape[-2:], strict=True)
@@ -207,17 +221,33 @@ class Preprocess(Constants):
         new = self._resized(*image.shape[-2:])
         if new != tuple(image.shape[-2:]):
             pixels = F.interpolate(pixels[None], size=new, mode="bilinear", align_corners=False)[0]
+        if self.letterbox:
+            (top, left), (height, width) = self._offset(new), cast(tuple[int, int], self.size)
+            pixels = F.pad(pixels, (left, width - new[1] - left, top, height - new[0] - top), value=_GRAY)
         return (pixels - self.mean) / self.std
 
     def _resized(self, height: int, width: int) -> tuple[int, int]:
         if self.size is None:
             return height, width
         if not isinstance(self.size, int):
-            return self.size
+            return fitted(height, width, self.size) if self.letterbox else self.size
         factor = self.size / min(height, width)
         if self.max_size is not None:
             factor = min(factor, self.max_size / max(height, width))
         return max(1, int(height * factor)), max(1, int(width * factor))
+
+    def _offset(self, new: tuple[int, int]) -> tuple[int, int]:
+        """(top, left) of an image of the size ``new`` in the middle of the letterbox."""
+        height, width = cast(tuple[int, int], self.size)
+        return (height - new[0]) // 2, (width - new[1]) // 2
+
+    def _placed(self, batch: Images, images: Sequence[Tensor]) -> Images:
+        """Where each image begins and ends in its letterbox; without one the batch as it is."""
+        if not self.letterbox:
+            return batch
+        spans = [self._resized(*image.shape[-2:]) for image in images]
+        offsets = batch.sizes.new_tensor([self._offset(span) for span in spans])
+        return batch._replace(sizes=offsets + offsets.new_tensor(spans), offsets=offsets)
 
 
 def _check_range(image: Float[Tensor, "D _ _"], where: str) -> None:
@@ -235,23 +265,18 @@ def _check_range(image: Float[Tensor, "D _ _"], where: str) -> None:
 def _in_original_pixels(detections: Detections, images: Images) -> dict[str, Tensor]:
     """What was found, by the key that it has outside, boxes and points in the pixels of the images as they came."""
     original = images.sizes if images.original_sizes is None else images.original_sizes
-    factors, found = _factors(images, detections.boxes), {}
+    factors, shifts, found = factors_of(images, detections.boxes), shifts_of(images, detections.boxes), {}
     for key, field in FIELDS.items():
         values = getattr(detections, field.inside or "", None)
         if values is None:
             continue
         if field.moves == "boxes":
-            values = clip_boxes_to_image(values * factors, original)
+            values = clip_boxes_to_image((values - shifts) * factors, original)
         elif field.moves == "points":
-            values = torch.cat((values[..., :2] * factors[:, None, :, :2], values[..., 2:]), dim=-1)
+            places = (values[..., :2] - shifts[:, None, :, :2]) * factors[:, None, :, :2]
+            values = torch.cat((places, values[..., 2:]), dim=-1)
         found[key] = values
     return found
-
-
-def _factors(images: Images, like: Tensor) -> Float[Tensor, "B 1 4"]:
-    """What takes boxes from the pixels of the batch to those of the images as they came."""
-    original = images.sizes if images.original_sizes is None else images.original_sizes
-    return (original / images.sizes).to(like).flip(-1).repeat(1, 2)[:, None]
 
 
 @door
@@ -283,6 +308,24 @@ def _resized(
             factors = (fx, fy, fx, fy) if moves == "boxes" else (fx, fy, 1.0)
             resized[key] = promote(values) * promote(values).new_tensor(factors)
     return cast(Target, resized)
+
+
+def _shifted(target: Target, offset: Sequence[int]) -> Target:
+    """``target``, whose image begins at ``offset`` (top, left) of a frame, in the pixels of that frame."""
+    top, left = offset
+    if top == left == 0:
+        return target
+    shifted: dict[str, Any] = {**target}
+    for key in shifted.keys() & FIELDS.keys():
+        moves, values = FIELDS[key].moves, shifted[key]
+        if moves == "masks":  # blank: only their size counts
+            shifted[key] = _blank(values, (values.shape[-2] + top, values.shape[-1] + left))
+        elif moves == "map":
+            shifted[key] = F.pad(values.long(), (left, 0, top, 0), value=VOID)
+        elif moves in ("boxes", "points"):
+            shift = (left, top, left, top) if moves == "boxes" else (left, top, 0)
+            shifted[key] = promote(values) + promote(values).new_tensor(shift)
+    return cast(Target, shifted)
 
 
 def _names(targets: Sequence[Target]) -> list[str]:
@@ -337,10 +380,11 @@ def _nearest(values: Shaped[Tensor, "*T H W"], size: Sequence[int]) -> Shaped[Te
 def _of_image(values: Shaped[Tensor, "*C h w"], images: Images, index: int, size: Sequence[int]) -> Tensor:
     """A map of the batch's frame, cut to one image and in its own pixels: classes by nearest, scores bilinearly."""
     frame, (height, width) = images.tensors.shape[-2:], images.sizes[index].tolist()
+    top, left = (0, 0) if images.offsets is None else images.offsets[index].tolist()
     if not values.is_floating_point():
-        return _nearest(_nearest(values, frame)[..., :height, :width], size)
+        return _nearest(_nearest(values, frame)[..., top:height, left:width], size)
     planes = promote(values).reshape(1, -1, *values.shape[-2:])
-    planes = F.interpolate(planes, size=frame, mode="bilinear", align_corners=False)[..., :height, :width]
+    planes = F.interpolate(planes, size=frame, mode="bilinear", align_corners=False)[..., top:height, left:width]
     return F.interpolate(planes, size=tuple(size), mode="bilinear", align_corners=False).reshape(
         *values.shape[:-2], *size
     )

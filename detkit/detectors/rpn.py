@@ -149,7 +149,7 @@ class RPNStage(Stage):
         targets = targets._replace(labels=torch.zeros_like(targets.labels))  # objects are all of one class
         assignment = assign(self, outputs, targets)
         rows, valid = sampled_rows(self.sampler(assignment.matched), assignment.matched, self.sampler.count)
-        sampled = Assignment(*(column.gather(1, rows) for column in assignment))
+        sampled = Assignment(*(column.gather(1, rows) for column in assignment[:2]))
         assigned = gather_assigned(sampled, targets)
         return self.criterion(
             DensePredictions(take_rows(logits, rows), take_rows(deltas, rows)),

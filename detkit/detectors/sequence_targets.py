@@ -97,7 +97,7 @@ class SequenceTargetBuilder(nn.Module):
         targets = targets._replace(boxes=promote(targets.boxes))
         matched = torch.where(real, chosen, NEGATIVE)
         assignment = Assignment(matched, torch.zeros_like(matched, dtype=targets.boxes.dtype))
-        labels, boxes, scales, _ = gather_assigned(assignment, targets)
+        labels, boxes, scales = gather_assigned(assignment, targets)[:3]
         if self.noise:
             boxes = torch.where(real[..., None], boxes, noise_boxes(boxes, real, sizes, generator=generator).boxes)
         tokens = self.coder.encode(boxes, labels, sizes, valid=None if self.noise else real)

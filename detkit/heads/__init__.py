@@ -1,8 +1,10 @@
 """Heads: modules that turn feature maps into predictions for every anchor, (B, N, outputs), and do nothing else."""
 
+from detkit.heads.cell import CellHead
 from detkit.heads.classification import ClassificationHead
 from detkit.heads.dense import DenseHead
 from detkit.heads.fcos import FCOSHead
+from detkit.heads.grid import GridHead
 from detkit.heads.keypoint import KeypointHead
 from detkit.heads.mask import MaskHead
 from detkit.heads.multibox import MultiBoxHead, flatten_levels, prediction_conv
@@ -16,9 +18,11 @@ from detkit.heads.token_decoder import TokenDecoder
 __all__ = [
     "BoxGrammar",
     "BoxHead",
+    "CellHead",
     "ClassificationHead",
     "DenseHead",
     "FCOSHead",
+    "GridHead",
     "KeypointHead",
     "MaskHead",
     "MultiBoxHead",

@@ -5,6 +5,7 @@ from detkit.layers.box_decoder import BoxDecoder, BoxPositions, BoxQueries, Defo
 from detkit.layers.deformable import DeformableAttention
 from detkit.layers.levels import check_features, check_levels
 from detkit.layers.map_encoder import MapEncoder, Memory
+from detkit.layers.passthrough import Passthrough
 from detkit.layers.position import LearnedPositions, SinePositions
 from detkit.layers.transformer import Attention, DecoderLayer, EncoderLayer, TransformerDecoder, TransformerEncoder
 
@@ -22,6 +23,7 @@ __all__ = [
     "LearnedPositions",
     "MapEncoder",
     "Memory",
+    "Passthrough",
     "SeparableConv",
     "SinePositions",
     "TransformerDecoder",

@@ -3,7 +3,17 @@
 A family's loss also turns its logits into scores, so that training and inference cannot disagree.
 """
 
-from detkit.losses.box_costs import BoxCoder, ciou_cost, diou_cost, giou_cost, iou_cost, l1_cost, smooth_l1_cost
+from detkit.losses.box_costs import (
+    BoxCoder,
+    ciou_cost,
+    diou_cost,
+    giou_cost,
+    grid_cost,
+    iou_cost,
+    l1_cost,
+    l2_cost,
+    smooth_l1_cost,
+)
 from detkit.losses.classification import (
     distribution_focal_loss,
     label_smoothed_cross_entropy,
@@ -29,6 +39,8 @@ from detkit.losses.regression import (
 from detkit.losses.retinanet import RetinaNetLoss
 from detkit.losses.sequence import SequenceLoss
 from detkit.losses.set_prediction import SetPredictionLoss
+from detkit.losses.yolo import YOLOLoss
+from detkit.losses.yolo_v1 import YOLOv1Loss
 
 __all__ = [
     "BoxCoder",
@@ -42,6 +54,8 @@ __all__ = [
     "RetinaNetLoss",
     "SequenceLoss",
     "SetPredictionLoss",
+    "YOLOLoss",
+    "YOLOv1Loss",
     "box_costs",
     "box_iou_loss",
     "ciou_cost",
@@ -51,10 +65,12 @@ __all__ = [
     "distribution_focal_loss",
     "generalized_box_iou_loss",
     "giou_cost",
+    "grid_cost",
     "iou_cost",
     "keypoint_loss",
     "keypoint_targets",
     "l1_cost",
+    "l2_cost",
     "label_smoothed_cross_entropy",
     "mask_loss",
     "mask_targets",

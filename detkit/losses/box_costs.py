@@ -11,9 +11,11 @@ from typing import Protocol, runtime_checkable
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
+from torch.nn import functional as F
 
 from detkit._door import door
 from detkit._inputs import check_not_negative, promote
+from detkit.boxes import box_area, box_centers
 from detkit.losses.regression import (
     box_iou_loss,
     complete_box_iou_loss,
@@ -62,6 +64,26 @@ def l1_cost(
     """
     _check_shapes("l1_cost", deltas, boxes)
     return torch.abs(promote(deltas) - coder.encode(boxes, anchors)).sum(-1)
+
+
+@door
+def l2_cost(
+    deltas: Float[Tensor, "*B 4"],
+    boxes: Shaped[Tensor, "*B 4"],
+    anchors: Anchors | Shaped[Tensor, "*#B _"],
+    coder: BoxCoder,
+) -> Float[Tensor, "*B"]:
+    """Squared differences between ``deltas`` and the encoded ``boxes``, summed over the four; as in YOLO v1.
+
+    Arguments as in :func:`l1_cost`. Source: Redmon et al. 2016, equation 3.
+
+    >>> from detkit.boxes import DeltaCoder
+    >>> anchors, boxes = torch.tensor([[0.0, 0, 4, 4]]), torch.tensor([[2.0, 0, 6, 4]])
+    >>> l2_cost(torch.zeros(1, 4), boxes, anchors, DeltaCoder())
+    tensor([0.2500])
+    """
+    _check_shapes("l2_cost", deltas, boxes)
+    return (promote(deltas) - coder.encode(boxes, anchors)).square().sum(-1)
 
 
 @door
@@ -167,6 +189,54 @@ def ciou_cost(
     """
     _check_shapes("ciou_cost", deltas, boxes, numbers=None)
     return complete_box_iou_loss(coder.decode(deltas, anchors), boxes)
+
+
+@door
+def grid_cost(
+    deltas: Float[Tensor, "*B 4"],
+    boxes: Shaped[Tensor, "*B 4"],
+    anchors: Anchors | Shaped[Tensor, "*#B _"],
+    coder: BoxCoder,
+) -> Float[Tensor, "*B"]:
+    """YOLO v2's and v3's cost of places in a cell and log-scales, as :class:`~detkit.boxes.GridCoder` codes them.
+
+    Binary cross-entropy of sigmoid(tx), sigmoid(ty) against the place of the center in its cell, plus half the squared
+    differences of tw and th; times 2 minus the box's share of the area that the cells cover. Its gradient by the four
+    deltas is the difference that the authors' code passes back: ``(2 - w h) (sigmoid(tx) - x)``,
+    ``(2 - w h) (tw - log(w / wa))`` and so on. Arguments as in :func:`l1_cost`. A perfect box does not cost 0, but the
+    entropy of its place. Source: Redmon and Farhadi 2018, section 2.1, and the authors' released code.
+
+    >>> from detkit.boxes import GridCoder
+    >>> anchors = Anchors(torch.tensor([[0.0, 0, 8, 8]]), torch.tensor([[8.0, 8]]), (1,))
+    >>> grid_cost(torch.zeros(1, 4), torch.tensor([[0.0, 0, 8, 8]]), anchors, GridCoder())  # 2 log 2
+    tensor([1.3863])
+    """
+    _check_shapes("grid_cost", deltas, boxes)
+    deltas = promote(deltas)
+    costs = grid_distance(deltas, coder.encode(boxes, anchors).to(deltas))
+    return (2 - _covered(boxes, anchors).to(deltas)) * costs
+
+
+def grid_distance(deltas: Float[Tensor, "*B 4"], wanted: Float[Tensor, "*#B 4"]) -> Float[Tensor, "*B"]:
+    """:func:`grid_cost` without the weight by area, of deltas and those that are ``wanted``.
+
+    >>> grid_distance(torch.tensor([[0.0, 0, 3, 0]]), torch.zeros(1, 4))
+    tensor([5.8863])
+    """
+    wanted = wanted.expand_as(deltas)
+    places = F.binary_cross_entropy_with_logits(deltas[..., :2], wanted[..., :2].sigmoid(), reduction="none")
+    return (places + (deltas[..., 2:] - wanted[..., 2:]).square() / 2).sum(-1)
+
+
+def _covered(boxes: Shaped[Tensor, "*B 4"], anchors: Anchors | Tensor) -> Float[Tensor, "*B"]:
+    """The share of the area that all cells of the anchors cover which a box has, in [0, 1]."""
+    anchors = Anchors.of(anchors)
+    if anchors.boxes.shape[-2] == 0:
+        return promote(boxes)[..., 0]
+    width, height = (box_centers(anchors.boxes) + promote(anchors.strides) / 2).amax(-2).unbind(-1)
+    area = (width * height)[..., None]
+    share = box_area(boxes) / torch.where(area > 0, area, torch.inf)
+    return share.nan_to_num(0).clamp(0, 1)
 
 
 def _check_shapes(function: str, deltas: Tensor, boxes: Tensor, *, numbers: int | None = 4) -> None:

@@ -5,8 +5,9 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from detkit._door import door
 from detkit._inputs import check_finite, looked_at, promote, takes
@@ -109,6 +110,19 @@ def box_costs(
     positive = assigned.labels >= 0
     own = torch.where(positive[..., None], promote(deltas), 0)  # before the formula: a NaN there has a gradient
     return torch.where(positive, cost(own, assigned.boxes, anchors, coder), 0)
+
+
+def judged_entropy(
+    logits: Float[Tensor, "*B"], targets: Shaped[Tensor, "*#B"], judged: Bool[Tensor, "*#B"]
+) -> Float[Tensor, "*B"]:
+    """Binary cross-entropy where ``judged``, and 0 elsewhere, whatever the logit.
+
+    >>> judged_entropy(torch.tensor([0.0, torch.nan]), torch.tensor([True, True]), torch.tensor([True, False]))
+    tensor([0.6931, 0.0000])
+    """
+    logits = torch.where(judged, logits, 0)
+    costs = F.binary_cross_entropy_with_logits(logits, targets.to(logits).expand_as(logits), reduction="none")
+    return torch.where(judged, costs, 0)
 
 
 def described(cost: Callable[..., Tensor]) -> str:

@@ -3,7 +3,6 @@
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional as F
 
 from detkit._door import door
 from detkit._inputs import promote
@@ -18,6 +17,7 @@ from detkit.losses.dense import (
     check_cost,
     check_predictions,
     described,
+    judged_entropy,
     mean_count,
 )
 from detkit.structures import IGNORED, Anchors, DensePredictions
@@ -71,10 +71,10 @@ class ObjectnessLoss(DenseCriterion):
         labels, weights = assigned.labels, assigned.weights
         assert predictions.quality is not None
         positive, judged = labels >= 0, labels != IGNORED
-        objectness = _entropy(promote(predictions.quality), positive, judged)
+        objectness = judged_entropy(promote(predictions.quality), positive, judged)
         own = labels[..., None] == torch.arange(predictions.logits.shape[-1], device=labels.device)
         hit = assigned.quality.clamp(0, 1)[..., None] if self.soft_classes else 1.0
-        classes = _entropy(promote(predictions.logits), torch.where(own, hit, 0.0), positive[..., None]).sum(-1)
+        classes = judged_entropy(promote(predictions.logits), torch.where(own, hit, 0.0), positive[..., None]).sum(-1)
         box = box_costs(self.box_cost, predictions.deltas, assigned, anchors, coder)
         count = mean_count(positive, objectness)
         objectness, classes, box = ((cost * weights).sum() / count for cost in (objectness, classes, box))
@@ -103,10 +103,3 @@ class ObjectnessLoss(DenseCriterion):
         """The settings that ``print`` shows."""
         names = "box_weight", "objectness_weight", "class_weight", "soft_classes"
         return ", ".join([described(self.box_cost), *(f"{name}={getattr(self, name)}" for name in names)])
-
-
-def _entropy(logits: Tensor, targets: Tensor, judged: Tensor) -> Tensor:
-    """Binary cross-entropy where ``judged``, and 0 elsewhere, whatever the logit."""
-    logits = torch.where(judged, logits, 0)
-    costs = F.binary_cross_entropy_with_logits(logits, targets.to(logits), reduction="none")
-    return torch.where(judged, costs, 0)

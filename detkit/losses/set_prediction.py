@@ -103,7 +103,7 @@ class SetPredictionLoss(nn.Module):
         assignment: Assignment,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(L, B, Q) each: cross-entropy, its weight in the mean, L1, 1 - GIoU; 0 where a query takes no part."""
-        labels, truth, weights, _ = _assigned(assignment, targets)
+        labels, truth, weights = _assigned(assignment, targets)[:3]
         usable = torch.isfinite(logits.amax(-1)) & torch.isfinite(boxes).all(-1)  # -inf is a logit
         labels = torch.where(usable, labels, IGNORED)
         judged, positive = labels != IGNORED, labels >= 0
@@ -145,7 +145,7 @@ def _assigned(assignment: Assignment, targets: Targets) -> Assigned:
     images, queries = len(targets.valid), assignment.matched.shape[1]
     side_by_side = (rows.unflatten(0, (-1, images)).transpose(0, 1).flatten(1) for rows in assignment)
     assigned = gather_assigned(Assignment(*side_by_side), targets)
-    return Assigned(*(rows.unflatten(1, (-1, queries)).transpose(0, 1) for rows in assigned))
+    return Assigned(*(rows.unflatten(1, (-1, queries)).transpose(0, 1) for rows in assigned[:4]))
 
 
 def _check_shapes(logits: Tensor, boxes: Tensor, targets: Targets, assignment: Assignment) -> None:

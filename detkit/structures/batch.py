@@ -17,11 +17,16 @@ IGNORED = -2
 
 
 class Images(NamedTuple):
-    """A padded batch. ``sizes`` is where each image ends in its padded frame, ``original_sizes`` what came in."""
+    """A padded batch. ``sizes`` is where each image ends in its padded frame, ``original_sizes`` what came in.
+
+    ``offsets`` (top, left) is where each image begins, None at (0, 0): see ``letterbox`` of
+    :class:`~detkit.detectors.Preprocess`.
+    """
 
     tensors: Float[Tensor, "B D H W"]
     sizes: Shaped[Tensor, "B 2"]
     original_sizes: Shaped[Tensor, "B 2"] | None = None
+    offsets: Shaped[Tensor, "B 2"] | None = None
 
 
 class Targets(NamedTuple):
@@ -154,6 +159,17 @@ class Assignment(NamedTuple):
 
     matched: Int[Tensor, "B N"]
     quality: Float[Tensor, "B N"]
+
+
+class ClaimedAssignment(NamedTuple):
+    """An Assignment by a matcher that gives each object one anchor, and that anchor, or NEGATIVE.
+
+    ``claims`` says it also of objects that are not matched, since another object claims the same anchor.
+    """
+
+    matched: Int[Tensor, "B N"]
+    quality: Float[Tensor, "B N"]
+    claims: Int[Tensor, "B T"]
 
 
 @door

@@ -14,11 +14,16 @@ from detkit.backbones import (
     SSDVGGBackbone,
     TimmBackbone,
     TorchvisionBackbone,
+    darknet19_backbone,
+    darknet53_backbone,
     mobilenet_backbone,
     ssd7_backbone,
+    tiny_darknet_backbone,
     tiny_ssd_backbone,
+    tiny_yolo_v1_backbone,
     vgg_backbone,
     vgg_features,
+    yolo_v1_backbone,
 )
 
 GROUP_NORM = partial(nn.GroupNorm, 4)
@@ -32,6 +37,11 @@ BACKBONES = {
     "small": SmallBackbone,
     "small, stride 2, group norm": partial(SmallBackbone, (8, 12), stem_stride=2, norm=GROUP_NORM),
     "small, two levels": partial(SmallBackbone, (8, 12, 16, 20), levels=(1, 2), blocks=2),
+    "darknet53": partial(darknet53_backbone, width=4),
+    "darknet19": partial(darknet19_backbone, width=4),
+    "darknet tiny": partial(tiny_darknet_backbone, width=4),
+    "yolo v1": partial(yolo_v1_backbone, width=4),
+    "yolo v1 tiny": partial(tiny_yolo_v1_backbone, width=4),
     "ssd7": ssd7_backbone,
     "ssd vgg": lambda: SSDVGGBackbone(vgg_features()),
     "vgg": lambda: vgg_backbone(vgg_features(), levels=(1, 3)),

@@ -6,7 +6,7 @@ from dense_parts import CODERS, COMBINATIONS, CRITERIA, MATCHERS, Step, dense_st
 from strategies import unhooked
 from torch import Tensor, nn
 
-from detkit.anchors import BipartiteMatcher, GridAnchors, HungarianMatcher, TaskAlignedMatcher
+from detkit.anchors import BipartiteMatcher, GridAnchors, HungarianMatcher, ShapeMatcher, TaskAlignedMatcher
 from detkit.boxes import DeltaCoder, DistanceCoder, DistributionCoder, GridCoder
 from detkit.detectors import DenseStage, Postprocess, fpn_ssd
 from detkit.detectors.dense import DenseOutputs
@@ -216,7 +216,7 @@ def test_in_every_combination_a_batch_without_objects_is_finite_and_reaches_ever
 def test_every_part_stands_in_some_combination():
     for place, known in enumerate((MATCHERS, CODERS, CRITERIA)):
         assert {names[place] for names in COMBINATIONS} == set(known)
-    assert len(COMBINATIONS) == 6 * (3 * 5 - 2)
+    assert len(COMBINATIONS) == 8 * (3 * 6 - 2)
 
 
 # Misfits are refused where they are handed over
@@ -252,6 +252,10 @@ BOX = DenseHead(Fixed(None), RegressionHead(8, 1))
         ({"matcher": HungarianMatcher()}, "HungarianMatcher matches boxes as fractions .* give a matcher of anchors"),
         ({"criterion": FCOSLoss(), "head": BOX}, "FCOSLoss reads a quality, .* give DenseHead a quality_head"),
         ({"criterion": RetinaNetLoss(), "head": QUALITY}, "predicts a quality that RetinaNetLoss does not read"),
+        (
+            {"matcher": ShapeMatcher(), "anchors": CLIPPED},
+            "ShapeMatcher places boxes in .* give GridAnchors clip=False",
+        ),
         ({"coder": GridCoder(), "anchors": CLIPPED}, "GridCoder places boxes in .* give GridAnchors clip=False"),
         (
             {"coder": DistributionCoder(DistanceCoder()), "head": BOX},

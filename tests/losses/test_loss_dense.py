@@ -18,11 +18,15 @@ from detkit.losses import (
     RCNNLoss,
     RetinaNetLoss,
     RPNLoss,
+    YOLOLoss,
+    YOLOv1Loss,
     ciou_cost,
     diou_cost,
     giou_cost,
+    grid_cost,
     iou_cost,
     l1_cost,
+    l2_cost,
     quality_focal_loss,
     smooth_l1_cost,
     varifocal_loss,
@@ -38,13 +42,20 @@ PRINTED = {  # how each prints itself with nothing set
     QualityLoss: ("QualityLoss(quality_focal_loss, giou_cost, quality='iou', box_weight=2.0, distribution_weight=0.0)"),
     RPNLoss: "RPNLoss(smooth_l1_cost(beta=0.1111111111111111), box_weight=1.0)",
     RCNNLoss: "RCNNLoss(smooth_l1_cost(beta=0.1111111111111111), box_weight=1.0)",
+    YOLOv1Loss: (
+        "YOLOv1Loss(l2_cost, rescore=True, object_weight=1.0, background_weight=0.5, class_weight=1.0, box_weight=5.0)"
+    ),
+    YOLOLoss: (
+        "YOLOLoss(grid_cost, classes='logistic', rescore=False, object_weight=1.0, background_weight=1.0, "
+        "class_weight=1.0, box_weight=1.0, prior_images=0)"
+    ),
     RetinaNetLoss: "RetinaNetLoss(l1_cost, alpha=0.25, gamma=2.0, box_weight=1.0, scope='image')",
     MultiBoxLoss: (
         "MultiBoxLoss(\n  smooth_l1_cost, box_weight=1.0, label_smoothing=0.0\n"
         "  (sampler): HardNegativeSampler(3.0, scope='image', minimum=0)\n)"
     ),
 }
-COSTS = (l1_cost, smooth_l1_cost, iou_cost, giou_cost, diou_cost, ciou_cost)
+COSTS = (l1_cost, l2_cost, smooth_l1_cost, iou_cost, giou_cost, diou_cost, ciou_cost, grid_cost)
 every_loss = pytest.mark.parametrize("kind", PRINTED)
 softmax = {MultiBoxLoss, RCNNLoss}
 
@@ -138,7 +149,7 @@ def test_predictions_and_labels_that_are_not_equally_many_are_refused(kind):
             judge(kind(), **short)
 
 
-@pytest.mark.parametrize("kind", [FCOSLoss, ObjectnessLoss])
+@pytest.mark.parametrize("kind", [FCOSLoss, ObjectnessLoss, YOLOLoss, YOLOv1Loss])
 @pytest.mark.parametrize("columns", [None, 5])
 def test_a_loss_that_reads_a_quality_asks_for_one_of_each_anchor(kind, columns):
     given = rows(kind)

@@ -30,6 +30,16 @@ from detkit.detectors.recipes.retinanet import (
 from detkit.detectors.recipes.ssd import fpn_ssd, ssd, ssd300, ssd512, ssd_stage, tiny_ssd
 from detkit.detectors.recipes.ssd7 import ssd7
 from detkit.detectors.recipes.ssdlite import ssdlite, ssdlite320_mobilenet_v3_large
+from detkit.detectors.recipes.yolo import (
+    small_yolo_v3,
+    yolo_stage,
+    yolo_v1,
+    yolo_v1_tiny,
+    yolo_v2,
+    yolo_v2_tiny,
+    yolo_v3,
+    yolo_v3_tiny,
+)
 
 __all__ = [
     "box_query_stage",
@@ -62,6 +72,7 @@ __all__ = [
     "small_mask_rcnn",
     "small_pix2seq",
     "small_retinanet",
+    "small_yolo_v3",
     "ssd",
     "ssd7",
     "ssd300",
@@ -70,4 +81,11 @@ __all__ = [
     "ssdlite",
     "ssdlite320_mobilenet_v3_large",
     "tiny_ssd",
+    "yolo_stage",
+    "yolo_v1",
+    "yolo_v1_tiny",
+    "yolo_v2",
+    "yolo_v2_tiny",
+    "yolo_v3",
+    "yolo_v3_tiny",
 ]
