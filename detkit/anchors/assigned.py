@@ -86,7 +86,7 @@ def matched_overlaps(overlaps: Float[Tensor, "B T N"], matched: Int[Tensor, "B N
     tensor([[0.7500, 0.0000]])
     """
     own = overlaps.gather(1, matched.clamp(min=0)[:, None]).squeeze(1)
-    return torch.where(matched >= 0, own, 0)
+    return own.masked_fill(matched < 0, 0)
 
 
 def values_of_labels(values: Float[Tensor, "B N C"], labels: Int[Tensor, "B T"]) -> Float[Tensor, "B T N"]:

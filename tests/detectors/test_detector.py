@@ -9,6 +9,7 @@ from strategies import unhooked
 from torch import Tensor, nn
 
 from detkit import detectors
+from detkit.backbones import SmallBackbone
 from detkit.boxes import DeltaCoder, PyramidRoIAlign
 from detkit.detectors import (
     Detector,
@@ -19,12 +20,16 @@ from detkit.detectors import (
     RegionFeatures,
     RegionStage,
     Stage,
+    detr,
     fpn_ssd,
+    small_detr,
+    small_faster_rcnn,
+    small_retinanet,
 )
 from detkit.detectors.detector import add_stages, branch_of
 from detkit.heads.keypoint import KeypointHead
 from detkit.heads.mask import MaskHead
-from detkit.structures import Detections, Images, Target, Targets, pad_targets
+from detkit.structures import DensePredictions, Detections, Images, Target, Targets, pad_targets
 
 PREPROCESS = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 
@@ -365,3 +370,102 @@ def test_scores_say_which_pixels_they_come_from_on_request():
     image = torch.rand(3, 64, 64, requires_grad=True)
     detector([image])[0]["scores"].max().backward()
     assert image.grad.abs().sum() > 0
+
+
+# What stands beside an image in its batch
+
+
+def cut_off(sizes: list[list[int]], frame: list[int]):
+    """A hook that zeros what a convolution would read behind the end of each image, as it is for the image alone."""
+
+    def hook(module: nn.Module, args: tuple) -> tuple | None:
+        values = args[0]
+        if values.ndim != 4 or len(values) != len(sizes):
+            return None
+        inside = torch.zeros(len(values), 1, *values.shape[2:])
+        for i, size in enumerate(sizes):
+            rows, columns = (-(-size[d] * values.shape[d + 2] // frame[d]) for d in (0, 1))
+            inside[i, :, :rows, :columns] = 1
+        return (values * inside,)
+
+    return hook
+
+
+def without_anchors_behind(sizes: list[list[int]], stage: nn.Module, frame: list[int]):
+    """A hook on a dense head: no anchor whose center lies behind the end of its image predicts anything."""
+
+    def hook(head: nn.Module, args: tuple, found: DensePredictions) -> DensePredictions:
+        images = Images(torch.zeros(len(sizes), 3, *frame), torch.tensor(sizes))
+        boxes = stage.anchors(args[0], images).boxes
+        centers = (boxes[:, 2:] + boxes[:, :2]).flip(1) / 2
+        behind = (centers >= torch.tensor(sizes)[:, None]).any(-1, keepdim=True)
+        return found._replace(logits=torch.where(behind, -torch.inf, found.logits))
+
+    return hook
+
+
+def carried_on(sizes: list[list[int]]):
+    """A hook on RoIAlign: the last cell of each image goes on in the padding, as at the end of a map."""
+
+    def hook(pool: PyramidRoIAlign, args: tuple) -> tuple:
+        levels = []
+        for level, stride in zip(args[0], pool.strides, strict=False):
+            ends = [[-(-side // stride) - 1 for side in size] for size in sizes]
+            rows, columns = (
+                torch.stack([torch.arange(level.shape[d + 2]).clamp(max=end[d]) for end in ends]) for d in (0, 1)
+            )
+            level = level.gather(2, rows[:, None, :, None].expand_as(level))
+            levels.append(level.gather(3, columns[:, None, None, :].expand_as(level)))
+        return (levels, *args[1:])
+
+    return hook
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        lambda: small_detr(3, channels=32, depth=1, queries=9),
+        lambda: detr(3, backbone=SmallBackbone((8, 16), levels=(1,))),
+        lambda: small_retinanet(3, channels=8),
+        lambda: small_faster_rcnn(3, channels=8),
+    ],
+    ids=["small_detr", "detr", "small_retinanet", "small_faster_rcnn"],
+)
+def test_a_larger_image_beside_an_image_is_seen_by_convolutions_anchors_and_roi_align_only(recipe):
+    """With zeros behind the image in every convolution, no anchors there, and RoIAlign ended at its border, it is as
+    alone: nothing else looks at the padding."""
+    torch.manual_seed(0)
+    detector = recipe().eval()
+    detector.preprocess = Preprocess(None, multiple_of=32)
+    for stage in detector.stages.values():
+        stage.postprocess.score_threshold = 0.0
+    with torch.no_grad():
+        for parameter in detector.parameters():  # scores that differ, and biases, which padding turns into features
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    small, large = torch.rand(3, 64, 96), torch.rand(3, 128, 160)
+
+    def found(images: list[torch.Tensor], *, ended: bool) -> Detections:
+        batch, _ = detector.preprocess(images)
+        sizes, frame = batch.sizes.tolist(), list(batch.tensors.shape[2:])
+        kinds = {nn.Conv2d: cut_off(sizes, frame), nn.MaxPool2d: cut_off(sizes, frame)}
+        kinds[PyramidRoIAlign] = carried_on(sizes)
+        hooks = [
+            module.register_forward_pre_hook(kinds[type(module)])
+            for module in detector.modules()
+            if ended and type(module) in kinds
+        ]
+        stages = [stage for stage in detector.stages.values() if ended and hasattr(stage, "anchors")]
+        hooks += [s.head.register_forward_hook(without_anchors_behind(sizes, s, frame)) for s in stages]
+        with torch.no_grad():
+            result = detector(batch)
+        for hook in hooks:
+            hook.remove()
+        return result
+
+    alone, together = found([small], ended=True), found([small, large], ended=True)
+    real = int(alone.valid.sum())
+    assert 5 < real == together.valid[0].sum()
+    torch.testing.assert_close(together.scores[0, :real], alone.scores[0, :real], rtol=0, atol=1e-5)
+    torch.testing.assert_close(together.boxes[0, :real], alone.boxes[0, :real], rtol=0, atol=1e-3)
+    moved = found([small, large], ended=False).scores[0, :5] - found([small], ended=False).scores[0, :5]
+    assert moved.abs().max() > 1e-4, "without the hooks they differ: the test sees something"
