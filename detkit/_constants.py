@@ -28,7 +28,7 @@ class Constants(nn.Module):
     def register_constant(self, name: str, values: Any, *, dtype: torch.dtype | None = None) -> None:
         """Add a constant of these ``values``, a tensor or numbers, on the default device."""
         self._constants[name] = torch.as_tensor(values, dtype=dtype, device="cpu")
-        self.register_buffer(name, self._constants[name].to(torch.get_default_device()), persistent=False)
+        self.register_buffer(name, self._constants[name].to(torch.empty(0).device), persistent=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """What ``to``, ``half`` and ``to_empty`` call; the last one hands back memory that nothing was written to."""

@@ -73,9 +73,9 @@ def _check_number(value: Any, rule: Rule, name: str, function: Callable[..., Any
 
 
 def _refuse(function: Callable[..., Any], arguments: tuple[Any, ...], settings: dict[str, Any]) -> None:
-    """Raise what :func:`_better` says of this call; nothing for an array where arrays may come."""
+    """Raise what :func:`_better` says of this call; nothing for an array where it may come, or stands for numbers."""
     wrong = _better(TypeError(), function, arguments, settings)
-    if wrong is not None:
+    if wrong is not None and (isinstance(wrong, ValueError) or _GIVE in str(wrong)):
         raise wrong
 
 
@@ -87,6 +87,8 @@ def _better(
     What the library says on purpose stays, unless it blames another argument than one of a wrong type. What a door
     farther inside said (its error has a cause) is replaced: the names of this function are nearer to the caller.
     """
+    if isinstance(error, torch.OutOfMemoryError):
+        return None
     said = isinstance(error, TypeError | ValueError) and _SAID.match(str(error)) and error.__cause__ is None
     if said and isinstance(error, TypeError):
         return None
@@ -99,7 +101,9 @@ def _better(
         named = {name: value for name, value in given.items() if not re.search(rf"\b{name}\b", str(error))}
         wrong = _wrong_type(named, signature, where)
         return wrong if wrong and _GIVE in str(wrong) else None
-    return _wrong_type(given, signature, where) or _wrong_tensor(given, where)
+    return _wrong_type(given, signature, where) or _wrong_tensor(
+        given, where, of_devices="device" in str(error).lower()
+    )
 
 
 def _named(function: Callable[..., Any], arguments: tuple[Any, ...]) -> str:
@@ -120,13 +124,13 @@ def _wrong_type(given: Mapping[str, Any], signature: inspect.Signature, where: s
     return None
 
 
-def _wrong_tensor(given: Mapping[str, Any], where: str) -> ValueError | None:
-    """For the first complex tensor, or the first that lies on another device than the first of all."""
+def _wrong_tensor(given: Mapping[str, Any], where: str, *, of_devices: bool) -> ValueError | None:
+    """For the first complex tensor; in errors ``of_devices`` also for the first on another device than that of all."""
     tensors = [found for name, value in given.items() for found in _tensors(value, name)]
     for name, tensor in tensors:
         if tensor.is_complex() and name != "self":
             return ValueError(f"{where}: {name} has type {tensor.dtype}; allowed are real numbers")
-    for name, tensor in tensors:
+    for name, tensor in tensors if of_devices else []:
         if tensor.device != tensors[0][1].device:
             first = "the module" if tensors[0][0] == "self" else tensors[0][0]
             devices = f"{tensor.device}, {first} on {tensors[0][1].device}"

@@ -335,6 +335,7 @@ LOSSES = (
     box_loss(losses.distance_box_iou_loss, UNSQUARED, form=" unsquared", wrong=VARIANT, variant="unsquared"),
     box_loss(losses.complete_box_iou_loss, slow.complete, "finite"),  # alpha takes no gradient
     box_cost(losses.l1_cost, of_deltas(lambda a, b: abs(a - b)), ALSO_DELTAS),
+    box_cost(losses.l2_cost, of_deltas(lambda a, b: (a - b) ** 2), ALSO_DELTAS),
     box_cost(losses.smooth_l1_cost, of_deltas(slow.smooth_l1), ALSO_DELTAS | BETA),
     box_cost(losses.iou_cost, of_boxes(slow.overlap)),
     box_cost(losses.giou_cost, of_boxes(slow.generalized)),

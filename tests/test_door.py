@@ -19,8 +19,8 @@ from test_public_api import THINGS, functions_of
 from torch import Tensor
 
 from detkit._door import alternatives, door
-from detkit.boxes import box_iou
-from detkit.detectors import Preprocess
+from detkit.boxes import box_iou, nms
+from detkit.detectors import Preprocess, tiny_ssd
 
 # Stages, and what goes round in them, are called by a Detector.
 INSIDE = {name.rsplit(".", 1)[1] for name in THINGS if name.endswith("Stage")} | {"SideBySide", "Stage"}
@@ -185,3 +185,24 @@ def test_errors_that_no_argument_explains_stay_as_they_are():
 def test_a_call_with_other_arguments_keeps_its_error():
     with pytest.raises(TypeError, match="missing 1 required positional argument: 'boxes2'"):
         unhooked(box_iou)(torch.zeros(1, 4))
+
+
+def test_what_goes_wrong_inside_keeps_its_error_wherever_the_images_lie():
+    class Full(torch.nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            raise self.error
+
+    detector = tiny_ssd(2).eval()
+    detector.trunk = Full()
+    detector.to("meta")
+    for error in (torch.OutOfMemoryError("out of memory"), RuntimeError("mat1 and mat2 shapes cannot be multiplied")):
+        detector.trunk.error = error
+        with pytest.raises(type(error), match=str(error)):
+            unhooked(detector)([torch.zeros(3, 64, 64)])
+
+
+def test_arrays_stand_for_numbers():
+    assert unhooked(Preprocess)(np.int64(64), mean=np.full(3, 0.5), max_size=100)([torch.zeros(3, 64, 70)])[
+        0
+    ].sizes.tolist()
+    assert unhooked(nms)(torch.zeros(1, 4), torch.ones(1), np.array(0.5)).tolist() == [0]

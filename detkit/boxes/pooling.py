@@ -6,6 +6,7 @@ result is 0.
 """
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Annotated
 
 import torch
@@ -243,7 +244,7 @@ def _check_features(features: Tensor, function: str) -> None:
 
 
 def _output_size(size: int | tuple[int, int]) -> tuple[int, int]:
-    height, width = (size, size) if isinstance(size, int) else size
+    height, width = (size, size) if isinstance(size, Integral) else size
     return height, width
 
 

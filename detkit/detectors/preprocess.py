@@ -1,6 +1,7 @@
 """The border between images as they come and the padded batch that a trunk takes; and the way back for results."""
 
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral
 from typing import Any, Literal, cast
 
 import torch
@@ -78,6 +79,7 @@ class Preprocess(Constants):
         letterbox: bool = False,
     ) -> None:
         super().__init__()
+        size = int(size) if isinstance(size, Integral) else size
         if max_size is not None and (not isinstance(size, int) or max_size < size):
             raise ValueError(f"Preprocess: max_size={max_size} needs an int size that it is not below; size={size}")
         if letterbox and (size is None or isinstance(size, int)):

@@ -152,7 +152,7 @@ def _read(values: Any, key: str, field: Field, where: str) -> Tensor:
         raise ValueError(f"{where}: {key} have shape {tuple(tensor.shape)}; allowed is ({allowed})")
     if key == "weights":
         check_weights(tensor, function=where)
-    if field.holds == "integers" and tensor.is_floating_point():
+    if field.holds in ("integers", "flags") and tensor.is_floating_point():
         bad = tensor != tensor.round()  # NaN is not equal to itself; infinity has no int64
         bad |= torch.isinf(tensor)
         if bad.any():

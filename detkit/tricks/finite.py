@@ -24,10 +24,10 @@ def nonfinite(losses: Mapping[str, Tensor], model: nn.Module | None = None) -> l
     ['loss class is nan']
     """
     parts = {} if model is None else dict(unwrapped(model).named_parameters())
-    gradients = {name: part.grad for name, part in parts.items() if part.grad is not None}
+    gradients = {name: _dense(part.grad) for name, part in parts.items() if part.grad is not None}
     if bool(dist.all_reduce_mean(largest([*losses.values(), *gradients.values()])).isfinite()):
         return []
-    named = [f"loss {name} is {value.item()}" for name, value in losses.items() if not value.isfinite()]
+    named = [f"loss {name} is {value.tolist()}" for name, value in losses.items() if not value.isfinite().all()]
     named += [
         f"the gradient of {name} holds {count} of {gradient.numel()} values"
         for name, gradient in gradients.items()
@@ -37,6 +37,11 @@ def nonfinite(losses: Mapping[str, Tensor], model: nn.Module | None = None) -> l
     if len(everywhere) == 1:
         return named
     return [f"{name} in process {rank}" for rank, own in enumerate(everywhere) for name in own]
+
+
+def _dense(gradient: Tensor) -> Tensor:
+    """The values that a gradient holds: those of an embedding's can be sparse."""
+    return gradient.coalesce().values() if gradient.is_sparse else gradient
 
 
 def largest(values: Iterable[Tensor]) -> Tensor:

@@ -108,6 +108,8 @@ def load_weights(
         unwritten=[key for key in fit if _is_meta(own[key])],
         hint="" if misfits == "drop" else ' (misfits="drop" leaves other shapes and types)',
     )
+    if tensors and own and not fit:
+        raise ValueError(f"load_weights: {Path(path)} has nothing that fits {type(module).__name__}: {unexpected[:4]}")
     module.load_state_dict({keys[key]: value for key, value in fit.items()}, strict=False)
     return missing, unexpected
 

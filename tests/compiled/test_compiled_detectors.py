@@ -10,7 +10,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.export import Dim
 
 from detkit.anchors import BalancedSampler, BipartiteMatcher
-from detkit.boxes import box_iou, nms_padded
+from detkit.boxes import DeltaCoder, box_iou, nms_padded
 from detkit.detectors import Detector, Postprocess, ProposalPostprocess, fpn_ssd, small_mask_rcnn
 from detkit.detectors.levelwise import LevelwisePostprocess
 from detkit.detectors.recipes.fcos import small_fcos
@@ -157,3 +157,11 @@ def test_matching_follows_the_number_of_anchors(greedy):
     truth = targets(2, 4)
     matcher = BipartiteMatcher(greedy=greedy)
     assert_follows_counts(matcher, lambda count: (objects(count, seed=9)["boxes"], truth))
+
+
+def test_a_part_can_be_built_while_it_is_compiled():
+    def decode(deltas: Tensor) -> Tensor:
+        return DeltaCoder().decode(deltas, torch.tensor([[0.0, 0, 4, 4]]))
+
+    compiled = torch.compile(decode, backend="eager", fullgraph=True)
+    assert compiled(torch.zeros(1, 4)).tolist() == [[0.0, 0, 4, 4]]

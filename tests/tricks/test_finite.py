@@ -71,3 +71,10 @@ def test_all_processes_hear_what_one_of_them_found(tmp_path):
     processes.end(
         *(processes.start(one_rank, rank, str(tmp_path), printed=tmp_path / f"{rank}.txt") for rank in range(2))
     )
+
+
+def test_losses_of_several_values_and_sparse_gradients_are_named():
+    assert nonfinite({"each": torch.tensor([1.0, float("inf")])}) == ["loss each is [1.0, inf]"]
+    table = nn.Embedding(3, 2, sparse=True)
+    (table(torch.tensor([1])) * float("nan")).sum().backward()
+    assert nonfinite({}, table) == ["the gradient of weight holds 2 of 2 values"]
