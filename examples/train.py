@@ -98,6 +98,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--scenes", type=int, default=2000, help="scenes: how many to train on; a tenth of it to validate and to test")
     add("--recipe", choices=sorted(set(RECIPES) - OTHERWISE), default="fpn_ssd")
     add("--trunk", type=Path, help="weights of another recipe, trained before, whose backbone to start from")
+    add("--tidy-categories", action="store_true", help="coco: no class for rows that only group others, one per name")
     add("--masks", action="store_true", help="coco and scenes: read masks, and judge them, for recipes that draw some")
     add("--size", type=int, nargs=2, metavar=("H", "W"), help="input size, for recipes that take one")
     add("--group-norm", action="store_true", help="for recipes with a norm: N processes then equal one, to rounding")
@@ -169,7 +170,8 @@ def coco_files(args: argparse.Namespace, split: str) -> list[CocoDataset]:
     files = getattr(args, f"{split}_json")
     folders = getattr(args, f"{split}_images") or [args.images or file.parent for file in files]
     folders = folders * len(files) if len(folders) == 1 else folders
-    return [CocoDataset(folder, file, masks=args.masks) for folder, file in zip(folders, files, strict=True)]
+    options = {"masks": args.masks, "tidy_categories": args.tidy_categories}
+    return [CocoDataset(folder, file, **options) for folder, file in zip(folders, files, strict=True)]
 
 
 def identity(args: argparse.Namespace, categories: list[str], data: dict[str, Any]) -> dict[str, Any]:

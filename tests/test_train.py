@@ -313,6 +313,17 @@ def read_by(train: ModuleType, files: dict[str, list[Path]], *options: str) -> l
     return [[int(part[i][0].max()) for i in range(len(part))] for part in sets]
 
 
+def test_a_category_that_only_groups_others_is_no_class_on_request(tmp_path):
+    train = script()
+    path = in_coco_layout(tmp_path, "one", pictures=Path("train"), annotations=Path("train"), number=1)
+    content = json.loads(path.read_text())
+    content["categories"] = [{"id": 0, "name": "cells", "supercategory": "none"}] + [
+        category | {"supercategory": "cells"} for category in content["categories"]
+    ]
+    path.write_text(json.dumps(content))
+    read_by(train, {split: [path] for split in ("train", "val", "test")}, "--tidy-categories")  # names are ["cell"]
+
+
 @pytest.mark.parametrize("layout", ["beside the pictures", "one folder a split", "one folder for all", "one a file"])
 def test_pictures_are_found_beside_their_json_or_in_the_folder_of_their_split(layout, tmp_path):
     train, beside = script(), layout == "beside the pictures"
