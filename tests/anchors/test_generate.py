@@ -124,7 +124,7 @@ def test_settings_that_do_not_fit_are_refused():
         "aspect_ratios 0": {"aspect_ratios": [(0,), ()]},
         "strides nan": {"strides": (1, math.nan)},
         "max_side=0 above 0": {"max_side": 0},
-        "max_side=nan positive": {"max_side": math.nan},
+        "max_side=nan above 0": {"max_side": math.nan},
     }.items():
         assert_refused(f"DefaultBoxes: {message}", DefaultBoxes, **{**two, **options})
     assert_refused("DefaultBoxes: got 1 feature levels, was built for 6", ssd300(), grids(38), frame(300, 300))
