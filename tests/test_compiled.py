@@ -9,6 +9,7 @@ import pytest
 FILES = sorted((Path(__file__).parent / "compiled").glob("test_*.py"))
 # Seconds of one core; a file that is not here takes fewer.
 SECONDS = {
+    "test_compiled_dense": 100,
     "test_compiled_detectors": 70,
     "test_compiled_detr": 50,
     "test_compiled_set_matching": 40,
