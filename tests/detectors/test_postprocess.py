@@ -230,6 +230,28 @@ def test_class_agnostic_suppression_of_a_box_of_each_class_reads_that_class():
     assert found.boxes[found.valid].tolist() == [[20, 20, 29, 29], [0, 0, 9, 9]]
 
 
+@pytest.mark.parametrize("own_boxes", [False, True])
+def test_class_agnostic_above_a_half_each_box_is_found_as_its_best_class(own_boxes, generator):
+    scores, boxes = scene(1, 60, 3, levels=1000, generator=generator)
+    scores = scores**4 / (scores**4).sum(2, keepdim=True)
+    best, labels = scores.max(2, keepdim=True)
+    moved = boxes[:, :, None] + torch.randint(-2, 3, (1, 60, 3, 1), generator=generator) * 2.0
+    given, own = (moved, moved[0, torch.arange(60), labels.flatten()]) if own_boxes else (boxes, boxes[0])
+    settings = {"score_threshold": 0.5, "iou_threshold": 0.45, "max_detections": 50, "candidates_per_class": 400}
+    found = Postprocess(**settings, class_agnostic=True)(scores, given, torch.tensor([[40, 44]]))
+    expected = reference(best[0], own, [40, 44], **settings)
+    assert 3 < len(expected) < (best > 0.5).sum()
+    assert found.scores[found.valid].tolist() == [score for score, _, _ in expected]
+    assert found.labels[found.valid].tolist() == [labels[0, number].item() for _, _, number in expected]
+
+
+def test_class_agnostic_a_score_that_is_not_a_number_leaves_the_other_classes_theirs():
+    scores, boxes = torch.tensor([[[torch.nan, 0.7]]]), torch.tensor([[[0.0, 0, 9, 9]]])
+    found = Postprocess(class_agnostic=True)(scores, boxes, torch.tensor([[40, 40]]))
+    assert found.labels[found.valid].tolist() == [1]
+    assert found.scores[found.valid].tolist() == pytest.approx([0.7])
+
+
 def test_scores_have_a_gradient_where_it_is_asked_for():
     sizes = torch.tensor([[10, 10]])
     for gradients in (False, True):
