@@ -8,10 +8,11 @@ import torch
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
+from detkit._faults import Degenerate, check_degenerate
 from detkit._rle import draw_mask
 from detkit.data.coco_json import CocoRecords, read_coco
 from detkit.data.files import read_image
-from detkit.data.truth import Degenerate, Transforms, check_degenerate, make_target
+from detkit.data.truth import Transforms, make_target
 from detkit.structures import Target
 
 

@@ -8,20 +8,10 @@ import torch
 from numpy.typing import NDArray
 from torchvision import tv_tensors
 
-from detkit._faults import Degenerate, check_degenerate
 from detkit._inputs import as_boxes
 from detkit._rle import encode_masks
 from detkit.data.wrapped import find_categories, find_item
 from detkit.structures import Target
-
-__all__ = [
-    "Annotated",
-    "Degenerate",
-    "Transforms",
-    "check_degenerate",
-    "coco_ground_truth",
-    "make_target",
-]
 
 Transforms = Callable[[Any, Any], tuple[Any, Any]]
 """From (image, target) to (image, target), as torchvision.transforms.v2 does it."""

@@ -7,7 +7,6 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from detkit.data import CocoDataset, DigitScenes, coco_ground_truth
-from detkit.data.truth import check_degenerate
 
 
 def test_the_truth_of_a_coco_file_is_the_coco_file(detkit_data, monkeypatch):
@@ -45,8 +44,3 @@ def test_masks_of_scenes_are_encoded_as_runs_that_decode_to_their_area():
     for annotation in truth["annotations"]:
         assert coco_mask.area(annotation["segmentation"]) == annotation["area"]
         assert coco_mask.toBbox(annotation["segmentation"]).tolist() == annotation["bbox"]
-
-
-def test_a_policy_other_than_the_two_is_refused():
-    with pytest.raises(ValueError, match=r"CocoDataset: degenerate='keep'.*'drop'.*'raise'"):
-        check_degenerate("keep", owner="CocoDataset")
