@@ -1,6 +1,13 @@
 """Layers that backbones, necks and heads share: small blocks, transformers, and the checks of feature levels."""
 
-from detkit.layers.blocks import ConvNormActivation, L2Norm, SeparableConv, freeze_batch_norm, init_convolutions
+from detkit.layers.blocks import (
+    ConvNormActivation,
+    L2Norm,
+    SeparableConv,
+    conv_tower,
+    freeze_batch_norm,
+    init_convolutions,
+)
 from detkit.layers.box_decoder import BoxDecoder, BoxPositions, BoxQueries, DeformableDecoderLayer
 from detkit.layers.deformable import DeformableAttention
 from detkit.layers.levels import check_features, check_levels
@@ -30,6 +37,7 @@ __all__ = [
     "TransformerEncoder",
     "check_features",
     "check_levels",
+    "conv_tower",
     "freeze_batch_norm",
     "init_convolutions",
 ]

@@ -1,6 +1,7 @@
 """The few building blocks that backbones, necks and heads share."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -9,6 +10,8 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from detkit._door import door
 from detkit._ranges import Count, Positive, Whole
+
+_GROUPS_OF_EIGHT = partial(nn.GroupNorm, 8)
 
 
 class ConvNormActivation(nn.Sequential):
@@ -91,6 +94,28 @@ class SeparableConv(nn.Sequential):
             nn.Sequential(*_followed(depthwise, norm, activation)),
             pointwise if linear else nn.Sequential(*_followed(pointwise, norm, activation)),
         )
+
+
+@door
+def conv_tower(
+    channels: Count,
+    *,
+    depth: Count = 1,
+    norm: Callable[[int], nn.Module] | None = _GROUPS_OF_EIGHT,
+    activation: Callable[[], nn.Module] | None = nn.ReLU,
+) -> nn.Sequential:
+    """The tower of a dense head: ``depth`` 3 x 3 convolutions of ``channels``, each a :class:`ConvNormActivation`.
+
+    ``norm`` is called with the number of channels (default: group norm of 8 groups), None stands for a bias instead.
+    Weights are normal with deviation .01. Source: Lin et al. 2017 (RetinaNet), section 4; group norm as in FCOS.
+
+    >>> [type(layer).__name__ for layer in conv_tower(16)[0]]
+    ['Conv2d', 'GroupNorm', 'ReLU']
+    """
+    block = partial(ConvNormActivation, channels, channels, norm=norm, activation=activation)
+    tower = nn.Sequential(*(block() for _ in range(depth)))
+    init_convolutions(tower, partial(nn.init.normal_, std=0.01))
+    return tower
 
 
 class L2Norm(nn.Module):

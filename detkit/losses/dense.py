@@ -25,9 +25,9 @@ BOX_COST = "deltas, boxes, anchors, coder"
 class DenseCriterion(nn.Module):
     """A loss over anchors: it turns predictions into losses, and into scores. Subclasses are final.
 
-    ``reads_quality`` says whether it needs the head's quality logit, ``reads_distributions`` whether the box outputs
-    are distributions, as :class:`~detkit.boxes.DistributionCoder` decodes them. A stage refuses parts that do not
-    match.
+    ``has_background`` says whether the last logit of a softmax is background, ``reads_quality`` whether it needs the
+    head's quality logit, ``reads_distributions`` whether the box outputs are distributions, as
+    :class:`~detkit.boxes.DistributionCoder` decodes them. A stage refuses parts that do not match.
 
     >>> class Mean(DenseCriterion):
     ...     def forward(self, predictions, assigned, anchors, coder): return {"mean": predictions.logits.mean()}
@@ -37,6 +37,7 @@ class DenseCriterion(nn.Module):
     3
     """
 
+    has_background: bool = False
     reads_quality: bool = False
     reads_distributions: bool = False
 

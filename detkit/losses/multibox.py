@@ -44,6 +44,8 @@ class MultiBoxLoss(DenseCriterion):
     {'classification': 3.2958, 'box': 2.0}
     """
 
+    has_background = True
+
     @door
     def __init__(
         self,

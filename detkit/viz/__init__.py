@@ -1,17 +1,18 @@
 """Pictures of detections and of training: objects on images, precision-recall and loss curves, attention maps.
 
-Images are drawn with Pillow alone; the two ``plot_`` functions need matplotlib (``pip install "torch-detkit[viz]"``).
+Images are drawn with Pillow alone; the ``plot_`` functions need matplotlib (``pip install "torch-detkit[viz]"``).
 """
 
 from detkit.viz.attention import attention_maps
 from detkit.viz.draw import class_color, draw_boxes, draw_detections, save_picture, side_by_side
-from detkit.viz.plot import plot_curves, plot_precision_recall
+from detkit.viz.plot import plot_bars, plot_curves, plot_precision_recall
 
 __all__ = [
     "attention_maps",
     "class_color",
     "draw_boxes",
     "draw_detections",
+    "plot_bars",
     "plot_curves",
     "plot_precision_recall",
     "save_picture",

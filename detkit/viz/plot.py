@@ -1,6 +1,6 @@
-"""Curves of training and evaluation, drawn with matplotlib: precision over recall, losses and AP over epochs.
+"""Figures of training and evaluation, drawn with matplotlib: precision over recall, losses and AP over epochs, bars.
 
-matplotlib (``pip install "torch-detkit[viz]"``) is imported when a curve is drawn. The functions return a figure of
+matplotlib (``pip install "torch-detkit[viz]"``) is imported when a figure is drawn. The functions return a figure of
 their own, without a display or any global state.
 """
 
@@ -83,6 +83,32 @@ def plot_curves(
         axes.set_ylim(bottom=min(0, low), top=max(1, high) if label == "AP" else None)
         _legend(axes)
     figure.suptitle(title)
+    return figure
+
+
+@door
+def plot_bars(values: Mapping[str, Sequence[float]], *, label: str = "", title: str = "") -> "matplotlib.figure.Figure":
+    """A matplotlib figure of horizontal bars: the mean of each name's values, and a line from the least to the most.
+
+    ``values`` maps a name to one or more finite numbers, as runs with several seeds give; the first is drawn on top.
+    Raises ValueError where there is nothing to draw or a number is not finite, ImportError without matplotlib.
+
+    >>> figure = plot_bars({"ours": [0.5, 0.7], "theirs": [0.55]}, label="AP")
+    >>> [round(float(bar.get_width()), 2) for bar in figure.axes[0].patches]
+    [0.6, 0.55]
+    """
+    rows = {name: np.asarray(numbers, dtype=float) for name, numbers in values.items()}
+    bad = [name for name, numbers in rows.items() if numbers.size == 0 or not np.isfinite(numbers).all()]
+    if bad or not rows:
+        raise ValueError(f"plot_bars: values of {bad or 'no name'}; each name needs at least one number, all finite")
+    figure, (axes,) = _figure(1)
+    figure.set_figheight(1 + 0.3 * len(rows))
+    means = [numbers.mean() for numbers in rows.values()]
+    spread = [(numbers.mean() - numbers.min(), numbers.max() - numbers.mean()) for numbers in rows.values()]
+    axes.barh(list(rows), means, xerr=np.transpose(spread), height=0.7, capsize=3, color=_line(0)["color"], alpha=0.8)
+    axes.invert_yaxis()
+    axes.grid(visible=False, axis="y")
+    axes.set(xlabel=label, title=title)
     return figure
 
 

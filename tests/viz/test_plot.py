@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from detkit.viz import plot_curves, plot_precision_recall
+from detkit.viz import plot_bars, plot_curves, plot_precision_recall
 
 
 def test_precision_recall_curves_hold_their_points_and_names():
@@ -92,3 +92,19 @@ assert "matplotlib" in sys.modules and "matplotlib.pyplot" not in sys.modules
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+def test_bars_hold_means_and_extents_the_first_on_top():
+    (axes,) = plot_bars({"ours": [0.5, 0.7, 0.9], "theirs": (0.55,)}, label="AP", title="t").figure.axes
+    assert [round(bar.get_width(), 3) for bar in axes.patches] == [0.7, 0.55]
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["ours", "theirs"]
+    assert axes.yaxis_inverted()
+    (lines,) = axes.containers[0].lines[2]
+    np.testing.assert_allclose([segment[:, 0] for segment in lines.get_segments()], [[0.5, 0.9], [0.55, 0.55]])
+    assert (axes.get_xlabel(), axes.get_title()) == ("AP", "t")
+
+
+@pytest.mark.parametrize("values", [{}, {"a": []}, {"a": [1.0], "b": [float("nan")]}])
+def test_bars_without_numbers_are_refused(values):
+    with pytest.raises(ValueError, match="plot_bars: values of"):
+        plot_bars(values)

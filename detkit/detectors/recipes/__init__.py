@@ -5,6 +5,16 @@ Functions that end in ``_stage`` or ``_anchors`` build a part of one, for detect
 
 from detkit.detectors.recipes.detr import box_query_stage, detr, detr_dc5, detr_stage, small_detr
 from detkit.detectors.recipes.fcos import fcos, fcos_anchors, fcos_stage, small_fcos
+from detkit.detectors.recipes.one_shot import (
+    one_shot_stage,
+    small_tood,
+    small_yolox,
+    square_anchors,
+    tood,
+    tood_stage,
+    yolox,
+    yolox_stage,
+)
 from detkit.detectors.recipes.pix2seq import pix2seq, sequence_stage, small_pix2seq
 from detkit.detectors.recipes.rcnn import (
     box_stage,
@@ -57,6 +67,7 @@ __all__ = [
     "keypoint_stage",
     "mask_rcnn",
     "mask_stage",
+    "one_shot_stage",
     "pix2seq",
     "rcnn",
     "retinanet",
@@ -72,7 +83,10 @@ __all__ = [
     "small_mask_rcnn",
     "small_pix2seq",
     "small_retinanet",
+    "small_tood",
     "small_yolo_v3",
+    "small_yolox",
+    "square_anchors",
     "ssd",
     "ssd7",
     "ssd300",
@@ -81,6 +95,8 @@ __all__ = [
     "ssdlite",
     "ssdlite320_mobilenet_v3_large",
     "tiny_ssd",
+    "tood",
+    "tood_stage",
     "yolo_stage",
     "yolo_v1",
     "yolo_v1_tiny",
@@ -88,4 +104,6 @@ __all__ = [
     "yolo_v2_tiny",
     "yolo_v3",
     "yolo_v3_tiny",
+    "yolox",
+    "yolox_stage",
 ]

@@ -14,9 +14,9 @@ from detkit.detectors.dense import DenseStage
 from detkit.detectors.detector import Detector
 from detkit.detectors.levelwise import LevelwisePostprocess
 from detkit.detectors.preprocess import Preprocess
+from detkit.detectors.recipes.one_shot import one_shot_stage
 from detkit.detectors.recipes.trunks import Norm, pyramid, short_side_800, small_pyramid
-from detkit.heads import ClassificationHead, DenseHead, RegressionHead
-from detkit.layers import ConvNormActivation, init_convolutions
+from detkit.layers import conv_tower
 from detkit.losses import RetinaNetLoss, giou_cost
 
 
@@ -111,22 +111,13 @@ def retinanet_stage(
     >>> retinanet_stage(3, 16, retinanet_anchors((8, 16)), depth=1).matcher
     ThresholdMatcher(positive_iou=0.5, negative_iou=0.4, low_quality=True)
     """
-    towers = [_tower(channels, depth, norm) for _ in range(2)]
-    per_cell = anchors.per_cell[0]
-    return DenseStage(
-        head=DenseHead(
-            ClassificationHead(channels, per_cell, num_classes=num_classes, tower=towers[0], prior=0.01),
-            RegressionHead(channels, per_cell, tower=towers[1]),
-        ),
-        anchors=anchors,
+    return one_shot_stage(
+        num_classes,
+        channels,
+        anchors,
         matcher=ThresholdMatcher(positive_iou=0.5, negative_iou=0.4, low_quality=True),
         coder=DeltaCoder(),
         criterion=RetinaNetLoss() if criterion is None else criterion,
-        postprocess=LevelwisePostprocess() if postprocess is None else postprocess,
+        tower=partial(conv_tower, depth=depth, norm=norm),
+        postprocess=postprocess,
     )
-
-
-def _tower(channels: int, depth: int, norm: Norm | None) -> nn.Sequential:
-    tower = nn.Sequential(*(ConvNormActivation(channels, channels, norm=norm) for _ in range(depth)))
-    init_convolutions(tower, partial(nn.init.normal_, std=0.01))
-    return tower
