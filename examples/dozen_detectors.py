@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from detkit import anchors, backbones, boxes, data, detectors, losses, metrics, necks, viz
 
-STRIDES, BATCH, RATE = (8, 16, 32), 8, 2e-3
+STRIDES, BATCH, RATE = (8, 16, 32), 8, 3e-3
 one, two, three, cell = (3.0,), (2.0, 3.0), (2.0, 3.0, 4.5), (1.0,)  # the squares in each place, in strides
 scaled, distance = partial(boxes.DeltaCoder, (10.0, 10.0, 5.0, 5.0)), partial(boxes.DistanceCoder, unit=1.0)
 integral = lambda: boxes.DistributionCoder(boxes.DistanceCoder(unit=1 / 8))  # noqa: E731

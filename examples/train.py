@@ -22,6 +22,7 @@ import hashlib
 import importlib.util
 import inspect
 import json
+import math
 import os
 import time
 import warnings
@@ -52,7 +53,7 @@ from detkit.data import (
 from detkit.data.transforms import sanitize
 from detkit.detectors import Detector, recipes
 from detkit.metrics import CocoMetrics, format_table
-from detkit.tricks import ExponentialMovingAverage, nonfinite, warmup_cosine
+from detkit.tricks import ExponentialMovingAverage, RandomBatchShapes, nonfinite, warmup_cosine
 from detkit.viz import plot_curves, save_picture, side_by_side
 from detkit.weights import load_checkpoint, load_weights, save_checkpoint, save_weights
 
@@ -101,6 +102,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--tidy-categories", action="store_true", help="coco: no class for rows that only group others, one per name")
     add("--masks", action="store_true", help="coco and scenes: read masks, and judge them, for recipes that draw some")
     add("--size", type=int, nargs=2, metavar=("H", "W"), help="input size, for recipes that take one")
+    add("--random-scale", type=float, nargs=2, metavar=("LOW", "HIGH"), help="every ten batches another input size")
     add("--group-norm", action="store_true", help="for recipes with a norm: N processes then equal one, to rounding")
     add("--augment", choices=AUGMENTATIONS, default="flip")
     add("--epochs", type=int, default=30)
@@ -240,6 +242,20 @@ def build(args: argparse.Namespace, num_classes: int) -> Detector:
     return detector
 
 
+def batch_shapes(scale: tuple[float, float] | None, detector: Detector, seed: int) -> RandomBatchShapes | None:
+    """Input sizes of so many times the detector's own, in multiples of 32 and its ratio; None without ``scale``."""
+    size = detector.preprocess.size
+    if scale is None:
+        return None
+    if not isinstance(size, tuple):
+        raise ValueError(f"--random-scale: the recipe has no size (height, width) to scale, but {size}")
+    low, high = (math.ceil(scale[0] * size[0] / 32), math.floor(scale[1] * size[0] / 32))
+    sizes = [(32 * rows, max(1, round(rows * size[1] / size[0])) * 32) for rows in range(max(1, low), high + 1)]
+    if not sizes:
+        raise ValueError(f"--random-scale {scale[0]:g} {scale[1]:g}: no height between them is a multiple of 32")
+    return RandomBatchShapes(sizes, seed=seed)
+
+
 def take_backbone(detector: Detector, path: Path) -> None:
     """Copy the backbone out of other weights, from whichever recipe; what they hold beyond it stays behind."""
     backbone = detector.trunk[0] if isinstance(detector.trunk, nn.Sequential) else detector.trunk
@@ -264,7 +280,8 @@ class Run:
         self.optimizer = torch.optim.AdamW(groups, lr=args.lr, weight_decay=args.weight_decay)
         steps = args.epochs * -(-self.batches // args.accumulate)
         self.schedule = warmup_cosine(self.optimizer, warmup_steps=min(args.warmup, steps - 1), total_steps=steps)
-        self.average = ExponentialMovingAverage(model, args.ema)
+        self.average = ExponentialMovingAverage(model, args.ema)  # keeps the size to judge at
+        self.shapes = batch_shapes(args.random_scale, model, args.seed)
         self.records: list[dict[str, float]] = []
         self.sums: dict[str, Tensor] = {}
         self.skipped = 0  # batches of this epoch
@@ -340,6 +357,8 @@ def train_epoch(run: Run, model: nn.Module, data: Augmented, epoch: int) -> dict
         last = batch % args.accumulate == 0 or batch == run.batches
         group = min(args.accumulate, run.batches - (batch - 1) // args.accumulate * args.accumulate)
         wait = model.no_sync() if isinstance(model, DistributedDataParallel) and not last else contextlib.nullcontext()
+        if run.shapes is not None:
+            run.model.preprocess.size = run.shapes(epoch * run.batches + batch - 1)
         with wait:
             with autocast(run):
                 losses = model(images, targets)

@@ -359,6 +359,14 @@ CONTRACT: list[Check] = [
     bfloat16_autocast_stays_finite_and_close,
     wrong_arguments_are_named,
 ]
+FREE_BACKGROUND = {
+    a_batch_without_objects_trains_every_parameter,
+    a_batch_without_positives_trains_every_parameter,
+    crowds_teach_nothing,
+}
+"""What holds where background costs nothing without an object, as with SSD's loss."""
+LEARNED_BACKGROUND: list[Check] = [check for check in CONTRACT if check not in FREE_BACKGROUND]
+"""The contract of detectors that learn from background alone, as with a focal loss or objectness."""
 SHORT_CONTRACT: list[Check] = [
     a_batch_without_positives_trains_every_parameter,
     detections_are_sorted_clipped_counted_and_zero_where_not_valid,

@@ -87,6 +87,7 @@ def kill_within_an_epoch(output: Path, options: tuple[str, ...]) -> None:
 @pytest.mark.slow(10)
 def test_a_run_killed_by_signal_9_and_resumed_equals_the_uninterrupted_run_bit_for_bit(tmp_path):
     options = ("--epochs", "4", "--checkpoint-steps", "1", "--accumulate", "2", "--batch-size", "2")
+    options = (*options, "--random-scale", "0.5", "1.5")
     run(tmp_path / "whole", *options)
     kill_within_an_epoch(tmp_path / "killed", options)
     run(tmp_path / "killed", *options, "--resume")
@@ -215,6 +216,23 @@ def identified(train: ModuleType, output: Path, *options: str, scenes: DigitScen
     args = train.arguments([*OPTIONS, "--epochs", "2", *options, "--output", str(output)])
     data = scenes or DigitScenes(4, size=(64, 64))
     return args, train.identity(args, data.categories, {"train": data})
+
+
+def test_random_sizes_are_multiples_of_32_in_the_ratio_of_the_size_to_judge_at(tmp_path):
+    train = script()
+    first = begun(train, tmp_path, "--size", "64", "96", "--random-scale", "0.5", "2")
+    assert first.shapes.sizes == ((32, 64), (64, 96), (96, 128), (128, 192))
+    assert begun(train, tmp_path).shapes is None
+    first.model.preprocess.size = first.shapes(0)
+    assert first.average.module.preprocess.size == (64, 96)
+
+
+@pytest.mark.parametrize(("size", "reason"), [((64, 64), "no height"), (800, "no size")])
+def test_a_scale_that_leaves_no_size_is_refused(size, reason):
+    detector = fpn_ssd(10, size=(64, 64), channels=16)
+    detector.preprocess.size = size
+    with pytest.raises(ValueError, match=rf"--random-scale.*{reason}"):
+        script().batch_shapes((0.6, 0.8), detector, 0)
 
 
 class Renamed(DigitScenes):

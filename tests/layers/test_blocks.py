@@ -7,7 +7,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from detkit.layers import ConvNormActivation, L2Norm, SeparableConv, freeze_batch_norm, init_convolutions
+from detkit.layers import (
+    ConvNormActivation,
+    L2Norm,
+    SeparableConv,
+    conv_tower,
+    freeze_batch_norm,
+    init_convolutions,
+)
 
 
 @pytest.mark.parametrize(("kernel_size", "dilation"), [(1, 1), (3, 1), (3, 6), (5, 2)])
@@ -160,3 +167,11 @@ def test_initialization_reaches_every_convolution_and_nothing_else():
     assert net[0].weight.unique().tolist() == net[1][0].weight.unique().tolist() == [0.5]
     assert net[0].bias.abs().max() == 0
     assert torch.equal(net[2].weight, linear)
+
+
+def test_a_tower_keeps_the_size_and_repeats_what_it_is_given():
+    tower = conv_tower(8, depth=3, norm=None, activation=nn.SiLU)
+    assert tower(torch.zeros(1, 8, 5, 7)).shape == (1, 8, 5, 7)
+    assert [[type(layer) for layer in block] for block in tower] == [[nn.Conv2d, nn.SiLU]] * 3
+    assert all(0.005 < float(block[0].weight.detach().std()) < 0.015 for block in tower)
+    assert conv_tower(16)[0][1].num_groups == 8
