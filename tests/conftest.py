@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import functools
 import itertools
 import os
@@ -32,6 +33,8 @@ if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
 collect_ignore = [] if os.environ.get("DETKIT_COMPILED_TESTS") else ["compiled"]
 
 CHECKED_EXAMPLES = 10  # of each property
+CHECKED_CASES = 5  # of each parametrized test, in each process
+_cases: dict[str, itertools.count[int]] = collections.defaultdict(itertools.count)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -61,18 +64,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
-    """Shape checks can take longer than what they watch: quick tests and the first examples of properties have them."""
+    """Shape checks can take longer than what they watch: the first cases of quick tests and examples have them."""
     slow = item.get_closest_marker("slow") is not None
+    unchecked = slow or next(_cases[item.nodeid.partition("[")[0]]) >= CHECKED_CASES
     disable = functools.partial(jaxtyping.config.update, "jaxtyping_disable")
     handle = getattr(getattr(item, "obj", None), "hypothesis", SimpleNamespace(inner_test=lambda: None))
     test, numbers = handle.inner_test, itertools.count()
 
     @functools.wraps(test)
     def example(*arguments: object, **drawn: object) -> object:
-        disable(slow or next(numbers) >= CHECKED_EXAMPLES)
+        disable(unchecked or next(numbers) >= CHECKED_EXAMPLES)
         return test(*arguments, **drawn)
 
-    disable(slow)
+    disable(unchecked)
     handle.inner_test = example
     try:
         return (yield)
@@ -96,3 +100,12 @@ def generator() -> torch.Generator:
     import torch
 
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def no_memory() -> Iterator[None]:
+    """Modules are built on the meta device: for tests of large ones that only count their parts."""
+    import torch
+
+    with torch.device("meta"):
+        yield

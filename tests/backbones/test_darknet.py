@@ -18,6 +18,7 @@ def convolutions(module: nn.Module) -> list[tuple[int, int, int]]:
     return [(layer.out_channels, layer.kernel_size[0], layer.stride[0]) for layer in layers[::2]]
 
 
+@pytest.mark.usefixtures("no_memory")
 def test_darknet53_has_the_layers_of_table_1_in_their_order():
     expected = [(32, 3, 1)]
     for channels, count in ((64, 1), (128, 2), (256, 8), (512, 8), (1024, 4)):
@@ -28,6 +29,7 @@ def test_darknet53_has_the_layers_of_table_1_in_their_order():
     assert (backbone.out_channels, backbone.strides) == ((256, 512, 1024), (8, 16, 32))
 
 
+@pytest.mark.usefixtures("no_memory")
 def test_darknet19_has_the_layers_of_table_6_in_their_order():
     expected = [(32, 3, 1), (64, 3, 1)]
     for channels, count in ((128, 1), (256, 1), (512, 2), (1024, 2)):
@@ -38,12 +40,14 @@ def test_darknet19_has_the_layers_of_table_6_in_their_order():
     assert (backbone.out_channels, backbone.strides) == ((512, 1024), (16, 32))
 
 
+@pytest.mark.usefixtures("no_memory")
 def test_the_tiny_chain_doubles_its_channels():
     backbone = tiny_darknet_backbone()
     assert convolutions(backbone) == [(channels, 3, 1) for channels in (16, 32, 64, 128, 256, 512, 1024)]
     assert (backbone.out_channels, backbone.strides) == ((256, 1024), (16, 32))
 
 
+@pytest.mark.usefixtures("no_memory")
 def test_v1_has_the_24_convolutions_of_figure_3():
     expected = [(64, 7, 2), (192, 3, 1), (128, 1, 1), (256, 3, 1), (256, 1, 1), (512, 3, 1)]
     expected += [(256, 1, 1), (512, 3, 1)] * 4 + [(512, 1, 1), (1024, 3, 1)] * 3

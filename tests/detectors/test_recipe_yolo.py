@@ -35,6 +35,7 @@ def floats_in_a_file(detector: Detector) -> int:
     return norms + sum(parameter.numel() for parameter in detector.parameters())
 
 
+@pytest.mark.usefixtures("no_memory")
 @pytest.mark.parametrize(
     ("recipe", "classes", "header", "size"),
     [
@@ -48,6 +49,7 @@ def test_it_has_as_many_numbers_as_the_published_file(recipe, classes, header, s
     assert header + 4 * floats_in_a_file(recipe(classes)) == size
 
 
+@pytest.mark.slow
 def test_v3_looks_at_10647_places_and_v3_tiny_at_2535():
     for detector, expected in ((yolo_v3(1), 10_647), (yolo_v3_tiny(1), 2_535)):
         strides = [int(stride) for stride in detector.dense.anchors.strides]

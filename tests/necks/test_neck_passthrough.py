@@ -13,6 +13,7 @@ def convolutions(neck: nn.Module) -> list[tuple[int, int, int]]:
     return [(layer.in_channels, layer.out_channels, layer.kernel_size[0]) for layer in layers]
 
 
+@pytest.mark.usefixtures("no_memory")
 def test_its_convolutions_are_those_of_the_cfg_in_their_order():
     expected = [(1024, 1024, 3), (1024, 1024, 3), (512, 64, 1), (4 * 64 + 1024, 1024, 3)]
     assert convolutions(PassthroughNeck((512, 1024), (16, 32))) == expected
