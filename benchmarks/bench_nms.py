@@ -100,7 +100,8 @@ def _same_sets(ours: Tensor, theirs: Tensor) -> None:
 
 def _post_processing() -> Iterator[Case]:
     yield _ssd()
-    yield _yolo()
+    for cells, threshold, frame in ((25_200, 0.001, 640), (10_647, 0.005, 416), (8_400, 0.01, 640)):
+        yield _yolo(cells, threshold, frame)
 
 
 def _ssd() -> Case:
@@ -124,20 +125,23 @@ def _ssd() -> Case:
     )
 
 
-def _yolo() -> Case:
-    """Scores and boxes of 25,200 cells, everything above .001 a candidate, the best 300 kept."""
-    boxes = torch.stack([detector_boxes(25_200, seed=i, objects=60, frame=640) for i in range(16)])
+def _yolo(cells: int, threshold: float, frame: int) -> Case:
+    """Scores and boxes of YOLO v5's, v3's or YOLOX's cells, everything above the threshold a candidate, the best 300
+    kept."""
+    boxes = torch.stack([detector_boxes(cells, seed=i, objects=60, frame=frame) for i in range(16)])
     generator = torch.Generator().manual_seed(0)
-    objectness = torch.sigmoid(torch.randn(16, 25_200, 1, generator=generator) * 2 - 11)
-    scores = objectness * torch.sigmoid(torch.randn(16, 25_200, 80, generator=generator) * 2 - 1)
-    sizes = torch.full((16, 2), 640)
-    postprocess = Postprocess(score_threshold=0.001, iou_threshold=0.65, max_detections=300, candidates_per_class=None)
-    clipped = boxes.clamp(0, 640)
+    objectness = torch.sigmoid(torch.randn(16, cells, 1, generator=generator) * 2 - 11)
+    scores = objectness * torch.sigmoid(torch.randn(16, cells, 80, generator=generator) * 2 - 1)
+    sizes = torch.full((16, 2), frame)
+    postprocess = Postprocess(
+        score_threshold=threshold, iou_threshold=0.65, max_detections=300, candidates_per_class=None
+    )
+    clipped = boxes.clamp(0, frame)
 
     def peer() -> list[dict[str, Tensor]]:
         results = []
         for image_boxes, image_scores in zip(clipped, scores, strict=True):
-            cell, label = (image_scores > 0.001).nonzero(as_tuple=True)
+            cell, label = (image_scores > threshold).nonzero(as_tuple=True)
             found = image_boxes[cell], image_scores[cell, label], label
             keep = torchvision.ops.batched_nms(*found, 0.65)[:300]
             results.append(dict(zip(("boxes", "scores", "labels"), (rows[keep] for rows in found), strict=True)))
@@ -145,7 +149,7 @@ def _yolo() -> Case:
 
     return Case(
         "YOLO post-processing",
-        "16 x 25,200 x 80 at .001",
+        f"16 x {cells:,} x 80 at {threshold}",
         "torchvision batched_nms for each image",
         lambda: postprocess(scores, boxes, sizes),
         peer,

@@ -117,9 +117,9 @@ def small_v2() -> Detector:
     """Darknet-19, the passthrough and v2's stage, all of few channels."""
     backbone = darknet19_backbone(width=4)
     neck = PassthroughNeck(backbone.out_channels, backbone.strides, channels=32, passed=4)
-    whole = yolo_v2_tiny(3).dense
+    criterion = YOLOLoss(classes="softmax", rescore=True, object_weight=5.0, prior_images=12_800)
     anchors = GridAnchors(shapes=[[(40, 40), (80, 50)]], strides=neck.strides)
-    stage = yolo_stage(3, neck.out_channels, anchors, matcher=whole.matcher, criterion=whole.criterion)
+    stage = yolo_stage(3, neck.out_channels, anchors, matcher=ShapeMatcher(ignore_iou=0.6), criterion=criterion)
     preprocess = Preprocess((96, 128), mean=(0.0,) * 3, std=(1.0,) * 3, letterbox=True)
     return Detector(nn.Sequential(backbone, neck), preprocess=preprocess, dense=stage)
 
