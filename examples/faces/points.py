@@ -16,12 +16,12 @@ class PointsStage(Stage):
     """Detects as ``dense`` does, and gives each box the points of the anchor that it comes from, as keypoints.
 
     ``points`` predicts x and y of each point for every anchor (B, N, 2 P), as shifts from its center in tenths of its
-    width and height. It does not learn: the losses are those of ``dense``.
+    width and height. It does not learn, and is frozen: the losses are those of ``dense``.
     """
 
     def __init__(self, dense: DenseStage, points: nn.Module) -> None:
         super().__init__()
-        self.dense, self.points = dense, points
+        self.dense, self.points = dense, points.requires_grad_(False)
 
     def forward(
         self, features: list[Tensor], images: Images, detections: Detections | None, targets: Targets | None = None
