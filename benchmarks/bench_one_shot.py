@@ -67,7 +67,7 @@ def cases() -> Iterator[Case]:
 
 
 def scene(generator: Any, frame: int, strides: tuple[int, ...], coder: Any, *, background: int = 0) -> Scene:
-    """Anchors on an image of ``frame`` pixels, random objects of 10 to 300 pixels, and predictions as of a young net."""
+    """Anchors on an image of ``frame`` pixels, objects of 10 to 300 pixels, and predictions as of a young net."""
     random = torch.Generator().manual_seed(0)
     features = [torch.zeros(1, 1, -(-frame // stride), -(-frame // stride)) for stride in strides]
     anchors = generator(features, Images(torch.zeros(1, 3, frame, frame), torch.tensor([[frame, frame]])))
@@ -147,7 +147,7 @@ def plain_shapes(anchors: Anchors, target: Target, boxes: Tensor, scores: Tensor
     fit = shared / (sides.prod(-1)[:, None] + shapes.prod(-1) - shared)
     claims = torch.where(here.all(-1), fit, -1).argmax(1)
     overlap = box_iou(truth, boxes).amax(0)
-    matched = torch.where(overlap > 0.5, IGNORED, NEGATIVE)
+    matched = torch.where(overlap > 0.7, IGNORED, NEGATIVE)
     for i, place in enumerate(claims.tolist()):
         matched[place] = i
     return matched

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from detkit._ranges import Rule, check, rule_of
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 _KNOWN: dict[Callable[..., Any], tuple[inspect.Signature, list[tuple[int, str, Rule]]]] = {}
 """Signature and bounded numbers of every function with a door: not in its closure, which torch.compile takes apart."""
 _GIVE = "give a tensor: torch.tensor(...)"

@@ -9,6 +9,8 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 FILES = sorted(path.name for path in EXAMPLES.glob("*.py"))
 LONGEST = 80
 LONGER = {"dozen_detectors.py": 110, "train.py": 600}  # a table beside its loop; the complete script
+PARTS = sorted(str(path.relative_to(EXAMPLES)) for path in EXAMPLES.glob("*/*.py"))
+DATA = "DETKIT_DATA"
 # What makes each example take seconds; what it must leave behind; and a word that it must print.
 SMALL: dict[str, tuple[list[str], list[str], str]] = {
     "compose_ssd.py": (["--steps", "2"], [], ""),
@@ -22,6 +24,7 @@ SMALL: dict[str, tuple[list[str], list[str], str]] = {
     "draw_suppression.py": (["kept.png"], ["kept.png"], 'nms, measure="diou": 4 boxes'),
     "draw_two_stages.py": (["stages.png"], ["stages.png"], "sampled: 8 + 20"),
     "evaluate_coco.py": (["--images", "4"], [], "bbox/AP"),
+    "face_detectors.py": ([f"{DATA}/checkpoints", "faces.jpg"], ["faces.jpg"], "retinaface_mnet025.pth: 4 faces"),
     "train.py": (
         [
             *("--scenes", "20", "--size", "64", "64", "--epochs", "1", "--batch-size", "4", "--warmup", "1"),
@@ -41,8 +44,11 @@ def test_each_example_has_small_arguments_here():
 
 @pytest.mark.slow(2)
 @pytest.mark.parametrize("name", FILES)
-def test_an_example_runs(name, tmp_path):
+def test_an_example_runs(name, tmp_path, request):
     arguments, files, word = SMALL[name]
+    if any(argument.startswith(DATA) for argument in arguments):
+        folder = str(request.getfixturevalue("detkit_data"))
+        arguments = [argument.replace(DATA, folder) for argument in arguments]
     started = processes.start(
         processes.script, EXAMPLES / name, *arguments, printed=tmp_path / "printed.txt", cwd=tmp_path
     )
@@ -53,7 +59,7 @@ def test_an_example_runs(name, tmp_path):
         assert (tmp_path / file).stat().st_size > 0
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", [*FILES, *PARTS])
 def test_an_example_is_short(name):
     lines, allowed = (EXAMPLES / name).read_text(encoding="utf-8").splitlines(), LONGER.get(name, LONGEST)
     assert len(lines) <= allowed, f"{name} has {len(lines)} lines; allowed are {allowed}"

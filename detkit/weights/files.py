@@ -28,6 +28,7 @@ _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.Size, torch.d
 _MAPPINGS = (dict, OrderedDict, Counter)
 _SEQUENCES = (list, tuple)
 _TENSORS = (Tensor, nn.Parameter)
+_ARCHIVE, _PICKLE = b"PK", b"\x80\x02"  # how files of torch.save begin, and those of torch before 1.6
 
 
 def save_weights(module: nn.Module, path: str | os.PathLike[str], *, metadata: Mapping[str, str] | None = None) -> None:
@@ -168,7 +169,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         except Exception as error:  # a damaged pickle raises anything, KeyError and struct.error included
             raise ValueError(
                 f"load_checkpoint: {Path(path)} is truncated, corrupt or no training state written by save_checkpoint; "
-                f"nothing in it was run: {_reason(error)}"
+                f"nothing in it was run: {_reason(error)}{_way_out(path, _PICKLE)}"
             ) from error
     if not isinstance(state, dict):
         raise ValueError(f"load_checkpoint: {Path(path)} holds a value {_kind(state)}; allowed is a dict")
@@ -183,7 +184,15 @@ def _open_weights(path: str | os.PathLike[str], function: str) -> Any:
     except Exception as error:
         raise ValueError(
             f"{function}: {Path(path)} is truncated, corrupt or no safetensors file: {_reason(error)}"
+            f"{_way_out(path, _ARCHIVE, _PICKLE)}"
         ) from error
+
+
+def _way_out(path: str | os.PathLike[str], *kinds: bytes) -> str:
+    """How to read a file of torch.save, if it begins as one of these ``kinds`` does."""
+    with open(path, "rb") as file:
+        begins = file.read(2) in kinds
+    return "; torch.load(path, map_location='cpu', weights_only=True) reads what torch.save wrote" if begins else ""
 
 
 def _check_fit(

@@ -5,6 +5,7 @@ import contextlib
 import os
 import pickle
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -169,6 +170,19 @@ def test_truncated_weights_are_named_and_change_nothing(tmp_path, cut):
     assert_refused(nn.Linear(3, 2), path, r"is truncated, corrupt or no safetensors file: SafetensorError")
     with pytest.raises(ValueError, match=r"load_metadata: .* is truncated, corrupt or no safetensors file"):
         load_metadata(path)
+
+
+@pytest.mark.parametrize("archive", [True, False])
+def test_a_file_of_torchs_own_is_told_from_a_damaged_one(tmp_path, archive):
+    path, way_out = tmp_path / "published.pth", "; torch.load(path, map_location='cpu', weights_only=True) reads what"
+    torch.save(nn.Linear(3, 2).state_dict(), path, _use_new_zipfile_serialization=archive)
+    assert_refused(nn.Linear(3, 2), path, re.escape(way_out))
+    if archive:
+        assert load_checkpoint(path).keys() == {"weight", "bias"}
+        path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"load_checkpoint: .*published\.pth is truncated, corrupt") as caught:
+        load_checkpoint(path)
+    assert (way_out in str(caught.value)) is not archive
 
 
 class Wide(nn.Module):
