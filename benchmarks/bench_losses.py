@@ -68,10 +68,10 @@ def case(name: str, size: str, ours: Step, theirs: Step, target: float, floor: s
 
 
 def agree(ours: Any, theirs: Any) -> None:
-    """Sums to 2e-6, as orders of float32 addition differ; gradients to 1e-5, and 1e-6 of the largest."""
+    """Sums to 2e-6, as orders of float32 addition differ; gradients to 1e-5, and 2e-6 of the largest."""
     torch.testing.assert_close(ours[0], theirs[0], rtol=2e-6, atol=0)
     largest = theirs[1].abs().max().item()
-    torch.testing.assert_close(ours[1], theirs[1], rtol=1e-5, atol=1e-6 * largest)
+    torch.testing.assert_close(ours[1], theirs[1], rtol=1e-5, atol=2e-6 * largest)
 
 
 def random_boxes(count: int, *, seed: int) -> Tensor:

@@ -162,7 +162,7 @@ def plain_yolo_loss(found: DensePredictions, given: Any, scene: Scene) -> Tensor
         matched = given.matched[i]
         positive = (matched >= 0).nonzero()[:, 0]
         hot = torch.zeros(len(matched), CLASSES)
-        hot[given.claims[i], target["labels"]] = 1
+        hot[given.claims[i, :OBJECTS], target["labels"]] = 1
         judged = matched != IGNORED
         total = total + F.binary_cross_entropy_with_logits(
             quality[i][judged], (matched[judged] >= 0).float(), reduction="sum"

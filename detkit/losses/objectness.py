@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from detkit._door import door
-from detkit._inputs import promote
+from detkit._inputs import looked_at, promote
 from detkit._ranges import NotNegative
 from detkit.anchors import Assigned
 from detkit.losses.box_costs import BoxCoder, iou_cost
@@ -72,16 +72,13 @@ class ObjectnessLoss(DenseCriterion):
         assert predictions.quality is not None
         positive, judged = labels >= 0, labels != IGNORED
         objectness = judged_entropy(promote(predictions.quality), positive, judged)
-        own = labels[..., None] == torch.arange(predictions.logits.shape[-1], device=labels.device)
-        hit = assigned.quality.clamp(0, 1)[..., None] if self.soft_classes else 1.0
-        classes = judged_entropy(promote(predictions.logits), torch.where(own, hit, 0.0), positive[..., None]).sum(-1)
         box = box_costs(self.box_cost, predictions.deltas, assigned, anchors, coder)
+        classes = self._class_costs(promote(predictions.logits), assigned)
         count = mean_count(positive, objectness)
-        objectness, classes, box = ((cost * weights).sum() / count for cost in (objectness, classes, box))
         return {
-            "objectness": self.objectness_weight * objectness,
-            "classification": self.class_weight * classes,
-            "box": self.box_weight * box,
+            "objectness": self.objectness_weight * (objectness * weights).sum() / count,
+            "classification": self.class_weight * classes.sum() / count,
+            "box": self.box_weight * (box * weights).sum() / count,
         }
 
     @door
@@ -98,6 +95,16 @@ class ObjectnessLoss(DenseCriterion):
     def num_classes(self, predictions: DensePredictions) -> int:
         """The number of logits."""
         return predictions.logits.shape[-1]
+
+    def _class_costs(self, logits: Float[Tensor, "B N C"], assigned: Assigned) -> Float[Tensor, "..."]:
+        """The weighted costs of the positives, alone where the host sees which they are: few anchors are positive."""
+        labels, quality, weights = assigned.labels, assigned.quality, assigned.weights
+        if looked_at(labels):
+            positive = labels >= 0
+            logits, labels, quality, weights = (part[positive] for part in (logits, labels, quality, weights))
+        own = labels[..., None] == torch.arange(logits.shape[-1], device=labels.device)
+        hit = quality.clamp(0, 1)[..., None] if self.soft_classes else 1.0
+        return judged_entropy(logits, torch.where(own, hit, 0.0), labels[..., None] >= 0).sum(-1) * weights
 
     def extra_repr(self) -> str:
         """The settings that ``print`` shows."""
