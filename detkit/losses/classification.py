@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from detkit._door import door
-from detkit._inputs import first_bad, full_checks, promote
+from detkit._inputs import first_bad, full_checks, looked_at, promote
 from detkit.losses.fused import classification as fused
 from detkit.losses.fused.gradient import with_gradient
 from detkit.structures import IGNORED, NEGATIVE
@@ -195,7 +195,8 @@ def label_smoothed_cross_entropy(
         raise ValueError(f"{function}: smoothing={smoothing} must lie in [0, 1], and be 0 for fewer than 2 classes")
     if _are_labels(targets):
         targets = _labels(targets, logits, lowest=0, function=function)
-        logits = torch.where(targets[..., None] == IGNORED, 0, logits)  # before the logarithm: NaN has a gradient there
+        if not looked_at(targets) or (targets == IGNORED).any():
+            logits = torch.where(targets[..., None] == IGNORED, 0, logits)  # before the logarithm: NaN has a gradient
         scores = _log_softmax(promote(logits))
         hit = scores.gather(-1, targets.clamp(0, logits.shape[-1] - 1)[..., None]).squeeze(-1)
     else:
@@ -245,9 +246,19 @@ def _weighted(losses: Tensor, weights: Tensor | None, *, function: str) -> Tenso
 
 
 def _log_softmax(logits: Tensor) -> Tensor:
-    """Bounded so that neither a difference nor a sum of logits overflows."""
+    """Bounded so that neither a difference nor a sum of logits overflows; where the host looks, only if one could."""
     limit = torch.finfo(logits.dtype).max / (4 * max(logits.shape[-1], 1))
-    return logits.clamp(-limit, limit).log_softmax(-1)
+    if not looked_at(logits) or not _within(logits.detach(), limit):
+        logits = logits.clamp(-limit, limit)
+    return logits.log_softmax(-1)
+
+
+def _within(values: Tensor, limit: float) -> bool:
+    """Whether all values lie in -limit..limit; False with a NaN among them."""
+    if values.numel() == 0:
+        return True
+    low, high = values.aminmax()
+    return bool(low >= -limit) and bool(high <= limit)
 
 
 def _are_labels(targets: Tensor) -> bool:
