@@ -68,7 +68,9 @@ def random_weights(cfg: str, seed: int = 0) -> dict[int, Weights]:
     channels = layer_channels(sections)
 
     def numbers(count: int, low: float, high: float) -> list[float]:
-        return list(struct.unpack(f"<{count}f", struct.pack(f"<{count}f", *(draw.uniform(low, high) for _ in range(count)))))
+        return list(
+            struct.unpack(f"<{count}f", struct.pack(f"<{count}f", *(draw.uniform(low, high) for _ in range(count))))
+        )
 
     found = {}
     for number, (kind, keys) in enumerate(sections[1:]):

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from detkit._door import door
 from detkit.anchors import GridAnchors, ShapeMatcher
 from detkit.backbones import SequentialBackbone
 from detkit.detectors import DenseStage, Detector, Preprocess, yolo_stage
@@ -32,6 +33,7 @@ class _Anchored(NamedTuple):
     ignore: float
 
 
+@door
 def from_darknet(cfg: str | os.PathLike[str], weights: str | os.PathLike[str]) -> Detector:
     """A Detector with the weights and the behavior of a network of Darknet: YOLO v2, v3, their tiny forms and the like.
 
@@ -63,11 +65,13 @@ def from_darknet(cfg: str | os.PathLike[str], weights: str | os.PathLike[str]) -
     stage = _region_stage(predictors, size) if regions else _yolo_stage(predictors)
     _read_into(trunk, stage, layers, weights)
     if unread := [said for section in (net, *layers) for said in section.unread()]:
-        more = ", ..." if len(unread) > _SHOWN else ""
-        warnings.warn(f"{OWNER}: {cfg}: {len(unread)} ignored: {'; '.join(unread[:_SHOWN])}{more}", stacklevel=2)
+        more = "; ..." if len(unread) > _SHOWN else ""
+        said = f"{len(unread)} keys are not followed: {'; '.join(unread[:_SHOWN])}{more}"
+        warnings.warn(f"{OWNER}: {os.fspath(cfg)}: {said}", stacklevel=2)
     return Detector(trunk, preprocess=_letterbox(size), dense=stage)
 
 
+@door
 def to_darknet(detector: Detector, path: str | os.PathLike[str]) -> None:
     """Write the weights of ``detector`` to a file that Darknet reads with its cfg, atomically.
 
@@ -165,20 +169,23 @@ def _convolutions(parts: Iterable[nn.Module]) -> list[tuple[nn.Conv2d, nn.Module
 
 def _yolo_stage(predictors: Sequence[Predictor]) -> DenseStage:
     """The stage of [yolo] sections: shapes are pixels, and each section's ``mask`` chooses its own."""
-    first = _anchored(predictors[0], "ignore_thresh")
-    shapes = []
+    first = predictors[0].detection
+    settings = _anchored(first, "ignore_thresh")
+    count, masks = len(settings.shapes), list[list[int]]()
     for detection, convolution, _ in predictors:
-        own = _anchored(Predictor(detection, convolution, predictors[0].reads), "ignore_thresh")
-        if own != first:
-            detection.fault(f"anchors, classes and ignore_thresh must be those of {predictors[0].detection}")
+        if _anchored(detection, "ignore_thresh") != settings:
+            detection.fault(f"anchors, classes and ignore_thresh must be those of {first}")
         if detection.number_of("truth_thresh", 1.0) < 1:
             detection.note("truth_thresh", "is not followed in training: only the best anchor learns an object")
-        mask = detection.wholes("mask") if "mask" in detection.entries else [*range(len(own.shapes))]
-        if not all(0 <= index < len(own.shapes) for index in mask):
-            detection.fault(f"allowed are 0 to {len(own.shapes) - 1}", "mask")
-        _check_filters(detection, convolution, len(mask), own.classes)
-        shapes.append([own.shapes[index] for index in mask])
-    return _stage(predictors, shapes, first, YOLOLoss())
+        mask = detection.wholes("mask") if "mask" in detection.entries else [*range(count)]
+        if not all(0 <= index < count for index in mask):
+            detection.fault(f"allowed are 0 to {count - 1}", "mask")
+        _check_filters(detection, convolution, len(mask), settings.classes)
+        masks.append(mask)
+    if sorted(index for mask in masks for index in mask) != [*range(count)]:
+        first.note("mask", "and the other masks hold an anchor twice or not at all, which Darknet learns otherwise")
+    shapes = [[settings.shapes[index] for index in mask] for mask in masks]
+    return _stage(predictors, shapes, settings, YOLOLoss())
 
 
 def _region_stage(predictors: Sequence[Predictor], size: tuple[int, int]) -> DenseStage:
@@ -186,7 +193,7 @@ def _region_stage(predictors: Sequence[Predictor], size: tuple[int, int]) -> Den
     (detection, convolution, reads), *others = predictors
     if others:
         detection.fault(f"allowed is one [region], and no other section that detects: {others[0].detection} does")
-    own = _anchored(predictors[0], "thresh")
+    own = _anchored(detection, "thresh")
     _check_filters(detection, convolution, len(own.shapes), own.classes)
     if not detection.whole("bias_match", 0):
         detection.note("bias_match", "is not followed in training: shapes of anchors are matched, as by bias_match=1")
@@ -213,8 +220,7 @@ def _stage(
         return yolo_stage(settings.classes, channels, anchors, matcher=matcher, criterion=criterion)
 
 
-def _anchored(predictor: Predictor, threshold: str) -> _Anchored:
-    section = predictor.detection
+def _anchored(section: Section, threshold: str) -> _Anchored:
     count, numbers = section.whole("num", 1, lowest=1), section.numbers("anchors")
     if len(numbers) != 2 * count or min(numbers) <= 0:
         section.fault(f"allowed are num={count} pairs of width and height above 0", "anchors")

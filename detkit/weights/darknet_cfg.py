@@ -13,6 +13,7 @@ T = TypeVar("T")
 OWNER = "from_darknet"
 _MAX_BYTES = 1 << 24
 _LARGEST = 1 << 16
+_SHOWN = 60  # characters of a value in a message
 _SAME = {"network": "net", "conv": "convolutional", "max": "maxpool"}
 KINDS = "net", "convolutional", "maxpool", "route", "shortcut", "upsample", "reorg", "yolo", "region"
 _ONLY: Mapping[str, Mapping[str, float]] = {
@@ -66,6 +67,7 @@ class Section:
         """Raise ValueError, about the value of ``key`` or the whole section."""
         if key in self.entries:
             line, value = self.entries[key]
+            value = value if len(value) <= _SHOWN else f"{value[: _SHOWN - 3]}..."
             raise ValueError(f"{OWNER}: {self.file}, line {line}: {key}={value} of [{self.kind}]; {said}")
         of = ":" if key is None else f" has no {key};"
         raise ValueError(f"{OWNER}: {self.file}, line {self.line}: [{self.kind}]{of} {said}")
@@ -168,7 +170,9 @@ def _section(file: Path, text: str, line: int, number: int) -> Section:
     kind = _SAME.get(text[1:-1], text[1:-1])
     if kind not in KINDS or text[-1] != "]":
         understood = " ".join(f"[{kind}]" for kind in KINDS)
-        raise ValueError(f"{OWNER}: {file}, line {line}: the section {text} is not known; allowed are {understood}")
+        raise ValueError(
+            f"{OWNER}: {file}, line {line}: the section {text[:_SHOWN]} is not known; allowed are {understood}"
+        )
     section = Section(file, kind, line=line, number=number)
     if (kind == "net") != (number < 0):
         section.fault("allowed is one section [net], the first")
@@ -178,7 +182,7 @@ def _section(file: Path, text: str, line: int, number: int) -> Section:
 def _read_entry(section: Section, text: str, line: int) -> None:
     key, found, value = text.partition("=")
     if not found or not key:
-        raise ValueError(f"{OWNER}: {section.file}, line {line}: {text!r} is neither a section nor key=value")
+        raise ValueError(f"{OWNER}: {section.file}, line {line}: {text[:_SHOWN]!r} is neither a section nor key=value")
     if key in section.entries:
         section.notes.append(f"line {line}: {key} of [{section.kind}] is given again; the first value counts")
     else:

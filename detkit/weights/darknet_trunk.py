@@ -135,7 +135,7 @@ def _predictor(detection: Section, convolution: Section, maps: Mapping[int, Tens
     for key, value in (("size", 1), ("stride", 1), ("batch_normalize", 0)):
         if convolution.whole(key, value) != value:
             convolution.fault(f"allowed is {value} before {detection}", key)
-    if not convolution.whole("pad", 0) and convolution.whole("padding", 0):
+    if _padding(convolution, 1):
         convolution.fault(f"allowed is 0 before {detection}", "padding")
     if convolution.text("activation", "logistic") != "linear":
         convolution.fault(f"allowed is linear before {detection}", "activation")
@@ -164,14 +164,13 @@ def _reads(section: Section, maps: Mapping[int, Tensor]) -> list[int]:
 def _built(section: Section, maps: Sequence[Tensor]) -> tuple[nn.Module, Tensor]:
     """The module of a section, and what it makes of the ``maps`` that it reads."""
     _check_alike(section, maps)
-    module = _LAYERS[section.kind](section, maps[0].shape[1])
     try:
-        made = module(*maps)
-    except (RuntimeError, ValueError) as error:
-        sizes = " and ".join(_size(each) for each in maps)
-        reason = str(error).splitlines()[0]
+        module = _LAYERS[section.kind](section, maps[0])
+        made = module.eval()(*maps)  # in training batch norm refuses a map of one pixel
+        return module.train(), made
+    except RuntimeError as error:  # torch's, about sizes
+        sizes, reason = " and ".join(_size(each) for each in maps), str(error).splitlines()[0]
         section.fault(f"it cannot read {sizes} (channels, height, width): {reason}")
-    return module, made
 
 
 def _check_alike(section: Section, maps: Sequence[Tensor]) -> None:
@@ -194,20 +193,26 @@ def _activation(section: Section, default: str) -> Callable[[], nn.Module] | Non
     return _ACTIVATIONS[name]
 
 
-def _convolution(section: Section, channels: int) -> nn.Module:
-    size, padding = section.whole("size", 1, lowest=1), section.whole("padding", 0)
+def _padding(section: Section, size: int) -> int:
+    """On each side; ``pad=1`` keeps the size of a map where that of the kernel is odd, whatever ``padding`` says."""
+    keeps, padding = section.whole("pad", 0), section.whole("padding", 0)
+    return size // 2 if keeps else padding
+
+
+def _convolution(section: Section, features: Tensor) -> nn.Module:
+    size = section.whole("size", 1, lowest=1)
     return ConvNormActivation(
-        channels,
+        features.shape[1],
         section.whole("filters", 1, lowest=1),
         kernel_size=size,
         stride=section.whole("stride", 1, lowest=1),
-        padding=size // 2 if section.whole("pad", 0) else padding,
+        padding=_padding(section, size),
         norm=nn.BatchNorm2d if section.whole("batch_normalize", 0) else None,
         activation=_activation(section, "logistic"),
     )
 
 
-def _max_pool(section: Section, channels: int) -> nn.Module:
+def _max_pool(section: Section, features: Tensor) -> nn.Module:
     """Of ``padding`` the smaller half lies to the left and above; nothing is there, however low the maximum."""
     stride = section.whole("stride", 1, lowest=1)
     size = section.whole("size", stride, lowest=1)
@@ -219,23 +224,30 @@ def _max_pool(section: Section, channels: int) -> nn.Module:
     return nn.Sequential(pad, nn.MaxPool2d(size, stride))
 
 
-def _shortcut(section: Section, channels: int) -> nn.Module:
+def _shortcut(section: Section, features: Tensor) -> nn.Module:
     activation = _activation(section, "linear")
     return Shortcut(nn.Identity() if activation is None else activation())
 
 
-def _upsample(section: Section, channels: int) -> nn.Module:
+def _upsample(section: Section, features: Tensor) -> nn.Module:
     return nn.Upsample(scale_factor=section.whole("stride", 2, lowest=1), mode="nearest")
 
 
-def _reorg(section: Section, channels: int) -> nn.Module:
-    return Passthrough(section.whole("stride", 1, lowest=1))
+def _reorg(section: Section, features: Tensor) -> nn.Module:
+    stride = section.whole("stride", 1, lowest=1)
+    _, channels, height, width = features.shape
+    if channels % stride**2 or height % stride or width % stride:
+        section.fault(
+            f"it reads {_size(features)} (channels, height, width); allowed are multiples of {stride**2}, {stride} and "
+            f"{stride}"
+        )
+    return Passthrough(stride)
 
 
-_LAYERS: Mapping[str, Callable[[Section, int], nn.Module]] = {
+_LAYERS: Mapping[str, Callable[[Section, Tensor], nn.Module]] = {
     "convolutional": _convolution,
     "maxpool": _max_pool,
-    "route": lambda section, channels: Concatenate(),
+    "route": lambda section, features: Concatenate(),
     "shortcut": _shortcut,
     "upsample": _upsample,
     "reorg": _reorg,
