@@ -18,8 +18,16 @@ _SAME = {"network": "net", "conv": "convolutional", "max": "maxpool"}
 KINDS = "net", "convolutional", "maxpool", "route", "shortcut", "upsample", "reorg", "yolo", "region"
 _ONLY: Mapping[str, Mapping[str, float]] = {
     "net": {"channels": 3},
-    "convolutional": dict.fromkeys(("groups", "dilation"), 1)
-    | dict.fromkeys(("binary", "xnor", "flipped", "antialiasing", "dontload", "dontloadscales"), 0),
+    "convolutional": {
+        "groups": 1,
+        "dilation": 1,
+        "binary": 0,
+        "xnor": 0,
+        "flipped": 0,
+        "antialiasing": 0,
+        "dontload": 0,
+        "dontloadscales": 0,
+    },
     "maxpool": {"antialiasing": 0, "maxpool_depth": 0},
     "route": {"groups": 1},
     "upsample": {"scale": 1},
@@ -28,11 +36,11 @@ _ONLY: Mapping[str, Mapping[str, float]] = {
     "region": {"coords": 4, "background": 0, "classfix": 0},
 }
 """Keys of which one value is understood, the default: another makes another network."""
-_TRAINING = "batch subdivisions momentum decay learning_rate burn_in max_batches policy steps scales power gamma step"
-_AUGMENTATION = "angle saturation exposure hue aspect flip center max_crop min_crop max_ratio min_ratio"
-_UNUSED = "scale adam B1 B2 eps random time_steps"
+_TRAINING = "batch subdivisions time_steps momentum decay adam B1 B2 eps"
+_SCHEDULE = "learning_rate burn_in max_batches policy power gamma step scale steps scales"
+_AUGMENTATION = "angle saturation exposure hue aspect flip center random max_crop min_crop max_ratio min_ratio"
 _HARMLESS: Mapping[str, frozenset[str]] = {
-    "net": frozenset(f"{_TRAINING} {_AUGMENTATION} {_UNUSED}".split()),
+    "net": frozenset(f"{_TRAINING} {_SCHEDULE} {_AUGMENTATION}".split()),
     "yolo": frozenset(["jitter", "random", "max"]),
     "region": frozenset(["jitter", "random", "max", "absolute", "log", "sqrt", "mask_scale"]),
 }
@@ -105,11 +113,14 @@ class Section:
     def numbers(self, key: str, default: float | None = None) -> list[float]:
         """The finite numbers of a list with commas."""
         said = "allowed are finite numbers"
+        parts = self._parts(key, default, said)
         try:
-            values = [float(part) for part in self._parts(key, default, said)]
+            values = [float(part) for part in parts]
         except ValueError:
             self.fault(said, key)
-        return values if all(map(math.isfinite, values)) else self.fault(said, key)
+        if not all(map(math.isfinite, values)) or any("_" in part for part in parts):  # Python's own digit separator
+            self.fault(said, key)
+        return values
 
     def check_only(self) -> None:
         """Raise ValueError for a key of which only the default is understood, with another value."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from detkit.layers import ConvNormActivation, Passthrough
 from detkit.weights.darknet_cfg import Section
+from detkit.weights.darknet_file import Header
 
 _IMAGE = -1
 _SLOPE = 0.1
@@ -39,7 +40,8 @@ class Concatenate(nn.Module):
 
     def forward(self, *maps: Float[Tensor, "B _ H W"]) -> Float[Tensor, "B _ H W"]:
         """All channels, in the order given."""
-        return torch.cat(maps, dim=1) if len(maps) > 1 else maps[0]
+        first, *others = maps
+        return torch.cat(maps, dim=1) if others else first
 
 
 class Shortcut(nn.Module):
@@ -77,7 +79,7 @@ class DarknetTrunk(nn.Module):
         super().__init__()
         self.layers = nn.ModuleDict({str(number): layer for number, layer in layers.items()})
         self.reads, self.predictors = {number: tuple(read) for number, read in reads.items()}, tuple(predictors)
-        self.version = (0, 2, 0)
+        self.version: tuple[int, int, int] = Header().version
         self._last_read = self._spent()
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> list[Tensor]:

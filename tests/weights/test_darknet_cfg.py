@@ -82,7 +82,7 @@ def test_whole_numbers_are_digits_in_range(value):
     assert_refused(said, section(size=value).whole, "size")
 
 
-@pytest.mark.parametrize("value", ["", "nan", "inf", "1e999", "-.1", "1,2", "1..2", "one"])
+@pytest.mark.parametrize("value", ["", "nan", "inf", "1e999", "-.1", "1,2", "1..2", "1_0", "one"])
 def test_numbers_are_finite_and_not_negative(value):
     said = f"from_darknet: a.cfg line 5: scale={value} of [route]; allowed are finite numbers"
     assert_refused(said, section(scale=value).number_of, "scale", 1.0)
