@@ -3,9 +3,10 @@
 ``save_weights`` and ``load_weights`` keep a module's state, ``save_checkpoint`` and ``load_checkpoint`` a whole
 training state. ``from_torchvision`` converts a torchvision model to a Detector, ``to_torchvision`` back to a
 state_dict; ``from_transformers`` and ``to_transformers`` do the same for DETR, ``detr_from_facebook`` and
-``to_facebook_detr`` for its original checkpoints.
+``to_facebook_detr`` for its original checkpoints; ``from_darknet`` and ``to_darknet`` for the files of YOLO v2 and v3.
 """
 
+from detkit.weights.darknet import from_darknet, to_darknet
 from detkit.weights.facebook import detr_from_facebook, to_facebook_detr
 from detkit.weights.files import load_checkpoint, load_metadata, load_weights, save_checkpoint, save_weights
 from detkit.weights.torchvision import from_torchvision, to_torchvision
@@ -13,6 +14,7 @@ from detkit.weights.transformers import from_transformers, to_transformers
 
 __all__ = [
     "detr_from_facebook",
+    "from_darknet",
     "from_torchvision",
     "from_transformers",
     "load_checkpoint",
@@ -20,6 +22,7 @@ __all__ = [
     "load_weights",
     "save_checkpoint",
     "save_weights",
+    "to_darknet",
     "to_facebook_detr",
     "to_torchvision",
     "to_transformers",
