@@ -63,7 +63,7 @@ def cases() -> Iterator[Case]:
     ssd = scene(boxes, 300, (8, 16, 32, 64, 100, 300), DeltaCoder((10.0, 10.0, 5.0, 5.0)), background=1)
     matcher, criterion = BipartiteMatcher(greedy=False), MultiBoxLoss()
     yield matching("SSD300 matching", ssd, matcher, criterion, torchvision_ssd, "torchvision SSDMatcher, each image")
-    yield loss("SSD300 loss", ssd, matcher, criterion, torchvision_ssd_loss, "torchvision SSD.compute_loss")
+    yield loss("SSD300 loss", ssd, matcher, criterion, torchvision_ssd_loss, "torchvision SSD.compute_loss", shift=1)
 
 
 def scene(generator: Any, frame: int, strides: tuple[int, ...], coder: Any, *, background: int = 0) -> Scene:
@@ -106,34 +106,44 @@ def matching(
     )
 
 
-def loss(name: str, scene: Scene, matcher: Any, criterion: DenseCriterion, peer: Callable[..., Any], who: str) -> Case:
-    """The sum of the losses and its gradient by all that the head predicts, in one tensor."""
-    logits, deltas, quality = scene.predictions
-    parts = [logits, deltas, *([] if quality is None else [quality[..., None]])]
-    widths = [part.shape[-1] for part in parts]
-    rows = torch.cat(parts, dim=-1).requires_grad_()
-    seen = Predictions(scene.coder.decode(deltas, scene.anchors), criterion.scores(scene.predictions))
+def loss(
+    name: str,
+    scene: Scene,
+    matcher: Any,
+    criterion: DenseCriterion,
+    peer: Callable[..., Any],
+    who: str,
+    *,
+    shift: int = 0,
+) -> Case:
+    """The sum of the losses and its gradients by all predictions; the peer's classes begin ``shift`` later."""
+    seen = Predictions(scene.coder.decode(scene.predictions.deltas, scene.anchors), criterion.scores(scene.predictions))
     given = matcher(scene.anchors, scene.targets, seen)
     assigned = gather_assigned(given, scene.targets)
 
-    def step(function: Callable[[DensePredictions], Tensor]) -> Callable[[], tuple[Tensor, Tensor]]:
-        def run() -> tuple[Tensor, Tensor]:
-            rows.grad = None
-            logits, deltas, *quality = rows.split(widths, dim=-1)
-            total = function(DensePredictions(logits, deltas, quality[0][..., 0] if quality else None))
-            total.backward()
-            assert rows.grad is not None
-            return total.detach(), rows.grad
+    def step(function: Callable[[DensePredictions], Tensor], shift: int = 0) -> Callable[[], list[Tensor]]:
+        logits, deltas, quality = scene.predictions
+        leaves = [logits.roll(shift, -1), deltas.clone(), *([] if quality is None else [quality.clone()])]
+        leaves = [leaf.requires_grad_() for leaf in leaves]
+
+        def run() -> list[Tensor]:
+            total = function(DensePredictions(*leaves))
+            return [total.detach(), *torch.autograd.grad(total, leaves)]
 
         return run
+
+    def same(ours: list[Tensor], theirs: list[Tensor]) -> None:
+        theirs[1] = theirs[1].roll(-shift, -1)
+        for part, wanted in zip(ours[1:], theirs[1:], strict=True):
+            agree((ours[0], part), (theirs[0], wanted))
 
     return Case(
         f"{name}, forward + backward",
         f"{IMAGES} x {len(scene.anchors.boxes):,} x {CLASSES}",
         who,
         step(lambda found: sum(criterion(found, assigned, scene.anchors, scene.coder).values(), torch.zeros(()))),
-        step(lambda found: peer(found, given, scene)),
-        agree,
+        step(lambda found: peer(found, given, scene), shift),
+        same,
         1.0,
     )
 
@@ -230,7 +240,7 @@ def torchvision_ssd(anchors: Anchors, target: Target, boxes: Tensor, scores: Ten
 
 def torchvision_ssd_loss(found: DensePredictions, given: Any, scene: Scene) -> Tensor:
     """Torchvision's loss, whose background is class 0."""
-    outputs = {"cls_logits": found.logits.roll(1, -1), "bbox_regression": found.deltas}
+    outputs = {"cls_logits": found.logits, "bbox_regression": found.deltas}
     truth = [{"boxes": target["boxes"], "labels": target["labels"] + 1} for target in scene.truth]
     losses = _ssd().compute_loss(truth, outputs, [scene.anchors.boxes] * IMAGES, list(given.matched))
     return sum(losses.values(), torch.zeros(()))
