@@ -35,7 +35,7 @@ NAN, INF = math.nan, math.inf
 # Numbers of functions that say which of several, checked against what they count, and not by a range.
 PLACES = {
     "index", "position", "at", "updates", "epoch", "length", "images", "queries", "shape", "shapes", "image_ids",
-    "labels_per_image", "skeleton", "new", "old", "recall", "precision", "curves", "channels", "strides", "outputs",
+    "labels_per_image", "skeleton", "new", "old", "recall", "precision", "curves", "values", "channels", "strides", "outputs",
 }  # fmt: skip
 ONE, TWO, FEATURES = torch.tensor([[0.0, 0, 4, 4]]), torch.tensor([[[0.0, 0, 4, 4]]]), torch.ones(1, 2, 8, 8)
 SCORE, MASKS, MATCHED = torch.ones(1), torch.ones(1, 1, 8, 8), torch.zeros(1, 1, dtype=torch.int64)
@@ -131,7 +131,7 @@ def test_every_number_of_a_public_function_has_its_range():
 @pytest.mark.parametrize(("name", "argument"), RULED, ids=".".join)
 def test_a_senseless_number_is_refused_with_function_argument_and_range(name, argument):
     thing, function, rule = RULED[name, argument]
-    called = name.split(".", 1)[1]
+    called = name.split(".", 1)[1].removesuffix(".forward")
     first = next(iter(inspect.signature(function).parameters))
     own = (blank(thing),) if first == "self" else (thing,) if first == "cls" else ()
     for value in outside(rule):
