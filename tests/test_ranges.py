@@ -35,7 +35,8 @@ NAN, INF = math.nan, math.inf
 # Numbers of functions that say which of several, checked against what they count, and not by a range.
 PLACES = {
     "index", "position", "at", "updates", "epoch", "length", "images", "queries", "shape", "shapes", "image_ids",
-    "labels_per_image", "skeleton", "new", "old", "recall", "precision", "curves", "values", "channels", "strides", "outputs",
+    "labels_per_image", "skeleton", "new", "old", "recall", "precision", "curves", "values", "channels", "strides",
+    "outputs",
 }  # fmt: skip
 ONE, TWO, FEATURES = torch.tensor([[0.0, 0, 4, 4]]), torch.tensor([[[0.0, 0, 4, 4]]]), torch.ones(1, 2, 8, 8)
 SCORE, MASKS, MATCHED = torch.ones(1), torch.ones(1, 1, 8, 8), torch.zeros(1, 1, dtype=torch.int64)

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from detkit._door import door
-from detkit._ranges import Count, Positive
+from detkit._ranges import Count, Positive, Whole
 from detkit.anchors import GridAnchors, SimOTAMatcher, TaskAlignedMatcher
 from detkit.backbones import Backbone
-from detkit.boxes import DeltaCoder
+from detkit.boxes import DeltaCoder, DistanceCoder, DistributionCoder
 from detkit.detectors.dense import DenseStage
 from detkit.detectors.detector import Detector
 from detkit.detectors.levelwise import LevelwisePostprocess
@@ -114,19 +114,20 @@ def small_tood(
     channels: Count = 64,
     blocks: Count = 1,
     norm: Norm = nn.BatchNorm2d,
+    bins: Whole = 16,
 ) -> Detector:
     """A small :func:`tood` to train from scratch, also on a CPU: a residual net, a pyramid at strides 8, 16 and 32.
 
     Images are resized to ``size`` (height, width). ``channels``, a multiple of 8, is the width of the pyramid,
-    ``blocks`` the number of residual blocks per backbone stage, ``norm`` builds its normalization layers.
+    ``blocks`` the number of residual blocks per backbone stage, ``norm`` builds its normalization layers. Sides of
+    boxes are distributions over ``bins`` half strides, as in GFL, or with ``bins=0`` deltas, as in TOOD's paper.
 
     >>> small_tood(num_classes=3, size=(240, 320)).preprocess.size
     (240, 320)
     """
     trunk, strides = small_pyramid(channels, blocks, norm)
-    return Detector(
-        trunk, preprocess=Preprocess(size), dense=tood_stage(num_classes, channels, square_anchors(strides))
-    )
+    stage = tood_stage(num_classes, channels, square_anchors(strides), bins=bins)
+    return Detector(trunk, preprocess=Preprocess(size), dense=stage)
 
 
 @door
@@ -169,19 +170,27 @@ def small_yolox(
 
 
 @door
-def tood_stage(num_classes: Count, channels: Count, anchors: GridAnchors, *, tower: Tower | None = None) -> DenseStage:
+def tood_stage(
+    num_classes: Count, channels: Count, anchors: GridAnchors, *, bins: Whole = 0, tower: Tower | None = None
+) -> DenseStage:
     """TOOD's stage on levels of ``channels``: task-aligned matching, scores that learn the assigned quality.
 
-    >>> tood_stage(3, 16, square_anchors((8, 16))).criterion.quality
-    'assigned'
+    With ``bins`` boxes are distributions over as many eighths of an anchor, trained by distribution focal loss.
+
+    >>> tood_stage(3, 16, square_anchors((8, 16)), bins=16).coder
+    DistributionCoder(
+      bins=16
+      (coder): DistanceCoder(unit=0.125)
+    )
     """
+    distributions = DistributionCoder(DistanceCoder(unit=1 / 8), bins=bins) if bins else None
     return one_shot_stage(
         num_classes,
         channels,
         anchors,
         matcher=TaskAlignedMatcher(),
-        coder=DeltaCoder((10.0, 10.0, 5.0, 5.0)),
-        criterion=QualityLoss(quality="assigned"),
+        coder=distributions or DeltaCoder((10.0, 10.0, 5.0, 5.0)),
+        criterion=QualityLoss(quality="assigned", distribution_weight=0.25 if bins else 0.0),
         tower=tower,
     )
 
