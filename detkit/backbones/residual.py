@@ -4,19 +4,18 @@ Source: Howard, Williamson and Sarma, "Object Classification and Localization on
 """
 
 from functools import partial
-from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from detkit._door import door
-from detkit._ranges import Probability
+from detkit._ranges import Count, Fraction
 from detkit.backbones.sequential import SequentialBackbone, ssd7_convolutions
 from detkit.layers import ConvNormActivation, init_convolutions
 
 
 @door
-def residual_backbone(*, dropout: Probability = 0.1) -> SequentialBackbone:
+def residual_backbone(*, dropout: Fraction = 0.1) -> SequentialBackbone:
     """A small residual net: one pooled 7 x 7 convolution, then eight bottlenecks in three stages.
 
     Images (B, 3, H, W) to 128, 256 and 512 channels at strides 4, 8 and 16: 512 x 14 x 14 from 224 x 224. ``dropout``
@@ -40,7 +39,7 @@ def residual_backbone(*, dropout: Probability = 0.1) -> SequentialBackbone:
     return backbone
 
 
-def modified_ssd_backbone(*, stride: Literal[8, 16] = 16) -> SequentialBackbone:
+def modified_ssd_backbone(*, stride: Count = 16) -> SequentialBackbone:
     """The last four convolutions of SSD7 on the residual net's features at ``stride``.
 
     Images (B, 3, H, W) of at least 8 strides to 64, 48, 48, 32 channels at ``stride`` and 2, 4 and 8 times that, sizes

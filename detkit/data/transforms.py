@@ -197,7 +197,7 @@ def localization_augmentation(
     """
     flips = [v2.RandomHorizontalFlip(0.5)] * horizontal + [v2.RandomVerticalFlip(0.5)] * vertical
     affine = _OnCanvas(v2.RandomAffine, degrees=degrees, scale=scale_range)
-    return _composed(affine, *flips, v2.ColorJitter(color, color, color, color))
+    return _composed(v2.ColorJitter(color, color, color, color), affine, *flips)
 
 
 def _composed(*steps: Callable[..., Any], min_size: float = 1.0) -> v2.Compose:

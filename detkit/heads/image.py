@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detkit._door import door
-from detkit._ranges import Count, Probability
+from detkit._ranges import Count, Fraction
 from detkit.layers.position import cells_inside
 from detkit.structures import Images
 
@@ -36,7 +36,7 @@ class ImageHead(nn.Module):
         outputs: Count,
         *,
         hidden: Sequence[Count] = (),
-        dropout: Probability = 0.25,
+        dropout: Fraction = 0.25,
         cells: Count = 1,
     ) -> None:
         super().__init__()

@@ -21,8 +21,8 @@ class LocalizationMetrics:
     An image's guesses are the best detection of each class, best first; equal scores keep the order in which they are
     given. The classification is right at k if one of the first k guesses has the class of an object in the image; the
     localization if it has that and an IoU of at least ``iou_threshold`` with any object of that class. Crowd and
-    ignored objects do not count, and images without other ones are not judged; too few guesses are no fault in
-    themselves. ``top`` are the values of k, distinct. categories as in :class:`VocMetrics`.
+    ignored objects do not count, and images without other ones are not judged. ``top`` are the values of k, distinct.
+    categories as in :class:`VocMetrics`.
 
     Source: Russakovsky et al. 2015 (ILSVRC), section 4.1 and 4.2. There a submission lists five guesses itself; here
     the best of each class are taken, so that a detector which finds many boxes is judged as it would submit them.
@@ -92,10 +92,8 @@ def _objects(record: ImageRecord) -> np.ndarray:
 
 
 def _judge(record: ImageRecord, iou_threshold: float) -> _Ranks:
-    truth, order = (
-        record.truth.take(np.flatnonzero(_objects(record))),
-        np.argsort(-record.detections.scores, kind="stable"),
-    )
+    truth = record.truth.take(np.flatnonzero(_objects(record)))
+    order = np.argsort(-record.detections.scores, kind="stable")
     _, first = np.unique(record.detections.labels[order], return_index=True)
     guesses = record.detections.take(order[np.sort(first)])
     same = guesses.labels[:, None] == truth.labels

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal
 
 from torch import nn
 
@@ -54,7 +53,7 @@ def modified_ssd(
     *,
     size: Size = (224, 224),
     scales: Sequence[Positive] = (0.1, 0.3, 0.5, 0.7, 0.9),
-    stride: Literal[8, 16] = 16,
+    stride: Count = 16,
     box_cost: BoxCost = l2_cost,
 ) -> Detector:
     """SSD7's last four convolutions and its predictors on a residual net: 1,020 default boxes at 224 x 224.
