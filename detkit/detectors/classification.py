@@ -61,12 +61,12 @@ class ClassificationStage(Stage):
         """The loss "classification"."""
         labels, weights = _lessons(targets)
         num_classes = outputs.logits.shape[-1]
-        check_labels(labels, num_classes, lowest=IGNORED, function="ClassificationStage", name="targets' labels")
+        check_labels(labels, num_classes, lowest=0, function="ClassificationStage", name="labels of targets")
         logits = outputs.logits[:, None].expand(-1, labels.shape[1], -1)
-        costs = label_smoothed_cross_entropy(logits, labels, smoothing=0.0) * weights
-        learned = (labels != IGNORED).sum(1)
-        means = costs.sum(1) / learned.clamp(min=1)
-        return {"classification": self.weight * means.sum() / mean_count(learned > 0, means)}
+        costs = label_smoothed_cross_entropy(logits, labels, smoothing=0.0)
+        count = (labels != IGNORED).sum(1)
+        means = (costs * weights).sum(1) / count.clamp(min=1)
+        return {"classification": self.weight * means.sum() / mean_count(count > 0, means)}
 
     @door
     def detections(self, outputs: ClassificationOutputs, images: Images) -> Detections:
@@ -102,9 +102,8 @@ def solid_objects(targets: Targets) -> Bool[Tensor, "B T"]:
 def _lessons(targets: Targets) -> tuple[Int[Tensor, "B L"], Shaped[Tensor, "B L"]]:
     """The classes that each image learns, IGNORED for none, and their weights."""
     if targets.image_labels is None:
-        labels = torch.where(solid_objects(targets), targets.labels, IGNORED)
         weights = torch.ones_like(targets.boxes[..., 0]) if targets.weights is None else targets.weights
-        return labels, weights
+        return torch.where(solid_objects(targets), targets.labels, IGNORED), weights
     if targets.image_labels.ndim != 1 or targets.image_labels.is_floating_point():
         shape, kind = tuple(targets.image_labels.shape), targets.image_labels.dtype
         raise ValueError(

@@ -17,10 +17,11 @@ from detkit.structures import Images
 class ImageHead(nn.Module):
     """Pools the last feature map to ``cells`` x ``cells`` values a channel, then fully connected layers.
 
-    ``hidden`` are the widths of the layers before the last, each followed by ReLU and ``dropout``. One cell is global
-    average pooling; more keep where things are, as a box needs it; as many as the map has are the map itself. Padding
-    of a batch is left out of the means; cells that hold nothing else are 0. Outputs start near 0: the last layer's
-    weights have a standard deviation of 0.01.
+    ``tower`` maps the feature map to ``in_channels`` channels of the same size and may be any module (default: no
+    tower). ``hidden`` are the widths of the layers before the last, each followed by ReLU and ``dropout``. One cell is
+    global average pooling; more keep where things are, as a box needs it; as many as the map has are the map itself.
+    Padding of a batch is left out of the means; cells that hold nothing else are 0. Outputs start near 0: the last
+    layer's weights have a standard deviation of 0.01.
 
     >>> head = ImageHead(512, 25, hidden=(25, 25))
     >>> sum(parameter.numel() for parameter in head.parameters())
@@ -38,9 +39,11 @@ class ImageHead(nn.Module):
         hidden: Sequence[Count] = (),
         dropout: Fraction = 0.25,
         cells: Count = 1,
+        tower: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.cells = cells
+        self.tower = nn.Identity() if tower is None else tower
         layers: list[nn.Module] = []
         widths = (in_channels * cells**2, *hidden)
         for before, after in pairwise(widths):
@@ -52,8 +55,8 @@ class ImageHead(nn.Module):
 
     @door
     def forward(self, features: Sequence[Float[Tensor, "B _ _ _"]], images: Images) -> Float[Tensor, "B outputs"]:
-        """The outputs for each of the ``images``, from the last of ``features`` (B, in_channels, H, W)."""
-        return self.layers(self._pooled(features[-1], images).flatten(1))
+        """The outputs for each of the ``images``, from the last of ``features`` (B, D, H, W)."""
+        return self.layers(self._pooled(self.tower(features[-1]), images).flatten(1))
 
     def _pooled(self, features: Float[Tensor, "B D H W"], images: Images) -> Float[Tensor, "B D S S"]:
         """Means over the cells of the map that hold image."""

@@ -312,7 +312,7 @@ def test_boxes_follow_rotation_scale_and_flips(flips):
     image[:, 12:30, 40:70] = 255
     target = {"boxes": torch.tensor([[40.0, 12, 70, 30]]), "labels": torch.tensor([4])}
     horizontal, vertical = flips
-    transforms = localization_augmentation(degrees=40, color=0, horizontal=horizontal, vertical=vertical)
+    transforms = localization_augmentation(degrees=20, color=0, horizontal=horizontal, vertical=vertical)
     sides = set()
     for _ in range(12):
         moved, result = transforms(image, target)
