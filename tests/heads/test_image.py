@@ -54,12 +54,6 @@ def test_a_tower_stands_before_the_pooling():
     torch.testing.assert_close(head([features], images((32, 32))), head.layers(tower(features).mean((2, 3))))
 
 
-def test_a_tower_stands_before_the_pooling():
-    tower, features = nn.Conv2d(5, 2, 1), torch.rand(1, 5, 4, 4)
-    head = ImageHead(2, 3, tower=tower)
-    torch.testing.assert_close(head([features], images((32, 32))), head.layers(tower(features).mean((2, 3))))
-
-
 def test_hidden_layers_end_in_relu_and_dropout():
     kinds = [type(layer) for layer in ImageHead(8, 3, hidden=(4,), dropout=0.5).layers]
     assert kinds == [nn.Linear, nn.ReLU, nn.Dropout, nn.Linear]
