@@ -44,14 +44,15 @@ def make_set(root: Path, split: str, *, count: int, side: int) -> CsvDataset:
     root.mkdir(parents=True, exist_ok=True)
     taken, rng, rows = Counter(), np.random.default_rng(0), ["ImageId,PredictionString"]
     for dataset in sources(split, count):
-        for image, target in dataset:
+        for index in range(len(dataset)):
+            target, size = dataset.target(index), dataset.image_size(index)
             names = [dataset.categories[label] for label in target["labels"]]
             objects = [(box, name) for box, name in zip(target["boxes"].numpy(), names, strict=True) if name in CLASSES]
             for box, name in objects:
-                place = window(box, [other for other, _ in objects], image.shape[-2:], rng)
+                place = window(box, [other for other, _ in objects], size, rng)
                 if place and taken[name] < count:
                     left, top, width = place
-                    crop = F.resized_crop(image, top, left, width, width, [side, side])
+                    crop = F.resized_crop(dataset[index][0], top, left, width, width, [side, side])
                     F.to_pil_image(crop).save(root / f"{split}_{name}_{taken[name]}.png")
                     edges = ((box - [left, top, left, top]) * side / width).clip(0, side)
                     words = " ".join(f"{edge:.2f}" for edge in edges)

@@ -21,6 +21,7 @@ SMALL: dict[str, tuple[list[str], list[str], str]] = {
     "draw_suppression.py": (["kept.png"], ["kept.png"], 'nms, measure="diou": 4 boxes'),
     "draw_two_stages.py": (["stages.png"], ["stages.png"], "sampled: 8 + 20"),
     "evaluate_coco.py": (["--images", "4"], [], "bbox/AP"),
+    "make_localization_set.py": (["--count", "1"], ["windows/train.csv", "windows/test.csv"], "train: 1"),
     "train.py": (
         [
             *("--scenes", "20", "--size", "64", "64", "--epochs", "1", "--batch-size", "4", "--warmup", "1"),
@@ -28,6 +29,11 @@ SMALL: dict[str, tuple[list[str], list[str], str]] = {
         ],
         ["out/checkpoint.pt", "out/weights.safetensors", "out/metrics.jsonl"],
         "",
+    ),
+    "train_localizers.py": (
+        ["--count", "1", "--epochs", "1", "--picture", "localizers.png"],
+        ["localizers.png"],
+        "modified SSD  accuracy@1",
     ),
     "train_rcnn.py": (["--scenes", "4", "--steps", "2", "--picture", "rcnn.png"], ["rcnn.png"], "bbox/AP"),
 }

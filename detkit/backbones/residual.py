@@ -39,6 +39,7 @@ def residual_backbone(*, dropout: Fraction = 0.1) -> SequentialBackbone:
     return backbone
 
 
+@door
 def modified_ssd_backbone(*, stride: Count = 16) -> SequentialBackbone:
     """The last four convolutions of SSD7 on the residual net's features at ``stride``.
 

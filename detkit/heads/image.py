@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detkit._door import door
-from detkit._ranges import Count, Fraction
+from detkit._ranges import Count, Fraction, NotNegative
 from detkit.layers.position import cells_inside
 from detkit.structures import Images
 
@@ -20,8 +20,9 @@ class ImageHead(nn.Module):
     ``tower`` maps the feature map to ``in_channels`` channels of the same size and may be any module (default: no
     tower). ``hidden`` are the widths of the layers before the last, each followed by ReLU and ``dropout``. One cell is
     global average pooling; more keep where things are, as a box needs it; as many as the map has are the map itself.
-    Padding of a batch is left out of the means; cells that hold nothing else are 0. Outputs start near 0: the last
-    layer's weights have a standard deviation of 0.01.
+    Padding of a batch is left out of the means; cells that hold nothing else are 0. ``std`` is the standard deviation
+    of the last layer's weights at the start, which keeps outputs near 0; None leaves them as torch draws them, as a
+    few inputs need it. Hidden layers start by He's rule.
 
     >>> head = ImageHead(512, 25, hidden=(25, 25))
     >>> sum(parameter.numel() for parameter in head.parameters())
@@ -40,6 +41,7 @@ class ImageHead(nn.Module):
         dropout: Fraction = 0.25,
         cells: Count = 1,
         tower: nn.Module | None = None,
+        std: NotNegative | None = 0.01,
     ) -> None:
         super().__init__()
         self.cells = cells
@@ -47,9 +49,12 @@ class ImageHead(nn.Module):
         layers: list[nn.Module] = []
         widths = (in_channels * cells**2, *hidden)
         for before, after in pairwise(widths):
-            layers += [nn.Linear(before, after), nn.ReLU(), nn.Dropout(dropout)]
+            hidden_layer = nn.Linear(before, after)
+            nn.init.kaiming_normal_(hidden_layer.weight, nonlinearity="relu")
+            layers += [hidden_layer, nn.ReLU(), nn.Dropout(dropout)]
         last = nn.Linear(widths[-1], outputs)
-        nn.init.normal_(last.weight, std=0.01)
+        if std is not None:
+            nn.init.normal_(last.weight, std=std)
         nn.init.zeros_(last.bias)
         self.layers = nn.Sequential(*layers, last)
 

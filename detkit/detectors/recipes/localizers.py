@@ -30,7 +30,7 @@ def residual_classifier(num_classes: Count, *, size: Size = (224, 224), cells: C
     14125
     """
     trunk = residual_backbone()
-    head = ImageHead(trunk.out_channels[-1], num_classes, hidden=(num_classes, num_classes), cells=cells)
+    head = ImageHead(trunk.out_channels[-1], num_classes, hidden=(num_classes,) * 2, cells=cells, std=None)
     preprocess = Preprocess(size, mean=UNIT_MEAN, std=UNIT_STD)
     return Detector(trunk, preprocess=preprocess, classify=ClassificationStage(head))
 
