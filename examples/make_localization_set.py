@@ -9,21 +9,23 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 from torchvision.transforms.v2 import functional as F
 
 from detkit.data import CocoDataset, CsvDataset, DigitScenes
 
+Split = Literal["train", "test"]
+SHARES: dict[Split, int] = {"train": 1, "test": 3}
 CLASSES = [*"0123456789", "Platelets", "WBC", "person"]
 
 
-def sources(split: str, count: int) -> list[DigitScenes | CocoDataset]:
+def sources(split: Split, count: int) -> list[Any]:
     """Data sets with many objects in a picture, at least ``count`` of each class where they can."""
-    found: list[DigitScenes | CocoDataset] = [DigitScenes(6 * count, split=split, size=(160, 160))]
+    found: list[Any] = [DigitScenes(6 * count, split=split, size=(160, 160))]
     for name, part in (("bccd", split), ("coco_open", {"train": "train", "test": "val"}[split])):
-        folder = Path(os.environ.get("DETKIT_DATA", "none"), name)
-        if folder.is_dir():
+        if (folder := Path(os.environ.get("DETKIT_DATA", "none"), name)).is_dir():
             found.append(CocoDataset(folder / "images", folder / f"annotations/instances_{part}.json"))
     return found
 
@@ -39,7 +41,7 @@ def window(box: np.ndarray, boxes: Sequence[np.ndarray], size: Sequence[int], rn
     return [*corner.tolist(), side] if ((centers > 0) & (centers < side)).all(1).sum() == 1 else []
 
 
-def make_set(root: Path, split: str, *, count: int, side: int) -> CsvDataset:
+def make_set(root: Path, split: Split, *, count: int, side: int) -> CsvDataset:
     """Up to ``count`` pictures of each class, ``side`` pixels wide, below ``root``, and their table ``split``.csv."""
     root.mkdir(parents=True, exist_ok=True)
     taken, rng, rows = Counter(), np.random.default_rng(0), ["ImageId,PredictionString"]
@@ -55,8 +57,7 @@ def make_set(root: Path, split: str, *, count: int, side: int) -> CsvDataset:
                     crop = F.resized_crop(dataset[index][0], top, left, width, width, [side, side])
                     F.to_pil_image(crop).save(root / f"{split}_{name}_{taken[name]}.png")
                     edges = ((box - [left, top, left, top]) * side / width).clip(0, side)
-                    words = " ".join(f"{edge:.2f}" for edge in edges)
-                    rows.append(f"{split}_{name}_{taken[name]},{name} {words}")
+                    rows.append(f"{split}_{name}_{taken[name]},{name} " + " ".join(f"{edge:.2f}" for edge in edges))
                     taken[name] += 1
     (root / f"{split}.csv").write_text("\n".join(rows), encoding="utf-8")
     return CsvDataset(root, root / f"{split}.csv", classes=CLASSES)
@@ -69,8 +70,8 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=60, help="pictures of each class to train on; a third to test")
     parser.add_argument("--side", type=int, default=64, help="their height and width in pixels")
     args = parser.parse_args()
-    for split, count in (("train", args.count), ("test", max(1, args.count // 3))):
-        made = make_set(args.output, split, count=count, side=args.side)
+    for split, share in SHARES.items():
+        made = make_set(args.output, split, count=max(1, args.count // share), side=args.side)
         counts = Counter(made.categories[label] for i in range(len(made)) for label in made.target(i)["labels"])
         print(f"{split}: {len(made)} pictures;", ", ".join(f"{name} {n}" for name, n in sorted(counts.items())))
 

@@ -41,7 +41,7 @@ def fit(detector: Detector, train: CsvDataset, epochs: int) -> None:
         augmented.set_epoch(epoch)
         for images, targets in DataLoader(augmented, batch_sampler=sampler, collate_fn=collate):
             with torch.autocast("cpu", torch.bfloat16):
-                loss = sum(detector(images, targets).values())
+                loss = torch.stack([*detector(images, targets).values()]).sum()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -60,7 +60,7 @@ def main() -> None:
         test = make_set(Path(folder), "test", count=max(1, args.count // 3), side=SIDE)
         images, targets = collate([*test])
         shown = torch.linspace(0, len(test) - 1, 13).long().tolist()
-        draw = partial(draw_detections, categories=test.categories, score_threshold=0, enlarge=2)
+        draw = partial(draw_detections, categories=test.categories, enlarge=2)
         tiles = [draw(images[i], targets[i]) for i in shown]
         for name, build in LOCALIZERS.items():
             torch.manual_seed(0)
@@ -71,7 +71,7 @@ def main() -> None:
             metrics = LocalizationMetrics(test.categories)
             metrics.update(found, targets)
             print(f"{name:13}", "  ".join(f"{key} {value:.3f}" for key, value in metrics.compute().items()), flush=True)
-            tiles += [draw(images[i], {key: found[i][key][:1] for key in ("boxes", "scores", "labels")}) for i in shown]
+            tiles += [draw(images[i], found[i], score_threshold=found[i]["scores"][:1].sum().item()) for i in shown]
     if args.picture:
         save_image([*map(to_tensor, tiles)], args.picture, nrow=len(shown))
 

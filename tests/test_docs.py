@@ -7,7 +7,15 @@ from test_readme import blocks
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = (
-    *("adding_a_part", "anchors_and_matching", "dense_detectors", "elementary_losses", "localisers", "overlap", "suppression"),
+    *(
+        "adding_a_part",
+        "anchors_and_matching",
+        "dense_detectors",
+        "elementary_losses",
+        "localisers",
+        "overlap",
+        "suppression",
+    ),
     "training",
 )
 
