@@ -187,7 +187,7 @@ def localization_augmentation(
     Brightness, contrast and saturation change by up to a part ``color`` of themselves, the hue by as much of a turn.
     Canvas that comes into view has the mean color. The box of a rotated object is the hull of the rotated box: at
     worst, at 45 degrees, a square grows to twice its area. Source: Howard, Williamson and Sarma, "Object
-    Classification and Localization on ImageNet", section 2.2, which names the four, but no amounts.
+    Classification and Localization on ImageNet", section 2.2, which gives no amounts.
 
     >>> image = tv_tensors.Image(torch.zeros(3, 50, 40, dtype=torch.uint8))
     >>> target = {"boxes": torch.tensor([[15.0, 15, 25, 35]]), "labels": torch.tensor([2])}
