@@ -46,6 +46,12 @@ def test_five_guesses_share_a_box_and_all_classes_are_scored():
     assert found["image_scores"].sum().item() == pytest.approx(1)
 
 
+def test_an_image_with_a_label_and_no_box_teaches_its_class_alone():
+    losses = joint_localizer(3, size=(64, 64))([torch.rand(3, 64, 64)] * 2, [{"image_labels": torch.tensor(1)}] * 2)
+    assert losses["classify.classification"] > 0
+    assert losses["localize.box"] == 0
+
+
 @pytest.mark.slow(3)
 def test_class_and_box_of_two_images_are_learned_by_heart():
     torch.manual_seed(0)
