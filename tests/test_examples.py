@@ -25,6 +25,7 @@ SMALL: dict[str, tuple[list[str], list[str], str]] = {
     "draw_two_stages.py": (["stages.png"], ["stages.png"], "sampled: 8 + 20"),
     "evaluate_coco.py": (["--images", "4"], [], "bbox/AP"),
     "face_detectors.py": ([f"{DATA}/checkpoints", "faces.jpg"], ["faces.jpg"], "retinaface_mnet025.pth: 4 faces"),
+    "make_localization_set.py": (["--count", "1"], ["windows/train.csv", "windows/test.csv"], "train: 1"),
     "train.py": (
         [
             *("--scenes", "20", "--size", "64", "64", "--epochs", "1", "--batch-size", "4", "--warmup", "1"),
@@ -32,6 +33,11 @@ SMALL: dict[str, tuple[list[str], list[str], str]] = {
         ],
         ["out/checkpoint.pt", "out/weights.safetensors", "out/metrics.jsonl"],
         "",
+    ),
+    "train_localizers.py": (
+        ["--count", "1", "--epochs", "1", "--picture", "localizers.png"],
+        ["localizers.png"],
+        "modified SSD  accuracy@1",
     ),
     "train_rcnn.py": (["--scenes", "4", "--steps", "2", "--picture", "rcnn.png"], ["rcnn.png"], "bbox/AP"),
 }

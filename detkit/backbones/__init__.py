@@ -1,8 +1,8 @@
 """Backbones turn images into feature maps of known channels and strides, finest first.
 
-``SmallBackbone``, the chains of TinySSD and SSD7 and the Darknets of YOLO are built here; VGG, ResNet, MobileNet and
-the torchvision and timm adapters wrap a model that the user built, with or without pretrained weights. A backbone and a
-neck make a trunk: ``nn.Sequential(backbone, neck)``.
+``SmallBackbone``, the chains of TinySSD and SSD7, a residual net and the Darknets of YOLO are built here; VGG, ResNet,
+MobileNet and the torchvision and timm adapters wrap a model that the user built, with or without pretrained weights. A
+backbone and a neck make a trunk: ``nn.Sequential(backbone, neck)``.
 """
 
 from detkit.backbones.base import Backbone
@@ -16,6 +16,7 @@ from detkit.backbones.darknet import (
 )
 from detkit.backbones.mobilenet import mobilenet_backbone
 from detkit.backbones.pretrained import TimmBackbone, TorchvisionBackbone
+from detkit.backbones.residual import modified_ssd_backbone, residual_backbone
 from detkit.backbones.resnet import ResNetBackbone
 from detkit.backbones.sequential import SequentialBackbone, ssd7_backbone, tiny_ssd_backbone
 from detkit.backbones.small import SmallBackbone
@@ -33,6 +34,8 @@ __all__ = [
     "darknet19_backbone",
     "darknet53_backbone",
     "mobilenet_backbone",
+    "modified_ssd_backbone",
+    "residual_backbone",
     "ssd7_backbone",
     "ssd_trunk_from_torchvision",
     "tiny_darknet_backbone",

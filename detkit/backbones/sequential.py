@@ -84,17 +84,28 @@ def ssd7_backbone() -> SequentialBackbone:
     >>> [tuple(level.shape[-2:]) for level in ssd7_backbone()(torch.zeros(2, 3, 300, 480))]
     [(37, 60), (18, 30), (9, 15), (4, 7)]
     """
-    norm = partial(nn.BatchNorm2d, eps=1e-3, momentum=0.01)
     channels = (3, 32, 48, 64, 64, 48, 48, 32)
-    convolutions = [
-        nn.Sequential(_convolution(before, after, 5 if before == 3 else 3), norm(after), nn.ELU())
-        for before, after in pairwise(channels)
-    ]
+    convolutions = ssd7_convolutions(channels)
     pooled = [nn.Sequential(nn.MaxPool2d(2), convolution) for convolution in convolutions[1:]]
     stages = [nn.Sequential(convolutions[0], *pooled[:3]), *pooled[3:]]
     backbone = SequentialBackbone(stages, out_channels=channels[4:], strides=[8, 16, 32, 64])
     init_convolutions(backbone, nn.init.kaiming_normal_)
     return backbone
+
+
+def ssd7_convolutions(channels: Sequence[int]) -> list[nn.Sequential]:
+    """Convolutions as SSD7 has them, with batch norm and ELU, each from one of ``channels`` to the next.
+
+    They are 3 x 3, and 5 x 5 on images.
+
+    >>> [block[0].kernel_size for block in ssd7_convolutions((3, 32, 48))]
+    [(5, 5), (3, 3)]
+    """
+    norm = partial(nn.BatchNorm2d, eps=1e-3, momentum=0.01)
+    return [
+        nn.Sequential(_convolution(before, after, 5 if before == 3 else 3), norm(after), nn.ELU())
+        for before, after in pairwise(channels)
+    ]
 
 
 def _inferred(stages: Sequence[nn.Module]) -> tuple[list[int], list[int]]:

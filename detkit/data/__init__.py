@@ -1,19 +1,21 @@
 """Data sets, augmentation and samplers for a training loop.
 
-Readers (:class:`CocoDataset`, :class:`VocDataset`) check every annotation when they are built and open nothing outside
-their folder; :class:`DigitScenes` draws scenes of real handwritten digits without any download. All return (image,
-target) pairs of tv_tensors, so torchvision.transforms.v2 applies. :class:`Augmented` makes those transforms a pure
-function of (seed, epoch, index), and the samplers resume exactly at the next sample.
+Readers (:class:`CocoDataset`, :class:`VocDataset`, :class:`CsvDataset`) check every annotation when they are built and
+open nothing outside their folder; :class:`DigitScenes` draws scenes of real handwritten digits without any download.
+All return (image, target) pairs of tv_tensors, so torchvision.transforms.v2 applies. :class:`Augmented` makes those
+transforms a pure function of (seed, epoch, index), and the samplers resume exactly at the next sample.
 """
 
 from detkit.data.coco import CocoDataset
 from detkit.data.files import MAX_IMAGE_PIXELS
+from detkit.data.kaggle import CsvDataset
 from detkit.data.samplers import BalancedBatchSampler, ResumableSampler
 from detkit.data.scenes import DigitScenes
 from detkit.data.transforms import (
     Augmented,
     flip_augmentation,
     large_scale_jitter,
+    localization_augmentation,
     sanitize,
     short_side_augmentation,
     ssd_augmentation,
@@ -27,6 +29,7 @@ __all__ = [
     "Augmented",
     "BalancedBatchSampler",
     "CocoDataset",
+    "CsvDataset",
     "DigitScenes",
     "ResumableSampler",
     "VocDataset",
@@ -35,6 +38,7 @@ __all__ = [
     "collate",
     "flip_augmentation",
     "large_scale_jitter",
+    "localization_augmentation",
     "sanitize",
     "short_side_augmentation",
     "ssd_augmentation",

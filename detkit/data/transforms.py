@@ -18,7 +18,7 @@ from torchvision.transforms import v2
 
 from detkit._door import door
 from detkit._inputs import as_boxes, white_of
-from detkit._ranges import Ascending, Count, NotNegative, Positive, Whole
+from detkit._ranges import Ascending, Count, NotNegative, Positive, Range, Whole
 from detkit.data.truth import Transforms
 from detkit.structures import FIELDS, VOID, Target, read_target
 
@@ -169,6 +169,35 @@ def short_side_augmentation(
     torch.Size([3, 25, 50])
     """
     return _composed(v2.RandomHorizontalFlip(0.5), v2.RandomShortestSize(list(short_sides), max_size=long_side))
+
+
+@door
+def localization_augmentation(
+    *,
+    degrees: NotNegative = 15.0,
+    scale_range: Annotated[tuple[Positive, Positive], Ascending()] = (0.8, 1.25),
+    color: Annotated[float, Range(0, 0.5)] = 0.2,
+    horizontal: bool = True,
+    vertical: bool = True,
+) -> v2.Compose:
+    """Rotation, scale, both flips and colors at random, for images of one object; the image keeps its size.
+
+    It is rotated about its center by up to ``degrees`` either way, enlarged by a factor in ``scale_range``, and flipped
+    ``horizontal`` and ``vertical`` with probability 1/2 each: turn off what changes a class, as the 6 into a 9.
+    Brightness, contrast and saturation change by up to a part ``color`` of themselves, the hue by as much of a turn.
+    Canvas that comes into view has the mean color. The box of a rotated object is the hull of the rotated box: at
+    worst, at 45 degrees, a square grows to twice its area. Source: Howard, Williamson and Sarma, "Object
+    Classification and Localization on ImageNet", section 2.2, which gives no amounts.
+
+    >>> image = tv_tensors.Image(torch.zeros(3, 50, 40, dtype=torch.uint8))
+    >>> target = {"boxes": torch.tensor([[15.0, 15, 25, 35]]), "labels": torch.tensor([2])}
+    >>> image, target = localization_augmentation()(image, target)
+    >>> image.shape, len(target["boxes"])
+    (torch.Size([3, 50, 40]), 1)
+    """
+    flips = [v2.RandomHorizontalFlip(0.5)] * horizontal + [v2.RandomVerticalFlip(0.5)] * vertical
+    affine = _OnCanvas(v2.RandomAffine, degrees=degrees, scale=scale_range)
+    return _composed(v2.ColorJitter(color, color, color, color), affine, *flips)
 
 
 def _composed(*steps: Callable[..., Any], min_size: float = 1.0) -> v2.Compose:

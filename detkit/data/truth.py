@@ -19,7 +19,7 @@ Transforms = Callable[[Any, Any], tuple[Any, Any]]
 
 @runtime_checkable
 class Annotated(Protocol):
-    """A data set that returns ground truth without decoding an image: CocoDataset, VocDataset, DigitScenes."""
+    """A data set that returns ground truth without decoding an image: the readers and DigitScenes."""
 
     @property
     def categories(self) -> Sequence[str]:

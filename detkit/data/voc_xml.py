@@ -1,9 +1,8 @@
 """Pascal VOC's XML, one file per image: read with the standard library's parser, without entities, into arrays."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 from xml.etree import ElementTree
 
 import numpy as np
@@ -12,28 +11,16 @@ from numpy.typing import NDArray
 from detkit._coco.columns import MAX_COORDINATE, read_flags, read_lists, read_numbers
 from detkit._faults import Faults, shown
 from detkit.data.files import check_pixels, open_inside
+from detkit.data.named_objects import NamedObjects
 
 MAX_XML_BYTES = 1 << 22
 """Larger annotation files are refused before they are parsed: this is room for some ten thousand objects."""
 _EDGES = ("xmin", "ymin", "xmax", "ymax")
 
 
-class VocRecord(NamedTuple):
-    """One XML file: file name, (height, width) with 0 where it gives none, and T objects: names, boxes (T, 4) float32,
-    difficult (T,). ``unread``: kind and words of what is wrong with objects whose name is empty or box is NaN.
-    """
-
-    file_name: str = ""
-    size: tuple[int, int] = (0, 0)
-    names: Sequence[str] = ()
-    boxes: NDArray[np.float32] = np.zeros((0, 4), np.float32)
-    difficult: NDArray[np.int64] = np.zeros(0, np.int64)
-    unread: Mapping[int, tuple[str, str]] = {}
-
-
 def read_voc(
     folder: str | Path, files: Sequence[str | None], faults: Faults, *, minus_one: bool = False
-) -> list[VocRecord]:
+) -> list[NamedObjects]:
     """A record for every XML file below ``folder``; None stands for an image without annotations.
 
     ``minus_one`` subtracts 1 from xmin and ymin.
@@ -50,7 +37,7 @@ def read_voc(
     ((0, 0), ['cat'], {0: ('no box', 'xmin is missing or empty')})
     """
     found: dict[str, list[str]] = {"xml": [], "size": [], "difficult": []}
-    records = [VocRecord() if file is None else _read(folder, file, minus_one, found) for file in files]
+    records = [NamedObjects() if file is None else _read(folder, file, minus_one, found) for file in files]
     for words in found.values():
         faults.refuse([True] * len(words), words.__getitem__)
     return records
@@ -63,12 +50,12 @@ class _PlainTree(ElementTree.TreeBuilder):
         raise ValueError("has a DOCTYPE, which is refused")
 
 
-def _read(folder: str | Path, file: str, minus_one: bool, found: dict[str, list[str]]) -> VocRecord:
+def _read(folder: str | Path, file: str, minus_one: bool, found: dict[str, list[str]]) -> NamedObjects:
     try:
         tree = _tree(folder, file)
     except (ElementTree.ParseError, ValueError, LookupError) as error:
         found["xml"].append(f"{shown(file)}: cannot be read as XML: {error}")
-        return VocRecord()
+        return NamedObjects()
     objects = tree.findall("object")
     entries = [_texts(entry) for entry in objects]
     corners = [_texts(entry.find("bndbox")) for entry in objects]
@@ -81,7 +68,7 @@ def _read(folder: str | Path, file: str, minus_one: bool, found: dict[str, list[
         for t in np.flatnonzero(unclear).tolist()
     ]
     bad = [t for t, name in enumerate(names) if not name or np.isnan(boxes[t]).any()]
-    return VocRecord(
+    return NamedObjects(
         file_name=_texts(tree).get("filename", ""),
         size=_size(tree, file, found["size"]),
         names=names,

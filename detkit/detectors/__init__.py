@@ -1,11 +1,13 @@
 """Detectors: parts put together. A Detector is a trunk and stages; a recipe is a function that builds one."""
 
 from detkit.detectors.box_queries import BoxQueryStage
+from detkit.detectors.classification import ClassificationStage
 from detkit.detectors.denoising import DenoisingQueries
 from detkit.detectors.dense import DenseOutputs, DenseStage
 from detkit.detectors.detector import Detector, Stage
 from detkit.detectors.keypoint import KeypointStage, decode_heatmaps
 from detkit.detectors.levelwise import LevelwisePostprocess
+from detkit.detectors.localization import LocalizationStage
 from detkit.detectors.mask import MaskStage
 from detkit.detectors.paste import paste_masks
 from detkit.detectors.postprocess import Postprocess
@@ -22,13 +24,16 @@ from detkit.detectors.recipes import (
     fcos_anchors,
     fcos_stage,
     fpn_ssd,
+    joint_localizer,
     keypoint_rcnn,
     keypoint_stage,
     mask_rcnn,
     mask_stage,
+    modified_ssd,
     one_shot_stage,
     pix2seq,
     rcnn,
+    residual_classifier,
     retinanet,
     retinanet_anchors,
     retinanet_stage,
@@ -79,12 +84,14 @@ __all__ = [
     "IMAGENET_STD",
     "BoxQueryStage",
     "BoxStage",
+    "ClassificationStage",
     "DenoisingQueries",
     "DenseOutputs",
     "DenseStage",
     "Detector",
     "KeypointStage",
     "LevelwisePostprocess",
+    "LocalizationStage",
     "MaskStage",
     "Postprocess",
     "Preprocess",
@@ -110,14 +117,17 @@ __all__ = [
     "fcos_anchors",
     "fcos_stage",
     "fpn_ssd",
+    "joint_localizer",
     "keypoint_rcnn",
     "keypoint_stage",
     "mask_rcnn",
     "mask_stage",
+    "modified_ssd",
     "one_shot_stage",
     "paste_masks",
     "pix2seq",
     "rcnn",
+    "residual_classifier",
     "resize_target",
     "retinanet",
     "retinanet_anchors",

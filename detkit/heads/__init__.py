@@ -5,6 +5,7 @@ from detkit.heads.classification import ClassificationHead
 from detkit.heads.dense import DenseHead
 from detkit.heads.fcos import FCOSHead
 from detkit.heads.grid import GridHead
+from detkit.heads.image import ImageHead
 from detkit.heads.keypoint import KeypointHead
 from detkit.heads.mask import MaskHead
 from detkit.heads.multibox import MultiBoxHead, flatten_levels, prediction_conv
@@ -23,6 +24,7 @@ __all__ = [
     "DenseHead",
     "FCOSHead",
     "GridHead",
+    "ImageHead",
     "KeypointHead",
     "MaskHead",
     "MultiBoxHead",

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from exported import FromTensors, images
+from image_stages import small_localizer
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.export import Dim
@@ -36,10 +37,11 @@ def two_stages() -> Detector:
 
 
 # What is behind the graph of Python need be seen of one detector only: it takes half of the time.
-BACKENDS = {"one stage": "aot_eager", "two stages": "eager"}
+BACKENDS = {"one stage": "aot_eager", "two stages": "eager", "whole images": "eager"}
 DETECTORS: dict[str, Callable[[], Detector]] = {
     "one stage": lambda: fpn_ssd(3, size=(96, 128), channels=8),
     "two stages": two_stages,
+    "whole images": small_localizer,
 }
 
 

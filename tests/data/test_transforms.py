@@ -15,6 +15,7 @@ from detkit.data import (
     collate,
     flip_augmentation,
     large_scale_jitter,
+    localization_augmentation,
     sanitize,
     short_side_augmentation,
     ssd_augmentation,
@@ -28,6 +29,7 @@ COMPOSITIONS = {
     "flip": flip_augmentation(),
     "flip both": flip_augmentation(vertical=True),
     "jitter": large_scale_jitter((72, 88)),
+    "localization": localization_augmentation(),
     "short side": short_side_augmentation([48, 120], long_side=130),
 }
 
@@ -297,3 +299,38 @@ def test_boxes_on_another_canvas_than_the_image_are_not_augmented():
     target = {"boxes": make([[0.0, 0, 8, 8]], format="XYXY", canvas_size=(80, 80)), "labels": torch.tensor([1])}
     with pytest.raises(ValueError, match=r"^augmentation: target: boxes of height and width \(80, 80\)"):
         flip_augmentation()(tv_tensors.Image(torch.zeros(3, 8, 8)), target)
+
+
+# Localization
+
+
+@pytest.mark.parametrize("flips", [(False, False), (True, False), (False, True), (True, True)])
+def test_boxes_follow_rotation_scale_and_flips(flips):
+    """The box is the hull of what is white: pixels of the rotated edge are split, hence a tolerance of one."""
+    torch.manual_seed(0)
+    image = tv_tensors.Image(torch.zeros(3, 60, 80, dtype=torch.uint8))
+    image[:, 12:30, 40:70] = 255
+    target = {"boxes": torch.tensor([[40.0, 12, 70, 30]]), "labels": torch.tensor([4])}
+    horizontal, vertical = flips
+    transforms = localization_augmentation(degrees=20, color=0, horizontal=horizontal, vertical=vertical)
+    sides = set()
+    for _ in range(12):
+        moved, result = transforms(image, target)
+        assert moved.shape == image.shape
+        rows, columns = (moved.amin(0) > 200).any(1).nonzero(), (moved.amin(0) > 200).any(0).nonzero()
+        hull = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+        torch.testing.assert_close(result["boxes"].float()[0], torch.tensor(hull).float(), rtol=0, atol=1.6)
+        sides.add((bool(columns.float().mean() > 40), bool(rows.float().mean() > 30)))
+    assert {side for side, _ in sides} == ({True, False} if horizontal else {True})
+    assert {side for _, side in sides} == ({True, False} if vertical else {False})
+
+
+def test_colors_change_and_boxes_stay_without_rotation_scale_and_flips():
+    torch.manual_seed(0)
+    image, target = DigitScenes(1)[0]
+    settings = {"degrees": 0, "scale_range": (1.0, 1.0), "horizontal": False, "vertical": False}
+    changed, result = localization_augmentation(**settings)(image, target)
+    assert (changed != image).float().mean() > 0.5
+    assert torch.equal(result["boxes"], target["boxes"])
+    kept, _ = localization_augmentation(**settings, color=0)(image, target)
+    assert torch.equal(kept, image)

@@ -2,9 +2,11 @@
 
 import pytest
 from contracts import CONTRACT, SHORT_CONTRACT, Case, Check
+from image_stages import small_localizer
 
 from detkit.detectors import (
     fpn_ssd,
+    modified_ssd,
     small_faster_rcnn,
     small_mask_rcnn,
     ssd7,
@@ -18,6 +20,7 @@ SMALL = {
     "fpn_ssd": Case(lambda: fpn_ssd(3, size=(96, 128), channels=8), num_classes=3),
     "ssd7": Case(lambda: ssd7(3, size=(96, 128)), num_classes=3),
     "tiny_ssd": Case(lambda: tiny_ssd(2), num_classes=2),
+    "small_localizer": Case(small_localizer, num_classes=3),
     "small_faster_rcnn": Case(lambda: small_faster_rcnn(3, size=(96, 128), channels=8), 3, TWO_STAGES),
     "small_mask_rcnn": Case(lambda: small_mask_rcnn(3, size=(96, 128), channels=8), 3, TWO_STAGES),
 }
@@ -34,6 +37,12 @@ def test_a_small_detector_keeps_the_contract(case: Case, check: Check):
 @pytest.mark.parametrize("check", SHORT_CONTRACT, ids=lambda check: check.__name__)
 def test_ssdlite_keeps_the_short_contract(check: Check):
     check(Case(lambda: ssdlite320_mobilenet_v3_large(2), num_classes=2))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("check", SHORT_CONTRACT, ids=lambda check: check.__name__)
+def test_the_modified_ssd_keeps_the_short_contract(check: Check):
+    check(Case(lambda: modified_ssd(2, size=(128, 128)), num_classes=2))
 
 
 @pytest.mark.slow(4)

@@ -5,6 +5,7 @@ Functions that end in ``_stage`` or ``_anchors`` build a part of one, for detect
 
 from detkit.detectors.recipes.detr import box_query_stage, detr, detr_dc5, detr_stage, small_detr
 from detkit.detectors.recipes.fcos import fcos, fcos_anchors, fcos_stage, small_fcos
+from detkit.detectors.recipes.localizers import joint_localizer, residual_classifier
 from detkit.detectors.recipes.one_shot import (
     one_shot_stage,
     small_tood,
@@ -38,7 +39,7 @@ from detkit.detectors.recipes.retinanet import (
     small_retinanet,
 )
 from detkit.detectors.recipes.ssd import fpn_ssd, ssd, ssd300, ssd512, ssd_stage, tiny_ssd
-from detkit.detectors.recipes.ssd7 import ssd7
+from detkit.detectors.recipes.ssd7 import modified_ssd, ssd7
 from detkit.detectors.recipes.ssdlite import ssdlite, ssdlite320_mobilenet_v3_large
 from detkit.detectors.recipes.yolo import (
     small_yolo_v3,
@@ -63,13 +64,16 @@ __all__ = [
     "fcos_anchors",
     "fcos_stage",
     "fpn_ssd",
+    "joint_localizer",
     "keypoint_rcnn",
     "keypoint_stage",
     "mask_rcnn",
     "mask_stage",
+    "modified_ssd",
     "one_shot_stage",
     "pix2seq",
     "rcnn",
+    "residual_classifier",
     "retinanet",
     "retinanet_anchors",
     "retinanet_stage",

@@ -1,4 +1,4 @@
-"""SSD7: an SSD of seven convolutions, to train from scratch on objects of a known size."""
+"""SSD7, an SSD of seven convolutions to train from scratch, and its last four on a residual net."""
 
 import math
 from collections.abc import Sequence
@@ -10,13 +10,15 @@ from detkit._door import door
 from detkit._ranges import Count, Positive, Size
 from detkit.anchors import BipartiteMatcher, GridAnchors
 from detkit.anchors.sample import Scope
-from detkit.backbones import ssd7_backbone
+from detkit.backbones import modified_ssd_backbone, ssd7_backbone
 from detkit.boxes import DeltaCoder
+from detkit.detectors.dense import DenseStage
 from detkit.detectors.detector import Detector
 from detkit.detectors.preprocess import Preprocess
 from detkit.detectors.recipes.ssd import ssd_stage
 from detkit.layers import init_convolutions
-from detkit.losses import MultiBoxLoss
+from detkit.losses import MultiBoxLoss, l2_cost, smooth_l1_cost
+from detkit.losses.dense import BoxCost
 
 
 @door
@@ -40,19 +42,58 @@ def ssd7(
     213232
     """
     backbone = ssd7_backbone()
-    if len(scales) != len(backbone.strides) + 1:
-        raise ValueError(f"ssd7: scales={tuple(scales)} must be five: one for each level, and one after the last")
-    sides = [scale * min(size) for scale in scales]
+    criterion = MultiBoxLoss(smooth_l1_cost, negatives_per_positive=3.0, scope=scope)
+    stage = _stage("ssd7", num_classes, backbone.out_channels, min(size), scales, criterion)
+    return Detector(backbone, preprocess=Preprocess(size, mean=(0.5,) * 3, std=(0.5,) * 3), dense=stage)
+
+
+@door
+def modified_ssd(
+    num_classes: Count,
+    *,
+    size: Size = (224, 224),
+    scales: Sequence[Positive] = (0.1, 0.3, 0.5, 0.7, 0.9),
+    stride: Count = 16,
+    box_cost: BoxCost = l2_cost,
+) -> Detector:
+    """SSD7's last four convolutions and its predictors on a residual net: 1,020 default boxes at 224 x 224.
+
+    Images are resized to ``size``. Levels have ``stride`` 16, 32, 64 and 128: 14, 7, 3 and 1 cells a side. With a
+    ``stride`` of 8 the residual net ends one stage earlier, for smaller objects: 4,152 default boxes, as SSD7 has. The
+    rest is that of :func:`ssd7`, with the ``scales`` of the builder, and L2 for boxes, as the source says.
+    Source: Howard, Williamson and Sarma, "Object Classification and Localization on ImageNet", section 3.3, which
+    leaves the levels open; the deviation of :func:`~detkit.backbones.residual_backbone`.
+
+    >>> modified_ssd(num_classes=25).trunk.strides
+    (16, 32, 64, 128)
+    """
+    backbone = modified_ssd_backbone(stride=stride)
+    criterion = MultiBoxLoss(box_cost, negatives_per_positive=3.0, scope="batch")
+    stage = _stage("modified_ssd", num_classes, backbone.out_channels, min(size), scales, criterion)
+    return Detector(backbone, preprocess=Preprocess(size, mean=(0.0,) * 3, std=(1.0,) * 3), dense=stage)
+
+
+def _stage(
+    recipe: str,
+    num_classes: int,
+    out_channels: Sequence[int],
+    side: int,
+    scales: Sequence[float],
+    criterion: MultiBoxLoss,
+) -> DenseStage:
+    """SSD7's stage on four levels, for images whose shorter side is ``side``."""
+    if len(scales) != len(out_channels) + 1:
+        raise ValueError(f"{recipe}: scales={tuple(scales)} must be five: one for each level, and one after the last")
     stage = ssd_stage(
         num_classes,
-        backbone.out_channels,
-        GridAnchors(shapes=[_shapes(*pair) for pair in pairwise(sides)]),
+        out_channels,
+        GridAnchors(shapes=[_shapes(*pair) for pair in pairwise(scale * side for scale in scales)]),
         matcher=BipartiteMatcher(positive_iou=0.5, negative_iou=0.3),
         coder=DeltaCoder(),
-        criterion=MultiBoxLoss(negatives_per_positive=3.0, scope=scope),
+        criterion=criterion,
     )
     init_convolutions(stage.head, nn.init.kaiming_normal_)
-    return Detector(backbone, preprocess=Preprocess(size, mean=(0.5,) * 3, std=(0.5,) * 3), dense=stage)
+    return stage
 
 
 def _shapes(side: float, following: float) -> list[tuple[float, float]]:

@@ -1,4 +1,4 @@
-"""Which picture belongs to each annotation file of a VOC data set, and how large it is."""
+"""Which picture belongs to each image that annotations name, and how large it is."""
 
 import os
 import warnings
@@ -13,14 +13,14 @@ from detkit.data.pictures import Pictures
 def find_pictures(folder: Path, names: Sequence[str], told: Sequence[str], faults: Faults) -> list[str]:
     """The picture of each of ``names``, relative to ``folder``; empty for those that ``faults`` is told of.
 
-    It is the picture of that name, with any extension. ``told`` (what ``<filename>`` says) decides between several, and
-    counts where there is none. ``faults`` is told of pictures that are missing, undecided or of two names; one warning
-    counts the names whose ``<filename>`` is another picture, which is there too. Raises ValueError for a name that
-    leads out of the folder.
+    It is the picture of that name, with any extension. ``told`` (what VOC's ``<filename>`` says, or "") decides between
+    several, and counts where there is none. ``faults`` is told of pictures that are missing, undecided or of two names;
+    one warning counts the names whose ``<filename>`` is another picture, which is there too. Raises ValueError for a
+    name that leads out of the folder. Errors begin with the source of ``faults``.
     """
     pictures, found, elsewhere = Pictures(folder), [], []
     for index, (name, file) in enumerate(zip(names, told, strict=True)):
-        owner = f"VocDataset: image id={index} ({name})"
+        owner = f"{faults.source}: image id={index} ({name})"
         own = pictures.named(name, owner=owner)
         if own and _is_another(pictures, file, own, owner):
             elsewhere.append(f"{shown(name)} has <filename>{file}</filename>")
@@ -28,7 +28,7 @@ def find_pictures(folder: Path, names: Sequence[str], told: Sequence[str], fault
         found.append([path for path in own if os.path.basename(path) == PureWindowsPath(file).name] or own)
     if elsewhere:
         words = f"{elsewhere[0]}, which is another picture ({len(elsewhere)} such); the one of its own name is taken"
-        warnings.warn(f"VocDataset: {folder}: {words}", stacklevel=3)
+        warnings.warn(f"{faults.source}: {folder}: {words}", stacklevel=4)
     missing = [name for name, paths in zip(names, found, strict=True) if not paths]
     several = [index for index, paths in enumerate(found) if len(paths) > 1]
     words = f"there is no picture below {folder} for {enumerated(missing)}"
@@ -73,7 +73,7 @@ def _refuse_twice(folder: Path, names: Sequence[str], paths: Sequence[str], faul
     twice = []
     for index, (name, path) in enumerate(zip(names, paths, strict=True)):
         if path:
-            picture = resolve_inside(folder, path, owner=f"VocDataset: image id={index} ({name})")
+            picture = resolve_inside(folder, path, owner=f"{faults.source}: image id={index} ({name})")
             if first.setdefault(picture, name) != name:
                 twice.append(f"{shown(first[picture])} and {shown(name)} have one picture, {shown(path)}")
     faults.refuse([True] * len(twice), twice.__getitem__)

@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from detkit._faults import Faults
-from detkit.data.voc_pictures import complete_sizes, find_pictures
+from detkit.data.named_pictures import complete_sizes, find_pictures
 
 
 def find(folder, names, told=None):
