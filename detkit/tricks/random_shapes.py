@@ -1,8 +1,8 @@
 """Random batch shapes: a detector that trains at several input sizes works at all of them."""
 
+import random
 from collections.abc import Sequence
 
-import torch
 from torch import nn
 
 from detkit._door import door
@@ -34,8 +34,7 @@ class RandomBatchShapes(nn.Module):
     @door
     def forward(self, batch: Whole) -> tuple[int, int]:
         """(height, width) of the batch with the number ``batch``, counted from 0 over all epochs."""
-        generator = torch.Generator().manual_seed((self.seed * 2**32 + batch // self.every) % 2**63)
-        return self.sizes[int(torch.randint(len(self.sizes), (), generator=generator))]
+        return random.Random(f"{self.seed} {batch // self.every}").choice(self.sizes)
 
     def extra_repr(self) -> str:
         """The settings that ``print`` shows."""

@@ -18,6 +18,7 @@ from detkit.necks import PassthroughNeck, YOLONeck
 from detkit.weights.darknet_cfg import OWNER, Section, read_cfg
 from detkit.weights.darknet_file import Header, read_numbers, stored, write_numbers
 from detkit.weights.darknet_trunk import DarknetTrunk, Predictor, trunk_of
+from detkit.weights.disk import write_atomically
 
 _PRIOR_IMAGES = 12_800
 _NUMBERS = 5  # of an anchor, before its classes
@@ -57,9 +58,10 @@ def from_darknet(cfg: str | os.PathLike[str], weights: str | os.PathLike[str]) -
     Traceback (most recent call last):
     ValueError: from_darknet: ...tiny.cfg, line 4: the section [softmax] is not known; allowed are [net] ...
     """
-    net, *layers = read_cfg(cfg)
+    content, (net, *layers) = read_cfg(cfg)
     net.check_only()
     trunk, predictors = trunk_of(net, layers)
+    trunk.cfg, trunk.filters = content, tuple(predictor.convolution.whole("filters", 1) for predictor in predictors)
     size = net.whole("height"), net.whole("width")
     regions = [predictor for predictor in predictors if predictor.detection.kind == "region"]
     stage = _region_stage(predictors, size) if regions else _yolo_stage(predictors)
@@ -72,13 +74,15 @@ def from_darknet(cfg: str | os.PathLike[str], weights: str | os.PathLike[str]) -
 
 
 @door
-def to_darknet(detector: Detector, path: str | os.PathLike[str]) -> None:
+def to_darknet(detector: Detector, path: str | os.PathLike[str], *, cfg: str | os.PathLike[str] | None = None) -> None:
     """Write the weights of ``detector`` to a file that Darknet reads with its cfg, atomically.
 
-    Works for every detector from :func:`from_darknet`, whose file comes out bit for bit unless it was trained on, and
-    for the recipes ``yolo_v2``, ``yolo_v2_tiny``, ``yolo_v3``, ``yolo_v3_tiny``, whose layers are those of the authors'
-    cfg files. Numbers are float32; the version is that of the file that was read, else 0.2. Raises ValueError for
-    another detector, for layers that Darknet has no place for, and for more images seen than its version can hold.
+    ``cfg`` names a file to write the cfg to, as :func:`from_darknet` read it. Works for every detector from there,
+    whose files come out bit for bit unless it was trained on, and for the recipes ``yolo_v2``, ``yolo_v2_tiny``,
+    ``yolo_v3``, ``yolo_v3_tiny``, whose layers are those of the authors' cfg files. Numbers are float32; the version is
+    that of the file that was read, else 0.2. Raises ValueError for another detector, for layers that Darknet has no
+    place for, for more images seen than its version can hold, and for a ``cfg`` of a detector that was not read from
+    one, or has another head since.
 
     >>> from detkit.detectors import tiny_ssd
     >>> to_darknet(tiny_ssd(num_classes=2), "ssd.weights")
@@ -98,7 +102,26 @@ def to_darknet(detector: Detector, path: str | os.PathLike[str]) -> None:
     parts = _in_cfg_order(detector.trunk, stage.head)
     runs = [run for i, pair in enumerate(_convolutions(parts)) for run in stored(f"convolution {i}", *pair)]
     seen = int(getattr(stage.criterion, "seen", 0))
+    content = None if cfg is None else _cfg_of(detector.trunk, stage.head)
     write_numbers(path, Header(getattr(detector.trunk, "version", Header().version), seen), runs, owner="to_darknet")
+    if cfg is not None and content is not None:
+        write_atomically(cfg, lambda file: file.write(content), owner="to_darknet")
+
+
+def _cfg_of(trunk: nn.Module, head: GridHead) -> bytes:
+    """The cfg that trunk and head were built from. Raises ValueError where there is none, or it is another head now."""
+    if not isinstance(trunk, DarknetTrunk) or trunk.cfg is None:
+        raise ValueError(
+            f"to_darknet: the {type(trunk).__name__} was not read from a cfg, which could be written; leave cfg out, "
+            "and take the authors' with the number of classes adapted"
+        )
+    filters = tuple(level.out_channels for level in head.levels)
+    if filters != trunk.filters:
+        raise ValueError(
+            f"to_darknet: the head predicts {filters} numbers in a cell and the cfg's {trunk.filters}; leave cfg out, "
+            "and adapt classes and filters in your own"
+        )
+    return trunk.cfg
 
 
 def _letterbox(size: tuple[int, int]) -> Preprocess:

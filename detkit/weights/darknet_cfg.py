@@ -144,16 +144,17 @@ class Section:
         return values[0] if len(values) == 1 else self.fault(said, key)
 
 
-def read_cfg(path: str | os.PathLike[str]) -> list[Section]:
-    """The sections of a cfg file, [net] first; as in Darknet spaces do not count, and # and ; begin a comment line.
+def read_cfg(path: str | os.PathLike[str]) -> tuple[bytes, list[Section]]:
+    """A cfg file as it stands, and its sections, [net] first.
 
-    Of a key that is given twice the first value counts, as in Darknet. Raises ValueError naming the file, and the line,
-    where it is not a cfg, a line is neither section nor key=value, or a section is not among those that are understood.
+    As in Darknet spaces do not count, and # and ; begin a comment line; of a key that is given twice the first value
+    counts. Raises ValueError naming the file, and the line, where it is not a cfg, a line is neither section nor
+    key=value, or a section is not among those that are understood.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "a.cfg"
     >>> _ = path.write_text("[net]\\nwidth = 32\\n# a comment\\n[maxpool]\\nsize=2")
-    >>> [(str(section), section.entries) for section in read_cfg(path)]
+    >>> [(str(section), section.entries) for section in read_cfg(path)[1]]
     [('[net] of line 1', {'width': (2, '32')}), ('[maxpool] of line 4', {'size': (5, '2')})]
     """
     file = Path(path)
@@ -174,7 +175,7 @@ def read_cfg(path: str | os.PathLike[str]) -> list[Section]:
             _read_entry(sections[-1], text, line)
     if not sections:
         raise ValueError(f"{OWNER}: {file} does not begin with the section [net]; allowed is a cfg file of Darknet")
-    return sections
+    return content, sections
 
 
 def _section(file: Path, text: str, line: int, number: int) -> Section:

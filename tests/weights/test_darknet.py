@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from detkit.anchors import GridAnchors
 from detkit.backbones import SmallBackbone, darknet19_backbone, darknet53_backbone
 from detkit.detectors import Detector, Preprocess, yolo_stage, yolo_v1_tiny, yolo_v2_tiny, yolo_v3_tiny
+from detkit.heads import GridHead
 from detkit.losses import YOLOLoss
 from detkit.necks import PassthroughNeck, YOLONeck
 from detkit.structures import Images
@@ -91,8 +92,9 @@ def test_images_are_letterboxed_to_the_size_of_the_net(tmp_path):
 def test_files_are_written_back_bit_for_bit(cfg, version, seen, tmp_path):
     detector = read(tmp_path, cfg, version=version, seen=seen)
     assert detector.dense.criterion.seen == seen
-    to_darknet(copy.deepcopy(detector), tmp_path / "back.weights")
-    assert (tmp_path / "back.weights").read_bytes() == (tmp_path / "net.weights").read_bytes()
+    to_darknet(copy.deepcopy(detector), tmp_path / "back.weights", cfg=tmp_path / "back.cfg")
+    for suffix in ("weights", "cfg"):
+        assert (tmp_path / f"back.{suffix}").read_bytes() == (tmp_path / f"net.{suffix}").read_bytes()
 
 
 def test_trained_on_it_counts_images_for_region_and_gives_every_parameter_a_gradient(tmp_path):
@@ -294,6 +296,11 @@ def test_what_darknet_has_no_place_for_is_not_written(tmp_path):
         (Detector(nn.Sequential(grouped, neck), preprocess=Preprocess(None), dense=stage), "the trunk has a GroupNorm"),
     ):
         assert_refused(f"to_darknet: {said}", to_darknet, detector, path)
+    swapped = read(tmp_path, cfgs.PYRAMID)
+    swapped.dense.head = GridHead([level.in_channels for level in swapped.dense.head.levels], (3, 3), num_classes=9)
+    for detector, said in ((yolo_v3_tiny(1), "the Sequential was not read from a cfg"), (swapped, "the head predicts")):
+        assert_refused(f"to_darknet: {said}", to_darknet, detector, path, cfg=tmp_path / "no.cfg")
+    assert not (tmp_path / "no.cfg").exists()
     old = read(tmp_path, cfgs.PYRAMID, version=(0, 1, 0))
     old.dense.criterion.seen.fill_(2**31)
     assert_refused("to_darknet: 2147483648 images were seen; a file of version 0.1.0 holds 0 to", to_darknet, old, path)

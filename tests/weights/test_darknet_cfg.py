@@ -20,7 +20,8 @@ def test_spaces_comments_and_line_ends_do_not_count(tmp_path):
     path = written(
         tmp_path, b"\xef\xbb\xbf# first\r\n\r\n [net]\r\nwid th = 3 2\r\n;off=1\r\n[conv]\r\nfilters=\t4 \r\n[max]"
     )
-    net, conv, pool = read_cfg(path)
+    content, (net, conv, pool) = read_cfg(path)
+    assert content == path.read_bytes()
     assert [(own.kind, own.line, own.number) for own in (net, conv, pool)] == [
         ("net", 3, -1),
         ("convolutional", 6, 0),
@@ -31,13 +32,13 @@ def test_spaces_comments_and_line_ends_do_not_count(tmp_path):
 
 
 def test_of_a_key_that_is_given_twice_the_first_value_counts_and_it_is_said(tmp_path):
-    net, _ = read_cfg(written(tmp_path, b"[net]\nwidth=32\nwidth=64\n[route]"))
+    _, (net, _) = read_cfg(written(tmp_path, b"[net]\nwidth=32\nwidth=64\n[route]"))
     assert net.whole("width") == 32
     assert net.unread() == ["line 3: width of [net] is given again; the first value counts"]
 
 
 def test_keys_about_darknets_own_training_pass_and_others_are_said(tmp_path):
-    net, layer = read_cfg(written(tmp_path, b"[net]\nmomentum=0.9\nletter_box=1\n[maxpool]\nsize=2\nmomentum=1"))
+    _, (net, layer) = read_cfg(written(tmp_path, b"[net]\nmomentum=0.9\nletter_box=1\n[maxpool]\nsize=2\nmomentum=1"))
     layer.whole("size")
     assert net.unread() == ["line 3: letter_box of [net] is not known"]
     assert layer.unread() == ["line 6: momentum of [maxpool] is not known"]

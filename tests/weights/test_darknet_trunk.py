@@ -67,7 +67,7 @@ def test_any_chain_of_layers_computes_what_loops_compute(size, layers):
 
 def test_layers_keep_darknets_numbers_and_levels_come_finest_first(tmp_path):
     (tmp_path / "a.cfg").write_text(cfgs.PYRAMID)
-    net, *layers = read_cfg(tmp_path / "a.cfg")
+    _, (net, *layers) = read_cfg(tmp_path / "a.cfg")
     trunk, predictors = trunk_of(net, layers)
     assert [*trunk.layers] == [*map(str, (0, 1, 2, 3, 4, 5, 6, 7, 8, 11, 12, 13))]
     assert trunk.predictors == (14, 9)
@@ -95,7 +95,7 @@ def test_a_map_is_let_go_after_the_last_layer_that_reads_it():
 
 def test_a_pool_of_stride_1_looks_to_the_right_and_below_only(tmp_path):
     (tmp_path / "a.cfg").write_text(cfgs.net(4, 4) + cfgs.MAX_SAME + cfgs.yolo("0", "4,4", 1))
-    net, *layers = read_cfg(tmp_path / "a.cfg")
+    _, (net, *layers) = read_cfg(tmp_path / "a.cfg")
     trunk, _ = trunk_of(net, layers)
     rising = torch.arange(48.0).view(1, 3, 4, 4)
     (pooled,) = trunk(-rising)
@@ -114,5 +114,5 @@ def test_one_map_passes_a_route_as_it_is_and_shortcuts_are_activated():
 def test_a_route_that_leads_nowhere_is_refused(layers, tmp_path):
     cfg = cfgs.net(8, 8) + cfgs.conv(2) * 3 + f"[route]\nlayers={layers}\n" + cfgs.yolo("0", "4,4", 1)
     (tmp_path / "a.cfg").write_text(cfg)
-    net, *sections = read_cfg(tmp_path / "a.cfg")
+    _, (net, *sections) = read_cfg(tmp_path / "a.cfg")
     assert_refused(f"from_darknet: a.cfg line 46: layers={layers} of [route]; allowed are", trunk_of, net, sections)
