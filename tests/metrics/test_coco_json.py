@@ -290,6 +290,12 @@ def test_other_things_than_a_data_set_and_results_are_refused(ground_truth, resu
         score(*paths)
 
 
+def test_of_a_dict_of_results_the_message_names_the_lists_in_it(tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps({"info": {}, "annotations": [result()]}))
+    with pytest.raises(ValueError, match=r"a\.json a dict; .* one of its values: 'annotations'$"):
+        score(truth(), tmp_path / "a.json")
+
+
 def test_files_beyond_the_limit_are_not_read(tmp_path, monkeypatch):
     path = tmp_path / "results.json"
     path.write_text(json.dumps([result()]))
@@ -401,7 +407,7 @@ def test_all_kinds_of_faults_of_results_are_told_at_once():
 
 
 def test_classes_of_crowds_only_and_files_without_objects_warn():
-    with pytest.warns(UserWarning, match=r"all objects of 1 classes are crowds .*'cat' \(1\)"):
+    with pytest.warns(UserWarning, match=r"all objects of 1 class are crowds .*'cat' \(1\)"):
         score(truth(annotations=[annotation(iscrowd=1)]), [])
     with pytest.warns(UserWarning, match="ground truth: holds no object"):
         score(truth(annotations=[]), [])
