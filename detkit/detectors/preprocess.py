@@ -29,6 +29,7 @@ from detkit.structures import (
     pad_targets,
     read_target,
 )
+from detkit.structures.padding import check_size
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -118,6 +119,8 @@ class Preprocess(Constants):
     def proposals(self, proposals: Sequence[Proposals], images: Images) -> Detections:
         """Proposals that came in each image's own pixels, padded and in the pixels of the batch.
 
+        Raises ValueError for BoundingBoxes on another canvas than their image.
+
         >>> preprocess = Preprocess((64, 64))
         >>> batch, _ = preprocess([torch.zeros(3, 32, 32)])
         >>> preprocess.proposals([{"boxes": torch.tensor([[0.0, 1, 2, 3]]), "scores": torch.ones(1)}], batch).boxes
@@ -128,6 +131,10 @@ class Preprocess(Constants):
                 f"Preprocess: {len(images.sizes)} images but {len(proposals)} proposals; each needs its own"
             )
         padded = pad_proposals(proposals, device=images.tensors.device)
+        original = images.sizes if images.original_sizes is None else images.original_sizes
+        for i, given in enumerate(proposals):
+            if (canvas := getattr(given["boxes"], "canvas_size", None)) is not None:
+                check_size(canvas, original[i].tolist(), where=f"Preprocess: proposals[{i}]: boxes")
         boxes = padded.boxes / factors_of(images, padded.boxes) + shifts_of(images, padded.boxes)
         return padded._replace(boxes=boxes)
 

@@ -495,6 +495,19 @@ def test_pixels_in_units_of_their_own_are_taken_with_a_mean_of_theirs():
     assert batch.tensors.unique().tolist() == [2]
 
 
+def test_proposals_on_another_canvas_than_the_image_are_refused():
+    preprocess = Preprocess((64, 64), **PLAIN)
+    batch, _ = preprocess([torch.zeros(3, 32, 48)])
+
+    def on(size):
+        boxes = tv_tensors.BoundingBoxes([[0.0, 1, 2, 3]], format="XYXY", canvas_size=size)
+        return [{"boxes": boxes, "scores": torch.ones(1)}]
+
+    assert preprocess.proposals(on((32, 48)), batch).valid.tolist() == [[True]]
+    with pytest.raises(ValueError, match=r"^Preprocess: proposals\[0\]: boxes of height and width \(64, 64\)"):
+        preprocess.proposals(on((64, 64)), batch)
+
+
 def test_boxes_on_another_canvas_than_the_image_are_refused():
     make = tv_tensors.BoundingBoxes
     target = {"boxes": make([[1.0, 1, 5, 7]], format="XYXY", canvas_size=(80, 90)), "labels": torch.tensor([0])}

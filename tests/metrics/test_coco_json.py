@@ -383,6 +383,16 @@ def test_the_metrics_drop_what_the_data_set_drops_and_get_the_same_numbers(box, 
         CocoMetrics.from_json(tmp_path / "a.json", [result()], degenerate="raise")
 
 
+def test_a_mask_that_is_drawn_as_no_pixel_is_neither_found_nor_missed():
+    square, speck = [[0, 0, 50, 0, 50, 50, 0, 50]], [[9.1, 9.1, 9.3, 9.1, 9.3, 9.3, 9.1, 9.3]]
+    rows = [annotation(segmentation=square), annotation(id=2, segmentation=speck)]
+    with pytest.warns(UserWarning, match=r"annotation id=2: segmentation has no pixel.*1 of 2 boxes were dropped"):
+        metrics = CocoMetrics.from_json(
+            truth(annotations=rows), [result(segmentation=square)], iou_types=("bbox", "segm")
+        )
+    assert metrics.compute()["segm/AP"] == pytest.approx(1)
+
+
 def test_numbers_as_text_and_floats_are_read_as_the_data_set_reads_them():
     rows = [annotation(bbox=["0", "0.0", 50, 50.0], area="2500", category_id=3.0, image_id="5")]
     assert score(truth(annotations=rows), [result(image_id=5.0, score="0.9")]) == pytest.approx(1)
