@@ -3,6 +3,7 @@
     python examples/train.py --data scenes --recipe fpn_ssd --size 96 96 --epochs 3 --output runs/scenes
     python examples/train.py --data coco --train-json F --val-json F --test-json F --output runs/mine
     python examples/train.py --data voc --root DIR --output runs/mine
+    python examples/train.py --data voc --root DIR --folders . . . --val-share 0.2 --output runs/labelimg
     torchrun --nproc-per-node 2 examples/train.py ...
 
 ``--output`` then holds checkpoint.pt (every epoch; ``--resume`` continues from it), weights.safetensors (the average
@@ -34,7 +35,7 @@ import torch.distributed as torch_dist
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import ConcatDataset, DataLoader, Dataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 from torchvision.transforms import v2
 from tqdm import tqdm
 
@@ -78,8 +79,8 @@ AUGMENTATIONS = {
 
 MAY_CHANGE = (
     *("images", "train_images", "val_images", "test_images", "train_json", "val_json", "test_json", "root", "folders"),
-    *("trunk", "output", "resume", "workers", "threads", "tensorboard", "checkpoint_steps", "evaluate_every"),
-    "nonfinite",
+    *("trunk", "weights", "output", "resume", "workers", "threads", "tensorboard", "checkpoint_steps"),
+    *("evaluate_every", "nonfinite"),
 )
 """Options that a resumed run may change: where files lie (what they hold is compared), and what no step depends on."""
 
@@ -95,10 +96,12 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         add(f"--{split}-json", type=Path, nargs="+", help=f"coco: annotations of the {split} split")
     add("--root", type=Path, help="voc: folder with --folders: annotations, images, split lists")
     add("--folders", nargs=3, default=tuple(VocFolders()), metavar=("XML", "IMAGES", "SPLITS"))
+    add("--val-share", type=float, help="voc: no split lists, but this share of all images, by --seed, to validate")
     add("--minus-one", action="store_true", help="voc: pixels are counted from 1, as PASCAL's own files do")
     add("--scenes", type=int, default=2000, help="scenes: how many to train on; a tenth of it to validate and to test")
     add("--recipe", choices=sorted(set(RECIPES) - OTHERWISE), default="fpn_ssd")
     add("--trunk", type=Path, help="weights of another recipe, trained before, whose backbone to start from")
+    add("--weights", type=Path, help="weights of this recipe to start from; values of other classes are left out")
     add("--tidy-categories", action="store_true", help="coco: no class for rows that only group others, one per name")
     add("--masks", action="store_true", help="coco and scenes: read masks, and judge them, for recipes that draw some")
     add("--size", type=int, nargs=2, metavar=("H", "W"), help="input size, for recipes that take one")
@@ -130,10 +133,13 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         folders, files = getattr(args, f"{split}_images") or (), getattr(args, f"{split}_json") or ()
         if len(folders) not in (0, 1, len(files)):
             parser.error(f"--{split}-images names {len(folders)} folders for {len(files)} files of --{split}-json")
-    if args.trunk and not args.trunk.is_file():
-        parser.error(f"--trunk {args.trunk} is no regular file")
+    for name in ("trunk", "weights"):
+        if (path := getattr(args, name)) and not path.is_file():
+            parser.error(f"--{name} {path} is no regular file")
     if args.data == "voc" and not args.root:
         parser.error("--data voc needs --root")
+    if args.val_share is not None and not (args.data == "voc" and 0 < args.val_share < 1):
+        parser.error(f"--val-share {args.val_share:g}: allowed is a number above 0 and below 1, with --data voc")
     if args.data == "voc" and args.masks:
         parser.error("--data voc has no --masks")
     if importlib.util.find_spec("matplotlib") is None:
@@ -155,6 +161,13 @@ def datasets(args: argparse.Namespace) -> tuple[Any, Any, Any, list[str]]:
     if args.data == "voc":
         folders = VocFolders(*args.folders)
         options = {"folders": folders, "minus_one": args.minus_one}
+        if args.val_share is not None:
+            whole = VocDataset(args.root, None, **options)
+            if (held := max(1, round(args.val_share * len(whole)))) >= len(whole):
+                raise ValueError(f"--val-share {args.val_share:g} of {len(whole)} images leaves none to train on")
+            order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(args.seed)).tolist()
+            val, train = (Share(whole, sorted(part)) for part in (order[:held], order[held:]))
+            return train, val, val, whole.categories
         last = "test" if (args.root / folders.splits / "test.txt").exists() else "val"  # VOC 2012 names no test images
         train = VocDataset(args.root, "train", **options)
         val, test = (VocDataset(args.root, s, classes=train.categories, **options) for s in ("val", last))
@@ -165,6 +178,14 @@ def datasets(args: argparse.Namespace) -> tuple[Any, Any, Any, list[str]]:
     if any(categories != names[0] for categories in names):
         raise ValueError(f"the annotation files differ in their categories: {names}")
     return ConcatDataset(train), ConcatDataset(val), ConcatDataset(test), names[0]
+
+
+class Share(Subset):
+    """Some images of a data set, with their targets."""
+
+    def target(self, index: int) -> Any:
+        """That of an image, which is not opened."""
+        return self.dataset.target(self.indices[index])  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def coco_files(args: argparse.Namespace, split: str) -> list[CocoDataset]:
@@ -239,6 +260,10 @@ def build(args: argparse.Namespace, num_classes: int) -> Detector:
     detector = recipe(num_classes, **taken)
     if args.trunk:
         take_backbone(detector, args.trunk)
+    if args.weights and not (args.resume and (args.output / "checkpoint.pt").exists()):
+        left, _ = load_weights(detector, args.weights, misfits="drop")
+        if left and dist.rank() == 0:
+            print(f"--weights: {len(left)} values of other shapes are learned anew: {', '.join(left[:4])}")
     return detector
 
 

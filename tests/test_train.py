@@ -5,6 +5,7 @@ Everything here starts real processes on the built-in scenes.
 
 import importlib.util
 import json
+import shutil
 import time
 from pathlib import Path
 from types import ModuleType
@@ -381,6 +382,46 @@ def test_folders_that_fit_no_number_of_files_are_refused(tmp_path, capsys):
     with pytest.raises(SystemExit):
         script().arguments([*words, "--train-images", "x", "y"])
     assert "--train-images names 2 folders for 3 files of --train-json" in capsys.readouterr().err
+
+
+def test_a_voc_folder_without_lists_is_shared_out_by_seed(tmp_path):
+    draw_voc_folder(tmp_path)
+    shutil.rmtree(tmp_path / "ImageSets")
+    train = script()
+
+    def drawn(*options: str):
+        options = ("--data", "voc", "--root", str(tmp_path), "--output", str(tmp_path / "out"), *options)
+        return train.datasets(train.arguments([*options]))
+
+    data, val, test, classes = drawn("--val-share", "0.4")
+    assert (len(data), len(val), test) == (4, 2, val)
+    assert sorted(data.indices + val.indices) == list(range(6))
+    assert classes == data.dataset.categories
+    assert data.target(3)["boxes"].tolist() == data[3][1]["boxes"].tolist()
+    assert drawn("--val-share", "0.4")[1].indices == val.indices
+    assert train.fingerprint(data, []) != train.fingerprint(drawn("--val-share", "0.4", "--seed", "1")[0], [])
+    with pytest.raises(ValueError, match=r"--val-share 0\.95 of 6 images leaves none to train on"):
+        drawn("--val-share", "0.95")
+
+
+def test_a_share_that_is_none_is_refused(tmp_path, capsys):
+    for options in (("--val-share", "0.5"), ("--val-share", "1", "--data", "voc", "--root", "x")):
+        with pytest.raises(SystemExit):
+            claimed(tmp_path, *options)
+        assert "allowed is a number above 0 and below 1, with --data voc" in capsys.readouterr().err
+
+
+def test_a_run_starts_from_weights_of_its_recipe_with_other_classes_unless_it_goes_on(tmp_path, capsys):
+    train, taught = script(), fpn_ssd(3, size=(64, 64))
+    save_weights(taught, path := tmp_path / "weights.safetensors")
+    args = train.arguments(["--recipe", "fpn_ssd", "--weights", str(path), "--resume", "--output", str(tmp_path)])
+    own, other = train.build(args, 10).state_dict(), taught.state_dict()
+    fit = [key for key, value in other.items() if value.shape == own[key].shape]
+    assert all(torch.equal(own[key], other[key]) for key in fit)
+    assert 0 < len(own) - len(fit) < 10
+    assert f"--weights: {len(own) - len(fit)} values of other shapes are learned anew: " in capsys.readouterr().out
+    (tmp_path / "checkpoint.pt").touch()
+    assert not all(torch.equal(train.build(args, 10).state_dict()[key], other[key]) for key in fit)
 
 
 def test_a_fingerprint_depends_on_every_picture_label_and_box_and_on_the_annotation_files(tmp_path):

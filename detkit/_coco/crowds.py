@@ -25,7 +25,7 @@ def warn_of_crowds(
     elif only:
         listed = ", ".join(f"{names[label]!r} ({total[label]})" for label in only)
         warnings.warn(
-            f"{source}: all objects of {len(only)} classes are crowds (iscrowd=1), which count neither in training nor "
-            f"in evaluation: {listed}; {remedy}",
+            f"{source}: all objects of {len(only)} {'class' if len(only) == 1 else 'classes'} are crowds (iscrowd=1), "
+            f"which count neither in training nor in evaluation: {listed}; {remedy}",
             stacklevel=4,
         )

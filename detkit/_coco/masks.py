@@ -9,7 +9,15 @@ from numpy.typing import ArrayLike, NDArray
 from detkit._coco.columns import read_lists
 from detkit._coco.tables import Table
 from detkit._faults import Faults, shown
-from detkit._rle import MaskError, Segmentation, compress_segmentation, mask_areas, mask_boxes, read_segmentation
+from detkit._rle import (
+    MaskError,
+    Segmentation,
+    compress_segmentation,
+    draw_mask,
+    mask_areas,
+    mask_boxes,
+    read_segmentation,
+)
 
 Mark = Callable[[ArrayLike, Callable[[int], str]], None]
 """What becomes of objects (A,) with one kind of fault, and what to say of one of them."""
@@ -46,8 +54,9 @@ def read_masks(
 ) -> list[Segmentation | None]:
     """The checked segmentation of each entry at ``rows``, None for the others and those at fault; ``sizes`` (A, 2).
 
-    Polygons at fault are left out of a mask that has others, which ``faults`` is told. Ground truth must have a pixel
-    or an area. A polygon in an image of unknown size (0, 0) is always an error.
+    Polygons at fault are left out of a mask that has others, which ``faults`` is told. Ground truth must have a pixel:
+    polygons that are drawn as none, between the centers of pixels or outside the image, are no mask. A polygon in an
+    image of unknown size (0, 0) is always an error.
     """
     read: list[Segmentation | None] = [None] * len(table.entries)
     spoiled: list[MaskError] = []
@@ -61,7 +70,7 @@ def read_masks(
                 raise MaskError(name, "segmentation", "needs the height and width of its image, which are not given")
             height, width = sizes[row].tolist()
             read[row], parts = read_segmentation(value, size=(height, width), owner=name)
-            read[row], flat = _with_area(read[row], name) if truth else (read[row], [])
+            read[row], flat = _with_area(read[row], name, (height, width)) if truth else (read[row], [])
             spoiled += parts + flat
         except MaskError as fault:
             problems[row], read[row] = fault, None
@@ -101,8 +110,8 @@ def _nothing(table: Table, row: int) -> str:
     return f"is {found}; allowed are polygons, or a dict of size and counts, where masks are read"
 
 
-def _with_area(segmentation: Segmentation, name: str) -> tuple[Segmentation, list[MaskError]]:
-    """A mask without the polygons that enclose no area, and these; MaskError if nothing is left."""
+def _with_area(segmentation: Segmentation, name: str, size: tuple[int, int]) -> tuple[Segmentation, list[MaskError]]:
+    """A mask without the polygons that enclose no area, and these; MaskError if nothing is left, or no pixel."""
     if not isinstance(segmentation, list):
         if not segmentation[1::2].any():
             raise MaskError(name, "segmentation", "has no pixel")
@@ -116,6 +125,8 @@ def _with_area(segmentation: Segmentation, name: str) -> tuple[Segmentation, lis
             flat.append(MaskError(name, "polygon without area", shown(polygon.tolist())))
     if not good:
         raise flat[0]
+    if not any(_surely_has_pixels(polygon, size) for polygon in good) and not draw_mask(good, size).any():
+        raise MaskError(name, "segmentation", f"has no pixel: {shown([polygon.tolist() for polygon in good])}")
     return good, flat
 
 
@@ -123,6 +134,17 @@ def _encloses(polygon: NDArray[np.float64]) -> bool:
     """Whether any triangle of the first point and an edge has an area; rounding leaves less than a millionth."""
     x, y = polygon[0::2] - polygon[0], polygon[1::2] - polygon[1]
     return bool((np.abs(x[:-1] * y[1:] - y[:-1] * x[1:]) > 1e-6).any())
+
+
+def _surely_has_pixels(polygon: NDArray[np.float64], size: tuple[int, int]) -> bool:
+    """Whether it lies in the image and holds a disc of radius 1, as all do whose area is above their outline's length.
+
+    Only the few others need to be drawn.
+    """
+    points = polygon.reshape(-1, 2)
+    edges = np.roll(points, -1, axis=0) - points
+    area = abs((points[:, 0] * edges[:, 1] - points[:, 1] * edges[:, 0]).sum()) / 2
+    return bool(((points >= 0) & (points <= size[::-1])).all() and area > np.hypot(*edges.T).sum())
 
 
 def _tell(problems: Mapping[int, MaskError], count: int, mark: Mark) -> None:

@@ -1,14 +1,14 @@
 """Annotations and results as arrays: every field read in one way, and every kind of fault told."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from detkit._coco.columns import MAX_COORDINATE, read_flags, read_lists, read_numbers
 from detkit._coco.masks import areas_of, boxes_of, complete_sizes, is_none, read_masks
-from detkit._coco.tables import Document, Table, positions
+from detkit._coco.tables import Document, Table, keypoint_counts, positions
 from detkit._faults import Faults, judge_boxes
 from detkit._rle import Segmentation
 
@@ -68,7 +68,8 @@ def read_objects(
     own = np.concatenate([sizes, np.zeros((1, 2), np.int64)])[images]  # of no image, at -1: unknown
     boxless = np.array(["bbox" not in entry for entry in table.entries], bool)
     masks = _masks(table, own, fields, boxless, verdict)
-    keypoints = None if fields.points is None else _keypoints(table, fields.points, verdict)
+    own_points = keypoint_counts(document.categories)[labels]
+    keypoints = None if fields.points is None else _keypoints(table, fields.points, own_points, verdict)
     boxes, derived = _boxes(table, boxless, masks, keypoints, own, verdict)
     crowd, ignore = (verdict.flags(key) if fields.truth else verdict.good & False for key in ("iscrowd", "ignore"))
     rows = Rows(
@@ -133,15 +134,20 @@ def _boxes(
     sizes: NDArray[np.int64],
     verdict: _Verdict,
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Boxes xywh, and which come from masks: of rows without ``bbox``, whose mask or else whose keypoints they hold."""
+    """Boxes xywh, and which come from masks: of rows without ``bbox``, whose mask or else whose keypoints they hold.
+
+    Keypoints that ground truth does not see lie nowhere.
+    """
     column = table.column("bbox")
     boxes = read_lists(column, 4)
     derived = boxless & np.array([mask is not None for mask in masks], bool)
     rows = np.flatnonzero(derived)
     boxes[rows] = boxes_of([mask for row in rows if (mask := masks[row]) is not None], sizes[rows])
-    hulls = boxless & ~derived & (keypoints is not None)
-    if keypoints is not None and hulls.any():
-        low, high = keypoints[hulls, :, :2].min(1), keypoints[hulls, :, :2].max(1)
+    if keypoints is not None:
+        seen = (keypoints[..., 2] != 0) | (not verdict.truth)
+        hulls = boxless & ~derived & seen.any(1)
+        points, among = keypoints[hulls, :, :2], seen[hulls, :, None]
+        low, high = points.min(1, where=among, initial=np.inf), points.max(1, where=among, initial=-np.inf)
         boxes[hulls] = np.concatenate([low, high - low], axis=1)
     unread = np.isnan(boxes).any(1) & verdict.good
     none = unread & np.array([is_none(value) for value in column], bool)
@@ -172,9 +178,15 @@ def _area(
     return area
 
 
-def _keypoints(table: Table, points: int, verdict: _Verdict) -> NDArray[np.float64]:
-    """Keypoints (A, P, 3) as x, y and visibility, or score; where the visibility is 0, x and y mean nothing."""
-    read = read_lists(table.column("keypoints"), 3 * points).reshape(len(table.entries), points, 3)
+def _keypoints(table: Table, points: int, own: NDArray[np.int64], verdict: _Verdict) -> NDArray[np.float64]:
+    """Keypoints (A, P, 3) as x, y and visibility, or score; where the visibility is 0, x and y mean nothing.
+
+    Annotations of a category that names fewer, ``own`` (A,), lack the last ones.
+    """
+    column = table.column("keypoints")
+    if verdict.truth:
+        column = [_filled(*given, points) for given in zip(column, own.tolist(), strict=True)]
+    read = read_lists(column, 3 * points).reshape(len(table.entries), points, 3)
     visibility, truth = read[..., 2], verdict.truth
     unseen = (visibility == 0) & truth
     read[..., :2][unseen & np.isnan(read[..., :2]).any(-1)] = 0
@@ -184,3 +196,9 @@ def _keypoints(table: Table, points: int, verdict: _Verdict) -> NDArray[np.float
     third = "visibility with visibility 0, 1 or 2" if truth else "score"
     verdict.field(strange & ~unread, "keypoints", f"{points} times x, y, {third}: finite numbers")
     return read
+
+
+def _filled(value: Any, own: int, points: int) -> Any:
+    """A list of the ``own`` keypoints that a category names as one of ``points``; anything else as it is."""
+    fits = 0 < own < points and isinstance(value, list) and len(value) == 3 * own
+    return [*value, *[0] * 3 * (points - own)] if fits else value

@@ -85,6 +85,16 @@ def read_sizes(images: Table) -> NDArray[np.int64]:
     return given.astype(np.int64)
 
 
+def keypoint_counts(categories: Table) -> NDArray[np.int64]:
+    """How many keypoints each category names, int64 (C + 1,), the last one of no category.
+
+    >>> keypoint_counts(Table("category", [{"id": 1, "keypoints": ["tip", "end"]}, {"id": 2}]))
+    array([2, 0, 0])
+    """
+    names = [*categories.column("keypoints"), None]
+    return np.array([len(value) if isinstance(value, list) else 0 for value in names], np.int64)
+
+
 def positions(table: Table, key: str, known: NDArray[np.int64], faults: Faults) -> NDArray[np.int64]:
     """The position of each entry's ``key`` in the ascending ids ``known``, -1 for none; text of an integer is one."""
     values, bad = read_integers(table.column(key), text=True)

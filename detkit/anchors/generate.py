@@ -67,10 +67,11 @@ class _ShapesOnGrids(Constants):
         if len(features) != self.levels:
             name = type(self).__name__
             raise ValueError(f"{name}: got {len(features)} feature levels, was built for {self.levels}")
-        grids = [rows.shape[-2:] for rows in features]
+        grids, frame = [rows.shape[-2:] for rows in features], images.tensors.shape[-2:]
         if self.strides is not None:
+            if not torch.compiler.is_compiling():
+                _check_strides(type(self).__name__, self.strides, grids, frame)
             return grids, [[stride, stride] for stride in self.strides]
-        frame = images.tensors.shape[-2:]
         return grids, [[self._step(frame[d], grid[d]) for d in (0, 1)] for grid in grids]
 
     def _step(self, pixels: int, cells: int) -> float:
@@ -93,8 +94,9 @@ class DefaultBoxes(_ShapesOnGrids):
     unless ``clip``; ``max_side`` cuts widths and heights, as torchvision does at the sides of the image. Source: Liu et
     al. 2016, section 2.2, in the order of the authors' released code.
 
-    Raises ValueError if ``sizes``, ``aspect_ratios`` and ``strides`` differ in their number of levels, and for sizes,
-    ratios, strides or a ``max_side`` that are not positive.
+    Raises ValueError if ``sizes``, ``aspect_ratios`` and ``strides`` differ in their number of levels, for sizes,
+    ratios, strides or a ``max_side`` that are not positive, and for ``strides`` that do not lay the cells of a level
+    over the image, to within one cell.
 
     >>> anchors = DefaultBoxes([(30, 60), (60, 111)], aspect_ratios=[(2,), (2, 3)], strides=(8, 16))
     >>> anchors.per_cell
@@ -142,7 +144,7 @@ class GridAnchors(_ShapesOnGrids):
     anchors to the last bit. Source: Ren et al. 2015, section 3.1; Redmon and Farhadi 2017, section 2.
 
     Raises ValueError if arguments differ in their number of levels or a level has no shape, for numbers that are not
-    positive, and unless exactly one of ``sizes`` and ``shapes`` is given.
+    positive, unless exactly one of ``sizes`` and ``shapes`` is given, and for ``strides`` as :class:`DefaultBoxes`.
 
     >>> anchors = GridAnchors([(32,), (64,)], aspect_ratios=(0.5, 1, 2), strides=(8, 16))
     >>> anchors.per_cell
@@ -234,6 +236,23 @@ def lay_on_grid(
     ys, xs = ((torch.arange(grid[d], device=shapes.device).float() + start) * steps[d] for d in (0, 1))
     centers = torch.stack(torch.meshgrid(ys, xs, indexing="ij")[::-1] * 2, dim=-1)
     return (centers.reshape(-1, 1, 4) + torch.cat((-halves, halves), dim=-1)).reshape(-1, 4)
+
+
+def _check_strides(
+    function: str, strides: Sequence[float], grids: Sequence[Sequence[int]], frame: Sequence[int]
+) -> None:
+    """Raise ValueError for a level whose cells cover the frame by more than one cell too little or too much.
+
+    Trunks round their cells up or down, so one is left to them; symbols and maps without cells are not looked at.
+    """
+    for level, (stride, grid) in enumerate(zip(strides, grids, strict=True)):
+        sides = [(cells, pixels) for cells, pixels in zip(grid, frame, strict=True) if isinstance(cells, int) and cells]
+        if any(isinstance(pixels, int) and abs(cells * stride - pixels) > stride for cells, pixels in sides):
+            raise ValueError(
+                f"{function}: strides[{level}]={stride:g} lays {grid[0]} x {grid[1]} cells on images of {frame[0]} x "
+                f"{frame[1]} pixels (height x width); allowed is what covers them to within one cell, or strides=None, "
+                "which takes image size over feature size"
+            )
 
 
 def _at_least_one(cells: int) -> Any:

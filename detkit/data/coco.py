@@ -28,7 +28,8 @@ class CocoDataset(Dataset[tuple[Any, Target]]):
 
     What can only mean one thing is taken: numbers and flags as text, a size that the file doesn't give from the
     picture's header, LVIS's ``coco_url`` as the name, categories repeated, no ``annotations`` as images without
-    objects. Objects that are none (no box, mask or keypoints of those asked for, no area, wholly outside the picture,
+    objects, keypoints of a category that names fewer as the first of them, the others not labeled. Objects that are
+    none (no box, mask or keypoints of those asked for, no area, a mask without a pixel, wholly outside the picture,
     ...) are dropped with one warning that counts each kind (``degenerate="drop"``) or refused (``"raise"``), and so are
     polygons of a mask that has others. A category that only groups others, and names given twice, are labels of their
     own with a warning; ``tidy_categories=True`` drops the first and merges the second.

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from detkit._coco.crowds import warn_of_crowds
 from detkit._coco.rows import Fields, read_objects
-from detkit._coco.tables import Document, Table
+from detkit._coco.tables import Document, Table, keypoint_counts
 from detkit._faults import Degenerate, Faults
 from detkit._regular_file import read_json
 from detkit._rle import Segmentation
@@ -110,7 +110,7 @@ def _by_image(images: NDArray[np.int64], kept: NDArray[np.bool_]) -> NDArray[np.
 
 def _points(categories: Table, annotations: Table, faults: Faults) -> int:
     """How many keypoints an object has: those that a category names, the most of any."""
-    points = max((len(names) for names in categories.column("keypoints") if isinstance(names, list)), default=0)
+    points = int(keypoint_counts(categories).max())
     faults.refuse(
         [not points and len(annotations.entries) > 0], lambda _: "keypoints=True, but no category names its keypoints"
     )

@@ -18,8 +18,8 @@ from detkit.structures import Target
 
 class NamedObjects(NamedTuple):
     """What a file says of one image: the picture's file name, (height, width) with 0 where it gives none, and T
-    objects: names, boxes (T, 4) float32, difficult (T,). ``unread``: kind and words of what is wrong with objects whose
-    name is empty or box is NaN.
+    objects: names, boxes (T, 4) float32, difficult (T,). ``unread``: kind and words of what is wrong with objects that
+    have an empty name, a box that is NaN or a flag that means nothing.
     """
 
     file_name: str = ""
@@ -117,7 +117,8 @@ class NamedDataset(Dataset[tuple[Any, Target]]):
 def _categories(records: Sequence[NamedObjects], classes: Sequence[str] | None, owner: str) -> list[str]:
     if classes is None:
         return sorted({name for record in records for name in record.names if name})
-    if isinstance(classes, str) or len(set(classes)) < len(classes):
+    is_list = isinstance(classes, Sequence) and not isinstance(classes, str)
+    if not is_list or not all(isinstance(name, str) for name in classes) or len(set(classes)) < len(classes):
         raise ValueError(f"{owner}: classes={shown(classes)}; allowed is a list of distinct names")
     return list(classes)
 

@@ -14,17 +14,20 @@ def find_pictures(folder: Path, names: Sequence[str], told: Sequence[str], fault
     """The picture of each of ``names``, relative to ``folder``; empty for those that ``faults`` is told of.
 
     It is the picture of that name, with any extension. ``told`` (what VOC's ``<filename>`` says, or "") decides between
-    several, and counts where there is none. ``faults`` is told of pictures that are missing, undecided or of two names;
-    one warning counts the names whose ``<filename>`` is another picture, which is there too. Raises ValueError for a
-    name that leads out of the folder. Errors begin with the source of ``faults``.
+    several, and counts where there is none. ``faults`` is told of pictures that are missing, undecided or of two names,
+    and of what ``<filename>`` says where it counts and leads out of the folder; one warning counts the names whose
+    ``<filename>`` is another picture, which is there too. Raises ValueError for a name that leads out of the folder.
+    Errors begin with the source of ``faults``.
     """
-    pictures, found, elsewhere = Pictures(folder), [], []
+    pictures, found, elsewhere, outside = Pictures(folder), [], [], list[str]()
     for index, (name, file) in enumerate(zip(names, told, strict=True)):
         owner = f"{faults.source}: image id={index} ({name})"
         own = pictures.named(name, owner=owner)
-        if own and _is_another(pictures, file, own, owner):
+        others, problem = _told(pictures, file, owner)
+        if own and _is_another(file, own, others):
             elsewhere.append(f"{shown(name)} has <filename>{file}</filename>")
-        own = own or (pictures.named(file, owner=owner) if file else [])
+        outside += [] if own or not problem else [problem]
+        own = own or others
         found.append([path for path in own if os.path.basename(path) == PureWindowsPath(file).name] or own)
     if elsewhere:
         words = f"{elsewhere[0]}, which is another picture ({len(elsewhere)} such); the one of its own name is taken"
@@ -33,6 +36,7 @@ def find_pictures(folder: Path, names: Sequence[str], told: Sequence[str], fault
     several = [index for index, paths in enumerate(found) if len(paths) > 1]
     words = f"there is no picture below {folder} for {enumerated(missing)}"
     faults.refuse([bool(missing)], lambda _: words, error=FileNotFoundError)
+    faults.refuse([True] * len(outside), outside.__getitem__)
     faults.refuse([True] * len(several), lambda i: f"{shown(names[several[i]])} may be any of {found[several[i]]}")
     paths = [paths[0] if len(paths) == 1 else "" for paths in found]
     _refuse_twice(folder, names, paths, faults)
@@ -56,16 +60,18 @@ def complete_sizes(
     return complete
 
 
-def _is_another(pictures: Pictures, file: str, own: Sequence[str], owner: str) -> bool:
-    """Whether ``file`` is a picture that is there, but none of those of the name."""
-    stem = os.path.splitext(os.path.basename(own[0]))[0]
-    if PureWindowsPath(file).stem in ("", stem):
-        return False
+def _told(pictures: Pictures, file: str, owner: str) -> tuple[list[str], str]:
+    """The pictures that ``<filename>`` names, and what is wrong with it."""
     try:
-        others = pictures.named(file, owner=owner)
-    except ValueError:
-        return False
-    return bool(others) and not set(others) & set(own)
+        return (pictures.named(file, owner=owner) if file else []), ""
+    except ValueError as error:
+        return [], f"{error}; or name the picture as its annotation file"
+
+
+def _is_another(file: str, own: Sequence[str], others: Sequence[str]) -> bool:
+    """Whether ``file`` is a picture that is there (``others``), but none of those of the name."""
+    stem = os.path.splitext(os.path.basename(own[0]))[0]
+    return PureWindowsPath(file).stem not in ("", stem) and bool(others) and not set(others) & set(own)
 
 
 def _refuse_twice(folder: Path, names: Sequence[str], paths: Sequence[str], faults: Faults) -> None:

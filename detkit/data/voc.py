@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from detkit._faults import Degenerate, Faults, check_degenerate
+from detkit._faults import Degenerate, Faults, check_degenerate, shown
 from detkit.data.named_objects import NamedDataset
 from detkit.data.truth import Transforms
 from detkit.data.voc_split import list_files
@@ -34,12 +34,13 @@ class VocDataset(NamedDataset):
     from 1 and include the last one: ``minus_one=True`` subtracts 1 from xmin and ymin, so that boxes are continuous.
     The page on annotation tools says for which tools to set it.
 
-    Objects without a name or with a box that is missing, not finite, inverted, without width or height or outside its
-    picture are dropped with one warning (``degenerate="drop"``) or refused (``"raise"``). Raises ValueError telling
-    every kind of fault with its first file and object: XML that is broken, over 4 MiB, not of one image or has a
-    DOCTYPE (entities could grow without bound), sizes and flags that are none, names not in ``classes``, a name or
-    picture that occurs twice, and file names and images as :class:`~detkit.data.CocoDataset` does; FileNotFoundError
-    naming all XML files or pictures that are missing.
+    Objects without a name, with a flag *difficult* that means nothing, or with a box that is missing, not finite,
+    inverted, without width or height or outside its picture are dropped with one warning (``degenerate="drop"``) or
+    refused (``"raise"``). Tags are read in any case and without their namespace. Raises ValueError telling every kind
+    of fault with its first file and object: XML that is broken, over 4 MiB, not of one image or has a DOCTYPE (entities
+    could grow without bound), sizes that are none, names not in ``classes``, a name or picture that occurs twice, and
+    file names and images as :class:`~detkit.data.CocoDataset` does; FileNotFoundError naming all XML files or pictures
+    that are missing.
 
     >>> import os, tempfile
     >>> with tempfile.TemporaryDirectory() as root:
@@ -70,6 +71,9 @@ class VocDataset(NamedDataset):
         folders: VocFolders = VocFolders(),  # noqa: B008 (a tuple of constants)
     ) -> None:
         check_degenerate(degenerate, owner="VocDataset")
+        if not isinstance(folders, VocFolders):
+            words = "allowed is VocFolders(annotations=, images=, splits=)"
+            raise ValueError(f"VocDataset: folders={shown(folders)}; {words}")
         annotations = Path(root, folders.annotations)
         faults = Faults("VocDataset", policy=degenerate)
         files = list_files(annotations, Path(root, folders.splits), split, unlabeled=unlabeled, faults=faults)

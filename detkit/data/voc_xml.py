@@ -25,9 +25,9 @@ def read_voc(
 
     ``minus_one`` subtracts 1 from xmin and ymin.
 
-    ``faults`` is told of files that are broken, over 4 MiB or have a DOCTYPE, of sizes that are no whole pixels and of
-    flags *difficult* that mean nothing. A size that is missing or not above 0 is not given. Raises ValueError and
-    FileNotFoundError as :func:`~detkit.data.files.open_inside` does.
+    Tags are read in any case, and without their namespace. ``faults`` is told of files that are broken, over 4 MiB or
+    have a DOCTYPE, and of sizes that are no whole pixels. A size that is missing or not above 0 is not given. Raises
+    ValueError and FileNotFoundError as :func:`~detkit.data.files.open_inside` does.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as root:
@@ -36,7 +36,7 @@ def read_voc(
     >>> record.size, record.names, record.unread
     ((0, 0), ['cat'], {0: ('no box', 'xmin is missing or empty')})
     """
-    found: dict[str, list[str]] = {"xml": [], "size": [], "difficult": []}
+    found: dict[str, list[str]] = {"xml": [], "size": []}
     records = [NamedObjects() if file is None else _read(folder, file, minus_one, found) for file in files]
     for words in found.values():
         faults.refuse([True] * len(words), words.__getitem__)
@@ -44,7 +44,10 @@ def read_voc(
 
 
 class _PlainTree(ElementTree.TreeBuilder):
-    """Builds a tree, and stops at a DOCTYPE before any entity is declared."""
+    """Builds a tree of lower-case tags without namespaces, and stops at a DOCTYPE before any entity is declared."""
+
+    def start(self, tag: str, attrs: dict[str, str], /) -> ElementTree.Element:
+        return super().start(tag.rpartition("}")[2].lower(), attrs)
 
     def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
         raise ValueError("has a DOCTYPE, which is refused")
@@ -63,10 +66,9 @@ def _read(folder: str | Path, file: str, minus_one: bool, found: dict[str, list[
     edges = [[corner.get(edge, "") for edge in _EDGES] for corner in corners]
     boxes = read_lists(edges, 4)
     difficult, unclear = read_flags(flags)
-    found["difficult"] += [
-        f"{shown(file)}: object {t} ({shown(names[t])}): difficult={shown(flags[t])}; allowed are 0 and 1"
-        for t in np.flatnonzero(unclear).tolist()
-    ]
+    unread = {
+        t: ("no flag", f"difficult={shown(flags[t])}; allowed are 0 and 1") for t in np.flatnonzero(unclear).tolist()
+    }
     bad = [t for t, name in enumerate(names) if not name or np.isnan(boxes[t]).any()]
     return NamedObjects(
         file_name=_texts(tree).get("filename", ""),
@@ -74,7 +76,7 @@ def _read(folder: str | Path, file: str, minus_one: bool, found: dict[str, list[
         names=names,
         boxes=(boxes - [minus_one, minus_one, 0, 0]).astype(np.float32),
         difficult=difficult.astype(np.int64),
-        unread={t: _missing(names[t], edges[t], boxes[t]) for t in bad},
+        unread=unread | {t: _missing(names[t], edges[t], boxes[t]) for t in bad},
     )
 
 
@@ -84,7 +86,7 @@ def _tree(folder: str | Path, file: str) -> ElementTree.Element:
         if size > MAX_XML_BYTES:
             raise ValueError(f"has {size} bytes; allowed are {MAX_XML_BYTES}")
         tree = ElementTree.fromstring(opened.read(), ElementTree.XMLParser(target=_PlainTree()))
-    if tree.tag.lower() != "annotation":
+    if tree.tag != "annotation":
         raise ValueError(f"the root is <{shown(tree.tag)[1:-1]}>; allowed is <annotation>, one image in a file")
     return tree
 

@@ -96,7 +96,8 @@ class DenseStage(Stage):
 def predict(stage: Any, features: list[Tensor], images: Images) -> DenseOutputs:
     """What the stage's head says of its anchors.
 
-    Raises ValueError for a head that does not give DensePredictions, or gives them for another number of anchors.
+    Raises ValueError for a head that does not give DensePredictions, or gives them for another number of anchors or
+    other numbers for a box than the coder decodes.
 
     >>> from detkit.detectors import tiny_ssd
     >>> detector, images = tiny_ssd(num_classes=2), Images(torch.zeros(1, 3, 64, 64), torch.tensor([[64, 64]]))
@@ -115,6 +116,7 @@ def predict(stage: Any, features: list[Tensor], images: Images) -> DenseOutputs:
             f"{type(stage).__name__}: head predicts for {predictions.logits.shape[1]} anchors of an image and anchors "
             f"are {len(anchors.boxes)}; build the head with the anchors' per_cell"
         )
+    _check_numbers(stage, predictions.deltas.shape[-1])
     return DenseOutputs(predictions, anchors)
 
 
@@ -191,12 +193,8 @@ def _check_pairs(name: str, stage: Any) -> None:
             f"{name}: {head} predicts a quality that {criterion} does not read, so that it would never learn; take the "
             "quality_head away, or a criterion that reads it: FCOSLoss, ObjectnessLoss or YOLOLoss"
         )
-    numbers, read = getattr(stage.head, "numbers", None), getattr(stage.coder, "numbers", None)
-    if None not in (numbers, read) and numbers != read:
-        raise ValueError(
-            f"{name}: {head} predicts {numbers} numbers for a box and {coder} decodes {read}; give the box head "
-            f"outputs={read}"
-        )
+    read = getattr(stage.coder, "numbers", None)
+    _check_numbers(stage, getattr(stage.head, "numbers", None))
     for part in (stage.coder, stage.matcher):
         if getattr(part, "reads_cells", False) and getattr(stage.anchors, "clip", False):
             raise ValueError(
@@ -213,6 +211,16 @@ def _check_pairs(name: str, stage: Any) -> None:
         raise ValueError(
             f"{name}: {matcher} matches boxes as fractions of the image, as sets of queries predict them; give a "
             "matcher of anchors: ThresholdMatcher, BipartiteMatcher, ATSSMatcher, TaskAlignedMatcher, SimOTAMatcher"
+        )
+
+
+def _check_numbers(stage: Any, numbers: int | None) -> None:
+    read = getattr(stage.coder, "numbers", None)
+    if None not in (numbers, read) and numbers != read:
+        head, coder = type(stage.head).__name__, type(stage.coder).__name__
+        raise ValueError(
+            f"{type(stage).__name__}: {head} predicts {numbers} numbers for a box and {coder} decodes {read}; give the "
+            f"box head outputs={read}"
         )
 
 

@@ -91,7 +91,7 @@ class Detector(nn.Module):
 
     The first stage gets ``proposals`` as its detections. With a list of images they are a list of dicts: boxes (N, 4)
     in each image's own pixels and scores (N,), best first; or padded Detections in the batch's pixels. Raises
-    ValueError if there are no stages.
+    ValueError if there are no stages, and for a trunk or a preprocess that is no module.
 
     >>> import torch
     >>> from detkit.detectors import tiny_ssd
@@ -102,6 +102,8 @@ class Detector(nn.Module):
 
     def __init__(self, trunk: nn.Module, *, preprocess: Preprocess, **stages: Stage) -> None:
         super().__init__()
+        _check_module("trunk", trunk, "feature maps of (B, D, H, W), as nn.Sequential(backbone, neck)")
+        _check_module("preprocess", preprocess, "batches of images and targets, as Preprocess(None) does")
         self.trunk, self.preprocess = trunk, preprocess
         self.stage_names: tuple[str, ...] = ()  # taken, too
         self.stage_names = add_stages(self, stages)
@@ -220,6 +222,11 @@ def branch_of(features: Features, name: str, stage: Stage) -> Any:
     if stage.branch is not None:
         raise ValueError(f"Detector: stage {name!r} reads branch {stage.branch!r}, but the trunk returns no branches")
     return features
+
+
+def _check_module(name: str, part: Any, makes: str) -> None:
+    if not isinstance(part, nn.Module):
+        raise ValueError(f"Detector: {name} is a {type(part).__name__}; allowed is a module that makes {makes}")
 
 
 def _check_single(name: str, **values: Truth | Found | None) -> None:

@@ -12,7 +12,7 @@ from detkit._door import door
 from detkit._ranges import Count, Fraction
 from detkit._ranking import stable_topk
 from detkit.boxes import clip_boxes_to_image, nms_padded
-from detkit.detectors.postprocess import gradients_on_request
+from detkit.detectors.postprocess import gradients_on_request, shown_settings
 from detkit.structures import Detections, take_rows
 
 
@@ -85,8 +85,7 @@ class LevelwisePostprocess(nn.Module):
 
     def extra_repr(self) -> str:
         """The settings that ``print`` shows."""
-        names = "score_threshold", "iou_threshold", "max_detections", "candidates_per_level"
-        return ", ".join(f"{name}={getattr(self, name)}" for name in names)
+        return shown_settings(self, "score_threshold", "iou_threshold", "max_detections", "candidates_per_level")
 
     def _best_pairs(
         self, scores: Float[Tensor, "B N C"], start: Any, symbolic: bool

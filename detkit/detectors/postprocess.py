@@ -32,6 +32,16 @@ def gradients_on_request(forward: Callable[..., Detections]) -> Callable[..., De
     return recorded
 
 
+def shown_settings(postprocess: Any, *names: str) -> str:
+    """What ``print`` shows of a postprocess: these settings, and the switches that are set.
+
+    >>> shown_settings(Postprocess(class_agnostic=True), "max_detections")
+    'max_detections=200, class_agnostic=True'
+    """
+    switches = [name for name in ("class_agnostic", "gradients") if getattr(postprocess, name)]
+    return ", ".join(f"{name}={getattr(postprocess, name)}" for name in (*names, *switches))
+
+
 class Postprocess(nn.Module):
     """Threshold the scores, suppress within each class, keep the best ``max_detections`` of every image.
 
@@ -93,10 +103,8 @@ class Postprocess(nn.Module):
 
     def extra_repr(self) -> str:
         """The settings that ``print`` shows."""
-        return ", ".join(
-            f"{name}={getattr(self, name)}"
-            for name in ("score_threshold", "iou_threshold", "max_detections", "candidates_per_class", "min_size")
-        )
+        names = ("score_threshold", "iou_threshold", "max_detections", "candidates_per_class", "min_size")
+        return shown_settings(self, *names)
 
     def _best(self, scores: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Row, class and validity (B, K) of the detections."""

@@ -29,6 +29,7 @@ from detkit.structures import (
     pad_targets,
     read_target,
 )
+from detkit.structures.padding import check_size
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -52,9 +53,9 @@ class Preprocess(Constants):
     that size, as in Darknet. Its place is rounded down to whole pixels, and the way back is exact.
 
     Masks that come back are bool, True where the probability reaches ``mask_threshold``; None leaves probabilities.
-    Targets with a side that is not above 0 pixels are an error (``degenerate="raise"``; on accelerators only with
-    ``DETKIT_CHECKS=full``), or taken out (``"drop"``). What moves with the pixels, and how, says
-    :data:`~detkit.structures.FIELDS`.
+    Targets with a side that is not above 0 pixels, or wholly outside their image, are an error (``degenerate="raise"``;
+    on accelerators only with ``DETKIT_CHECKS=full``), or taken out (``"drop"``). What moves with the pixels, and how,
+    says :data:`~detkit.structures.FIELDS`.
 
     >>> preprocess = Preprocess(600, max_size=1000, multiple_of=32)
     >>> batch, _ = preprocess([torch.zeros(3, 480, 640), torch.zeros(3, 300, 600, dtype=torch.uint8)])
@@ -118,6 +119,8 @@ class Preprocess(Constants):
     def proposals(self, proposals: Sequence[Proposals], images: Images) -> Detections:
         """Proposals that came in each image's own pixels, padded and in the pixels of the batch.
 
+        Raises ValueError for BoundingBoxes on another canvas than their image.
+
         >>> preprocess = Preprocess((64, 64))
         >>> batch, _ = preprocess([torch.zeros(3, 32, 32)])
         >>> preprocess.proposals([{"boxes": torch.tensor([[0.0, 1, 2, 3]]), "scores": torch.ones(1)}], batch).boxes
@@ -128,6 +131,10 @@ class Preprocess(Constants):
                 f"Preprocess: {len(images.sizes)} images but {len(proposals)} proposals; each needs its own"
             )
         padded = pad_proposals(proposals, device=images.tensors.device)
+        original = images.sizes if images.original_sizes is None else images.original_sizes
+        for i, given in enumerate(proposals):
+            if (canvas := getattr(given["boxes"], "canvas_size", None)) is not None:
+                check_size(canvas, original[i].tolist(), where=f"Preprocess: proposals[{i}]: boxes")
         boxes = padded.boxes / factors_of(images, padded.boxes) + shifts_of(images, padded.boxes)
         return padded._replace(boxes=boxes)
 
@@ -187,20 +194,23 @@ class Preprocess(Constants):
                 whole - own for whole, own in zip(batch.tensors.shape[-2:], padded.segmentation.shape[-2:], strict=True)
             )
             padded = padded._replace(segmentation=F.pad(padded.segmentation, (0, width, 0, height), value=VOID))
-        return self._with_solid_boxes(padded)
+        return self._with_solid_boxes(padded, batch)
 
-    def _with_solid_boxes(self, targets: Targets) -> Targets:
-        """Rows with a side of at most 0 pixels, or none that can be told, refused or taken out."""
-        solid = (targets.boxes[..., 2:] > targets.boxes[..., :2]).all(-1) & torch.isfinite(targets.boxes).all(-1)
-        flat = targets.valid & ~solid
+    def _with_solid_boxes(self, targets: Targets, images: Images) -> Targets:
+        """Rows with a side of at most 0 pixels, none that can be told, or outside their image, refused or taken out."""
+        low, high = targets.boxes.split(2, dim=-1)
+        start, end = shifts_of(images, low)[..., :2], images.sizes.flip(-1)[:, None]
+        solid = ((high > low) & (high > start) & (low < end)).all(-1) & torch.isfinite(targets.boxes).all(-1)
+        none = targets.valid & ~solid
         if self.degenerate == "drop":
-            return targets._replace(valid=targets.valid & ~flat)
-        if (flat.device.type == "cpu" or full_checks()) and flat.any():
-            (image, row), count = first_bad(flat)
+            return targets._replace(valid=targets.valid & ~none)
+        if (none.device.type == "cpu" or full_checks()) and none.any():
+            (image, row), count = first_bad(none)
+            frame = [*start[image, 0].tolist(), *end[image, 0].tolist()]
             raise ValueError(
                 f"Preprocess: targets[{image}]: boxes[{row}] is {targets.boxes[image, row].tolist()} in the batch's "
-                f"pixels; x2 > x1 and y2 > y1, all finite, are allowed, {count} are not so; repair them, or "
-                "drop them with degenerate='drop'"
+                f"pixels; x2 > x1 and y2 > y1, all finite, with a part inside the image {frame} are allowed, {count} "
+                "are not so; repair them, or drop them with degenerate='drop'"
             )
         return targets
 

@@ -51,16 +51,25 @@ class MultiBoxHead(nn.Module):
         super().__init__()
         if len(in_channels) != len(per_cell):
             raise ValueError(f"MultiBoxHead: {len(in_channels)} in_channels for {len(per_cell)} per_cell levels")
-        self.outputs = outputs
+        self.in_channels, self.outputs = tuple(in_channels), outputs
         self.levels = nn.ModuleList(
             convolution(channels, boxes * outputs) for channels, boxes in zip(in_channels, per_cell, strict=True)
         )
 
     @door
     def forward(self, features: Sequence[Float[Tensor, "B _ _ _"]]) -> Float[Tensor, "B N outputs"]:
-        """Predictions of all levels, in the order of the default boxes: level, row, column, box."""
+        """Predictions of all levels, in the order of the default boxes: level, row, column, box.
+
+        Raises ValueError for another number of levels, or of channels of one, than the head was built for.
+        """
         if len(features) != len(self.levels):
             raise ValueError(f"MultiBoxHead: got {len(features)} feature levels, was built for {len(self.levels)}")
+        for level, (rows, channels) in enumerate(zip(features, self.in_channels, strict=True)):
+            if rows.shape[1] != channels:
+                raise ValueError(
+                    f"MultiBoxHead: features[{level}] has {rows.shape[1]} channels, was built for {channels}; put the "
+                    "neck with these out_channels before it, or build it with in_channels of the features"
+                )
         return flatten_levels([level(rows) for level, rows in zip(self.levels, features, strict=True)], self.outputs)
 
 
@@ -68,10 +77,16 @@ class MultiBoxHead(nn.Module):
 def flatten_levels(maps: Sequence[Float[Tensor, "B _ _ _"]], outputs: int) -> Float[Tensor, "B N outputs"]:
     """Maps (B, A * outputs, H, W) of all levels as one tensor (B, N, outputs), in the order of the anchors.
 
-    Channel a * outputs + q of a cell holds output q of its anchor a.
+    Channel a * outputs + q of a cell holds output q of its anchor a. Raises ValueError for channels that are no
+    multiple of ``outputs``.
 
     >>> flatten_levels([torch.zeros(2, 6, 3, 3), torch.zeros(2, 6, 1, 1)], outputs=2).shape
     torch.Size([2, 30, 2])
     """
+    for i, level in enumerate(maps):
+        if level.shape[1] % outputs:
+            raise ValueError(
+                f"flatten_levels: maps[{i}] has {level.shape[1]} channels; allowed is a multiple of outputs={outputs}"
+            )
     rows = [level.unflatten(1, (-1, outputs)).permute(0, 3, 4, 1, 2).flatten(1, 3) for level in maps]
     return torch.cat(rows, dim=1)

@@ -13,7 +13,7 @@ from detkit._coco.columns import read_integers
 from detkit._coco.crowds import warn_of_crowds
 from detkit._coco.rows import Fields, Rows, read_objects
 from detkit._coco.tables import Document, Entry, Table, read_sizes
-from detkit._faults import Degenerate, Faults
+from detkit._faults import Degenerate, Faults, shown
 from detkit._rle import compress_segmentation
 from detkit.metrics.records import ImageRecord, Objects, objects
 
@@ -73,9 +73,12 @@ def read_records(
 
 def _check_forms(ground_truth: Any, results: Any, sources: tuple[str, str]) -> None:
     if not isinstance(ground_truth, Mapping) or not isinstance(results, Sequence) or isinstance(results, str):
+        values = results if isinstance(results, Mapping) else {}
+        lists = [key for key, value in values.items() if isinstance(value, list)]
+        instead = f"; the list may be one of its values: {', '.join(map(shown, lists))}" if lists else ""
         raise ValueError(
             f"{sources[0]} is a {type(ground_truth).__name__} and {sources[1]} a {type(results).__name__}; "
-            "allowed are COCO's dict and a list of detections"
+            f"allowed are COCO's dict and a list of detections{instead}"
         )
 
 

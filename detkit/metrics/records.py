@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 from detkit._inputs import Form, read_tensor
 from detkit._rle import Rle, encode_masks, mask_areas
 from detkit.structures import Detection, Target, read_entries, read_truth
+from detkit.structures.padding import check_size
 
 LARGEST = 1e15
 """Largest coordinate: areas of larger boxes could overflow, and then overlap is not a number."""
@@ -96,7 +97,8 @@ def read_images(
     """Records of a batch, with every shape and value checked.
 
     Raises ValueError naming the image, the entry, the first bad index and value, and what is allowed, for NaN, infinite
-    or inverted boxes, NaN or infinite scores, labels outside 0..C-1, lengths that disagree, masks of different sizes.
+    or inverted boxes, NaN or infinite scores, labels outside 0..C-1, lengths that disagree, and masks, or canvases of
+    BoundingBoxes, of different sizes.
 
     >>> read_images(Reader("demo", 2), [{"boxes": torch.zeros(1, 4), "scores": torch.ones(1),
     ...     "labels": torch.tensor([2])}], [{"boxes": torch.zeros(0, 4), "labels": torch.zeros(0).long()}], [(1, 0, 0)])
@@ -117,8 +119,15 @@ def _read_image(
     results, facts = read_entries(detection, where=found_at), read_truth(target, where=truth_at)
     found, found_size = _read_objects(reader, results, found_at)
     truth, truth_size = _read_objects(reader, facts, truth_at)
-    if found_size and truth_size and found_size != truth_size:
-        raise ValueError(f"{found_at}['masks'] are {found_size} (height, width); allowed is the target's {truth_size}")
+    sizes = {
+        f"{truth_at}['boxes']": getattr(facts["boxes"], "canvas_size", None),
+        f"{truth_at}['masks']": truth_size,
+        f"{found_at}['boxes']": getattr(results["boxes"], "canvas_size", None),
+        f"{found_at}['masks']": found_size,
+    }
+    known = {where: size for where, size in sizes.items() if size is not None}
+    for where, size in known.items():
+        check_size(size, next(iter(known.values())), where=where)
     scores = _column(results, "scores", len(found.labels), found_at, np.float64)
     _refuse(~np.isfinite(scores), scores, f"{found_at}['scores']", "finite scores")
     areas = _truth_areas(facts, truth, truth_at)

@@ -67,8 +67,9 @@ def read_target(target: Mapping[str, Any], *, where: str = "target", size: Seque
         if FIELDS[key].of == "object" or FIELDS[key].inside:
             canvas = getattr(entries[key], "canvas_size", None)
             entries[key] = _read(entries[key], key, FIELDS[key], where)
-            if size is not None:
-                _check_size(entries[key], key, canvas, tuple(size), where)
+            found = _size_of(entries[key], FIELDS[key], canvas)
+            if size is not None and found is not None:
+                check_size(found, size, where=f"{where}: {key}")
     boxes = tuple(entries["boxes"].shape)
     for key in (key for key in entries if key in FIELDS and FIELDS[key].of == "object"):
         if len(entries[key]) != boxes[0]:
@@ -126,6 +127,20 @@ def pad_rows(rows: Sequence[Tensor], length: Whole, *, fill: Finite = 0) -> Tens
     return padded
 
 
+def check_size(found: Sequence[int], size: Sequence[int], *, where: str) -> None:
+    """Raise ValueError unless pixels, or the canvas of boxes, have the (height, width) of their image.
+
+    >>> check_size((4, 8), (8, 4), where="targets[0]: masks")
+    Traceback (most recent call last):
+    ValueError: targets[0]: masks of height and width (4, 8) for an image of (8, 4); allowed is the size of the image
+    """
+    if tuple(found) != tuple(size):
+        raise ValueError(
+            f"{where} of height and width {tuple(found)} for an image of {tuple(size)}; "
+            "allowed is the size of the image"
+        )
+
+
 def collate(batch: Sequence[tuple[Any, Any]]) -> tuple[list[Any], list[Any]]:
     """Turn (image, target) pairs into a list of images and a list of targets; nothing is stacked or padded.
 
@@ -162,15 +177,10 @@ def _read(values: Any, key: str, field: Field, where: str) -> Tensor:
     return tensor
 
 
-def _check_size(values: Tensor, key: str, canvas: Any, size: tuple[int, ...], where: str) -> None:
-    """Raise ValueError for pixels, or boxes that say what canvas they lie on, of another size than the image."""
-    pixels = FIELDS[key].moves == "map" or (FIELDS[key].moves == "masks" and len(values))
-    found = tuple(values.shape[-2:]) if pixels else canvas
-    if found is not None and tuple(found) != size:
-        raise ValueError(
-            f"{where}: {key} of height and width {tuple(found)} for an image of {size}; "
-            "allowed is the size of the image"
-        )
+def _size_of(values: Tensor, field: Field, canvas: Sequence[int] | None) -> Sequence[int] | None:
+    """(height, width) of pixels, or of the ``canvas`` that boxes lie on; None of entries that have none."""
+    pixels = field.moves == "map" or (field.moves == "masks" and len(values))
+    return values.shape[-2:] if pixels else canvas
 
 
 def _column(key: str, field: Field, targets: Sequence[Target], counts: Sequence[int], length: int) -> Tensor | None:

@@ -8,7 +8,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor
 from detkit._door import door
 from detkit._inputs import check_fraction, first_bad, read_tensor, white_of
 from detkit._ranges import Count, Fraction, Whole
-from detkit.structures import Detection, Target, read_truth
+from detkit.structures import Detection, Target, read_target, read_truth
 
 if TYPE_CHECKING:
     import matplotlib.figure
@@ -38,6 +38,7 @@ PALETTE: tuple[Color, ...] = (
     (230, 159, 0),  # orange
 )
 """Red, green, blue in 0..255 of the first seven classes."""
+_DRAWN = ("boxes", "labels", "scores", "iscrowd", "masks", "keypoints")
 _DARK: Color = (20, 20, 20)
 _SMALLEST_SIDE = 480  # pixels of the longer side up to which a picture is enlarged: below, text hides the objects
 
@@ -75,8 +76,8 @@ def draw_detections(
     ``skeleton`` lists the pairs to connect. ``enlarge`` multiplies the picture's size, turning every pixel into a
     square; by default a picture under 480 pixels is enlarged to at least that. Nothing else is resized.
 
-    Raises ValueError for shapes that disagree (masks of another size than the image included), values out of their
-    range, boxes that are inverted or not finite, and labels without a category.
+    Raises ValueError for shapes that disagree (masks of another size than the image included, and BoundingBoxes on
+    another canvas), values out of their range, boxes that are inverted or not finite, and labels without a category.
 
     >>> found = {"boxes": torch.tensor([[8.0, 8, 60, 40]]), "labels": torch.tensor([1]), "scores": torch.tensor([0.9])}
     >>> draw_detections(torch.zeros(3, 64, 96), found, categories=["cat", "dog"]).size
@@ -110,12 +111,12 @@ def draw_boxes(
     (400, 500)
     """
     picture, factor = _picture(image, enlarge)
-    boxes = read_tensor(boxes, where="draw_boxes: boxes", form="XYXY")
-    colors: Any = torch.zeros(len(boxes), dtype=torch.int64) if labels is None else labels
-    if texts is not None and len(texts) != len(boxes):
-        raise ValueError(f"draw_boxes: {len(texts)} texts for {len(boxes)} boxes; each box needs its own")
+    count = len(read_tensor(boxes, where="draw_boxes: boxes"))
+    colors: Any = torch.zeros(count, dtype=torch.int64) if labels is None else labels
+    if texts is not None and len(texts) != count:
+        raise ValueError(f"draw_boxes: {len(texts)} texts for {count} boxes; each box needs its own")
     objects = _objects({"boxes": boxes, "labels": colors}, 0.0, (picture.height // factor, picture.width // factor))
-    _paint_boxes(picture, objects.boxes * factor, objects.labels, texts or [""] * len(boxes))
+    _paint_boxes(picture, objects.boxes * factor, objects.labels, texts or [""] * count)
     return picture
 
 
@@ -207,19 +208,13 @@ def _objects(entries: Mapping[str, Any], score_threshold: float, size: tuple[int
 
 def _checked_rows(entries: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Tensor]:
     """The entries to draw, on the host, checked to be finite and of the right shape."""
-    entries, where = read_truth(entries, where="draw_detections: detections"), "draw_detections: detections"
-    rows = {
-        key: read_tensor(entries[key], where=f"{where}[{key!r}]", form="XYXY" if key == "boxes" else None).cpu()
-        for key in _SHAPES
-        if key in entries
-    }
-    if not rows.keys() >= {"boxes", "labels"}:
-        raise ValueError(f"draw_detections: detections has keys {[*entries]}; allowed are those with boxes and labels")
-    rows["boxes"] = rows["boxes"].reshape(-1, 4) if not rows["boxes"].numel() else rows["boxes"]
-    if "masks" in rows and rows["masks"].ndim == 4 and rows["masks"].shape[1] == 1:
-        rows["masks"] = rows["masks"][:, 0]
-    for key, value in rows.items():
-        _check_shape(key, tuple(value.shape), len(rows["boxes"]), size)
+    where = "draw_detections: detections"
+    given = read_truth(entries, where=where)
+    drawn = {key: given[key] for key in _DRAWN if key in given}
+    if getattr(drawn.get("masks"), "ndim", 3) == 4 and drawn["masks"].shape[1] == 1:
+        drawn["masks"] = drawn["masks"][:, 0]
+    read = cast(dict[str, Tensor], read_target(drawn, where=where, size=size))
+    rows = {key: values.cpu() for key, values in read.items()}
     rows |= {key: rows[key].double() for key in ("boxes", "scores", "keypoints") if key in rows}
     if "keypoints" in rows:
         rows["keypoints"] = torch.where(rows["keypoints"][..., 2:] == 0, 0, rows["keypoints"])  # what is not labeled
@@ -227,25 +222,6 @@ def _checked_rows(entries: Mapping[str, Any], size: tuple[int, int]) -> dict[str
         if key in rows:
             _check_values(key, rows[key])
     return rows
-
-
-_SHAPES = {
-    "boxes": "(K, 4)",
-    "labels": "(K,)",
-    "scores": "(K,)",
-    "iscrowd": "(K,)",
-    "masks": "(K, H, W) or (K, 1, H, W) with the image's H, W",
-    "keypoints": "(K, P, 3)",
-}
-
-
-def _check_shape(key: str, shape: tuple[int, ...], count: int, size: tuple[int, int]) -> None:
-    right = {"boxes": shape[1:] == (4,), "masks": shape[1:] == size, "keypoints": len(shape) == 3 and shape[2] == 3}
-    if not shape or shape[0] != count or not right.get(key, len(shape) == 1):
-        raise ValueError(
-            f"draw_detections: {key} has shape {shape} for {count} boxes on an image of height and width {size}; "
-            f"allowed is {_SHAPES[key]}"
-        )
 
 
 def _check_values(key: str, rows: Tensor) -> None:

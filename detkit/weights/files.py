@@ -11,7 +11,7 @@ import pickle
 import re
 import zipfile
 from collections import Counter, OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -80,7 +80,7 @@ def load_weights(
     deviation) come back by themselves, in detkit's modules; unsaved buffers of other libraries' modules do not.
 
     Raises ValueError naming the path and the mismatch, or saying that it is no regular file, no safetensors file, or
-    that nothing in it fits.
+    that nothing in it fits, and what all of its keys must lose to do so.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "head.safetensors"
@@ -101,6 +101,7 @@ def load_weights(
     held = {_memory(own[key]) for key in fit}
     missing = [key for key, value in own.items() if key not in fit and _memory(value) not in held]
     unexpected = [key for key in tensors if key not in fit]
+    way_out = _prefix_to_strip(tensors.keys(), own.keys())
     _check_fit(
         f"load_weights: {Path(path)} does not fit {type(module).__name__}",
         absent=[key for key in missing if strict and key not in left],
@@ -108,9 +109,11 @@ def load_weights(
         unfit=[] if left else [*unfit.values()],
         unwritten=[key for key in fit if _is_meta(own[key])],
         hint="" if misfits == "drop" else ' (misfits="drop" leaves other shapes and types)',
+        way_out=way_out,
     )
     if tensors and own and not fit:
-        raise ValueError(f"load_weights: {Path(path)} has nothing that fits {type(module).__name__}: {unexpected[:4]}")
+        title = f"load_weights: {Path(path)} has nothing that fits {type(module).__name__}"
+        raise ValueError(f"{title}: {unexpected[:4]}{way_out}")
     module.load_state_dict({keys[key]: value for key, value in fit.items()}, strict=False)
     return missing, unexpected
 
@@ -196,7 +199,7 @@ def _way_out(path: str | os.PathLike[str], *kinds: bytes) -> str:
 
 
 def _check_fit(
-    title: str, *, absent: list[str], spare: list[str], unfit: list[str], unwritten: list[str], hint: str
+    title: str, *, absent: list[str], spare: list[str], unfit: list[str], unwritten: list[str], hint: str, way_out: str
 ) -> None:
     """Raise ValueError with everything that does not fit, and what allows it."""
     found = [
@@ -207,7 +210,17 @@ def _check_fit(
     ]
     if any(found):
         loose = " (strict=False allows missing and unexpected keys)" if absent or spare else ""
-        raise ValueError(f"{title}: {'; '.join(filter(None, found))}{loose}{hint if unfit else ''}")
+        raise ValueError(f"{title}: {'; '.join(filter(None, found))}{loose}{hint if unfit else ''}{way_out}")
+
+
+def _prefix_to_strip(keys: Collection[str], own: Collection[str]) -> str:
+    """What to do about a name that all keys begin with, ``module.`` or ``model.`` say, if some fit without it."""
+    prefix = f"{next(iter(keys), '').partition('.')[0]}."
+    stripped = {key.removeprefix(prefix) for key in keys if key.startswith(prefix)}
+    if len(stripped) < len(keys) or {*keys} & {*own} or not stripped & {*own}:
+        return ""
+    strip = f"{{key.removeprefix({prefix!r}): value for key, value in load_file(path).items()}}"
+    return f"; all keys begin with {prefix!r}, which a wrapper has added: strip it, and save {strip}"
 
 
 def _misfits(own: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, str]:

@@ -6,6 +6,7 @@ import pytest
 from detkit._coco.masks import areas_of, boxes_of, complete_sizes, is_none, read_masks
 from detkit._coco.tables import Table
 from detkit._faults import Faults
+from detkit._rle import draw_mask
 
 SQUARE = [0, 0, 2, 0, 2, 2, 0, 2]
 
@@ -84,3 +85,29 @@ def test_areas_and_boxes_are_those_of_the_drawn_pixels():
 
 def test_null_and_empty_lists_hold_nothing():
     assert [is_none(value) for value in (None, [], (), [0], 0, {})] == [True, True, True, False, False, False]
+
+
+BLANK = {
+    "between the centers of pixels": [1.1, 1.1, 1.3, 1.1, 1.3, 1.3, 1.1, 1.3],
+    "a sliver": [0, 0.05, 6, 0.05, 6, 0.2, 0, 0.2],
+    "outside the image": [7, 0, 11, 0, 11, 4, 7, 4],
+}
+
+
+@pytest.mark.parametrize("polygon", BLANK.values(), ids=BLANK)
+def test_a_polygon_that_is_drawn_as_no_pixel_is_no_mask_alone(polygon):
+    assert not draw_mask([np.array(polygon, float)], (4, 6)).any()
+    _, bad, faults = read([polygon], [polygon, SQUARE])
+    assert bad == [True, False]
+    with pytest.raises(ValueError, match=r"^a\.json: annotation id=0: segmentation has no pixel"):
+        faults.settle()
+    assert read([polygon], truth=False)[1] == [False]
+
+
+def test_whether_a_polygon_has_a_pixel_is_what_drawing_says():
+    generator = np.random.default_rng(0)
+    for _ in range(200):
+        scale = generator.choice([0.3, 1.0, 3.0])
+        points = (generator.uniform([0, 0], [6, 4]) + scale * generator.normal(size=(4, 2))).clip([-6, -4], [12, 8])
+        drawn = draw_mask([points.ravel()], (4, 6)).any()
+        assert read([points.ravel().tolist()])[1] == [not drawn]

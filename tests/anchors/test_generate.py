@@ -95,8 +95,8 @@ def test_the_longest_side_cuts_widths_and_heights_and_moves_no_center():
 
 
 def test_clipping_keeps_boxes_in_the_frame():
-    loose, clipped = (ssd300(clip=clip)(grids(*GRIDS300), frame(300, 280)).boxes for clip in (False, True))
-    limit = torch.tensor([280.0, 300, 280, 300])
+    loose, clipped = (ssd300(clip=clip)(grids(*GRIDS300), frame(300, 297)).boxes for clip in (False, True))
+    limit = torch.tensor([297.0, 300, 297, 300])
     torch.testing.assert_close(clipped, loose.clamp(min=0).minimum(limit), rtol=0, atol=0)
     assert loose.min() < 0
 
@@ -203,7 +203,7 @@ def test_the_hourglass_rpn_has_30_anchor_shapes():
     ratios = (0.15, 0.5, 1, 2, 6.7)
     anchors = GridAnchors([(16, 32), (64, 128), (256, 512)], aspect_ratios=ratios, strides=(8, 16, 32))
     assert anchors.per_cell == (10, 10, 10)
-    boxes = anchors(grids(1, 1, 1), frame(32, 32)).boxes
+    boxes = anchors(grids(1, 1, 1), frame(16, 16)).boxes
     torch.testing.assert_close(sides(boxes)[0], torch.tensor([6.20, 41.31]), rtol=0, atol=5e-3)
     slow = [
         (s * math.sqrt(r), s / math.sqrt(r)) for pair in ((16, 32), (64, 128), (256, 512)) for r in ratios for s in pair
@@ -228,7 +228,8 @@ def test_yolo_v3_lays_three_given_shapes_at_the_center_of_every_cell():
     grid=st.tuples(st.integers(0, 5), st.integers(0, 5)),
 )
 def test_every_anchor_has_the_area_and_ratio_asked_for_and_every_cell_has_them_all(sizes, ratios, grid):
-    boxes = GridAnchors([sizes], aspect_ratios=ratios, strides=(16,))(grids(grid), frame(64, 64)).boxes
+    anchors = GridAnchors([sizes], aspect_ratios=ratios, strides=(16,))
+    boxes = anchors(grids(grid), frame(16 * grid[0], 16 * grid[1])).boxes
     assert len(boxes) == grid[0] * grid[1] * len(sizes) * len(ratios)
     width, height = sides(boxes.double()).unbind(1)
     area = torch.tensor([s * s for _ in ratios for s in sizes], dtype=torch.float64).repeat(grid[0] * grid[1])
@@ -246,8 +247,10 @@ def test_every_anchor_has_the_area_and_ratio_asked_for_and_every_cell_has_them_a
 def test_a_larger_grid_continues_the_smaller_one_and_a_shift_by_cells_shifts_the_anchors(grid, by, stride, centered):
     anchors = GridAnchors([(20,)], strides=(stride,), centered=centered)
     larger = (grid[0] + by[0], grid[1] + by[1])
-    whole = anchors(grids(larger), frame(9, 9)).boxes.reshape(*larger, 3, 4)
-    part = anchors(grids(grid), frame(99, 9)).boxes.reshape(*grid, 3, 4)
+    whole, part = (
+        anchors(grids(cells), frame(*(int(side * stride) for side in cells))).boxes.reshape(*cells, 3, 4)
+        for cells in (larger, grid)
+    )
     assert torch.equal(whole[: grid[0], : grid[1]], part)
     shift = torch.tensor([by[1] * stride, by[0] * stride] * 2)
     torch.testing.assert_close(whole[by[0] :, by[1] :], part + shift, rtol=0, atol=1e-3)
@@ -300,12 +303,25 @@ def test_anchors_know_the_cell_that_they_stand_in_and_how_many_each_level_has():
     anchors = GridAnchors([(8,), (16,)], aspect_ratios=(1, 2))
     strides = anchors(features, image).strides
     assert strides.tolist() == [[32, 16]] * 12 + [[96, 32]] * 2
-    given_strides = GridAnchors([(8,), (16,)], aspect_ratios=(1, 2), strides=(4, 8))(features, image).strides
-    assert given_strides.tolist() == [[4, 4]] * 12 + [[8, 8]] * 2
+    given_strides = GridAnchors([(8,), (16,)], aspect_ratios=(1, 2), strides=(28, 50))(features, frame(50, 90)).strides
+    assert given_strides.tolist() == [[28, 28]] * 12 + [[50, 50]] * 2
     assert strides.dtype == torch.float32
     assert anchors(features, image).counts == (12, 2)
     whole = GridAnchors([(8,)], aspect_ratios=(1,), whole_pixels=True)(grids((2, 4)), frame(9, 10)).strides
     assert whole[0].tolist() == [2, 4]
+
+
+def test_strides_that_do_not_lay_the_cells_over_the_image_are_refused_but_a_cell_of_rounding_is_not():
+    anchors = GridAnchors([(8,), (16,)], strides=(8, 16))
+    for cells in (37, 38):  # rounded down and up
+        anchors(grids(cells, 19), frame(300, 300))
+    with pytest.raises(ValueError, match=r"^GridAnchors: strides\[1\]=16 lays 38 x 38 cells on images of 300 x 300"):
+        anchors(grids(38, 38), frame(300, 300))
+    for cells in ((36, 38), (38, 39)):  # too few in one direction, too many in the other
+        with pytest.raises(ValueError, match=r"strides\[0\]=8 lays .*strides=None"):
+            anchors(grids(cells, 19), frame(300, 300))
+    with pytest.raises(ValueError, match=r"^DefaultBoxes: strides\[5\]=300 lays 3 x 3 cells"):
+        ssd300()(grids(56, 28, 14, 7, 5, 3), frame(448, 448))
 
 
 def test_a_feature_map_without_cells_has_no_anchors():
@@ -313,6 +329,7 @@ def test_a_feature_map_without_cells_has_no_anchors():
         GridAnchors([(8,)]),
         GridAnchors([(8,)], whole_pixels=True),
         DefaultBoxes([(1, 2)], aspect_ratios=[()]),
+        DefaultBoxes([(1, 2)], aspect_ratios=[()], strides=(3,)),
     ):
         assert anchors(grids((0, 3)), frame(8, 8)).boxes.shape == (0, 4)
         assert anchors(grids((0, 3)), frame(8, 8)).strides.shape == (0, 2)
@@ -320,9 +337,9 @@ def test_a_feature_map_without_cells_has_no_anchors():
 
 def test_positions_keep_their_precision_in_a_half_precision_model():
     anchors = GridAnchors([(32,)], aspect_ratios=(1,), strides=(1,))
-    expected = anchors(grids((1, 3000)), frame(8, 3000)).boxes
-    assert torch.equal(anchors.half()(grids((1, 3000)), frame(8, 3000)).boxes, expected)
-    assert anchors(grids((1, 2)), frame(8, 8)).strides.dtype == torch.float32
+    expected = anchors(grids((1, 3000)), frame(1, 3000)).boxes
+    assert torch.equal(anchors.half()(grids((1, 3000)), frame(1, 3000)).boxes, expected)
+    assert anchors(grids((1, 2)), frame(2, 2)).strides.dtype == torch.float32
     assert dict(anchors.state_dict()) == {}
 
 

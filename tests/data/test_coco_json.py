@@ -277,6 +277,28 @@ def test_where_a_keypoint_is_not_labelled_its_place_means_nothing(tmp_path):
     assert records.keypoints[0].tolist() == [[3, 4, 1], [0, 0, 0]]
 
 
+def test_a_category_that_names_fewer_keypoints_lacks_the_last_ones(tmp_path):
+    document = with_keypoints([3, 4, 1, 5, 6, 2])
+    document["categories"][1]["keypoints"] = ["hub"]
+    document["annotations"][0]["keypoints"] = [7, 8, 1]  # of the category with one
+    records = read_coco(write(tmp_path, document), keypoints=True, degenerate="raise")
+    assert records.keypoints is not None
+    assert records.keypoints.tolist()[1] == [[7, 8, 1], [0, 0, 0]]
+    document["annotations"][2]["keypoints"] = [7, 8, 1]  # of the category with two
+    with pytest.warns(UserWarning, match=r"annotation id=13: keypoints=\[7, 8, 1\]; .*1 of 3 boxes were dropped"):
+        read_coco(write(tmp_path, document), keypoints=True)
+
+
+def test_a_missing_box_is_that_of_the_keypoints_that_are_labeled(tmp_path):
+    document = with_keypoints([3, 1, 1, 0, 0, 0])
+    del document["annotations"][0]["bbox"]
+    document["annotations"][0]["keypoints"] = [1, 2, 2, 9, 8, 1]
+    document["annotations"][2] |= {"keypoints": [0, 0, 0] * 2, "bbox": None}
+    with pytest.warns(UserWarning, match=r"annotation id=13: bbox=None; .*1 of 3 boxes were dropped"):
+        records = read_coco(write(tmp_path, document), keypoints=True)
+    assert records.boxes.tolist() == [[0, 0, 6, 4], [1, 2, 9, 8]]
+
+
 def test_keypoints_without_names_are_refused(tmp_path):
     with pytest.raises(ValueError, match="no category names its keypoints"):
         read_coco(write(tmp_path, GOOD), keypoints=True)
@@ -396,7 +418,7 @@ def test_rows_of_one_category_that_differ_are_refused(tmp_path):
 
 def test_a_class_of_crowds_only_is_warned_of_once(tmp_path):
     document = changed("annotations", 0, iscrowd=1)
-    with pytest.warns(UserWarning, match=r"a\.json: all objects of 1 classes are crowds .*'car' \(1\)") as seen:
+    with pytest.warns(UserWarning, match=r"a\.json: all objects of 1 class are crowds .*'car' \(1\)") as seen:
         read_coco(write(tmp_path, document))
     assert len(seen) == 1
 

@@ -80,3 +80,13 @@ def test_sizes_that_are_not_given_are_read_from_headers_and_only_those(tmp_path)
     complete_sizes(tmp_path, ["b.png"], [(0, 0)], faults)
     with pytest.raises(ValueError, match=r"VocDataset: .*'b\.png' cannot be read as an image"):
         faults.settle()
+
+
+def test_all_names_that_lead_out_where_they_count_are_in_one_error(tmp_path):
+    touch(tmp_path, "1.jpg")
+    told = ["/data/1.jpg", "C:\\data\\2.jpg", "/data/3.jpg", "../4.jpg"]
+    with pytest.raises(ValueError, match="2 kinds of faults") as error:
+        find(tmp_path, ["1", "2", "3", "4"], told)
+    assert "for '2', '3', '4'" in str(error.value)
+    assert "image id=1 (2): file_name='C:\\\\data\\\\2.jpg' is absolute" in str(error.value)
+    assert "(3 such)" in str(error.value)

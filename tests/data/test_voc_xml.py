@@ -50,3 +50,21 @@ def test_xml_over_the_bound_is_not_parsed(tmp_path, monkeypatch):
 def test_xml_of_something_else_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"'one\.xml': .*the root is <annotations>; allowed is <annotation>"):
         read(tmp_path, "<annotations/>")
+
+
+def test_tags_are_read_in_any_case_and_without_their_namespace(tmp_path):
+    plain = f"<annotation><size><width>6</width><height>4</height></size>{OBJECT}</annotation>"
+    expected = read(tmp_path, plain)
+    for text in (
+        plain.replace("object", "Object").replace("bndbox", "bndBox").replace("xmin", "XMin"),
+        plain.replace("<annotation>", '<annotation xmlns="http://example.org/voc">'),
+        plain.replace("<annotation>", '<v:annotation xmlns:v="u">').replace("</annotation>", "</v:annotation>"),
+    ):
+        found = read(tmp_path, text)
+        assert (found.size, found.names, found.boxes.tolist()) == (expected.size, ["cat"], expected.boxes.tolist())
+
+
+def test_a_flag_that_means_nothing_is_a_fault_of_its_object(tmp_path):
+    unclear = OBJECT.replace("<difficult/>", "<difficult>2</difficult>")
+    record = read(tmp_path, f"<annotation>{OBJECT}{unclear}</annotation>")
+    assert record.unread == {1: ("no flag", "difficult='2'; allowed are 0 and 1")}

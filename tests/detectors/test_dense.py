@@ -285,6 +285,12 @@ def test_a_head_that_gives_no_dense_predictions_is_named():
         detector([], IMAGES, None)
 
 
+def test_a_head_that_gives_other_numbers_for_a_box_is_named():
+    detector = DenseStage(**parts(torch.zeros(1, 3, 3), torch.zeros(1, 3, 5), MultiBoxLoss()))
+    with pytest.raises(ValueError, match=r"predicts 5 numbers for a box and DeltaCoder decodes 4; .*outputs=4"):
+        detector([], IMAGES, None)
+
+
 def test_a_matcher_that_looks_at_predictions_says_so_when_it_gets_none():
     with pytest.raises(ValueError, match=r"^TaskAlignedMatcher: .*predictions"):
         TaskAlignedMatcher()(ANCHORS, objects())

@@ -97,6 +97,18 @@ def target() -> Target:
     return Target(boxes=torch.tensor([[0.0, 0, 4, 4]]), labels=torch.tensor([0]))
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"trunk": [Trunk(), nn.Identity()]}, r"trunk is a list; .* nn\.Sequential\(backbone, neck\)"),
+        ({"preprocess": None}, r"preprocess is a NoneType; .* Preprocess\(None\)"),
+    ],
+)
+def test_a_trunk_or_preprocess_that_is_no_module_is_refused_with_the_repair(changes, words):
+    with pytest.raises(ValueError, match=rf"^Detector: {words}"):
+        unhooked(Detector)(**{"trunk": Trunk(), "preprocess": Preprocess(None), "step": Step(1)} | changes)
+
+
 def test_stages_run_in_the_order_they_were_given_and_each_sees_what_the_one_before_found():
     first, second, third = Step(1), Step(2), Step(3)
     model = detector(zeta=first, alpha=second, mid=third)

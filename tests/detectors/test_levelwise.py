@@ -100,6 +100,10 @@ def test_wrong_arguments_are_named():
 
 def test_it_prints_its_settings():
     assert "candidates_per_level=1000" in repr(LevelwisePostprocess())
+    assert "gradients" not in repr(LevelwisePostprocess())
+    assert repr(LevelwisePostprocess(class_agnostic=True, gradients=True)).endswith(
+        ", class_agnostic=True, gradients=True)"
+    )
 
 
 def test_anchors_boxes_and_scores_must_be_equally_many(generator):

@@ -199,6 +199,8 @@ def test_wrong_settings_are_named(settings, message):
 
 def test_it_prints_its_settings():
     assert "max_detections=7" in repr(Postprocess(max_detections=7))
+    assert "gradients" not in repr(Postprocess())
+    assert repr(Postprocess(class_agnostic=True, gradients=True)).endswith(", class_agnostic=True, gradients=True)")
 
 
 @pytest.mark.parametrize("bad", [torch.inf, torch.nan])

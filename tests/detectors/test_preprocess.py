@@ -191,6 +191,18 @@ def test_a_degenerate_box_is_an_error_that_names_it_or_taken_out(bad):
     assert padded.labels[1][padded.valid[1]].tolist() == [0, 2]
 
 
+@pytest.mark.parametrize("letterbox", [False, True])
+@pytest.mark.parametrize("bad", [[-4.0, 2, 0, 8], [1.0, -9, 9, -1], [20.0, 2, 24, 8], [1.0, 10, 9, 12]])
+def test_a_box_outside_its_image_is_refused_or_taken_out_and_one_that_touches_it_stays(bad, letterbox):
+    settings = {"size": (40, 40), "letterbox": letterbox, **PLAIN}
+    images, targets = [torch.zeros(3, 10, 20)], [with_boxes([-4.0, 2, 0.5, 8], bad, [19.5, 9.5, 24, 12])]
+    frame = r"\[0.0, 10.0, 40, 30\]" if letterbox else r"\[0.0, 0.0, 40, 40\]"
+    with pytest.raises(ValueError, match=rf"^Preprocess: targets\[0\]: boxes\[1\].*inside the image {frame}.*, 1 are"):
+        Preprocess(**settings)(images, targets)
+    _, padded = Preprocess(degenerate="drop", **settings)(images, targets)
+    assert padded.valid.tolist() == [[True, False, True, False]]
+
+
 def test_without_a_degenerate_box_the_policies_agree():
     images, targets = [torch.zeros(3, 10, 10)] * 2, [with_boxes(SOLID), with_boxes()]
     for target in (targets, [with_boxes()] * 2):
@@ -356,7 +368,7 @@ def test_scores_of_a_coarse_segmentation_are_enlarged_to_the_frame_and_cut_to_th
 
 def test_a_segmentation_is_resized_by_the_nearest_pixel_and_padded_to_the_frame():
     classes = torch.tensor([[1, 2], [3, 4]], dtype=torch.uint8)
-    targets = [with_boxes(SOLID) | {"segmentation": classes}, with_boxes(SOLID)]
+    targets = [with_boxes([0, 0, 2, 2]) | {"segmentation": classes}, with_boxes(SOLID)]
     batch, padded = Preprocess(4, multiple_of=8, **PLAIN)([torch.zeros(3, 2, 2), torch.zeros(3, 4, 6)], targets)
     assert padded.segmentation.shape == (2, *batch.tensors.shape[-2:]) == (2, 8, 8)
     expected = torch.full((8, 8), VOID)
@@ -481,6 +493,19 @@ def test_floats_far_outside_of_zero_to_one_are_refused_by_image_and_range(value)
 def test_pixels_in_units_of_their_own_are_taken_with_a_mean_of_theirs():
     batch, _ = Preprocess(None, mean=(100.0,) * 3, std=(50.0,) * 3)([torch.full((3, 4, 4), 200.0)])
     assert batch.tensors.unique().tolist() == [2]
+
+
+def test_proposals_on_another_canvas_than_the_image_are_refused():
+    preprocess = Preprocess((64, 64), **PLAIN)
+    batch, _ = preprocess([torch.zeros(3, 32, 48)])
+
+    def on(size):
+        boxes = tv_tensors.BoundingBoxes([[0.0, 1, 2, 3]], format="XYXY", canvas_size=size)
+        return [{"boxes": boxes, "scores": torch.ones(1)}]
+
+    assert preprocess.proposals(on((32, 48)), batch).valid.tolist() == [[True]]
+    with pytest.raises(ValueError, match=r"^Preprocess: proposals\[0\]: boxes of height and width \(64, 64\)"):
+        preprocess.proposals(on((64, 64)), batch)
 
 
 def test_boxes_on_another_canvas_than_the_image_are_refused():

@@ -72,3 +72,14 @@ def test_weights_start_as_asked():
     assert (xavier.bias == 0).all()
     assert normal.weight.std().item() == pytest.approx(0.01, rel=0.1)
     assert (normal.bias == -4.5).all()
+
+
+def test_features_of_other_channels_as_those_before_a_neck_are_refused_by_level():
+    head = MultiBoxHead([8, 8], [2, 2], outputs=4)
+    with pytest.raises(ValueError, match=r"^MultiBoxHead: features\[1\] has 16 channels, was built for 8; .*neck"):
+        head([torch.zeros(1, 8, 2, 2), torch.zeros(1, 16, 1, 1)])
+
+
+def test_channels_that_are_no_multiple_of_the_outputs_are_refused():
+    with pytest.raises(ValueError, match=r"^flatten_levels: maps\[1\] has 6 channels; .* a multiple of outputs=4"):
+        flatten_levels([torch.zeros(1, 8, 2, 2), torch.zeros(1, 6, 1, 1)], outputs=4)

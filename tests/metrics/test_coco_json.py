@@ -290,6 +290,12 @@ def test_other_things_than_a_data_set_and_results_are_refused(ground_truth, resu
         score(*paths)
 
 
+def test_of_a_dict_of_results_the_message_names_the_lists_in_it(tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps({"info": {}, "annotations": [result()]}))
+    with pytest.raises(ValueError, match=r"a\.json a dict; .* one of its values: 'annotations'$"):
+        score(truth(), tmp_path / "a.json")
+
+
 def test_files_beyond_the_limit_are_not_read(tmp_path, monkeypatch):
     path = tmp_path / "results.json"
     path.write_text(json.dumps([result()]))
@@ -377,6 +383,16 @@ def test_the_metrics_drop_what_the_data_set_drops_and_get_the_same_numbers(box, 
         CocoMetrics.from_json(tmp_path / "a.json", [result()], degenerate="raise")
 
 
+def test_a_mask_that_is_drawn_as_no_pixel_is_neither_found_nor_missed():
+    square, speck = [[0, 0, 50, 0, 50, 50, 0, 50]], [[9.1, 9.1, 9.3, 9.1, 9.3, 9.3, 9.1, 9.3]]
+    rows = [annotation(segmentation=square), annotation(id=2, segmentation=speck)]
+    with pytest.warns(UserWarning, match=r"annotation id=2: segmentation has no pixel.*1 of 2 boxes were dropped"):
+        metrics = CocoMetrics.from_json(
+            truth(annotations=rows), [result(segmentation=square)], iou_types=("bbox", "segm")
+        )
+    assert metrics.compute()["segm/AP"] == pytest.approx(1)
+
+
 def test_numbers_as_text_and_floats_are_read_as_the_data_set_reads_them():
     rows = [annotation(bbox=["0", "0.0", 50, 50.0], area="2500", category_id=3.0, image_id="5")]
     assert score(truth(annotations=rows), [result(image_id=5.0, score="0.9")]) == pytest.approx(1)
@@ -401,7 +417,7 @@ def test_all_kinds_of_faults_of_results_are_told_at_once():
 
 
 def test_classes_of_crowds_only_and_files_without_objects_warn():
-    with pytest.warns(UserWarning, match=r"all objects of 1 classes are crowds .*'cat' \(1\)"):
+    with pytest.warns(UserWarning, match=r"all objects of 1 class are crowds .*'cat' \(1\)"):
         score(truth(annotations=[annotation(iscrowd=1)]), [])
     with pytest.warns(UserWarning, match="ground truth: holds no object"):
         score(truth(annotations=[]), [])

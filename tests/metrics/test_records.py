@@ -92,7 +92,7 @@ def test_a_missing_entry_is_named(name):
 @pytest.mark.parametrize(
     ("masks", "message"),
     [
-        (torch.ones(2, 8, 9, dtype=torch.bool), r"\(8, 9\) \(height, width\); allowed is the target's \(8, 8\)"),
+        (torch.ones(2, 8, 9, dtype=torch.bool), r"masks.\] of height and width \(8, 9\) for an image of \(8, 8\)"),
         (torch.ones(1, 8, 8, dtype=torch.bool), r"allowed is \(2, height, width\)"),
         (torch.ones(2, 1, 8, 8), "threshold probabilities"),
         (torch.ones(2, 8, 8), "boolean or integer"),
@@ -222,3 +222,17 @@ def test_keypoints_that_are_not_labeled_may_hold_anything():
     result = {**truth, "scores": torch.ones(1), "keypoints": torch.tensor([[[1.0, 2, 1], [3, 4, 1]]])}
     record = read_images(Reader("f", 2, keypoints=2), [result], [truth], [(1, 0, 0)])[0]
     assert record.truth.keypoints.tolist() == [[[1, 2, 2], [0, 0, 0]]]
+
+
+def test_boxes_and_masks_of_an_image_lie_on_one_canvas():
+    def on(*size):
+        return tv_tensors.BoundingBoxes([[1.0, 1, 5, 5]], format="XYXY", canvas_size=size)
+
+    assert read(found(on(9, 9)), truth() | {"boxes": on(9, 9)}).size is None
+    for detection, target, place in (
+        (found(((1, 1, 5, 5),)) | {"boxes": on(18, 9)}, truth() | {"boxes": on(9, 9)}, r"detections\[0\]\['boxes'\]"),
+        (found(((1, 1, 5, 5),), masks=torch.ones(1, 18, 9).int()), truth() | {"boxes": on(9, 9)}, r"\['masks'\]"),
+    ):
+        masks = {"masks": torch.ones(1, 9, 9).int()}
+        with pytest.raises(ValueError, match=place + r" of height and width \(18, 9\) for an image of \(9, 9\)"):
+            read({**masks, **detection}, {**masks, **target}, masks=True)

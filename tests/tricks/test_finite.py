@@ -6,6 +6,7 @@ import processes
 import pytest
 import torch
 import torch.distributed as torch_dist
+from strategies import assert_refused
 from torch import Tensor, nn
 
 from detkit.tricks import nonfinite
@@ -21,6 +22,10 @@ def learned(loss_of: float = 1.0) -> nn.Sequential:
 
 def losses(**values: float) -> dict[str, Tensor]:
     return {name: torch.tensor(value) for name, value in values.items()}
+
+
+def test_losses_without_names_are_refused():
+    assert_refused("nonfinite: losses Tensor allowed is a dict", nonfinite, torch.tensor(1.0))
 
 
 def test_a_step_of_finite_numbers_may_be_taken():

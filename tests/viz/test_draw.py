@@ -246,7 +246,7 @@ def test_masks_are_enlarged_with_their_image():
 
 def test_masks_of_another_size_are_refused_not_resized():
     found = objects((2, 2, 9, 9), masks=torch.zeros(1, 28, 28))
-    with pytest.raises(ValueError, match=r"masks.*\(1, 28, 28\).*1 boxes.*\(96, 90\)"):
+    with pytest.raises(ValueError, match=r"masks of height and width \(28, 28\) for an image of \(96, 90\)"):
         draw_detections(gray(96, 90), found)
 
 
@@ -276,13 +276,13 @@ def test_visible_keypoints_are_dotted_and_joined():
             r"boxes\[0\] = \[9.0, 1.0, 5.0, 5.0\] \(1 such\); allowed: finite x1",
         ),
         ({"boxes": torch.tensor([[0.0, 1, float("nan"), 5]])}, r"boxes\[0\] = \[0.0, 1.0, nan, 5.0\]"),
-        ({"boxes": torch.zeros(1, 5)}, r"boxes has shape \(1, 5\) .* allowed is \(K, 4\)"),
-        ({"labels": torch.tensor([0, 1])}, r"labels has shape \(2,\) for 1 boxes"),
+        ({"boxes": torch.zeros(1, 5)}, r"detections: boxes have shape \(1, 5\); allowed is \(T, 4\)"),
+        ({"labels": torch.tensor([0, 1])}, r"detections: boxes have shape \(1, 4\) and labels \(2,\); each box needs"),
         ({"labels": torch.tensor([2])}, r"label 2 \(1 such\) is outside 0\.\.1 \(the categories\)"),
         ({"labels": torch.tensor([-1])}, r"label -1 "),
         ({"scores": torch.tensor([float("nan")])}, r"scores\[0\] = nan"),
-        ({"scores": torch.ones(1, 1)}, r"scores has shape \(1, 1\)"),
-        ({"keypoints": torch.zeros(1, 5, 2)}, r"keypoints has shape \(1, 5, 2\)"),
+        ({"scores": torch.ones(1, 1)}, r"detections: scores have shape \(1, 1\); allowed is \(T,\)"),
+        ({"keypoints": torch.zeros(1, 5, 2)}, r"detections: keypoints have shape \(1, 5, 2\)"),
         ({"keypoints": torch.full((1, 5, 3), float("inf"))}, r"keypoints\[0\] = "),
     ],
 )
@@ -293,7 +293,7 @@ def test_bad_detections_are_named(change, message):
 
 
 def test_detections_without_labels_are_named():
-    with pytest.raises(ValueError, match=r"detections has keys \['boxes'\]"):
+    with pytest.raises(ValueError, match=r"draw_detections: detections: no 'labels' among \['boxes'\]"):
         draw_detections(gray(), {"boxes": torch.zeros(0, 4)})
 
 
@@ -402,10 +402,18 @@ def test_tv_tensors_of_other_formats_are_drawn_where_they_are(form):
     assert extent(draw_boxes(gray(), boxes), 0) == (50, 60, 150, 260)
 
 
+def test_boxes_on_another_canvas_than_the_image_are_refused():
+    boxes = tv_tensors.BoundingBoxes([[50.0, 60, 150, 260]], format="XYXY", canvas_size=(600, 500))
+    with pytest.raises(ValueError, match=r"boxes of height and width \(600, 500\) for an image of \(500, 500\)"):
+        draw_boxes(gray(), boxes)
+    with pytest.raises(ValueError, match=r"detections: boxes of height and width \(600, 500\)"):
+        draw_detections(gray(), {"boxes": boxes, "labels": [0]})
+
+
 def test_arrays_lists_and_none_are_taken():
     given = {"boxes": [[50, 60, 150, 260]], "labels": np.array([0]), "scores": None, "masks": None}
     assert extent(draw_detections(gray(), given), 0)[2:] == (150, 260)
-    with pytest.raises(TypeError, match=r"^draw_detections: detections\['labels'\]: a list that holds no numbers"):
+    with pytest.raises(TypeError, match=r"^draw_detections: detections: labels: a list that holds no numbers"):
         draw_detections(gray(), {**given, "labels": ["cat"]})
     with pytest.raises(ValueError, match=r"^draw_detections: detections: unknown key 'mask'; did you mean 'masks'\?"):
         draw_detections(gray(), {**given, "mask": torch.zeros(1, 500, 500)})

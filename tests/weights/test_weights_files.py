@@ -216,6 +216,16 @@ def test_what_does_not_fit_is_refused_unless_it_may_be_left(tmp_path):
     assert_refused(other, path, "2 other shapes or types: body.bias", strict=False, misfits="drop")
 
 
+def test_keys_that_all_begin_with_a_wrappers_name_are_told_to_lose_it(tmp_path):
+    values = {f"model.{key}": value for key, value in Wide(3).state_dict().items()}
+    safetensors.torch.save_file(values, path := tmp_path / "a.safetensors")
+    for settings in ({}, {"strict": False}, {"misfits": "drop"}):
+        assert_refused(Wide(3), path, r"all keys begin with 'model\.', .* strip it, and save", **settings)
+    stripped = {key.removeprefix("model."): value for key, value in safetensors.torch.load_file(path).items()}
+    safetensors.torch.save_file(stripped, path)
+    assert load_weights(Wide(3), path) == ([], [])
+
+
 def wrapped_in_a_process_group(wrap, path: Path):
     """``wrap`` of a module, with a process group of one."""
     torch.distributed.init_process_group("gloo", init_method=f"file://{path}", rank=0, world_size=1)
