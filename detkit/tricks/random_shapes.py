@@ -20,7 +20,7 @@ class RandomBatchShapes(nn.Module):
 
     >>> shapes = RandomBatchShapes([(side, side) for side in range(320, 609, 32)])
     >>> [shapes(batch) for batch in (0, 9, 10, 20)]
-    [(448, 448), (448, 448), (480, 480), (576, 576)]
+    [(480, 480), (480, 480), (384, 384), (384, 384)]
     """
 
     @door
