@@ -19,7 +19,16 @@ from detkit.anchors import (
 from detkit.boxes import DeltaCoder, DistanceCoder, DistributionCoder, GridCoder
 from detkit.detectors import DenseStage, LevelwisePostprocess
 from detkit.heads import ClassificationHead, DenseHead, RegressionHead
-from detkit.losses import FCOSLoss, MultiBoxLoss, ObjectnessLoss, QualityLoss, RetinaNetLoss, YOLOLoss, giou_cost
+from detkit.losses import (
+    FCOSLoss,
+    MultiBoxLoss,
+    ObjectnessLoss,
+    QualityLoss,
+    RetinaNetLoss,
+    YOLOLoss,
+    YOLOv1Loss,
+    giou_cost,
+)
 from detkit.structures import Images, Target, Targets, pad_targets
 
 CLASSES, CHANNELS, STRIDES, BINS = 2, 8, (8, 16), 8
@@ -41,6 +50,7 @@ CRITERIA = {
     "fcos": FCOSLoss,
     "objectness": ObjectnessLoss,
     "yolo + giou": lambda: YOLOLoss(giou_cost, prior_images=100),
+    "yolo v1": YOLOv1Loss,
 }
 # Distributions stand for numbers from 0 to a few: distances are, deltas and places in a cell are not.
 COMBINATIONS = [

@@ -10,7 +10,7 @@ from torch.export import Dim
 # A trace takes a second and a half: each matcher meets each criterion once, coders in turn, but YOLO's meet each other
 # only, and at inference YOLO's coder; all 128 with this setting.
 EVERY = os.environ.get("DETKIT_COMPILED_TESTS") == "all"
-YOLO = {"shape", "responsible", "yolo + giou"}
+YOLO = {"shape", "responsible", "yolo + giou", "yolo v1"}
 PAIRS = {}
 for names in COMBINATIONS:
     PAIRS.setdefault(names[::2], []).append(names)

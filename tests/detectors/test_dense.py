@@ -216,7 +216,7 @@ def test_in_every_combination_a_batch_without_objects_is_finite_and_reaches_ever
 def test_every_part_stands_in_some_combination():
     for place, known in enumerate((MATCHERS, CODERS, CRITERIA)):
         assert {names[place] for names in COMBINATIONS} == set(known)
-    assert len(COMBINATIONS) == 8 * (3 * 6 - 2)
+    assert len(COMBINATIONS) == 8 * (3 * 7 - 2)
 
 
 # Misfits are refused where they are handed over
