@@ -99,7 +99,8 @@ def main() -> None:
         steps = train(detector, scenes, args.seconds)
         found[name].append(judge(detector, unseen))
         tqdm.write(f"{name:26} seed {seed}: {steps:5d} steps, AP {found[name][-1]:.3f}")
-    for name, values in sorted(found.items(), key=lambda row: -mean(row[1])):
+    found = dict(sorted(found.items(), key=lambda row: -mean(row[1])))
+    for name, values in found.items():
         print(f"{name:26} AP {mean(values):.3f}  ({min(values):.3f} to {max(values):.3f})")
     args.output.mkdir(parents=True, exist_ok=True)
     title = f"{args.seconds:g} s of one CPU core each, {args.seeds} seeds"

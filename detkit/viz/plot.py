@@ -108,6 +108,7 @@ def plot_bars(values: Mapping[str, Sequence[float]], *, label: str = "", title: 
     axes.barh(list(rows), means, xerr=np.transpose(spread), height=0.7, capsize=3, color=_line(0)["color"], alpha=0.8)
     axes.invert_yaxis()
     axes.grid(visible=False, axis="y")
+    axes.set_axisbelow(True)
     axes.set(xlabel=label, title=title)
     return figure
 
