@@ -11,7 +11,7 @@ from detkit._ranges import Count, Positive, Whole
 from detkit.anchors import GridAnchors, SimOTAMatcher, TaskAlignedMatcher
 from detkit.backbones import Backbone
 from detkit.boxes import DeltaCoder, DistanceCoder, DistributionCoder
-from detkit.detectors.dense import DenseStage
+from detkit.detectors.dense import DenseStage, check_call
 from detkit.detectors.detector import Detector
 from detkit.detectors.levelwise import LevelwisePostprocess
 from detkit.detectors.preprocess import Preprocess
@@ -44,7 +44,7 @@ def one_shot_stage(
     own, ``tower(channels)``: by default one convolution with group norm (:func:`~detkit.layers.conv_tower`). Classes
     and quality start at .01 where they are independent, and boxes at their anchors, unless they are distributions.
 
-    Raises ValueError unless all levels of ``anchors`` have equally many boxes per cell.
+    Raises ValueError unless all levels of ``anchors`` have equally many boxes per cell, and for a coder that is none.
 
     >>> from detkit.anchors import ATSSMatcher
     >>> from detkit.boxes import GridCoder
@@ -58,6 +58,7 @@ def one_shot_stage(
         raise ValueError(
             f"one_shot_stage: anchors have per_cell={per_cell}; all levels share one head, so allowed are equal numbers"
         )
+    check_call("one_shot_stage", "coder", coder, "boxes, anchors", method="encode")
     tower = conv_tower if tower is None else tower
     prior = None if criterion.has_background else _PRIOR
     part = partial(ClassificationHead, channels, per_cell[0], prior=prior)
