@@ -3,10 +3,11 @@
 import os
 import warnings
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from detkit._door import door
 from detkit.anchors import GridAnchors, ShapeMatcher
@@ -65,6 +66,7 @@ def from_darknet(cfg: str | os.PathLike[str], weights: str | os.PathLike[str]) -
     size = net.whole("height"), net.whole("width")
     regions = [predictor for predictor in predictors if predictor.detection.kind == "region"]
     stage = _region_stage(predictors, size) if regions else _yolo_stage(predictors)
+    trunk.shapes = _shapes_of(stage)
     _read_into(trunk, stage, layers, weights)
     if unread := [said for section in (net, *layers) for said in section.unread()]:
         more = "; ..." if len(unread) > _SHOWN else ""
@@ -82,7 +84,7 @@ def to_darknet(detector: Detector, path: str | os.PathLike[str], *, cfg: str | o
     ``yolo_v3``, ``yolo_v3_tiny``, whose layers are those of the authors' cfg files. Numbers are float32; the version is
     that of the file that was read, else 0.2. Raises ValueError for another detector, for layers that Darknet has no
     place for, for more images seen than its version can hold, and for a ``cfg`` of a detector that was not read from
-    one, or has another head since.
+    one, or has another head or other anchors since, or that is the file of the weights.
 
     >>> from detkit.detectors import tiny_ssd
     >>> to_darknet(tiny_ssd(num_classes=2), "ssd.weights")
@@ -102,26 +104,43 @@ def to_darknet(detector: Detector, path: str | os.PathLike[str], *, cfg: str | o
     parts = _in_cfg_order(detector.trunk, stage.head)
     runs = [run for i, pair in enumerate(_convolutions(parts)) for run in stored(f"convolution {i}", *pair)]
     seen = int(getattr(stage.criterion, "seen", 0))
-    content = None if cfg is None else _cfg_of(detector.trunk, stage.head)
+    content = None if cfg is None else _cfg_of(detector.trunk, stage)
+    if cfg is not None and Path(cfg).resolve() == Path(path).resolve():
+        raise ValueError(f"to_darknet: path and cfg are one file, {Path(path)}; allowed are two")
     write_numbers(path, Header(getattr(detector.trunk, "version", Header().version), seen), runs, owner="to_darknet")
     if cfg is not None and content is not None:
         write_atomically(cfg, lambda file: file.write(content), owner="to_darknet")
 
 
-def _cfg_of(trunk: nn.Module, head: GridHead) -> bytes:
-    """The cfg that trunk and head were built from. Raises ValueError where there is none, or it is another head now."""
+def _cfg_of(trunk: nn.Module, stage: DenseStage) -> bytes:
+    """The cfg that trunk and stage were built from. Raises ValueError where there is none, or another stage now."""
     if not isinstance(trunk, DarknetTrunk) or trunk.cfg is None:
         raise ValueError(
             f"to_darknet: the {type(trunk).__name__} was not read from a cfg, which could be written; leave cfg out, "
             "and take the authors' with the number of classes adapted"
         )
-    filters = tuple(level.out_channels for level in head.levels)
+    filters = tuple(level.out_channels for level in stage.get_submodule("head.levels").children())
     if filters != trunk.filters:
         raise ValueError(
             f"to_darknet: the head predicts {filters} numbers in a cell and the cfg's {trunk.filters}; leave cfg out, "
             "and adapt classes and filters in your own"
         )
+    shapes = _shapes_of(stage)
+    if len(shapes) != len(trunk.shapes) or not all(map(_alike, shapes, trunk.shapes)):
+        raise ValueError(
+            f"to_darknet: the anchors are {[level.tolist() for level in shapes]} pixels and the cfg's "
+            f"{[level.tolist() for level in trunk.shapes]}; leave cfg out, and adapt anchors in your own"
+        )
     return trunk.cfg
+
+
+def _shapes_of(stage: DenseStage) -> tuple[Tensor, ...]:
+    """(width, height) of the anchors of each level, in pixels."""
+    return tuple(level.detach().float().cpu() for level in stage.get_submodule("anchors").buffers())
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and torch.allclose(one, other, rtol=0.01)  # half precision rounds
 
 
 def _letterbox(size: tuple[int, int]) -> Preprocess:

@@ -298,8 +298,16 @@ def test_what_darknet_has_no_place_for_is_not_written(tmp_path):
         assert_refused(f"to_darknet: {said}", to_darknet, detector, path)
     swapped = read(tmp_path, cfgs.PYRAMID)
     swapped.dense.head = GridHead([level.in_channels for level in swapped.dense.head.levels], (3, 3), num_classes=9)
-    for detector, said in ((yolo_v3_tiny(1), "the Sequential was not read from a cfg"), (swapped, "the head predicts")):
+    moved = read(tmp_path, cfgs.PYRAMID)
+    moved.dense.anchors = GridAnchors(shapes=[[(9, 9)] * count for count in moved.dense.anchors.per_cell])
+    for detector, said in (
+        (yolo_v3_tiny(1), "the Sequential was not read from a cfg"),
+        (swapped, "the head predicts"),
+        (moved, "the anchors are [[[9.0, 9.0]"),
+    ):
         assert_refused(f"to_darknet: {said}", to_darknet, detector, path, cfg=tmp_path / "no.cfg")
+    kept = read(tmp_path, cfgs.PYRAMID).half()
+    assert_refused("to_darknet: path and cfg are one file", to_darknet, kept, path, cfg=tmp_path / "." / path.name)
     assert not (tmp_path / "no.cfg").exists()
     old = read(tmp_path, cfgs.PYRAMID, version=(0, 1, 0))
     old.dense.criterion.seen.fill_(2**31)
