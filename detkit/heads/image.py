@@ -19,7 +19,7 @@ class ImageHead(nn.Module):
     ``tower`` maps the feature map to ``in_channels`` channels of the same size and may be any module (default: no
     tower). ``hidden`` are the widths of the layers before the last, each followed by ReLU and ``dropout``. One cell is
     global average pooling; more keep where things are, as a box needs it; as many as the map has are the map itself.
-    Cells divide the part of the map that holds the image, so that padding and the rest of the batch do not matter.
+    Cells divide the map as far as the image reaches, so that padding and the rest of the batch do not matter.
     ``std`` is the standard deviation of the last layer's weights at the start, which keeps outputs near 0; None leaves
     them as torch draws them, as a few inputs need it. Hidden layers start by He's rule.
 
