@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from detkit._door import door
 from detkit.anchors import GridAnchors, ShapeMatcher
@@ -65,8 +65,7 @@ def from_darknet(cfg: str | os.PathLike[str], weights: str | os.PathLike[str]) -
     trunk.cfg, trunk.filters = content, tuple(predictor.convolution.whole("filters", 1) for predictor in predictors)
     size = net.whole("height"), net.whole("width")
     regions = [predictor for predictor in predictors if predictor.detection.kind == "region"]
-    stage = _region_stage(predictors, size) if regions else _yolo_stage(predictors)
-    trunk.shapes = _shapes_of(stage)
+    stage, trunk.shapes = _region_stage(predictors, size) if regions else _yolo_stage(predictors)
     _read_into(trunk, stage, layers, weights)
     if unread := [said for section in (net, *layers) for said in section.unread()]:
         more = "; ..." if len(unread) > _SHOWN else ""
@@ -125,22 +124,17 @@ def _cfg_of(trunk: nn.Module, stage: DenseStage) -> bytes:
             f"to_darknet: the head predicts {filters} numbers in a cell and the cfg's {trunk.filters}; leave cfg out, "
             "and adapt classes and filters in your own"
         )
-    shapes = _shapes_of(stage)
-    if len(shapes) != len(trunk.shapes) or not all(map(_alike, shapes, trunk.shapes)):
+    shapes = [level.tolist() for level in stage.get_submodule("anchors").buffers()]
+    if [*map(len, shapes)] != [*map(len, trunk.shapes)] or not all(map(_alike, shapes, trunk.shapes)):
         raise ValueError(
-            f"to_darknet: the anchors are {[level.tolist() for level in shapes]} pixels and the cfg's "
-            f"{[level.tolist() for level in trunk.shapes]}; leave cfg out, and adapt anchors in your own"
+            f"to_darknet: the anchors are {shapes} pixels and the cfg's {trunk.shapes}; leave cfg out, and adapt "
+            "anchors in your own"
         )
     return trunk.cfg
 
 
-def _shapes_of(stage: DenseStage) -> tuple[Tensor, ...]:
-    """(width, height) of the anchors of each level, in pixels."""
-    return tuple(level.detach().float().cpu() for level in stage.get_submodule("anchors").buffers())
-
-
-def _alike(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and torch.allclose(one, other, rtol=0.01)  # half precision rounds
+def _alike(one: Sequence[Sequence[float]], other: Pairs) -> bool:
+    return torch.allclose(torch.tensor(one), torch.tensor(other), rtol=0.01)  # half precision rounds
 
 
 def _letterbox(size: tuple[int, int]) -> Preprocess:
@@ -209,8 +203,8 @@ def _convolutions(parts: Iterable[nn.Module]) -> list[tuple[nn.Conv2d, nn.Module
     return found
 
 
-def _yolo_stage(predictors: Sequence[Predictor]) -> DenseStage:
-    """The stage of [yolo] sections: shapes are pixels, and each section's ``mask`` chooses its own."""
+def _yolo_stage(predictors: Sequence[Predictor]) -> tuple[DenseStage, list[Pairs]]:
+    """The stage of [yolo] sections, and its shapes: they are pixels, and each section's ``mask`` chooses its own."""
     first = predictors[0].detection
     settings = _anchored(first, "ignore_thresh")
     count, masks = len(settings.shapes), list[list[int]]()
@@ -230,8 +224,8 @@ def _yolo_stage(predictors: Sequence[Predictor]) -> DenseStage:
     return _stage(predictors, shapes, settings, YOLOLoss())
 
 
-def _region_stage(predictors: Sequence[Predictor], size: tuple[int, int]) -> DenseStage:
-    """The stage of one [region] section: shapes are in cells."""
+def _region_stage(predictors: Sequence[Predictor], size: tuple[int, int]) -> tuple[DenseStage, list[Pairs]]:
+    """The stage of one [region] section, and its shapes, which stand there in cells, in pixels."""
     (detection, convolution, reads), *others = predictors
     if others:
         detection.fault(f"allowed is one [region], and no other section that detects: {others[0].detection} does")
@@ -253,13 +247,13 @@ def _region_stage(predictors: Sequence[Predictor], size: tuple[int, int]) -> Den
 
 
 def _stage(
-    predictors: Sequence[Predictor], shapes: Sequence[Pairs], settings: _Anchored, criterion: YOLOLoss
-) -> DenseStage:
-    """A stage whose head is on the meta device."""
+    predictors: Sequence[Predictor], shapes: list[Pairs], settings: _Anchored, criterion: YOLOLoss
+) -> tuple[DenseStage, list[Pairs]]:
+    """A stage whose head is on the meta device, and its shapes."""
     anchors, matcher = GridAnchors(shapes=shapes), ShapeMatcher(ignore_iou=settings.ignore)
     channels = [predictor.reads[1] for predictor in predictors]
     with torch.device("meta"):
-        return yolo_stage(settings.classes, channels, anchors, matcher=matcher, criterion=criterion)
+        return yolo_stage(settings.classes, channels, anchors, matcher=matcher, criterion=criterion), shapes
 
 
 def _anchored(section: Section, threshold: str) -> _Anchored:
