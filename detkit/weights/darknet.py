@@ -23,6 +23,7 @@ from detkit.weights.disk import write_atomically
 
 _PRIOR_IMAGES = 12_800
 _NUMBERS = 5  # of an anchor, before its classes
+_EPS = 1e-5  # of batch norm
 _SHOWN = 4
 Pairs = list[tuple[float, float]]
 
@@ -82,8 +83,8 @@ def to_darknet(detector: Detector, path: str | os.PathLike[str], *, cfg: str | o
     whose files come out bit for bit unless it was trained on, and for the recipes ``yolo_v2``, ``yolo_v2_tiny``,
     ``yolo_v3``, ``yolo_v3_tiny``, whose layers are those of the authors' cfg files. Numbers are float32; the version is
     that of the file that was read, else 0.2. Raises ValueError for another detector, for layers that Darknet has no
-    place for, for more images seen than its version can hold, and for a ``cfg`` of a detector that was not read from
-    one, or has another head or other anchors since, or that is the file of the weights.
+    place for, for numbers that are not finite and more images seen than its version can hold, and for a ``cfg`` of a
+    detector that was not read from one, or has another head or other anchors since, or that is the file of the weights.
 
     >>> from detkit.detectors import tiny_ssd
     >>> to_darknet(tiny_ssd(num_classes=2), "ssd.weights")
@@ -200,7 +201,21 @@ def _convolutions(parts: Iterable[nn.Module]) -> list[tuple[nn.Conv2d, nn.Module
                 f"to_darknet: the trunk has a {type(layer).__name__}; allowed are convolutions, each perhaps with a "
                 "batch norm behind it"
             )
+    if unfit := [pair for pair in found if not _has_place(*pair)]:
+        convolution, norm = unfit[0]
+        raise ValueError(
+            f"to_darknet: the trunk has a {convolution} before {norm}; allowed are convolutions with a bias, or with a "
+            f"batch norm of scales, running statistics and eps={_EPS:g} instead"
+        )
     return found
+
+
+def _has_place(convolution: nn.Conv2d, norm: nn.Module | None) -> bool:
+    """Whether a file of weights holds all that the two compute with."""
+    if norm is None or convolution.bias is not None:
+        return norm is None and convolution.bias is not None
+    whole = getattr(norm, "weight", None) is not None and getattr(norm, "running_mean", None) is not None
+    return whole and getattr(norm, "eps", None) == _EPS
 
 
 def _yolo_stage(predictors: Sequence[Predictor]) -> tuple[DenseStage, list[Pairs]]:
