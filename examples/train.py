@@ -140,6 +140,9 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("--data voc needs --root")
     if args.val_share is not None and not (args.data == "voc" and 0 < args.val_share < 1):
         parser.error(f"--val-share {args.val_share:g}: allowed is a number above 0 and below 1, with --data voc")
+    low, high = args.random_scale or (1.0, 1.0)
+    if not 0 < low <= high < 100:
+        parser.error(f"--random-scale {low:g} {high:g}: allowed are two numbers between 0 and 100, the lower first")
     if args.data == "voc" and args.masks:
         parser.error("--data voc has no --masks")
     if importlib.util.find_spec("matplotlib") is None:

@@ -11,7 +11,10 @@ import torch.distributed as torch_dist
 from dense_rows import judge
 
 from detkit import dist
-from detkit.losses import MultiBoxLoss
+from detkit.anchors import Assigned
+from detkit.boxes import GridCoder
+from detkit.losses import MultiBoxLoss, YOLOLoss
+from detkit.structures import Anchors, DensePredictions
 
 
 def test_one_process_is_its_own_world():
@@ -42,6 +45,16 @@ def learn(logits, deltas, labels, wanted) -> tuple[torch.Tensor, torch.Tensor, t
     return torch.stack(list(losses.values())).detach(), scale.grad, shift.grad
 
 
+def counted(images: int) -> int:
+    """How many images a loss says were seen after a batch of so many in this process."""
+    criterion, ones, labels = YOLOLoss(prior_images=9), torch.ones(images, 1), torch.zeros(images, 1, dtype=torch.int64)
+    anchors = Anchors(torch.tensor([[0.0, 0, 1, 1]]), torch.ones(1, 2), (1,))
+    boxes = anchors.boxes.expand(images, 1, 4)
+    predictions, assigned = DensePredictions(ones[..., None], boxes, ones), Assigned(labels, boxes, ones, ones)
+    criterion(predictions, assigned, anchors, GridCoder())
+    return int(criterion.seen)
+
+
 def process(rank: int, world: int, folder: str) -> None:
     torch_dist.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world, timeout=timedelta(seconds=60)
@@ -58,6 +71,7 @@ def process(rank: int, world: int, folder: str) -> None:
         "gathered": gathered.detach(),
         "gradient": rows.grad,
         "learned": learn(*(part.split(SPLITS[world])[rank] for part in batch())),
+        "counted": counted(SPLITS[world][rank]),
     }
     torch.save(seen, Path(folder) / f"{rank}.pt")
     torch_dist.destroy_process_group()
@@ -91,6 +105,11 @@ def test_the_mean_is_over_all_processes(world):
 @pytest.mark.slow(2)
 def test_objects_come_in_order_of_rank(world):
     assert all(seen["objects"] == [{"rank": rank} for rank in range(len(world))] for seen in world)
+
+
+@pytest.mark.slow(2)
+def test_every_process_counts_the_images_of_all(world):
+    assert [seen["counted"] for seen in world] == [counted(6)] * len(world) == [6] * len(world)
 
 
 @pytest.mark.slow(2)

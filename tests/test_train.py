@@ -236,6 +236,13 @@ def test_a_scale_that_leaves_no_size_is_refused(size, reason):
         script().batch_shapes((0.6, 0.8), detector, 0)
 
 
+@pytest.mark.parametrize("scale", [("1.5", "0.5"), ("nan", "1"), ("0.5", "inf"), ("-1", "1"), ("0", "1")])
+def test_a_scale_that_is_none_is_refused(tmp_path, capsys, scale):
+    with pytest.raises(SystemExit):
+        claimed(tmp_path, "--random-scale", *scale)
+    assert "allowed are two numbers between 0 and 100, the lower first" in capsys.readouterr().err
+
+
 class Renamed(DigitScenes):
     """Scenes whose classes have other names, or stand in another order."""
 

@@ -81,11 +81,15 @@ def _rows(file: str | Path) -> dict[int, list[str]]:
         size = os.fstat(opened.fileno()).st_size
         if size > MAX_CSV_BYTES:
             raise ValueError(f"CsvDataset: {file} has {size} bytes; allowed are {MAX_CSV_BYTES}")
-        reader = csv.reader(text, strict=True)
+        reader, limit = csv.reader(text, strict=True), csv.field_size_limit(MAX_CSV_BYTES)  # some 4,000 objects else
         try:
             rows = dict((reader.line_num, row) for row in reader if row)  # noqa: C402 (the number changes)
-        except (csv.Error, UnicodeDecodeError) as error:
+        except UnicodeDecodeError as error:  # in a part of the file, of unknown lines
+            raise ValueError(f"CsvDataset: {file} cannot be read as csv in UTF-8: {error}") from error
+        except csv.Error as error:
             raise ValueError(f"CsvDataset: {file}: line {reader.line_num} cannot be read as csv: {error}") from error
+        finally:
+            csv.field_size_limit(limit)
     header = next(iter(rows), 0)
     if [name.strip() for name in rows.pop(header, [])] != COLUMNS:
         raise ValueError(f"CsvDataset: {file} does not begin with the columns {','.join(COLUMNS)}, one row an image")

@@ -53,8 +53,11 @@ class ClassificationStage(Stage):
     def forward(
         self, features: list[Tensor], images: Images, detections: Detections | None, targets: Targets | None = None
     ) -> ClassificationOutputs:
-        """Logits of each image; targets make no difference."""
-        return ClassificationOutputs(promote(self.head(features, images)))
+        """Logits of each image; targets make no difference. Raises ValueError for a head that returns no (B, C)."""
+        logits = promote(self.head(features, images))
+        if logits.ndim != 2:
+            raise ValueError(f"ClassificationStage: the head returns {tuple(logits.shape)}; allowed is (B, C)")
+        return ClassificationOutputs(logits)
 
     @door
     def loss(self, outputs: ClassificationOutputs, targets: Targets) -> dict[str, Tensor]:

@@ -60,13 +60,18 @@ class LocalizationStage(Stage):
     def forward(
         self, features: list[Tensor], images: Images, detections: Detections | None, targets: Targets | None = None
     ) -> LocalizationOutputs:
-        """The box of each image. Raises ValueError for no detections to give it to, unless there are targets."""
+        """The box of each image.
+
+        Raises ValueError for no detections to give it to, unless there are targets, and for other than four numbers.
+        """
         if detections is None and targets is None:
             raise ValueError(
                 "LocalizationStage: gives its box to the detections of a stage before, and there is none; put a "
                 "ClassificationStage in front: Detector(trunk, preprocess=..., classify=..., localize=...)"
             )
         shifts = promote(self.head(features, images))
+        if shifts.ndim != 2 or shifts.shape[1] != 4:
+            raise ValueError(f"LocalizationStage: the head returns {tuple(shifts.shape)}; allowed is (B, 4)")
         return LocalizationOutputs(shifts + shifts.new_tensor((0.5, 0.5, 1.0, 1.0)), images, detections)
 
     @door

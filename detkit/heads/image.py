@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from detkit._door import door
 from detkit._ranges import Count, Fraction, NotNegative
@@ -20,9 +19,9 @@ class ImageHead(nn.Module):
     ``tower`` maps the feature map to ``in_channels`` channels of the same size and may be any module (default: no
     tower). ``hidden`` are the widths of the layers before the last, each followed by ReLU and ``dropout``. One cell is
     global average pooling; more keep where things are, as a box needs it; as many as the map has are the map itself.
-    Padding of a batch is left out of the means; cells that hold nothing else are 0. ``std`` is the standard deviation
-    of the last layer's weights at the start, which keeps outputs near 0; None leaves them as torch draws them, as a
-    few inputs need it. Hidden layers start by He's rule.
+    Cells divide the map as far as the image reaches, so that padding and the rest of the batch do not matter.
+    ``std`` is the standard deviation of the last layer's weights at the start, which keeps outputs near 0; None leaves
+    them as torch draws them, as a few inputs need it. Hidden layers start by He's rule.
 
     >>> head = ImageHead(512, 25, hidden=(25, 25))
     >>> sum(parameter.numel() for parameter in head.parameters())
@@ -64,9 +63,18 @@ class ImageHead(nn.Module):
         return self.layers(self._pooled(self.tower(features[-1]), images).flatten(1))
 
     def _pooled(self, features: Float[Tensor, "B D H W"], images: Images) -> Float[Tensor, "B D S S"]:
-        """Means over the cells of the map that hold image."""
+        """Means over the cells of each image."""
         height, width = images.tensors.shape[-2:]
-        inside = cells_inside(images.sizes, (height, width), (features.shape[-2], features.shape[-1]))[:, None]
-        share = F.adaptive_avg_pool2d(inside.to(features.dtype), self.cells)
-        means = F.adaptive_avg_pool2d(torch.where(inside, features, 0), self.cells)
-        return means / torch.where(share > 0, share, 1)
+        inside = cells_inside(images.sizes, (height, width), (features.shape[-2], features.shape[-1]))
+        features = torch.where(inside[:, None], features, 0)
+        rows, columns = (self._shares(inside.any(axis)).to(features.dtype) for axis in (2, 1))
+        return torch.einsum("bdhw,bsh,btw->bdst", features, rows, columns)
+
+    def _shares(self, inside: Bool[Tensor, "B L"]) -> Float[Tensor, "B S L"]:
+        """What each of L rows, of which the first ones hold image, adds to the mean of each of S cells."""
+        count = inside.sum(1)[:, None, None]
+        place, cell = (torch.arange(n, device=inside.device) for n in (inside.shape[1], self.cells))
+        begin = cell[:, None] * count // self.cells
+        end = ((cell[:, None] + 1) * count + self.cells - 1) // self.cells  # rounded up, as in torch's adaptive pooling
+        taken = ((place >= begin) & (place < end)).to(torch.float32)
+        return taken / taken.sum(-1, keepdim=True).clamp(min=1)

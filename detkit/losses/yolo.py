@@ -12,7 +12,7 @@ from detkit._inputs import promote
 from detkit._ranges import NotNegative, Whole
 from detkit.anchors import Assigned
 from detkit.anchors.shape import last_claims
-from detkit.dist import all_reduce_mean
+from detkit.dist import all_reduce_mean, world_size
 from detkit.losses.box_costs import BoxCoder, grid_cost, grid_distance
 from detkit.losses.dense import (
     BOX_COST,
@@ -39,7 +39,7 @@ class YOLOLoss(DenseCriterion):
     independent (``"logistic"``, v3: an anchor that several objects claim learns the classes of all) or exclusive
     (``"softmax"``, v2: that of the object that is matched); there is no background class. In training, until
     ``prior_images`` images were seen, every anchor without an object also learns, with weight .01, to predict itself in
-    the middle of its cell (v2: 12,800). How many were seen is kept in the state_dict.
+    the middle of its cell (v2: 12,800). How many were seen, by all processes, is kept in the state_dict.
 
     The gradient by the raw outputs of a head is what the authors' code passes back, divided by the number of images,
     which is averaged over processes. The defaults are v3's; v2 sets ``classes="softmax", rescore=True,
@@ -97,9 +97,11 @@ class YOLOLoss(DenseCriterion):
             "classification": self.class_weight * self._classes(promote(predictions.logits), assigned),
             "box": self.box_weight * box * assigned.weights,
         }
+        images = all_reduce_mean(box.new_full((), len(labels)))
         if self.prior_images:
             costs["prior"] = self._prior(promote(predictions.deltas), labels < 0)
-        images = all_reduce_mean(box.new_full((), len(labels)))
+            if self.training:
+                self.seen += (images * world_size()).round().to(self.seen.dtype)
         return {name: cost.sum() / images for name, cost in costs.items()}
 
     @door
@@ -149,8 +151,6 @@ class YOLOLoss(DenseCriterion):
     def _prior(self, deltas: Float[Tensor, "B N 4"], free: Bool[Tensor, "B N"]) -> Float[Tensor, "B N"]:
         """The cost of predicting anything but the anchors themselves, for the first images."""
         learns = free & (self.seen < self.prior_images)
-        if self.training:
-            self.seen += len(deltas)
         deltas = torch.where(learns[..., None], deltas, 0)
         costs = grid_distance(deltas, torch.zeros_like(deltas))
         return torch.where(learns, _PRIOR_WEIGHT * costs, 0)

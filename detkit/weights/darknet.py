@@ -3,6 +3,7 @@
 import os
 import warnings
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -22,6 +23,7 @@ from detkit.weights.disk import write_atomically
 
 _PRIOR_IMAGES = 12_800
 _NUMBERS = 5  # of an anchor, before its classes
+_EPS = 1e-5  # of batch norm
 _SHOWN = 4
 Pairs = list[tuple[float, float]]
 
@@ -64,7 +66,7 @@ def from_darknet(cfg: str | os.PathLike[str], weights: str | os.PathLike[str]) -
     trunk.cfg, trunk.filters = content, tuple(predictor.convolution.whole("filters", 1) for predictor in predictors)
     size = net.whole("height"), net.whole("width")
     regions = [predictor for predictor in predictors if predictor.detection.kind == "region"]
-    stage = _region_stage(predictors, size) if regions else _yolo_stage(predictors)
+    stage, trunk.shapes = _region_stage(predictors, size) if regions else _yolo_stage(predictors)
     _read_into(trunk, stage, layers, weights)
     if unread := [said for section in (net, *layers) for said in section.unread()]:
         more = "; ..." if len(unread) > _SHOWN else ""
@@ -81,8 +83,8 @@ def to_darknet(detector: Detector, path: str | os.PathLike[str], *, cfg: str | o
     whose files come out bit for bit unless it was trained on, and for the recipes ``yolo_v2``, ``yolo_v2_tiny``,
     ``yolo_v3``, ``yolo_v3_tiny``, whose layers are those of the authors' cfg files. Numbers are float32; the version is
     that of the file that was read, else 0.2. Raises ValueError for another detector, for layers that Darknet has no
-    place for, for more images seen than its version can hold, and for a ``cfg`` of a detector that was not read from
-    one, or has another head since.
+    place for, for numbers that are not finite and more images seen than its version can hold, and for a ``cfg`` of a
+    detector that was not read from one, or has another head or other anchors since, or that is the file of the weights.
 
     >>> from detkit.detectors import tiny_ssd
     >>> to_darknet(tiny_ssd(num_classes=2), "ssd.weights")
@@ -102,26 +104,38 @@ def to_darknet(detector: Detector, path: str | os.PathLike[str], *, cfg: str | o
     parts = _in_cfg_order(detector.trunk, stage.head)
     runs = [run for i, pair in enumerate(_convolutions(parts)) for run in stored(f"convolution {i}", *pair)]
     seen = int(getattr(stage.criterion, "seen", 0))
-    content = None if cfg is None else _cfg_of(detector.trunk, stage.head)
+    content = None if cfg is None else _cfg_of(detector.trunk, stage)
+    if cfg is not None and Path(cfg).resolve() == Path(path).resolve():
+        raise ValueError(f"to_darknet: path and cfg are one file, {Path(path)}; allowed are two")
     write_numbers(path, Header(getattr(detector.trunk, "version", Header().version), seen), runs, owner="to_darknet")
     if cfg is not None and content is not None:
         write_atomically(cfg, lambda file: file.write(content), owner="to_darknet")
 
 
-def _cfg_of(trunk: nn.Module, head: GridHead) -> bytes:
-    """The cfg that trunk and head were built from. Raises ValueError where there is none, or it is another head now."""
+def _cfg_of(trunk: nn.Module, stage: DenseStage) -> bytes:
+    """The cfg that trunk and stage were built from. Raises ValueError where there is none, or another stage now."""
     if not isinstance(trunk, DarknetTrunk) or trunk.cfg is None:
         raise ValueError(
             f"to_darknet: the {type(trunk).__name__} was not read from a cfg, which could be written; leave cfg out, "
             "and take the authors' with the number of classes adapted"
         )
-    filters = tuple(level.out_channels for level in head.levels)
+    filters = tuple(level.out_channels for level in stage.get_submodule("head.levels").children())
     if filters != trunk.filters:
         raise ValueError(
             f"to_darknet: the head predicts {filters} numbers in a cell and the cfg's {trunk.filters}; leave cfg out, "
             "and adapt classes and filters in your own"
         )
+    shapes = [level.tolist() for level in stage.get_submodule("anchors").buffers()]
+    if [*map(len, shapes)] != [*map(len, trunk.shapes)] or not all(map(_alike, shapes, trunk.shapes)):
+        raise ValueError(
+            f"to_darknet: the anchors are {shapes} pixels and the cfg's {trunk.shapes}; leave cfg out, and adapt "
+            "anchors in your own"
+        )
     return trunk.cfg
+
+
+def _alike(one: Sequence[Sequence[float]], other: Pairs) -> bool:
+    return torch.allclose(torch.tensor(one), torch.tensor(other), rtol=0.01)  # half precision rounds
 
 
 def _letterbox(size: tuple[int, int]) -> Preprocess:
@@ -187,11 +201,25 @@ def _convolutions(parts: Iterable[nn.Module]) -> list[tuple[nn.Conv2d, nn.Module
                 f"to_darknet: the trunk has a {type(layer).__name__}; allowed are convolutions, each perhaps with a "
                 "batch norm behind it"
             )
+    if unfit := [pair for pair in found if not _has_place(*pair)]:
+        convolution, norm = unfit[0]
+        raise ValueError(
+            f"to_darknet: the trunk has a {convolution} before {norm}; allowed are convolutions with a bias, or with a "
+            f"batch norm of scales, running statistics and eps={_EPS:g} instead"
+        )
     return found
 
 
-def _yolo_stage(predictors: Sequence[Predictor]) -> DenseStage:
-    """The stage of [yolo] sections: shapes are pixels, and each section's ``mask`` chooses its own."""
+def _has_place(convolution: nn.Conv2d, norm: nn.Module | None) -> bool:
+    """Whether a file of weights holds all that the two compute with."""
+    if norm is None or convolution.bias is not None:
+        return norm is None and convolution.bias is not None
+    whole = getattr(norm, "weight", None) is not None and getattr(norm, "running_mean", None) is not None
+    return whole and getattr(norm, "eps", None) == _EPS
+
+
+def _yolo_stage(predictors: Sequence[Predictor]) -> tuple[DenseStage, list[Pairs]]:
+    """The stage of [yolo] sections, and its shapes: they are pixels, and each section's ``mask`` chooses its own."""
     first = predictors[0].detection
     settings = _anchored(first, "ignore_thresh")
     count, masks = len(settings.shapes), list[list[int]]()
@@ -211,8 +239,8 @@ def _yolo_stage(predictors: Sequence[Predictor]) -> DenseStage:
     return _stage(predictors, shapes, settings, YOLOLoss())
 
 
-def _region_stage(predictors: Sequence[Predictor], size: tuple[int, int]) -> DenseStage:
-    """The stage of one [region] section: shapes are in cells."""
+def _region_stage(predictors: Sequence[Predictor], size: tuple[int, int]) -> tuple[DenseStage, list[Pairs]]:
+    """The stage of one [region] section, and its shapes, which stand there in cells, in pixels."""
     (detection, convolution, reads), *others = predictors
     if others:
         detection.fault(f"allowed is one [region], and no other section that detects: {others[0].detection} does")
@@ -234,13 +262,13 @@ def _region_stage(predictors: Sequence[Predictor], size: tuple[int, int]) -> Den
 
 
 def _stage(
-    predictors: Sequence[Predictor], shapes: Sequence[Pairs], settings: _Anchored, criterion: YOLOLoss
-) -> DenseStage:
-    """A stage whose head is on the meta device."""
+    predictors: Sequence[Predictor], shapes: list[Pairs], settings: _Anchored, criterion: YOLOLoss
+) -> tuple[DenseStage, list[Pairs]]:
+    """A stage whose head is on the meta device, and its shapes."""
     anchors, matcher = GridAnchors(shapes=shapes), ShapeMatcher(ignore_iou=settings.ignore)
     channels = [predictor.reads[1] for predictor in predictors]
     with torch.device("meta"):
-        return yolo_stage(settings.classes, channels, anchors, matcher=matcher, criterion=criterion)
+        return yolo_stage(settings.classes, channels, anchors, matcher=matcher, criterion=criterion), shapes
 
 
 def _anchored(section: Section, threshold: str) -> _Anchored:

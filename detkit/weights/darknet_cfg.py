@@ -16,7 +16,7 @@ _LARGEST = 1 << 16
 _SHOWN = 60  # characters of a value in a message
 _SAME = {"network": "net", "conv": "convolutional", "max": "maxpool"}
 KINDS = "net", "convolutional", "maxpool", "route", "shortcut", "upsample", "reorg", "yolo", "region"
-_ONLY: Mapping[str, Mapping[str, float]] = {
+_ONLY: Mapping[str, Mapping[str, float | None]] = {
     "net": {"channels": 3},
     "convolutional": {
         "groups": 1,
@@ -27,15 +27,18 @@ _ONLY: Mapping[str, Mapping[str, float]] = {
         "antialiasing": 0,
         "dontload": 0,
         "dontloadscales": 0,
+        "stride_x": None,
+        "stride_y": None,
     },
-    "maxpool": {"antialiasing": 0, "maxpool_depth": 0},
+    "maxpool": {"antialiasing": 0, "maxpool_depth": 0, "stride_x": None, "stride_y": None},
     "route": {"groups": 1},
+    "shortcut": {"alpha": 1, "beta": 1},
     "upsample": {"scale": 1},
     "reorg": {"reverse": 0, "flatten": 0, "extra": 0},
     "yolo": {"scale_x_y": 1, "new_coords": 0},
-    "region": {"coords": 4, "background": 0, "classfix": 0},
+    "region": {"coords": 4, "background": 0, "classfix": 0, "tree": None},
 }
-"""Keys of which one value is understood, the default: another makes another network."""
+"""Keys of which one value is understood, the default, or none at all: another makes another network."""
 _TRAINING = "batch subdivisions time_steps momentum decay adam B1 B2 eps"
 _SCHEDULE = "learning_rate burn_in max_batches policy power gamma step scale steps scales"
 _AUGMENTATION = "angle saturation exposure hue aspect flip center random max_crop min_crop max_ratio min_ratio"
@@ -125,7 +128,9 @@ class Section:
     def check_only(self) -> None:
         """Raise ValueError for a key of which only the default is understood, with another value."""
         for key, value in _ONLY.get(self.kind, {}).items():
-            if self.number_of(key, value) != value:
+            if value is None and key in self.entries:
+                self.fault("allowed is to leave it out", key)
+            if value is not None and self.number_of(key, value) != value:
                 self.fault(f"allowed is {value:g}", key)
 
     def unread(self) -> list[str]:

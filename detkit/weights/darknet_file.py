@@ -72,20 +72,15 @@ def read_numbers(path: str | os.PathLike[str], wanted: Sequence[Stored], *, owne
         numbers = np.frombuffer(file.read(found), _NUMBER).astype(np.float32)
     values = torch.from_numpy(numbers).split([run.tensor.numel() for run in wanted])
     for run, own in zip(wanted, values, strict=True):
-        good = own.isfinite() if run.part != "variances" else own.isfinite() & (own >= 0)
-        if not bool(good.all()):
-            first = int((~good).nonzero()[0])
-            allowed = "finite numbers" + (" of 0 or more" if run.part == "variances" else "")
-            raise ValueError(
-                f"{owner}: {Path(path)}: {run.part}[{first}]={own[first]:g} of {run.layer}; allowed are {allowed}"
-            )
+        _check_numbers(own, run, f"{owner}: {Path(path)}")
     return header, [own.view(run.tensor.shape) for run, own in zip(wanted, values, strict=True)]
 
 
 def write_numbers(path: str | os.PathLike[str], header: Header, runs: Iterable[Stored], *, owner: str) -> None:
     """Write a file that :func:`read_numbers` reads, as float32, atomically.
 
-    Raises ValueError where the number of images does not fit the header of its version.
+    Raises ValueError where the number of images does not fit the header of its version, and as :func:`read_numbers`
+    for numbers.
 
     >>> import tempfile
     >>> path, runs = Path(tempfile.mkdtemp()) / "a.weights", stored("a", nn.Conv2d(1, 1, 1), None)
@@ -100,7 +95,10 @@ def write_numbers(path: str | os.PathLike[str], header: Header, runs: Iterable[S
             f"{np.iinfo(header.seen_type).max}"
         )
     content = [np.array(header.version, "<i4").tobytes(), np.array(header.seen, header.seen_type).tobytes()]
-    content += [run.tensor.to("cpu", torch.float32).contiguous().numpy().astype(_NUMBER).tobytes() for run in runs]
+    for run in runs:
+        values = run.tensor.to("cpu", torch.float32).flatten()
+        _check_numbers(values, run, owner)
+        content.append(values.numpy().astype(_NUMBER).tobytes())
     write_atomically(path, lambda file: file.writelines(content), owner=owner)
 
 
@@ -121,6 +119,15 @@ def _read_header(start: bytes, file: Path, owner: str) -> tuple[Header, int]:
                 raise ValueError(f"{owner}: {file}: its header says that {seen} images were seen; allowed is 0 or more")
             return header._replace(seen=seen), end
     raise ValueError(f"{owner}: {file} has {len(start)} bytes; the header alone has 16, or from version 0.2 on 20")
+
+
+def _check_numbers(values: Tensor, run: Stored, owner: str) -> None:
+    """Raise ValueError for the first of the ``values`` (N,) of a run that is not finite, or a negative variance."""
+    good = values.isfinite() if run.part != "variances" else values.isfinite() & (values >= 0)
+    if not bool(good.all()):
+        first = int((~good).nonzero()[0])
+        allowed = "finite numbers" + (" of 0 or more" if run.part == "variances" else "")
+        raise ValueError(f"{owner}: {run.part}[{first}]={values[first]:g} of {run.layer}; allowed are {allowed}")
 
 
 def _misfit(found: int, wanted: Sequence[Stored], total: int) -> str:

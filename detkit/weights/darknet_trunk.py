@@ -64,9 +64,9 @@ class DarknetTrunk(nn.Module):
     """The layers of a cfg file but for those that predict, under Darknet's numbers.
 
     ``reads`` are the layers that each one reads, -1 being the image; ``predictors`` the numbers of the convolutions
-    that predict, finest level first: each reads the layer before it. ``version``, ``cfg`` and ``filters``, of the
-    predictors, are those of the files that it was read from. Maps images (B, 3, H, W) to a list of what the predictors
-    read. A map is let go after the last layer that reads it.
+    that predict, finest level first: each reads the layer before it. ``version``, ``cfg``, ``filters`` of the
+    predictors and ``shapes`` of the anchors, in pixels, are those of the files that it was read from. Maps images (B,
+    3, H, W) to a list of what the predictors read. A map is let go after the last layer that reads it.
 
     >>> layers = {0: nn.Conv2d(3, 4, 2, 2), 1: nn.MaxPool2d(2), 4: Concatenate()}
     >>> trunk = DarknetTrunk(layers, {0: [-1], 1: [0], 4: [0, 0]}, [5, 2])
@@ -83,6 +83,7 @@ class DarknetTrunk(nn.Module):
         self.version: tuple[int, int, int] = Header().version
         self.cfg: bytes | None = None
         self.filters: tuple[int, ...] = ()
+        self.shapes: list[list[tuple[float, float]]] = []
         self._last_read = self._spent()
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> list[Tensor]:

@@ -1,5 +1,6 @@
 """The table of Kaggle's localization challenge: what it says, and every way in which it can be wrong."""
 
+import csv
 import warnings
 
 import pytest
@@ -131,7 +132,7 @@ def test_missing_pictures_are_named(tmp_path):
 def test_bytes_that_are_no_text_are_refused(tmp_path):
     write(tmp_path)
     (tmp_path / "train.csv").write_bytes(HEADER.encode() + b"\na,\xff\xfe 1 2 3 4\n")
-    with pytest.raises(ValueError, match=r"train\.csv: line .* cannot be read as csv"):
+    with pytest.raises(ValueError, match=r"train\.csv cannot be read as csv in UTF-8: .* byte 0xff"):
         read(tmp_path)
 
 
@@ -140,6 +141,8 @@ def test_a_table_without_objects_warns(tmp_path):
         read(write(tmp_path, "a,"))
 
 
-def test_four_thousand_objects_fit_in_a_row(tmp_path):
-    row = " ".join(f"n{t:08d} 1.25 2.25 5.5 4.5" for t in range(4000))
-    assert len(quiet(write(tmp_path, f"a,{row}")).target(0)["boxes"]) == 4000
+def test_thousands_of_objects_fit_in_a_row_and_the_limit_of_others_stays(tmp_path):
+    limit = csv.field_size_limit()
+    row = " ".join(f"n{t:08d} 1.25 2.25 5.5 4.5" for t in range(8000))
+    assert len(quiet(write(tmp_path, f"a,{row}")).target(0)["boxes"]) == 8000
+    assert csv.field_size_limit() == limit

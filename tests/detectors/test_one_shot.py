@@ -80,6 +80,11 @@ def test_levels_with_different_numbers_of_anchors_are_refused():
         stage(DeltaCoder(), MultiBoxLoss(), anchors=anchors)
 
 
+def test_a_coder_that_does_not_encode_is_refused():
+    with pytest.raises(ValueError, match=r"one_shot_stage: coder is a Identity, .* called as coder\.encode"):
+        stage(nn.Identity(), MultiBoxLoss())
+
+
 @pytest.mark.parametrize("recipe", [tood, yolox])
 def test_full_recipes_have_five_levels_and_towers_of_their_own_depth(recipe):
     with torch.device("meta"):

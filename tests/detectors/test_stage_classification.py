@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detkit.detectors import ClassificationStage
@@ -95,3 +95,13 @@ def test_image_labels_of_another_kind_are_refused(values):
 def test_labels_out_of_range_are_refused(label):
     with pytest.raises(ValueError, match=rf"ClassificationStage: .*{label}"):
         loss(logits(), [target([0]), target([label]), target([])])
+
+
+def test_a_head_that_returns_no_rows_of_logits_is_refused():
+    class Whole(nn.Module):
+        def forward(self, features, images):
+            return features[0]
+
+    wrong = ClassificationStage(Whole())
+    with pytest.raises(ValueError, match=r"ClassificationStage: the head returns \(3, 4, 8, 12\); allowed is \(B, C\)"):
+        wrong([torch.zeros(3, 4, 8, 12)], IMAGES, None)

@@ -61,6 +61,13 @@ def test_what_is_not_finite_costs_nothing_where_there_is_no_object():
     assert boxes.grad[1].tolist() == [0, 0, 0, 0]
 
 
+@pytest.mark.parametrize("outputs", [1, 5])
+def test_a_head_of_other_than_four_numbers_is_refused(outputs):
+    wrong = LocalizationStage(ImageHead(8, outputs))
+    with pytest.raises(ValueError, match=rf"LocalizationStage: the head returns \(2, {outputs}\); allowed is \(B, 4\)"):
+        wrong([torch.zeros(2, 8, 8, 13)], IMAGES, detected())
+
+
 def detected(count=2):
     labels = torch.arange(count).expand(2, count)
     valid = torch.tensor([[True] * count, [True] + [False] * (count - 1)])

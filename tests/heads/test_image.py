@@ -42,10 +42,15 @@ def test_padding_counts_for_nothing():
     assert torch.isfinite(found).all()
 
 
-def test_cells_of_padding_only_are_zero():
-    head, features = ImageHead(1, 1, cells=2), torch.ones(1, 1, 4, 4)
-    nn.init.ones_(head.layers[-1].weight)
-    assert head([features], images((16, 32))).item() == 2
+@pytest.mark.parametrize("cells", [1, 2, 3, 5])
+def test_cells_divide_each_image_whatever_it_is_batched_with(cells):
+    """The second image is 4 x 3 cells of a frame of 6 x 7; torch pools each by itself."""
+    head, features = ImageHead(2, 3, cells=cells), torch.rand(2, 2, 6, 7)
+    found = head([features], images((48, 56), (32, 24), frame=(48, 56)))
+    alone = features[1:, :, :4, :3]
+    expected = [nn.functional.adaptive_avg_pool2d(each, cells).flatten(1) for each in (features[:1], alone)]
+    torch.testing.assert_close(found, head.layers(torch.cat(expected)))
+    torch.testing.assert_close(found[1:], head([alone], images((32, 24), frame=(32, 24))))
 
 
 def test_a_tower_stands_before_the_pooling():

@@ -17,6 +17,7 @@ from detkit.anchors import GridAnchors
 from detkit.backbones import SmallBackbone, darknet19_backbone, darknet53_backbone
 from detkit.detectors import Detector, Preprocess, yolo_stage, yolo_v1_tiny, yolo_v2_tiny, yolo_v3_tiny
 from detkit.heads import GridHead
+from detkit.layers import ConvNormActivation
 from detkit.losses import YOLOLoss
 from detkit.necks import PassthroughNeck, YOLONeck
 from detkit.structures import Images
@@ -298,9 +299,28 @@ def test_what_darknet_has_no_place_for_is_not_written(tmp_path):
         assert_refused(f"to_darknet: {said}", to_darknet, detector, path)
     swapped = read(tmp_path, cfgs.PYRAMID)
     swapped.dense.head = GridHead([level.in_channels for level in swapped.dense.head.levels], (3, 3), num_classes=9)
-    for detector, said in ((yolo_v3_tiny(1), "the Sequential was not read from a cfg"), (swapped, "the head predicts")):
+    moved = read(tmp_path, cfgs.PYRAMID)
+    moved.dense.anchors = GridAnchors(shapes=[[(9, 9)] * count for count in moved.dense.anchors.per_cell])
+    for detector, said in (
+        (yolo_v3_tiny(1), "the Sequential was not read from a cfg"),
+        (swapped, "the head predicts"),
+        (moved, "the anchors are [[[9.0, 9.0]"),
+    ):
         assert_refused(f"to_darknet: {said}", to_darknet, detector, path, cfg=tmp_path / "no.cfg")
+    kept = read(tmp_path, cfgs.PYRAMID).half()
+    assert_refused("to_darknet: path and cfg are one file", to_darknet, kept, path, cfg=tmp_path / "." / path.name)
     assert not (tmp_path / "no.cfg").exists()
+    for change, said in (
+        (lambda layer: setattr(layer[0], "bias", nn.Parameter(torch.zeros(len(layer[0].weight)))), "a Conv2d before"),
+        (lambda layer: setattr(layer[1], "weight", None), "a Conv2d before"),
+        (lambda layer: setattr(layer[1], "eps", 1e-3), "eps=0.001 allowed are eps=1e-05 instead"),
+        (lambda layer: layer.__delitem__(1), "a Conv2d bias=False before None; allowed are convolutions with a bias"),
+        (lambda layer: layer[1].running_var.fill_(-1), "variances[0]=-1 of convolution 0; allowed are finite"),
+        (lambda layer: layer[0].weight.data.fill_(torch.nan), "kernels[0]=nan of convolution 0; allowed are finite"),
+    ):
+        changed = read(tmp_path, cfgs.PYRAMID)
+        change(next(layer for layer in changed.trunk.layers.values() if isinstance(layer, ConvNormActivation)))
+        assert_refused(f"to_darknet: {said}", to_darknet, changed, path)
     old = read(tmp_path, cfgs.PYRAMID, version=(0, 1, 0))
     old.dense.criterion.seen.fill_(2**31)
     assert_refused("to_darknet: 2147483648 images were seen; a file of version 0.1.0 holds 0 to", to_darknet, old, path)

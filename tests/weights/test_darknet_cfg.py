@@ -71,8 +71,8 @@ def test_a_file_of_any_size_and_a_pipe_are_refused_at_once(tmp_path):
     assert_refused("from_darknet: pipe.cfg is a pipe", read_cfg, tmp_path / "pipe.cfg")
 
 
-def section(**entries: str) -> Section:
-    made = Section(Path("a.cfg"), "route", line=4, number=2)
+def section(kind: str = "route", **entries: str) -> Section:
+    made = Section(Path("a.cfg"), kind, line=4, number=2)
     made.entries.update({key: (5 + i, value) for i, (key, value) in enumerate(entries.items())})
     return made
 
@@ -115,3 +115,12 @@ def test_keys_that_would_make_another_network_have_one_value():
         warnings.simplefilter("error")
         section(groups="1").check_only()
     assert_refused("from_darknet: a.cfg line 5: groups=2 of [route]; allowed is 1", section(groups="2").check_only)
+    for kind, key, value, allowed in (
+        ("shortcut", "alpha", ".5", "1"),
+        ("shortcut", "beta", "2", "1"),
+        ("convolutional", "stride_x", "2", "to leave it out"),
+        ("maxpool", "stride_y", "1", "to leave it out"),
+        ("region", "tree", "9k.tree", "to leave it out"),
+    ):
+        said = f"from_darknet: a.cfg line 5: {key}={value} of [{kind}]; allowed is {allowed}"
+        assert_refused(said, section(kind, **{key: value}).check_only)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,7 +12,7 @@ from detkit._ranges import Count, Positive, Whole
 from detkit.anchors import GridAnchors, SimOTAMatcher, TaskAlignedMatcher
 from detkit.backbones import Backbone
 from detkit.boxes import DeltaCoder, DistanceCoder, DistributionCoder
-from detkit.detectors.dense import DenseStage
+from detkit.detectors.dense import DenseStage, check_call
 from detkit.detectors.detector import Detector
 from detkit.detectors.levelwise import LevelwisePostprocess
 from detkit.detectors.preprocess import Preprocess
@@ -44,7 +45,7 @@ def one_shot_stage(
     own, ``tower(channels)``: by default one convolution with group norm (:func:`~detkit.layers.conv_tower`). Classes
     and quality start at .01 where they are independent, and boxes at their anchors, unless they are distributions.
 
-    Raises ValueError unless all levels of ``anchors`` have equally many boxes per cell.
+    Raises ValueError unless all levels of ``anchors`` have equally many boxes per cell, and for a coder that is none.
 
     >>> from detkit.anchors import ATSSMatcher
     >>> from detkit.boxes import GridCoder
@@ -53,11 +54,13 @@ def one_shot_stage(
     >>> stage.head.class_head.num_classes, type(stage.head.quality_head).__name__
     (3, 'ClassificationHead')
     """
-    per_cell: tuple[int, ...] = tuple(getattr(anchors, "per_cell", ()))
+    per_cell: list[int] = [*getattr(anchors, "per_cell", ())]
     if len(set(per_cell)) != 1:
         raise ValueError(
-            f"one_shot_stage: anchors have per_cell={per_cell}; all levels share one head, so allowed are equal numbers"
+            f"one_shot_stage: anchors have per_cell={tuple(per_cell)}; all levels share one head, so allowed are equal "
+            "numbers"
         )
+    check_call("one_shot_stage", "coder", coder, "boxes, anchors", method="encode")
     tower = conv_tower if tower is None else tower
     prior = None if criterion.has_background else _PRIOR
     part = partial(ClassificationHead, channels, per_cell[0], prior=prior)
@@ -213,7 +216,7 @@ def yolox_stage(num_classes: Count, channels: Count, anchors: GridAnchors, *, to
     )
 
 
-def _box_part(channels: int, per_cell: int, tower: nn.Module, coder: nn.Module) -> RegressionHead:
+def _box_part(channels: int, per_cell: int, tower: nn.Module, coder: Any) -> RegressionHead:
     """A box head whose bias is what the coder says of an anchor relative to itself, if it decodes what it encodes."""
     head = RegressionHead(channels, per_cell, tower=tower, outputs=getattr(coder, "numbers", 4))
     square = Anchors(torch.tensor([[0.0, 0, 1, 1]]), torch.ones(1, 2), (1,))
