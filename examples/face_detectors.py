@@ -39,6 +39,8 @@ def main() -> None:
     parser.add_argument("path", nargs="?", default="runs/faces.jpg", type=Path, help="picture to write")
     parser.add_argument("--image", type=Path, help="picture to look at")
     args = parser.parse_args()
+    if missing := [name for name in DETECTORS if not (args.folder / name).is_file()]:
+        parser.error(f"{args.folder} lacks {', '.join(missing)}; docs/published_weights.md says which files these are")
 
     image = torch.from_numpy(astronaut()).permute(2, 0, 1)
     if args.image is not None:

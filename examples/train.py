@@ -105,7 +105,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--tidy-categories", action="store_true", help="coco: no class for rows that only group others, one per name")
     add("--masks", action="store_true", help="coco and scenes: read masks, and judge them, for recipes that draw some")
     add("--size", type=int, nargs=2, metavar=("H", "W"), help="input size, for recipes that take one")
-    add("--random-scale", type=float, nargs=2, metavar=("LOW", "HIGH"), help="every ten batches another input size")
+    add("--random-scale", type=float, nargs=2, metavar=("LOW", "HIGH"), help="every ten batches so many times --size")
     add("--group-norm", action="store_true", help="for recipes with a norm: N processes then equal one, to rounding")
     add("--augment", choices=AUGMENTATIONS, default="flip")
     add("--epochs", type=int, default=30)
@@ -171,6 +171,8 @@ def datasets(args: argparse.Namespace) -> tuple[Any, Any, Any, list[str]]:
             order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(args.seed)).tolist()
             val, train = (Share(whole, sorted(part)) for part in (order[:held], order[held:]))
             return train, val, val, whole.categories
+        if not (lists := args.root / folders.splits / "train.txt").is_file():
+            raise FileNotFoundError(f"there is no list {lists}: --folders names its folder, --val-share needs none")
         last = "test" if (args.root / folders.splits / "test.txt").exists() else "val"  # VOC 2012 names no test images
         train = VocDataset(args.root, "train", **options)
         val, test = (VocDataset(args.root, s, classes=train.categories, **options) for s in ("val", last))
@@ -280,7 +282,10 @@ def batch_shapes(scale: tuple[float, float] | None, detector: Detector, seed: in
     low, high = (math.ceil(scale[0] * size[0] / 32), math.floor(scale[1] * size[0] / 32))
     sizes = [(32 * rows, max(1, round(rows * size[1] / size[0])) * 32) for rows in range(max(1, low), high + 1)]
     if not sizes:
-        raise ValueError(f"--random-scale {scale[0]:g} {scale[1]:g}: no height between them is a multiple of 32")
+        raise ValueError(
+            f"--random-scale {scale[0]:g} {scale[1]:g}: no multiple of 32 lies between these times {size[0]}, the "
+            "height; give the lower number first, or a wider range"
+        )
     return RandomBatchShapes(sizes, seed=seed)
 
 

@@ -228,7 +228,7 @@ def test_random_sizes_are_multiples_of_32_in_the_ratio_of_the_size_to_judge_at(t
     assert first.average.module.preprocess.size == (64, 96)
 
 
-@pytest.mark.parametrize(("size", "reason"), [((64, 64), "no height"), (800, "no size")])
+@pytest.mark.parametrize(("size", "reason"), [((64, 64), "no multiple of 32"), (800, "no size")])
 def test_a_scale_that_leaves_no_size_is_refused(size, reason):
     detector = fpn_ssd(10, size=(64, 64), channels=16)
     detector.preprocess.size = size
@@ -409,6 +409,12 @@ def test_a_voc_folder_without_lists_is_shared_out_by_seed(tmp_path):
     assert train.fingerprint(data, []) != train.fingerprint(drawn("--val-share", "0.4", "--seed", "1")[0], [])
     with pytest.raises(ValueError, match=r"--val-share 0\.95 of 6 images leaves none to train on"):
         drawn("--val-share", "0.95")
+
+
+def test_a_voc_folder_without_lists_is_refused_with_the_option_that_needs_none(tmp_path):
+    args = script().arguments(["--data", "voc", "--root", str(tmp_path), "--output", str(tmp_path / "out")])
+    with pytest.raises(FileNotFoundError, match=r"no list .*train\.txt: --folders .* --val-share needs none"):
+        script().datasets(args)
 
 
 def test_a_share_that_is_none_is_refused(tmp_path, capsys):

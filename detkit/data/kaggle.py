@@ -90,9 +90,12 @@ def _rows(file: str | Path) -> dict[int, list[str]]:
             raise ValueError(f"CsvDataset: {file}: line {reader.line_num} cannot be read as csv: {error}") from error
         finally:
             csv.field_size_limit(limit)
-    header = next(iter(rows), 0)
-    if [name.strip() for name in rows.pop(header, [])] != COLUMNS:
-        raise ValueError(f"CsvDataset: {file} does not begin with the columns {','.join(COLUMNS)}, one row an image")
+    columns = [name.strip() for name in rows.pop(next(iter(rows), 0), [])]
+    if columns != COLUMNS:
+        raise ValueError(
+            f"CsvDataset: {file} begins with {shown(','.join(columns))}; allowed are the columns {','.join(COLUMNS)}, "
+            "and one row for each image"
+        )
     for line, row in rows.items():
         if len(row) != len(COLUMNS):
             raise ValueError(f"CsvDataset: {file}: line {line} has {len(row)} columns; allowed are {len(COLUMNS)}")
@@ -109,9 +112,8 @@ def _refuse_twice(names: Sequence[str], places: Sequence[str], faults: Faults) -
 def _records(rows: Sequence[list[str]], places: Sequence[str], faults: Faults) -> list[NamedObjects]:
     words = [cell.split() for _, cell in rows]
     uneven = [len(row) % 5 > 0 for row in words]
-    faults.refuse(
-        uneven, lambda i: f"{places[i]}: {len(words[i])} words; allowed are five an object: class {' '.join(_EDGES)}"
-    )
+    allowed = f"allowed are five for each object: class (without spaces) {' '.join(_EDGES)}"
+    faults.refuse(uneven, lambda i: f"{places[i]}: {len(words[i])} words; {allowed}")
     names = [[] if bad else row[::5] for row, bad in zip(words, uneven, strict=True)]
     edges = [[row[5 * t + 1 : 5 * t + 5] for t in range(len(own))] for row, own in zip(words, names, strict=True)]
     boxes = read_lists([edge for own in edges for edge in own], 4)

@@ -151,6 +151,7 @@ def check_parts(stage: Any) -> None:
     check_call(name, "head", stage.head, "features")
     check_call(name, "anchors", stage.anchors, "features, images")
     check_call(name, "matcher", stage.matcher, "anchors, targets, predictions")
+    _check_matcher(name, stage.matcher)
     for method in ("encode", "decode"):
         check_call(name, "coder", stage.coder, "boxes, anchors", method=method)
     if not isinstance(stage.criterion, DenseCriterion):
@@ -160,6 +161,16 @@ def check_parts(stage: Any) -> None:
         )
     check_call(name, "postprocess", stage.postprocess, "scores, boxes, sizes, counts")
     _check_pairs(name, stage)
+
+
+def _check_matcher(name: str, matcher: Any) -> None:
+    """Raise ValueError for a matcher that needs predictions and would get none."""
+    reads = getattr(matcher, "reads_predictions", False)
+    if not reads and not takes(getattr(matcher, "forward", matcher), "anchors", "targets"):
+        raise ValueError(
+            f"{name}: matcher is a {type(matcher).__name__}, which does not say that it reads predictions and cannot "
+            "be called without them; give it reads_predictions = True, or the default predictions=None"
+        )
 
 
 def check_call(stage: str, name: str, part: Any, arguments: str, *, method: str | None = None) -> None:

@@ -67,11 +67,12 @@ def from_darknet(cfg: str | os.PathLike[str], weights: str | os.PathLike[str]) -
     size = net.whole("height"), net.whole("width")
     regions = [predictor for predictor in predictors if predictor.detection.kind == "region"]
     stage, trunk.shapes = _region_stage(predictors, size) if regions else _yolo_stage(predictors)
-    _read_into(trunk, stage, layers, weights)
-    if unread := [said for section in (net, *layers) for said in section.unread()]:
+    if unread := [said for section in (net, *layers) for said in section.unread()]:  # a misspelled key misfits weights
         more = "; ..." if len(unread) > _SHOWN else ""
-        said = f"{len(unread)} keys are not followed: {'; '.join(unread[:_SHOWN])}{more}"
-        warnings.warn(f"{OWNER}: {os.fspath(cfg)}: {said}", stacklevel=2)
+        keys = "1 key is" if len(unread) == 1 else f"{len(unread)} keys are"
+        said = f"{keys} not followed: {'; '.join(unread[:_SHOWN])}{more}"
+        warnings.warn(f"{OWNER}: {os.fspath(cfg)}: {said}", stacklevel=3)
+    _read_into(trunk, stage, layers, weights)
     return Detector(trunk, preprocess=_letterbox(size), dense=stage)
 
 

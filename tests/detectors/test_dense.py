@@ -245,6 +245,10 @@ BOX = DenseHead(Fixed(None), RegressionHead(8, 1))
         ({"head": None}, r"head is a NoneType, .* head\(features\)"),
         ({"anchors": BOXES}, r"anchors is a Tensor, .* anchors\(features, images\)"),
         ({"matcher": lambda anchors: None}, r"matcher is a function, .* matcher\(anchors, targets, predictions\)"),
+        (
+            {"matcher": lambda anchors, targets, predictions: None},
+            "matcher is a function, .* give it reads_predictions = True, or the default predictions=None",
+        ),
         ({"matcher": BipartiteMatcher}, r"matcher is a type, .* matcher\(anchors, targets, predictions\)"),
         ({"coder": nn.Identity()}, r"coder is a Identity, .* coder\.encode\(boxes, anchors\)"),
         ({"postprocess": Wrong()}, r"postprocess is a Wrong, .* postprocess\(scores, boxes, sizes, counts\)"),

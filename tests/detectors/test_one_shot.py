@@ -74,6 +74,11 @@ def test_each_part_has_a_tower_of_its_own():
     assert [head.class_head.tower, head.box_head.tower, head.quality_head.tower] == built
 
 
+def test_a_tower_instead_of_what_builds_one_is_refused():
+    with pytest.raises(ValueError, match=r"tower is a Sequential; give a function that builds one.*tower\(channels\)"):
+        stage(DeltaCoder(), ObjectnessLoss(), tower=conv_tower(16))
+
+
 def test_levels_with_different_numbers_of_anchors_are_refused():
     anchors = DefaultBoxes([(8, 16), (16, 32)], aspect_ratios=[(2,), (2, 3)])
     with pytest.raises(ValueError, match=r"one_shot_stage: anchors have per_cell=\(4, 6\).*equal numbers"):

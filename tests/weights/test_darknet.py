@@ -285,6 +285,17 @@ def test_keys_that_are_not_followed_are_warned_of_once(tmp_path):
         assert all(word in said for word in words), said
 
 
+def test_a_misspelled_key_is_named_before_the_weights_do_not_fit(tmp_path):
+    cfg = cfgs.PYRAMID.replace("filters=3\n", "filter=3\n")
+    paths = files(tmp_path, cfg, loops.weights_file(loops.random_weights(cfgs.PYRAMID)))
+    with (
+        pytest.warns(UserWarning, match=r"1 key is not followed: line \d+: filter of \[convolutional\]") as caught,
+        pytest.raises(ValueError, match=r"net\.weights holds .* numbers"),
+    ):
+        from_darknet(*paths)
+    assert caught[0].filename == __file__
+
+
 def test_what_darknet_has_no_place_for_is_not_written(tmp_path):
     path = tmp_path / "no.weights"
     other = Detector(SmallBackbone(), preprocess=Preprocess(None), dense=yolo_v3_tiny(1).dense)

@@ -42,10 +42,12 @@ def one_shot_stage(
 
     The head has a class part, a box part of as many numbers as the coder decodes and, where the criterion reads it, a
     quality part; classes get a background column where the criterion's softmax has one. Each part has a tower of its
-    own, ``tower(channels)``: by default one convolution with group norm (:func:`~detkit.layers.conv_tower`). Classes
-    and quality start at .01 where they are independent, and boxes at their anchors, unless they are distributions.
+    own, which the function ``tower(channels)`` builds and which keeps channels, height and width: by default one
+    convolution with group norm (:func:`~detkit.layers.conv_tower`). Classes and quality start at .01 where they are
+    independent, and boxes at their anchors, unless they are distributions.
 
-    Raises ValueError unless all levels of ``anchors`` have equally many boxes per cell, and for a coder that is none.
+    Raises ValueError unless all levels of ``anchors`` have equally many boxes per cell, for a coder that is none, and
+    for a tower already built.
 
     >>> from detkit.anchors import ATSSMatcher
     >>> from detkit.boxes import GridCoder
@@ -62,6 +64,11 @@ def one_shot_stage(
         )
     check_call("one_shot_stage", "coder", coder, "boxes, anchors", method="encode")
     tower = conv_tower if tower is None else tower
+    if isinstance(tower, nn.Module):
+        raise ValueError(
+            f"one_shot_stage: tower is a {type(tower).__name__}; give a function that builds one for each part of the "
+            "head: tower(channels)"
+        )
     prior = None if criterion.has_background else _PRIOR
     part = partial(ClassificationHead, channels, per_cell[0], prior=prior)
     outputs = num_classes + criterion.has_background
