@@ -421,6 +421,7 @@ def carried_on(sizes: list[list[int]]):
     return hook
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "recipe",
     [

@@ -282,6 +282,7 @@ def test_keys_that_are_not_followed_are_warned_of_once(tmp_path):
         assert all(word in said for word in words), said
 
 
+@pytest.mark.slow
 def test_what_darknet_has_no_place_for_is_not_written(tmp_path):
     path = tmp_path / "no.weights"
     other = Detector(SmallBackbone(), preprocess=Preprocess(None), dense=yolo_v3_tiny(1).dense)
