@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import collections
 import functools
+import gc
 import itertools
 import os
 import sys
@@ -30,7 +32,7 @@ if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
     os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
 
 # What torch.compile traces must not carry the shape checks: tests/test_compiled.py runs that folder on its own.
-collect_ignore = [] if os.environ.get("DETKIT_COMPILED_TESTS") else ["compiled"]
+collect_ignore = ["traced_before.py", *([] if os.environ.get("DETKIT_COMPILED_TESTS") else ["compiled"])]
 
 CHECKED_EXAMPLES = 10  # of each property
 CHECKED_CASES = 5  # of each parametrized test, in each process
@@ -49,6 +51,18 @@ def pytest_configure(config: pytest.Config) -> None:
         suppress_health_check=[hypothesis.HealthCheck.differing_executors],
     )
     hypothesis.settings.load_profile("detkit")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[object]:
+    """What is imported and collected stays to the end: no garbage collection need walk through it again and again."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        atexit.register(gc.unfreeze)  # extension modules count at the end what they see freed
+        gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -43,6 +43,7 @@ def dirty_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "empty_like", lambda *args, **kwargs: empty_like(*args, **kwargs).fill_(77))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_a_detector_without_memory_that_takes_a_file_or_assigned_values_predicts_as_the_one_that_was_saved(
     name: str, tmp_path: Path, dirty_memory: None

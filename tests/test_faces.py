@@ -54,6 +54,7 @@ def shrunk(image: Tensor, factor: float) -> Tensor:
     return F.interpolate(image[None].float(), scale_factor=factor, mode="bilinear", antialias=True)[0].round().byte()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 @torch.no_grad()
 def test_every_anchor_says_what_a_network_of_torch_alone_says(name, detectors, states, portrait):

@@ -21,6 +21,7 @@ def test_the_map_in_the_docstring_names_units_that_exist():
         assert importlib.import_module(name).__doc__
 
 
+@pytest.mark.slow
 def test_show_env_prints_versions_and_devices_and_hands_them_back(capsys):
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -147,6 +147,7 @@ def test_one_thread_and_two_give_the_same_bits(record):
         torch.set_num_threads(threads)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("record", [r for r in RECORDS if r.gradient == "checked"], ids=lambda record: record.name)
 def test_gradients_equal_finite_differences(record):
     arguments = followed(record, record.make(3, torch.float64))

@@ -188,6 +188,7 @@ def test_every_anchor_is_chosen_as_often_as_any_other_of_its_kind(generator):
     assert min(*positives, *negatives) > 1300
 
 
+@pytest.mark.slow
 def test_every_set_is_chosen_as_often_as_any_other(generator):
     """12,000 draws of 2 of 5: all 10 pairs; chi-squared of 9 degrees at one in ten thousand."""
     chosen = BalancedSampler(2, positive_fraction=1.0)(torch.zeros(12_000, 5).long(), generator=generator)

@@ -269,6 +269,7 @@ def test_all_ways_through_the_search_agree(monkeypatch):
         assert torch.equal(found.quality, expected.quality)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("entries", [2**20, 700], ids=["whole", "in pieces"])
 def test_tiny_objects_that_tie_on_many_anchors_match_as_in_torchvision(way, monkeypatch, entries):
     """Each has its highest IoU, far below the thresholds, with every smallest anchor around it."""

@@ -88,6 +88,7 @@ def test_every_parameter_gets_a_gradient(backbone):
     assert (missing, dead) == ([], [])
 
 
+@pytest.mark.slow
 def test_evaluation_changes_no_statistics_and_repeats_itself(backbone):
     state = {name: buffer.clone() for name, buffer in backbone.named_buffers()}
     with torch.no_grad():

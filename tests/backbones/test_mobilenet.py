@@ -8,6 +8,7 @@ from torchvision.models import mobilenet_v2, mobilenet_v3_large, mobilenet_v3_sm
 from detkit.backbones import mobilenet_backbone, vgg_features
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "channels"),
     [(mobilenet_v2, (576, 1280)), (mobilenet_v3_small, (288, 576)), (mobilenet_v3_large, (672, 960))],

@@ -73,6 +73,7 @@ class TestMatrixNMS:
         assert torch.isfinite(scores.grad).all()
         assert torch.isfinite(rows.grad).all()
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("method", METHODS)
     def test_gradients_equal_finite_differences(self, method):
         rows, scores, groups = crowd(6, seed=3, groups=2)

@@ -40,6 +40,7 @@ def test_hostile_boxes_miss_no_pair(rows, threshold):
     assert missed(rows.double(), rows.double().clone(), threshold) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threshold", THRESHOLDS)
 @pytest.mark.parametrize("spread", [0.01, 0.05, 0.2])
 def test_boxes_beside_each_other_miss_no_pair(threshold, spread):

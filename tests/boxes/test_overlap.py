@@ -235,6 +235,7 @@ def test_measures_are_symmetric_and_do_not_notice_a_shift_or_an_order(name):
 
 
 # CIoU's alpha takes no gradient: compared with alpha frozen below.
+@pytest.mark.slow
 @pytest.mark.parametrize("function", [function for name, function in MEASURES if name != "complete"])
 def test_gradients_equal_finite_differences(function):
     first, second = (random_boxes(3, seed=s, dtype=torch.float64).requires_grad_() for s in (1, 2))

@@ -139,6 +139,7 @@ def test_half_precision_boxes_of_every_class_decide_as_their_promoted_numbers(dt
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 
 
+@pytest.mark.slow
 def test_the_operator_with_boxes_of_every_class_keeps_what_torch_asks_of_it():
     boxes, scores = own_boxes(6, 2)
     checks = ("test_schema", "test_faketensor")

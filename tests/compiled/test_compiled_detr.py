@@ -50,13 +50,13 @@ def assert_all_close(found, expected) -> None:
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
-def counted(function):
-    counter = CompileCounterWithBackend("aot_eager")
+def counted(function, backend: str = "eager"):
+    counter = CompileCounterWithBackend(backend)
     return torch.compile(function, backend=counter, fullgraph=True), counter
 
 
 def test_inference_compiles_whole_and_finds_what_it_finds_eagerly():
-    model = FromTensors(build(plain))  # that of box queries is exported in test_compiled_sets
+    model = FromTensors(build(plain))  # it is exported in test_onnx_detr, that of box queries in test_compiled_sets
     compiled, counter = counted(model)
     with torch.no_grad():
         for count, size in SIZES[:2]:
@@ -67,10 +67,14 @@ def test_inference_compiles_whole_and_finds_what_it_finds_eagerly():
     assert counter.frame_count <= 3
 
 
-@pytest.mark.parametrize(("recipe", "layers"), [(plain, 2), (boxed, 1)], ids=["plain", "boxes"])
-def test_training_compiles_whole_and_learns_what_it_learns_eagerly(recipe: Callable[[int], Detector], layers: int):
+@pytest.mark.parametrize(
+    ("recipe", "layers", "backend"), [(plain, 2, "eager"), (boxed, 1, "aot_eager")], ids=["plain", "boxes"]
+)
+def test_training_compiles_whole_and_learns_what_it_learns_eagerly(
+    recipe: Callable[[int], Detector], layers: int, backend: str
+):
     detector = build(recipe, layers).double()  # gradients of float32 differ by rounding
-    compiled, counter = counted(detector)
+    compiled, counter = counted(detector, backend)
     for count, length in ((2, 3), (3, 6)):
         batch, truth = images(count, (96, 128)), targets(count, length)
         batch = batch._replace(tensors=batch.tensors.double())
@@ -105,7 +109,7 @@ def test_deformable_attention_compiles_whole_with_gradients():
     torch.compiler.reset()
     torch.manual_seed(0)
     attention = DeformableAttention(8, 2, levels=2)
-    compiled, counter = counted(attention)
+    compiled, counter = counted(attention, "aot_eager")
     shapes = [(4, 5), (2, 3)]
     for count in (1, 2, 3, 5):
         queries, memory = torch.rand(count, 2 * count + 1, 8), torch.rand(count, 26, 8)

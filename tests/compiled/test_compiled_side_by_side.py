@@ -35,7 +35,7 @@ def truth(count: int, *lengths: int) -> dict[str, Targets]:
 
 
 def counted(model: Detector):
-    counter = CompileCounterWithBackend("aot_eager")
+    counter = CompileCounterWithBackend("eager")  # what is behind it: see test_compiled_detectors
     return torch.compile(model, backend=counter, fullgraph=True), counter
 
 

@@ -27,7 +27,7 @@ def detections(count: int, *, images: int | None = None) -> tuple[Tensor, Tensor
 def assert_follows_counts(function, inputs) -> None:
     """Compiled whole, the function gives what it gives eagerly for every count, with at most 2 recompilations."""
     torch.compiler.reset()
-    counter = CompileCounterWithBackend("aot_eager")
+    counter = CompileCounterWithBackend("eager")
     compiled = torch.compile(function, backend=counter, fullgraph=True)
     for count in COUNTS:
         arguments = inputs(count)

@@ -433,6 +433,7 @@ def carried_on(sizes: list[list[int]]):
     return hook
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "recipe",
     [

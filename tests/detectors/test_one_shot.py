@@ -111,6 +111,7 @@ def eager(recipe) -> Detector:
 CASES = {recipe.__name__: Case(lambda recipe=recipe: eager(recipe), 3) for recipe in (small_tood, small_yolox)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check", LEARNED_BACKGROUND, ids=lambda check: check.__name__)
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_a_small_one_keeps_the_contract(case: Case, check: Check):
@@ -157,6 +158,7 @@ def compared():
     return module
 
 
+@pytest.mark.slow
 def test_the_comparison_holds_more_than_a_dozen_different_detectors_that_train(compared):
     assert len(compared.DETECTORS) >= 12
     rows = {name: tuple(map(str, parts)) for name, parts in compared.DETECTORS.items()}

@@ -68,6 +68,7 @@ def test_any_multiple_of_32_may_be_the_size():
         assert (found["boxes"] <= torch.tensor([70, 50, 70, 50])).all()
 
 
+@pytest.mark.slow
 def test_v2_learns_by_its_own_rule_from_anchors_given_in_cells():
     stage = yolo_v2(3).dense
     assert stage.matcher.ignore_iou == 0.6
@@ -124,6 +125,7 @@ def small_v2() -> Detector:
     return Detector(nn.Sequential(backbone, neck), preprocess=preprocess, dense=stage)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check", LEARNED_BACKGROUND, ids=lambda check: check.__name__)
 @pytest.mark.parametrize("build", [small, small_v2, small_v1])
 def test_a_small_one_keeps_the_contract(build, check: Check):

@@ -25,6 +25,7 @@ def eager(recipe) -> Detector:
 CASES = {recipe.__name__: Case(lambda recipe=recipe: eager(recipe), 3) for recipe in (small_retinanet, small_fcos)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check", LEARNED_BACKGROUND, ids=lambda check: check.__name__)
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_a_small_detector_with_a_focal_loss_keeps_the_contract(case: Case, check: Check):

@@ -142,6 +142,7 @@ def test_a_generator_state_is_a_sequence():
     assert not torch.equal(one, other)
 
 
+@pytest.mark.slow
 def test_an_image_alone_and_padded_further_says_the_same():
     """What lies beyond an image's size is not looked at: to 1e-5, as sums run in another order."""
     model = detector(sampler=TokenSampler("argmax"))

@@ -165,6 +165,7 @@ def test_whitening_can_be_left_out_as_in_the_paper():
     assert not torch.allclose(white.region.regression.weight, plain.region.regression.weight)
 
 
+@pytest.mark.slow
 def test_proposals_follow_the_resizing_of_images():
     plain, twice = detector_of_pixels(), detector_of_pixels(preprocess=Preprocess((128, 128)))
     large = [(nn.functional.interpolate(i[None], scale_factor=2, mode="nearest")[0], t) for i, t in SCENES]

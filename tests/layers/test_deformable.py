@@ -101,6 +101,7 @@ def test_results_and_gradients_equal_transformers_reference():
         torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.slow
 def test_gradcheck():
     given = tuple(rows.requires_grad_() for rows in inputs(2, heads=1, images=1))
     assert torch.autograd.gradcheck(own, given)
@@ -146,6 +147,7 @@ def module_inputs(coordinates: int = 2) -> tuple[Tensor, Tensor, Tensor]:
     return queries, torch.rand(2, 5, 3, coordinates, generator=generator, dtype=torch.float64), memory
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("coordinates", [2, 4], ids=["points", "boxes"])
 def test_the_module_equals_transformers_with_its_weights(coordinates):
     peer = pytest.importorskip(

@@ -108,6 +108,7 @@ def test_the_first_stages_losses_and_gradients_are_torchvisions():
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-10, atol=1e-14)
 
 
+@pytest.mark.slow
 @BOTH
 def test_gradients_are_those_of_differences(kind):
     logits, deltas, labels, wanted = batch(kind, rows=5)

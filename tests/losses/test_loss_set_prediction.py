@@ -114,6 +114,7 @@ def test_golden_of_detr_in_float64():
     assert cardinality_error(logits[0], targets).item() == 1.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_every_layer_costs_what_a_loop_over_queries_says(seed):
     logits, boxes = predictions(seed=seed)

@@ -79,6 +79,7 @@ def test_a_single_positive_is_divided_by_one():
     assert (losses["classification"].item(), losses["box"].item()) == pytest.approx(expected, rel=1e-10)
 
 
+@pytest.mark.slow
 def test_gradients_equal_finite_differences():
     logits, deltas, labels, wanted = random_batch(2, 6)
     logits.requires_grad_()

@@ -118,6 +118,7 @@ def test_box_losses_are_one_minus_the_paired_measure(name):
         torch.testing.assert_close(loss(first, second), 1 - measure(first, second), rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LOSSES)
 def test_gradients_of_box_losses_equal_finite_differences(name):
     loss = LOSSES[name][0]

@@ -74,6 +74,7 @@ def test_crowds_and_images_without_objects_or_proposals_do_not_break_it(match):
     )
 
 
+@pytest.mark.slow
 @given(st.integers(0, 2**32 - 1))
 @settings(max_examples=25)
 def test_any_match_recalls_at_least_as_much_and_equals_judging_each_object_alone(seed):

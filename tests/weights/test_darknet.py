@@ -295,6 +295,7 @@ def test_a_misspelled_key_is_named_before_the_weights_do_not_fit(tmp_path):
         from_darknet(*paths)
 
 
+@pytest.mark.slow
 def test_what_darknet_has_no_place_for_is_not_written(tmp_path):
     path = tmp_path / "no.weights"
     other = Detector(SmallBackbone(), preprocess=Preprocess(None), dense=yolo_v3_tiny(1).dense)

@@ -141,6 +141,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("backbone", "settings", "given"), CASES.values(), ids=CASES)
 def test_a_checkpoint_finds_the_same_and_goes_back_bit_for_bit(backbone, settings, given):
     torch.manual_seed(0)

@@ -26,6 +26,7 @@ def test_models_that_detect_nothing_are_refused_by_name(model):
         from_torchvision(model)
 
 
+@pytest.mark.slow
 def test_detectors_of_several_one_stage_parts_are_refused_by_name():
     first, second = ssd300(2), ssd300(2)
     both = Detector(first.trunk, preprocess=first.preprocess, one=first.dense, two=second.dense)

@@ -81,6 +81,7 @@ def test_ssd300_costs_and_finds_the_same():
     assert single.boxes < 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", MODELS.values(), ids=MODELS)
 def test_weights_go_there_and_back(build):
     peer = build()
