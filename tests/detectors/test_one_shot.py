@@ -12,7 +12,9 @@ from torch import nn
 from detkit.anchors import BipartiteMatcher, DefaultBoxes, GridAnchors
 from detkit.boxes import DeltaCoder, DistanceCoder, DistributionCoder, GridCoder
 from detkit.detectors import Detector, one_shot_stage, square_anchors
+from detkit.detectors.recipes.fcos import small_fcos
 from detkit.detectors.recipes.one_shot import small_tood, small_yolox, tood, yolox
+from detkit.detectors.recipes.retinanet import small_retinanet
 from detkit.layers import conv_tower
 from detkit.losses import FCOSLoss, MultiBoxLoss, ObjectnessLoss, QualityLoss, RetinaNetLoss
 from detkit.structures import Images, Target
@@ -127,7 +129,7 @@ def test_without_objects_only_background_costs_and_every_parameter_has_a_gradien
 
 
 @pytest.mark.slow(2)
-@pytest.mark.parametrize("recipe", [small_tood, small_yolox])
+@pytest.mark.parametrize("recipe", [small_retinanet, small_fcos, small_tood, small_yolox])
 def test_it_learns_one_image_by_heart(recipe):
     torch.manual_seed(0)
     detector = recipe(2, size=(64, 64), channels=16)
@@ -142,6 +144,7 @@ def test_it_learns_one_image_by_heart(recipe):
         sum(detector([image, image], [target, target]).values()).backward()
         optimizer.step()
     (found,) = detector.eval()([image])
+    assert found["scores"][:2].min() > 0.4
     order = found["labels"][:2].argsort()
     assert found["labels"][:2][order].tolist() == [0, 1]
     torch.testing.assert_close(found["boxes"][:2][order], boxes, rtol=0, atol=4)
