@@ -1,7 +1,5 @@
 """DETR leaves by ONNX, for any batch, height and width, and onnxruntime finds what it finds here."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from exported import FromTensors, images
@@ -32,18 +30,11 @@ def onnx() -> None:
         pytest.importorskip(name, reason=f"{name} is not installed: export to ONNX was NOT tested")
 
 
-@pytest.fixture(scope="module")
-def exported() -> tuple[nn.Module, torch.export.ExportedProgram]:
-    model, free = FromTensors(build()), Dim.DYNAMIC
-    shapes = ({0: free, 2: free, 3: free}, {0: free})
-    return model, torch.export.export(model, tuple(images(2)[:2]), dynamic_shapes=shapes)
-
-
-def session_of(program: torch.export.ExportedProgram, path: Path):
-    """The program as onnxruntime runs it, from the file that it was saved to."""
+def session_of(model: nn.Module, example, shapes, path):
+    """The model as onnxruntime runs it, from the file that it was saved to."""
     import onnxruntime
 
-    program = torch.onnx.export(program, dynamo=True, verbose=False)
+    program = torch.onnx.export(model.eval(), example, dynamo=True, dynamic_shapes=shapes, verbose=False)
     program.save(str(path))
     return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
@@ -54,15 +45,19 @@ def run(session, *tensors) -> list[Tensor]:
     return [torch.from_numpy(result) for result in results]
 
 
-def test_detr_at_inference_holds_no_operation_that_only_this_library_knows(exported):
-    operations = {str(node.target) for node in exported[1].graph.nodes if node.op == "call_function"}
+def test_detr_at_inference_holds_no_operation_that_only_this_library_knows():
+    free = Dim.DYNAMIC
+    shapes = ({0: free, 2: free, 3: free}, {0: free})
+    program = torch.export.export(FromTensors(build()), tuple(images(2)[:2]), dynamic_shapes=shapes)
+    operations = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
     assert "aten.scaled_dot_product_attention.default" in operations
     assert not [name for name in operations if name.startswith("detkit")]
 
 
-def test_detr_finds_the_same_in_onnxruntime_at_other_batches_heights_and_widths(onnx, exported, tmp_path):
-    model, program = exported
-    session = session_of(program, tmp_path / "detr.onnx")
+def test_detr_finds_the_same_in_onnxruntime_at_other_batches_heights_and_widths(onnx, tmp_path):
+    model, free = FromTensors(build()), Dim.DYNAMIC
+    shapes = ({0: free, 2: free, 3: free}, {0: free})
+    session = session_of(model, tuple(images(2)[:2]), shapes, tmp_path / "detr.onnx")
     for count, size in SIZES:
         batch = images(count, size)[:2]
         with torch.no_grad():
@@ -78,8 +73,8 @@ class Best(nn.Module):
 
 
 def test_equal_scores_keep_their_order_in_onnxruntime(onnx, tmp_path):
-    program = torch.export.export(Best(), (torch.rand(2, 9),), dynamic_shapes=({0: Dim.DYNAMIC, 1: Dim.DYNAMIC},))
-    session = session_of(program, tmp_path / "best.onnx")
+    example = torch.rand(2, 9)
+    session = session_of(Best(), (example,), ({0: Dim.DYNAMIC, 1: Dim.DYNAMIC},), tmp_path / "best.onnx")
     generator = torch.Generator().manual_seed(0)
     for rows, length in ((1, 4), (3, 300), (40, 17), (2, 3)):
         values = torch.randint(-2, 3, (rows, length), generator=generator).float()
