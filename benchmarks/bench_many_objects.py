@@ -1,7 +1,6 @@
 """Work per object: matching from 1 to 4,000 objects, and drawing them, against torchvision.
 
-``python -m benchmarks many_objects``. CPU time, so start it with ``OMP_NUM_THREADS=1``: a ratio below 0.5 would
-be more than twice torchvision's.
+``python -m benchmarks many_objects``. CPU time of one thread: a ratio below 0.5 would be more than twice torchvision's.
 """
 
 import time
@@ -32,6 +31,8 @@ MOST_PAIRS = 120_000_000  # torchvision holds several matrices of them
 
 def cases() -> Iterator[Case]:
     """RetinaNet's anchors with low-quality matches and SSD's claims over the grid; then pictures."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # with more, torchvision gives a box that many objects claim to any of them
     for frame in FRAMES:
         anchors = anchors_of(_default_anchorgen(), frame)
         for objects in (count for count in OBJECTS if count * len(anchors) <= MOST_PAIRS):
@@ -40,6 +41,7 @@ def cases() -> Iterator[Case]:
             yield _matching("SSD matching, torchvision's rule", anchors, objects, "mixed", frame)
     for objects in OBJECTS:
         yield _drawing(objects)
+    torch.set_num_threads(threads)
 
 
 def anchors_of(generator: AnchorGenerator, frame: int) -> Tensor:
