@@ -88,7 +88,9 @@ def matching(
     name: str, scene: Scene, matcher: Any, criterion: DenseCriterion, peer: Callable[..., Any], who: str
 ) -> Case:
     """A whole batch at once against the rule for each image; both are handed scores and decoded boxes."""
-    seen = Predictions(scene.coder.decode(scene.predictions.deltas, scene.anchors), criterion.scores(scene.predictions))
+    boxes = scene.coder.decode(scene.predictions.deltas, scene.anchors)
+    scores = criterion.scores(scene.predictions)
+    seen = Predictions(boxes, scores)
     reads = getattr(matcher, "reads_predictions", False)
 
     def same(ours: Assignment, theirs: Tensor) -> None:
@@ -100,7 +102,7 @@ def matching(
         f"{IMAGES} x {len(scene.anchors.boxes):,} x {CLASSES}, {OBJECTS} objects",
         who,
         lambda: matcher(scene.anchors, scene.targets, seen if reads else None),
-        lambda: torch.stack([peer(scene.anchors, *one) for one in zip(scene.truth, *seen[:2], strict=True)]),
+        lambda: torch.stack([peer(scene.anchors, *one) for one in zip(scene.truth, boxes, scores, strict=True)]),
         same,
         1.0,
     )
