@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.models import resnet18
 
-from detkit import anchors, backbones, boxes, detectors, heads, layers, losses, metrics, necks, proposals
+from detkit import anchors, backbones, boxes, detectors, heads, layers, losses, metrics, necks, proposals, retrieval
 from detkit._door import alternatives, is_tensor
 from detkit._ranges import rule_of
 from detkit.structures import Anchors, Images
@@ -108,6 +108,8 @@ PARTS: dict[str, Callable[[], Any]] = {
     "YOLONeck": lambda: necks.YOLONeck([8], [4]),
     "SlidingWindow": lambda: proposals.SlidingWindow(nn.Flatten(), size=4, stride=4),
     "Detector": lambda: detectors.tiny_ssd(2),
+    "CosineDistance": retrieval.CosineDistance,
+    "EuclideanDistance": retrieval.EuclideanDistance,
 }
 GIVEN: dict[str, dict[str, Any]] = {
     "cluster_anchors": {"count": 1},
