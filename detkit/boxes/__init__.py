@@ -51,6 +51,7 @@ from detkit.boxes.padded import multiclass_nms_padded, nms_padded
 from detkit.boxes.pooling import project_to_cells, roi_align, roi_pool, spatial_pyramid_pool
 from detkit.boxes.pyramid import PyramidRoIAlign
 from detkit.boxes.soft_nms import soft_nms, soft_nms_padded
+from detkit.boxes.spatial_pyramid import SpatialPyramidPool
 from detkit.boxes.tokens import TokenCoder
 
 __all__ = [
@@ -60,6 +61,7 @@ __all__ = [
     "DistributionCoder",
     "GridCoder",
     "PyramidRoIAlign",
+    "SpatialPyramidPool",
     "TokenCoder",
     "all_pairs",
     "batched_nms",

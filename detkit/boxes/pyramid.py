@@ -55,7 +55,7 @@ class PyramidRoIAlign(nn.Module):
     @door
     def forward(
         self,
-        features: Sequence[Float[Tensor, "B D _ _"]],
+        features: Sequence[Float[Tensor, "B _ _ _"]],
         boxes: Float[Tensor, "B K 4"],
         rows: Int[Tensor, " M"] | None = None,
     ) -> Float[Tensor, "M D S S"]:

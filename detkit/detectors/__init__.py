@@ -5,7 +5,9 @@ from detkit.detectors.classification import ClassificationStage
 from detkit.detectors.denoising import DenoisingQueries
 from detkit.detectors.dense import DenseOutputs, DenseStage
 from detkit.detectors.detector import Detector, Stage
+from detkit.detectors.embedding import EmbeddingStage
 from detkit.detectors.keypoint import KeypointStage, decode_heatmaps
+from detkit.detectors.label_sets import LabelSetStage, label_sets_of, overlaps_of
 from detkit.detectors.levelwise import LevelwisePostprocess
 from detkit.detectors.localization import LocalizationStage
 from detkit.detectors.mask import MaskStage
@@ -89,7 +91,9 @@ __all__ = [
     "DenseOutputs",
     "DenseStage",
     "Detector",
+    "EmbeddingStage",
     "KeypointStage",
+    "LabelSetStage",
     "LevelwisePostprocess",
     "LocalizationStage",
     "MaskStage",
@@ -120,10 +124,12 @@ __all__ = [
     "joint_localizer",
     "keypoint_rcnn",
     "keypoint_stage",
+    "label_sets_of",
     "mask_rcnn",
     "mask_stage",
     "modified_ssd",
     "one_shot_stage",
+    "overlaps_of",
     "paste_masks",
     "pix2seq",
     "rcnn",

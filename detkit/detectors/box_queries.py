@@ -90,11 +90,11 @@ class BoxQueryStage(Stage):
     @door
     def loss(self, outputs: BoxQueryOutputs, targets: Targets) -> dict[str, Tensor]:
         """The criterion's losses of all layers; those of noised queries are "denoising.l1" etc., summed over layers."""
-        logits, boxes, sizes = outputs.found
+        logits, boxes, sizes, _ = outputs.found
         targets = targets._replace(boxes=pixels_to_fractions(targets.boxes, sizes))
         losses = self.criterion(logits, boxes, targets, match_layers(self.matcher, logits, boxes, targets))
         if outputs.noised is not None and outputs.assignment is not None:
-            logits, boxes, _ = outputs.noised
+            logits, boxes, *_ = outputs.noised
             known = outputs.assignment
             noised = self.criterion(logits, boxes, targets, known, count=(known.matched >= 0).sum())
             for name, loss in noised.items():
@@ -105,7 +105,7 @@ class BoxQueryStage(Stage):
     @door
     def detections(self, outputs: BoxQueryOutputs, images: Images) -> Detections:
         """The detections that the queries of the last layer predict."""
-        logits, boxes, _ = outputs.found
+        logits, boxes, *_ = outputs.found
         boxes = fractions_to_pixels(cxcywh_to_xyxy(boxes[-1]), images.sizes)
         return self.postprocess(self.criterion.scores(logits[-1]), boxes, images.sizes)
 

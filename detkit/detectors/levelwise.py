@@ -22,10 +22,10 @@ class LevelwisePostprocess(nn.Module):
     Candidates are the ``candidates_per_level`` highest scores of each level strictly above ``score_threshold``. If two
     boxes of a class, of any levels, overlap with IoU strictly above ``iou_threshold``, the lower-scoring one is
     suppressed; at most ``max_detections`` remain per image. Scores are ranked in float32; ties go to the lower anchor,
-    then to the lower class. ``class_agnostic`` and ``gradients`` are as in :class:`~detkit.detectors.Postprocess`.
-    Boxes that are not finite and NaN scores are left out. The defaults are RetinaNet's; those of torchvision's FCOS are
-    .2, .6 and 100. Source: Lin et al. 2017, "Focal Loss", section 4.1. Raises ValueError for
-    thresholds outside [0, 1] and counts below 1.
+    then to the lower class. ``class_agnostic``, ``gradients`` and ``rows`` are as in
+    :class:`~detkit.detectors.Postprocess`. Boxes that are not finite and NaN scores are left out. The defaults are
+    RetinaNet's; those of torchvision's FCOS are .2, .6 and 100. Source: Lin et al. 2017, "Focal Loss", section 4.1.
+    Raises ValueError for thresholds outside [0, 1] and counts below 1.
 
     >>> scores, boxes = torch.tensor([[[0.9, 0.2], [0.8, 0.0]]]), torch.tensor([[[0.0, 0, 9, 9], [0, 0, 9, 8]]])
     >>> postprocess = LevelwisePostprocess(max_detections=3)
@@ -44,11 +44,12 @@ class LevelwisePostprocess(nn.Module):
         candidates_per_level: Count = 1000,
         class_agnostic: bool = False,
         gradients: bool = False,
+        rows: bool = False,
     ) -> None:
         super().__init__()
         self.score_threshold, self.iou_threshold = score_threshold, iou_threshold
         self.max_detections, self.candidates_per_level = max_detections, candidates_per_level
-        self.class_agnostic, self.gradients = class_agnostic, gradients
+        self.class_agnostic, self.gradients, self.rows = class_agnostic, gradients, rows
 
     @door
     @gradients_on_request
@@ -81,7 +82,8 @@ class LevelwisePostprocess(nn.Module):
             "max_detections": self.max_detections,
         }
         kept, valid = nms_padded(boxes, found, self.iou_threshold, **limits)
-        return Detections.padded(take_rows(boxes, kept), found.gather(1, kept), labels.gather(1, kept), valid)
+        detections = Detections.padded(take_rows(boxes, kept), found.gather(1, kept), labels.gather(1, kept), valid)
+        return detections._replace(rows=torch.where(valid, rows.gather(1, kept), 0)) if self.rows else detections
 
     def extra_repr(self) -> str:
         """The settings that ``print`` shows."""

@@ -38,7 +38,7 @@ def shown_settings(postprocess: Any, *names: str) -> str:
     >>> shown_settings(Postprocess(class_agnostic=True), "max_detections")
     'max_detections=200, class_agnostic=True'
     """
-    switches = [name for name in ("class_agnostic", "gradients") if getattr(postprocess, name)]
+    switches = [name for name in ("class_agnostic", "gradients", "rows") if getattr(postprocess, name)]
     return ", ".join(f"{name}={getattr(postprocess, name)}" for name in (*names, *switches))
 
 
@@ -50,8 +50,9 @@ class Postprocess(nn.Module):
     A box may be detected as several classes. Ties go to the lower box index, then to the lower class. Boxes with a side
     below ``min_size`` pixels after clipping are dropped. With ``class_agnostic`` boxes of different classes suppress
     each other, and all (box, class) pairs are candidates of one class. With ``gradients`` scores and boxes keep their
-    gradient where torch records one, for saliency. The defaults are SSD's (Liu et al. 2016, section 3.1).
-    Raises ValueError for thresholds outside [0, 1], counts below 1, and a negative ``min_size``.
+    gradient where torch records one, for saliency. With ``rows`` detections say which anchor each was. The defaults are
+    SSD's (Liu et al. 2016, section 3.1). Raises ValueError for thresholds outside [0, 1], counts below 1, and a
+    negative ``min_size``.
 
     >>> scores, boxes = torch.tensor([[[0.9, 0.2], [0.8, 0.0]]]), torch.tensor([[[0.0, 0, 9, 9], [0, 0, 9, 8]]])
     >>> found = Postprocess(score_threshold=0.1, max_detections=3)(scores, boxes, torch.tensor([[10, 10]]))
@@ -70,11 +71,12 @@ class Postprocess(nn.Module):
         min_size: NotNegative = 0.0,
         class_agnostic: bool = False,
         gradients: bool = False,
+        rows: bool = False,
     ) -> None:
         super().__init__()
         self.score_threshold, self.iou_threshold = score_threshold, iou_threshold
         self.max_detections, self.candidates_per_class = max_detections, candidates_per_class
-        self.min_size, self.class_agnostic, self.gradients = min_size, class_agnostic, gradients
+        self.min_size, self.class_agnostic, self.gradients, self.rows = min_size, class_agnostic, gradients, rows
 
     @door
     @gradients_on_request
@@ -99,7 +101,8 @@ class Postprocess(nn.Module):
         places = rows if boxes.ndim == 3 else rows * boxes.shape[2] + labels
         chosen = take_rows(boxes.flatten(1, -2), places)
         found = scores.flatten(1).gather(1, rows * scores.shape[2] + labels)
-        return Detections.padded(chosen, found, labels, valid)
+        detections = Detections.padded(chosen, found, labels, valid)
+        return detections._replace(rows=torch.where(valid, rows, 0)) if self.rows else detections
 
     def extra_repr(self) -> str:
         """The settings that ``print`` shows."""

@@ -19,11 +19,15 @@ from detkit.structures import Assignment, Detections, Images, Predictions, Targe
 
 
 class SetPredictionOutputs(NamedTuple):
-    """Predictions of L decoder layers, the last at inference; boxes are cx, cy, w, h as fractions of the image."""
+    """Predictions of L decoder layers, the last at inference; boxes are cx, cy, w, h as fractions of the image.
+
+    ``embeddings`` are the outputs of the last layer, from which the head predicts.
+    """
 
     logits: Float[Tensor, "L B Q classes"]
     boxes: Float[Tensor, "L B Q 4"]
     sizes: Shaped[Tensor, "B 2"]
+    embeddings: Float[Tensor, "B Q D"] | None = None
 
 
 class SetPostprocess(nn.Module):
@@ -31,8 +35,8 @@ class SetPostprocess(nn.Module):
 
     A query counts if it scores strictly above ``score_threshold``; equal scores keep the order of the queries. A query
     with a NaN among its scores, or with a box that is not finite, predicts nothing. ``gradients`` is as in
-    :class:`~detkit.detectors.Postprocess`. Source: Carion et al. 2020, section 3.2.
-    Raises ValueError for a threshold outside [0, 1] and a count below 1.
+    :class:`~detkit.detectors.Postprocess`; with ``rows`` detections say which query each was. Source: Carion et al.
+    2020, section 3.2. Raises ValueError for a threshold outside [0, 1] and a count below 1.
 
     >>> scores = torch.tensor([[[0.1, 0.2], [0.75, 0.25]]])
     >>> boxes = torch.tensor([[[0.0, 0, 200, 100], [75, 25, 125, 75]]])
@@ -43,10 +47,15 @@ class SetPostprocess(nn.Module):
 
     @door
     def __init__(
-        self, *, score_threshold: Fraction = 0.0, max_detections: Count = 100, gradients: bool = False
+        self,
+        *,
+        score_threshold: Fraction = 0.0,
+        max_detections: Count = 100,
+        gradients: bool = False,
+        rows: bool = False,
     ) -> None:
         super().__init__()
-        self.gradients = gradients
+        self.gradients, self.rows = gradients, rows
         self.score_threshold, self.max_detections = score_threshold, max_detections
 
     @door
@@ -68,7 +77,9 @@ class SetPostprocess(nn.Module):
         found = Detections.padded(
             take_rows(boxes, rows), best.gather(1, rows), labels.gather(1, rows), usable.gather(1, rows)
         )
-        return found._replace(boxes=clip_boxes_to_image(found.boxes, sizes))
+        return found._replace(
+            boxes=clip_boxes_to_image(found.boxes, sizes), rows=torch.where(found.valid, rows, 0) if self.rows else None
+        )
 
     def extra_repr(self) -> str:
         """The settings that ``print`` shows."""
@@ -80,7 +91,9 @@ class SetPredictionStage(Stage):
 
     ``encoder(features, images)`` returns a :class:`~detkit.layers.Memory`, as :class:`~detkit.layers.MapEncoder` does;
     ``queries`` holds one embedding per query; ``head`` maps the outputs of the decoder layers to logits and boxes;
-    ``postprocess(scores, boxes, sizes)`` returns Detections. No query attends to the padding of a batch.
+    ``postprocess(scores, boxes, sizes)`` returns Detections. No query attends to the padding of a batch. If the
+    detections have ``rows``, they carry the ``embeddings`` of their queries: the next stage may learn from them, on the
+    queries of the last layer that an object is matched to.
     Source: Carion et al. 2020, figures 2 and 10.
 
     >>> from detkit.detectors import detr_stage
@@ -120,7 +133,7 @@ class SetPredictionStage(Stage):
             memory_mask=memory.mask,
         )
         logits, boxes = self.head(torch.stack(layers if targets is not None else layers[-1:]))
-        return SetPredictionOutputs(logits, boxes, images.sizes)
+        return SetPredictionOutputs(logits, boxes, images.sizes, layers[-1])
 
     @door
     def loss(self, outputs: SetPredictionOutputs, targets: Targets) -> dict[str, Tensor]:
@@ -137,7 +150,19 @@ class SetPredictionStage(Stage):
     def detections(self, outputs: SetPredictionOutputs, images: Images) -> Detections:
         """The detections that the queries of the last layer predict."""
         scores, boxes = self.criterion.scores(outputs.logits[-1]), cxcywh_to_xyxy(outputs.boxes[-1])
-        return self.postprocess(scores, fractions_to_pixels(boxes, images.sizes), images.sizes)
+        found = self.postprocess(scores, fractions_to_pixels(boxes, images.sizes), images.sizes)
+        return found if found.rows is None else found._replace(embeddings=take_rows(outputs.embeddings, found.rows))
+
+    @door
+    def handover(self, outputs: SetPredictionOutputs, images: Images, targets: Targets) -> Detections:
+        """All queries of the last layer with their embeddings; those that an object is matched to are ``valid``."""
+        logits, boxes = outputs.logits[-1:], outputs.boxes[-1:]
+        within = targets._replace(boxes=pixels_to_fractions(targets.boxes, outputs.sizes))
+        matched = match_layers(self.matcher, logits, boxes, within).matched
+        pixels = fractions_to_pixels(cxcywh_to_xyxy(boxes[0]), images.sizes).detach()
+        best, labels = self.criterion.scores(logits[0]).detach().max(-1)
+        found = Detections.padded(pixels, best, labels, matched >= 0)
+        return found._replace(matched=matched.clamp(min=0), embeddings=outputs.embeddings)
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 from detkit.heads.cell import CellHead
 from detkit.heads.classification import ClassificationHead
 from detkit.heads.dense import DenseHead
+from detkit.heads.embedding import EmbeddingHead
 from detkit.heads.fcos import FCOSHead
 from detkit.heads.grid import GridHead
 from detkit.heads.image import ImageHead
@@ -22,6 +23,7 @@ __all__ = [
     "CellHead",
     "ClassificationHead",
     "DenseHead",
+    "EmbeddingHead",
     "FCOSHead",
     "GridHead",
     "ImageHead",

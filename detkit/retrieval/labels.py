@@ -34,9 +34,7 @@ def same_labels(labels: Shaped[Tensor, "N *C"], references: Shaped[Tensor, "M *C
         return (labels[:, None] == references) & (labels >= 0)[:, None]
     for name, sets in (("labels", labels), ("references", references)):
         if looked_at(sets) and bool((sets > 1).any()):
-            raise ValueError(
-                f"same_labels: {name} (N, C) hold {sets.max().item():g}; label sets hold 0 and 1"
-            )
+            raise ValueError(f"same_labels: {name} (N, C) hold {sets.max().item():g}; label sets hold 0 and 1")
     return (labels.clamp(min=0).to(torch.float32) @ references.clamp(min=0).to(torch.float32).T) > 0
 
 

@@ -68,8 +68,9 @@ class Detections(NamedTuple):
     """Boxes of a padded batch, best first, and what else stages found: the entries of :class:`Detection`.
 
     ``matched`` is set in training: the target that each box was assigned; what that one has, its identity say, is
-    ``take_rows(targets.identities, matched)``. ``segmentation`` covers the padded frame of the batch, at any
-    resolution: classes (B, h, w), or their scores (B, C, h, w).
+    ``take_rows(targets.identities, matched)``. ``rows`` says which anchor or query each was, where a postprocess was
+    asked for it: what a head says of these besides is ``take_rows(values, rows)``. ``segmentation`` covers the padded
+    frame of the batch, at any resolution: classes (B, h, w), or their scores (B, C, h, w).
     """
 
     boxes: Float[Tensor, "B K 4"]
@@ -77,6 +78,7 @@ class Detections(NamedTuple):
     labels: Int[Tensor, "B K"]
     valid: Bool[Tensor, "B K"]
     matched: Int[Tensor, "B K"] | None = None
+    rows: Int[Tensor, "B K"] | None = None
     class_scores: Float[Tensor, "B K C"] | None = None
     masks: Shaped[Tensor, "B K ..."] | None = None
     keypoints: Float[Tensor, "B K P 3"] | None = None

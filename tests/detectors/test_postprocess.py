@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from detkit.detectors import Postprocess
+from detkit.detectors import LevelwisePostprocess, Postprocess, SetPostprocess
 
 
 def overlap(first: list[float], second: list[float]) -> float:
@@ -264,3 +264,16 @@ def test_scores_have_a_gradient_where_it_is_asked_for():
     assert scores.grad.tolist() == [[[0, 0], [0, 1]]]
     with torch.no_grad():
         assert not Postprocess(gradients=True)(scores, ONE_BOX_TWICE, sizes).scores.requires_grad
+
+
+@pytest.mark.parametrize("kind", [Postprocess, LevelwisePostprocess, SetPostprocess])
+def test_rows_say_which_anchor_each_detection_was(kind, generator):
+    scores, boxes = scene(2, 40, 3, levels=1000, generator=generator)
+    plain, asked = kind(max_detections=9), kind(max_detections=9, rows=True)
+    sizes = torch.tensor([[64, 64], [50, 70]])
+    found = asked(scores, boxes, sizes)
+    assert plain(scores, boxes, sizes).rows is None
+    for image, k in found.valid.nonzero().tolist():
+        row, label = found.rows[image, k], found.labels[image, k]
+        assert scores[image, row, label] == found.scores[image, k]
+    assert not found.rows[~found.valid].any()

@@ -117,7 +117,7 @@ def test_more_groups_do_not_cost_more(stage):
 
 def test_detections_are_those_of_the_last_layer(stage):
     outputs = stage([cells(2)], BATCH, None)
-    logits, boxes, sizes = outputs.found
+    logits, boxes, sizes, _ = outputs.found
     earlier = BoxQueryOutputs(SetPredictionOutputs(logits[-1:], boxes[-1:], sizes))
     found = stage.detections(outputs, BATCH)
     assert found.valid.sum() == 14

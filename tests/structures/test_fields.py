@@ -16,7 +16,7 @@ def test_every_entry_of_a_target_or_a_detection_is_in_the_table():
 
 def test_everything_padded_is_in_the_table_but_for_what_never_leaves_the_batch():
     assert set(Targets._fields) - INSIDE == {"valid"}
-    assert set(Detections._fields) - INSIDE == {"valid", "matched"}
+    assert set(Detections._fields) - INSIDE == {"valid", "matched", "rows"}
     assert INSIDE - {None} <= {*Targets._fields, *Detections._fields}
 
 
