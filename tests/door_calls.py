@@ -110,7 +110,15 @@ PARTS: dict[str, Callable[[], Any]] = {
     "YOLONeck": lambda: necks.YOLONeck([8], [4]),
     "SlidingWindow": lambda: proposals.SlidingWindow(nn.Flatten(), size=4, stride=4),
     "Detector": lambda: detectors.tiny_ssd(2),
+    "ArcFaceLoss": lambda: retrieval.ArcFaceLoss(2, 8),
+    "ContrastiveLoss": retrieval.ContrastiveLoss,
     "CosineDistance": retrieval.CosineDistance,
+    "CrossBatchMemory": lambda: retrieval.CrossBatchMemory(retrieval.TripletLoss(), 4, 8),
+    "GatheredLoss": lambda: retrieval.GatheredLoss(retrieval.TripletLoss()),
+    "MultiSimilarityLoss": retrieval.MultiSimilarityLoss,
+    "ProxyAnchorLoss": lambda: retrieval.ProxyAnchorLoss(2, 8),
+    "SupervisedContrastiveLoss": retrieval.SupervisedContrastiveLoss,
+    "TripletLoss": retrieval.TripletLoss,
     "EuclideanDistance": retrieval.EuclideanDistance,
 }
 GIVEN: dict[str, dict[str, Any]] = {

@@ -14,6 +14,7 @@ from detkit import dist
 from detkit.anchors import Assigned
 from detkit.boxes import GridCoder
 from detkit.losses import MultiBoxLoss, YOLOLoss
+from detkit.retrieval import ContrastiveLoss, CrossBatchMemory, GatheredLoss, SupervisedContrastiveLoss, TripletLoss
 from detkit.structures import Anchors, DensePredictions
 
 
@@ -45,6 +46,38 @@ def learn(logits, deltas, labels, wanted) -> tuple[torch.Tensor, torch.Tensor, t
     return torch.stack(list(losses.values())).detach(), scale.grad, shift.grad
 
 
+METRIC_LOSSES = ContrastiveLoss(), TripletLoss(), SupervisedContrastiveLoss()
+METRIC_SPLITS = {2: [9, 0], 3: [2, 4, 3]}
+
+
+def embedded(part: int | None = None, *, world: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+    """Nine rows of three labels and padding, or the share of one process; one of two has none."""
+    rows = torch.randn(9, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    labels = torch.tensor([0, 1, 2, -1, 0, 1, 1, 2, 0])
+    if part is None:
+        return rows, labels
+    return rows.split(METRIC_SPLITS[world])[part], labels.split(METRIC_SPLITS[world])[part]
+
+
+def learn_distances(rows: torch.Tensor, labels: torch.Tensor) -> list[torch.Tensor]:
+    """Of each gathered loss its value, and the gradient of a parameter that all rows share."""
+    found = []
+    for loss in METRIC_LOSSES:
+        scale = torch.ones(4, dtype=torch.float64, requires_grad=True)
+        cost = GatheredLoss(loss)(rows * scale, labels)
+        cost.backward()
+        found += [torch.cat((cost.detach()[None], scale.grad))]
+    return found
+
+
+def remembered(rows: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A memory of 10 rows after two batches."""
+    memory = CrossBatchMemory(ContrastiveLoss(), 10, 4)
+    for _ in range(2):
+        memory(rows, labels)
+    return memory.embeddings, memory.labels
+
+
 def counted(images: int) -> int:
     """How many images a loss says were seen after a batch of so many in this process."""
     criterion, ones, labels = YOLOLoss(prior_images=9), torch.ones(images, 1), torch.zeros(images, 1, dtype=torch.int64)
@@ -72,6 +105,8 @@ def process(rank: int, world: int, folder: str) -> None:
         "gradient": rows.grad,
         "learned": learn(*(part.split(SPLITS[world])[rank] for part in batch())),
         "counted": counted(SPLITS[world][rank]),
+        "distances": learn_distances(*embedded(rank, world=world)),
+        "remembered": remembered(*embedded(rank, world=world)),
     }
     torch.save(seen, Path(folder) / f"{rank}.pt")
     torch_dist.destroy_process_group()
@@ -129,3 +164,19 @@ def test_the_mean_over_processes_of_losses_and_gradients_equals_one_process(worl
     for ours, expected in zip(zip(*(seen["learned"] for seen in world), strict=True), learn(*batch()), strict=True):
         torch.testing.assert_close(torch.stack(ours).mean(0), expected, rtol=0, atol=1e-6)
         assert expected.abs().min() > 0
+
+
+@pytest.mark.slow(2)
+def test_gathered_metric_losses_and_their_gradients_equal_one_process(world):
+    for ours, expected in zip(
+        zip(*(seen["distances"] for seen in world), strict=True), learn_distances(*embedded()), strict=True
+    ):
+        torch.testing.assert_close(torch.stack(ours).mean(0), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.slow(2)
+def test_every_process_remembers_the_same_rows(world):
+    rows, labels = remembered(*embedded())
+    for seen in world:
+        assert torch.equal(seen["remembered"][0], rows)
+        assert torch.equal(seen["remembered"][1], labels)

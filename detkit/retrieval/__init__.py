@@ -4,7 +4,52 @@ Embeddings are (N, D) float tensors; labels (N,) whole numbers or (N, C) label s
 nearer. Nothing here knows of detectors: what a detector found goes in as plain tensors.
 """
 
-from detkit.retrieval.distances import CosineDistance, Distance, EuclideanDistance, squared_distances
+from detkit.retrieval.distances import CosineDistance, Distance, EuclideanDistance, inner_products, squared_distances
 from detkit.retrieval.labels import same_labels, takes_part
+from detkit.retrieval.losses import (
+    ContrastiveLoss,
+    MultiSimilarityLoss,
+    SupervisedContrastiveLoss,
+    TripletLoss,
+    chopra_cost,
+    contrastive_cost,
+    contrastive_loss,
+    multi_similarity_loss,
+    supervised_contrastive_loss,
+    triplet_cost,
+    triplet_loss,
+)
+from detkit.retrieval.memory import CrossBatchMemory, GatheredLoss
+from detkit.retrieval.pairs import MetricLoss, hardest_pairs, informative_pairs, semi_hard_pairs
+from detkit.retrieval.proxies import ArcFaceLoss, ProxyAnchorLoss, arcface, proxy_anchor_loss
 
-__all__ = ["CosineDistance", "Distance", "EuclideanDistance", "same_labels", "squared_distances", "takes_part"]
+__all__ = [
+    "ArcFaceLoss",
+    "ContrastiveLoss",
+    "CosineDistance",
+    "CrossBatchMemory",
+    "Distance",
+    "EuclideanDistance",
+    "GatheredLoss",
+    "MetricLoss",
+    "MultiSimilarityLoss",
+    "ProxyAnchorLoss",
+    "SupervisedContrastiveLoss",
+    "TripletLoss",
+    "arcface",
+    "chopra_cost",
+    "contrastive_cost",
+    "contrastive_loss",
+    "hardest_pairs",
+    "informative_pairs",
+    "inner_products",
+    "multi_similarity_loss",
+    "proxy_anchor_loss",
+    "same_labels",
+    "semi_hard_pairs",
+    "squared_distances",
+    "supervised_contrastive_loss",
+    "takes_part",
+    "triplet_cost",
+    "triplet_loss",
+]

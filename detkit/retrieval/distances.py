@@ -4,7 +4,7 @@ Every distance is a rising function of the squared Euclidean distance between *p
 engine for squares serves them all.
 """
 
-from typing import final
+from typing import Any, final
 
 import torch
 from jaxtyping import Float
@@ -13,6 +13,8 @@ from torch.nn import functional as F
 
 from detkit._door import door
 from detkit._inputs import promote
+
+_LEAST = 1e-19  # its square is the least number that float32 tells from 0
 
 
 class Distance(nn.Module):
@@ -44,7 +46,9 @@ class Distance(nn.Module):
                 raise ValueError(
                     f"{type(self).__name__}: {name} have shape {tuple(vectors.shape)}; allowed is (N, D) and (M, D)"
                 )
-        return self.of_squares(squared_distances(self.prepare(embeddings), self.prepare(references)))
+        prepared = self.prepare(embeddings)
+        others = prepared if references is embeddings else self.prepare(references)
+        return self.of_squares(squared_distances(prepared, others))
 
     @door
     def paired(self, embeddings: Float[Tensor, "*#B D"], references: Float[Tensor, "*#B D"]) -> Float[Tensor, "*#B"]:
@@ -63,8 +67,7 @@ class EuclideanDistance(Distance):
     @door
     def of_squares(self, squares: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """The roots."""
-        apart = squares > 0
-        return torch.where(apart, torch.where(apart, squares, 1).sqrt(), 0)
+        return squares.clamp(min=_LEAST**2).sqrt() - _LEAST  # a root of 0 has no gradient
 
 
 @final
@@ -90,11 +93,43 @@ class CosineDistance(Distance):
 
 @door
 def squared_distances(embeddings: Float[Tensor, "N D"], references: Float[Tensor, "M D"]) -> Float[Tensor, "N M"]:
-    """Squared Euclidean distances by one matrix product, never below 0.
+    """Squared Euclidean distances by one matrix product, never below 0, in the wider type of the two.
 
     >>> squared_distances(torch.tensor([[0.0, 0], [3, 4]]), torch.tensor([[3.0, 4]]))
     tensor([[25.],
             [ 0.]])
     """
     squares = embeddings.square().sum(1)[:, None] + references.square().sum(1)
-    return torch.addmm(squares, embeddings, references.T, alpha=-2).clamp(min=0)
+    return (squares - 2 * inner_products(embeddings, references)).clamp(min=0)
+
+
+@door
+def inner_products(embeddings: Float[Tensor, "N D"], references: Float[Tensor, "M D"]) -> Float[Tensor, "N M"]:
+    """The inner product of every pair, in the wider type of the two.
+
+    Where the references are the embeddings themselves the gradient takes one matrix product instead of two.
+
+    >>> inner_products(torch.tensor([[1.0, 2]]), torch.tensor([[3.0, 4], [5, 6]]))
+    tensor([[11., 17.]])
+    """
+    if references is embeddings:
+        return _OwnProducts.apply(embeddings)
+    dtype = torch.promote_types(embeddings.dtype, references.dtype)
+    return embeddings.to(dtype) @ references.to(dtype).T
+
+
+class _OwnProducts(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(rows: Tensor) -> Tensor:
+        return rows @ rows.T
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (rows,), (gradient,) = ctx.saved_tensors, gradients
+        return (gradient + gradient.T) @ rows

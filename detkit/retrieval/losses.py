@@ -1,0 +1,298 @@
+"""Losses of pairs and triplets of embeddings: contrastive, triplet, supervised contrastive, multi-similarity.
+
+Each is a function, and a module that holds its settings. All are scalars of a whole batch: see :class:`MetricLoss`.
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Shaped
+from torch import Tensor
+from torch.nn import functional as F
+
+from detkit._door import door
+from detkit._ranges import Finite, NotNegative, Positive
+from detkit.retrieval.distances import EuclideanDistance, inner_products
+from detkit.retrieval.pairs import MetricLoss, Miner, Pairs, mean_over, mined, pairs_of
+
+Measure = Callable[[Tensor, Tensor], Tensor]
+Reduction = Literal["all", "active"]
+_EUCLIDEAN = EuclideanDistance()
+_NEVER = 1e38  # taken from a logit it leaves nothing of it, and stays finite
+
+
+@door
+def contrastive_cost(
+    distances: Float[Tensor, "..."], same: Bool[Tensor, "..."], *, margin: NotNegative = 1.0, squared: bool = True
+) -> Float[Tensor, "..."]:
+    """Half the squared distance of equal pairs, half the squared lack of ``margin`` of different ones; unreduced.
+
+    Not ``squared``: the distance and the lack themselves. Source: Hadsell et al. 2006, "Dimensionality Reduction by
+    Learning an Invariant Mapping", equation 4.
+
+    >>> contrastive_cost(torch.tensor([1.0, 0.5]), torch.tensor([True, False])).mean()
+    tensor(0.3125)
+    """
+    costs = distances * same + (margin - distances).clamp(min=0) * ~same  # four times as fast as torch.where
+    return costs.square() / 2 if squared else costs
+
+
+@door
+def chopra_cost(
+    distances: Float[Tensor, "..."], same: Bool[Tensor, "..."], *, bound: Positive = 1.0
+) -> Float[Tensor, "..."]:
+    """2 / Q E^2 of equal pairs, 2 Q exp(-2.77 E / Q) of different ones, unreduced: Q bounds the distance E.
+
+    There E is the L1 distance, ``distance=functools.partial(torch.cdist, p=1)`` of :func:`contrastive_loss`.
+    Source: Chopra et al. 2005, "Learning a Similarity Metric Discriminatively", equation 8.
+
+    >>> chopra_cost(torch.tensor([1.0, 0.0]), torch.tensor([True, False]), bound=2.0)
+    tensor([1., 4.])
+    """
+    return torch.where(same, 2 / bound * distances.square(), 2 * bound * (-2.77 * distances / bound).exp())
+
+
+@door
+def contrastive_loss(
+    embeddings: Float[Tensor, "N D"],
+    labels: Shaped[Tensor, "N *C"],
+    reference_embeddings: Float[Tensor, "M D"] | None = None,
+    reference_labels: Shaped[Tensor, "M *C"] | None = None,
+    *,
+    cost: Callable[[Tensor, Tensor], Tensor] = contrastive_cost,
+    distance: Measure = _EUCLIDEAN,
+    miner: Miner | None = None,
+    reduction: Reduction = "all",
+) -> Float[Tensor, ""]:
+    """The mean of ``cost(distances, same)`` over all pairs, see :class:`MetricLoss`.
+
+    ``reduction="active"``: the mean over the equal pairs that cost something, plus that over the different ones.
+    ``miner(distances, positives, negatives)`` leaves some of the pairs, as :func:`hardest_pairs` does.
+
+    >>> contrastive_loss(torch.tensor([[0.0, 0], [0.6, 0]]), torch.tensor([1, 2]))
+    tensor(0.0800)
+    """
+    rows, references, pairs = pairs_of("contrastive_loss", embeddings, labels, reference_embeddings, reference_labels)
+    distances = distance(rows, references)
+    pairs = mined(miner, distances, pairs)
+    costs = cost(distances, pairs.positives)
+    if _is_all("contrastive_loss", reduction):
+        return mean_over(costs, pairs.positives | pairs.negatives)
+    return sum((mean_over(costs, kind & (costs > 0)) for kind in pairs), costs.new_zeros(()))
+
+
+@door
+def triplet_cost(
+    to_positives: Float[Tensor, "..."], to_negatives: Float[Tensor, "..."], *, margin: NotNegative = 1.0
+) -> Float[Tensor, "..."]:
+    """By how much the positive is not nearer than the negative by ``margin``; unreduced.
+
+    Source: Schroff et al. 2015, "FaceNet", equation 2; there of squared distances.
+
+    >>> triplet_cost(torch.tensor(1.0), torch.tensor(1.5))
+    tensor(0.5000)
+    """
+    return (to_positives - to_negatives + margin).clamp(min=0)
+
+
+@door
+def triplet_loss(
+    embeddings: Float[Tensor, "N D"],
+    labels: Shaped[Tensor, "N *C"],
+    reference_embeddings: Float[Tensor, "M D"] | None = None,
+    reference_labels: Shaped[Tensor, "M *C"] | None = None,
+    *,
+    margin: NotNegative = 1.0,
+    distance: Measure = _EUCLIDEAN,
+    miner: Miner | None = None,
+    reduction: Reduction = "active",
+) -> Float[Tensor, ""]:
+    """The mean :func:`triplet_cost` over all triplets of an anchor, an equal and a different embedding.
+
+    By default over the ``"active"`` ones, which cost something, since those that cost nothing are soon nearly all, and
+    would scale the gradient away. Triplets are counted by sorting, never formed: memory is that of the pairs.
+
+    >>> embeddings = torch.tensor([[0.0, 0], [0.6, 0.8], [1.5, 0]])
+    >>> round(triplet_loss(embeddings, torch.tensor([0, 0, 1])).item(), 4)
+    0.6479
+    """
+    rows, references, pairs = pairs_of("triplet_loss", embeddings, labels, reference_embeddings, reference_labels)
+    distances = distance(rows, references)
+    pairs = mined(miner, distances, pairs)
+    pushes = _pushes(distances.detach() + margin, distances.detach(), pairs)
+    active = torch.where(pairs.positives, pushes, 0).sum()
+    count = active
+    if _is_all("triplet_loss", reduction):
+        count = (pairs.positives.sum(1, dtype=distances.dtype) * pairs.negatives.sum(1)).sum()
+    return ((pushes * distances).sum() + margin * active) / count.clamp(min=1)
+
+
+@torch.no_grad()
+def _pushes(reach: Float[Tensor, "N M"], distances: Float[Tensor, "N M"], pairs: Pairs) -> Float[Tensor, "N M"]:
+    """How often each pair is in an active triplet: positive for equal pairs, negative for different ones.
+
+    A triplet is active if its negative lies strictly within the ``reach`` of its positive. The sum of all costs is
+    linear in the distances with these numbers as factors, which are therefore its gradient, too.
+    """
+    negatives = torch.where(pairs.negatives, distances, torch.inf).sort(1).values
+    reaches = torch.where(pairs.positives, reach, torch.inf).sort(1).values
+    within = torch.searchsorted(negatives, reach.contiguous())
+    beyond = torch.searchsorted(reaches, distances.contiguous(), right=True)
+    reached = pairs.positives.sum(1, keepdim=True) - beyond
+    return torch.where(pairs.positives, within, torch.where(pairs.negatives, -reached, 0)).to(distances.dtype)
+
+
+@door
+def supervised_contrastive_loss(
+    embeddings: Float[Tensor, "N D"],
+    labels: Shaped[Tensor, "N *C"],
+    reference_embeddings: Float[Tensor, "M D"] | None = None,
+    reference_labels: Shaped[Tensor, "M *C"] | None = None,
+    *,
+    temperature: Positive = 0.1,
+    miner: Miner | None = None,
+) -> Float[Tensor, ""]:
+    """The cross-entropy of each positive among all pairs of its anchor, by cosine / ``temperature``.
+
+    The mean over the positives of an anchor, then over the anchors that have some. Source: Khosla et al. 2020,
+    "Supervised Contrastive Learning", equation 2.
+
+    >>> supervised_contrastive_loss(torch.tensor([[1.0, 0], [1, 0], [0, 1], [0, 1]]), torch.tensor([0, 0, 1, 1]))
+    tensor(9.0...e-05)
+    """
+    name = "supervised_contrastive_loss"
+    rows, references, pairs = pairs_of(name, embeddings, labels, reference_embeddings, reference_labels)
+    cosines = cosines_of(rows, references)
+    pairs = mined(miner, 1 - cosines, pairs)
+    logits = cosines / temperature
+    shares = logits - _log_sum(logits, pairs.positives | pairs.negatives)
+    count = pairs.positives.sum(1)
+    costs = -(shares * pairs.positives).sum(1) / count.clamp(min=1)
+    return mean_over(costs, count > 0)
+
+
+@door
+def multi_similarity_loss(
+    embeddings: Float[Tensor, "N D"],
+    labels: Shaped[Tensor, "N *C"],
+    reference_embeddings: Float[Tensor, "M D"] | None = None,
+    reference_labels: Shaped[Tensor, "M *C"] | None = None,
+    *,
+    alpha: Positive = 2.0,
+    beta: Positive = 50.0,
+    base: Finite = 0.5,
+    miner: Miner | None = None,
+) -> Float[Tensor, ""]:
+    """Soft maxima of how far positives' cosines lie below ``base``, and negatives' above it; the mean over anchors.
+
+    The paper's miner is :func:`informative_pairs`. Source: Wang et al. 2019, "Multi-Similarity Loss", equation 15.
+
+    >>> multi_similarity_loss(torch.tensor([[1.0, 0], [1, 0], [0, 1]]), torch.tensor([0, 0, 1]))
+    tensor(0.1044)
+    """
+    name = "multi_similarity_loss"
+    rows, references, pairs = pairs_of(name, embeddings, labels, reference_embeddings, reference_labels)
+    part = pairs.anchors
+    cosines = cosines_of(rows, references)
+    pairs = mined(miner, 1 - cosines, pairs)
+    near = log_one_plus_sum(-alpha * (cosines - base), pairs.positives) / alpha
+    far = log_one_plus_sum(beta * (cosines - base), pairs.negatives) / beta
+    return mean_over(near + far, part)
+
+
+class ContrastiveLoss(MetricLoss):
+    """:func:`contrastive_loss` with its settings.
+
+    >>> ContrastiveLoss()(torch.tensor([[0.0, 0], [0.6, 0]]), torch.tensor([1, 2]))
+    tensor(0.0800)
+    """
+
+    @door
+    def __init__(
+        self,
+        *,
+        cost: Callable[[Tensor, Tensor], Tensor] = contrastive_cost,
+        distance: Measure = _EUCLIDEAN,
+        miner: Miner | None = None,
+        reduction: Reduction = "all",
+    ) -> None:
+        _is_all("ContrastiveLoss", reduction)
+        super().__init__(contrastive_loss, cost=cost, distance=distance, miner=miner, reduction=reduction)
+
+
+class TripletLoss(MetricLoss):
+    """:func:`triplet_loss` with its settings.
+
+    >>> TripletLoss(margin=0.2)
+    TripletLoss(margin=0.2, distance=EuclideanDistance(), miner=None, reduction='active')
+    """
+
+    @door
+    def __init__(
+        self,
+        *,
+        margin: NotNegative = 1.0,
+        distance: Measure = _EUCLIDEAN,
+        miner: Miner | None = None,
+        reduction: Reduction = "active",
+    ) -> None:
+        _is_all("TripletLoss", reduction)
+        super().__init__(triplet_loss, margin=margin, distance=distance, miner=miner, reduction=reduction)
+
+
+class SupervisedContrastiveLoss(MetricLoss):
+    """:func:`supervised_contrastive_loss` with its settings.
+
+    >>> SupervisedContrastiveLoss()
+    SupervisedContrastiveLoss(temperature=0.1, miner=None)
+    """
+
+    @door
+    def __init__(self, *, temperature: Positive = 0.1, miner: Miner | None = None) -> None:
+        super().__init__(supervised_contrastive_loss, temperature=temperature, miner=miner)
+
+
+class MultiSimilarityLoss(MetricLoss):
+    """:func:`multi_similarity_loss` with its settings.
+
+    >>> MultiSimilarityLoss()
+    MultiSimilarityLoss(alpha=2.0, beta=50.0, base=0.5, miner=None)
+    """
+
+    @door
+    def __init__(
+        self, *, alpha: Positive = 2.0, beta: Positive = 50.0, base: Finite = 0.5, miner: Miner | None = None
+    ) -> None:
+        super().__init__(multi_similarity_loss, alpha=alpha, beta=beta, base=base, miner=miner)
+
+
+def log_one_plus_sum(values: Float[Tensor, "N M"], chosen: Bool[Tensor, "N M"]) -> Float[Tensor, "N"]:
+    """log(1 + the sum of exp over the chosen of each row), without overflow; 0 where there are none.
+
+    >>> log_one_plus_sum(torch.tensor([[0.0, 99.0]]), torch.tensor([[True, False]]))
+    tensor([0.6931])
+    """
+    return F.pad(values - ~chosen * _NEVER, (1, 0)).logsumexp(1)
+
+
+def cosines_of(embeddings: Float[Tensor, "N D"], references: Float[Tensor, "M D"]) -> Float[Tensor, "N M"]:
+    """The cosine of every pair; 0 for an embedding of zeros.
+
+    >>> cosines_of(torch.tensor([[2.0, 0]]), torch.tensor([[3.0, 3], [0, 0]]))
+    tensor([[0.7071, 0.0000]])
+    """
+    units = F.normalize(embeddings, dim=1)
+    return inner_products(units, units if references is embeddings else F.normalize(references, dim=1))
+
+
+def _log_sum(logits: Float[Tensor, "N M"], chosen: Bool[Tensor, "N M"]) -> Float[Tensor, "N 1"]:
+    """The log of the sum of exp over the chosen of each row; 0 where there are none."""
+    some = chosen.sum(1, keepdim=True) > 0
+    return (logits - ~chosen * _NEVER).logsumexp(1, keepdim=True) * some
+
+
+def _is_all(function: str, reduction: str) -> bool:
+    if reduction not in ("all", "active"):
+        raise ValueError(f"{function}: {reduction=}; allowed are 'all' and 'active'")
+    return reduction == "all"
