@@ -13,6 +13,7 @@ GROUND = (
     "_ranking",
     "_rle",
     "_regular_file",
+    "_disk",
     "_faults",
     "_constants",
     "_wrappers",

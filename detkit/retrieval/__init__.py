@@ -4,8 +4,13 @@ Embeddings are (N, D) float tensors; labels (N,) whole numbers or (N, C) label s
 nearer. Nothing here knows of detectors: what a detector found goes in as plain tensors.
 """
 
+from detkit.retrieval.ball_tree import BallTreeIndex
+from detkit.retrieval.brute_force import BruteForceIndex
 from detkit.retrieval.distances import CosineDistance, Distance, EuclideanDistance, inner_products, squared_distances
+from detkit.retrieval.faiss_index import FaissIndex
+from detkit.retrieval.index import Index, Neighbors, TableIndex
 from detkit.retrieval.labels import same_labels, takes_part
+from detkit.retrieval.lance_index import LanceIndex
 from detkit.retrieval.losses import (
     ContrastiveLoss,
     MultiSimilarityLoss,
@@ -22,19 +27,28 @@ from detkit.retrieval.losses import (
 from detkit.retrieval.memory import CrossBatchMemory, GatheredLoss
 from detkit.retrieval.pairs import MetricLoss, hardest_pairs, informative_pairs, semi_hard_pairs
 from detkit.retrieval.proxies import ArcFaceLoss, ProxyAnchorLoss, arcface, proxy_anchor_loss
+from detkit.retrieval.sharded import ShardedIndex
 
 __all__ = [
     "ArcFaceLoss",
+    "BallTreeIndex",
+    "BruteForceIndex",
     "ContrastiveLoss",
     "CosineDistance",
     "CrossBatchMemory",
     "Distance",
     "EuclideanDistance",
+    "FaissIndex",
     "GatheredLoss",
+    "Index",
+    "LanceIndex",
     "MetricLoss",
     "MultiSimilarityLoss",
+    "Neighbors",
     "ProxyAnchorLoss",
+    "ShardedIndex",
     "SupervisedContrastiveLoss",
+    "TableIndex",
     "TripletLoss",
     "arcface",
     "chopra_cost",

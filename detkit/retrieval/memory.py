@@ -39,6 +39,7 @@ class GatheredLoss(nn.Module):
         """The loss of all processes' rows."""
         references = () if reference_embeddings is None else (reference_embeddings, reference_labels)
         embeddings = as_tensor(embeddings, function="GatheredLoss", name="embeddings")
+        labels = as_tensor(labels, function="GatheredLoss", name="labels")
         return self.loss(gather(embeddings), gather(labels), *references)
 
 

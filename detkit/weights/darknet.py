@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from detkit._disk import write_atomically
 from detkit._door import door
 from detkit.anchors import GridAnchors, ShapeMatcher
 from detkit.backbones import SequentialBackbone
@@ -19,7 +20,6 @@ from detkit.necks import PassthroughNeck, YOLONeck
 from detkit.weights.darknet_cfg import OWNER, Section, read_cfg
 from detkit.weights.darknet_file import Header, read_numbers, stored, write_numbers
 from detkit.weights.darknet_trunk import DarknetTrunk, Predictor, trunk_of
-from detkit.weights.disk import write_atomically
 
 _PRIOR_IMAGES = 12_800
 _NUMBERS = 5  # of an anchor, before its classes

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from detkit._disk import write_atomically
 from detkit._regular_file import open_regular
-from detkit.weights.disk import write_atomically
 
 _MAX_VERSION = 1000  # Darknet takes what follows a larger one for transposed matrices
 _NUMBER = np.dtype("<f4")

@@ -20,9 +20,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from detkit._disk import write_atomically
 from detkit._regular_file import open_regular
 from detkit._wrappers import plain_keys
-from detkit.weights.disk import write_atomically
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.Size, torch.dtype, torch.device)
 _MAPPINGS = (dict, OrderedDict, Counter)

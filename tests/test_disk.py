@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
+from detkit._disk import write_atomically
 from detkit.weights import load_checkpoint, load_weights, save_checkpoint, save_weights
-from detkit.weights.disk import write_atomically
 
 
 def left_behind(target: Path, token: str = "0123456789ab") -> Path:

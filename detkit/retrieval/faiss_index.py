@@ -1,0 +1,120 @@
+"""Search by faiss: exact or approximate, as its factory string says. Needs the extra ``faiss``."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from detkit._door import door
+from detkit._ranges import Count
+from detkit.retrieval.brute_force import BruteForceIndex
+from detkit.retrieval.distances import Distance
+from detkit.retrieval.index import Candidates, TableIndex, rounding_bound
+
+_PROBES = 100
+"""Vectors that are searched for once when an approximate index is built, to say how much it finds."""
+_PROBED = 10
+
+
+class FaissIndex(TableIndex):
+    """faiss with the structure that ``factory`` names: "Flat" is exact, "IVF1024,Flat" and "HNSW32" are approximate.
+
+    The structure is trained and built of all vectors by the first search after a change, so that vectors can be removed
+    from every kind, and holds a second copy of the vectors. ``probes`` is the number of cells that an IVF looks into,
+    ``effort`` the length of the list that HNSW keeps. ``recall`` is the fraction of the ten nearest that an approximate
+    structure finds, measured on vectors of its own when it is built; 1 of an exact one, None before.
+    Distances are always exact, and a query for which the structure finds fewer than k is searched for exactly. On the
+    host. Raises ImportError without faiss. See :class:`Index`.
+
+    >>> index = FaissIndex(2)
+    >>> index.add(torch.tensor([[0.0, 1], [1, 0]]))
+    >>> index.search(torch.tensor([[0.9, 0.1]]), k=1).ids
+    tensor([[1]])
+    """
+
+    @door
+    def __init__(
+        self,
+        channels: Count,
+        factory: str = "Flat",
+        *,
+        distance: Distance | None = None,
+        probes: Count = 16,
+        effort: Count = 64,
+    ) -> None:
+        super().__init__(channels, distance=distance)
+        self._faiss = _imported()
+        self.factory, self.probes, self.effort = factory, probes, effort
+        self.recall: float | None = None
+        self._engine: Any = None
+        self._made()
+
+    def extra_repr(self) -> str:
+        """The settings that ``print`` shows."""
+        return f"{super().extra_repr()}, factory={self.factory!r}, recall={self.recall}"
+
+    def _changed(self) -> None:
+        self._engine = self.recall = None
+
+    def _candidates(self, queries: Float[Tensor, "Q D"], count: int) -> Candidates:
+        if self._engine is None:
+            self._build()
+        squares, rows = self._engine.search(np.ascontiguousarray(queries.cpu().numpy()), count)
+        rows = torch.from_numpy(rows)
+        if self.recall == 1 and self.factory == "Flat":
+            longest = self.vectors.norm(dim=1).max().cpu()
+            bound = torch.from_numpy(squares[:, -1]) - 2 * rounding_bound(self.channels, queries.cpu(), longest)
+            return self._picked(rows, bound if count < len(self) else torch.full_like(bound, torch.inf))
+        short = (rows < 0).any(1).nonzero().flatten()
+        if len(short):
+            rows[short] = self._exact_rows(queries.cpu()[short], count)
+        return self._picked(rows, torch.full((len(rows),), torch.inf))
+
+    def _made(self) -> Any:
+        try:
+            engine = self._faiss.index_factory(self.channels, self.factory)
+        except RuntimeError as error:
+            reason = str(error).rpartition("Error: ")[2].strip()
+            raise ValueError(f"FaissIndex: factory={self.factory!r} is not one that faiss knows: {reason}") from error
+        for setting, value in (("nprobe", self.probes), ("efSearch", self.effort)):
+            if setting == "efSearch" and hasattr(engine, "hnsw"):
+                engine.hnsw.efSearch = value
+            elif hasattr(engine, setting):
+                setattr(engine, setting, value)
+        return engine
+
+    def _build(self) -> None:
+        engine, vectors = self._made(), np.ascontiguousarray(self.vectors.cpu().numpy())
+        if not engine.is_trained:
+            needed = getattr(engine, "nlist", 1)
+            if len(vectors) < needed:
+                raise ValueError(
+                    f"FaissIndex: {self.factory} has {needed} cells, and needs as many vectors; there are "
+                    f"{len(vectors)}"
+                )
+            engine.train(vectors)
+        engine.add(vectors)
+        self._engine, self.recall = engine, 1.0 if self.factory == "Flat" else self._measured(engine)
+
+    def _measured(self, engine: Any) -> float:
+        """The fraction of the nearest that the structure finds of evenly chosen vectors."""
+        k = min(_PROBED, len(self))
+        some = self.vectors[:: max(len(self) // _PROBES, 1)].cpu()
+        found = torch.from_numpy(engine.search(some.numpy(), k)[1])
+        true = self._exact_rows(some, k)
+        return (found[:, :, None] == true[:, None]).any(2).float().mean().item()
+
+    def _exact_rows(self, queries: Float[Tensor, "Q D"], count: int) -> Int[Tensor, "Q L"]:
+        exact = BruteForceIndex(self.channels, distance=self.distance)
+        exact.vectors, exact._ids = self.vectors.cpu(), torch.arange(len(self))
+        return exact._candidates(queries, count).ids
+
+
+def _imported() -> Any:
+    try:
+        import faiss
+    except ImportError as error:
+        raise ImportError('FaissIndex needs faiss: pip install "torch-detkit[faiss]"') from error
+    return faiss
