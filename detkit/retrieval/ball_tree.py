@@ -34,7 +34,7 @@ class BallTreeIndex(TableIndex):
     def _changed(self) -> None:
         self._tree = None
 
-    def _candidates(self, queries: Float[Tensor, "Q D"], count: int) -> Candidates:
+    def _candidates(self, queries: Float[Tensor, "Q D"], count: int, *, again: bool) -> Candidates:
         if self._tree is None:
             self._tree = BallTree(self.vectors.cpu().numpy(), leaf_size=self.leaf_size)
         distances, rows = self._tree.query(queries.cpu().numpy(), k=count)

@@ -58,7 +58,7 @@ class FaissIndex(TableIndex):
     def _changed(self) -> None:
         self._engine = self.recall = None
 
-    def _candidates(self, queries: Float[Tensor, "Q D"], count: int) -> Candidates:
+    def _candidates(self, queries: Float[Tensor, "Q D"], count: int, *, again: bool) -> Candidates:
         if self._engine is None:
             self._build()
         squares, rows = self._engine.search(np.ascontiguousarray(queries.cpu().numpy()), count)
@@ -108,8 +108,8 @@ class FaissIndex(TableIndex):
 
     def _exact_rows(self, queries: Float[Tensor, "Q D"], count: int) -> Int[Tensor, "Q L"]:
         exact = BruteForceIndex(self.channels, distance=self.distance)
-        exact.vectors, exact._ids = self.vectors.cpu(), torch.arange(len(self))
-        return exact._candidates(queries, count).ids
+        exact.vectors, exact._ids = self.vectors.cpu(), self._ids
+        return exact._candidates(queries, count, again=True).rows
 
 
 def _imported() -> Any:

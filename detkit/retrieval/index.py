@@ -24,8 +24,10 @@ from detkit.retrieval.distances import Distance, EuclideanDistance
 
 _MARGIN = 16
 """Candidates asked for beyond k, so that a second look is rare."""
-_NUMBERS = 1 << 25
-"""Numbers of candidates in memory at a time, 128 MB."""
+_QUERIES = 1024
+"""Queries that an engine gets at a time."""
+_NUMBERS = 1 << 18
+"""Numbers of candidates that are compared at a time: they fit a cache."""
 _ROWS = 4096
 """Vectors that travel at a time from one index to another."""
 
@@ -38,9 +40,13 @@ class Neighbors(NamedTuple):
 
 
 class Candidates(NamedTuple):
-    """What an engine proposes for each query; ``bound``: no other vector has a smaller squared distance than this."""
+    """What an engine proposes for each query, as rows of a ``table`` of vectors, and their ids.
 
-    vectors: Float[Tensor, "Q L D"]
+    ``bound``: no vector that is not proposed has a smaller squared distance than this.
+    """
+
+    table: Float[Tensor, "N D"]
+    rows: Int[Tensor, "Q L"]
     ids: Int[Tensor, "Q L"]
     bound: Float[Tensor, "Q"]
 
@@ -94,8 +100,7 @@ class Index(nn.Module):
         rows, size = self._prepared(queries, "queries"), len(self)
         if k > size:
             raise ValueError(f"{self._name}.search: k={k} of {size} vectors; allowed is 1..{size}")
-        at_once = max(_NUMBERS // ((k + _MARGIN) * self.channels), 1)
-        parts = [self._nearest(some, k, min(k + _MARGIN, size)) for some in rows.split(at_once)]
+        parts = [self._nearest(some, k, min(k + _MARGIN, size)) for some in rows.split(_QUERIES)]
         distances, ids = (torch.cat(column).to(queries.device) for column in zip(*parts, strict=True))
         return Neighbors(distances, ids)
 
@@ -125,19 +130,19 @@ class Index(nn.Module):
     def _delete(self, ids: Int[Tensor, "N"]) -> None:
         raise NotImplementedError(f"{type(self).__name__} must define _delete()")
 
-    def _candidates(self, queries: Float[Tensor, "Q D"], count: int) -> Candidates:
-        """At least k of ``count`` candidates for each query; all if ``count`` is the size of the index."""
+    def _candidates(self, queries: Float[Tensor, "Q D"], count: int, *, again: bool) -> Candidates:
+        """``count`` candidates for each query; ``again``: the first might have missed some of the nearest."""
         raise NotImplementedError(f"{type(self).__name__} must define _candidates()")
 
-    def _nearest(self, queries: Float[Tensor, "Q D"], k: int, count: int) -> tuple[Tensor, Tensor]:
+    def _nearest(self, queries: Tensor, k: int, count: int, *, again: bool = False) -> tuple[Tensor, Tensor]:
         """Distances and ids of the k nearest, from ``count`` candidates and more where these might not hold them."""
-        found = self._candidates(queries, count)
-        apart = found.vectors.double() - queries[:, None].to(found.vectors.device)
-        squares, order = _sorted(apart.square().sum(-1), found.ids)
-        distances, ids = self.distance.of_squares(squares[:, :k].float()), found.ids.gather(1, order)[:, :k]
+        found = self._candidates(queries, count, again=again)
+        squares, ids = _ranked(queries.to(found.table.device), found, k)
         unsure = (squares[:, k - 1] >= found.bound).nonzero().flatten()
+        distances = self.distance.of_squares(squares.float())
         if len(unsure):
-            more = self._nearest(queries[unsure.to(queries.device)], k, min(4 * count, len(self)))
+            count = min(4 * count, len(self)) if again else count
+            more = self._nearest(queries[unsure.to(queries.device)], k, count, again=True)
             distances[unsure], ids[unsure] = more
         return distances, ids
 
@@ -233,7 +238,7 @@ class TableIndex(Index):
 
     def _picked(self, rows: Int[Tensor, "Q L"], bound: Float[Tensor, "Q"]) -> Candidates:
         """Candidates by their rows of the table."""
-        return Candidates(self.vectors[rows], self._ids[rows.cpu()].to(rows.device), bound)
+        return Candidates(self.vectors, rows, self._ids[rows.cpu()].to(rows.device), bound)
 
 
 def rounding_bound(channels: int, queries: Float[Tensor, "Q D"], longest: Float[Tensor, ""]) -> Float[Tensor, "Q"]:
@@ -294,8 +299,15 @@ def _refuse(owner: str, ids: Int[Tensor, "N"], bad: Bool[Tensor, "N"], why: str)
         raise ValueError(f"{owner}: ids[{row}]={ids[row].item()} {why}; {count} of {len(ids)} are such")
 
 
-def _sorted(squares: Float[Tensor, "Q L"], ids: Int[Tensor, "Q L"]) -> tuple[Tensor, Int[Tensor, "Q L"]]:
-    """Squares in ascending order, equal ones by id, and the order."""
-    by_id = ids.argsort(dim=1, stable=True)
+def _ranked(queries: Float[Tensor, "Q D"], found: Candidates, k: int) -> tuple[Tensor, Int[Tensor, "Q K"]]:
+    """Squared distances in float64 and ids of the k nearest candidates, equal ones by id."""
+    at_once = max(_NUMBERS // max(found.rows[:1].numel() * queries.shape[1], 1), 1)
+    squares = torch.cat(
+        [
+            (found.table[rows].double() - some[:, None]).square_().sum(-1)
+            for some, rows in zip(queries.split(at_once), found.rows.split(at_once), strict=True)
+        ]
+    )
+    by_id = found.ids.argsort(dim=1, stable=True)
     squares, order = squares.gather(1, by_id).sort(dim=1, stable=True)
-    return squares, by_id.gather(1, order)
+    return squares[:, :k], found.ids.gather(1, by_id.gather(1, order))[:, :k]

@@ -123,7 +123,7 @@ class LanceIndex(Index):
         for some in ids.split(_IN_ONE_FILTER) if len(ids) else ():
             self._table.delete(f"id IN ({', '.join(map(str, some.tolist()))})")
 
-    def _candidates(self, queries: Float[Tensor, "Q D"], count: int) -> Candidates:
+    def _candidates(self, queries: Float[Tensor, "Q D"], count: int, *, again: bool) -> Candidates:
         return self._searched(queries, count, exact=not self._table.list_indices())
 
     def _searched(self, queries: Float[Tensor, "Q D"], count: int, *, exact: bool) -> Candidates:
@@ -136,12 +136,12 @@ class LanceIndex(Index):
         if len(queries) > 1:
             order = np.argsort(found["query_index"].to_numpy(), kind="stable")
         ids = torch.from_numpy(found["id"].to_numpy()[order]).unflatten(0, (len(queries), count))
-        vectors = self._vectors(found["vector"])[order].unflatten(0, (len(queries), count))
+        table, rows = self._vectors(found["vector"]), torch.from_numpy(order).unflatten(0, (len(queries), count))
         last = torch.from_numpy(found["_distance"].to_numpy()[order]).unflatten(0, (len(queries), count)).amax(1)
         if not exact or count == len(self):
-            return Candidates(vectors, ids, torch.full_like(last, torch.inf))
-        longest = vectors.norm(dim=2).amax()
-        return Candidates(vectors, ids, last - rounding_bound(self.channels, queries.cpu(), longest))
+            return Candidates(table, rows, ids, torch.full_like(last, torch.inf))
+        longest = table.norm(dim=1).amax()
+        return Candidates(table, rows, ids, last - rounding_bound(self.channels, queries.cpu(), longest))
 
     def _measured(self) -> float:
         """Of evenly chosen vectors, how many of the nearest the index finds."""

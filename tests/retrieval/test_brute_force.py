@@ -23,10 +23,10 @@ def filled(vectors: torch.Tensor) -> BruteForceIndex:
 @pytest.mark.parametrize("columns", [64, 1000, 5000, 5001])
 def test_the_best_of_groups_are_the_best_of_all(count, columns):
     scores = drawn(6, columns)
-    best = module._best(scores, count)
+    values, rows = module._highest(scores, count)
     expected = scores.topk(count)
-    assert torch.equal(best.values, expected.values)
-    assert torch.equal(best.indices, expected.indices)
+    assert torch.equal(values, expected.values)
+    assert torch.equal(rows, expected.indices)
 
 
 def test_queries_in_parts_find_the_same(monkeypatch):
@@ -34,6 +34,7 @@ def test_queries_in_parts_find_the_same(monkeypatch):
     whole = index.search(queries, 5)
     monkeypatch.setattr(module, "_AT_ONCE", 3000 * 7)
     monkeypatch.setattr(index_module, "_NUMBERS", 21 * 4 * 9)
+    monkeypatch.setattr(index_module, "_QUERIES", 11)
     assert torch.equal(index.search(queries, 5).ids, whole.ids)
 
 
@@ -55,3 +56,24 @@ def test_it_moves_and_is_no_part_of_a_state():
     assert index.double().vectors.dtype == torch.float64
     assert index.state_dict() == {}
     assert str(filled(drawn(3))) == "BruteForceIndex(\n  4, vectors=3\n  (distance): EuclideanDistance()\n)"
+
+
+@pytest.mark.parametrize("coarse", [True, False])
+@pytest.mark.parametrize("shift", [0.0, 3.0, 1000.0])
+def test_scores_of_any_precision_find_the_nearest(monkeypatch, coarse, shift):
+    monkeypatch.setattr(module, "multiplies_bfloat16", lambda device: coarse)
+    vectors, queries = drawn(4000, 16) + shift, drawn(30, 16, seed=1) + shift
+    expected = (queries.double()[:, None] - vectors.double()).square().sum(-1).topk(10, largest=False)
+    assert torch.equal(filled(vectors).search(queries, 10).ids, expected.indices)
+
+
+def test_no_score_of_bfloat16_is_off_by_more_than_is_said():
+    vectors, queries = drawn(2000, 64), drawn(20, 64, seed=1)
+    index = filled(vectors)
+    table, halves = index._scoring(coarse=True)
+    rounded = (module._with_ones(queries).bfloat16() @ table.T).float()
+    exact = queries.double() @ vectors.double().T - halves
+    longest = vectors.norm(dim=1).max()
+    off = 2 * module._COARSE * queries.norm(dim=1)[:, None] * longest + module._COARSE * rounded.abs() + 1e-4
+    assert bool(((rounded - exact).abs() < off).all())
+    torch.testing.assert_close(module._in_three(halves).sum(1), halves, rtol=1e-7, atol=0)
