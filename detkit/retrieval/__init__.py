@@ -6,6 +6,7 @@ nearer. Nothing here knows of detectors: what a detector found goes in as plain 
 
 from detkit.retrieval.ball_tree import BallTreeIndex
 from detkit.retrieval.brute_force import BruteForceIndex
+from detkit.retrieval.clusters import ClusterAgreement, cluster_agreement
 from detkit.retrieval.distances import CosineDistance, Distance, EuclideanDistance, inner_products, squared_distances
 from detkit.retrieval.faiss_index import FaissIndex
 from detkit.retrieval.index import Index, Neighbors, TableIndex
@@ -26,6 +27,16 @@ from detkit.retrieval.losses import (
 )
 from detkit.retrieval.memory import CrossBatchMemory, GatheredLoss
 from detkit.retrieval.pairs import MetricLoss, hardest_pairs, informative_pairs, semi_hard_pairs
+from detkit.retrieval.precision import (
+    Gallery,
+    NeighborPrecision,
+    RetrievalScores,
+    map_at_r,
+    neighbor_average_precision,
+    precision_at_k,
+    r_precision,
+    recall_at_k,
+)
 from detkit.retrieval.proxies import ArcFaceLoss, ProxyAnchorLoss, arcface, proxy_anchor_loss
 from detkit.retrieval.sharded import ShardedIndex
 
@@ -33,32 +44,42 @@ __all__ = [
     "ArcFaceLoss",
     "BallTreeIndex",
     "BruteForceIndex",
+    "ClusterAgreement",
     "ContrastiveLoss",
     "CosineDistance",
     "CrossBatchMemory",
     "Distance",
     "EuclideanDistance",
     "FaissIndex",
+    "Gallery",
     "GatheredLoss",
     "Index",
     "LanceIndex",
     "MetricLoss",
     "MultiSimilarityLoss",
+    "NeighborPrecision",
     "Neighbors",
     "ProxyAnchorLoss",
+    "RetrievalScores",
     "ShardedIndex",
     "SupervisedContrastiveLoss",
     "TableIndex",
     "TripletLoss",
     "arcface",
     "chopra_cost",
+    "cluster_agreement",
     "contrastive_cost",
     "contrastive_loss",
     "hardest_pairs",
     "informative_pairs",
     "inner_products",
+    "map_at_r",
     "multi_similarity_loss",
+    "neighbor_average_precision",
+    "precision_at_k",
     "proxy_anchor_loss",
+    "r_precision",
+    "recall_at_k",
     "same_labels",
     "semi_hard_pairs",
     "squared_distances",

@@ -88,7 +88,7 @@ class Index(nn.Module):
     @door
     def remove(self, ids: Sequence[int] | Shaped[Tensor, "N"]) -> None:
         """Remove the vectors with these ids."""
-        wanted = _whole(ids, self._name)
+        wanted = whole_ids(ids, self._name)
         missing = ~torch.isin(wanted, self.ids)
         _refuse(self._name, wanted, missing, "is not in the index")
         _refuse(self._name, wanted, _repeated(wanted), "comes twice")
@@ -176,9 +176,7 @@ class Index(nn.Module):
         if ids is None:
             first = int(self.ids.max()) + 1 if len(self) else 0
             return torch.arange(first, first + count)
-        fresh = _whole(ids, self._name)
-        if len(fresh) != count:
-            raise ValueError(f"{self._name}: {len(fresh)} ids for {count} vectors")
+        fresh = whole_ids(ids, self._name, count=count)
         _refuse(self._name, fresh, _repeated(fresh), "comes twice")
         _refuse(self._name, fresh, torch.isin(fresh, self.ids), "is in the index already")
         return fresh
@@ -273,15 +271,21 @@ def _read(path: Path, owner: str, channels: int, kind: str) -> tuple[Float[Tenso
     if vectors.dtype != torch.float32 or ids.shape != vectors.shape[:1] or bool((ids[1:] <= ids[:-1]).any()):
         raise ValueError(f"{owner}: {path} is damaged: its ids are not those of {len(vectors)} vectors, in order")
     check_finite(vectors, function=owner, name=f"vectors of {path}")
-    return vectors, _whole(ids, owner)
+    return vectors, whole_ids(ids, owner)
 
 
-def _whole(ids: Any, owner: str) -> Int[Tensor, "N"]:
-    """Ids as int64 on the host."""
+def whole_ids(ids: Any, owner: str, *, count: int | None = None) -> Int[Tensor, "N"]:
+    """Ids as int64 on the host. Raises ValueError for another number of them, for others than numbers from 0 on.
+
+    >>> whole_ids([3, 1], "search")
+    tensor([3, 1])
+    """
     given = ids if isinstance(ids, Tensor) else torch.as_tensor(ids, dtype=None if len(ids) else torch.int64)
     if given.ndim != 1 or given.is_floating_point() or given.dtype == torch.bool:
         raise ValueError(f"{owner}: ids have shape {tuple(given.shape)} and type {given.dtype}; allowed are (N,) int64")
     whole = given.detach().cpu().to(torch.int64)
+    if count not in (None, len(whole)):
+        raise ValueError(f"{owner}: {len(whole)} ids for {count} vectors")
     _refuse(owner, whole, whole < 0, "is negative; allowed are 0..2**63 - 1")
     return whole
 
