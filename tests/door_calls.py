@@ -1,6 +1,7 @@
 """A good call of every public function on tensors: parts to call methods of, and arguments made from annotations."""
 
 import inspect
+import tempfile
 import typing
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -26,6 +27,11 @@ def head() -> nn.Module:
 
 def layer(kind: type) -> nn.Module:
     return kind(8, 2, hidden=8)
+
+
+def filled(index: retrieval.Index) -> retrieval.Index:
+    index.add(torch.eye(4, 8), range(10, 14))
+    return index
 
 
 PARTS: dict[str, Callable[[], Any]] = {
@@ -102,6 +108,7 @@ PARTS: dict[str, Callable[[], Any]] = {
     "YOLOv1Loss": losses.YOLOv1Loss,
     "CocoMetrics": lambda: metrics.CocoMetrics(2),
     "LocalizationMetrics": lambda: metrics.LocalizationMetrics(2),
+    "MultiLabelMetrics": lambda: metrics.MultiLabelMetrics(2),
     "ProposalRecall": metrics.ProposalRecall,
     "VocMetrics": lambda: metrics.VocMetrics(2),
     "FPN": lambda: necks.FPN([8], [4], channels=8),
@@ -110,6 +117,11 @@ PARTS: dict[str, Callable[[], Any]] = {
     "YOLONeck": lambda: necks.YOLONeck([8], [4]),
     "SlidingWindow": lambda: proposals.SlidingWindow(nn.Flatten(), size=4, stride=4),
     "Detector": lambda: detectors.tiny_ssd(2),
+    "BallTreeIndex": lambda: filled(retrieval.BallTreeIndex(8)),
+    "BruteForceIndex": lambda: filled(retrieval.BruteForceIndex(8)),
+    "FaissIndex": lambda: filled(retrieval.FaissIndex(8)),
+    "LanceIndex": lambda: filled(retrieval.LanceIndex(8, tempfile.mkdtemp())),
+    "ShardedIndex": lambda: retrieval.ShardedIndex(filled(retrieval.BruteForceIndex(8))),
     "ArcFaceLoss": lambda: retrieval.ArcFaceLoss(2, 8),
     "ContrastiveLoss": retrieval.ContrastiveLoss,
     "CosineDistance": retrieval.CosineDistance,

@@ -14,7 +14,15 @@ from detkit import dist
 from detkit.anchors import Assigned
 from detkit.boxes import GridCoder
 from detkit.losses import MultiBoxLoss, YOLOLoss
-from detkit.retrieval import ContrastiveLoss, CrossBatchMemory, GatheredLoss, SupervisedContrastiveLoss, TripletLoss
+from detkit.retrieval import (
+    BruteForceIndex,
+    ContrastiveLoss,
+    CrossBatchMemory,
+    GatheredLoss,
+    ShardedIndex,
+    SupervisedContrastiveLoss,
+    TripletLoss,
+)
 from detkit.structures import Anchors, DensePredictions
 
 
@@ -78,6 +86,22 @@ def remembered(rows: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, 
     return memory.embeddings, memory.labels
 
 
+def shard(part: int | None = None, world: int = 1) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
+    """Queries, and the rows that a process holds with their ids, many at equal distances; one of two holds none."""
+    queries, _ = embedded(part, world=world)
+    rows, ids = (torch.arange(36.0) % 3).reshape(9, 4), list(range(20, 29))
+    if part is None:
+        return queries, rows, ids
+    return queries, rows.split(METRIC_SPLITS[world])[part], torch.tensor(ids).split(METRIC_SPLITS[world])[part].tolist()
+
+
+def searched(queries: torch.Tensor, rows: torch.Tensor, ids: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Neighbors of this process' queries among the rows of all, of which it holds some."""
+    index = BruteForceIndex(4)
+    index.add(rows, ids)
+    return tuple(ShardedIndex(index).search(queries, 5))
+
+
 def counted(images: int) -> int:
     """How many images a loss says were seen after a batch of so many in this process."""
     criterion, ones, labels = YOLOLoss(prior_images=9), torch.ones(images, 1), torch.zeros(images, 1, dtype=torch.int64)
@@ -106,6 +130,7 @@ def process(rank: int, world: int, folder: str) -> None:
         "learned": learn(*(part.split(SPLITS[world])[rank] for part in batch())),
         "counted": counted(SPLITS[world][rank]),
         "distances": learn_distances(*embedded(rank, world=world)),
+        "searched": searched(*shard(rank, world)),
         "remembered": remembered(*embedded(rank, world=world)),
     }
     torch.save(seen, Path(folder) / f"{rank}.pt")
@@ -180,3 +205,10 @@ def test_every_process_remembers_the_same_rows(world):
     for seen in world:
         assert torch.equal(seen["remembered"][0], rows)
         assert torch.equal(seen["remembered"][1], labels)
+
+
+@pytest.mark.slow(2)
+def test_a_search_over_shards_is_that_of_one_index(world):
+    distances, ids = searched(*shard())
+    assert torch.equal(torch.cat([seen["searched"][0] for seen in world]), distances)
+    assert torch.equal(torch.cat([seen["searched"][1] for seen in world]), ids)

@@ -5,6 +5,7 @@ and targets, check every value, count each image once and return the same number
 
 from detkit.metrics.coco import ClassResult, CocoMetrics, format_table
 from detkit.metrics.localization import LocalizationMetrics
+from detkit.metrics.multilabel import MultiLabelClassResult, MultiLabelMetrics
 from detkit.metrics.recall import ProposalRecall
 from detkit.metrics.voc import VocClassResult, VocMetrics, average_precision
 
@@ -12,6 +13,8 @@ __all__ = [
     "ClassResult",
     "CocoMetrics",
     "LocalizationMetrics",
+    "MultiLabelClassResult",
+    "MultiLabelMetrics",
     "ProposalRecall",
     "VocClassResult",
     "VocMetrics",

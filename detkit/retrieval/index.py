@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from detkit._disk import write_atomically
 from detkit._door import door
 from detkit._inputs import check_finite, first_bad
-from detkit._ranges import Count
+from detkit._ranges import Count, Whole
 from detkit._regular_file import open_regular
 from detkit.retrieval.distances import Distance, EuclideanDistance
 
@@ -66,7 +66,8 @@ class Index(nn.Module):
     Neighbors(distances=tensor([[0., 0., 5.]]), ids=tensor([[8, 9, 7]]))
     """
 
-    def __init__(self, channels: int, *, distance: Distance | None = None) -> None:
+    @door
+    def __init__(self, channels: Count, *, distance: Distance | None = None) -> None:
         super().__init__()
         self.channels = channels
         self.distance = EuclideanDistance() if distance is None else distance
@@ -80,13 +81,13 @@ class Index(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} must define ids")
 
     @door
-    def add(self, embeddings: Float[Tensor, "N D"], ids: Sequence[int] | Shaped[Tensor, "N"] | None = None) -> None:
+    def add(self, embeddings: Float[Tensor, "N D"], ids: Sequence[Whole] | Shaped[Tensor, "N"] | None = None) -> None:
         """Add vectors (N, D); by default their ids follow the largest that is there."""
         vectors = self._prepared(embeddings, "embeddings")
         self._insert(vectors, self._fresh_ids(ids, len(vectors)))
 
     @door
-    def remove(self, ids: Sequence[int] | Shaped[Tensor, "N"]) -> None:
+    def remove(self, ids: Sequence[Whole] | Shaped[Tensor, "N"]) -> None:
         """Remove the vectors with these ids."""
         wanted = whole_ids(ids, self._name)
         missing = ~torch.isin(wanted, self.ids)
@@ -183,11 +184,16 @@ class Index(nn.Module):
 
 
 class TableIndex(Index):
-    """An index that keeps all vectors in memory, in the order of their ids, beside what the engine needs."""
+    """An index that keeps all vectors in memory, in the order of their ids, beside what the engine needs.
+
+    >>> TableIndex(3).vectors.shape
+    torch.Size([0, 3])
+    """
 
     vectors: Float[Tensor, "N D"]
 
-    def __init__(self, channels: int, *, distance: Distance | None = None) -> None:
+    @door
+    def __init__(self, channels: Count, *, distance: Distance | None = None) -> None:
         super().__init__(channels, distance=distance)
         self.register_buffer("vectors", torch.zeros(0, channels), persistent=False)
         self._ids = torch.zeros(0, dtype=torch.int64)

@@ -37,7 +37,8 @@ class GatheredLoss(nn.Module):
         reference_labels: Shaped[Tensor, "M *C"] | None = None,
     ) -> Float[Tensor, ""]:
         """The loss of all processes' rows."""
-        references = () if reference_embeddings is None else (reference_embeddings, reference_labels)
+        alone = reference_embeddings is None and reference_labels is None
+        references = () if alone else (reference_embeddings, reference_labels)
         embeddings = as_tensor(embeddings, function="GatheredLoss", name="embeddings")
         labels = as_tensor(labels, function="GatheredLoss", name="labels")
         return self.loss(gather(embeddings), gather(labels), *references)

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from detkit._door import door
-from detkit._ranges import Count
+from detkit._ranges import Count, Whole
 from detkit.retrieval.brute_force import BruteForceIndex
 from detkit.retrieval.distances import Distance
 from detkit.retrieval.index import whole_ids
@@ -46,7 +46,7 @@ class Gallery(NamedTuple):
 
     embeddings: Tensor
     labels: Tensor
-    ids: Tensor | Sequence[int] | None = None
+    ids: Tensor | Sequence[Whole] | None = None
 
 
 class _Ranked(NamedTuple):
@@ -65,7 +65,7 @@ def recall_at_k(
     k: Count | Sequence[Count] = 1,
     *,
     gallery: Gallery | None = None,
-    ids: Shaped[Tensor, "N"] | Sequence[int] | None = None,
+    ids: Shaped[Tensor, "N"] | Sequence[Whole] | None = None,
     distance: Distance | None = None,
     definition: Literal["any", "fraction"] = "any",
 ) -> RetrievalScores:
@@ -99,7 +99,7 @@ def precision_at_k(
     k: Count | Sequence[Count] = 1,
     *,
     gallery: Gallery | None = None,
-    ids: Shaped[Tensor, "N"] | Sequence[int] | None = None,
+    ids: Shaped[Tensor, "N"] | Sequence[Whole] | None = None,
     distance: Distance | None = None,
 ) -> RetrievalScores:
     """The mean part of equal ones among the k nearest; see :func:`recall_at_k`.
@@ -118,7 +118,7 @@ def r_precision(
     labels: Shaped[Tensor, "N *C"],
     *,
     gallery: Gallery | None = None,
-    ids: Shaped[Tensor, "N"] | Sequence[int] | None = None,
+    ids: Shaped[Tensor, "N"] | Sequence[Whole] | None = None,
     distance: Distance | None = None,
 ) -> float:
     """The mean part of equal ones among the R nearest, R being how many there are; see :func:`recall_at_k`.
@@ -143,7 +143,7 @@ def map_at_r(
     labels: Shaped[Tensor, "N *C"],
     *,
     gallery: Gallery | None = None,
-    ids: Shaped[Tensor, "N"] | Sequence[int] | None = None,
+    ids: Shaped[Tensor, "N"] | Sequence[Whole] | None = None,
     distance: Distance | None = None,
 ) -> float:
     """The mean over the R nearest of the precision at each equal one, R being how many there are.
@@ -171,7 +171,7 @@ def neighbor_average_precision(
     k: Count | Sequence[Count] = (1, 3, 5, 10, 15),
     *,
     gallery: Gallery | None = None,
-    ids: Shaped[Tensor, "N"] | Sequence[int] | None = None,
+    ids: Shaped[Tensor, "N"] | Sequence[Whole] | None = None,
     distance: Distance | None = None,
 ) -> NeighborPrecision:
     """Of each class the mean part, over its queries, of the k nearest that are of the class; the mean over classes.

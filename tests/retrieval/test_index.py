@@ -133,8 +133,11 @@ BAD = [
     (lambda index: index.add(torch.ones(2, 4), [7, 7]), r"ids\[1\]=7 comes twice; 1 of 2"),
     (lambda index: index.add(torch.ones(2, 4), [7, 3]), r"ids\[1\]=3 is in the index already; 1 of 2"),
     (lambda index: index.add(torch.ones(2, 4), [7]), "1 ids for 2 vectors"),
-    (lambda index: index.add(torch.ones(1, 4), [-1]), r"ids\[0\]=-1 is negative; allowed are 0..2\*\*63 - 1"),
-    (lambda index: index.add(torch.ones(1, 4), [1.5]), r"ids have shape \(1,\) and type torch.float32"),
+    (
+        lambda index: index.add(torch.ones(1, 4), torch.tensor([-1])),
+        r"ids\[0\]=-1 is negative; allowed are 0..2\*\*63 - 1",
+    ),
+    (lambda index: index.add(torch.ones(1, 4), torch.tensor([1.5])), r"ids have shape \(1,\) and type torch.float32"),
     (lambda index: index.remove([0, 9]), r"ids\[1\]=9 is not in the index; 1 of 2"),
     (lambda index: index.remove([1, 1]), r"ids\[1\]=1 comes twice; 1 of 2"),
 ]

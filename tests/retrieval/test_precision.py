@@ -1,4 +1,4 @@
-"""Retrieval metrics: goldens, loops over ranked lists, pytorch-metric-learning's numbers, and what has nothing to find."""
+"""Retrieval metrics: goldens, loops over ranked lists, pytorch-metric-learning's numbers, and lone queries."""
 
 import numpy as np
 import pytest
@@ -24,8 +24,13 @@ METRICS = recall_at_k, precision_at_k, r_precision, map_at_r, neighbor_average_p
 
 
 def test_the_golden_numbers_of_the_source():
-    found = neighbor_average_precision(POINTS, SETS, (1, 2, 3)).values
-    assert found == pytest.approx({1: 0.75, 2: 0.75, 3: 0.583333}, abs=1e-6)
+    found = neighbor_average_precision(POINTS, SETS, (1, 2, 3))
+    assert {k: values.tolist() for k, values in found.per_class.items()} == {
+        1: [0.75, 0.75],
+        2: [0.75, 0.75],
+        3: [0.5, pytest.approx(0.583333, abs=1e-6)],
+    }
+    assert found.values[3] == pytest.approx((0.583333 + 0.5) / 2, abs=1e-6)
 
 
 def batch(rows: int = 60, classes: int = 6, *, sets: bool = False, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -73,7 +78,7 @@ def by_hand(name: str, lists: list[tuple], k: int) -> float:
             {
                 "any": float(any(hits[:k])),
                 "fraction": sum(hits[:k]) / total,
-                "precision": sum(hits[:k]) / k,
+                "precision": sum(hits[:k]) / max(k, 1),
                 "r_precision": sum(hits[:total]) / total,
                 "map_at_r": sum(sum(hits[: i + 1]) / (i + 1) for i in range(total) if hits[i]) / total,
             }[name]
@@ -147,8 +152,9 @@ def test_another_distance_ranks_otherwise():
 def test_what_is_wrong_is_named(metric):
     points, labels = POINTS, torch.tensor([0, 0, 1, 1, 1, 2, 2])
     name = metric.__name__
+    given_k = {} if metric in (r_precision, map_at_r) else {"k": 1}
     with pytest.raises(ValueError, match=f"{name}: none of 7 queries has an equal one to find: every label is alone"):
-        metric(points, torch.arange(7), **({"k": 1} if "k" in name and metric not in (r_precision, map_at_r) else {}))
+        metric(points, torch.arange(7), **given_k)
     spoiled = points.clone()
     spoiled[2, 1] = torch.nan
     for arguments, given, message in (
@@ -160,7 +166,7 @@ def test_what_is_wrong_is_named(metric):
         ((points, labels), {"gallery": Gallery(points[:, :1], labels)}, "allowed is .N, 1."),
     ):
         with pytest.raises(ValueError, match=message):
-            unhooked(metric)(*arguments, **given)
+            unhooked(metric)(*arguments, **given_k, **given)
 
 
 @pytest.mark.parametrize("metric", [recall_at_k, precision_at_k, neighbor_average_precision])
