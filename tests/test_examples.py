@@ -39,6 +39,11 @@ SMALL: dict[str, tuple[list[str], list[str], str]] = {
         ["localizers.png"],
         "modified SSD  accuracy@1",
     ),
+    "train_region_classifier.py": (
+        [DATA, "regions.png", "--images", "2", "--epochs", "1"],
+        ["regions.png"],
+        "| linear |",
+    ),
     "train_rcnn.py": (["--scenes", "4", "--steps", "2", "--picture", "rcnn.png"], ["rcnn.png"], "bbox/AP"),
 }
 
