@@ -62,8 +62,8 @@ def main() -> None:
             loss, score = F.binary_cross_entropy_with_logits(logits, truth).item(), metrics.compute()["mAP"]
             records.append({"epoch": epoch, f"loss of {name}": loss, f"AP of {name}": score})
         table.append(f"| {name} | {score:.4f} | {loss:.4f} |")
-    empty = metrics.compute()["classes_without_positives"]
-    print(f"{len(x)} regions to learn, {len(seen)} to judge; {empty} of {len(names)} classes have none to judge")
+    empty = [row.name for row in metrics.per_class() if not row.positives]
+    print(f"{len(x)} regions to learn, {len(seen)} to judge; none of {len(empty)} classes: {', '.join(empty)}")
     print("\n".join(["| model | macro AP | loss |", "|---|---:|---:|", *table]))
     near = neighbor_average_precision(model[0](seen), truth, NEIGHBORS, gallery=Gallery(model[0](x), y))
     print("\n| class | learned | judged | AP |", *(f"K = {k} |" for k in NEIGHBORS), "\n|---" + "|---:" * 8 + "|")

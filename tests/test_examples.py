@@ -39,7 +39,16 @@ SMALL: dict[str, tuple[list[str], list[str], str]] = {
         ["localizers.png"],
         "modified SSD  accuracy@1",
     ),
+    "train_omniglot.py": (
+        [f"{DATA}/omniglot_small/images", "omniglot.png", "--steps", "2", "--seeds", "1"],
+        ["omniglot.png"],
+        "| Triplet |",
+    ),
     "train_region_classifier.py": (
+        [DATA, "regions.png", "--images", "2", "--epochs", "1"],
+        ["regions.png"],
+        "| MLP + dropout |",
+    ),
         [DATA, "regions.png", "--images", "2", "--epochs", "1"],
         ["regions.png"],
         "| linear |",

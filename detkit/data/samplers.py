@@ -138,14 +138,17 @@ class BalancedBatchSampler(_Resumable[list[int]]):
     """Batches that draw every class equally often: counts differ by at most 1 in a batch and in an epoch.
 
     Each slot of a batch belongs to a class, in one cycle through all classes that continues over the batches of an
-    epoch. It is filled with the next image of that class, reshuffled whenever the class is exhausted. So images of rare
+    epoch. It is filled with the next image of that class, reshuffled whenever the class is exhausted. With
+    ``samples_per_class`` a slot is filled with so many images of its class: ``batch_size`` 32 and 4 of each are the
+    batches of 8 classes x 4 images that metric losses want ("PK"), in which an image comes twice only if its class has
+    fewer; counts then differ by at most so many. So images of rare
     classes repeat, and those of common classes are not all seen in one epoch. An image with several classes counts for
     the one whose slot it fills; images without labels are never drawn.
 
     labels_per_image: the label or labels of each image (a sequence or tensor, possibly empty). ``batches`` is the
     number per rank and epoch, by default as many as the images fill; ranks take every world_size-th batch. Pass it to a
     DataLoader as ``batch_sampler`` and call ``advance()`` after each step. Raises ValueError if there is no label at
-    all, and for a ``batch_size`` or ``batches`` below 1.
+    all, for a ``batch_size`` or ``batches`` below 1, and a ``batch_size`` that ``samples_per_class`` does not divide.
 
     >>> labels = [0, 0, 0, 0, 0, 1]
     >>> [sorted(labels[image] for image in batch) for batch in BalancedBatchSampler(labels, 2)]
@@ -160,11 +163,16 @@ class BalancedBatchSampler(_Resumable[list[int]]):
         *,
         seed: Whole = 0,
         batches: Count | None = None,
+        samples_per_class: Count = 1,
         rank: Whole | None = None,
         world_size: Count | None = None,
     ) -> None:
         super().__init__(seed, rank, world_size)
-        self.batch_size = batch_size
+        if batch_size % samples_per_class:
+            raise ValueError(
+                f"BalancedBatchSampler: {batch_size=} is no multiple of {samples_per_class=}: slots are whole"
+            )
+        self.batch_size, self.samples_per_class = batch_size, samples_per_class
         self.images_per_class = _images_per_class(labels_per_image)
         filled = len(labels_per_image) // (batch_size * self.world_size)
         self.batches = max(filled, 1) if batches is None else batches
@@ -174,14 +182,17 @@ class BalancedBatchSampler(_Resumable[list[int]]):
 
     def _share(self) -> list[list[int]]:
         rng = np.random.default_rng((self.seed, self.epoch))
-        places = self.batches * self.world_size * self.batch_size
+        each = self.samples_per_class
+        slots = self.batches * self.world_size * self.batch_size // each
         cycle = rng.permutation(len(self.images_per_class))
-        classes = np.resize(cycle, places)
-        order = np.empty(places, np.int64)
+        classes = np.resize(cycle, slots)
+        order = np.empty((slots, each), np.int64)
         for c, images in enumerate(self.images_per_class):
             mine = classes == c
-            rounds = -(-int(mine.sum()) // len(images))
-            order[mine] = np.concatenate([images[:0], *(rng.permutation(images) for _ in range(rounds))])[: mine.sum()]
+            full = max(len(images) // each, 1) * each  # of a shuffled class what fills whole slots
+            rounds = -(-int(mine.sum()) * each // full)
+            shuffled = [np.resize(rng.permutation(images), full) for _ in range(rounds)]
+            order[mine] = np.concatenate([images[:0], *shuffled])[: mine.sum() * each].reshape(-1, each)
         batches = rng.permuted(order.reshape(-1, self.batch_size), axis=1)
         return batches[self.rank :: self.world_size].tolist()
 

@@ -1,5 +1,6 @@
 """Samplers: every sample once, every class in turn, every rank alike, and a restart at the very next sample."""
 
+from collections import Counter
 from itertools import chain
 
 import numpy as np
@@ -186,3 +187,30 @@ def test_no_labels_and_empty_batches_are_refused():
         BalancedBatchSampler([0, 1], 0)
     with pytest.raises(ValueError, match="batches=0"):
         BalancedBatchSampler([0, 1], 1, batches=0)
+
+
+def test_batches_of_several_images_per_class_hold_each_image_once():
+    """Eight classes of 5 images and one of 2; P = 4 classes x K = 3 images."""
+    labels = [c for c in range(8) for _ in range(5)] + [8, 8]
+    sampler = BalancedBatchSampler(labels, 12, samples_per_class=3, batches=6, seed=1)
+    seen: set[int] = set()
+    for batch in sampler:
+        counts = Counter(labels[image] for image in batch)
+        assert len(counts) == 4
+        assert set(counts.values()) == {3}
+        assert all(labels.count(labels[i]) < 3 or batch.count(i) == 1 for i in batch)
+        seen |= set(counts)
+    assert seen == set(range(9))
+
+
+def test_ranks_share_the_batches_of_several_images_per_class():
+    labels = [c for c in range(6) for _ in range(4)]
+    settings = {"samples_per_class": 2, "seed": 3}
+    whole = list(BalancedBatchSampler(labels, 4, batches=6, **settings, rank=0, world_size=1))
+    shares = [list(BalancedBatchSampler(labels, 4, batches=3, **settings, rank=r, world_size=2)) for r in (0, 1)]
+    assert [batch for pair in zip(*shares, strict=True) for batch in pair] == whole
+
+
+def test_a_batch_holds_whole_classes():
+    with pytest.raises(ValueError, match="batch_size=10 is no multiple of samples_per_class=4"):
+        BalancedBatchSampler([0, 1], 10, samples_per_class=4)
