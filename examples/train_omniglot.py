@@ -32,7 +32,7 @@ def network() -> nn.Sequential:
 
 
 def learned(name: str, images: Tensor, labels: Tensor, *, steps: int, seed: int) -> nn.Module:
-    """The network after ``steps`` batches of 16 characters x 4 drawings; with no loss's name, a classifier's codes."""
+    """The network after ``steps`` batches of 16 characters x 4 drawings; a classifier's codes without such a loss."""
     torch.manual_seed(seed)
     labels = torch.unique(labels, return_inverse=True)[1]
     classes, body = int(labels.max()) + 1, network()
@@ -68,8 +68,7 @@ def main() -> None:
         found = []
         for seed in range(options.seeds):
             model = learned(name, images[~unseen], labels[~unseen], steps=options.steps, seed=seed)
-            with torch.no_grad():
-                embeddings = model(queries)
+            embeddings = model(queries).detach()
             found.append(retrieval.recall_at_k(embeddings, truth, distance=cosine).values[1])
             if found[-1] > best:
                 best, shown = found[-1], embeddings

@@ -50,7 +50,7 @@ def main() -> None:
     records, table = [], []
     for name, hidden, dropout in (("linear", (), 0.0), ("MLP", (1024, 256), 0.0), ("MLP + dropout", (1024, 256), 0.5)):
         model = classifier(x.shape[1], hidden, dropout, len(names))
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9, weight_decay=1e-3)
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, weight_decay=1e-4)
         for epoch in tqdm(range(1, options.epochs + 1), desc=name):
             for rows in torch.randperm(len(x)).split(64):
                 optimizer.zero_grad()

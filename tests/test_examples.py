@@ -49,10 +49,6 @@ SMALL: dict[str, tuple[list[str], list[str], str]] = {
         ["regions.png"],
         "| MLP + dropout |",
     ),
-        [DATA, "regions.png", "--images", "2", "--epochs", "1"],
-        ["regions.png"],
-        "| linear |",
-    ),
     "train_rcnn.py": (["--scenes", "4", "--steps", "2", "--picture", "rcnn.png"], ["rcnn.png"], "bbox/AP"),
 }
 
