@@ -8,8 +8,8 @@ import torch
 from dense_parts import CODERS, COMBINATIONS, CRITERIA, MATCHERS, STRIDES, Find, Step, dense_stage, seen, truth
 from torch.export import Dim
 
-# A trace takes a second or two, so that all 152 are traced with this setting only. What a matcher hands to a criterion is
-# the same of all, and at inference no matcher is asked: each part learns once with its gradient and is exported once.
+# A trace takes a second or two, so that all 152 are traced with this setting only. What a matcher hands to a criterion
+# is the same of all, and at inference no matcher is asked: each part learns once with its gradient and is exported.
 # The pairs of coder and criterion that are left are traced without, behind matchers that read what both make of
 # predictions; YOLO's criteria meet YOLO's coder only.
 EVERY = os.environ.get("DETKIT_COMPILED_TESTS") == "all"
