@@ -34,6 +34,9 @@ if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
 # What torch.compile traces must not carry the shape checks: tests/test_compiled.py runs that folder on its own.
 collect_ignore = ["traced_before.py", *([] if os.environ.get("DETKIT_COMPILED_TESTS") else ["compiled"])]
 
+# A trace prints the lines that each operation came from; to find its columns as well takes a tenth of its time.
+os.environ.setdefault("PYTHONNODEBUGRANGES", "1")  # in the processes that tests start
+
 CHECKED_EXAMPLES = 10  # of each property
 CHECKED_CASES = 5  # of each parametrized test, in each process
 _cases: dict[str, itertools.count[int]] = collections.defaultdict(itertools.count)

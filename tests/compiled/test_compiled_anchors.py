@@ -64,13 +64,9 @@ def assert_follows(function, all_arguments, *, exact: bool = False, backend: str
 
 
 @pytest.mark.parametrize("name", GENERATORS)
-def test_a_generator_follows_the_size_of_the_grid(name):
-    assert_follows(Laid(GENERATORS[name]), [maps(*size) for size in ((4, 6), (8, 10), (12, 7), (25, 40), (5, 9))])
-
-
-@pytest.mark.parametrize("name", GENERATORS)
-def test_a_generator_follows_the_number_of_rows(name):
-    assert_follows(Laid(GENERATORS[name]), [maps(count, 5) for count in (2, 7, 100, 101)])
+def test_a_generator_follows_the_number_of_rows_and_the_size_of_the_grid(name):
+    sizes = (2, 5), (7, 5), (100, 5), (101, 5), (8, 10), (25, 40), (5, 9)
+    assert_follows(Laid(GENERATORS[name]), [maps(*size) for size in sizes])
 
 
 @pytest.mark.parametrize("name", GENERATORS)
