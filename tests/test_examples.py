@@ -26,6 +26,7 @@ SMALL: dict[str, tuple[list[str], list[str], str]] = {
     "evaluate_coco.py": (["--images", "4"], [], "bbox/AP"),
     "face_detectors.py": ([f"{DATA}/checkpoints", "faces.jpg"], ["faces.jpg"], "retinaface_mnet025.pth: 4 faces"),
     "make_localization_set.py": (["--count", "1"], ["windows/train.csv", "windows/test.csv"], "train: 1"),
+    "search_on_disk.py": (["table", "--count", "400", "--queries", "3"], ["table"], "400 vectors written"),
     "train.py": (
         [
             *("--scenes", "20", "--size", "64", "64", "--epochs", "1", "--batch-size", "4", "--warmup", "1"),
