@@ -67,8 +67,6 @@ class ImageHead(nn.Module):
         height, width = images.tensors.shape[-2:]
         inside = cells_inside(images.sizes, (height, width), (features.shape[-2], features.shape[-1]))
         features = torch.where(inside[:, None], features, 0)
-        if self.cells == 1:
-            return features.sum((2, 3))[..., None] / inside.sum((1, 2)).clamp(min=1)[:, None, None]
         rows, columns = (self._shares(inside.any(axis)).to(features.dtype) for axis in (2, 1))
         shares = rows[:, :, None, :, None] * columns[:, None, :, None, :]
         return features.flatten(2) @ shares.flatten(3).flatten(1, 2).mT

@@ -114,9 +114,7 @@ def conv_tower(
     ['Conv2d', 'GroupNorm', 'ReLU']
     """
     if norm is _GROUPS_OF_EIGHT and channels % 8:
-        raise ValueError(
-            f"conv_tower: channels={channels} has no 8 groups; allowed are multiples of 8, or another norm"
-        )
+        raise ValueError(f"conv_tower: channels={channels} has no 8 groups; allowed are multiples of 8, or a norm")
     block = partial(ConvNormActivation, channels, channels, norm=norm, activation=activation)
     tower = nn.Sequential(*(block() for _ in range(depth)))
     init_convolutions(tower, partial(nn.init.normal_, std=0.01))

@@ -37,7 +37,8 @@ def ssd7(
     Matching is SSD's, and a box that overlaps an object by .3 up to .5 is neutral: it learns nothing. Deltas have no
     variances. Hard negatives, 3 for each positive, are the worst of the whole batch, images without objects included;
     ``scope="image"`` mines in each image by itself, as :func:`~detkit.detectors.ssd` does. Raises ValueError for
-    another number of scales and a side below 64. Source: ssd_keras, keras_ssd7; predictors start by He's rule, without Keras' truncation.
+    another number of scales and a side below 64.
+    Source: ssd_keras, keras_ssd7; predictors start by He's rule, without Keras' truncation.
 
     >>> sum(parameter.numel() for parameter in ssd7(num_classes=5).parameters())
     213232
