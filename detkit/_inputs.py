@@ -12,6 +12,7 @@ boxes, label ranges) cost a sync on an accelerator, so device ops check them onl
 import inspect
 import math
 import os
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -311,3 +312,17 @@ def takes(call: Any, *arguments: str) -> bool:
     except TypeError:
         return False
     return True
+
+
+def check_image_size(size: Sequence[int], smallest: int, *, function: str) -> None:
+    """Raise ValueError for a ``size`` (height, width) that a trunk leaves no cells of.
+
+    >>> check_image_size((63, 64), 64, function="ssd7")
+    Traceback (most recent call last):
+    ValueError: ssd7: size=(63, 64) leaves the last level no cells; allowed are sides of at least 64 pixels
+    """
+    if min(size) < smallest:
+        raise ValueError(
+            f"{function}: size={tuple(size)} leaves the last level no cells; allowed are sides of at least {smallest} "
+            "pixels"
+        )

@@ -96,7 +96,7 @@ class DefaultBoxes(_ShapesOnGrids):
 
     Raises ValueError if ``sizes``, ``aspect_ratios`` and ``strides`` differ in their number of levels, for sizes,
     ratios, strides or a ``max_side`` that are not positive, and for ``strides`` that do not lay the cells of a level
-    over the image, to within one cell.
+    over the image, to less than one cell.
 
     >>> anchors = DefaultBoxes([(30, 60), (60, 111)], aspect_ratios=[(2,), (2, 3)], strides=(8, 16))
     >>> anchors.per_cell
@@ -241,17 +241,18 @@ def lay_on_grid(
 def _check_strides(
     function: str, strides: Sequence[float], grids: Sequence[Sequence[int]], frame: Sequence[int]
 ) -> None:
-    """Raise ValueError for a level whose cells cover the frame by more than one cell too little or too much.
+    """Raise ValueError for a level whose cells cover the frame by a whole cell, or more, too little or too much.
 
-    Trunks round their cells up or down, so one is left to them; symbols and maps without cells are not looked at.
+    Trunks round their cells up or down, so less than one is left to them; symbols and maps without cells are not
+    looked at.
     """
     for level, (stride, grid) in enumerate(zip(strides, grids, strict=True)):
         sides = [(cells, pixels) for cells, pixels in zip(grid, frame, strict=True) if isinstance(cells, int) and cells]
-        if any(isinstance(pixels, int) and abs(cells * stride - pixels) > stride for cells, pixels in sides):
+        if any(isinstance(pixels, int) and abs(cells * stride - pixels) >= stride for cells, pixels in sides):
             raise ValueError(
                 f"{function}: strides[{level}]={stride:g} lays {grid[0]} x {grid[1]} cells on images of {frame[0]} x "
-                f"{frame[1]} pixels (height x width); allowed is what covers them to within one cell, or strides=None, "
-                "which takes image size over feature size"
+                f"{frame[1]} pixels (height x width); allowed is what covers them to less than one cell, or "
+                "strides=None, which takes image size over feature size"
             )
 
 

@@ -4,8 +4,10 @@ import csv
 import io
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 
@@ -19,6 +21,7 @@ COLUMNS = ["ImageId", "PredictionString"]
 """The header of the table."""
 MAX_CSV_BYTES = 1 << 30
 """Larger tables are refused before they are read; that of ImageNet's 544,546 training images has 30 MB."""
+_LIMIT = Lock()
 _EDGES = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -81,15 +84,14 @@ def _rows(file: str | Path) -> dict[int, list[str]]:
         size = os.fstat(opened.fileno()).st_size
         if size > MAX_CSV_BYTES:
             raise ValueError(f"CsvDataset: {file} has {size} bytes; allowed are {MAX_CSV_BYTES}")
-        reader, limit = csv.reader(text, strict=True), csv.field_size_limit(MAX_CSV_BYTES)  # some 4,000 objects else
+        reader = csv.reader(text, strict=True)
         try:
-            rows = dict((reader.line_num, row) for row in reader if row)  # noqa: C402 (the number changes)
+            with _long_fields():
+                rows = dict((reader.line_num, row) for row in reader if row)  # noqa: C402 (the number changes)
         except UnicodeDecodeError as error:  # in a part of the file, of unknown lines
             raise ValueError(f"CsvDataset: {file} cannot be read as csv in UTF-8: {error}") from error
         except csv.Error as error:
             raise ValueError(f"CsvDataset: {file}: line {reader.line_num} cannot be read as csv: {error}") from error
-        finally:
-            csv.field_size_limit(limit)
     columns = [name.strip() for name in rows.pop(next(iter(rows), 0), [])]
     if columns != COLUMNS:
         raise ValueError(
@@ -100,6 +102,17 @@ def _rows(file: str | Path) -> dict[int, list[str]]:
         if len(row) != len(COLUMNS):
             raise ValueError(f"CsvDataset: {file}: line {line} has {len(row)} columns; allowed are {len(COLUMNS)}")
     return rows
+
+
+@contextmanager
+def _long_fields() -> Iterator[None]:
+    """Fields as long as the file, not of some 4,000 objects; the limit is the process', so threads take turns."""
+    with _LIMIT:
+        limit = csv.field_size_limit(MAX_CSV_BYTES)
+        try:
+            yield
+        finally:
+            csv.field_size_limit(limit)
 
 
 def _refuse_twice(names: Sequence[str], places: Sequence[str], faults: Faults) -> None:

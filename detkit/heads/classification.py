@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from detkit._door import door
 from detkit._ranges import Count, Probability
-from detkit.heads.multibox import flatten_levels, prediction_conv
+from detkit.heads.multibox import check_neck, flatten_levels, prediction_conv
 
 
 class ClassificationHead(nn.Module):
@@ -37,7 +37,7 @@ class ClassificationHead(nn.Module):
         prior: Probability | None = None,
     ) -> None:
         super().__init__()
-        self.num_classes = num_classes
+        self.in_channels, self.num_classes = in_channels, num_classes
         self.tower = nn.Identity() if tower is None else tower
         bias = 0.0 if prior is None else math.log(prior / (1 - prior))
         self.logits = prediction_conv(in_channels, per_cell * num_classes, std=0.01, bias=bias)
@@ -45,4 +45,5 @@ class ClassificationHead(nn.Module):
     @door
     def forward(self, features: Sequence[Float[Tensor, "B _ _ _"]]) -> Float[Tensor, "B N C"]:
         """Logits of all levels, in the order of the anchors: level, row, column, anchor."""
+        check_neck(features, self.in_channels, function="ClassificationHead")
         return flatten_levels([self.logits(self.tower(level)) for level in features], self.num_classes)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from detkit._door import door
 from detkit._ranges import Count
-from detkit.heads.multibox import flatten_levels, prediction_conv
+from detkit.heads.multibox import check_neck, flatten_levels, prediction_conv
 
 
 class FCOSHead(nn.Module):
@@ -29,6 +29,7 @@ class FCOSHead(nn.Module):
     @door
     def __init__(self, in_channels: Count, *, tower: nn.Module | None = None) -> None:
         super().__init__()
+        self.in_channels = in_channels
         self.tower = nn.Identity() if tower is None else tower
         self.distances = prediction_conv(in_channels, 4, std=0.01)
         self.center = prediction_conv(in_channels, 1, std=0.01)
@@ -38,6 +39,7 @@ class FCOSHead(nn.Module):
         self, features: Sequence[Float[Tensor, "B _ _ _"]]
     ) -> tuple[Float[Tensor, "B N 4"], Float[Tensor, "B N"]]:
         """Distances (left, top, right, bottom) and logits of all levels, in the order: level, row, column."""
+        check_neck(features, self.in_channels, function="FCOSHead")
         described = [self.tower(level) for level in features]
         distances = flatten_levels([self.distances(level).relu() for level in described], 4)
         return distances, flatten_levels([self.center(level) for level in described], 1).squeeze(2)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from detkit._door import door
 from detkit._ranges import Count, Probability
-from detkit.heads.multibox import flatten_levels
+from detkit.heads.multibox import check_neck, flatten_levels
 from detkit.structures import DensePredictions
 
 _BOX, _OBJECTNESS = 4, 1
@@ -44,7 +44,7 @@ class GridHead(nn.Module):
         super().__init__()
         if len(in_channels) != len(per_cell):
             raise ValueError(f"GridHead: {len(in_channels)} in_channels for {len(per_cell)} per_cell levels")
-        self.outputs = _BOX + _OBJECTNESS + num_classes
+        self.in_channels, self.outputs = tuple(in_channels), _BOX + _OBJECTNESS + num_classes
         self.levels = nn.ModuleList(
             nn.Conv2d(channels, count * self.outputs, kernel_size=1)
             for channels, count in zip(in_channels, per_cell, strict=True)
@@ -61,8 +61,7 @@ class GridHead(nn.Module):
     @door
     def forward(self, features: Sequence[Float[Tensor, "B _ _ _"]]) -> DensePredictions:
         """Predictions of all levels, in the order of the anchors: level, row, column, anchor."""
-        if len(features) != len(self.levels):
-            raise ValueError(f"GridHead: got {len(features)} feature levels, was built for {len(self.levels)}")
+        check_neck(features, self.in_channels, function="GridHead")
         rows = flatten_levels([level(own) for level, own in zip(self.levels, features, strict=True)], self.outputs)
         deltas, quality, logits = rows.split((_BOX, _OBJECTNESS, self.outputs - _BOX - _OBJECTNESS), dim=-1)
         return DensePredictions(logits, deltas, quality.squeeze(-1))

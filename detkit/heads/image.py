@@ -62,13 +62,14 @@ class ImageHead(nn.Module):
         """The outputs for each of the ``images``, from the last of ``features`` (B, D, H, W)."""
         return self.layers(self._pooled(self.tower(features[-1]), images).flatten(1))
 
-    def _pooled(self, features: Float[Tensor, "B D H W"], images: Images) -> Float[Tensor, "B D S S"]:
-        """Means over the cells of each image."""
+    def _pooled(self, features: Float[Tensor, "B D H W"], images: Images) -> Float[Tensor, "B D _"]:
+        """Means over the S x S cells of each image, row by row."""
         height, width = images.tensors.shape[-2:]
         inside = cells_inside(images.sizes, (height, width), (features.shape[-2], features.shape[-1]))
         features = torch.where(inside[:, None], features, 0)
         rows, columns = (self._shares(inside.any(axis)).to(features.dtype) for axis in (2, 1))
-        return torch.einsum("bdhw,bsh,btw->bdst", features, rows, columns)
+        shares = rows[:, :, None, :, None] * columns[:, None, :, None, :]
+        return features.flatten(2) @ shares.flatten(3).flatten(1, 2).mT
 
     def _shares(self, inside: Bool[Tensor, "B L"]) -> Float[Tensor, "B S L"]:
         """What each of L rows, of which the first ones hold image, adds to the mean of each of S cells."""

@@ -62,15 +62,30 @@ class MultiBoxHead(nn.Module):
 
         Raises ValueError for another number of levels, or of channels of one, than the head was built for.
         """
-        if len(features) != len(self.levels):
-            raise ValueError(f"MultiBoxHead: got {len(features)} feature levels, was built for {len(self.levels)}")
-        for level, (rows, channels) in enumerate(zip(features, self.in_channels, strict=True)):
-            if rows.shape[1] != channels:
-                raise ValueError(
-                    f"MultiBoxHead: features[{level}] has {rows.shape[1]} channels, was built for {channels}; put the "
-                    "neck with these out_channels before it, or build it with in_channels of the features"
-                )
+        check_neck(features, self.in_channels, function="MultiBoxHead")
         return flatten_levels([level(rows) for level, rows in zip(self.levels, features, strict=True)], self.outputs)
+
+
+def check_neck(
+    features: Sequence[Float[Tensor, "B _ _ _"]], in_channels: int | Sequence[int], *, function: str
+) -> None:
+    """Raise ValueError for another number of levels, or of channels of one, than a head was built for.
+
+    ``in_channels`` is one number where all levels, as many as come, share the head.
+
+    >>> check_neck([torch.zeros(1, 8, 4, 4)], (8, 8), function="GridHead")
+    Traceback (most recent call last):
+    ValueError: GridHead: got 1 feature levels, was built for 2
+    """
+    expected = [in_channels] * len(features) if isinstance(in_channels, int) else in_channels
+    if len(features) != len(expected):
+        raise ValueError(f"{function}: got {len(features)} feature levels, was built for {len(expected)}")
+    for level, (rows, channels) in enumerate(zip(features, expected, strict=True)):
+        if rows.shape[1] != channels:
+            raise ValueError(
+                f"{function}: features[{level}] has {rows.shape[1]} channels, was built for {channels}; put the neck "
+                "with these out_channels before it, or build it with in_channels of the features"
+            )
 
 
 @door

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from detkit._door import door
 from detkit._ranges import Count
-from detkit.heads.multibox import flatten_levels, prediction_conv
+from detkit.heads.multibox import check_neck, flatten_levels, prediction_conv
 
 
 class RegressionHead(nn.Module):
@@ -27,11 +27,12 @@ class RegressionHead(nn.Module):
         self, in_channels: Count, per_cell: Count, *, tower: nn.Module | None = None, outputs: Count = 4
     ) -> None:
         super().__init__()
-        self.outputs = outputs
+        self.in_channels, self.outputs = in_channels, outputs
         self.tower = nn.Identity() if tower is None else tower
         self.deltas = prediction_conv(in_channels, per_cell * outputs, std=0.01)
 
     @door
     def forward(self, features: Sequence[Float[Tensor, "B _ _ _"]]) -> Float[Tensor, "B N D"]:
         """Deltas of all levels, in the order of the anchors: level, row, column, anchor."""
+        check_neck(features, self.in_channels, function="RegressionHead")
         return flatten_levels([self.deltas(self.tower(level)) for level in features], self.outputs)

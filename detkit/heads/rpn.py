@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from detkit._door import door
 from detkit._ranges import Count, Whole
-from detkit.heads.multibox import flatten_levels
+from detkit.heads.multibox import check_neck, flatten_levels
 from detkit.structures import DensePredictions
 
 
@@ -30,6 +30,7 @@ class RPNHead(nn.Module):
     @door
     def __init__(self, in_channels: Count, per_cell: Count, *, depth: Whole = 1) -> None:
         super().__init__()
+        self.in_channels = in_channels
         self.tower = nn.Sequential()
         for _ in range(depth):
             self.tower.extend([nn.Conv2d(in_channels, in_channels, 3, padding=1), nn.ReLU()])
@@ -43,6 +44,7 @@ class RPNHead(nn.Module):
     @door
     def forward(self, features: Sequence[Float[Tensor, "B _ _ _"]]) -> DensePredictions:
         """Logits (B, N, 1) and deltas (B, N, 4), in the order of the anchors: level, row, column, anchor."""
+        check_neck(features, self.in_channels, function="RPNHead")
         towers = [self.tower(level) for level in features]
         logits = flatten_levels([self.logits(level) for level in towers], 1)
         return DensePredictions(logits, flatten_levels([self.deltas(level) for level in towers], 4))

@@ -108,10 +108,13 @@ def conv_tower(
 
     ``norm`` is called with the number of channels (default: group norm of 8 groups), None stands for a bias instead.
     Weights are normal with deviation .01. Source: Lin et al. 2017 (RetinaNet), section 4; group norm as in FCOS.
+    Raises ValueError for ``channels`` that the default norm cannot divide.
 
     >>> [type(layer).__name__ for layer in conv_tower(16)[0]]
     ['Conv2d', 'GroupNorm', 'ReLU']
     """
+    if norm is _GROUPS_OF_EIGHT and channels % 8:
+        raise ValueError(f"conv_tower: channels={channels} has no 8 groups; allowed are multiples of 8, or a norm")
     block = partial(ConvNormActivation, channels, channels, norm=norm, activation=activation)
     tower = nn.Sequential(*(block() for _ in range(depth)))
     init_convolutions(tower, partial(nn.init.normal_, std=0.01))

@@ -87,10 +87,11 @@ def plot_curves(
 
 
 @door
-def plot_bars(values: Mapping[str, Sequence[float]], *, label: str = "", title: str = "") -> "matplotlib.figure.Figure":
+def plot_bars(values: Mapping[Any, Sequence[float]], *, label: str = "", title: str = "") -> "matplotlib.figure.Figure":
     """A matplotlib figure of horizontal bars: the mean of each name's values, and a line from the least to the most.
 
     ``values`` maps a name to one or more finite numbers, as runs with several seeds give; the first is drawn on top.
+    A name may be anything that has a text, such as a number.
     Raises ValueError where there is nothing to draw or a number is not finite, ImportError without matplotlib.
 
     >>> figure = plot_bars({"ours": [0.5, 0.7], "theirs": [0.55]}, label="AP")
@@ -105,7 +106,9 @@ def plot_bars(values: Mapping[str, Sequence[float]], *, label: str = "", title: 
     figure.set_figheight(1 + 0.3 * len(rows))
     means = [numbers.mean() for numbers in rows.values()]
     spread = [(numbers.mean() - numbers.min(), numbers.max() - numbers.mean()) for numbers in rows.values()]
-    axes.barh(list(rows), means, xerr=np.transpose(spread), height=0.7, capsize=3, color=_line(0)["color"], alpha=0.8)
+    names, color = [str(name) for name in rows], _line(0)["color"]
+    xerr = np.transpose(spread)
+    axes.barh(range(len(rows)), means, tick_label=names, xerr=xerr, height=0.7, capsize=3, color=color, alpha=0.8)
     axes.invert_yaxis()
     axes.grid(visible=False, axis="y")
     axes.set_axisbelow(True)

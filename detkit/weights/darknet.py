@@ -17,7 +17,7 @@ from detkit.detectors import DenseStage, Detector, Preprocess, yolo_stage
 from detkit.heads import GridHead
 from detkit.losses import YOLOLoss
 from detkit.necks import PassthroughNeck, YOLONeck
-from detkit.weights.darknet_cfg import OWNER, Section, read_cfg
+from detkit.weights.darknet_cfg import LARGEST, OWNER, Section, read_cfg
 from detkit.weights.darknet_file import Header, read_numbers, stored, write_numbers
 from detkit.weights.darknet_trunk import DarknetTrunk, Predictor, trunk_of
 
@@ -25,6 +25,7 @@ _PRIOR_IMAGES = 12_800
 _NUMBERS = 5  # of an anchor, before its classes
 _EPS = 1e-5  # of batch norm
 _SHOWN = 4
+_SMALLEST = 1e-6  # side of an anchor
 Pairs = list[tuple[float, float]]
 
 
@@ -274,8 +275,9 @@ def _stage(
 
 def _anchored(section: Section, threshold: str) -> _Anchored:
     count, numbers = section.whole("num", 1, lowest=1), section.numbers("anchors")
-    if len(numbers) != 2 * count or min(numbers) <= 0:
-        section.fault(f"allowed are num={count} pairs of width and height above 0", "anchors")
+    if len(numbers) != 2 * count or not all(_SMALLEST <= number <= LARGEST for number in numbers):
+        said = f"allowed are num={count} pairs of width and height from {_SMALLEST:g} to {LARGEST}"
+        section.fault(said, "anchors")
     shapes = [*zip(numbers[::2], numbers[1::2], strict=True)]
     return _Anchored(shapes, section.whole("classes", 20, lowest=1), section.number_of(threshold, 0.5, highest=1.0))
 

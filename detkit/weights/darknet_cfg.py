@@ -12,7 +12,8 @@ from detkit._regular_file import open_regular
 T = TypeVar("T")
 OWNER = "from_darknet"
 _MAX_BYTES = 1 << 24
-_LARGEST = 1 << 16
+LARGEST = 1 << 16
+_MAX_SECTIONS = 1 << 10  # YOLO v3 has 108
 _SHOWN = 60  # characters of a value in a message
 _SAME = {"network": "net", "conv": "convolutional", "max": "maxpool"}
 KINDS = "net", "convolutional", "maxpool", "route", "shortcut", "upsample", "reorg", "yolo", "region"
@@ -93,10 +94,11 @@ class Section:
         self._asked.add(key)
         return self.entries.get(key, (0, default))[1]
 
-    def whole(self, key: str, default: int | None = None, *, lowest: int = 0) -> int:
-        """A whole number from ``lowest`` to 65,536."""
-        said = f"allowed are whole numbers from {lowest} to {_LARGEST}"
-        return self._one(self.wholes(key, default, lowest=lowest, said=said), key, said)
+    def whole(self, key: str, default: int | None = None, *, lowest: int = 0, highest: int = LARGEST) -> int:
+        """A whole number from ``lowest`` to ``highest``."""
+        said = f"allowed are whole numbers from {lowest} to {highest}"
+        value = self._one(self.wholes(key, default, lowest=lowest, said=said), key, said)
+        return value if value <= highest else self.fault(said, key)
 
     def number_of(self, key: str, default: float, *, highest: float = math.inf) -> float:
         """A number from 0 to ``highest``."""
@@ -105,11 +107,11 @@ class Section:
         return value if 0 <= value <= highest else self.fault(said, key)
 
     def wholes(
-        self, key: str, default: int | None = None, *, lowest: int = -_LARGEST, said: str = "allowed are whole numbers"
+        self, key: str, default: int | None = None, *, lowest: int = -LARGEST, said: str = "allowed are whole numbers"
     ) -> list[int]:
         """The whole numbers of a list with commas."""
         parts = self._parts(key, default, said)
-        if not all(re.fullmatch(r"[+-]?\d{1,9}", part, re.ASCII) and lowest <= int(part) <= _LARGEST for part in parts):
+        if not all(re.fullmatch(r"[+-]?\d{1,9}", part, re.ASCII) and lowest <= int(part) <= LARGEST for part in parts):
             self.fault(said, key)
         return [int(part) for part in parts]
 
@@ -173,6 +175,8 @@ def read_cfg(path: str | os.PathLike[str]) -> tuple[bytes, list[Section]]:
         if not text or text[0] in "#;":
             continue
         if text[0] == "[":
+            if len(sections) == _MAX_SECTIONS:
+                raise ValueError(f"{OWNER}: {file}, line {line}: a further section; allowed are {_MAX_SECTIONS}")
             sections.append(_section(file, text, line, len(sections) - 1))
         elif not sections:
             break

@@ -14,6 +14,8 @@ from detkit.weights.darknet_file import Header
 
 _IMAGE = -1
 _SLOPE = 0.1
+_LARGEST_WINDOW = 64  # the largest in use is 13
+_MAX_NUMBERS = 1 << 30
 _ACTIVATIONS: Mapping[str, Callable[[], nn.Module] | None] = {
     "linear": None,
     "leaky": partial(nn.LeakyReLU, _SLOPE),
@@ -173,10 +175,12 @@ def _built(section: Section, maps: Sequence[Tensor]) -> tuple[nn.Module, Tensor]
     try:
         module = _LAYERS[section.kind](section, maps[0])
         made = module.eval()(*maps)  # in training batch norm refuses a map of one pixel
-        return module.train(), made
     except RuntimeError as error:  # torch's, about sizes
         sizes, reason = " and ".join(_size(each) for each in maps), str(error).splitlines()[0]
         section.fault(f"it cannot read {sizes} (channels, height, width): {reason}")
+    if made.numel() > _MAX_NUMBERS:
+        section.fault(f"it makes {_size(made)} (channels, height, width); allowed are {_MAX_NUMBERS} numbers")
+    return module.train(), made
 
 
 def _check_alike(section: Section, maps: Sequence[Tensor]) -> None:
@@ -221,7 +225,7 @@ def _convolution(section: Section, features: Tensor) -> nn.Module:
 def _max_pool(section: Section, features: Tensor) -> nn.Module:
     """Of ``padding`` the smaller half lies to the left and above; nothing is there, however low the maximum."""
     stride = section.whole("stride", 1, lowest=1)
-    size = section.whole("size", stride, lowest=1)
+    size = section.whole("size", stride, lowest=1, highest=_LARGEST_WINDOW)
     padding = section.whole("padding", size - 1)
     if padding >= size:
         section.fault(f"allowed are 0 to {size - 1}: less than the size", "padding")
@@ -236,7 +240,7 @@ def _shortcut(section: Section, features: Tensor) -> nn.Module:
 
 
 def _upsample(section: Section, features: Tensor) -> nn.Module:
-    return nn.Upsample(scale_factor=section.whole("stride", 2, lowest=1), mode="nearest")
+    return nn.Upsample(scale_factor=section.whole("stride", 2, lowest=1, highest=_LARGEST_WINDOW), mode="nearest")
 
 
 def _reorg(section: Section, features: Tensor) -> nn.Module:

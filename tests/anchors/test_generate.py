@@ -203,7 +203,7 @@ def test_the_hourglass_rpn_has_30_anchor_shapes():
     ratios = (0.15, 0.5, 1, 2, 6.7)
     anchors = GridAnchors([(16, 32), (64, 128), (256, 512)], aspect_ratios=ratios, strides=(8, 16, 32))
     assert anchors.per_cell == (10, 10, 10)
-    boxes = anchors(grids(1, 1, 1), frame(16, 16)).boxes
+    boxes = anchors(grids(1, 1, 1), frame(8, 8)).boxes
     torch.testing.assert_close(sides(boxes)[0], torch.tensor([6.20, 41.31]), rtol=0, atol=5e-3)
     slow = [
         (s * math.sqrt(r), s / math.sqrt(r)) for pair in ((16, 32), (64, 128), (256, 512)) for r in ratios for s in pair
@@ -284,18 +284,18 @@ def test_without_strides_the_frame_is_divided_and_whole_pixels_rounds_that_down(
 def test_each_level_may_have_its_own_ratios():
     anchors = grid_anchors(aspect_ratios=((1,), (0.5, 1, 2)), strides=(8, 16))
     assert anchors.per_cell == (2, 3)
-    boxes = anchors(grids(1, 1), frame(16, 16)).boxes
+    boxes = anchors(grids(1, 1), frame(8, 8)).boxes
     assert sides(boxes)[[0, 1, 3]].tolist() == [[32, 32], [64, 64], [128, 128]]
     torch.testing.assert_close(sides(boxes)[2], torch.tensor([128 / 2**0.5, 128 * 2**0.5]))
 
 
 def test_grid_anchors_clip_and_hold_for_every_image_of_a_batch():
     loose, clipped = (
-        grid_anchors(strides=(8, 16), clip=clip)(grids(3, 2), frame(32, 24)).boxes for clip in (False, True)
+        grid_anchors(strides=(8, 16), clip=clip)(grids((4, 3), 2), frame(32, 24)).boxes for clip in (False, True)
     )
     assert torch.equal(clipped, loose.clamp(min=0).minimum(torch.tensor([24.0, 32, 24, 32])))
     assert not torch.equal(clipped, loose)
-    assert torch.equal(grid_anchors(strides=(8, 16))(grids(3, 2, batch=3), frame(32, 24, 3)).boxes, loose)
+    assert torch.equal(grid_anchors(strides=(8, 16))(grids((4, 3), 2, batch=3), frame(32, 24, 3)).boxes, loose)
 
 
 def test_anchors_know_the_cell_that_they_stand_in_and_how_many_each_level_has():
@@ -320,6 +320,9 @@ def test_strides_that_do_not_lay_the_cells_over_the_image_are_refused_but_a_cell
     for cells in ((36, 38), (38, 39)):  # too few in one direction, too many in the other
         with pytest.raises(ValueError, match=r"strides\[0\]=8 lays .*strides=None"):
             anchors(grids(cells, 19), frame(300, 300))
+    for cells in (1, 3):  # by a whole cell
+        with pytest.raises(ValueError, match=r"strides\[0\]=8 lays .*to less than one cell"):
+            anchors(grids(cells, 1), frame(16, 16))
     with pytest.raises(ValueError, match=r"^DefaultBoxes: strides\[5\]=300 lays 3 x 3 cells"):
         ssd300()(grids(56, 28, 14, 7, 5, 3), frame(448, 448))
 
@@ -339,7 +342,7 @@ def test_positions_keep_their_precision_in_a_half_precision_model():
     anchors = GridAnchors([(32,)], aspect_ratios=(1,), strides=(1,))
     expected = anchors(grids((1, 3000)), frame(1, 3000)).boxes
     assert torch.equal(anchors.half()(grids((1, 3000)), frame(1, 3000)).boxes, expected)
-    assert anchors(grids((1, 2)), frame(2, 2)).strides.dtype == torch.float32
+    assert anchors(grids((1, 2)), frame(1, 2)).strides.dtype == torch.float32
     assert dict(anchors.state_dict()) == {}
 
 

@@ -1,9 +1,11 @@
 """The recipes of classification and localization: their numbers, and that they learn."""
 
+from functools import partial
+
 import pytest
 import torch
 
-from detkit.detectors import joint_localizer, modified_ssd, residual_classifier
+from detkit.detectors import joint_localizer, modified_ssd, residual_classifier, ssd7
 from detkit.detectors.dense import predict
 from detkit.structures import Images
 
@@ -68,3 +70,20 @@ def test_class_and_box_of_two_images_are_learned_by_heart():
     for found, target in zip(detector([*images]), targets, strict=True):  # with the statistics of the batch
         assert found["labels"][0] == target["labels"][0]
         torch.testing.assert_close(found["boxes"][:1], target["boxes"], rtol=0, atol=6)
+
+
+@pytest.mark.parametrize(
+    ("build", "size", "smallest"),
+    [
+        (residual_classifier, (1, 1), 2),
+        (joint_localizer, (224, 1), 2),
+        (modified_ssd, (100, 100), 114),
+        (partial(modified_ssd, stride=8), (57, 100), 58),
+        (ssd7, (63, 64), 64),
+    ],
+)
+def test_sizes_that_leave_the_last_level_no_cells_are_refused_and_the_smallest_works(build, size, smallest):
+    with pytest.raises(ValueError, match=rf"size=\({size[0]}, {size[1]}\) leaves .* at least {smallest} pixels$"):
+        build(2, size=size)
+    detector = build(2, size=(smallest, smallest)).eval()
+    assert len(detector([torch.rand(3, smallest, smallest)])) == 1

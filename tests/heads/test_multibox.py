@@ -4,7 +4,16 @@ import pytest
 import torch
 from torch import nn
 
-from detkit.heads import MultiBoxHead, flatten_levels, prediction_conv
+from detkit.heads import (
+    ClassificationHead,
+    FCOSHead,
+    GridHead,
+    MultiBoxHead,
+    RegressionHead,
+    RPNHead,
+    flatten_levels,
+    prediction_conv,
+)
 
 
 def test_numbers_come_by_level_row_column_box_and_output():
@@ -77,6 +86,23 @@ def test_weights_start_as_asked():
 def test_features_of_other_channels_as_those_before_a_neck_are_refused_by_level():
     head = MultiBoxHead([8, 8], [2, 2], outputs=4)
     with pytest.raises(ValueError, match=r"^MultiBoxHead: features\[1\] has 16 channels, was built for 8; .*neck"):
+        head([torch.zeros(1, 8, 2, 2), torch.zeros(1, 16, 1, 1)])
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        GridHead([8, 8], [3, 3], num_classes=2),
+        ClassificationHead(8, 3, num_classes=2),
+        RegressionHead(8, 3),
+        FCOSHead(8),
+        RPNHead(8, 3),
+    ],
+    ids=lambda head: type(head).__name__,
+)
+def test_every_head_refuses_a_neck_of_other_channels_by_level(head):
+    name = type(head).__name__
+    with pytest.raises(ValueError, match=rf"^{name}: features\[1\] has 16 channels, was built for 8; .*neck"):
         head([torch.zeros(1, 8, 2, 2), torch.zeros(1, 16, 1, 1)])
 
 

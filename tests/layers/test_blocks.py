@@ -175,3 +175,5 @@ def test_a_tower_keeps_the_size_and_repeats_what_it_is_given():
     assert [[type(layer) for layer in block] for block in tower] == [[nn.Conv2d, nn.SiLU]] * 3
     assert all(0.005 < float(block[0].weight.detach().std()) < 0.015 for block in tower)
     assert conv_tower(16)[0][1].num_groups == 8
+    with pytest.raises(ValueError, match=r"^conv_tower: channels=12 has no 8 groups; allowed are multiples of 8"):
+        conv_tower(12)

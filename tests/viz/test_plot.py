@@ -104,6 +104,12 @@ def test_bars_hold_means_and_extents_the_first_on_top():
     assert (axes.get_xlabel(), axes.get_title()) == ("AP", "t")
 
 
+def test_names_that_look_like_numbers_are_names_each_with_its_own_bar():
+    (axes,) = plot_bars({10: [2.0], "1": [3.0], 1: [4.0]}).axes
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["10", "1", "1"]
+    assert [bar.get_width() for bar in axes.patches] == [2.0, 3.0, 4.0]
+
+
 @pytest.mark.parametrize("values", [{}, {"a": []}, {"a": [1.0], "b": [float("nan")]}])
 def test_bars_without_numbers_are_refused(values):
     with pytest.raises(ValueError, match="plot_bars: values of"):

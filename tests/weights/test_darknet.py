@@ -213,6 +213,10 @@ FAULTS = {  # in the sections of PYRAMID: what is replaced, by what, and what th
     "mask = 1,2": ("mask = 1,3", "mask=1,3 of [yolo]; allowed are 0 to 2"),
     "num=3": ("num=9", "anchors=4,6,10,14,20,12 of [yolo]; allowed are num=9 pairs"),
     "4,6, 10,14": ("4,6, 10,nan", "anchors=4,6,10,nan,20,12 of [yolo]; allowed are finite numbers"),
+    "4,6, 10,14, ": ("4,6, 10,1e300,", "anchors=4,6,10,1e300,20,12 of [yolo]; allowed are num=3 pairs of width and"),
+    "[maxpool]\nsize=3": ("[maxpool]\nsize=65", "size=65 of [maxpool]; allowed are whole numbers from 1 to 64"),
+    "[upsample]\nstride=2": ("[upsample]\nstride=65", "stride=65 of [upsample]; allowed are whole numbers from 1 to"),
+    "width=64\nheight=32": ("width=65536\nheight=65536", "it makes 4 x 32768 x 32768 (channels, height, width);"),
     "mask = 0\nanchors = 4": ("mask = 0\nanchors = 5", "[yolo]: anchors, classes and ignore_thresh must be those of"),
     "ignore_thresh = .7": ("ignore_thresh = 7", "ignore_thresh=7 of [yolo]; allowed are finite numbers from 0 to 1"),
 }  # fmt: skip

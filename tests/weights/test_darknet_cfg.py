@@ -62,6 +62,11 @@ def test_what_is_no_cfg_is_refused(content, said, tmp_path):
     assert_refused(f"from_darknet: net.cfg {said}", read_cfg, written(tmp_path, content))
 
 
+def test_a_cfg_of_very_many_sections_is_refused(tmp_path):
+    path = written(tmp_path, b"[net]\n" + b"[route]\n" * 1024)
+    assert_refused("from_darknet: net.cfg line 1025: a further section; allowed are 1024", read_cfg, path)
+
+
 def test_a_file_of_any_size_and_a_pipe_are_refused_at_once(tmp_path):
     path = tmp_path / "huge.cfg"
     with path.open("wb") as file:

@@ -4,6 +4,7 @@ Source: Howard, Williamson and Sarma, "Object Classification and Localization on
 """
 
 from detkit._door import door
+from detkit._inputs import check_image_size
 from detkit._ranges import Count, Size
 from detkit.backbones import residual_backbone
 from detkit.detectors.classification import ClassificationStage
@@ -24,11 +25,13 @@ def residual_classifier(num_classes: Count, *, size: Size = (224, 224), cells: C
     The layers are ``num_classes`` wide, with a dropout of 25 % behind the first two. They read the mean of each
     channel; ``cells=14`` at the default size keeps all 14 x 14 cells, as the source has it, with 2,510,125 instead of
     14,125 parameters for 25 classes. An image's detections are its five best classes, in the box of the whole image.
+    Raises ValueError for a side of one pixel.
     Source: section 3.2; the deviation of :func:`~detkit.backbones.residual_backbone`.
 
     >>> sum(parameter.numel() for parameter in residual_classifier(25).parameters()) - 1_523_520
     14125
     """
+    check_image_size(size, 2, function="residual_classifier")
     trunk = residual_backbone()
     head = ImageHead(trunk.out_channels[-1], num_classes, hidden=(num_classes,) * 2, cells=cells, std=None)
     preprocess = Preprocess(size, mean=UNIT_MEAN, std=UNIT_STD)
@@ -42,13 +45,14 @@ def joint_localizer(num_classes: Count, *, size: Size = (224, 224), cells: Count
     Images are resized to ``size``. One linear layer predicts the class from the means of the channels. Another one
     predicts the box, the same for all classes: from 32 channels, which a 1 x 1 convolution makes of all, in their means
     over ``cells`` x ``cells`` parts of the image. Boxes are learned as center and size in fractions of the image. An
-    image's detections are its five best classes, all in this box.
+    image's detections are its five best classes, all in this box. Raises ValueError for a side of one pixel.
     Source: section 3.1.1, on the features of section 3.2 instead of a smaller VGG. The convolution is not in the
     source: a layer that reads all 512 channels of all cells takes steps so long with Adam that boxes do not settle.
 
     >>> joint_localizer(25).stage_names
     ('classify', 'localize')
     """
+    check_image_size(size, 2, function="joint_localizer")
     trunk = residual_backbone()
     classify = ClassificationStage(ImageHead(trunk.out_channels[-1], num_classes))
     tower = ConvNormActivation(trunk.out_channels[-1], 32, kernel_size=1)

@@ -7,6 +7,7 @@ from itertools import pairwise
 from torch import nn
 
 from detkit._door import door
+from detkit._inputs import check_image_size
 from detkit._ranges import Count, Positive, Size
 from detkit.anchors import BipartiteMatcher, GridAnchors
 from detkit.anchors.sample import Scope
@@ -36,11 +37,13 @@ def ssd7(
     Matching is SSD's, and a box that overlaps an object by .3 up to .5 is neutral: it learns nothing. Deltas have no
     variances. Hard negatives, 3 for each positive, are the worst of the whole batch, images without objects included;
     ``scope="image"`` mines in each image by itself, as :func:`~detkit.detectors.ssd` does. Raises ValueError for
-    another number of scales. Source: ssd_keras, keras_ssd7; predictors start by He's rule, without Keras' truncation.
+    another number of scales and a side below 64.
+    Source: ssd_keras, keras_ssd7; predictors start by He's rule, without Keras' truncation.
 
     >>> sum(parameter.numel() for parameter in ssd7(num_classes=5).parameters())
     213232
     """
+    check_image_size(size, 64, function="ssd7")
     backbone = ssd7_backbone()
     criterion = MultiBoxLoss(smooth_l1_cost, negatives_per_positive=3.0, scope=scope)
     stage = _stage("ssd7", num_classes, backbone.out_channels, min(size), scales, criterion)
@@ -61,6 +64,7 @@ def modified_ssd(
     Images are resized to ``size``. Levels have ``stride`` 16, 32, 64 and 128: 14, 7, 3 and 1 cells a side. With a
     ``stride`` of 8 the residual net ends one stage earlier, for smaller objects: 4,152 default boxes, as SSD7 has. The
     rest is that of :func:`ssd7`, with the ``scales`` of the builder, and L2 for boxes, as the source says.
+    Raises ValueError for another stride, and a side of less than 7 strides and two pixels.
     Source: Howard, Williamson and Sarma, "Object Classification and Localization on ImageNet", section 3.3, which
     leaves the levels open; the deviation of :func:`~detkit.backbones.residual_backbone`.
 
@@ -68,6 +72,7 @@ def modified_ssd(
     (16, 32, 64, 128)
     """
     backbone = modified_ssd_backbone(stride=stride)
+    check_image_size(size, 7 * stride + 2, function="modified_ssd")
     criterion = MultiBoxLoss(box_cost, negatives_per_positive=3.0, scope="batch")
     stage = _stage("modified_ssd", num_classes, backbone.out_channels, min(size), scales, criterion)
     return Detector(backbone, preprocess=Preprocess(size, mean=(0.0,) * 3, std=(1.0,) * 3), dense=stage)
