@@ -25,6 +25,11 @@ SMALL: dict[str, tuple[list[str], list[str], str]] = {
     "draw_two_stages.py": (["stages.png"], ["stages.png"], "sampled: 8 + 20"),
     "evaluate_coco.py": (["--images", "4"], [], "bbox/AP"),
     "face_detectors.py": ([f"{DATA}/checkpoints", "faces.jpg"], ["faces.jpg"], "retinaface_mnet025.pth: 4 faces"),
+    "find_similar.py": (
+        ["similar.png", "--steps", "2", "--scenes", "3", "--score", "0"],
+        ["similar.png"],
+        "recall@1 of embeddings",
+    ),
     "make_localization_set.py": (["--count", "1"], ["windows/train.csv", "windows/test.csv"], "train: 1"),
     "train.py": (
         [
@@ -48,10 +53,6 @@ SMALL: dict[str, tuple[list[str], list[str], str]] = {
         [DATA, "regions.png", "--images", "2", "--epochs", "1"],
         ["regions.png"],
         "| MLP + dropout |",
-    ),
-        [DATA, "regions.png", "--images", "2", "--epochs", "1"],
-        ["regions.png"],
-        "| linear |",
     ),
     "train_rcnn.py": (["--scenes", "4", "--steps", "2", "--picture", "rcnn.png"], ["rcnn.png"], "bbox/AP"),
 }
