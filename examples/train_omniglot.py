@@ -56,8 +56,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("path", type=Path, help="PNG to write")
-    parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--seeds", type=int, default=3)
+    for name, default in (("--steps", 400), ("--seeds", 3)):
+        parser.add_argument(name, type=int, default=default)
     options = parser.parse_args()
     images, labels, unseen = characters(options.folder)
     queries, truth, cosine = images[unseen], labels[unseen], retrieval.CosineDistance()

@@ -25,6 +25,11 @@ SMALL: dict[str, tuple[list[str], list[str], str]] = {
     "draw_two_stages.py": (["stages.png"], ["stages.png"], "sampled: 8 + 20"),
     "evaluate_coco.py": (["--images", "4"], [], "bbox/AP"),
     "face_detectors.py": ([f"{DATA}/checkpoints", "faces.jpg"], ["faces.jpg"], "retinaface_mnet025.pth: 4 faces"),
+    "find_similar.py": (
+        ["similar.png", "--steps", "2", "--scenes", "3", "--score", "0"],
+        ["similar.png"],
+        "recall@1 of embeddings",
+    ),
     "make_localization_set.py": (["--count", "1"], ["windows/train.csv", "windows/test.csv"], "train: 1"),
     "search_on_disk.py": (["table", "--count", "400", "--queries", "3"], ["table"], "400 vectors written"),
     "train.py": (

@@ -1,0 +1,25 @@
+"""What a detector finds in scenes whose truth is known, as plain tensors."""
+
+import torch
+from torch import Tensor
+
+from detkit.boxes import box_iou, crop_and_resize
+from detkit.data import DigitScenes
+from detkit.detectors import Detector
+from detkit.metrics import CocoMetrics
+
+
+@torch.no_grad()
+def detected(detector: Detector, scenes: DigitScenes, score: float) -> tuple[Tensor, ...]:
+    """Crops, embeddings, labels, true digits (-1: none) and scenes of all detections from ``score``; prints the AP."""
+    metrics, rows = CocoMetrics(scenes.categories), []
+    for number, (image, target) in enumerate(scenes):
+        (found,) = detector([image])
+        metrics.update([found], [target])
+        boxes, embeddings, labels = (found[key][found["scores"] >= score] for key in ("boxes", "embeddings", "labels"))
+        overlaps, matched = box_iou(boxes, target["boxes"]).max(1)
+        digits = torch.where(overlaps >= 0.5, target["labels"][matched], -1)
+        crops = crop_and_resize(image[None] / 255, boxes[None], 28)
+        rows.append((crops, embeddings, labels, digits, torch.full_like(digits, number)))
+    print(f"AP {metrics.compute()['bbox/AP']:.3f}")
+    return tuple(torch.cat(column) for column in zip(*rows, strict=True))
