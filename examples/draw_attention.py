@@ -27,7 +27,7 @@ def draw_queries(axes: Any, detector: Detector, image: Tensor) -> None:
     last = stage.decoder.layers[-1].memory_attention
     hook = last.register_forward_pre_hook(lambda part, given: seen.append(part.look(given[0], given[1], given[3])))
     batch, _ = detector.preprocess([image])
-    logits, boxes, _ = stage(detector.trunk(batch.tensors), batch, None).found
+    logits, boxes, *_ = stage(detector.trunk(batch.tensors), batch, None).found
     hook.remove()
     scores, labels = stage.criterion.scores(logits[-1, 0]).max(-1)
     corners = cxcywh_to_xyxy(boxes[-1, 0]) * SIDE

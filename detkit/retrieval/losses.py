@@ -4,7 +4,7 @@ Each is a function, and a module that holds its settings. All are scalars of a w
 """
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Shaped
@@ -20,6 +20,7 @@ Measure = Callable[[Tensor, Tensor], Tensor]
 Reduction = Literal["all", "active"]
 _EUCLIDEAN = EuclideanDistance()
 _NEVER = 1e38  # taken from a logit it leaves nothing of it, and stays finite
+_LEAST = -80.0  # exp of it is next to nothing beside 1
 
 
 @door
@@ -34,7 +35,8 @@ def contrastive_cost(
     >>> contrastive_cost(torch.tensor([1.0, 0.5]), torch.tensor([True, False])).mean()
     tensor(0.3125)
     """
-    costs = distances * same + (margin - distances).clamp(min=0) * ~same  # four times as fast as torch.where
+    own = same.to(distances.dtype)  # products are four times as fast as torch.where
+    costs = distances * own + (margin - distances).clamp(min=0) * (1 - own)
     return costs.square() / 2 if squared else costs
 
 
@@ -165,11 +167,10 @@ def supervised_contrastive_loss(
     rows, references, pairs = pairs_of(name, embeddings, labels, reference_embeddings, reference_labels)
     cosines = cosines_of(rows, references)
     pairs = mined(miner, 1 - cosines, pairs)
-    logits = cosines / temperature
-    shares = logits - _log_sum(logits, pairs.positives | pairs.negatives)
-    count = pairs.positives.sum(1)
-    costs = -(shares * pairs.positives).sum(1) / count.clamp(min=1)
-    return mean_over(costs, count > 0)
+    logits, equal = cosines / temperature, pairs.positives.to(cosines.dtype)
+    count = equal.sum(1)
+    near = (logits * equal).sum(1) / count.clamp(min=1)
+    return mean_over(log_sum(logits, pairs.positives | pairs.negatives) - near, count > 0)
 
 
 @door
@@ -196,8 +197,8 @@ def multi_similarity_loss(
     part = pairs.anchors
     cosines = cosines_of(rows, references)
     pairs = mined(miner, 1 - cosines, pairs)
-    near = log_one_plus_sum(-alpha * (cosines - base), pairs.positives) / alpha
-    far = log_one_plus_sum(beta * (cosines - base), pairs.negatives) / beta
+    near = log_sum(-alpha * (cosines - base), pairs.positives, plus=1.0) / alpha
+    far = log_sum(beta * (cosines - base), pairs.negatives, plus=1.0) / beta
     return mean_over(near + far, part)
 
 
@@ -267,13 +268,39 @@ class MultiSimilarityLoss(MetricLoss):
         super().__init__(multi_similarity_loss, alpha=alpha, beta=beta, base=base, miner=miner)
 
 
-def log_one_plus_sum(values: Float[Tensor, "N M"], chosen: Bool[Tensor, "N M"]) -> Float[Tensor, "N"]:
-    """log(1 + the sum of exp over the chosen of each row), without overflow; 0 where there are none.
+def log_sum(values: Float[Tensor, "N M"], chosen: Bool[Tensor, "N M"], *, plus: float = 0.0) -> Float[Tensor, "N"]:
+    """The log of ``plus`` and the sum of exp over the chosen of each row, without overflow; 0 for the log of nothing.
 
-    >>> log_one_plus_sum(torch.tensor([[0.0, 99.0]]), torch.tensor([[True, False]]))
+    >>> log_sum(torch.tensor([[0.0, 99.0]]), torch.tensor([[True, False]]), plus=1.0)
     tensor([0.6931])
     """
-    return F.pad(values - ~chosen * _NEVER, (1, 0)).logsumexp(1)
+    return _LogSum.apply(values, chosen.to(values.dtype), plus)[0]
+
+
+class _LogSum(torch.autograd.Function):
+    """It keeps each value's share in the sum, which is the gradient: torch's way there takes thrice the time."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(values: Tensor, chosen: Tensor, plus: float) -> tuple[Tensor, Tensor]:
+        some = chosen.sum(1, keepdim=True) > 0
+        highest = F.pad(values - (1 - chosen) * _NEVER, (0, 1), value=-_NEVER).amax(1, keepdim=True)
+        highest = torch.where(some, highest, 0).clamp(min=0 if plus else None, max=_NEVER)
+        terms = (values - highest).clamp(_LEAST, 0).exp() * chosen  # exp of what it can't hold takes ten times as long
+        sums = terms.sum(1, keepdim=True) + plus * (-highest).exp()
+        sums = torch.where(sums > 0, sums, 1)
+        return ((sums.log() + highest) * (some if not plus else 1)).squeeze(1), terms / sums
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.save_for_backward(output[1])
+        ctx.mark_non_differentiable(output[1])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (shares,) = ctx.saved_tensors
+        return gradients[0][:, None] * shares, None, None
 
 
 def cosines_of(embeddings: Float[Tensor, "N D"], references: Float[Tensor, "M D"]) -> Float[Tensor, "N M"]:
@@ -284,12 +311,6 @@ def cosines_of(embeddings: Float[Tensor, "N D"], references: Float[Tensor, "M D"
     """
     units = F.normalize(embeddings, dim=1)
     return inner_products(units, units if references is embeddings else F.normalize(references, dim=1))
-
-
-def _log_sum(logits: Float[Tensor, "N M"], chosen: Bool[Tensor, "N M"]) -> Float[Tensor, "N 1"]:
-    """The log of the sum of exp over the chosen of each row; 0 where there are none."""
-    some = chosen.sum(1, keepdim=True) > 0
-    return (logits - ~chosen * _NEVER).logsumexp(1, keepdim=True) * some
 
 
 def _is_all(function: str, reduction: str) -> bool:

@@ -168,7 +168,8 @@ def mean_over(costs: Float[Tensor, "..."], chosen: Bool[Tensor, "..."]) -> Float
     >>> mean_over(torch.tensor([1.0, 3.0, 9.0]), torch.tensor([True, True, False]))
     tensor(2.)
     """
-    return (costs * chosen).sum() / chosen.sum().clamp(min=1)
+    weights = chosen.to(costs.dtype)
+    return (costs * weights).sum() / weights.sum().clamp(min=1)
 
 
 def _largest(values: Float[Tensor, "N M"], chosen: Bool[Tensor, "N M"]) -> Float[Tensor, "N 1"]:

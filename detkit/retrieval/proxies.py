@@ -12,7 +12,7 @@ from detkit._door import door
 from detkit._inputs import promote
 from detkit._ranges import Count, NotNegative, Positive
 from detkit.retrieval.labels import takes_part
-from detkit.retrieval.losses import cosines_of, log_one_plus_sum
+from detkit.retrieval.losses import cosines_of, log_sum
 from detkit.retrieval.pairs import MetricLoss, mean_over
 from detkit.structures.labels import check_labels
 
@@ -79,8 +79,8 @@ def proxy_anchor_loss(
     members = F.one_hot(labels.clamp(min=0), classes) > 0 if labels.ndim == 1 else labels > 0
     members = (members & own[:, None]).T
     cosines = cosines_of(promote(proxies), torch.where(own[:, None], promote(embeddings), 0))
-    near = log_one_plus_sum(-alpha * (cosines - margin), members)
-    far = log_one_plus_sum(alpha * (cosines + margin), own & ~members)
+    near = log_sum(-alpha * (cosines - margin), members, plus=1.0)
+    far = log_sum(alpha * (cosines + margin), own & ~members, plus=1.0)
     return mean_over(near, members.any(1)) + far.mean()
 
 
