@@ -67,7 +67,9 @@ def main() -> None:
         near = from_other_scenes(vectors, scenes)
         print(f"recall@1 of {name}: {(digits[near[:, 0]] == digits)[true].double().mean():.3f}")
     chosen = torch.stack([(digits == digit).nonzero()[0, 0] for digit in digits[true].unique()])
-    draw_neighbors(figure := Figure((6, 8)), crops, digits, torch.cat((chosen[:, None], near[chosen]), 1))
+    draw_neighbors(
+        figure := Figure((6, 8), layout="constrained"), crops, digits, torch.cat((chosen[:, None], near[chosen]), 1)
+    )
     save_picture(options.path, figure)
 
 

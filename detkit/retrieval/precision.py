@@ -259,16 +259,29 @@ def _ranked(
             f"allowed is 1..{len(index) - itself}"
         )
     for some in queries.split(_QUERIES):
-        same = same_labels(labels[some], theirs[row_of])
-        place = torch.searchsorted(index.ids, own[some])
-        inside = (index.ids[place.clamp(max=len(index) - 1)] == own[some]).nonzero().flatten()
-        same[inside, place[inside]] = False
-        totals = same.sum(1)
+        totals = _equal_counts(labels[some], theirs[members])
+        place = torch.searchsorted(index.ids, own[some]).clamp(max=len(index) - 1)
+        inside = (index.ids[place] == own[some]) & _equal(labels[some], theirs[row_of[place]][:, None])[:, 0]
+        totals = totals - inside.to(totals.dtype)
         k = min(max(int(totals.max()), 1) if most is None else most, len(index) - itself)
         found = index.search(embeddings[some.to(embeddings.device)], k + itself).ids.cpu()
         others = (found == own[some][:, None]).to(torch.int8).argsort(dim=1, stable=True)[:, :k]
-        places = torch.searchsorted(index.ids, found.gather(1, others))
-        yield _Ranked(some, row_of[places], same.gather(1, places), totals)
+        rows = row_of[torch.searchsorted(index.ids, found.gather(1, others))]
+        yield _Ranked(some, rows, _equal(labels[some], theirs[rows]), totals)
+
+
+def _equal_counts(labels: Tensor, theirs: Tensor) -> Int[Tensor, "Q"]:
+    """How many of the gallery each query is equal to."""
+    if labels.ndim == 2:
+        return same_labels(labels, theirs).sum(1)
+    kinds, counts = theirs.unique(return_counts=True)
+    place = torch.searchsorted(kinds, labels).clamp(max=len(kinds) - 1)
+    return torch.where(kinds[place] == labels, counts[place], 0)
+
+
+def _equal(labels: Shaped[Tensor, "Q *C"], theirs: Shaped[Tensor, "Q K *C"]) -> Bool[Tensor, "Q K"]:
+    """Whether each query is equal to its own K of the gallery."""
+    return theirs == labels[:, None] if labels.ndim == 1 else ((theirs > 0) & (labels > 0)[:, None]).any(2)
 
 
 def _ks(function: str, k: int | Sequence[int]) -> tuple[int, ...]:
