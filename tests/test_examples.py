@@ -17,6 +17,7 @@ SMALL: dict[str, tuple[list[str], list[str], str]] = {
     "dozen_detectors.py": (["out", "--seconds", ".2", "--seeds", "1", "--scenes", "16"], ["out/dozen.png"], "TOOD"),
     "draw_anchors.py": (["anchors.png"], ["anchors.png"], ""),
     "draw_attention.py": (["attention.png"], ["attention.png"], ""),
+    "draw_embedding_losses.py": (["losses.png"], ["losses.png"], "a triplet at 1.0 and 0.5: 1.5"),
     "draw_losses.py": (["losses.png"], ["losses.png"], "quality focal: 0.000 at probability 0.70"),
     "draw_matching.py": (["matching.png"], ["matching.png"], "Hungarian: 4 positive, 0 ignored, of 20"),
     "draw_overlap.py": (["overlap.png"], ["overlap.png"], "GIoU: -0.429"),
