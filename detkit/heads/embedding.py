@@ -21,8 +21,9 @@ class EmbeddingHead(nn.Module):
     Raises ValueError for widths below 1 and a dropout outside [0, 1].
 
     >>> import torch
-    >>> EmbeddingHead(8 * 3 * 3, 16, hidden=(32,), normalized=True)(torch.rand(5, 8, 3, 3)).norm(dim=1)
-    tensor([1.0000, 1.0000, 1.0000, 1.0000, 1.0000], grad_fn=<LinalgVectorNormBackward0>)
+    >>> embeddings = EmbeddingHead(8 * 3 * 3, 16, hidden=(32,), normalized=True)(torch.rand(5, 8, 3, 3))
+    >>> embeddings.shape, torch.allclose(embeddings.norm(dim=1), torch.ones(5))
+    (torch.Size([5, 16]), True)
     """
 
     @door
