@@ -128,7 +128,8 @@ class LabelSetStage(Stage):
             return codes, promote(self.classifier(codes))
 
         always = learns_from_rows(self.head) or learns_from_rows(self.classifier)
-        return on_valid_rows(run, detections.valid, always=always)
+        codes, logits = on_valid_rows(run, detections.valid, always=always)
+        return codes, logits
 
 
 @door

@@ -35,9 +35,9 @@ class BallTreeIndex(TableIndex):
         self._tree = None
 
     def _candidates(self, queries: Float[Tensor, "Q D"], count: int, *, again: bool) -> Candidates:
-        if self._tree is None:
-            self._tree = BallTree(self.vectors.cpu().numpy(), leaf_size=self.leaf_size)
-        distances, rows = self._tree.query(queries.cpu().numpy(), k=count)
+        tree = self._tree or BallTree(self.vectors.cpu().numpy(), leaf_size=self.leaf_size)
+        self._tree = tree
+        distances, rows = tree.query(queries.cpu().numpy(), k=count)
         last = torch.from_numpy(distances[:, -1].astype(np.float32))
         bound = last.square() * (1 - 1e-6) if count < len(self) else torch.full_like(last, torch.inf)
         return self._picked(torch.from_numpy(rows).to(self.vectors.device), bound.to(self.vectors.device))

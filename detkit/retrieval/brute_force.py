@@ -100,7 +100,8 @@ def _highest(scores: Float[Tensor, "Q N"], count: int) -> tuple[Tensor, Int[Tens
     """The highest scores: those of the groups whose best is high, then of their members."""
     groups = scores.shape[1] // _GROUP
     if groups < 4 * count:
-        return tuple(scores.topk(count))
+        values, rows = scores.topk(count)
+        return values, rows
     whole = groups * _GROUP
     best = scores[:, :whole]
     while best.shape[1] > groups:  # pairs of whole halves, since maxima of short rows take six times as long
