@@ -1,6 +1,7 @@
 """The stage that says of each region which classes it shows, any number of them; its last hidden layer is a code."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -17,6 +18,8 @@ from detkit.detectors.matched_boxes import weighted_mean
 from detkit.detectors.roi import learns_from_rows, on_valid_rows
 from detkit.structures import Detections, Images, Targets, take_rows
 from detkit.structures.labels import check_labels
+
+_CROSS_ENTROPY = partial(F.binary_cross_entropy_with_logits, reduction="none")
 
 
 class LabelSetOutputs(NamedTuple):
@@ -38,10 +41,11 @@ class LabelSetStage(Stage):
     codes as ``embeddings``.
 
     A proposal learns the classes of all objects that it overlaps with IoU strictly above ``iou_threshold``; one without
-    such an object teaches nothing. ``criterion(logits, label_sets)`` gives costs (M, C). The loss is ``weight`` times
-    their mean over classes and learning proposals of all processes (at least 1). The next stage learns on the same
-    proposals, each ``matched`` to the object that it overlaps most. Raises ValueError for a postprocess without rows.
-    Source: the multi-label patches of neural codes; Babenko et al. 2014, "Neural Codes for Image Retrieval".
+    such an object teaches nothing. ``criterion(logits, label_sets)`` gives costs (M, C), by default torch's binary
+    cross-entropy. The loss is ``weight`` times their mean over classes and learning proposals of all processes (at
+    least 1). The next stage learns on the same proposals, each ``matched`` to the object that it overlaps most. Raises
+    ValueError for a postprocess without rows. Source: the multi-label patches of neural codes; Babenko et al. 2014,
+    "Neural Codes for Image Retrieval".
 
     >>> from detkit.boxes import PyramidRoIAlign
     >>> from detkit.detectors import Postprocess
@@ -64,7 +68,7 @@ class LabelSetStage(Stage):
         classifier: nn.Module,
         *,
         postprocess: nn.Module,
-        criterion: Callable[[Tensor, Tensor], Tensor] | None = None,
+        criterion: Callable[[Tensor, Tensor], Tensor] = _CROSS_ENTROPY,
         iou_threshold: Fraction = 0.5,
         weight: NotNegative = 1.0,
         branch: str | None = None,
@@ -73,8 +77,7 @@ class LabelSetStage(Stage):
         if not getattr(postprocess, "rows", False):
             raise ValueError("LabelSetStage: postprocess does not say which proposal each detection was: rows=True")
         self.pool, self.head, self.classifier, self.postprocess = pool, head, classifier, postprocess
-        self.criterion = multi_label_cross_entropy if criterion is None else criterion
-        self.iou_threshold, self.weight = iou_threshold, weight
+        self.criterion, self.iou_threshold, self.weight = criterion, iou_threshold, weight
 
     @door
     def forward(
@@ -130,16 +133,6 @@ class LabelSetStage(Stage):
         always = learns_from_rows(self.head) or learns_from_rows(self.classifier)
         codes, logits = on_valid_rows(run, detections.valid, always=always)
         return codes, logits
-
-
-@door
-def multi_label_cross_entropy(logits: Float[Tensor, "M C"], label_sets: Float[Tensor, "M C"]) -> Float[Tensor, "M C"]:
-    """The binary cross-entropy of each class: of a label that is there or not, whatever the others are.
-
-    >>> multi_label_cross_entropy(torch.zeros(1, 2), torch.tensor([[1.0, 0.0]]))
-    tensor([[0.6931, 0.6931]])
-    """
-    return F.binary_cross_entropy_with_logits(logits, label_sets, reduction="none")
 
 
 @door

@@ -13,8 +13,8 @@ _GROUP = 32
 """Vectors of which only the best is ranked at first: the k best of all lie in the k groups with the best."""
 _AT_ONCE = 1 << 24
 """Scores in memory at a time."""
-_COARSE = 2**-9
-"""A unit of rounding of bfloat16."""
+_COARSE = 2**-9 * 1.01
+"""A unit of rounding of bfloat16, and what products of two of them add."""
 _COARSE_MARGIN = 32
 """Candidates beyond k that are taken by bfloat16 scores."""
 
@@ -31,38 +31,43 @@ class BruteForceIndex(TableIndex):
     tensor([[1]])
     """
 
+    _halves: Tensor | None
+    _coarse: Tensor | None
+
     @door
     def __init__(self, channels: Count, *, distance: Distance | None = None) -> None:
         super().__init__(channels, distance=distance)
-        self._scored: tuple[Tensor, Tensor] | None = None
+        for name in ("_halves", "_coarse"):  # they move with the vectors
+            self.register_buffer(name, None, persistent=False)
 
     def _changed(self) -> None:
-        self._scored = None
+        self._halves = self._coarse = None
 
     def _candidates(self, queries: Float[Tensor, "Q D"], count: int, *, again: bool) -> Candidates:
-        queries = queries.to(self.vectors.device)
-        coarse = not again and count + _COARSE_MARGIN < len(self) // _GROUP and multiplies_bfloat16(queries.device)
-        table, halves = self._scoring(coarse)
-        longest = (2 * halves.max()).sqrt()
-        if coarse:
-            count += _COARSE_MARGIN
-        scores, rows = _best(_with_ones(queries).to(table.dtype), table, min(count, len(self)))
-        last = scores[:, -1].float()
+        queries, size = queries.to(self.vectors), len(self)
+        if self._halves is None:
+            self._halves = self.vectors.square().sum(1) / 2
+        longest = (2 * self._halves.max()).sqrt()
         off = rounding_bound(self.channels + 3, queries, longest)
-        if coarse:
+        if again or count + _COARSE_MARGIN >= size // _GROUP or not multiplies_bfloat16(queries.device):
+            last, rows = _best(queries, self.vectors, count, plus=-self._halves)
+        else:
+            if self._coarse is None:
+                self._coarse = torch.cat((self.vectors, _in_three(-self._halves)), dim=1).bfloat16()
+            last, rows = _best(_with_ones(queries).to(self._coarse), self._coarse, count + _COARSE_MARGIN)
             # Each factor is rounded once, and the result.
-            off = off + 2 * (2 * _COARSE * queries.norm(dim=1) * longest + _COARSE * last.abs())
+            off = off + 2 * _COARSE * (2 * queries.norm(dim=1) * longest + last.abs())
         bound = queries.square().sum(1) - 2 * last - off
-        return self._picked(rows, bound if count < len(self) else torch.full_like(bound, torch.inf))
+        return self._picked(rows, bound if rows.shape[1] < size else torch.full_like(bound, torch.inf))
 
-    def _scoring(self, coarse: bool) -> tuple[Float[Tensor, "N F"], Float[Tensor, "N"]]:
-        """Rows whose products with a query and three ones order as the distances do, and half the squared lengths."""
-        dtype = torch.bfloat16 if coarse else torch.float32
-        if self._scored is None or self._scored[0].dtype != dtype or self._scored[0].device != self.vectors.device:
-            halves = self.vectors.square().sum(1) / 2
-            table = torch.cat((self.vectors, _in_three(-halves)), dim=1).to(dtype)
-            self._scored = table, halves
-        return self._scored
+
+def nearest_rows(queries: Float[Tensor, "Q D"], vectors: Float[Tensor, "N D"], count: int) -> Int[Tensor, "Q L"]:
+    """The rows of the ``count`` nearest vectors of each query, to the rounding of float32.
+
+    >>> nearest_rows(torch.tensor([[1.0, 0]]), torch.tensor([[0.0, 0], [2, 0], [9, 9]]), 2).sort().values
+    tensor([[0, 1]])
+    """
+    return _best(queries, vectors, count, plus=vectors.square().sum(1) / -2)[1]
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:
@@ -87,13 +92,22 @@ def _in_three(values: Float[Tensor, "N"]) -> Float[Tensor, "N 3"]:
     return torch.stack(parts, dim=1)
 
 
-def _best(queries: Float[Tensor, "Q F"], table: Float[Tensor, "N F"], count: int) -> tuple[Tensor, Int[Tensor, "Q L"]]:
-    """The ``count`` highest products of each query and their rows, in descending order."""
+def _best(
+    queries: Float[Tensor, "Q F"], table: Float[Tensor, "N F"], count: int, *, plus: Float[Tensor, "N"] | None = None
+) -> tuple[Float[Tensor, "Q"], Int[Tensor, "Q L"]]:
+    """The least of the ``count`` highest products of each query, ``plus`` a number of each row, and all their rows."""
     at_once = max(_AT_ONCE // max(len(table), 1), 1)
-    room = queries.new_empty(min(at_once, len(queries)), len(table))
-    found = [_highest(torch.mm(some, table.T, out=room[: len(some)]), count) for some in queries.split(at_once)]
-    values, rows = zip(*found, strict=True)
-    return torch.cat(values), torch.cat(rows)
+    room, found = queries.new_empty(min(at_once, len(queries)), len(table)), []
+    for some in queries.split(at_once):
+        scores = room[: len(some)]
+        if plus is None:
+            torch.mm(some, table.T, out=scores)
+        else:
+            torch.addmm(plus, some, table.T, out=scores)
+        values, rows = _highest(scores, count)
+        found.append((values[:, -1].float(), rows))
+    last, rows = zip(*found, strict=True)
+    return torch.cat(last), torch.cat(rows)
 
 
 def _highest(scores: Float[Tensor, "Q N"], count: int) -> tuple[Tensor, Int[Tensor, "Q L"]]:

@@ -4,14 +4,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from detkit._door import door
 from detkit._ranges import Count
-from detkit.retrieval.brute_force import BruteForceIndex
+from detkit.retrieval.brute_force import nearest_rows
 from detkit.retrieval.distances import Distance
-from detkit.retrieval.index import Candidates, TableIndex, rounding_bound
+from detkit.retrieval.index import Candidates, TableIndex, recall_of, rounding_bound
 
 _PROBES = 100
 """Vectors that are searched for once when an approximate index is built, to say how much it finds."""
@@ -34,6 +34,8 @@ class FaissIndex(TableIndex):
     tensor([[1]])
     """
 
+    _engine: Any
+
     @door
     def __init__(
         self,
@@ -48,7 +50,7 @@ class FaissIndex(TableIndex):
         self._faiss = _imported()
         self.factory, self.probes, self.effort = factory, probes, effort
         self.recall: float | None = None
-        self._engine: Any = None
+        self._engine = None
         self._made()
 
     def extra_repr(self) -> str:
@@ -63,13 +65,13 @@ class FaissIndex(TableIndex):
             self._build()
         squares, rows = self._engine.search(np.ascontiguousarray(queries.cpu().numpy()), count)
         rows = torch.from_numpy(rows)
-        if self.recall == 1 and self.factory == "Flat":
+        if self.factory == "Flat":
             longest = self.vectors.norm(dim=1).max().cpu()
             bound = torch.from_numpy(squares[:, -1]) - 2 * rounding_bound(self.channels, queries.cpu(), longest)
             return self._picked(rows, bound if count < len(self) else torch.full_like(bound, torch.inf))
         short = (rows < 0).any(1).nonzero().flatten()
         if len(short):
-            rows[short] = self._exact_rows(queries.cpu()[short], count)
+            rows[short] = nearest_rows(queries.cpu()[short], self.vectors.cpu(), count)
         return self._picked(rows, torch.full((len(rows),), torch.inf))
 
     def _made(self) -> Any:
@@ -78,11 +80,10 @@ class FaissIndex(TableIndex):
         except RuntimeError as error:
             reason = str(error).rpartition("Error: ")[2].strip()
             raise ValueError(f"FaissIndex: factory={self.factory!r} is not one that faiss knows: {reason}") from error
-        for setting, value in (("nprobe", self.probes), ("efSearch", self.effort)):
-            if setting == "efSearch" and hasattr(engine, "hnsw"):
-                engine.hnsw.efSearch = value
-            elif hasattr(engine, setting):
-                setattr(engine, setting, value)
+        if hasattr(engine, "nprobe"):
+            engine.nprobe = self.probes
+        if hasattr(engine, "hnsw"):
+            engine.hnsw.efSearch = self.effort
         return engine
 
     def _build(self) -> None:
@@ -103,13 +104,7 @@ class FaissIndex(TableIndex):
         k = min(_PROBED, len(self))
         some = self.vectors[:: max(len(self) // _PROBES, 1)].cpu()
         found = torch.from_numpy(engine.search(some.numpy(), k)[1])
-        true = self._exact_rows(some, k)
-        return (found[:, :, None] == true[:, None]).any(2).float().mean().item()
-
-    def _exact_rows(self, queries: Float[Tensor, "Q D"], count: int) -> Int[Tensor, "Q L"]:
-        exact = BruteForceIndex(self.channels, distance=self.distance)
-        exact.vectors, exact._ids = self.vectors.cpu(), self._ids
-        return exact._candidates(queries, count, again=True).rows
+        return recall_of(found, nearest_rows(some, self.vectors.cpu(), k))
 
 
 def _imported() -> Any:

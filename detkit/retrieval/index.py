@@ -22,6 +22,8 @@ from detkit._ranges import Count, Whole
 from detkit._regular_file import open_regular
 from detkit.retrieval.distances import Distance, EuclideanDistance
 
+_LONGEST = 1e18
+"""Longer vectors are refused: their squares overflow in the engines."""
 _MARGIN = 16
 """Candidates asked for beyond k, so that a second look is rare."""
 _QUERIES = 1024
@@ -56,8 +58,8 @@ class Index(nn.Module):
 
     Ids are whole numbers from 0 to 2**63 - 1, each there once. Vectors are kept as the distance prepares them, in
     float32: of length 1 for the cosine. Every method checks all that it is given before it changes anything, and raises
-    ValueError for another width, vectors that are not finite, or of length 0 where the distance asks for a direction,
-    ids that are there twice, already or not at all, and a k that is larger than the index.
+    ValueError for another width, vectors that are not finite, longer than 1e18, or of length 0 where the distance asks
+    for a direction, ids that are there twice, already or not at all, and a k that is larger than the index.
 
     >>> from detkit.retrieval import BruteForceIndex
     >>> index = BruteForceIndex(2)
@@ -114,8 +116,7 @@ class Index(nn.Module):
                 f"{self._kind}s of {self.channels}"
             )
         self._fresh_ids(other.ids, len(other))
-        for vectors, ids in other.rows():
-            self._insert(vectors, ids)
+        self._insert_all(other.rows())
 
     def rows(self) -> Iterator[tuple[Float[Tensor, "N D"], Int[Tensor, "N"]]]:
         """All vectors as they are kept, and their ids, some thousands at a time."""
@@ -127,6 +128,11 @@ class Index(nn.Module):
 
     def _insert(self, vectors: Float[Tensor, "N D"], ids: Int[Tensor, "N"]) -> None:
         raise NotImplementedError(f"{type(self).__name__} must define _insert()")
+
+    def _insert_all(self, parts: Iterator[tuple[Tensor, Tensor]]) -> None:
+        """Insert vectors and ids that come in parts."""
+        for vectors, ids in parts:
+            self._insert(vectors, ids)
 
     def _delete(self, ids: Int[Tensor, "N"]) -> None:
         raise NotImplementedError(f"{type(self).__name__} must define _delete()")
@@ -140,7 +146,7 @@ class Index(nn.Module):
         found = self._candidates(queries, count, again=again)
         squares, ids = _ranked(queries.to(found.table.device), found, k)
         unsure = (squares[:, k - 1] >= found.bound).nonzero().flatten()
-        distances = self.distance.of_squares(squares.float())
+        distances = self.distance.of_squares(squares).float()
         if len(unsure):
             count = min(4 * count, len(self)) if again else count
             more = self._nearest(queries[unsure.to(queries.device)], k, count, again=True)
@@ -161,6 +167,13 @@ class Index(nn.Module):
             raise ValueError(f"{self._name}: {name} have shape {tuple(vectors.shape)}; allowed is (N, {self.channels})")
         check_finite(vectors, function=self._name, name=name)
         prepared = self.distance.prepare(vectors.detach()).to(torch.float32)
+        lengths = prepared.norm(dim=1)
+        if bool((lengths > _LONGEST).any()):
+            (row,), count = first_bad(lengths > _LONGEST)
+            raise ValueError(
+                f"{self._name}: {name}[{row}] is {lengths[row].item():g} long; allowed is up to {_LONGEST:g}, whose "
+                f"square float32 holds; {count} of {len(vectors)} are longer"
+            )
         if isinstance(self.distance, EuclideanDistance):
             return prepared
         nowhere = ~(prepared != 0).any(1)
@@ -231,6 +244,11 @@ class TableIndex(Index):
         self.vectors = torch.cat((self.vectors, vectors.to(self.vectors.device)))[order.to(self.vectors.device)]
         self._ids = merged
         self._changed()
+
+    def _insert_all(self, parts: Iterator[tuple[Tensor, Tensor]]) -> None:
+        columns = list(zip(*parts, strict=True))
+        if columns:
+            self._insert(torch.cat(columns[0]), torch.cat(columns[1]))
 
     def _delete(self, ids: Int[Tensor, "N"]) -> None:
         kept = ~torch.isin(self._ids, ids)
@@ -318,6 +336,26 @@ def _ranked(queries: Float[Tensor, "Q D"], found: Candidates, k: int) -> tuple[T
             for some, rows in zip(queries.split(at_once), found.rows.split(at_once), strict=True)
         ]
     )
-    by_id = found.ids.argsort(dim=1, stable=True)
-    squares, order = squares.gather(1, by_id).sort(dim=1, stable=True)
-    return squares[:, :k], found.ids.gather(1, by_id.gather(1, order))[:, :k]
+    return nearest_first(squares, found.ids, k)
+
+
+def nearest_first(
+    distances: Float[Tensor, "Q L"], ids: Int[Tensor, "Q L"], k: int
+) -> tuple[Float[Tensor, "Q K"], Int[Tensor, "Q K"]]:
+    """The k smallest distances in ascending order and their ids, equal ones in order of their ids.
+
+    >>> nearest_first(torch.tensor([[2.0, 1.0, 1.0]]), torch.tensor([[4, 9, 7]]), 2)
+    (tensor([[1., 1.]]), tensor([[7, 9]]))
+    """
+    by_id = ids.argsort(dim=1, stable=True)
+    distances, order = distances.gather(1, by_id).sort(dim=1, stable=True)
+    return distances[:, :k], ids.gather(1, by_id.gather(1, order))[:, :k]
+
+
+def recall_of(found: Int[Tensor, "Q K"], true: Int[Tensor, "Q K"]) -> float:
+    """The fraction of the ``true`` neighbors that were found.
+
+    >>> recall_of(torch.tensor([[1, 2]]), torch.tensor([[2, 3]]))
+    0.5
+    """
+    return (found[:, :, None] == true[:, None]).any(2).float().mean().item()

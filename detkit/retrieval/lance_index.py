@@ -12,7 +12,7 @@ from torch import Tensor
 from detkit._door import door
 from detkit._ranges import Count
 from detkit.retrieval.distances import Distance
-from detkit.retrieval.index import Candidates, Index, rounding_bound
+from detkit.retrieval.index import Candidates, Index, recall_of, rounding_bound
 
 _LEAST_ROWS = 256
 """Vectors below which LanceDB builds no index."""
@@ -121,7 +121,7 @@ class LanceIndex(Index):
 
     def _delete(self, ids: Int[Tensor, "N"]) -> None:
         for some in ids.split(_IN_ONE_FILTER) if len(ids) else ():
-            self._table.delete(f"id IN ({', '.join(map(str, some.tolist()))})")
+            self._table.delete(_among(some))
 
     def _candidates(self, queries: Float[Tensor, "Q D"], count: int, *, again: bool) -> Candidates:
         return self._searched(queries, count, exact=not self._table.list_indices())
@@ -145,10 +145,11 @@ class LanceIndex(Index):
 
     def _measured(self) -> float:
         """Of evenly chosen vectors, how many of the nearest the index finds."""
-        vectors = next(self.rows())[0]
-        some, k = vectors[:: max(len(vectors) // _PROBES, 1)], min(_PROBED, len(self))
+        chosen = self.ids[:: max(len(self) // _PROBES, 1)]
+        some = self._vectors(self._table.search(None).where(_among(chosen)).select(["vector"]).to_arrow()["vector"])
+        k = min(_PROBED, len(self))
         found, true = (self._searched(some, k, exact=exact).ids for exact in (False, True))
-        return (found[:, :, None] == true[:, None]).any(2).float().mean().item()
+        return recall_of(found, true)
 
     def _vectors(self, column: Any) -> Float[Tensor, "N D"]:
         column = column.combine_chunks() if hasattr(column, "combine_chunks") else column
@@ -165,6 +166,11 @@ class LanceIndex(Index):
                 f"LanceIndex: table {name!r} at {self.uri} holds {columns} of {held}; this index holds id: int64, "
                 f"vector: {self._schema.types[1]} of {self._kind}"
             )
+
+
+def _among(ids: Int[Tensor, "N"]) -> str:
+    """A filter of rows."""
+    return f"id IN ({', '.join(map(str, ids.tolist()))})"
 
 
 def _imported(uri: str) -> tuple[Any, Any]:

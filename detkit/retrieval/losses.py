@@ -4,6 +4,7 @@ Each is a function, and a module that holds its settings. All are scalars of a w
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -219,7 +220,7 @@ class ContrastiveLoss(MetricLoss):
         reduction: Reduction = "all",
     ) -> None:
         _is_all("ContrastiveLoss", reduction)
-        super().__init__(contrastive_loss, cost=cost, distance=distance, miner=miner, reduction=reduction)
+        super().__init__(partial(contrastive_loss, cost=cost, distance=distance, miner=miner, reduction=reduction))
 
 
 class TripletLoss(MetricLoss):
@@ -239,7 +240,7 @@ class TripletLoss(MetricLoss):
         reduction: Reduction = "active",
     ) -> None:
         _is_all("TripletLoss", reduction)
-        super().__init__(triplet_loss, margin=margin, distance=distance, miner=miner, reduction=reduction)
+        super().__init__(partial(triplet_loss, margin=margin, distance=distance, miner=miner, reduction=reduction))
 
 
 class SupervisedContrastiveLoss(MetricLoss):
@@ -251,7 +252,7 @@ class SupervisedContrastiveLoss(MetricLoss):
 
     @door
     def __init__(self, *, temperature: Positive = 0.1, miner: Miner | None = None) -> None:
-        super().__init__(supervised_contrastive_loss, temperature=temperature, miner=miner)
+        super().__init__(partial(supervised_contrastive_loss, temperature=temperature, miner=miner))
 
 
 class MultiSimilarityLoss(MetricLoss):
@@ -265,7 +266,7 @@ class MultiSimilarityLoss(MetricLoss):
     def __init__(
         self, *, alpha: Positive = 2.0, beta: Positive = 50.0, base: Finite = 0.5, miner: Miner | None = None
     ) -> None:
-        super().__init__(multi_similarity_loss, alpha=alpha, beta=beta, base=base, miner=miner)
+        super().__init__(partial(multi_similarity_loss, alpha=alpha, beta=beta, base=base, miner=miner))
 
 
 def log_sum(values: Float[Tensor, "N M"], chosen: Bool[Tensor, "N M"], *, plus: float = 0.0) -> Float[Tensor, "N"]:

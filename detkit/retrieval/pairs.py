@@ -1,7 +1,7 @@
 """Which pairs of embeddings a metric loss looks at: all that there are, or those that a miner leaves."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Shaped
@@ -35,7 +35,8 @@ class MetricLoss(nn.Module):
     negative labels take no part, whatever they hold: shapes need not depend on how many objects there are. With
     ``reference_embeddings`` (M, D) and their labels every embedding is compared with these instead of with the others
     of the batch. A batch without anything to learn costs 0, with a gradient of zeros. ``function`` is called with these
-    and the ``settings``. In several processes see :class:`GatheredLoss`.
+    four: a loss of this unit with its settings, ``functools.partial(triplet_loss, margin=0.2)``, or another. In several
+    processes see :class:`GatheredLoss`.
 
     >>> MetricLoss(lambda embeddings, labels, *references: embeddings.sum())(torch.ones(2, 3), torch.tensor([0, 1]))
     tensor(6.)
@@ -43,9 +44,9 @@ class MetricLoss(nn.Module):
 
     takes_padding = True
 
-    def __init__(self, function: Callable[..., Tensor], **settings: Any) -> None:
+    def __init__(self, function: Callable[..., Tensor]) -> None:
         super().__init__()
-        self._function, self._settings = function, settings
+        self.function = function
 
     @door
     def forward(
@@ -56,11 +57,16 @@ class MetricLoss(nn.Module):
         reference_labels: Shaped[Tensor, "M *C"] | None = None,
     ) -> Float[Tensor, ""]:
         """The loss of a batch."""
-        return self._function(embeddings, labels, reference_embeddings, reference_labels, **self._settings)
+        return self.function(embeddings, labels, *self._others(reference_embeddings, reference_labels))
 
     def extra_repr(self) -> str:
         """The settings that ``print`` shows."""
-        return ", ".join(f"{name}={getattr(value, '__name__', repr(value))}" for name, value in self._settings.items())
+        settings = getattr(self.function, "keywords", {})
+        return ", ".join(f"{name}={getattr(value, '__name__', repr(value))}" for name, value in settings.items())
+
+    def _others(self, embeddings: Tensor | None, labels: Tensor | None) -> tuple[Tensor | None, ...]:
+        """What the embeddings are compared with."""
+        return embeddings, labels
 
 
 def pairs_of(

@@ -240,12 +240,13 @@ def _ranked(
 ) -> Iterator[_Ranked]:
     """The ``most`` nearest of each query that takes part, some queries at a time; None: as many as are equal to any."""
     _check_rows(function, "embeddings", embeddings, labels)
-    if gallery is None:
-        searched, own = Gallery(embeddings, labels, ids), _ids_of(ids, len(embeddings))
-    else:
+    searched, own = Gallery(embeddings, labels, ids), torch.full((len(embeddings),), -1)
+    if gallery is not None:
         _check_rows(function, "embeddings of gallery", gallery.embeddings, gallery.labels)
-        searched, own = gallery, torch.full((len(embeddings),), -1) if ids is None else _ids_of(ids, len(embeddings))
-    theirs, numbers = searched.labels.cpu(), _ids_of(searched.ids, len(searched.embeddings))
+        searched = gallery
+    if gallery is None or ids is not None:
+        own = _ids_of(function, ids, len(embeddings))
+    theirs, numbers = searched.labels.cpu(), _ids_of(function, searched.ids, len(searched.embeddings))
     members = takes_part(theirs).nonzero().flatten()
     index = BruteForceIndex(searched.embeddings.shape[1], distance=distance).to(searched.embeddings.device)
     index.add(searched.embeddings[members.to(searched.embeddings.device)], numbers[members])
@@ -291,8 +292,8 @@ def _ks(function: str, k: int | Sequence[int]) -> tuple[int, ...]:
     return ks
 
 
-def _ids_of(ids: Tensor | Sequence[int] | None, count: int) -> Int[Tensor, "N"]:
-    return torch.arange(count) if ids is None else whole_ids(ids, "retrieval metrics", count=count)
+def _ids_of(function: str, ids: Tensor | Sequence[int] | None, count: int) -> Int[Tensor, "N"]:
+    return torch.arange(count) if ids is None else whole_ids(ids, function, count=count)
 
 
 def _members(labels: Tensor, gallery: Gallery | None) -> tuple[Bool[Tensor, "N C"], Bool[Tensor, "M C"]]:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -87,22 +88,14 @@ def proxy_anchor_loss(
 class _ProxyLoss(MetricLoss):
     """A loss of ``function(embeddings, labels, proxies)`` with learned proxies."""
 
-    def __init__(self, function: Callable[..., Tensor], num_classes: int, channels: int, **settings: float) -> None:
-        super().__init__(function, **settings)
+    def __init__(self, function: Callable[..., Tensor], num_classes: int, channels: int) -> None:
+        super().__init__(function)
         self.proxies = nn.Parameter(F.normalize(torch.randn(num_classes, channels), dim=1))
 
-    @door
-    def forward(
-        self,
-        embeddings: Float[Tensor, "N D"],
-        labels: Shaped[Tensor, "N *C"],
-        reference_embeddings: Float[Tensor, "M D"] | None = None,
-        reference_labels: Shaped[Tensor, "M *C"] | None = None,
-    ) -> Float[Tensor, ""]:
-        """The loss of a batch."""
-        if reference_embeddings is not None or reference_labels is not None:
+    def _others(self, embeddings: Tensor | None, labels: Tensor | None) -> tuple[Tensor]:
+        if embeddings is not None or labels is not None:
             raise ValueError(f"{type(self).__name__}: takes no references, since it compares with its proxies")
-        return self._function(embeddings, labels, self.proxies, **self._settings)
+        return (self.proxies,)
 
 
 class ArcFaceLoss(_ProxyLoss):
@@ -123,7 +116,7 @@ class ArcFaceLoss(_ProxyLoss):
         margin: NotNegative = ARCFACE_MARGIN,
         scale: Positive = 64.0,
     ) -> None:
-        super().__init__(arcface, num_classes, channels, margin=margin, scale=scale)
+        super().__init__(partial(arcface, margin=margin, scale=scale), num_classes, channels)
 
 
 class ProxyAnchorLoss(_ProxyLoss):
@@ -139,7 +132,7 @@ class ProxyAnchorLoss(_ProxyLoss):
     def __init__(
         self, num_classes: Count, channels: Count, *, margin: NotNegative = 0.1, alpha: Positive = 32.0
     ) -> None:
-        super().__init__(proxy_anchor_loss, num_classes, channels, margin=margin, alpha=alpha)
+        super().__init__(partial(proxy_anchor_loss, margin=margin, alpha=alpha), num_classes, channels)
 
 
 def _check_labels(function: str, labels: Tensor, classes: int) -> None:

@@ -7,15 +7,15 @@ from torch import Tensor, nn
 from detkit._door import door
 from detkit._ranges import Count
 from detkit.dist import gather_objects, rank
-from detkit.retrieval.index import Index, Neighbors
+from detkit.retrieval.index import Index, Neighbors, nearest_first
 
 
 class ShardedIndex(nn.Module):
     """The vectors of the ``index`` of every process together; ids must differ over processes.
 
     Every call is collective: all processes make it, with one k and as many queries as each likes. The result is that of
-    one index with all vectors. Raises ValueError for a k that is larger than all parts together. In a
-    single process it is the index itself.
+    one index with all vectors. Raises ValueError for a k that is larger than all parts together. In a single process it
+    is the index itself.
 
     >>> from detkit.retrieval import BruteForceIndex
     >>> index = BruteForceIndex(2)
@@ -39,10 +39,8 @@ class ShardedIndex(nn.Module):
         parts = [self.index.search(some, own) if own else _nothing(some) for some in everyone]
         found: list[list[Neighbors]] = gather_objects(parts)
         distances, ids = (torch.cat(column, dim=1) for column in zip(*(parts[rank()] for parts in found), strict=True))
-        by_id = ids.argsort(dim=1, stable=True)
-        distances, order = distances.gather(1, by_id).sort(dim=1, stable=True)
-        ids = ids.gather(1, by_id.gather(1, order))
-        return Neighbors(distances[:, :k].to(queries.device), ids[:, :k].to(queries.device))
+        distances, ids = nearest_first(distances, ids, k)
+        return Neighbors(distances.to(queries.device), ids.to(queries.device))
 
 
 def _nothing(queries: Tensor) -> Neighbors:

@@ -9,7 +9,6 @@ from torch.nn import functional as F
 
 from detkit.boxes import SpatialPyramidPool, box_iou
 from detkit.detectors import Detector, LabelSetStage, Postprocess, Preprocess, label_sets_of, overlaps_of
-from detkit.detectors.label_sets import multi_label_cross_entropy
 from detkit.heads import EmbeddingHead
 from detkit.structures import Targets, pad_targets
 
@@ -117,12 +116,6 @@ def test_a_detector_takes_proposals_and_returns_codes():
 class Blurred(nn.Module):
     def forward(self, images: Tensor) -> list[Tensor]:
         return [F.avg_pool2d(images, 8).repeat(1, 2, 1, 1)]
-
-
-def test_the_cost_is_torchs():
-    logits, label_sets = torch.randn(3, CLASSES), torch.rand(3, CLASSES).round()
-    expected = F.binary_cross_entropy(logits.sigmoid(), label_sets, reduction="none")
-    torch.testing.assert_close(multi_label_cross_entropy(logits, label_sets), expected)
 
 
 def test_what_does_not_fit_is_named():

@@ -129,6 +129,10 @@ BAD = [
     (lambda index: index.search(torch.zeros(2, 5), 1), r"queries have shape \(2, 5\); allowed is \(N, 4\)"),
     (lambda index: index.search(NAN, 1), r"queries\[1, 1\].*nan"),
     (lambda index: index.add(NAN), r"embeddings\[1, 1\].*nan"),
+    (
+        lambda index: index.add(torch.tensor([[0.0, 0, 0, 0], [0, 1e19, 0, 0]])),
+        r"embeddings\[1\] is 1e\+19 long; .* 1e\+18",
+    ),
     (lambda index: index.add(torch.zeros(4)), r"embeddings have shape \(4,\); allowed is \(N, 4\)"),
     (lambda index: index.add(torch.ones(2, 4), [7, 7]), r"ids\[1\]=7 comes twice; 1 of 2"),
     (lambda index: index.add(torch.ones(2, 4), [7, 3]), r"ids\[1\]=3 is in the index already; 1 of 2"),

@@ -88,5 +88,5 @@ def test_labels_that_are_no_classes_are_refused(function, labels, message):
 
 
 def test_the_margin_is_half_a_radian():
-    assert ArcFaceLoss(2, 2)._settings["margin"] == pytest.approx(0.5, abs=1e-3)
-    assert math.isclose(ArcFaceLoss(2, 2)._settings["scale"], 64)
+    assert ArcFaceLoss(2, 2).function.keywords["margin"] == pytest.approx(0.5, abs=1e-3)
+    assert math.isclose(ArcFaceLoss(2, 2).function.keywords["scale"], 64)
