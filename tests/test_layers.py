@@ -8,6 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "detkit"
 GROUND = (
     "_inputs",
+    "_gradient",
     "_ranges",
     "_noise",
     "_ranking",

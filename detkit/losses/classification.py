@@ -6,9 +6,9 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from detkit._door import door
+from detkit._gradient import with_gradient
 from detkit._inputs import first_bad, full_checks, looked_at, promote
 from detkit.losses.fused import classification as fused
-from detkit.losses.fused.gradient import with_gradient
 from detkit.structures import IGNORED, NEGATIVE
 from detkit.structures.labels import check_labels, check_weights
 

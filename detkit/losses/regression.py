@@ -11,11 +11,11 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from detkit._door import door
+from detkit._gradient import with_gradient
 from detkit._inputs import as_boxes, promote
 from detkit.boxes.measures import BoxSides, Measure, ciou, coordinate_limit, giou, iou
 from detkit.boxes.overlap import DistanceVariant, distance_measure
 from detkit.losses.fused import regression as fused
-from detkit.losses.fused.gradient import with_gradient
 from detkit.structures.labels import check_weights
 
 

@@ -3,9 +3,10 @@
 Each is a function, and a module that holds its settings. All are scalars of a whole batch: see :class:`MetricLoss`.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Shaped
@@ -13,15 +14,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from detkit._door import door
+from detkit._gradient import with_gradient
 from detkit._ranges import Finite, NotNegative, Positive
+from detkit.retrieval import fused
 from detkit.retrieval.distances import EuclideanDistance, inner_products
 from detkit.retrieval.pairs import MetricLoss, Miner, Pairs, mean_over, mined, pairs_of
 
 Measure = Callable[[Tensor, Tensor], Tensor]
 Reduction = Literal["all", "active"]
 _EUCLIDEAN = EuclideanDistance()
-_NEVER = 1e38  # taken from a logit it leaves nothing of it, and stays finite
-_LEAST = -80.0  # exp of it is next to nothing beside 1
 
 
 @door
@@ -36,8 +37,11 @@ def contrastive_cost(
     >>> contrastive_cost(torch.tensor([1.0, 0.5]), torch.tensor([True, False])).mean()
     tensor(0.3125)
     """
-    own = same.to(distances.dtype)  # products are four times as fast as torch.where
-    costs = distances * own + (margin - distances).clamp(min=0) * (1 - own)
+    return with_gradient(_contrasted, fused.contrasted, distances, same, margin=margin, squared=squared)
+
+
+def _contrasted(distances: Tensor, same: Tensor, *, margin: float, squared: bool) -> Tensor:
+    costs = torch.where(same, distances, (margin - distances).clamp(min=0))
     return costs.square() / 2 if squared else costs
 
 
@@ -168,10 +172,15 @@ def supervised_contrastive_loss(
     rows, references, pairs = pairs_of(name, embeddings, labels, reference_embeddings, reference_labels)
     cosines = cosines_of(rows, references)
     pairs = mined(miner, 1 - cosines, pairs)
-    logits, equal = cosines / temperature, pairs.positives.to(cosines.dtype)
-    count = equal.sum(1)
-    near = (logits * equal).sum(1) / count.clamp(min=1)
-    return mean_over(log_sum(logits, pairs.positives | pairs.negatives) - near, count > 0)
+    costs = with_gradient(_mean_entropies, fused.mean_entropies, cosines, *pairs, temperature=temperature)
+    return mean_over(costs, pairs.positives.sum(1) > 0)
+
+
+def _mean_entropies(cosines: Tensor, positives: Tensor, negatives: Tensor, *, temperature: float) -> Float[Tensor, "N"]:
+    """The mean cross-entropy of each row's positives among all its pairs."""
+    logits = cosines / temperature
+    near = torch.where(positives, logits, 0).sum(1) / positives.sum(1).clamp(min=1)
+    return log_sum(logits, positives | negatives) - near
 
 
 @door
@@ -198,9 +207,9 @@ def multi_similarity_loss(
     part = pairs.anchors
     cosines = cosines_of(rows, references)
     pairs = mined(miner, 1 - cosines, pairs)
-    near = log_sum(-alpha * (cosines - base), pairs.positives, plus=1.0) / alpha
-    far = log_sum(beta * (cosines - base), pairs.negatives, plus=1.0) / beta
-    return mean_over(near + far, part)
+    near = soft_extremes(cosines, pairs.positives, steepness=-alpha, base=base)
+    far = soft_extremes(cosines, pairs.negatives, steepness=beta, base=base)
+    return mean_over(far - near, part)
 
 
 class ContrastiveLoss(MetricLoss):
@@ -269,39 +278,34 @@ class MultiSimilarityLoss(MetricLoss):
         super().__init__(partial(multi_similarity_loss, alpha=alpha, beta=beta, base=base, miner=miner))
 
 
+def soft_extremes(
+    cosines: Float[Tensor, "N M"], chosen: Bool[Tensor, "N M"], *, steepness: float, base: float
+) -> Float[Tensor, "N"]:
+    """log(1 + sum exp(steepness * (cosine - base))) / steepness, over the chosen of each row.
+
+    A soft maximum of 0 and cosine - base; a soft minimum if the steepness is negative.
+
+    >>> cosines, chosen = torch.tensor([[0.5, 0.9]]), torch.tensor([[True, False]])
+    >>> soft_extremes(cosines, chosen, steepness=2.0, base=0.5)
+    tensor([0.3466])
+    """
+    return with_gradient(_soft_extremes, fused.soft_extremes, cosines, chosen, steepness=steepness, base=base)
+
+
+def _soft_extremes(cosines: Tensor, chosen: Tensor, *, steepness: float, base: float) -> Float[Tensor, "N"]:
+    return log_sum(steepness * (cosines - base), chosen, plus=1.0) / steepness
+
+
 def log_sum(values: Float[Tensor, "N M"], chosen: Bool[Tensor, "N M"], *, plus: float = 0.0) -> Float[Tensor, "N"]:
-    """The log of ``plus`` and the sum of exp over the chosen of each row, without overflow; 0 for the log of nothing.
+    """The log of ``plus`` and the sum of exp over the chosen of each row; 0 for the log of nothing.
 
     >>> log_sum(torch.tensor([[0.0, 99.0]]), torch.tensor([[True, False]]), plus=1.0)
     tensor([0.6931])
     """
-    return _LogSum.apply(values, chosen.to(values.dtype), plus)[0]
-
-
-class _LogSum(torch.autograd.Function):
-    """It keeps each value's share in the sum, which is the gradient: torch's way there takes thrice the time."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(values: Tensor, chosen: Tensor, plus: float) -> tuple[Tensor, Tensor]:
-        some = chosen.sum(1, keepdim=True) > 0
-        highest = F.pad(values - (1 - chosen) * _NEVER, (0, 1), value=-_NEVER).amax(1, keepdim=True)
-        highest = torch.where(some, highest, 0).clamp(min=0 if plus else None, max=_NEVER)
-        terms = (values - highest).clamp(_LEAST, 0).exp() * chosen  # exp of what it can't hold takes ten times as long
-        sums = terms.sum(1, keepdim=True) + plus * (-highest).exp()
-        sums = torch.where(sums > 0, sums, 1)
-        return ((sums.log() + highest) * (some if not plus else 1)).squeeze(1), terms / sums
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        ctx.save_for_backward(output[1])
-        ctx.mark_non_differentiable(output[1])
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        (shares,) = ctx.saved_tensors
-        return gradients[0][:, None] * shares, None, None
+    others = values.new_full((len(values), 1), math.log(plus) if plus else -torch.inf)
+    logs = torch.cat((torch.where(chosen, values, -torch.inf), others), 1)
+    some = chosen.any(1) | (plus > 0)
+    return torch.where(some, torch.where(some[:, None], logs, 0).logsumexp(1), 0)
 
 
 def cosines_of(embeddings: Float[Tensor, "N D"], references: Float[Tensor, "M D"]) -> Float[Tensor, "N M"]:

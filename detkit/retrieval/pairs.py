@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detkit._door import door
-from detkit._inputs import promote
+from detkit._inputs import on_host, promote
 from detkit._ranges import NotNegative
+from detkit.retrieval.fused import ones
 from detkit.retrieval.labels import same_labels, takes_part
 
 Miner = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -86,9 +87,9 @@ def pairs_of(
     """
     rows, own = _checked(function, "", embeddings, labels)
     if reference_embeddings is None and reference_labels is None:
-        same, others = same_labels(labels, labels), own[:, None] & own
-        apart = ~torch.eye(len(own), dtype=torch.bool, device=own.device)
-        return rows, rows, Pairs(same & apart, others & ~same & apart)
+        same = same_labels(labels, labels)
+        different = (own[:, None] & own & ~same).fill_diagonal_(False)
+        return rows, rows, Pairs(same.fill_diagonal_(False), different)
     if reference_embeddings is None or reference_labels is None:
         raise ValueError(f"{function}: of reference_embeddings and reference_labels one is None; give both or neither")
     references, theirs = _checked(function, "reference_", reference_embeddings, reference_labels)
@@ -174,7 +175,7 @@ def mean_over(costs: Float[Tensor, "..."], chosen: Bool[Tensor, "..."]) -> Float
     >>> mean_over(torch.tensor([1.0, 3.0, 9.0]), torch.tensor([True, True, False]))
     tensor(2.)
     """
-    weights = chosen.to(costs.dtype)
+    weights = ones(chosen, costs.dtype)
     return (costs * weights).sum() / weights.sum().clamp(min=1)
 
 
@@ -196,4 +197,16 @@ def _checked(function: str, prefix: str, embeddings: Tensor, labels: Tensor) -> 
             f"{tuple(labels.shape)}; allowed are (N, D) with (N,), or with (N, C) for label sets"
         )
     own = takes_part(labels)
-    return torch.where(own[:, None], promote(embeddings), 0), own
+    return without_padding(promote(embeddings), own), own
+
+
+def without_padding(embeddings: Float[Tensor, "N D"], own: Bool[Tensor, "N"]) -> Float[Tensor, "N D"]:
+    """Embeddings, zeros in padding whatever it holds.
+
+    >>> without_padding(torch.tensor([[2.0], [torch.nan]]), torch.tensor([True, False]))
+    tensor([[2.],
+            [0.]])
+    """
+    if on_host(own) and bool(own.all()):
+        return embeddings
+    return torch.where(own[:, None], embeddings, 0)

@@ -13,8 +13,8 @@ from detkit._door import door
 from detkit._inputs import promote
 from detkit._ranges import Count, NotNegative, Positive
 from detkit.retrieval.labels import takes_part
-from detkit.retrieval.losses import cosines_of, log_sum
-from detkit.retrieval.pairs import MetricLoss, mean_over
+from detkit.retrieval.losses import cosines_of, soft_extremes
+from detkit.retrieval.pairs import MetricLoss, mean_over, without_padding
 from detkit.structures.labels import check_labels
 
 ARCFACE_MARGIN = math.radians(28.6)
@@ -42,11 +42,14 @@ def arcface(
     """
     _check_labels("arcface", labels, len(proxies))
     own = takes_part(labels)
-    rows = torch.where(own[:, None], promote(embeddings), 0)
-    cosines = cosines_of(rows, promote(proxies))
-    at = F.one_hot(labels.clamp(min=0), len(proxies)) > 0
-    logits = torch.where(at, _turned(cosines, margin), cosines) * scale
-    return mean_over(F.cross_entropy(logits, labels.clamp(min=0), reduction="none"), own)
+    cosines = cosines_of(without_padding(promote(embeddings), own), promote(proxies))
+    return mean_over(_turned_away(cosines, labels.clamp(min=0), margin=margin, scale=scale), own)
+
+
+def _turned_away(cosines: Tensor, labels: Tensor, *, margin: float, scale: float) -> Float[Tensor, "N"]:
+    own = cosines.gather(1, labels[:, None])
+    logits = cosines.scatter(1, labels[:, None], _turned(own, margin)) * scale
+    return F.cross_entropy(logits, labels, reduction="none")
 
 
 def _turned(cosines: Tensor, margin: float) -> Tensor:
@@ -79,10 +82,10 @@ def proxy_anchor_loss(
     own = takes_part(labels)
     members = F.one_hot(labels.clamp(min=0), classes) > 0 if labels.ndim == 1 else labels > 0
     members = (members & own[:, None]).T
-    cosines = cosines_of(promote(proxies), torch.where(own[:, None], promote(embeddings), 0))
-    near = log_sum(-alpha * (cosines - margin), members, plus=1.0)
-    far = log_sum(alpha * (cosines + margin), own & ~members, plus=1.0)
-    return mean_over(near, members.any(1)) + far.mean()
+    cosines = cosines_of(promote(proxies), without_padding(promote(embeddings), own))
+    near = soft_extremes(cosines, members, steepness=-alpha, base=margin)
+    far = soft_extremes(cosines, own & ~members, steepness=alpha, base=-margin)
+    return alpha * (far.mean() - mean_over(near, members.sum(1) > 0))
 
 
 class _ProxyLoss(MetricLoss):

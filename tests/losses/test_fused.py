@@ -9,11 +9,11 @@ import torch
 from strategies import random_boxes
 from torch import Tensor
 
+from detkit._gradient import with_gradient
 from detkit.boxes.measures import ciou, diou, giou, iou, unsquared_diou
 from detkit.losses import classification, regression
 from detkit.losses.fused import classification as fused_classification
 from detkit.losses.fused import regression as fused_regression
-from detkit.losses.fused.gradient import with_gradient
 
 ENDS = [0.0, -0.0, 1e-30, 0.3, -0.3, 18.0, -18.0, 90.0, -90.0, 200.0, -200.0, 6e4, -6e4]  # of the range of logits
 

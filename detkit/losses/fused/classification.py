@@ -7,8 +7,8 @@ the few intermediates. Inputs are promoted here, piece by piece.
 import torch
 from torch import Tensor
 
+from detkit._gradient import Derivatives
 from detkit._inputs import promote
-from detkit.losses.fused.gradient import Derivatives
 from detkit.structures import IGNORED
 
 

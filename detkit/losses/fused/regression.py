@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from detkit._gradient import Derivatives
 from detkit.boxes.measures import (
     BoxSides,
     Measure,
@@ -23,7 +24,6 @@ from detkit.boxes.measures import (
     smallest_union,
     unsquared_diou,
 )
-from detkit.losses.fused.gradient import Derivatives
 
 
 def one_minus(

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from detkit.losses.fused import gradient as module
-from detkit.losses.fused.gradient import evaluate, with_gradient
+from detkit import _gradient as module
+from detkit._gradient import evaluate, with_gradient
 
 
 def defined(x, factors, *, power=2):
