@@ -212,6 +212,7 @@ def _tensors(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
     elif isinstance(value, Mapping):
         yield from (found for key, part in value.items() for found in _tensors(part, f"{name}[{key!r}]"))
     elif hasattr(value, "_fields"):
-        yield from (found for key in value._fields for found in _tensors(getattr(value, key), f"{name}.{key}"))
+        fields: Any = value._fields
+        yield from (found for key in fields for found in _tensors(getattr(value, key), f"{name}.{key}"))
     elif isinstance(value, Sequence) and not isinstance(value, str | bytes):
         yield from (found for i, part in enumerate(value) for found in _tensors(part, f"{name}[{i}]"))

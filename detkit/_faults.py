@@ -99,8 +99,9 @@ class Faults:
             raise (errors.pop() if len(errors) == 1 else ValueError)(f"{self.source}: {_listed(kinds)}{way_out}")
         if optional:
             left_out = [_Kind(f"{kind.text}; left out of a mask that has others") for kind in self._parts]
-            kinds, dropped = self._dropped + left_out, 0 if kept is None else int((~kept).sum())
-            counts = f"{dropped} of {np.size(kept)} boxes were dropped for this" if dropped else ""
+            kinds, objects = self._dropped + left_out, np.ones(0, np.bool_) if kept is None else kept
+            dropped = int((~objects).sum())
+            counts = f"{dropped} of {len(objects)} boxes were dropped for this" if dropped else ""
             between = ("\n  " if len(kinds) > 1 else "; ") if counts else ""
             warnings.warn(f"{self.source}: {_listed(kinds)}{between}{counts}", stacklevel=4)
 

@@ -12,6 +12,7 @@ import time
 from functools import partial
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import torch
 from torch import nn
@@ -56,7 +57,7 @@ def compose(name: str) -> detectors.Detector:
     return detectors.Detector(nn.Sequential(backbone, neck), preprocess=detectors.Preprocess(None), dense=stage)
 
 
-def train(detector: detectors.Detector, scenes: list, seconds: float) -> int:
+def train(detector: detectors.Detector, scenes: Any, seconds: float) -> int:
     """Train for so many seconds of CPU time; warm-up and cosine follow the time. Returns the number of steps."""
     optimizer = torch.optim.AdamW(detector.parameters(), weight_decay=0.05)
     sampler = RandomSampler(scenes, replacement=True, num_samples=10**9)

@@ -54,8 +54,8 @@ def main() -> None:
     layout = anchors.DefaultBoxes([(16, 24), (32, 48)], aspect_ratios=[(2,), (2,)], strides=STRIDES)
     boxes = layout(features, images)
     cells = anchors.GridAnchors([(8,), (16,)], aspect_ratios=(1,), strides=STRIDES)(features, images)
-    given = Predictions(*predict(cells.boxes, target, torch.Generator().manual_seed(0)))
-    found, scores = given.boxes, given.scores
+    found, scores = predict(cells.boxes, target, torch.Generator().manual_seed(0))
+    given = Predictions(found, scores)
     chosen = scores.amax(2).topk(QUERIES).indices[0]
     queries, logits, frame = found[:, chosen], scores[:, chosen].logit(), images.sizes.flip(1).repeat(1, 2)
     asked, fractions = Predictions(queries / frame, logits=logits), targets._replace(boxes=targets.boxes / frame)

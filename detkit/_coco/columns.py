@@ -17,7 +17,7 @@ MAX_COORDINATE = float(1 << 31)
 _LARGEST = 1e300
 _REAL = (int, float, np.integer, np.floating)
 _TEXT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
-_FLAGS = dict.fromkeys(("", "0", "0.0", "false", "no", "none", "null", "unspecified"), 0)
+_FLAGS: dict[str, int] = dict.fromkeys(("", "0", "0.0", "false", "no", "none", "null", "unspecified"), 0)
 _FLAGS |= dict.fromkeys(("1", "1.0", "true", "yes"), 1)
 
 

@@ -66,7 +66,7 @@ def _claims_by_level(overlaps: Float[Tensor, "T N"], force_match_zero: bool) -> 
         left = overlaps if len(rows) * len(columns) == overlaps.numel() else overlaps[rows].index_select(1, columns)
         level = _level(left, least)
         found = ((left >= level) & (left > least)).nonzero()
-        pairs = Pairs(*found.T, left[found[:, 0], found[:, 1]])
+        pairs = Pairs(found[:, 0], found[:, 1], left[found[:, 0], found[:, 1]])
         taken = accepted_offers(pairs, pairs.anchors, pairs.objects, len(rows))
         objects, anchors = pairs.objects[taken], pairs.anchors[taken]
         claimed[columns[anchors]] = rows[objects]

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from detkit._constants import Constants
 from detkit._door import door
-from detkit._ranges import Positive, Range, Whole, check, rule_of
+from detkit._ranges import Positive, Range, Rule, Whole, check, rule_of
 from detkit.structures import Anchors, Images
 
 Ratio = Literal["w/h", "h/w"]
 Shapes = Sequence[tuple[Positive, Positive]] | Tensor
-_SHAPES = rule_of(Sequence[tuple[Positive, Positive]])
+_SHAPES = rule_of(Sequence[tuple[Positive, Positive]]) or Rule()
 
 
 class _ShapesOnGrids(Constants):

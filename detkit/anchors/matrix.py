@@ -57,7 +57,8 @@ def best_matches(
     pieces = _pieces(len(anchors.area), len(objects.area), _ENTRIES["cpu"])
     if len(pieces) == 1:
         overlaps = iou_matrix(objects, anchors).float()
-        return *overlaps.max(0), _reaching(overlaps, overlaps.amax(1)) if ties else None
+        best, objects_of = overlaps.max(0)
+        return best, objects_of, _reaching(overlaps, overlaps.amax(1)) if ties else None
     parts = [anchors.map(lambda values, piece=piece: values[piece]) for piece in pieces]
     best, peaks = [], []
     for part in parts:

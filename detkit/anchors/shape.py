@@ -165,7 +165,8 @@ def _match(
 ) -> tuple[Tensor, Tensor, Tensor]:
     objects, count = valid & ~ignore, anchors.shape[0]
     if count == 0:
-        return *no_matches(boxes, anchors), torch.full_like(valid, NEGATIVE, dtype=torch.int64)
+        matched, quality = no_matches(boxes, anchors)
+        return matched, quality, torch.full_like(valid, NEGATIVE, dtype=torch.int64)
     claims = claim_shapes(boxes, objects, anchors, strides)
     matched = last_claims(claims, count)
     seen = _best_overlaps(boxes, objects, predicted) > ignore_iou

@@ -170,9 +170,11 @@ def _chain(layers: Sequence[tuple[int, ...] | nn.Module], norm: Norm) -> Sequent
     channels = 3
     for layer in layers:
         if isinstance(layer, tuple):
-            settings = {"kernel_size": layer[1], "stride": layer[2] if len(layer) > 2 else 1}
-            steps.append(ConvNormActivation(channels, layer[0], **settings, norm=norm, activation=leaky))
-            channels = layer[0]
+            wide, side, stride = (*layer, 1)[:3]
+            steps.append(
+                ConvNormActivation(channels, wide, kernel_size=side, stride=stride, norm=norm, activation=leaky)
+            )
+            channels = wide
         else:
             steps.append(layer)
     return _initialized(SequentialBackbone([nn.Sequential(*steps)], out_channels=[channels], strides=[64]))

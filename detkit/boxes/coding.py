@@ -276,7 +276,7 @@ class DistributionCoder(nn.Module):
         self, boxes: Shaped[Tensor, "*#B 4"], anchors: Anchors | Shaped[Tensor, "*#B _"]
     ) -> Float[Tensor, "*B 4"]:
         """The numbers (..., 4) that the distributions learn."""
-        return self.coder.encode(boxes, anchors)
+        return self.coder.encode(boxes, anchors)  # pyright: ignore[reportCallIssue]
 
     @door
     def decode(
@@ -290,7 +290,7 @@ class DistributionCoder(nn.Module):
             )
         shares = promote(logits).unflatten(-1, (4, self.bins + 1)).softmax(-1)
         values = torch.arange(self.bins + 1, device=logits.device, dtype=shares.dtype)
-        return self.coder.decode((shares * values).sum(-1), anchors)
+        return self.coder.decode((shares * values).sum(-1), anchors)  # pyright: ignore[reportCallIssue]
 
     def extra_repr(self) -> str:
         """The settings that ``print`` shows."""

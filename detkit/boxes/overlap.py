@@ -34,16 +34,16 @@ def all_pairs(measure: Measure, *, name: str | None = None) -> Callable[[Tensor,
     tensor([[1., 2.]])
     """
     single = f"paired_{name}" if name else "paired"
-    name = name or getattr(measure, "__name__", "all_pairs")
+    called: str = name or getattr(measure, "__name__", "all_pairs")
 
     def matrix(boxes1: Tensor, boxes2: Tensor) -> Tensor:
-        rows, columns = _read(boxes1, boxes2, name)
+        rows, columns = _read(boxes1, boxes2, called)
         if rows.ndim < 2 or columns.ndim < 2:
             raise ValueError(
-                f"{name}: boxes have shapes {tuple(rows.shape)} and {tuple(columns.shape)}; "
+                f"{called}: boxes have shapes {tuple(rows.shape)} and {tuple(columns.shape)}; "
                 f"allowed is (..., N, 4) and (..., M, 4); {single} compares box with box"
             )
-        check_broadcast(name, "leading dimensions that do", boxes1=rows.shape[:-2], boxes2=columns.shape[:-2])
+        check_broadcast(called, "leading dimensions that do", boxes1=rows.shape[:-2], boxes2=columns.shape[:-2])
         first, second = bounded_sides(rows), bounded_sides(columns)
         if measure is iou and suits_blocks(rows, columns):
             return iou_matrix(first, second)
@@ -63,11 +63,11 @@ def paired(measure: Measure, *, name: str | None = None) -> Callable[[Tensor, Te
     >>> paired(half_as_wide)(torch.tensor([[0.0, 0, 2, 2]]), torch.tensor([[0.0, 0, 2, 2], [0, 0, 9, 1]]))
     tensor([0., 1.])
     """
-    name = name or getattr(measure, "__name__", "paired")
+    called: str = name or getattr(measure, "__name__", "paired")
 
     def elementwise(boxes1: Tensor, boxes2: Tensor) -> Tensor:
-        first, second = _read(boxes1, boxes2, name)
-        check_broadcast(name, "a partner for each box", boxes1=first.shape, boxes2=second.shape)
+        first, second = _read(boxes1, boxes2, called)
+        check_broadcast(called, "a partner for each box", boxes1=first.shape, boxes2=second.shape)
         return measure(bounded_sides(first), bounded_sides(second))
 
     return elementwise

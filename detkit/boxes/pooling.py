@@ -244,8 +244,8 @@ def _check_features(features: Tensor, function: str) -> None:
 
 
 def _output_size(size: int | tuple[int, int]) -> tuple[int, int]:
-    height, width = (size, size) if isinstance(size, Integral) else size
-    return height, width
+    height, width = (size, size) if isinstance(size, Integral) else size  # pyright: ignore[reportGeneralTypeIssues]
+    return int(height), int(width)
 
 
 def _near(rois: Tensor, low: Tensor, high: Tensor) -> Tensor:

@@ -89,7 +89,7 @@ class DenseStage(Stage):
     @door
     def detections(self, outputs: DenseOutputs, images: Images) -> Detections:
         """Decoded, thresholded and suppressed boxes."""
-        boxes = self.coder.decode(outputs.predictions.deltas, outputs.anchors)
+        boxes = self.coder.decode(outputs.predictions.deltas, outputs.anchors)  # pyright: ignore[reportCallIssue]
         return self.postprocess(self.criterion.scores(outputs.predictions), boxes, images.sizes, outputs.anchors.counts)
 
 

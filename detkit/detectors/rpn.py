@@ -175,7 +175,7 @@ class RPNStage(Stage):
         (logits, deltas, _), anchors = outputs
         rows, counts, valid = best_of_levels(logits[..., 0], anchors.counts, postprocess.candidates_per_level)
         chosen = Anchors(anchors.boxes[rows], anchors.strides[rows], counts)
-        boxes = self.coder.decode(take_rows(deltas, rows), chosen)
+        boxes = self.coder.decode(take_rows(deltas, rows), chosen)  # pyright: ignore[reportCallIssue]
         scores = torch.where(valid[..., None], take_rows(logits, rows).to(boxes).sigmoid(), torch.nan)
         return postprocess(scores, boxes, images.sizes, counts)
 

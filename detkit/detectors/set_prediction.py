@@ -151,7 +151,9 @@ class SetPredictionStage(Stage):
         """The detections that the queries of the last layer predict."""
         scores, boxes = self.criterion.scores(outputs.logits[-1]), cxcywh_to_xyxy(outputs.boxes[-1])
         found = self.postprocess(scores, fractions_to_pixels(boxes, images.sizes), images.sizes)
-        return found if found.rows is None else found._replace(embeddings=take_rows(outputs.embeddings, found.rows))
+        if found.rows is None or outputs.embeddings is None:
+            return found
+        return found._replace(embeddings=take_rows(outputs.embeddings, found.rows))
 
     @door
     def handover(self, outputs: SetPredictionOutputs, images: Images, targets: Targets) -> Detections:

@@ -126,7 +126,7 @@ def judged_entropy(
     return torch.where(judged, costs, 0)
 
 
-def described(cost: Callable[..., Tensor]) -> str:
+def described(cost: Callable[..., Any]) -> str:
     """A cost as ``print`` shows it: its name, and the arguments that a partial sets.
 
     >>> from functools import partial

@@ -1,6 +1,6 @@
 """How well clusters of embeddings agree with labels, by scikit-learn."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxtyping import Float, Int
 from sklearn.cluster import KMeans
@@ -44,7 +44,8 @@ def cluster_agreement(
     clusters = len(set(truth.tolist())) if clusters is None else clusters
     if not 1 <= clusters <= len(rows):
         raise ValueError(f"cluster_agreement: {clusters=} of {len(rows)} embeddings; allowed is 1..{len(rows)}")
-    found = KMeans(clusters, n_init=10, random_state=seed).fit_predict(rows.numpy())
+    settings: Any = {"n_init": 10, "random_state": seed}  # scikit-learn's annotation takes "auto" only
+    found = KMeans(clusters, **settings).fit_predict(rows.numpy())
     return ClusterAgreement(
         float(normalized_mutual_info_score(truth, found)), float(adjusted_mutual_info_score(truth, found))
     )

@@ -58,12 +58,14 @@ class FaissIndex(TableIndex):
         return f"{super().extra_repr()}, factory={self.factory!r}, recall={self.recall}"
 
     def _changed(self) -> None:
-        self._engine = self.recall = None
+        self.recall = None
+        self._engine = None
 
     def _candidates(self, queries: Float[Tensor, "Q D"], count: int, *, again: bool) -> Candidates:
         if self._engine is None:
             self._build()
-        squares, rows = self._engine.search(np.ascontiguousarray(queries.cpu().numpy()), count)
+        engine: Any = self._engine
+        squares, rows = engine.search(np.ascontiguousarray(queries.cpu().numpy()), count)
         rows = torch.from_numpy(rows)
         if self.factory == "Flat":
             longest = self.vectors.norm(dim=1).max().cpu()
