@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from detkit._door import door
 from detkit._inputs import white_of
 from detkit._ranges import Ascending, Fraction, NotNegative, Range
-from detkit.tricks.samples import Batch, BatchAugmentation, between
+from detkit.tricks.samples import ROWS, Batch, BatchAugmentation, between, whole
 
 _GRAY = (0.299, 0.587, 0.114)
 _YIQ = torch.tensor([_GRAY, (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112)], dtype=torch.float64)
@@ -70,18 +70,28 @@ class ColorDistortion(BatchAugmentation):
         return _recolored(image, chosen), batch.targets[index]
 
 
-def _recolored(image: Tensor, chosen: Sequence[float]) -> Tensor:
+def _recolored(image: Shaped[Tensor, "3 H W"], chosen: Sequence[float]) -> Shaped[Tensor, "3 H W"]:
     brightness, contrast, saturation, hue = chosen
     white = white_of(image.dtype, where="ColorDistortion: images")
-    dtype = torch.float64 if image.dtype == torch.float64 else torch.float32
-    pixels = image.to(dtype).flatten(1)
-    gray = torch.tensor(_GRAY, dtype=dtype, device=image.device) @ pixels.mean(1)
-    matrix = (brightness * contrast * _turned(saturation, hue)).to(pixels)
-    # Gray has no chroma: saturation and hue leave the part of the mean as it is.
-    recolored = torch.addmm((brightness * (1 - contrast) * gray).expand(3, 1), matrix, pixels).reshape(image.shape)
-    if image.dtype.is_floating_point:
-        return recolored.clamp_(0, white).to(image.dtype)
-    return recolored.add_(0.5).clamp_(0, white).to(torch.int32 if white > 255 else torch.int16).to(image.dtype)
+    # Gray has no chroma: saturation and hue leave the mean's part as it is.
+    offset = brightness * (1 - contrast) * _mean_gray(image) if contrast != 1 else 0
+    matrix = (brightness * contrast * _turned(saturation, hue)).tolist()
+    recolored = torch.empty_like(image)
+    for rows, new in zip(image.split(ROWS, 1), recolored.split(ROWS, 1), strict=True):
+        channels = rows.to(torch.promote_types(torch.float32, image.dtype))
+        for channel, (red, green, blue) in zip(new, matrix, strict=True):
+            mixed = (channels[0] * red).add_(channels[1], alpha=green).add_(channels[2], alpha=blue).add_(offset)
+            if image.dtype.is_floating_point:
+                channel.copy_(mixed.clamp_(0, white))
+            else:
+                channel.copy_(whole(mixed.add_(0.5).clamp_(0, white), image.dtype))
+    return recolored
+
+
+def _mean_gray(image: Shaped[Tensor, "3 H W"]) -> float:
+    """Summed row by row, which is exact for integers, and for floats does not depend on threads."""
+    sums = image.to(torch.promote_types(torch.float32, image.dtype)).sum(2).double().sum(1)
+    return sum(part * total for part, total in zip(_GRAY, sums.tolist(), strict=True)) / image[0].numel()
 
 
 def _turned(saturation: float, hue: float) -> Float[Tensor, "3 3"]:

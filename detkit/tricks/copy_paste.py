@@ -15,7 +15,7 @@ from detkit._ranges import Ascending, Fraction, NotNegative, Positive
 from detkit.structures import FIELDS
 from detkit.structures.rows import join_rows, keep_rows
 from detkit.tricks.pieces import Piece, View, crowds, draw_piece, mask_areas, place_target
-from detkit.tricks.samples import Batch, BatchAugmentation, between, check_partners, others
+from detkit.tricks.samples import Batch, BatchAugmentation, between, check_partners, others, whole
 
 _SEEDS = 2**53
 
@@ -146,17 +146,17 @@ class CopyPaste(BatchAugmentation):
         share = v2.gaussian_blur(over[None].to(torch.float32), [2 * reach + 1] * 2, [self.blend] * 2)
         wide = torch.promote_types(image.dtype, torch.float32)
         mixed = image.to(wide).lerp(above.to(wide), share.to(wide))
-        return mixed.to(image.dtype) if image.dtype.is_floating_point else mixed.round().to(torch.int32).to(image.dtype)
+        return (mixed if image.dtype.is_floating_point else whole(mixed.round(), image.dtype)).to(image.dtype)
 
 
 def _piece(old: Sequence[int], size: tuple[int, int], scale: float, place: Sequence[float]) -> Piece:
     """The part of an image, resized by ``scale``, that is in view where it lies at random on a canvas of ``size``."""
     source, shown = [], []
-    for length, whole, at in zip(old, size, place, strict=True):
+    for length, room, at in zip(old, size, place, strict=True):
         wanted = max(1, round(length * scale))
-        taken = length if wanted <= whole else min(length, max(1, round(length * whole / wanted)))
-        start, stays = int(at * (length - taken + 1)), min(wanted, whole)
-        offset = int(at * (whole - stays + 1))
+        taken = length if wanted <= room else min(length, max(1, round(length * room / wanted)))
+        start, stays = int(at * (length - taken + 1)), min(wanted, room)
+        offset = int(at * (room - stays + 1))
         source.append((start, start + taken))
         shown.append((offset, offset + stays))
     (top, bottom), (left, right) = source

@@ -14,7 +14,7 @@ from detkit._inputs import first_bad, looked_at, promote
 from detkit._ranges import Count, Fraction, Positive
 from detkit.structures import FIELDS
 from detkit.structures.rows import join_rows
-from detkit.tricks.samples import Batch, BatchAugmentation, check_partners, others, uniform
+from detkit.tricks.samples import ROWS, Batch, BatchAugmentation, check_partners, others, uniform, whole
 
 
 class Mixup(nn.Module):
@@ -27,7 +27,7 @@ class Mixup(nn.Module):
     >>> images, labels = mixup(torch.ones(2, 3, 8, 8), torch.tensor([0, 2]), generator=generator)
     >>> labels
     tensor([[0.9701, 0.0000, 0.0299],
-            [0.6251, 0.0000, 0.3749]])
+            [0.5406, 0.0000, 0.4594]])
     """
 
     @door
@@ -56,10 +56,11 @@ class Mixup(nn.Module):
         check_partners(len(images), function="Mixup")
         rows = self._rows(labels)
         numbers = uniform((len(images), 2), generator)
-        partners = torch.tensor([others(i, row[1:], len(numbers))[0] for i, row in enumerate(numbers)])
-        shares = torch.tensor(beta([row[0] for row in numbers], self.alpha), dtype=torch.float32, device=images.device)
-        partners, shares = partners.to(images.device), shares.to(images.device)
-        return _blend(images, images[partners], shares[:, None, None, None]), rows[partners].lerp(rows, shares[:, None])
+        partners = [others(i, row[1:], len(numbers))[0] for i, row in enumerate(numbers)]
+        shares = beta([row[0] for row in numbers], self.alpha)
+        blended = [_blend(image, images[j], share) for image, j, share in zip(images, partners, shares, strict=True)]
+        soft = rows[partners].lerp(rows, rows.new_tensor(shares)[:, None])
+        return torch.stack(blended), soft
 
     def extra_repr(self) -> str:
         """The settings that ``print`` shows."""
@@ -134,7 +135,7 @@ class DetectionMixup(BatchAugmentation):
             for member, part in zip(members, (share, 1 - share), strict=True)
         ]
         keys = dict.fromkeys((*batch.keys, "weights"))
-        return _blend(first, second, torch.tensor(share, dtype=torch.float32)), join_rows(targets, keys)
+        return _blend(first, second, share), join_rows(targets, keys)
 
     def extra_repr(self) -> str:
         """The settings that ``print`` shows."""
@@ -155,13 +156,15 @@ def _padded(pixels: Tensor, size: Sequence[int]) -> Tensor:
     return F.pad(pixels, (0, width, 0, height)) if height or width else pixels
 
 
-def _blend(first: Tensor, second: Tensor, share: Tensor) -> Tensor:
+def _blend(first: Tensor, second: Tensor, share: float) -> Tensor:
     """``share`` of the first and the rest of the second, in their type; integers rounded, halves up."""
     if first.dtype.is_floating_point:
-        return second.lerp(first, share.to(first))
-    mixed = (first.to(torch.float32) * share).addcmul_(second.to(torch.float32), 1 - share).add_(0.5)
-    # By way of a wider integer: floats to uint8 take five times as long.
-    return mixed.to(torch.int16 if first.dtype == torch.uint8 else torch.int32).to(first.dtype)
+        return second.lerp(first, share)
+    blended = torch.empty_like(first)
+    for new, one, other in zip(*(image.split(ROWS, 1) for image in (blended, first, second)), strict=True):
+        mixed = one.to(torch.float32).mul_(share).add_(other.to(torch.float32), alpha=1 - share).add_(0.5)
+        new.copy_(whole(mixed, first.dtype))
+    return blended
 
 
 def _weighted(target: dict[str, Any], size: Sequence[int], share: float) -> dict[str, Any]:

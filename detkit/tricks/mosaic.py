@@ -66,7 +66,8 @@ class Mosaic(BatchAugmentation):
         canvas, placed = self._canvas(batch.images[index]), []
         center = [round(side * between(self.center_range, at)) for side, at in zip(self.size, numbers[:2], strict=True)]
         for i in range(4):
-            image, target = (entries[members[i % len(members)]] for entries in batch[:2])
+            member = members[i % len(members)]
+            image, target = batch.images[member], batch.targets[member]
             piece = self._piece(image.shape[-2:], center, i, numbers[5 + 3 * i : 8 + 3 * i])
             if piece is not None:
                 draw_piece(canvas, image, piece)
@@ -88,16 +89,11 @@ class Mosaic(BatchAugmentation):
         """What an image of ``size`` shows in a quarter (0 to 3, row by row); None of a quarter without pixels."""
         factor = min(whole / side for whole, side in zip(self.size, size, strict=True))
         factor *= between(self.scale_range, numbers[0])
-        sides = [
-            _side(length, factor, point, whole, after=after, at=at)
-            for length, point, whole, after, at in zip(
-                size, center, self.size, (quarter >= 2, quarter % 2 == 1), numbers[1:], strict=True
-            )
-        ]
-        if None in sides:
+        rows = _side(size[0], factor, center[0], self.size[0], after=quarter >= 2, at=numbers[1])
+        columns = _side(size[1], factor, center[1], self.size[1], after=quarter % 2 == 1, at=numbers[2])
+        if rows is None or columns is None:
             return None
-        (top, bottom, up, down), (left, right, west, east) = sides
-        return Piece((top, left, bottom, right), (up, west, down, east))
+        return Piece((rows[0], columns[0], rows[1], columns[1]), (rows[2], columns[2], rows[3], columns[3]))
 
 
 def _side(
