@@ -11,7 +11,7 @@ from torch import Tensor
 from detkit._door import door
 from detkit._inputs import white_of
 from detkit._ranges import Ascending, Fraction, NotNegative, Range
-from detkit.tricks.samples import ROWS, Batch, BatchAugmentation, between, whole
+from detkit.tricks.samples import Batch, BatchAugmentation, between, strips, whole
 
 _GRAY = (0.299, 0.587, 0.114)
 _YIQ = torch.tensor([_GRAY, (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112)], dtype=torch.float64)
@@ -77,7 +77,7 @@ def _recolored(image: Shaped[Tensor, "3 H W"], chosen: Sequence[float]) -> Shape
     offset = brightness * (1 - contrast) * _mean_gray(image) if contrast != 1 else 0
     matrix = (brightness * contrast * _turned(saturation, hue)).tolist()
     recolored = torch.empty_like(image)
-    for rows, new in zip(image.split(ROWS, 1), recolored.split(ROWS, 1), strict=True):
+    for rows, new in strips(image, recolored):
         channels = rows.to(torch.promote_types(torch.float32, image.dtype))
         for channel, (red, green, blue) in zip(new, matrix, strict=True):
             mixed = (channels[0] * red).add_(channels[1], alpha=green).add_(channels[2], alpha=blue).add_(offset)

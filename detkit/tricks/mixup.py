@@ -14,7 +14,7 @@ from detkit._inputs import first_bad, looked_at, promote
 from detkit._ranges import Count, Fraction, Positive
 from detkit.structures import FIELDS
 from detkit.structures.rows import join_rows
-from detkit.tricks.samples import ROWS, Batch, BatchAugmentation, check_partners, others, uniform, whole
+from detkit.tricks.samples import Batch, BatchAugmentation, check_partners, others, strips, uniform, whole
 
 
 class Mixup(nn.Module):
@@ -161,7 +161,7 @@ def _blend(first: Tensor, second: Tensor, share: float) -> Tensor:
     if first.dtype.is_floating_point:
         return second.lerp(first, share)
     blended = torch.empty_like(first)
-    for new, one, other in zip(*(image.split(ROWS, 1) for image in (blended, first, second)), strict=True):
+    for new, one, other in strips(blended, first, second):
         mixed = one.to(torch.float32).mul_(share).add_(other.to(torch.float32), alpha=1 - share).add_(0.5)
         new.copy_(whole(mixed, first.dtype))
     return blended

@@ -1,7 +1,7 @@
 """What augmentations of whole batches share: reading images and targets, drawing numbers, giving back what came in."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,8 +15,7 @@ from detkit._ranges import Fraction
 from detkit.structures import FIELDS, VOID, Target, read_target
 from detkit.structures.rows import complete_rows
 
-ROWS = 64
-"""Of an image that are computed with at once: their floats stay in the cache, and the heap does not grow and shrink."""
+_ROWS = 64
 _TYPES = (torch.uint8, torch.uint16, torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
@@ -106,6 +105,16 @@ def between(reach: Sequence[float], number: float) -> float:
     2.5
     """
     return reach[0] + (reach[1] - reach[0]) * number
+
+
+def strips(*images: Shaped[Tensor, "D H W"]) -> Iterator[tuple[Tensor, ...]]:
+    """The same rows of all images, some at a time: on the CPU their floats stay in the cache, and in memory it has.
+
+    >>> [one.shape[1] for one, other in strips(torch.zeros(3, 100, 4), torch.zeros(3, 100, 4))]
+    [64, 36]
+    """
+    rows = _ROWS if images[0].device.type == "cpu" else images[0].shape[1]
+    return zip(*(image.split(rows, 1) for image in images), strict=True)
 
 
 def whole(values: Tensor, dtype: torch.dtype) -> Tensor:
