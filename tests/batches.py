@@ -49,9 +49,9 @@ def copied(value: Any) -> Any:
         return {key: copied(part) for key, part in value.items()}
     if isinstance(value, list):
         return [copied(part) for part in value]
-    return (
-        value.clone() if isinstance(value, torch.Tensor) else value.copy() if isinstance(value, np.ndarray) else value
-    )
+    if isinstance(value, torch.Tensor):
+        return value.clone()
+    return value.copy() if isinstance(value, np.ndarray) else value
 
 
 def same(one: Any, other: Any) -> bool:

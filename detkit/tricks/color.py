@@ -69,6 +69,12 @@ class ColorDistortion(BatchAugmentation):
         ]
         return _recolored(image, chosen), batch.targets[index]
 
+    def extra_repr(self) -> str:
+        """The settings that ``print`` shows."""
+        names = ("brightness", "contrast", "saturation", "hue")
+        ranges = ", ".join(f"{name}={reach}" for name, reach in zip(names, self.ranges, strict=True))
+        return f"{ranges}, part_probability={self.part_probability}, probability={self.probability}"
+
 
 def _recolored(image: Shaped[Tensor, "3 H W"], chosen: Sequence[float]) -> Shaped[Tensor, "3 H W"]:
     brightness, contrast, saturation, hue = chosen

@@ -17,7 +17,7 @@ from detkit.structures.rows import join_rows, keep_rows
 from detkit.tricks.pieces import Piece, View, crowds, draw_piece, mask_areas, place_target
 from detkit.tricks.samples import Batch, BatchAugmentation, between, check_partners, others, whole
 
-_SEEDS = 2**53
+_SEEDS = 2**32  # more bits torch's generator on the CPU leaves out
 
 
 class CopyPaste(BatchAugmentation):

@@ -48,7 +48,10 @@ def draw_piece(canvas: Shaped[Tensor, "D H W"], image: Shaped[Tensor, "D _ _"], 
     top, left, bottom, right = piece.place
     part = _cut(image, piece.source)
     if part.shape[-2:] != (bottom - top, right - left):
-        part = v2.resize(part, [bottom - top, right - left], antialias=True)
+        if right - left == 1 and part.dtype == torch.uint8:  # for one column torch resizes uint8 to wrong values
+            part = v2.resize(part.to(torch.float32), [bottom - top, 1], antialias=True).round_()
+        else:
+            part = v2.resize(part, [bottom - top, right - left], antialias=True)
     _cut(canvas, piece.place).copy_(part)
 
 
@@ -81,7 +84,7 @@ def place_target(
             placed[key] = promote(values) * (_area(boxes) / _area(before))[keep]
     if "masks" not in placed:
         return placed
-    seen = placed["masks"].flatten(1).any(1) | crowd[keep]
+    seen = placed["masks"].flatten(1).any(1).bool() | crowd[keep]
     placed = placed if bool(seen.all()) else keep_rows(placed, seen, keys)
     return placed | mask_areas(placed)
 

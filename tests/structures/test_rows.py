@@ -80,7 +80,7 @@ def test_unknown_entries_that_fit_no_image_are_the_images():
     [
         (
             [target(1, area=torch.ones(1)), target(2)],
-            r"^f: targets\[1\]: 2 boxes but no area; each object needs its own",
+            r"^f: targets\[1\]: 2 boxes but no area; each object",
         ),
         ([target(1, track=torch.ones(1)), target(2)], r"^f: targets\[1\]: 2 boxes but no track"),
         (
@@ -93,7 +93,7 @@ def test_unknown_entries_that_fit_no_image_are_the_images():
         ),
         (
             [target(1, own=torch.ones(1)), target(1, own=np.ones(1))],
-            r"^f: own has rows of several shapes: Tensor.*array",
+            r"^f: own has rows of several shapes",
         ),
     ],
 )

@@ -5,6 +5,7 @@ import torch
 from batches import assert_in_step, batches, target_of
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.nn import functional as F
 
 from detkit.structures import FIELDS, VOID
 from detkit.structures.rows import complete_rows
@@ -128,9 +129,17 @@ def test_pixels_outside_the_place_stay_and_inside_are_the_resized_part():
     draw_piece(canvas, image, Piece((1, 2, 4, 5), (3, 3, 6, 6)))
     assert torch.equal(canvas[:, 3:6, 3:6], image[:, 1:4, 2:5])
     assert int((canvas == 200).sum()) == 72
-    draw_piece(canvas, image, Piece((0, 0, 2, 8), (0, 0, 1, 4)))
-    # Half as large: the mean of four pixels, and a quarter as much of those around them.
-    assert canvas[0, 0, :4].tolist() == [5, 6, 8, 10]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 1), (3, 1), (7, 1), (1, 7), (3, 2), (9, 4)])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_pixels_of_integers_are_resized_as_floats_are(size, channels):
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randint(0, 256, (channels, 5, 6), dtype=torch.uint8, generator=generator)
+    canvas = torch.zeros(channels, *size, dtype=torch.uint8)
+    draw_piece(canvas, image, Piece((0, 0, 5, 6), (0, 0, *size)))
+    expected = F.interpolate(image[None].double(), size=size, mode="bilinear", antialias=True)[0]
+    assert (canvas - expected).abs().max() <= 1
 
 
 @pytest.mark.parametrize(("length", "start", "stop"), [(1, 0, 7), (7, 3, 4), (5, 2, 12), (640, 0, 333)])

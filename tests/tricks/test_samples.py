@@ -1,4 +1,4 @@
-"""What all augmentations of batches promise: nothing of the caller's changes, one seed gives one batch, errors by name."""
+"""What all augmentations of batches promise: the caller's data stays, one seed gives one batch, errors by name."""
 
 import functools
 import pickle
@@ -21,7 +21,7 @@ from detkit.tricks.samples import others, read_batch, strips, uniform, whole
 MOVES = {
     "mosaic": lambda **given: Mosaic((24, 32), **given),
     "mixup": lambda **given: DetectionMixup(**given),
-    "paste": lambda **given: CopyPaste(scale_range=(0.5, 1.5), blend=0.7, **given),
+    "paste": lambda **given: CopyPaste(object_probability=0.9, scale_range=(0.5, 1.5), blend=0.7, **given),
     "color": lambda **given: ColorDistortion(**given),
 }
 every = pytest.mark.parametrize("make", MOVES.values(), ids=MOVES)
