@@ -103,5 +103,5 @@ def _mean_gray(image: Shaped[Tensor, "3 H W"]) -> float:
 def _turned(saturation: float, hue: float) -> Float[Tensor, "3 3"]:
     """The matrix of RGB that scales the chroma and turns the hue, and leaves gray and the luma."""
     sine, cosine = saturation * math.sin(2 * math.pi * hue), saturation * math.cos(2 * math.pi * hue)
-    turn = torch.tensor([[1, 0, 0], [0, cosine, -sine], [0, sine, cosine]], dtype=torch.float64)
+    turn = torch.tensor([[1, 0, 0], [0, cosine, sine], [0, -sine, cosine]], dtype=torch.float64)
     return torch.linalg.inv(_YIQ) @ turn @ _YIQ
