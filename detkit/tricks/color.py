@@ -56,7 +56,7 @@ class ColorDistortion(BatchAugmentation):
         self.ranges = tuple(brightness), tuple(contrast), tuple(saturation), tuple(hue)
         self.part_probability = part_probability
 
-    def augmented(self, batch: Batch, index: int, numbers: list[float]) -> tuple[Tensor, dict[str, Any]]:
+    def _augmented(self, batch: Batch, index: int, numbers: list[float]) -> tuple[Tensor, dict[str, Any]]:
         """The image ``index`` in other colors, and its target."""
         image = batch.images[index]
         if image.shape[0] != 3:

@@ -73,7 +73,7 @@ class CopyPaste(BatchAugmentation):
         self.object_probability, self.scale_range, self.flip = object_probability, tuple(scale_range), flip
         self.view, self.blend = View(min_visible, min_size), blend
 
-    def augmented(self, batch: Batch, index: int, numbers: list[float]) -> tuple[Tensor, dict[str, Any]]:
+    def _augmented(self, batch: Batch, index: int, numbers: list[float]) -> tuple[Tensor, dict[str, Any]]:
         """The image ``index`` with objects of another one."""
         count = len(batch.images)
         check_partners(count, function="CopyPaste")

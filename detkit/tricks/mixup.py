@@ -120,7 +120,7 @@ class DetectionMixup(BatchAugmentation):
         super().__init__(probability=probability)
         self.alpha, self.even = alpha, even
 
-    def augmented(self, batch: Batch, index: int, numbers: list[float]) -> tuple[Tensor, dict[str, Any]]:
+    def _augmented(self, batch: Batch, index: int, numbers: list[float]) -> tuple[Tensor, dict[str, Any]]:
         """The image ``index`` blended with another one."""
         check_partners(len(batch.images), function="DetectionMixup")
         share = 0.5 if self.even else beta(numbers[:1], self.alpha)[0]

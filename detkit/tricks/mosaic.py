@@ -60,7 +60,7 @@ class Mosaic(BatchAugmentation):
         self.scale_range, self.center_range = tuple(scale_range), tuple(center_range)
         self.view, self.fill = View(min_visible, min_size), fill
 
-    def augmented(self, batch: Batch, index: int, numbers: list[float]) -> tuple[Tensor, dict[str, Any]]:
+    def _augmented(self, batch: Batch, index: int, numbers: list[float]) -> tuple[Tensor, dict[str, Any]]:
         """The mosaic that begins with the image ``index``."""
         members = [index, *others(index, numbers[2:5], len(batch.images))]
         canvas, placed = self._canvas(batch.images[index]), []

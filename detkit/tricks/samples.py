@@ -45,19 +45,18 @@ class BatchAugmentation(nn.Module, ABC):
     (on accelerators only with ``DETKIT_CHECKS=full``), entries of objects that only some images have, and entries that
     speak of a whole image (``image_labels``), since that would no longer be true.
 
-    A subclass says what becomes of one image in ``augmented``, and how many numbers in [0, 1) that takes in ``draws``.
-
-    >>> class Darkened(BatchAugmentation):
-    ...     draws = 1
-    ...     def augmented(self, batch, index, numbers):
-    ...         return batch.images[index] * numbers[0], batch.targets[index]
-    >>> Darkened()([torch.ones(1, 1, 1)], [{"image_id": 7}], generator=torch.Generator().manual_seed(1))[0]
-    [tensor([[[0.2246]]])]
+    >>> from detkit.tricks import DetectionMixup, Mosaic
+    >>> batch = [torch.zeros(3, 8, 8), torch.ones(3, 9, 6)], [{"image_id": 7}, {"image_id": 8}]
+    >>> for augmentation in (Mosaic((32, 32)), DetectionMixup(probability=0.5)):
+    ...     batch = augmentation(*batch, generator=torch.Generator().manual_seed(0))
+    >>> [tuple(image.shape) for image in batch[0]], [target["image_id"] for target in batch[1]]
+    ([(3, 32, 32), (3, 32, 32)], [7, 8])
     """
 
     draws = 0
+    """Random numbers that one image takes."""
     refused: tuple[str, ...] = ("no",)
-    """What ``joins`` may not be in the table of fields."""
+    """Kinds of entries, by ``joins`` in the table of fields, that it cannot take."""
 
     @door
     def __init__(self, *, probability: Fraction = 1.0) -> None:
@@ -78,12 +77,12 @@ class BatchAugmentation(nn.Module, ABC):
         results = []
         for i, (chance, *numbers) in enumerate(chances):
             taken = chance < self.probability
-            image, target = self.augmented(batch, i, numbers) if taken else (batch.images[i], batch.targets[i])
+            image, target = self._augmented(batch, i, numbers) if taken else (batch.images[i], batch.targets[i])
             results.append(_as_given(image, target, images[i], targets[i]))
         return [image for image, _ in results], [target for _, target in results]
 
     @abstractmethod
-    def augmented(self, batch: Batch, index: int, numbers: list[float]) -> tuple[Tensor, dict[str, Any]]:
+    def _augmented(self, batch: Batch, index: int, numbers: list[float]) -> tuple[Tensor, dict[str, Any]]:
         """The image ``index`` of the batch and its target after augmentation, by ``numbers`` uniform in [0, 1)."""
         raise NotImplementedError
 
