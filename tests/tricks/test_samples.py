@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 from batches import batches, copied, same
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import unhooked
 from torch.utils.data import DataLoader
 from torchvision import tv_tensors
+from torchvision.transforms import v2
 
-from detkit.data import Augmented, DigitScenes, collate, flip_augmentation
+from detkit.data import Augmented, DigitScenes, collate, flip_augmentation, sanitize
 from detkit.structures import VOID
 from detkit.tricks import ColorDistortion, CopyPaste, DetectionMixup, Mosaic
 from detkit.tricks.samples import others, read_batch, strips, uniform, whole
@@ -36,6 +37,7 @@ def plain(count=3, **entries):
 
 
 @every
+@settings(max_examples=20)
 @given(batch=batches(fewest=2, masks=True, segmentation=False), seed=st.integers(0, 99))
 def test_nothing_of_the_callers_changes_and_one_generator_gives_one_batch(make, batch, seed):
     images, targets = batch
@@ -116,6 +118,31 @@ def test_pickles_and_prints(make):
     one, other = (each(images, targets, generator=torch.Generator().manual_seed(3)) for each in (augment, again))
     assert same(one, other)
     assert "probability=0.75" in repr(augment)
+
+
+def test_boxes_hold_their_objects_after_v2_and_a_mosaic():
+    """A white object on black in each image: the hull of what is white in a quarter is its box, to a pixel."""
+    single = v2.Compose([sanitize(), v2.RandomHorizontalFlip(0.5), v2.RandomResizedCrop((60, 80), scale=(0.7, 1))])
+    single.transforms.append(sanitize())
+    generator, mosaic, seen = torch.Generator().manual_seed(0), Mosaic((120, 120), fill=0.0), 0
+    torch.manual_seed(0)
+    for _ in range(10):
+        images = [torch.zeros(1, 70, 90, dtype=torch.uint8) for _ in range(4)]
+        for image in images:
+            image[:, 20:45, 30:70] = 255
+        targets = [{"boxes": torch.tensor([[30.0, 20, 70, 45]]), "labels": torch.tensor([i])} for i in range(4)]
+        batch = collate([single(*sample) for sample in zip(images, targets, strict=True)])
+        for image, target in zip(*mosaic(*batch, generator=generator), strict=True):
+            for x1, y1, x2, y2 in target["boxes"].round().int().tolist():
+                inner = image[0, y1 + 2 : y2 - 2, x1 + 2 : x2 - 2]
+                assert inner.numel() == 0 or int(inner.min()) > 127
+                seen += inner.numel() > 0
+            covered = torch.zeros(image.shape[1:], dtype=torch.bool)
+            for x1, y1, x2, y2 in target["boxes"].tolist():
+                covered[max(int(y1) - 2, 0) : int(y2) + 3, max(int(x1) - 2, 0) : int(x2) + 3] = True
+            cut = mosaic.view.min_visible * 40 * 25 * 4
+            assert int((image[0] > 127)[~covered].sum()) <= cut  # slivers of objects out of view
+    assert seen > 100
 
 
 def mixed_by_ids(dataset, augment, batch):
