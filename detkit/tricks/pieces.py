@@ -48,10 +48,10 @@ def draw_piece(canvas: Shaped[Tensor, "D H W"], image: Shaped[Tensor, "D _ _"], 
     top, left, bottom, right = piece.place
     part = _cut(image, piece.source)
     if part.shape[-2:] != (bottom - top, right - left):
-        if right - left == 1 and part.dtype == torch.uint8:  # for one column torch resizes uint8 to wrong values
-            part = v2.resize(part.to(torch.float32), [bottom - top, 1], antialias=True).round_()
-        else:
-            part = v2.resize(part, [bottom - top, right - left], antialias=True)
+        # torch gives uint8 of one column wrong values, torchvision does not round uint16.
+        floats = part.dtype == torch.uint16 or (part.dtype == torch.uint8 and right - left == 1)
+        part = v2.resize(part.to(torch.float32) if floats else part, [bottom - top, right - left], antialias=True)
+        part = part.round_() if floats else part
     _cut(canvas, piece.place).copy_(part)
 
 
