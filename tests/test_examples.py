@@ -16,6 +16,7 @@ SMALL: dict[str, tuple[list[str], list[str], str]] = {
     "compose_ssd.py": (["--steps", "2"], [], ""),
     "dozen_detectors.py": (["out", "--seconds", ".2", "--seeds", "1", "--scenes", "16"], ["out/dozen.png"], "TOOD"),
     "draw_anchors.py": (["anchors.png"], ["anchors.png"], ""),
+    "draw_augmentation.py": ([f"{DATA}/coco_open", "moved.jpg"], ["moved.jpg"], "Mosaic: 2 objects, then 9"),
     "draw_attention.py": (["attention.png"], ["attention.png"], ""),
     "draw_embedding_losses.py": (["losses.png"], ["losses.png"], "a triplet at 1.0 and 0.5: 1.5"),
     "draw_losses.py": (["losses.png"], ["losses.png"], "quality focal: 0.000 at probability 0.70"),

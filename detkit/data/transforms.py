@@ -21,6 +21,7 @@ from detkit._inputs import as_boxes, white_of
 from detkit._ranges import Ascending, Count, NotNegative, Positive, Range, Whole
 from detkit.data.truth import Transforms
 from detkit.structures import FIELDS, VOID, Target, read_target
+from detkit.structures.rows import keep_rows
 
 MEAN_COLOR = (123.0, 117.0, 104.0)
 """ImageNet's mean RGB: what uncovered canvas is filled with, in the range of the image's own type."""
@@ -233,23 +234,7 @@ def _without_small(image: Any, target: dict[str, Any], *, min_size: float) -> tu
     keep = (boxes[:, 2:] - boxes[:, :2] >= min_size).all(1)
     if bool(keep.all()):
         return image, target
-    return image, {
-        key: _rows(value, keep) if _is_of_objects(key, value, keep) else value for key, value in target.items()
-    }
-
-
-def _is_of_objects(key: str, value: Any, keep: Tensor) -> bool:
-    if key in FIELDS:
-        return FIELDS[key].of == "object"
-    return isinstance(value, Tensor | np.ndarray) and value.ndim > 0 and len(value) == len(keep)
-
-
-def _rows(values: Any, keep: Tensor) -> Any:
-    if not isinstance(values, Tensor):
-        return values[keep.cpu().numpy()]
-    rows = values[keep.to(values.device)]
-    wrap: Any = tv_tensors.wrap  # which type checkers take for the method of a class
-    return wrap(rows, like=values) if isinstance(values, tv_tensors.TVTensor) else rows
+    return image, keep_rows(target, keep)
 
 
 class _ClassMap(tv_tensors.Mask):

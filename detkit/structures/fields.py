@@ -68,15 +68,19 @@ class Field(NamedTuple):
     where another has it; None: an image with objects needs its own. ``inside``: its name in :class:`Targets` or
     :class:`Detections`; None: it stays in the dict. ``moves`` says what becomes of it when the pixels move:
 
-    ======  =============  ===================================  ======================
-    moves   resized        flipped and cropped                  comes back
-    ======  =============  ===================================  ======================
-    no      unchanged      unchanged                            unchanged
-    boxes   scaled         with the image; small ones go        scaled, clipped
-    points  scaled         refused                              scaled
-    masks   nearest pixel  with the image                       pasted into the image
-    map     nearest pixel  with the image                       resized to the image
-    ======  =============  ===================================  ======================
+    ======  =============  ===============================  ======================  ================================
+    moves   resized        flipped and cropped              comes back              placed on a canvas
+    ======  =============  ===============================  ======================  ================================
+    no      unchanged      unchanged                        unchanged               unchanged
+    boxes   scaled         with the image; small ones go    scaled, clipped         scaled, clipped; small ones go
+    points  scaled         refused                          scaled                  scaled; 0, 0, 0 where not in view
+    masks   nearest pixel  with the image                   pasted into the image   nearest pixel, cut
+    map     nearest pixel  with the image                   resized to the image    nearest pixel, cut
+    areas   unchanged      unchanged                        unchanged               of the mask, else as the box's
+    ======  =============  ===============================  ======================  ================================
+
+    ``joins`` says what becomes of it where several images become one, as in a mosaic: the "rows" of all; of each pixel
+    that of the image in "view" there; what the "first" image has; or "no": it speaks of a whole image, and is refused.
     """
 
     of: Literal["object", "image", "pixel"]
@@ -84,32 +88,33 @@ class Field(NamedTuple):
     holds: Literal["reals", "integers", "flags", "anything"]
     padding: float
     missing: float | None
-    moves: Literal["no", "boxes", "points", "masks", "map"]
+    moves: Literal["no", "boxes", "points", "masks", "map", "areas"]
+    joins: Literal["rows", "view", "first", "no"]
     inside: str | None
 
 
 FIELDS: dict[str, Field] = {
-    # key in the dict          of        shape            holds       padding missing moves     name inside
-    "boxes":            Field("object", ("T", 4),        "reals",        0, None, "boxes",  "boxes"),
-    "scores":           Field("object", ("T",),          "reals",        0, None, "no",     "scores"),
-    "labels":           Field("object", ("T",),          "integers",     0, None, "no",     "labels"),
-    "masks":            Field("object", ("T", "H", "W"), "anything",     0, None, "masks",  "masks"),
-    "keypoints":        Field("object", ("T", "P", 3),   "reals",        0, None, "points", "keypoints"),
-    "keypoints_scores": Field("object", ("T", "P"),      "reals",        0, None, "no",     "keypoint_scores"),
-    "class_scores":     Field("object", ("T", "C"),      "reals",        0, None, "no",     "class_scores"),
-    "embeddings":       Field("object", ("T", "D"),      "reals",        0, None, "no",     "embeddings"),
-    "weights":          Field("object", ("T",),          "reals",        0, 1,    "no",     "weights"),
-    "identities":       Field("object", ("T",),          "integers",    -1, -1,   "no",     "identities"),
-    "label_sets":       Field("object", ("T", "C"),      "anything",     0, None, "no",     "label_sets"),
-    "iscrowd":          Field("object", ("T",),          "flags",        0, 0,    "no",     "ignore"),
-    "ignore":           Field("object", ("T",),          "flags",        0, 0,    "no",     None),
-    "area":             Field("object", ("T",),          "reals",        0, None, "no",     None),
-    "segmentation":     Field("pixel",  ("H", "W"),      "integers", VOID, VOID,  "map",    "segmentation"),
-    "image_labels":     Field("image",  ("...",),        "anything",     0, None, "no",     "image_labels"),
-    "image_scores":     Field("image",  ("...",),        "reals",        0, None, "no",     "image_scores"),
-    "image_id":         Field("image",  ("...",),        "anything",     0, None, "no",     None),
-    "size":             Field("image",  ("...",),        "anything",     0, None, "no",     None),
-    "orig_size":        Field("image",  ("...",),        "anything",     0, None, "no",     None),
+    # key in the dict          of        shape            holds       padding missing moves     joins    name inside
+    "boxes":            Field("object", ("T", 4),        "reals",        0, None, "boxes",  "rows",  "boxes"),
+    "scores":           Field("object", ("T",),          "reals",        0, None, "no",     "rows",  "scores"),
+    "labels":           Field("object", ("T",),          "integers",     0, None, "no",     "rows",  "labels"),
+    "masks":            Field("object", ("T", "H", "W"), "anything",     0, None, "masks",  "rows",  "masks"),
+    "keypoints":        Field("object", ("T", "P", 3),   "reals",        0, None, "points", "rows",  "keypoints"),
+    "keypoints_scores": Field("object", ("T", "P"),      "reals",        0, None, "no",     "rows",  "keypoint_scores"),
+    "class_scores":     Field("object", ("T", "C"),      "reals",        0, None, "no",     "rows",  "class_scores"),
+    "embeddings":       Field("object", ("T", "D"),      "reals",        0, None, "no",     "rows",  "embeddings"),
+    "weights":          Field("object", ("T",),          "reals",        0, 1,    "no",     "rows",  "weights"),
+    "identities":       Field("object", ("T",),          "integers",    -1, -1,   "no",     "rows",  "identities"),
+    "label_sets":       Field("object", ("T", "C"),      "anything",     0, None, "no",     "rows",  "label_sets"),
+    "iscrowd":          Field("object", ("T",),          "flags",        0, 0,    "no",     "rows",  "ignore"),
+    "ignore":           Field("object", ("T",),          "flags",        0, 0,    "no",     "rows",  None),
+    "area":             Field("object", ("T",),          "reals",        0, None, "areas",  "rows",  None),
+    "segmentation":     Field("pixel",  ("H", "W"),      "integers", VOID, VOID,  "map",    "view",  "segmentation"),
+    "image_labels":     Field("image",  ("...",),        "anything",     0, None, "no",     "no",    "image_labels"),
+    "image_scores":     Field("image",  ("...",),        "reals",        0, None, "no",     "no",    "image_scores"),
+    "image_id":         Field("image",  ("...",),        "anything",     0, None, "no",     "first", None),
+    "size":             Field("image",  ("...",),        "anything",     0, None, "no",     "first", None),
+    "orig_size":        Field("image",  ("...",),        "anything",     0, None, "no",     "first", None),
 }  # fmt: skip
 """Every key that the library knows in a :class:`Target` or a :class:`Detection`; others are the user's own."""
 

@@ -334,3 +334,49 @@ def test_colors_change_and_boxes_stay_without_rotation_scale_and_flips():
     assert torch.equal(result["boxes"], target["boxes"])
     kept, _ = localization_augmentation(**settings, color=0)(image, target)
     assert torch.equal(kept, image)
+
+
+# What v2 itself does at torchvision 0.29: where one of these fails, docs/augmentation.md warns of a trap that is gone.
+
+
+def boxed(**entries):
+    boxes = tv_tensors.BoundingBoxes([[1.0, 2, 4, 6], [2, 2, 2, 2]], format="XYXY", canvas_size=(8, 10))
+    target = {"boxes": boxes, "labels": torch.tensor([1, 2]), **entries}
+    return tv_tensors.Image(torch.zeros(3, 8, 10, dtype=torch.uint8)), target
+
+
+def test_v2_leaves_points_crowds_and_areas_of_dropped_boxes_and_sanitize_does_not():
+    points = tv_tensors.KeyPoints([[[1.0, 2]], [[3.0, 3]]], canvas_size=(8, 10))
+    entries = {"iscrowd": torch.tensor([0, 1]), "area": torch.tensor([12.0, 0])}
+    _, target = v2.SanitizeBoundingBoxes()(*boxed(**entries, keypoints=points))
+    assert [len(target[key]) for key in ("boxes", "labels", "keypoints", "iscrowd", "area")] == [1, 1, 2, 2, 2]
+    _, target = sanitize()(*boxed(**entries))
+    assert [len(target[key]) for key in ("boxes", "labels", "iscrowd", "area")] == [1, 1, 1, 1]
+
+
+def test_v2_mirrors_points_as_whole_pixels_and_boxes_as_edges():
+    points = tv_tensors.KeyPoints([[[1.0, 2]], [[3.0, 3]]], canvas_size=(8, 10))
+    _, target = v2.RandomHorizontalFlip(1.0)(*boxed(keypoints=points))
+    assert target["boxes"][0].tolist() == [10 - 4, 2, 10 - 1, 6]
+    assert target["keypoints"][:, 0].tolist() == [[10 - 1 - 1, 2], [10 - 1 - 3, 3]]
+
+
+def test_v2_rotates_boxes_onto_another_canvas_than_the_image_which_is_refused():
+    image, target = v2.RandomRotation((30, 30), expand=True)(*boxed())
+    assert target["boxes"].canvas_size != tuple(image.shape[1:])
+    with pytest.raises(ValueError, match=r"boxes of height and width \(12, 13\) for an image of \(12, 14\)"):
+        sanitize()(image, target)
+
+
+@pytest.mark.parametrize("mix", [v2.MixUp, v2.CutMix])
+def test_v2_mixes_no_boxes(mix):
+    with pytest.raises(ValueError, match="bounding boxes"):
+        mix(num_classes=3)(torch.zeros(2, 3, 8, 10), boxed()[1])
+
+
+def test_v2_moves_no_plain_boxes_and_sanitize_makes_them_movable():
+    image, target = boxed()
+    plain = target | {"boxes": target["boxes"].as_subclass(torch.Tensor)}
+    mirror = v2.RandomHorizontalFlip(1.0)
+    assert mirror(image, plain)[1]["boxes"][0].tolist() == [1, 2, 4, 6]
+    assert v2.Compose([sanitize(), mirror])(image, plain)[1]["boxes"][0].tolist() == [6, 2, 9, 6]

@@ -26,6 +26,13 @@ def test_a_field_of_an_object_has_a_row_for_each_and_one_of_pixels_their_height_
         assert (field.shape[-2:] == ("H", "W")) == (field.moves in ("masks", "map")), key
 
 
+def test_rows_are_joined_below_each_other_pixels_by_what_is_in_view_and_what_the_image_has_is_the_firsts_or_refused():
+    for key, field in FIELDS.items():
+        assert (field.joins == "rows") == (field.of == "object"), key
+        assert (field.joins == "view") == (field.of == "pixel"), key
+        assert (field.joins in ("first", "no")) == (field.of == "image"), key
+
+
 @pytest.mark.parametrize(
     ("near", "known"),
     [
