@@ -26,7 +26,7 @@ def test_what_boxes_match_and_weigh():
     weights = gather_assigned(matched_objects(found), targets).weights
     assert weights.tolist() == [[0.5, 3, 0.5, 1], [2, 2, 1, 1]]
     costs = torch.tensor([[1.0, 2, 3, torch.nan], [4, 5, torch.nan, torch.inf]])
-    assert weighted_mean(costs, weights, found.valid) == (0.5 + 6 + 1.5 + 8 + 10) / 5
+    assert weighted_mean(costs, weights, found.valid) == (0.5 + 6 + 1.5 + 8 + 10) / 8
     assert weighted_mean(costs, weights, torch.zeros_like(found.valid)) == 0
 
 
