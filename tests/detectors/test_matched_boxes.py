@@ -30,6 +30,13 @@ def test_what_boxes_match_and_weigh():
     assert weighted_mean(costs, weights, torch.zeros_like(found.valid)) == 0
 
 
+def test_a_box_in_two_parts_equals_it_whole():
+    costs, rows = torch.tensor([3.0, 6.0]), torch.tensor([True, True])
+    whole = weighted_mean(costs, torch.tensor([1.0, 2.0]), rows)
+    parts = weighted_mean(costs[[0, 0, 1]], torch.tensor([0.25, 0.75, 2.0]), rows[[0, 0, 1]])
+    assert whole == parts == 5
+
+
 def test_the_count_is_the_mean_over_processes_and_at_least_1(monkeypatch):
     costs, ones, first = torch.tensor([3.0, 6.0]), torch.ones(2), torch.tensor([True, False])
     monkeypatch.setattr("detkit.losses.dense.all_reduce_mean", lambda count: count / 2)

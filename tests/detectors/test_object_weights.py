@@ -67,6 +67,24 @@ def test_weights_of_1_are_no_weights_and_others_change_every_loss(family):
     assert all(name.startswith("embedding.") for name in same), same
 
 
+PER_IMAGE = "yolo v1", "yolo v3"
+MEANS = {"box", "l1", "giou", "centerness", "distribution", "mask", "keypoint"}  # of objects alone
+
+
+@every_family
+def test_twice_the_weight_of_all_objects_changes_no_mean_over_objects(family):
+    """It doubles what is divided by the number of images; regions are sampled with background, of weight 1."""
+    detector, (image, own) = small_family(family), scene(3, seed=5)
+    once, twice = (
+        losses_and_gradients(detector, [image], [Target(**own, weights=torch.full((3,), weight))])
+        for weight in (1.0, 2.0)
+    )
+    factor = 2 if family in PER_IMAGE else 1
+    for name in once:
+        if name.split(".")[-1] in MEANS and not name.startswith(("rpn.", "box.")):
+            torch.testing.assert_close(twice[name], once[name] * factor, msg=name)
+
+
 every_matcher = pytest.mark.parametrize("name", [*MATCHERS, "hungarian"])
 
 

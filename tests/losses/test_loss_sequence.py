@@ -50,6 +50,13 @@ def test_weights_are_relative():
     assert torch.allclose(SequenceLoss()(logits, tokens, weights * 7)["tokens"], loss)
 
 
+def test_a_token_in_two_parts_equals_it_whole():
+    logits, tokens, weights = batch()
+    parts = torch.cat((weights * 0.25, weights * 0.75), 1)
+    found = SequenceLoss()(torch.cat((logits, logits), 1), torch.cat((tokens, tokens), 1), parts)
+    assert torch.allclose(found["tokens"], SequenceLoss()(logits, tokens, weights)["tokens"])
+
+
 def test_a_batch_that_weighs_nothing_costs_nothing_and_has_a_gradient():
     logits, tokens, weights = batch()
     logits.requires_grad_()
