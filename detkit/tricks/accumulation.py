@@ -44,11 +44,10 @@ def accumulate_gradients(
     with torch.no_grad(), _put_back(model):
         counts = [_counts(model, part) for part in parts]
     _check_alike(counts)
-    totals = [sum(of_parts) for of_parts in zip(*counts, strict=True)]
+    totals = [torch.stack(of_parts).sum(0) for of_parts in zip(*counts, strict=True)]
     whole: dict[str, Tensor] = {}
     for part in parts:
-        answers = iter(totals)
-        with dist.means_answered(lambda mean, answers=answers: next(answers)):
+        with dist.means_answered(lambda mean, left=totals[::-1]: left.pop()):
             losses = _losses(model, part)
         backward(cast(Tensor, sum(losses.values())))
         whole = {name: whole.get(name, 0) + loss.detach() for name, loss in losses.items()}

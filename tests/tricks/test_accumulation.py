@@ -2,8 +2,10 @@
 
 import itertools
 
+import processes
 import pytest
 import torch
+import torch.distributed as torch_dist
 from families import FAMILIES, losses_and_gradients, scene, small_family
 from strategies import assert_refused
 from torch import Tensor, nn
@@ -100,6 +102,29 @@ def test_what_is_drawn_is_drawn_alike_in_both_runs_and_anew_for_each_part(family
         sum(losses.values()).backward()
     for name, parameter in detector.named_parameters():
         assert torch.equal(found[name], parameter.grad)
+
+
+def one_rank(rank: int, folder: str) -> None:
+    torch_dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    detector = exact_family("ssd")
+    accumulate_gradients(detector, (parts(1, 1, 3)[:2], parts(2, 1, 2)[1:])[rank])
+    gradients = {name: parameter.grad for name, parameter in detector.named_parameters()}
+    for gradient in gradients.values():
+        torch_dist.all_reduce(gradient)
+        gradient /= 2  # as DistributedDataParallel does
+    torch_dist.destroy_process_group()
+    torch.save(gradients, f"{folder}/{rank}.pt")
+
+
+@pytest.mark.slow(5)
+def test_two_processes_with_two_parts_each_equal_one_batch(tmp_path):
+    processes.end(
+        *(processes.start(one_rank, rank, str(tmp_path), printed=tmp_path / f"{rank}.txt") for rank in range(2))
+    )
+    whole = losses_and_gradients(exact_family("ssd"), *batch())
+    for rank in range(2):
+        gradients = torch.load(tmp_path / f"{rank}.pt")
+        assert_close(gradients, {name: whole[name] for name in gradients})
 
 
 def test_gradients_are_added_to_those_that_are_there_and_backward_is_the_callers():
