@@ -3,6 +3,8 @@
 Nothing here initializes a group or wraps a model: the training script does that.
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,6 +13,9 @@ from torch import Tensor
 
 from detkit._door import door
 from detkit._inputs import as_tensor
+
+_answer: Callable[[Tensor], Tensor] | None = None
+"""What :func:`means_answered` made of the means, if it is in force."""
 
 
 def world_size() -> int:
@@ -42,11 +47,41 @@ def all_reduce_mean(value: Tensor) -> Tensor:
     tensor(3.)
     """
     value = as_tensor(value, function="all_reduce_mean", name="value")
+    mean = value if world_size() == 1 else all_reduce_sum(value) / world_size()
+    return mean if _answer is None else _answer(mean)
+
+
+@door
+def all_reduce_sum(value: Tensor) -> Tensor:
+    """Sum of ``value`` over all processes, without gradient; the input itself in a single process.
+
+    >>> all_reduce_sum(torch.tensor(3))
+    tensor(3)
+    """
+    value = as_tensor(value, function="all_reduce_sum", name="value")
     if world_size() == 1:
         return value
     total = value.detach().clone()
     torch_dist.all_reduce(total)
-    return total / world_size()
+    return total
+
+
+@contextmanager
+def means_answered(answer: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Inside, :func:`all_reduce_mean` returns what ``answer`` makes of the mean: the counts that losses divide by.
+
+    So a batch in parts can divide by the counts of the whole: :func:`~detkit.tricks.accumulate_gradients`.
+
+    >>> with means_answered(lambda mean: 4 * mean):
+    ...     all_reduce_mean(torch.tensor(3.0))
+    tensor(12.)
+    """
+    global _answer
+    before, _answer = _answer, answer
+    try:
+        yield
+    finally:
+        _answer = before
 
 
 def gather_objects(value: Any) -> list[Any]:

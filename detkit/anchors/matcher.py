@@ -22,6 +22,7 @@ AnchorBoxes: TypeAlias = Anchors | Shaped[Tensor, "*B N 4"]
 def read_boxes(function: str, anchors: Anchors | Tensor, targets: Targets) -> tuple[Tensor, Targets]:
     """The boxes of the anchors, and targets, in a promoted type; boxes that are not finite become NaN: no match.
 
+    Objects of weight 0 are no longer ``valid``: matchers treat them as padding.
     Raises ValueError, in the name of ``function``, where shapes disagree and for targets without a single row.
 
     >>> from detkit.structures import pad_targets
@@ -38,7 +39,7 @@ def read_boxes(function: str, anchors: Anchors | Tensor, targets: Targets) -> tu
         raise ValueError(
             f"{function}: anchors have shape {tuple(boxes.shape)}; allowed is (N, 4) or ({truth.shape[0]}, N, 4)"
         )
-    return _finite(boxes), targets._replace(boxes=_finite(truth))
+    return _finite(boxes), targets._replace(boxes=_finite(truth), valid=targets.present)
 
 
 def read_predictions(function: str, predictions: Predictions | None, field: str) -> tuple[Tensor, Tensor]:

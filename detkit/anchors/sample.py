@@ -17,13 +17,14 @@ from detkit._ranking import stable_topk
 from detkit.structures import NEGATIVE
 
 Scope = Literal["image", "batch"]
+_PARTS = 1024  # of a positive: sums of weights are rounded to these
 
 
 class HardNegativeSampler(nn.Module):
     """Hard negative mining: samples the negatives with the highest loss, a few for every positive.
 
-    It samples ``negatives_per_positive`` times the number of positives, at least ``minimum``, but no negative with loss
-    0. ``scope="image"`` counts and ranks within each image (Caffe, torchvision), ``"batch"`` over the whole batch
+    It samples ``negatives_per_positive`` times the weight of the positives, at least ``minimum``, but no negative with
+    loss 0. ``scope="image"`` counts and ranks within each image (Caffe, torchvision), ``"batch"`` over the whole batch
     (Keras ports). Ties go to the lower index. Source: Liu et al. 2016, section 2.2 ("Hard negative mining").
 
     Raises ValueError for a negative or infinite ratio, a negative minimum, or another scope.
@@ -44,21 +45,32 @@ class HardNegativeSampler(nn.Module):
 
     @door
     @torch.no_grad()
-    def forward(self, losses: Float[Tensor, "B N"], labels: Int[Tensor, "B N"]) -> Bool[Tensor, "B N"]:
+    def forward(
+        self,
+        losses: Float[Tensor, "B N"],
+        labels: Int[Tensor, "B N"],
+        *,
+        weights: Float[Tensor, "B N"] | None = None,
+    ) -> Bool[Tensor, "B N"]:
         """True for each sampled negative.
 
-        losses (B, N): the loss of each anchor as background; labels (B, N): its class, NEGATIVE or IGNORED.
+        losses (B, N): the loss of each anchor as background; labels (B, N): its class, NEGATIVE or IGNORED; weights
+        (B, N): as how many positives each one counts, by default 1.
         """
-        if losses.shape != labels.shape:
+        shapes = [tuple(given.shape) for given in (labels, weights) if given is not None]
+        if any(shape != tuple(losses.shape) for shape in shapes):
             raise ValueError(
-                f"HardNegativeSampler: losses have shape {tuple(losses.shape)} and labels {tuple(labels.shape)}; "
+                f"HardNegativeSampler: losses have shape {tuple(losses.shape)}, labels and weights {shapes}; "
                 "they must be equal"
             )
+        weights = torch.ones_like(losses) if weights is None else weights
         shape = losses.shape
         if self.scope == "batch":
-            losses, labels = losses.reshape(1, -1), labels.reshape(1, -1)
+            losses, labels, weights = (rows.reshape(1, -1) for rows in (losses, labels, weights))
         eligible = (labels == NEGATIVE) & (losses > 0)
-        wanted = ((labels >= 0).sum(1) * self.negatives_per_positive).long().clamp(min=self.minimum)
+        positives = torch.where(labels >= 0, weights.float(), 0).sum(1)
+        positives = (positives * _PARTS).round() / _PARTS  # weights that add up to a whole number are that number
+        wanted = (positives * self.negatives_per_positive).long().clamp(min=self.minimum)
         order = torch.where(eligible, losses, -torch.inf).sort(dim=1, descending=True, stable=True).indices
         places = torch.arange(order.shape[1], device=order.device).expand_as(order)
         rank = torch.empty_like(order).scatter_(1, order, places)

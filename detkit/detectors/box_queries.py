@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from detkit._door import door
+from detkit.anchors import gather_assigned
 from detkit.boxes import cxcywh_to_xyxy, fractions_to_pixels, pixels_to_fractions
 from detkit.detectors.denoising import DenoisingQueries
 from detkit.detectors.detector import Stage
@@ -96,7 +97,8 @@ class BoxQueryStage(Stage):
         if outputs.noised is not None and outputs.assignment is not None:
             logits, boxes, *_ = outputs.noised
             known = outputs.assignment
-            noised = self.criterion(logits, boxes, targets, known, count=(known.matched >= 0).sum())
+            count = torch.where(known.matched >= 0, gather_assigned(known, targets).weights, 0).sum()
+            noised = self.criterion(logits, boxes, targets, known, count=count)
             for name, loss in noised.items():
                 name = f"denoising.{name.split('.')[-1]}"
                 losses[name] = losses.get(name, 0) + loss

@@ -30,9 +30,10 @@ class ClassificationStage(Stage):
     all classes; a stage behind this one may find them a better box: :class:`~detkit.detectors.LocalizationStage`.
 
     An image learns the class in ``image_labels`` (B,), -1 for none; without that entry the classes of its objects, each
-    to an equal part, times its weight. The loss is ``weight`` times the mean cross-entropy over the images that learn
-    something, in all processes. Raises ValueError for image_labels of another shape, and labels out of range (on
-    accelerators with ``DETKIT_CHECKS=full``).
+    to a part in proportion to its weight. The loss is ``weight`` times the mean cross-entropy over the images that
+    learn something, in all processes; an image whose objects weigh less than 1 together counts as much as they do.
+    Raises ValueError for image_labels of another shape, and labels out of range (on accelerators with
+    ``DETKIT_CHECKS=full``).
 
     >>> from detkit.heads import ImageHead
     >>> stage = ClassificationStage(ImageHead(8, 3), max_detections=2)
@@ -67,9 +68,10 @@ class ClassificationStage(Stage):
         check_labels(labels, num_classes, lowest=0, function="ClassificationStage", name="labels of targets")
         logits = outputs.logits[:, None].expand(-1, labels.shape[1], -1)
         costs = label_smoothed_cross_entropy(logits, labels, smoothing=0.0)
-        count = (labels != IGNORED).sum(1)
-        means = (costs * weights).sum(1) / count.clamp(min=1)
-        return {"classification": self.weight * means.sum() / mean_count(count > 0, means)}
+        totals = torch.where(labels != IGNORED, weights.to(costs), 0).sum(1)
+        means = (costs * weights).sum(1) / totals.clamp(min=1)
+        count = mean_count(totals > 0, means, weights=totals.clamp(max=1))
+        return {"classification": self.weight * means.sum() / count}
 
     @door
     def detections(self, outputs: ClassificationOutputs, images: Images) -> Detections:

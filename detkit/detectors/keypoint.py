@@ -41,8 +41,8 @@ class KeypointStage(Stage):
     ``pool(features, boxes, rows)`` pools regions (M, D, R, R) as :class:`~detkit.boxes.PyramidRoIAlign` does; ``head``
     maps them to logits (M, P, S, S). The stage trains on the boxes that the previous stage hands over, with
     ``matched``; positives are ``valid``. ``criterion(logits, cells, usable)`` gives costs (M, P), 0 where a keypoint is
-    not usable. The loss is ``weight`` times the mean cost over the usable keypoints of all processes (at least 1), each
-    cost scaled by its object's weight. Source: He et al. 2017 (Mask R-CNN), section 5.
+    not usable. The loss is ``weight`` times the mean cost over the usable keypoints of all processes, weighted by their
+    objects' weights, whose sum counts as 1 at least. Source: He et al. 2017 (Mask R-CNN), section 5.
 
     >>> from detkit.boxes import PyramidRoIAlign
     >>> from detkit.heads.keypoint import KeypointHead

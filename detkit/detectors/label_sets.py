@@ -12,9 +12,10 @@ from torch.nn import functional as F
 from detkit._door import door
 from detkit._inputs import as_boxes, promote
 from detkit._ranges import Count, Fraction, NotNegative
+from detkit.anchors import gather_assigned
 from detkit.boxes import box_iou
 from detkit.detectors.detector import Stage
-from detkit.detectors.matched_boxes import weighted_mean
+from detkit.detectors.matched_boxes import matched_objects, weighted_mean
 from detkit.detectors.roi import learns_from_rows, on_valid_rows
 from detkit.structures import Detections, Images, Targets, take_rows
 from detkit.structures.labels import check_labels
@@ -42,10 +43,10 @@ class LabelSetStage(Stage):
 
     A proposal learns the classes of all objects that it overlaps with IoU strictly above ``iou_threshold``; one without
     such an object teaches nothing. ``criterion(logits, label_sets)`` gives costs (M, C), by default torch's binary
-    cross-entropy. The loss is ``weight`` times their mean over classes and learning proposals of all processes (at
-    least 1). The next stage learns on the same proposals, each ``matched`` to the object that it overlaps most. Raises
-    ValueError for a postprocess without rows. Source: the multi-label patches of neural codes; Babenko et al. 2014,
-    "Neural Codes for Image Retrieval".
+    cross-entropy. The loss is ``weight`` times their mean over classes and learning proposals of all processes, each
+    weighted by the object that it overlaps most (the sum counts as 1 at least). The next stage learns on the same
+    proposals, each ``matched`` to the object that it overlaps most. Raises ValueError for a postprocess without rows.
+    Source: the multi-label patches of neural codes; Babenko et al. 2014, "Neural Codes for Image Retrieval".
 
     >>> from detkit.boxes import PyramidRoIAlign
     >>> from detkit.detectors import Postprocess
@@ -101,7 +102,8 @@ class LabelSetStage(Stage):
         rows = outputs.detections.valid
         logits = torch.where(rows[..., None], outputs.logits, 0)
         costs = self.criterion(logits.flatten(0, 1), outputs.label_sets.flatten(0, 1).to(logits)).mean(1)
-        return {"label_sets": self.weight * weighted_mean(costs.view_as(rows), torch.ones_like(logits[..., 0]), rows)}
+        weights = gather_assigned(matched_objects(outputs.detections), targets).weights
+        return {"label_sets": self.weight * weighted_mean(costs.view_as(rows), weights, rows)}
 
     @door
     def detections(self, outputs: LabelSetOutputs, images: Images) -> Detections:

@@ -19,7 +19,7 @@ from detkit.boxes import (
 )
 from detkit.detectors.classification import solid_objects
 from detkit.detectors.detector import Stage
-from detkit.losses import mean_count
+from detkit.detectors.matched_boxes import weighted_mean
 from detkit.structures import Detections, Images, Targets, take_rows
 
 
@@ -40,8 +40,9 @@ class LocalizationStage(Stage):
     the image. There is no activation; a side below 0 counts as 0, and boxes are clipped to the image.
 
     The loss is ``weight`` times the mean squared difference of the four numbers to the largest object of each image,
-    times its weight, averaged over the images with an object, in all processes. Source: Sermanet et al. 2014
-    (OverFeat), section 4, with one box for all classes and without sliding windows.
+    averaged over the images with an object, in all processes, and weighted by its weight (their sum counts as 1 at
+    least). Source: Sermanet et al. 2014 (OverFeat), section 4, with one box for all classes and without sliding
+    windows.
 
     >>> from detkit.heads import ImageHead
     >>> stage, images = LocalizationStage(ImageHead(8, 4)), Images(torch.zeros(1, 3, 64, 96), torch.tensor([[64, 96]]))
@@ -83,9 +84,8 @@ class LocalizationStage(Stage):
         wanted = xyxy_to_cxcywh(pixels_to_fractions(boxes, outputs.images.sizes))[:, 0].to(outputs.boxes)
         learned = solid.any(1)
         costs = (torch.where(learned[:, None], outputs.boxes - wanted, 0)).square().mean(1)
-        if targets.weights is not None:
-            costs = costs * targets.weights.gather(1, largest)[:, 0]
-        return {"box": self.weight * costs.sum() / mean_count(learned, costs)}
+        weights = torch.ones_like(costs) if targets.weights is None else targets.weights.gather(1, largest)[:, 0]
+        return {"box": self.weight * weighted_mean(costs, weights, learned)}
 
     @door
     def detections(self, outputs: LocalizationOutputs, images: Images) -> Detections:

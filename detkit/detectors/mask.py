@@ -37,8 +37,8 @@ class MaskStage(Stage):
     maps them to logits (M, C, S, S), and only the box's own class is used. The stage trains on the boxes that the
     previous stage hands over, with ``matched``; positives are ``valid``. ``criterion(logits, targets)`` gives a cost
     (M,) for logits and targets (M, S, S). The loss is ``weight`` times the mean cost over the positives of all
-    processes (at least 1), each cost scaled by its object's weight. ``binarise`` thresholds the targets at 0.5.
-    Source: He et al. 2017 (Mask R-CNN), section 3.
+    processes, weighted by their objects' weights, whose sum counts as 1 at least. ``binarise`` thresholds the targets
+    at 0.5. Source: He et al. 2017 (Mask R-CNN), section 3.
 
     >>> from detkit.boxes import PyramidRoIAlign
     >>> from detkit.heads.mask import MaskHead

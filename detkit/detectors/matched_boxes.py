@@ -36,13 +36,13 @@ def matched_objects(detections: Detections) -> Assignment:
 
 
 def weighted_mean(costs: Float[Tensor, "*B"], weights: Float[Tensor, "*#B"], rows: Bool[Tensor, "*B"]) -> Tensor:
-    """The sum of ``weights * costs`` over ``rows``, divided by the number of rows: its mean over processes, at least 1.
+    """The sum of ``weights * costs`` over ``rows``, divided by their weights' mean over processes, at least 1.
 
     >>> costs, rows = torch.tensor([2.0, 4.0, 9.0]), torch.tensor([True, True, False])
     >>> weighted_mean(costs, torch.tensor([1.0, 0.5, 1.0]), rows)
-    tensor(2.)
+    tensor(2.6667)
     """
-    return (torch.where(rows, costs, 0) * weights).sum() / mean_count(rows, costs)
+    return (torch.where(rows, costs, 0) * weights).sum() / mean_count(rows, costs, weights=weights)
 
 
 def refuse_objects_without(name: str, stage: str, targets: Targets) -> None:

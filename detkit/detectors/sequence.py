@@ -98,8 +98,7 @@ class SequenceStage(Stage):
         """The criterion's losses; raises ValueError for outputs of inference, which have no target sequences."""
         if outputs.learned is None:
             raise ValueError("SequenceStage.loss: outputs are of inference; forward() needs targets to give losses")
-        learned = outputs.learned
-        return self.criterion(outputs.logits, learned.tokens, learned.weights, learned.scales)
+        return self.criterion(outputs.logits, outputs.learned.tokens, outputs.learned.weights)
 
     @door
     def detections(self, outputs: SequenceOutputs, images: Images) -> Detections:

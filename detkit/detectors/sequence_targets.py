@@ -25,12 +25,11 @@ RANDOM_SIDE, LARGEST_SIDE = 0.5, 1.0
 
 
 class SequenceTargets(NamedTuple):
-    """For every step: the input token, the target token, its weight in the mean, and the scale of its cost."""
+    """For every step: the input token, the target token, and its weight in the mean."""
 
     inputs: Int[Tensor, "B L"]
     tokens: Int[Tensor, "B L"]
     weights: Float[Tensor, "B L"]
-    scales: Float[Tensor, "B L"]
 
 
 class NoiseBoxes(NamedTuple):
@@ -47,11 +46,11 @@ class SequenceTargetBuilder(nn.Module):
     ``noise``, noise boxes (:func:`noise_boxes`) fill the rest: their coordinates weigh 0, and their class, the noise
     token, weighs ``noise_weight``; and every *input* class is with equal probability a random class or the noise token,
     for real objects too, so that none can be copied. Without noise, ``end`` tokens of weight ``end_weight`` fill the
-    rest. Tokens of objects weigh 1, their classes ``class_weight``: a larger one helps without a pretrained trunk.
-    Crowd regions, boxes without area, NaN and infinite ones are left out. Sequences have L = 5 * max_objects steps.
-    Raises ValueError for another order, no objects, negative weights; and, naming image and target, for an object whose
-    label is no class (on accelerators, where it is left out, with ``DETKIT_CHECKS=full``).
-    Source: Chen et al. 2022, "Pix2seq", sections 2.1 to 2.3, with the weights of the release.
+    rest. Tokens of objects weigh as they do, 1 by default, their classes ``class_weight`` times that: a larger one
+    helps without a pretrained trunk. Crowd regions, boxes without area, NaN and infinite ones are left out. Sequences
+    have L = 5 * max_objects steps. Raises ValueError for another order, no objects, negative weights; and, naming image
+    and target, for an object whose label is no class (on accelerators, where it is left out, with
+    ``DETKIT_CHECKS=full``). Source: Chen et al. 2022, "Pix2seq", sections 2.1 to 2.3, with the weights of the release.
 
     >>> from detkit.structures import pad_targets
     >>> targets = pad_targets([{"boxes": torch.tensor([[0.0, 0, 5, 10]]), "labels": torch.tensor([1])}])
@@ -97,12 +96,12 @@ class SequenceTargetBuilder(nn.Module):
         targets = targets._replace(boxes=promote(targets.boxes))
         matched = torch.where(real, chosen, NEGATIVE)
         assignment = Assignment(matched, torch.zeros_like(matched, dtype=targets.boxes.dtype))
-        labels, boxes, scales = gather_assigned(assignment, targets)[:3]
+        labels, boxes, weights = gather_assigned(assignment, targets)[:3]
         if self.noise:
             boxes = torch.where(real[..., None], boxes, noise_boxes(boxes, real, sizes, generator=generator).boxes)
         tokens = self.coder.encode(boxes, labels, sizes, valid=None if self.noise else real)
         read = self._disguised(tokens, generator) if self.noise else tokens
-        return self._sequences(read, tokens, real, scales)
+        return self._sequences(read, tokens, real, weights)
 
     def extra_repr(self) -> str:
         """The settings that ``print`` shows."""
@@ -131,13 +130,13 @@ class SequenceTargetBuilder(nn.Module):
         read = torch.where(lots[..., 1] < 0.5, classes + self.coder.first_class, self.coder.noise)
         return torch.cat((tokens[..., :4], read[..., None]), dim=-1)
 
-    def _sequences(self, read: Tensor, tokens: Tensor, real: Tensor, scales: Tensor) -> SequenceTargets:
+    def _sequences(self, read: Tensor, tokens: Tensor, real: Tensor, weights: Tensor) -> SequenceTargets:
         start = torch.full_like(read[:, :1, 0], self.coder.start)
         inputs = torch.cat((start, read.flatten(1)[:, :-1]), dim=1)
         behind = [0.0] * 4 + [self.noise_weight] if self.noise else [self.end_weight] * TOKENS_PER_BOX
-        rows = [torch.tensor(row, device=real.device) for row in ([1.0] * 4 + [self.class_weight], behind)]
-        weights = torch.where(real[..., None], *rows).flatten(1)
-        return SequenceTargets(inputs, tokens.flatten(1), weights, scales.repeat_interleave(TOKENS_PER_BOX, dim=1))
+        own, others = (weights.new_tensor(row) for row in ([1.0] * 4 + [self.class_weight], behind))
+        weights = torch.where(real[..., None], weights[..., None] * own, others)
+        return SequenceTargets(inputs, tokens.flatten(1), weights.flatten(1))
 
 
 @torch.no_grad()

@@ -177,7 +177,7 @@ def match_layers(
     """The object that each query of each layer learns, (L * B, Q), from one call of ``matcher`` for all layers.
 
     Target boxes are xyxy as fractions of their images; boxes (L, B, Q, 4) are cx, cy, w, h. The matcher gets the
-    boxes, labels, valid and ignore of the targets, repeated for each layer.
+    boxes, labels, valid and ignore of the targets, repeated for each layer; objects of weight 0 are not valid.
 
     >>> from detkit.anchors import HungarianMatcher
     >>> from detkit.structures import pad_targets
@@ -187,7 +187,7 @@ def match_layers(
     tensor([[-1,  0],
             [-1,  0]])
     """
-    rows = (targets.boxes, targets.labels, targets.valid, targets.ignore)
+    rows = (targets.boxes, targets.labels, targets.present, targets.ignore)
     repeated = Targets(*(row.repeat(len(logits), *(1 for _ in row.shape[1:])) for row in rows))
     return matcher(None, repeated, Predictions(cxcywh_to_xyxy(boxes.flatten(0, 1)), logits=logits.flatten(0, 1)))
 

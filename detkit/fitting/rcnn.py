@@ -171,9 +171,9 @@ def _regions(
     assert targets is not None
     given = Proposals(boxes=boxes, scores=boxes.new_ones(len(boxes)))
     own = detector.preprocess.proposals([given], batch).boxes[0, : len(boxes)].to(batch.tensors)
-    real = targets.valid[0] & (box_area(targets.boxes[0]) > 0)
-    objects = targets.boxes[0][real & ~targets.ignore[0]].to(own)
-    labels = targets.labels[0][real & ~targets.ignore[0]]
+    real = targets.objects[0] & (box_area(targets.boxes[0]) > 0)
+    objects = targets.boxes[0][real].to(own)
+    labels = targets.labels[0][real]
     _check_labels(labels, stage.num_classes, index)
     level = detector.trunk(batch.tensors)[0]
     vectors = stage.describe(level, torch.cat((own, objects))[None], batch.sizes)[0].float().cpu().numpy()

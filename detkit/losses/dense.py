@@ -155,13 +155,20 @@ def check_cost(criterion: str, cost: Any, arguments: str, *, name: str = "box_co
 
 
 @door
-def mean_count(rows: Bool[Tensor, "*B"], like: Tensor) -> Float[Tensor, ""]:
+def mean_count(
+    rows: Bool[Tensor, "*B"], like: Tensor, *, weights: Float[Tensor, "*#B"] | None = None
+) -> Float[Tensor, ""]:
     """The number of True ``rows``, averaged over processes, at least 1: the normalizer of summed losses.
 
-    >>> mean_count(torch.tensor([[True, True, False]]), torch.zeros(1))
-    tensor(2.)
+    With ``weights`` it is the sum of theirs, so that one row counts as much as two of half the weight. The result has
+    the type of ``like``.
+
+    >>> rows = torch.tensor([[True, True, False]])
+    >>> mean_count(rows, torch.zeros(1)), mean_count(rows, torch.zeros(1), weights=torch.tensor([[1.0, 0.5, 1.0]]))
+    (tensor(2.), tensor(1.5000))
     """
-    return all_reduce_mean(rows.sum().to(like.dtype)).clamp(min=1)
+    total = rows.sum() if weights is None else torch.where(rows, weights.to(like.dtype), 0).sum()
+    return all_reduce_mean(total.to(like.dtype)).clamp(min=1)
 
 
 @door

@@ -28,7 +28,7 @@ from detkit.structures import Anchors, DensePredictions
 class FCOSLoss(DenseCriterion):
     """Sigmoid focal loss over all points; a box cost and the cross-entropy of the centerness over the positives.
 
-    All three sums are divided by the number of positives of the whole batch, averaged over processes, at least 1.
+    All three sums are divided by the weight of all positives of the batch, averaged over processes, at least 1.
     ``alpha`` and ``gamma`` are those of :func:`~detkit.losses.sigmoid_focal_loss`; ``box_weight`` and
     ``centerness_weight`` scale the others. The head's quality is the logit of the centerness. Source: Tian et al. 2019,
     equations 2 and 3, with GIoU as in the version of 2020. Raises ValueError for negative weights.
@@ -73,7 +73,7 @@ class FCOSLoss(DenseCriterion):
         focal = sigmoid_focal_loss(predictions.logits, labels, alpha=self.alpha, gamma=self.gamma).sum(-1)
         box = box_costs(self.box_cost, predictions.deltas, assigned, anchors, coder)
         centered = self._centerness(predictions.quality, assigned, anchors)
-        count = mean_count(labels >= 0, focal)
+        count = mean_count(labels >= 0, focal, weights=weights)
         classification, box, centered = ((cost * weights).sum() / count for cost in (focal, box, centered))
         return {
             "classification": classification,

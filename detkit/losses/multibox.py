@@ -28,12 +28,11 @@ from detkit.structures import NEGATIVE, Anchors, DensePredictions
 class MultiBoxLoss(DenseCriterion):
     """Cross-entropy over positives and hard negatives and a box cost over positives, normalized by the positives.
 
-    Both sums are divided by the number of positives of the whole batch, averaged over processes, at least 1. The loss
-    of a batch without positives is 0, but gradients still flow. Logits are (B, N, C + 1) with background last.
+    Both sums are divided by the weight of all positives of the batch, averaged over processes, at least 1. The loss of
+    a batch without positives is 0, but gradients still flow. Logits are (B, N, C + 1) with background last.
     ``negatives_per_positive``, ``scope`` and ``minimum`` are those of :class:`~detkit.anchors.HardNegativeSampler`;
     ``box_weight`` is SSD's alpha; ``label_smoothing`` is the mass moved from the true class to the others, background
-    included, as in :func:`~detkit.losses.label_smoothed_cross_entropy`.
-    Source: Liu et al. 2016, equations 1 to 3.
+    included, as in :func:`~detkit.losses.label_smoothed_cross_entropy`. Source: Liu et al. 2016, equations 1 to 3.
 
     >>> from detkit.boxes import DeltaCoder
     >>> boxes, ones = torch.tensor([[[0.0, 0, 4, 4]]]).expand(1, 4, 4), torch.ones(1, 4)
@@ -75,9 +74,9 @@ class MultiBoxLoss(DenseCriterion):
         labels, weights = assigned.labels, assigned.weights
         costs = self._classification(promote(predictions.logits), labels)
         positive = labels >= 0
-        chosen = positive | self.sampler(costs.detach(), labels)
+        chosen = positive | self.sampler(costs.detach(), labels, weights=weights)
         box = box_costs(self.box_cost, predictions.deltas, assigned, anchors, coder)
-        count = mean_count(positive, costs)
+        count = mean_count(positive, costs, weights=weights)
         return {
             "classification": (torch.where(chosen, costs, 0) * weights).sum() / count,
             "box": self.box_weight * (box * weights).sum() / count,

@@ -26,7 +26,7 @@ from detkit.structures import IGNORED, Anchors, DensePredictions
 class ObjectnessLoss(DenseCriterion):
     """Cross-entropy of objectness over all anchors; cross-entropy of the classes and a box cost over the positives.
 
-    The head's quality is the logit of objectness. All three sums are divided by the number of positives of the whole
+    The head's quality is the logit of objectness. All three sums are divided by the weight of all positives of the
     batch, averaged over processes, at least 1; ``box_weight``, ``objectness_weight`` and ``class_weight`` scale them.
     With ``soft_classes`` the class target of a positive is the quality of its assignment instead of 1: with
     :class:`~detkit.anchors.SimOTAMatcher` that is the IoU of its predicted box, as in YOLOX. Source: Ge et al. 2021
@@ -74,7 +74,7 @@ class ObjectnessLoss(DenseCriterion):
         objectness = judged_entropy(promote(predictions.quality), positive, judged)
         box = box_costs(self.box_cost, predictions.deltas, assigned, anchors, coder)
         classes = self._class_costs(promote(predictions.logits), assigned)
-        count = mean_count(positive, objectness)
+        count = mean_count(positive, objectness, weights=weights)
         return {
             "objectness": self.objectness_weight * (objectness * weights).sum() / count,
             "classification": self.class_weight * classes.sum() / count,

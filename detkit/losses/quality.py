@@ -37,10 +37,11 @@ class QualityLoss(DenseCriterion):
     ``class_cost`` maps logits and targets in [0, 1], both (B, N, C), to costs (B, N, C):
     :func:`~detkit.losses.quality_focal_loss` or :func:`~detkit.losses.varifocal_loss`. The quality of a positive is the
     IoU of its predicted box (``quality="iou"``; GFL, VarifocalNet) or the one that the matcher assigned
-    (``"assigned"``; TOOD with :class:`~detkit.anchors.TaskAlignedMatcher`). Class costs are divided by the number of
-    positives, or by the sum of assigned qualities; box costs are weighted by quality and divided by its sum. Both
-    normalizers are taken over the whole batch, averaged over processes, at least 1. With ``distribution_weight`` the
-    head predicts distributions for :class:`~detkit.boxes.DistributionCoder`, trained by distribution focal loss.
+    (``"assigned"``; TOOD with :class:`~detkit.anchors.TaskAlignedMatcher`). Class costs are divided by the weight of
+    all positives, or by the sum of assigned qualities; box costs are weighted by quality and divided by its sum. In
+    both sums, which are of the whole batch, averaged over processes, at least 1, each positive counts by its weight.
+    With ``distribution_weight`` the head predicts distributions for :class:`~detkit.boxes.DistributionCoder`, trained
+    by distribution focal loss.
 
     Sources: Li et al. 2020 (GFL), equations 5 to 8, whose release weights boxes by the predicted score instead; Zhang
     et al. 2021 (VarifocalNet), section 3.4; Feng et al. 2021 (TOOD), section 3.2. Raises ValueError for another quality
@@ -86,8 +87,8 @@ class QualityLoss(DenseCriterion):
         check_predictions(self, predictions, assigned)
         labels, weights = assigned.labels, assigned.weights
         quality = self._qualities(predictions.deltas, assigned, anchors, coder)
-        total = all_reduce_mean(quality.sum()).clamp(min=1)
-        count = total if self.quality == "assigned" else mean_count(labels >= 0, quality)
+        total = all_reduce_mean((quality * weights).sum()).clamp(min=1)
+        count = total if self.quality == "assigned" else mean_count(labels >= 0, quality, weights=weights)
         classes = self._class_costs(promote(predictions.logits), labels, quality)
         box = box_costs(self.box_cost, predictions.deltas, assigned, anchors, coder)
         losses = {

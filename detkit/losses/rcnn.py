@@ -36,8 +36,8 @@ sharp_l1_cost = partial(smooth_l1_cost, beta=1 / 9)
 class RPNLoss(DenseCriterion):
     """Binary cross-entropy over the sampled anchors, a box cost over the positives, both per sampled anchor.
 
-    The sums over the whole batch are divided by the number of sampled anchors, averaged over processes, at least 1.
-    Logits are (B, N, 1): any class from 0 up is an object. ``box_weight`` scales the box cost.
+    The sums over the whole batch are divided by the weight of all sampled anchors, averaged over processes, at least 1;
+    negatives weigh 1. Logits are (B, N, 1): any class from 0 up is an object. ``box_weight`` scales the box cost.
     Source: Ren et al. 2015, section 3.1.2, with the normalizer of torchvision.
 
     >>> from detkit.boxes import DeltaCoder
@@ -90,10 +90,10 @@ class RPNLoss(DenseCriterion):
 class RCNNLoss(DenseCriterion):
     """Cross-entropy over the sampled boxes, a box cost over the positives, both per sampled box.
 
-    The sums over the whole batch are divided by the number of sampled boxes, averaged over processes, at least 1.
-    Logits are (B, N, C + 1) with background last; deltas are those of each box's class. ``box_weight`` scales the box
-    cost; the paper's is smooth L1 with ``beta=1``. Source: Girshick 2015, "Fast R-CNN", section 2.3, with torchvision's
-    beta and normalizer.
+    The sums over the whole batch are divided by the weight of all sampled boxes, averaged over processes, at least 1;
+    negatives weigh 1. Logits are (B, N, C + 1) with background last; deltas are those of each box's class.
+    ``box_weight`` scales the box cost; the paper's is smooth L1 with ``beta=1``. Source: Girshick 2015, "Fast R-CNN",
+    section 2.3, with torchvision's beta and normalizer.
 
     >>> from detkit.boxes import DeltaCoder
     >>> boxes, ones = torch.tensor([[[0.0, 0, 4, 4]]]).expand(1, 4, 4), torch.ones(1, 4)
@@ -149,9 +149,9 @@ def _per_sampled(
     anchors: Anchors | Tensor,
     coder: BoxCoder,
 ) -> dict[str, Float[Tensor, ""]]:
-    """``costs`` and box costs, each summed over the sampled rows and divided by their number."""
+    """``costs`` and box costs, each summed over the sampled rows and divided by their weight."""
     sampled = assigned.labels != IGNORED
     box = criterion.box_weight * box_costs(criterion.box_cost, predictions.deltas, assigned, anchors, coder)
     weights = torch.where(sampled, assigned.weights, 0)
-    count = mean_count(sampled, box)
+    count = mean_count(sampled, box, weights=weights)
     return {name: (cost * weights).sum() / count for name, cost in {**costs, "box": box}.items()}

@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -30,8 +31,8 @@ Scope = Literal["image", "batch"]
 class RetinaNetLoss(DenseCriterion):
     """Sigmoid focal loss over all anchors and a box cost over the positives, both normalized by the positives.
 
-    Each image's sum is divided by its number of positives, at least 1, and averaged over the images of all processes.
-    With ``scope="batch"`` the sums are divided by the positives of the whole batch instead, averaged over processes.
+    Each image's sum is divided by the weight of its positives, at least 1, and averaged over the images of all
+    processes. With ``scope="batch"`` the sums are divided by that of the whole batch instead, averaged over processes.
     ``alpha`` and ``gamma`` are those of :func:`~detkit.losses.sigmoid_focal_loss`. torchvision's first version uses the
     default ``box_cost``, L1, its second version GIoU; ``box_weight`` scales it.
     Source: Lin et al. 2017, "Focal Loss", sections 3 and 4.1. Raises ValueError for another scope or a negative weight.
@@ -77,7 +78,7 @@ class RetinaNetLoss(DenseCriterion):
         labels, weights = assigned.labels, assigned.weights
         focal = sigmoid_focal_loss(predictions.logits, labels, alpha=self.alpha, gamma=self.gamma).sum(-1) * weights
         box = box_costs(self.box_cost, predictions.deltas, assigned, anchors, coder) * weights
-        share = self._share(labels >= 0, focal)
+        share = self._share(labels >= 0, weights.to(focal))
         return {
             "classification": (focal.sum(1) * share).sum(),
             "box": self.box_weight * (box.sum(1) * share).sum(),
@@ -98,9 +99,9 @@ class RetinaNetLoss(DenseCriterion):
         settings = f"alpha={self.alpha}, gamma={self.gamma}, box_weight={self.box_weight}, scope={self.scope!r}"
         return f"{described(self.box_cost)}, {settings}"
 
-    def _share(self, positive: Bool[Tensor, "B N"], like: Tensor) -> Float[Tensor, " B"]:
+    def _share(self, positive: Bool[Tensor, "B N"], weights: Float[Tensor, "B N"]) -> Float[Tensor, " B"]:
         """The factor that multiplies each image's sum."""
         if self.scope == "batch":
-            return (1 / mean_count(positive, like)).expand(len(positive))
-        images = all_reduce_mean(like.new_full((), len(positive)))
-        return 1 / (positive.sum(1).to(like.dtype).clamp(min=1) * images)
+            return (1 / mean_count(positive, weights, weights=weights)).expand(len(positive))
+        images = all_reduce_mean(weights.new_full((), len(positive)))
+        return 1 / (torch.where(positive, weights, 0).sum(1).clamp(min=1) * images)

@@ -28,17 +28,16 @@ class SequenceLoss(nn.Module):
         logits: Float[Tensor, "B L V"],
         tokens: Int[Tensor, "B L"],
         weights: Float[Tensor, "B L"],
-        scales: Float[Tensor, "B L"] | None = None,
     ) -> dict[str, Float[Tensor, ""]]:
         """Loss "tokens" of ``logits`` (B, L, V) against the target ``tokens`` (B, L), with their ``weights``.
 
-        Tokens of weight 0 do not count, whatever their logits. ``scales`` multiply the costs but not the divisor, so
-        that objects can weigh more or less. Half precision is promoted. A batch of total weight 0 has loss 0.
+        Tokens of weight 0 do not count, whatever their logits. Half precision is promoted. A batch of total weight 0
+        has loss 0.
         """
-        shapes = [tuple(given.shape) for given in (tokens, weights, scales) if given is not None]
+        shapes = [tuple(given.shape) for given in (tokens, weights)]
         if any(shape != logits.shape[:2] for shape in shapes):
             raise ValueError(
-                f"SequenceLoss: logits {tuple(logits.shape)}, tokens, weights and scales {shapes}; "
+                f"SequenceLoss: logits {tuple(logits.shape)}, tokens and weights {shapes}; "
                 "allowed is (B, L, V) and (B, L) each"
             )
         check_weights(weights, function="SequenceLoss")
@@ -49,9 +48,8 @@ class SequenceLoss(nn.Module):
         # A NaN at a token that counts for nothing must reach neither loss nor gradient.
         logits = torch.where(counted[..., None], logits, 0)
         costs = -logits.log_softmax(-1).gather(2, tokens[..., None]).squeeze(2)
-        shares = weights if scales is None else weights * scales.to(logits)
         total = all_reduce_mean(weights.sum())
-        return {"tokens": (costs * shares).sum() / torch.where(total > 0, total, 1)}
+        return {"tokens": (costs * weights).sum() / torch.where(total > 0, total, 1)}
 
     @door
     def scores(self, logits: Float[Tensor, "*B V"], coder: TokenCoder) -> Float[Tensor, "*B C"]:

@@ -18,10 +18,10 @@ from detkit.structures import IGNORED, NEGATIVE, Assignment, Targets
 class SetPredictionLoss(nn.Module):
     """Cross-entropy over all queries, and L1 and GIoU on the boxes of matched queries, for every decoder layer.
 
-    A query without an object has weight ``background_weight`` in the mean of the cross-entropy. IGNORED queries and
-    queries that predict NaN or infinity do not count. The box losses are sums over the matched queries, divided by the
-    number of objects in the batch (at least 1); this number and the weights of the mean are averaged over processes.
-    The weight of an object scales the loss of its query. Source: Carion et al. 2020, section 3.1 and appendix A.2.
+    A query has the weight of its object in the mean of the cross-entropy, one without an object ``background_weight``.
+    IGNORED queries and queries that predict NaN or infinity do not count. The box losses are weighted sums over the
+    matched queries, divided by the weight of all objects in the batch (at least 1); this number and the weights of the
+    mean are averaged over processes. Source: Carion et al. 2020, section 3.1 and appendix A.2.
     Raises ValueError for weights that are negative or not finite.
 
     >>> from detkit.anchors import HungarianMatcher
@@ -60,12 +60,12 @@ class SetPredictionLoss(nn.Module):
         """Weighted losses "classification", "l1" and "giou" of the last of L layers; "layer0.l1" for the first.
 
         logits (L, B, Q, C + 1), no object last; boxes (L, B, Q, 4): cx, cy, w, h as fractions of the image. Target
-        boxes are xyxy as fractions of their images. ``assignment`` is the object that each query is matched to:
-        (L * B, Q), layer by layer, or (B, Q) for all layers. ``count`` replaces the number of objects. Half precision
-        is promoted. Raises ValueError if shapes disagree.
+        boxes are xyxy as fractions of their images. ``assignment`` is the object that each query is matched to: (L * B,
+        Q), layer by layer, or (B, Q) for all layers. ``count`` replaces the weight of all objects. Half precision is
+        promoted. Raises ValueError if shapes disagree.
         """
         _check_shapes(logits, boxes, targets, assignment)
-        count = targets.objects.sum() if count is None else count
+        count = _total_weight(targets) if count is None else count
         costs = self._costs(promote(logits), promote(boxes), targets, assignment)
         entropy, share, l1, giou = (cost.sum((1, 2)) for cost in costs)
         count, share = all_reduce_mean(count.to(l1)).clamp(min=1), all_reduce_mean(share)
@@ -107,7 +107,8 @@ class SetPredictionLoss(nn.Module):
         usable = torch.isfinite(logits.amax(-1)) & torch.isfinite(boxes).all(-1)  # -inf is a logit
         labels = torch.where(usable, labels, IGNORED)
         judged, positive = labels != IGNORED, labels >= 0
-        share = positive.to(logits) + self.background_weight * (labels == NEGATIVE).to(logits)
+        weights = weights.to(logits)
+        share = weights * positive + self.background_weight * (labels == NEGATIVE).to(logits)
         column = torch.where(positive, labels, self.num_classes(logits))
         logits = torch.where(judged[..., None], logits, 0)
         entropy = F.cross_entropy(logits.flatten(0, 2), column.flatten(), reduction="none").view_as(share)
@@ -115,9 +116,8 @@ class SetPredictionLoss(nn.Module):
         boxes = torch.where(positive[..., None], boxes, wanted)
         l1 = (boxes - wanted).abs().sum(-1)
         giou = generalized_box_iou_loss(cxcywh_to_xyxy(boxes), truth)
-        weights = weights.to(share)
         l1, giou = (torch.where(positive, cost * weights, 0) for cost in (l1, giou))
-        return entropy * share * weights, share, l1, giou
+        return entropy * share, share, l1, giou
 
 
 _WEIGHTS = ("background_weight", "class_weight", "l1_weight", "giou_weight")
@@ -146,6 +146,11 @@ def _assigned(assignment: Assignment, targets: Targets) -> Assigned:
     side_by_side = (rows.unflatten(0, (-1, images)).transpose(0, 1).flatten(1) for rows in assignment)
     assigned = gather_assigned(Assignment(*side_by_side), targets)
     return Assigned(*(rows.unflatten(1, (-1, queries)).transpose(0, 1) for rows in assigned[:4]))
+
+
+def _total_weight(targets: Targets) -> Shaped[Tensor, ""]:
+    objects = targets.objects
+    return objects.sum() if targets.weights is None else torch.where(objects, targets.weights, 0).sum()
 
 
 def _check_shapes(logits: Tensor, boxes: Tensor, targets: Targets, assignment: Assignment) -> None:

@@ -12,7 +12,7 @@ from detkit._inputs import promote
 from detkit._ranges import NotNegative, Whole
 from detkit.anchors import Assigned
 from detkit.anchors.shape import last_claims
-from detkit.dist import all_reduce_mean, world_size
+from detkit.dist import all_reduce_mean, all_reduce_sum
 from detkit.losses.box_costs import BoxCoder, grid_cost, grid_distance
 from detkit.losses.dense import (
     BOX_COST,
@@ -101,7 +101,7 @@ class YOLOLoss(DenseCriterion):
         if self.prior_images:
             costs["prior"] = self._prior(promote(predictions.deltas), labels < 0)
             if self.training:
-                self.seen += (images * world_size()).round().to(self.seen.dtype)
+                self.seen += all_reduce_sum(self.seen.new_full((), len(labels)))
         return {name: cost.sum() / images for name, cost in costs.items()}
 
     @door

@@ -32,7 +32,8 @@ class Images(NamedTuple):
 class Targets(NamedTuple):
     """Ground truth of a padded batch. Rows with ``valid`` False are padding, those with ``ignore`` True crowd regions.
 
-    The others are the entries of :class:`Target`, padded as :data:`FIELDS` says.
+    The others are the entries of :class:`Target`, padded as :data:`FIELDS` says. An object of weight 0 is treated as if
+    it were padding.
     """
 
     boxes: Float[Tensor, "B T 4"]
@@ -48,15 +49,28 @@ class Targets(NamedTuple):
     image_labels: Shaped[Tensor, "B ..."] | None = None
 
     @property
+    def present(self) -> Bool[Tensor, "B T"]:
+        """Rows that training sees: objects of a weight other than 0, and crowds of any weight.
+
+        >>> yes, no = torch.tensor([[True, True, False]]), torch.tensor([[False, True, False]])
+        >>> targets = Targets(torch.zeros(1, 3, 4), torch.zeros(1, 3).long(), valid=yes, ignore=no)
+        >>> targets.present, targets._replace(weights=torch.zeros(1, 3)).present
+        (tensor([[ True,  True, False]]), tensor([[False,  True, False]]))
+        """
+        if self.weights is None:
+            return self.valid
+        return self.valid & (self.ignore | (self.weights != 0))  # NaN is not 0, and is refused where it is read
+
+    @property
     def objects(self) -> Bool[Tensor, "B T"]:
-        """Rows that are objects: neither padding nor crowds.
+        """Rows that are objects to learn: neither padding nor crowds nor of weight 0.
 
         >>> yes, no = torch.tensor([[True, True, False]]), torch.tensor([[False, True, False]])
         >>> targets = Targets(torch.zeros(1, 3, 4), torch.zeros(1, 3).long(), valid=yes, ignore=no)
         >>> targets.objects, targets.crowds
         (tensor([[ True, False, False]]), tensor([[False,  True, False]]))
         """
-        return self.valid & ~self.ignore
+        return self.present & ~self.ignore
 
     @property
     def crowds(self) -> Bool[Tensor, "B T"]:

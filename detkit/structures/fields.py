@@ -18,10 +18,11 @@ class Target(TypedDict):
     """Ground truth of one image, as torchvision's detection models take it; only boxes and labels are required.
 
     boxes (T, 4) xyxy pixels; labels (T,) int64 in 0..C-1; masks (T, H, W); keypoints (T, P, 3) as x, y, visibility;
-    iscrowd (T,): nonzero marks a region in which nothing is learned or judged; weights (T,) scale each object's loss;
-    identities (T,) int64: which individual it is, -1 unknown; label_sets (T, C): all classes of an object, one row of
-    zeros and ones for each; segmentation (H, W): the class of each pixel, or VOID; image_labels: what the whole image
-    is labeled with, of one shape in all images. Values may be tensors, NumPy arrays or nested lists of numbers.
+    iscrowd (T,): nonzero marks a region in which nothing is learned or judged; weights (T,): how many objects each one
+    counts as, 0 for none; identities (T,) int64: which individual it is, -1 unknown; label_sets (T, C): all classes of
+    an object, one row of zeros and ones for each; segmentation (H, W): the class of each pixel, or VOID; image_labels:
+    what the whole image is labeled with, of one shape in all images. Values may be tensors, NumPy arrays or nested
+    lists of numbers.
     """
 
     boxes: Tensor

@@ -1,8 +1,9 @@
-"""Training tricks for any model: augmentations of whole batches, a schedule, a moving average, a look at bad steps.
+"""Training tricks for any model: augmentation of batches, schedules, averages, processes, and inference over views.
 
 Each trick is one part that the training loop calls; none of them depends on a detector.
 """
 
+from detkit.tricks.accumulation import accumulate_gradients
 from detkit.tricks.color import ColorDistortion
 from detkit.tricks.copy_paste import CopyPaste
 from detkit.tricks.ema import ExponentialMovingAverage
@@ -22,6 +23,7 @@ __all__ = [
     "Mixup",
     "Mosaic",
     "RandomBatchShapes",
+    "accumulate_gradients",
     "nonfinite",
     "warmup_cosine",
 ]

@@ -8,16 +8,19 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.export import Dim
 
+from detkit.dist import all_reduce_mean
 from detkit.losses import (
     complete_box_iou_loss,
     distance_box_iou_loss,
     distribution_focal_loss,
     generalized_box_iou_loss,
     label_smoothed_cross_entropy,
+    mean_count,
     quality_focal_loss,
     sigmoid_focal_loss,
     varifocal_loss,
 )
+from detkit.tricks import accumulate_gradients
 
 COUNTS = (0, 1, 2, 7, 1000, 1001)
 BOX_LOSSES = [
@@ -139,3 +142,30 @@ def test_a_loss_exports_with_a_dynamic_number_of_rows(name):
     ).module()
     for count in (2, 7, 1001):
         torch.testing.assert_close(program(*inputs(count)), function(*inputs(count)), rtol=1e-4, atol=1e-6)
+
+
+def test_a_compiled_model_learns_a_batch_in_parts():
+    """What it is told to divide by is an input of its one graph, not a constant."""
+    generator, model = torch.Generator().manual_seed(0), Counted()
+    traced = torch.compile(model, fullgraph=True, backend="aot_eager")
+    for shift in (0, 1):  # again, with other counts
+        parts = [[torch.rand(3, 2, generator=generator) + i + shift] for i in range(3)]
+        accumulate_gradients(traced, parts)
+        found = model.scale.grad.clone()
+        model.zero_grad()
+        accumulate_gradients(model, parts)
+        torch.testing.assert_close(found, model.scale.grad)
+        model.zero_grad()
+
+
+class Counted(nn.Module):
+    """Two losses, each divided by a count of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(2))
+
+    def forward(self, rows: Tensor) -> dict[str, Tensor]:
+        costs = rows * self.scale.square()
+        counts = mean_count(rows > 0, costs, weights=rows), all_reduce_mean(rows[:, 0].square().sum())
+        return {f"loss{i}": (costs[:, i] * rows[:, 1]).sum() / count for i, count in enumerate(counts)}

@@ -93,6 +93,17 @@ def test_the_next_stage_learns_on_the_same_proposals_matched_to_what_they_overla
     assert handed.embeddings.shape == (2, 4, 5)
 
 
+def test_a_proposal_counts_by_the_weight_of_the_object_that_it_overlaps_most():
+    one, targets = stage(), truth(weights=[[3.0, 0.5], [2.0]])
+    outputs = one(features(), IMAGES, positives(), targets)
+    rows = outputs.detections.valid
+    costs = F.binary_cross_entropy_with_logits(outputs.logits, outputs.label_sets.to(outputs.logits), reduction="none")
+    weights = targets.weights.gather(1, outputs.detections.matched)[rows]
+    assert len(weights.unique()) > 1
+    expected = (costs.mean(2)[rows] * weights).sum() / weights.sum()
+    torch.testing.assert_close(one.loss(outputs, targets)["label_sets"], expected)
+
+
 def test_detections_carry_the_scores_of_all_classes_and_their_codes():
     one = stage(postprocess=Postprocess(score_threshold=0.0, iou_threshold=1.0, max_detections=6, rows=True)).eval()
     outputs = one(features(), IMAGES, positives())

@@ -26,8 +26,15 @@ def test_what_boxes_match_and_weigh():
     weights = gather_assigned(matched_objects(found), targets).weights
     assert weights.tolist() == [[0.5, 3, 0.5, 1], [2, 2, 1, 1]]
     costs = torch.tensor([[1.0, 2, 3, torch.nan], [4, 5, torch.nan, torch.inf]])
-    assert weighted_mean(costs, weights, found.valid) == (0.5 + 6 + 1.5 + 8 + 10) / 5
+    assert weighted_mean(costs, weights, found.valid) == (0.5 + 6 + 1.5 + 8 + 10) / 8
     assert weighted_mean(costs, weights, torch.zeros_like(found.valid)) == 0
+
+
+def test_a_box_in_two_parts_equals_it_whole():
+    costs, rows = torch.tensor([3.0, 6.0]), torch.tensor([True, True])
+    whole = weighted_mean(costs, torch.tensor([1.0, 2.0]), rows)
+    parts = weighted_mean(costs[[0, 0, 1]], torch.tensor([0.25, 0.75, 2.0]), rows[[0, 0, 1]])
+    assert whole == parts == 5
 
 
 def test_the_count_is_the_mean_over_processes_and_at_least_1(monkeypatch):

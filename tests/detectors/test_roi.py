@@ -15,7 +15,7 @@ from detkit.detectors import Postprocess
 from detkit.detectors.roi import BoxOutputs, BoxStage, learns_from_rows, on_valid_rows
 from detkit.heads import BoxHead, conv_body, dense_body
 from detkit.losses import RCNNLoss
-from detkit.structures import Detections, Images, Targets
+from detkit.structures import IGNORED, Detections, Images, Targets
 
 CLASSES = 3
 WEIGHTS = (10.0, 10.0, 5.0, 5.0)
@@ -218,11 +218,19 @@ def test_crowds_are_no_samples_and_what_lies_inside_them_teaches_nothing():
     assert not stage()(features(), IMAGES, proposals(), crowd).valid.any()
 
 
-def test_weights_of_objects_scale_what_their_boxes_cost():
-    plain, _ = learned(stage(), proposals(), truth())
+def test_samples_count_by_the_weight_of_their_objects():
+    (plain, _), labels = learned(stage(), proposals(), truth()), samples(truth())
     doubled, _ = learned(stage(), proposals(), truth(weights=[torch.full((3,), 2.0), torch.full((2,), 2.0)]))
-    torch.testing.assert_close(doubled["box"], plain["box"] * 2)
-    assert doubled["classification"] > plain["classification"]
+    positives, judged = (labels >= 0).sum(), (labels != IGNORED).sum()
+    assert 0 < positives < judged
+    torch.testing.assert_close(doubled["box"], plain["box"] * 2 * judged / (judged + positives))
+
+
+def samples(targets: Targets) -> Tensor:
+    """The labels of all samples."""
+    assigned = stage()(features(), IMAGES, proposals(), targets).assigned
+    assert assigned is not None
+    return assigned.labels
 
 
 @pytest.mark.parametrize(("count", "fraction", "most"), [(8, 0.25, 2), (6, 1.0, 6), (4, 0.5, 2), (8, 0.0, 1)])

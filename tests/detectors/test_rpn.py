@@ -366,13 +366,21 @@ def test_crowds_make_no_positive_and_anchors_inside_them_learn_nothing():
     assert not deltas.any()
 
 
-def test_weights_of_objects_scale_what_their_anchors_cost():
+def test_samples_count_by_the_weight_of_their_objects():
+    """With two of them all weigh as much as twice the positives and the negatives."""
     given = half_hidden()
     plain, _, deltas = learned(stage(given), truth())
-    weighted, _, doubled = learned(stage(given), truth(weights=[torch.full((3,), 2.0), torch.zeros(0)]))
-    torch.testing.assert_close(weighted["box"], plain["box"] * 2)
-    torch.testing.assert_close(doubled, deltas * 2)
-    assert weighted["objectness"] > plain["objectness"]
+    once, thrice = (
+        learned(stage(given), truth(weights=[torch.full((3,), weight), torch.zeros(0)])) for weight in (1.0, 3.0)
+    )
+    torch.testing.assert_close(once[0], plain, rtol=0, atol=0)
+    share = plain["box"] / (thrice[0]["box"] / 3)  # (negatives + 3 positives) / (negatives + positives)
+    positives = (deltas != 0).any(-1).sum()
+    judged = 2 * positives / (share - 1)
+    assert judged.item() == pytest.approx(round(judged.item()), rel=1e-6)
+    assert judged > positives > 0
+    torch.testing.assert_close(thrice[2], deltas * (3 / share))
+    assert thrice[0]["objectness"] > plain["objectness"]
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

@@ -204,12 +204,17 @@ def test_the_loss_is_what_the_criterion_says_of_teacher_forcing():
 
 def test_weights_of_objects_reach_the_loss():
     model = detector()
-    features, zero = seen(model), [torch.zeros(2), torch.zeros(1)]
-    losses = [
-        model.sequence.loss(model.sequence(features, IMAGES, None, targets), targets)["tokens"]
-        for targets in (truth(), truth(weights=zero))
-    ]
-    assert losses[1] < losses[0]
+    features, weights = seen(model), [torch.tensor([1.0, 9]), torch.ones(1)]
+    losses = []
+    for targets in truth(), truth(weights=weights):
+        torch.manual_seed(0)
+        outputs = model.sequence(features, IMAGES, None, targets)
+        losses.append(model.sequence.loss(outputs, targets)["tokens"])
+    costs = torch.nn.functional.cross_entropy(outputs.logits.mT, outputs.learned.tokens, reduction="none")
+    own = outputs.learned.weights
+    assert (own > 3).sum() == 5  # 9, and three times that for the class
+    torch.testing.assert_close(losses[1], (costs * own).sum() / own.sum())
+    assert losses[0] != losses[1]
 
 
 @pytest.mark.parametrize("objects", [True, False])

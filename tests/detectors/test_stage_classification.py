@@ -50,11 +50,20 @@ def test_without_image_labels_the_classes_of_its_objects_share_an_image():
     torch.testing.assert_close(loss(logits(), [target([0, 1, 0]), target([3]), target([])]), expected)
 
 
-def test_weights_scale_what_each_object_teaches():
-    targets = [target([0, 1], weights=torch.tensor([0.5, 2.0])), target([3]), target([2])]
+def test_objects_share_an_image_by_weight_and_it_counts_as_much_as_they_weigh_but_no_more_than_1():
+    heavy, light = target([0, 1], weights=torch.tensor([0.5, 2.0])), target([3], weights=torch.tensor([0.25]))
     costs = -logits().log_softmax(1)
-    expected = ((0.5 * costs[0, 0] + 2 * costs[0, 1]) / 2 + costs[1, 3] + costs[2, 2]) / 3
-    torch.testing.assert_close(loss(logits(), targets), expected)
+    expected = ((0.5 * costs[0, 0] + 2 * costs[0, 1]) / 2.5 + 0.25 * costs[1, 3] + costs[2, 2]) / 2.25
+    torch.testing.assert_close(loss(logits(), [heavy, light, target([2])]), expected)
+    torch.testing.assert_close(loss(logits(), [target([]), light, target([])]), 0.25 * costs[1, 3])
+
+
+@pytest.mark.parametrize("share", [0.5, 0.9])
+def test_an_object_in_two_parts_equals_it_whole(share):
+    whole = [target([2, 1]), target([3]), target([])]
+    parts = torch.tensor([share, 1, 1 - share]), torch.tensor([1 - share, share])
+    halves = [target([2, 1, 2], weights=parts[0]), target([3, 3], weights=parts[1]), target([])]
+    torch.testing.assert_close(loss(logits(), halves), loss(logits(), whole))
 
 
 def test_the_best_classes_lie_in_the_box_of_the_image_and_all_scores_are_kept():

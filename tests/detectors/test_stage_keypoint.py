@@ -193,15 +193,16 @@ def test_an_image_alone_places_what_it_does_in_a_batch():
         torch.testing.assert_close(alone.keypoints, together.keypoints[i : i + 1], rtol=1e-5, atol=1e-5)
 
 
-def test_the_loss_is_affine_in_the_weight_of_each_object_and_scaled_by_its_own():
+def test_the_loss_is_a_mean_by_weight_and_a_sum_where_all_weigh_less_than_1_together():
     def loss(*weights: float, weight: float = 1.0) -> Tensor:
         values = torch.tensor(weights)
         return learned(stage(weight=weight), positives(), truth(weights=[values[:2], values[2:]]))[0]
 
     assert loss(0, 0, 0) == 0
-    parts = [loss(1, 0, 0), loss(0, 1, 0), loss(0, 0, 1)]
+    parts = [loss(0.01, 0, 0), loss(0, 0.01, 0), loss(0, 0, 0.01)]
     assert all(part > 0 for part in parts)
-    torch.testing.assert_close(loss(2, 0.5, 3), 2 * parts[0] + 0.5 * parts[1] + 3 * parts[2])
+    torch.testing.assert_close(loss(0.02, 0.05, 0.03), 2 * parts[0] + 5 * parts[1] + 3 * parts[2])
+    torch.testing.assert_close(loss(200, 500, 300), loss(2, 5, 3))
     torch.testing.assert_close(loss(1, 1, 1), learned(stage(), positives(), truth())[0])
     torch.testing.assert_close(loss(1, 1, 1, weight=2.5), 2.5 * loss(1, 1, 1))
 

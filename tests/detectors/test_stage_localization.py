@@ -36,8 +36,15 @@ def test_it_is_the_mean_squared_difference_of_center_and_size_in_fractions_of_th
     expected = ((0.0**2 + 0.1**2 + 0.8**2 + 0.4**2) / 4 + 0) / 2
     torch.testing.assert_close(loss([target(first), target(second)]), torch.tensor(expected))
     torch.testing.assert_close(loss([target(first), target(second)], weight=3.0), torch.tensor(3 * expected))
-    weighted = target(first, weights=torch.tensor([0.5]))
-    torch.testing.assert_close(loss([weighted, target(second)]), torch.tensor(expected / 2))
+
+
+def test_images_count_by_the_weight_of_their_object_and_one_alone_is_divided_by_1_at_least():
+    first, second = [0.0, 0, 100, 50], [0.0, 24, 40, 40]
+    cost = (0.0**2 + 0.1**2 + 0.8**2 + 0.4**2) / 4
+    half, triple = (target(first, weights=torch.tensor([weight])) for weight in (0.5, 3.0))
+    torch.testing.assert_close(loss([half, target(second)]), torch.tensor(0.5 * cost / 1.5))
+    torch.testing.assert_close(loss([triple, target(second)]), torch.tensor(3 * cost / 4))
+    torch.testing.assert_close(loss([half, target(second, weights=torch.zeros(1))]), torch.tensor(0.5 * cost))
 
 
 def test_of_several_objects_the_largest_counts_and_crowds_do_not():

@@ -32,7 +32,7 @@ from detkit.losses import (
     varifocal_loss,
 )
 from detkit.losses.dense import described, mean_count
-from detkit.structures import DensePredictions
+from detkit.structures import IGNORED, DensePredictions
 
 PRINTED = {  # how each prints itself with nothing set
     FCOSLoss: "FCOSLoss(giou_cost, alpha=0.25, gamma=2.0, box_weight=1.0, centerness_weight=1.0)",
@@ -129,13 +129,29 @@ def test_without_positives_boxes_cost_nothing_and_gradients_stay(kind, label, co
 
 
 @every_loss
-def test_weights_scale_each_anchor_but_not_the_count(kind):
-    given, weights = rows(kind), torch.rand(2, 6, dtype=torch.float64)
-    losses = judge(kind(), **given, weights=weights)
+def test_weights_scale_each_anchor(kind):
+    """All weigh less than 1 together, so that all sums are divided by 1 where they are divided by weights."""
+    given, weights = rows(kind), torch.rand(2, 6, dtype=torch.float64) / 12
+    criterion = MultiBoxLoss(minimum=12) if kind is MultiBoxLoss else kind()
+    losses = judge(criterion, **given, weights=weights)
     parts = torch.eye(12, dtype=torch.float64).reshape(12, 2, 6) * weights
-    apart = [judge(kind(), **given, weights=part) for part in parts]
+    apart = [judge(criterion, **given, weights=part) for part in parts]
     for name, loss in losses.items():
         assert loss.item() == pytest.approx(sum(one[name].item() for one in apart))
+
+
+@every_loss
+@pytest.mark.parametrize("share", [0.5, 0.3, 0.0])
+def test_a_positive_in_two_parts_equals_it_whole(kind, share):
+    """In sums, in normalizers and in how many hard negatives are mined; a second part of weight 0 is none."""
+    given = rows(kind)
+    positive = given["labels"] >= 0
+    twice = {name: None if part is None else torch.cat((part, part), 1) for name, part in given.items()}
+    again = torch.where(positive, given["labels"], IGNORED)
+    weights = torch.cat((torch.where(positive, 1 - share, 1.0), torch.where(positive, share, 1.0)), 1)
+    found = judge(kind(), **{**twice, "labels": torch.cat((given["labels"], again), 1)}, weights=weights)
+    for name, loss in judge(kind(), **given).items():
+        assert found[name].item() == pytest.approx(loss.item(), rel=1e-6)
 
 
 @every_loss
@@ -189,6 +205,15 @@ def test_scores_are_fractions_of_as_many_classes_as_it_says(kind):
 def test_counts_are_at_least_one():
     assert mean_count(torch.zeros(2, 3).bool(), torch.zeros(1)) == 1
     assert mean_count(torch.ones(2, 3).bool(), torch.zeros(1).double()).dtype == torch.float64
+    weights = torch.tensor([[0.25, 9.0], [0.5, 9.0]])
+    assert mean_count(torch.tensor([[True, False]] * 2), torch.zeros(1), weights=weights) == 1
+
+
+def test_a_count_by_weight_is_a_sum_and_nothing_of_the_other_rows_enters_it():
+    rows, weights = torch.tensor([[True, False, True]]), torch.tensor([[1.5, torch.nan, 2]])
+    assert mean_count(rows, torch.zeros(1), weights=weights) == 3.5
+    assert mean_count(rows.mT, torch.zeros(1), weights=torch.tensor([[2.0]])) == 4  # broadcast
+    assert mean_count(rows, torch.zeros(1).double(), weights=weights).dtype == torch.float64
 
 
 def test_an_abstract_criterion_names_what_is_missing():

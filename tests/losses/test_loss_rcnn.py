@@ -38,14 +38,13 @@ def smooth_l1(difference: float, beta: float) -> float:
 
 def slow(kind: type, logits, deltas, labels, wanted, weights=None, *, box_weight: float, beta: float):
     """(classification, box) by loops."""
-    first = second = 0.0
-    count = 0
+    first = second = count = 0.0
     for b, row in enumerate(labels.tolist()):
         for n, label in enumerate(row):
             if label == -2:
                 continue
-            count += 1
             share = 1.0 if weights is None else weights[b, n].item()
+            count += share
             own = logits[b, n].tolist()
             if kind is RPNLoss:
                 probability = 1 / (1 + math.exp(-own[0]))

@@ -60,15 +60,18 @@ def test_alpha_and_gamma_are_those_of_the_focal_loss(batch):
     assert loss.item() == pytest.approx(sigmoid_focal_loss(*batch[::2], alpha=0.6, gamma=1.5).sum().item() / 3)
 
 
-def test_weights_scale_each_anchor_but_not_the_normalizer(batch):
-    weights = torch.rand(2, 6, dtype=torch.float64)
-    losses = judge(RetinaNetLoss(l1_cost), *batch, weights)
-    first = judge(RetinaNetLoss(l1_cost), *batch, torch.zeros(2, 6))
-    assert first == {"classification": 0, "box": 0}
-    parts = torch.eye(12, dtype=torch.float64).reshape(12, 2, 6)
-    apart = [judge(RetinaNetLoss(l1_cost), *batch, part * weights) for part in parts]
-    for name, loss in losses.items():
-        assert loss.item() == pytest.approx(sum(one[name].item() for one in apart))
+@pytest.mark.parametrize("scope", ["image", "batch"])
+def test_sums_are_divided_by_the_weight_of_the_positives(batch, scope):
+    weights = torch.rand(2, 6, dtype=torch.float64) * 3
+    losses = judge(RetinaNetLoss(l1_cost, scope=scope), *batch, weights)
+    assert judge(RetinaNetLoss(l1_cost), *batch, torch.zeros(2, 6)) == {"classification": 0, "box": 0}
+    logits, _, labels, _ = batch
+    sums = (sigmoid_focal_loss(logits, labels).sum(-1) * weights).sum(1)
+    counts = [max(weights[i][labels[i] >= 0].sum().item(), 1) for i in range(2)]
+    assert counts[0] != counts[1]
+    counts = [2 * count for count in counts] if scope == "image" else [max(weights[labels >= 0].sum().item(), 1)] * 2
+    expected = sum(one.item() / count for one, count in zip(sums, counts, strict=True))
+    assert losses["classification"].item() == pytest.approx(expected)
 
 
 def test_ignored_anchors_have_no_gradient(batch):

@@ -1,4 +1,4 @@
-"""SequenceLoss against a loop, and what its weights and scales mean."""
+"""SequenceLoss against a loop, and what its weights mean."""
 
 import math
 
@@ -18,22 +18,18 @@ def batch(dtype: torch.dtype = torch.float64):
     return logits, tokens, weights
 
 
-def slow(logits, tokens, weights, scales=None) -> float:
+def slow(logits, tokens, weights) -> float:
     total = 0.0
     for b, row in enumerate(tokens.tolist()):
         for i, token in enumerate(row):
             own = logits[b, i].tolist()
             cost = math.log(sum(math.exp(value) for value in own)) - own[token]
-            total += weights[b, i].item() * (1.0 if scales is None else scales[b, i].item()) * cost
+            total += weights[b, i].item() * cost
     return total / weights.sum().item()
 
 
 def test_the_loss_is_that_of_a_loop():
-    logits, tokens, weights = batch()
-    scales = torch.rand(2, 6, dtype=torch.float64) * 3
-    assert SequenceLoss()(logits, tokens, weights)["tokens"].item() == pytest.approx(slow(*batch()), rel=1e-12)
-    found = SequenceLoss()(logits, tokens, weights, scales)["tokens"].item()
-    assert found == pytest.approx(slow(logits, tokens, weights, scales), rel=1e-12)
+    assert SequenceLoss()(*batch())["tokens"].item() == pytest.approx(slow(*batch()), rel=1e-12)
 
 
 def test_tokens_of_weight_0_count_for_nothing_whatever_they_are():
@@ -48,11 +44,17 @@ def test_tokens_of_weight_0_count_for_nothing_whatever_they_are():
     assert not broken.grad[weights == 0].any()
 
 
-def test_weights_are_relative_and_scales_absolute():
+def test_weights_are_relative():
     logits, tokens, weights = batch()
     loss = SequenceLoss()(logits, tokens, weights)["tokens"]
     assert torch.allclose(SequenceLoss()(logits, tokens, weights * 7)["tokens"], loss)
-    assert torch.allclose(SequenceLoss()(logits, tokens, weights, torch.full_like(weights, 7))["tokens"], loss * 7)
+
+
+def test_a_token_in_two_parts_equals_it_whole():
+    logits, tokens, weights = batch()
+    parts = torch.cat((weights * 0.25, weights * 0.75), 1)
+    found = SequenceLoss()(torch.cat((logits, logits), 1), torch.cat((tokens, tokens), 1), parts)
+    assert torch.allclose(found["tokens"], SequenceLoss()(logits, tokens, weights)["tokens"])
 
 
 def test_a_batch_that_weighs_nothing_costs_nothing_and_has_a_gradient():
@@ -82,7 +84,7 @@ def test_the_divisor_is_the_mean_over_processes(monkeypatch):
 
 def test_shapes_that_disagree_are_named():
     forward = unhooked(SequenceLoss.forward)
-    with pytest.raises(ValueError, match=r"logits \(2, 6, 5\), tokens, weights and scales \[\(2, 5\), \(2, 6\)\]"):
+    with pytest.raises(ValueError, match=r"logits \(2, 6, 5\), tokens and weights \[\(2, 5\), \(2, 6\)\]"):
         forward(SequenceLoss(), torch.zeros(2, 6, 5), torch.zeros(2, 5, dtype=torch.int64), torch.zeros(2, 6))
 
 

@@ -263,18 +263,28 @@ def test_more_objects_than_queries_are_all_counted():
     assert losses["l1"].item() == pytest.approx(5 * (boxes[0, 0] - wanted).abs().sum().item() / 4)
 
 
-def test_the_weight_of_an_object_scales_its_query_and_not_the_normalizers():
-    logits, boxes = predictions(layers=2)
-    losses = [
-        detr_losses(logits, boxes, truth(weights=torch.tensor(weights, dtype=torch.float64)), SIZES)
-        for weights in ([0.0, 0, 0], [1.0, 0, 0], [0.25, 0, 0])
-    ]
-    plain = detr_losses(logits, boxes, truth(), SIZES)
-    same = detr_losses(logits, boxes, truth(weights=torch.ones(3)), SIZES)
+def test_the_weight_of_an_object_scales_its_query_and_counts_in_the_normalizers():
+    logits, boxes = predictions(layers=2, images=1)
+    weights = torch.tensor([3.0, 1, 0.5], dtype=torch.float64)
+    plain = detr_losses(logits, boxes, truth((3,)), SIZES[:1])
+    rows = torch.ones(3), weights, *(torch.eye(3, dtype=torch.float64) + 1e-9)  # of 0 they would not be matched
+    same, found, *apart = (detr_losses(logits, boxes, truth((3,), weights=row), SIZES[:1]) for row in rows)
     for name in plain:
-        nothing, first, quarter = (one[name] for one in losses)
-        torch.testing.assert_close(quarter, nothing + 0.25 * (first - nothing))
-        torch.testing.assert_close(same[name], plain[name])
+        assert torch.equal(same[name], plain[name])
+        if "classification" not in name:  # an object alone is divided by 1, all of them by 4.5
+            expected = sum(weight * one[name] for weight, one in zip(weights, apart, strict=True)) / 4.5
+            torch.testing.assert_close(found[name], expected)
+
+
+def test_a_query_in_two_parts_equals_it_whole():
+    targets = pad_targets([{"boxes": torch.tensor([[0.1, 0.2, 0.5, 0.9]] * 2), "labels": torch.tensor([1, 1])}])
+    logits, boxes = torch.randn(2, 1, 3, 4).double(), torch.rand(2, 1, 3, 4).double()
+    one = targets._replace(valid=torch.tensor([[True, False]]))
+    once = SetPredictionLoss()(logits, boxes, one, Assignment(torch.tensor([[0, -1, -1]]), torch.zeros(1, 3)))
+    logits, boxes = (torch.cat((rows[:, :, :1], rows), 2) for rows in (logits, boxes))
+    halves, known = targets._replace(weights=torch.full((1, 2), 0.5)), torch.tensor([[0, 1, -1, -1]])
+    for name, loss in SetPredictionLoss()(logits, boxes, halves, Assignment(known, torch.zeros(1, 4))).items():
+        torch.testing.assert_close(loss, once[name])
 
 
 def test_weights_multiply_their_losses():

@@ -8,6 +8,7 @@ import torch
 from dense_rows import judge
 from strategies import assert_refused
 
+from detkit.anchors import HardNegativeSampler
 from detkit.losses import MultiBoxLoss, smooth_l1_cost
 from detkit.structures import DensePredictions
 
@@ -40,7 +41,8 @@ def random_batch(batch=3, anchors=20, classes=4, *, seed=0, dtype=torch.float64)
 
 
 def slow_loss(logits, deltas, labels, wanted, weights=None, *, ratio=3, beta=1.0, box_weight=1.0):
-    classification, box, count = 0.0, 0.0, 0
+    classification = box = count = 0.0
+    weights = torch.ones(labels.shape) if weights is None else weights
     for image in range(len(labels)):
         costs = []
         for n, label in enumerate(labels[image].tolist()):
@@ -48,10 +50,10 @@ def slow_loss(logits, deltas, labels, wanted, weights=None, *, ratio=3, beta=1.0
             costs.append(math.log(sum(math.exp(v) for v in row)) - row[label if label >= 0 else -1])
         positives = [n for n, label in enumerate(labels[image].tolist()) if label >= 0]
         negatives = [n for n, label in enumerate(labels[image].tolist()) if label == NEGATIVE]
-        hard = sorted(negatives, key=lambda n: (-costs[n], n))[: int(ratio * len(positives))]
-        count += len(positives)
+        hard = sorted(negatives, key=lambda n: (-costs[n], n))[: int(ratio * weights[image, positives].sum())]
+        count += weights[image, positives].sum().item()
         for n in positives + hard:
-            share = 1.0 if weights is None else weights[image, n].item()
+            share = weights[image, n].item()
             classification += share * costs[n]
             if n in positives:
                 distances = (deltas[image, n] - wanted[image, n]).abs().tolist()
@@ -69,6 +71,13 @@ def test_random_batches_cost_what_the_slow_loss_says(seed, weighted):
     )
     expected = slow_loss(*batch, weights, ratio=2, beta=0.7, box_weight=0.5)
     assert (losses["classification"].item(), losses["box"].item()) == pytest.approx(expected, rel=1e-10)
+
+
+def test_weights_that_add_up_to_one_positive_mine_as_many_negatives_as_it():
+    losses, labels = torch.arange(8.0)[None], torch.tensor([[4, 4, 4, -1, -1, -1, -1, -1]])
+    for parts in (0.01, 0.78, 0.21), (0.3, 0.3, 0.4), (0.6, 0.3, 0.1):  # the first add up to 1 - 1e-7
+        weights = torch.tensor([[*parts, 1, 1, 1, 1, 1]])
+        assert HardNegativeSampler(3.0)(losses, labels, weights=weights).sum() == 3
 
 
 def test_a_single_positive_is_divided_by_one():
