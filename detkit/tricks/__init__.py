@@ -6,6 +6,14 @@ Each trick is one part that the training loop calls; none of them depends on a d
 from detkit.tricks.ema import ExponentialMovingAverage
 from detkit.tricks.finite import nonfinite
 from detkit.tricks.random_shapes import RandomBatchShapes
-from detkit.tricks.schedule import warmup_cosine
+from detkit.tricks.schedule import warmup_cosine, warmup_steps_down
+from detkit.tricks.sync_batch_norm import SyncBatchNorm
 
-__all__ = ["ExponentialMovingAverage", "RandomBatchShapes", "nonfinite", "warmup_cosine"]
+__all__ = [
+    "ExponentialMovingAverage",
+    "RandomBatchShapes",
+    "SyncBatchNorm",
+    "nonfinite",
+    "warmup_cosine",
+    "warmup_steps_down",
+]
