@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from detkit._door import door
 from detkit._inputs import promote
-from detkit._ranges import Count, NotNegative
+from detkit._ranges import Count, Fraction, NotNegative
 from detkit._ranking import stable_topk
 from detkit.detectors.detector import Stage
 from detkit.losses import label_smoothed_cross_entropy, mean_count
@@ -31,8 +31,8 @@ class ClassificationStage(Stage):
 
     An image learns the class in ``image_labels`` (B,), -1 for none; without that entry the classes of its objects, each
     to an equal part, times its weight. The loss is ``weight`` times the mean cross-entropy over the images that learn
-    something, in all processes. Raises ValueError for image_labels of another shape, and labels out of range (on
-    accelerators with ``DETKIT_CHECKS=full``).
+    something, in all processes; ``label_smoothing`` is the mass moved from the true class to the others. Raises
+    ValueError for image_labels of another shape, and labels out of range (on accelerators with ``DETKIT_CHECKS=full``).
 
     >>> from detkit.heads import ImageHead
     >>> stage = ClassificationStage(ImageHead(8, 3), max_detections=2)
@@ -44,10 +44,17 @@ class ClassificationStage(Stage):
 
     @door
     def __init__(
-        self, head: nn.Module, *, max_detections: Count = 5, weight: NotNegative = 1.0, branch: str | None = None
+        self,
+        head: nn.Module,
+        *,
+        max_detections: Count = 5,
+        weight: NotNegative = 1.0,
+        label_smoothing: Fraction = 0.0,
+        branch: str | None = None,
     ) -> None:
         super().__init__(branch=branch)
         self.head, self.max_detections, self.weight = head, max_detections, weight
+        self.label_smoothing = label_smoothing
 
     @door
     def forward(
@@ -66,7 +73,7 @@ class ClassificationStage(Stage):
         num_classes = outputs.logits.shape[-1]
         check_labels(labels, num_classes, lowest=0, function="ClassificationStage", name="labels of targets")
         logits = outputs.logits[:, None].expand(-1, labels.shape[1], -1)
-        costs = label_smoothed_cross_entropy(logits, labels, smoothing=0.0)
+        costs = label_smoothed_cross_entropy(logits, labels, smoothing=self.label_smoothing)
         count = (labels != IGNORED).sum(1)
         means = (costs * weights).sum(1) / count.clamp(min=1)
         return {"classification": self.weight * means.sum() / mean_count(count > 0, means)}

@@ -1,19 +1,30 @@
-"""Training tricks for any model: a schedule, random batch shapes, a moving average of weights, a look at bad steps.
+"""Training tricks for any model: schedules, parameter groups, freezing, clipping, batch norm over processes, averages.
 
 Each trick is one part that the training loop calls; none of them depends on a detector.
 """
 
+from detkit.structures.smoothing import detection_smoothing, smooth_labels
+from detkit.tricks.clipping import clip_gradients
+from detkit.tricks.early_stopping import EarlyStopping
 from detkit.tricks.ema import ExponentialMovingAverage
 from detkit.tricks.finite import nonfinite
+from detkit.tricks.freezing import freeze
+from detkit.tricks.parameter_groups import parameter_groups
 from detkit.tricks.random_shapes import RandomBatchShapes
 from detkit.tricks.schedule import warmup_cosine, warmup_steps_down
 from detkit.tricks.sync_batch_norm import SyncBatchNorm
 
 __all__ = [
+    "EarlyStopping",
     "ExponentialMovingAverage",
     "RandomBatchShapes",
     "SyncBatchNorm",
+    "clip_gradients",
+    "detection_smoothing",
+    "freeze",
     "nonfinite",
+    "parameter_groups",
+    "smooth_labels",
     "warmup_cosine",
     "warmup_steps_down",
 ]

@@ -65,13 +65,13 @@ def warmup_steps_down(
     warmup_steps: Whole = 0,
     start_factor: Fraction = 0.0,
 ) -> LRScheduler:
-    """Linear warm-up to the optimizer's learning rate, which each step number in ``milestones`` multiplies by ``factor``.
+    """Linear warm-up to the optimizer's learning rate, which every one of ``milestones`` multiplies by ``factor``.
 
-    Step i runs at eta * factor ** (the number of milestones that are at most i), and below ``warmup_steps`` at that
-    times i / warmup_steps, raised to start at ``start_factor``. Two hundred thousand steps halved every 7,000 are
-    ``milestones=range(7000, 200_000, 7000), factor=0.5``; DETR's drop after 200 of 300 epochs is
-    ``milestones=[200 * batches]``. Groups, states and resuming are those of :func:`warmup_cosine`. Raises ValueError for
-    milestones that do not ascend, and factors outside [0, 1].
+    Milestones are numbers of steps: step i runs at eta * factor ** (the number of milestones that are at most i), and
+    below ``warmup_steps`` at that times i / warmup_steps, raised to start at ``start_factor``. Two hundred thousand
+    steps halved every 7,000 are ``milestones=range(7000, 200_000, 7000), factor=0.5``; DETR's drop after 200 of 300
+    epochs is ``milestones=[200 * batches]``. Groups, states and resuming are those of :func:`warmup_cosine`. Raises
+    ValueError for milestones that do not ascend, and factors outside [0, 1].
 
     >>> import torch
     >>> optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.8)

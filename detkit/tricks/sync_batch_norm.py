@@ -31,9 +31,9 @@ class SyncBatchNorm(_BatchNorm):
     gradient. Half precision is summed in float32. There is no second derivative.
 
     With one process, and in eval mode, this is ``nn.BatchNorm2d`` itself, bit for bit; arguments, ``momentum=None`` (a
-    cumulative average) and the keys of the ``state_dict`` are the same, so weights go both ways. :meth:`convert` puts it
-    in place of all batch norms of a model, :meth:`revert` puts them back, for export say. torch's own refuses tensors
-    on the CPU. Raises ValueError for a single value per channel in all processes, which has no variance (on
+    cumulative average) and the keys of the ``state_dict`` are the same, so weights go both ways. :meth:`convert` puts
+    it in place of all batch norms of a model, :meth:`revert` puts them back, for export say. torch's own refuses
+    tensors on the CPU. Raises ValueError for a single value per channel in all processes, which has no variance (on
     accelerators with several processes only with ``DETKIT_CHECKS=full``: its output is then the bias).
 
     >>> norm = SyncBatchNorm(2)

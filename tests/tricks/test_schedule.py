@@ -165,7 +165,9 @@ def test_steps_down_equal_torchs_and_the_warmup_multiplies_them():
         warmup_steps_down(optimizer_of(ETA), milestones=[3, 5, 6], factor=0.3, warmup_steps=4, start_factor=0.2), 9
     )
     shares = [0.2, 0.4, 0.6, 0.8, 1, 1, 1, 1, 1]
-    assert [rate for (rate,) in warm] == pytest.approx([rate * share for (rate,), share in zip(ours, shares)])
+    assert [rate for (rate,) in warm] == pytest.approx(
+        [rate * share for (rate,), share in zip(ours, shares, strict=True)]
+    )
 
 
 @pytest.mark.parametrize(
