@@ -30,8 +30,8 @@ class ObjectnessLoss(DenseCriterion):
     The head's quality is the logit of objectness. All three sums are divided by the number of positives of the whole
     batch, averaged over processes, at least 1; ``box_weight``, ``objectness_weight`` and ``class_weight`` scale them.
     With ``soft_classes`` the class target of a positive is the quality of its assignment instead of 1: with
-    :class:`~detkit.anchors.SimOTAMatcher` that is the IoU of its predicted box, as in YOLOX. ``label_smoothing`` s turns
-    a class target y into y (1 - s) + (1 - y) s. Source: Ge et al. 2021
+    :class:`~detkit.anchors.SimOTAMatcher` that is the IoU of its predicted box, as in YOLOX. ``label_smoothing`` s
+    turns a class target y into y (1 - s) + (1 - y) s. Source: Ge et al. 2021
     (YOLOX), section 2; the release's weights are the defaults. Raises ValueError for negative weights.
 
     >>> from detkit.boxes import DeltaCoder

@@ -93,9 +93,9 @@ class RCNNLoss(DenseCriterion):
 
     The sums over the whole batch are divided by the number of sampled boxes, averaged over processes, at least 1.
     Logits are (B, N, C + 1) with background last; deltas are those of each box's class. ``box_weight`` scales the box
-    cost; the paper's is smooth L1 with ``beta=1``; ``label_smoothing`` is the mass moved from the true class to the
-    others, background included, as in :func:`~detkit.losses.label_smoothed_cross_entropy`. Source: Girshick 2015, "Fast R-CNN", section 2.3, with torchvision's
-    beta and normalizer.
+    cost; the paper's is smooth L1 with ``beta=1``. ``label_smoothing`` is the mass moved from the true class to the
+    others, background included, as in :func:`~detkit.losses.label_smoothed_cross_entropy`. Source: Girshick 2015,
+    "Fast R-CNN", section 2.3, with torchvision's beta and normalizer.
 
     >>> from detkit.boxes import DeltaCoder
     >>> boxes, ones = torch.tensor([[[0.0, 0, 4, 4]]]).expand(1, 4, 4), torch.ones(1, 4)

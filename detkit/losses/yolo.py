@@ -1,6 +1,6 @@
 """The loss of YOLO v2 and v3: objectness of every anchor, the class and box of those that hold an object."""
 
-from typing import Literal, Self
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -83,7 +83,7 @@ class YOLOLoss(DenseCriterion):
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
 
     @door
-    def smooth_labels(self, smoothing: Fraction) -> Self:
+    def smooth_labels(self, smoothing: Fraction) -> "YOLOLoss":
         """Smooth the class targets from now on, in place: by ``smoothing``, as detkit.tricks.smooth_labels does.
 
         Logistic classes learn 1 - s where an object is and s elsewhere; exclusive ones share s among the others. No
