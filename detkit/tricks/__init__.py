@@ -5,6 +5,7 @@ Each trick is one part that the training loop calls; none of them depends on a d
 
 from detkit.structures.smoothing import detection_smoothing, smooth_labels
 from detkit.tricks.clipping import clip_gradients
+from detkit.tricks.depth import layers_of
 from detkit.tricks.early_stopping import EarlyStopping
 from detkit.tricks.ema import ExponentialMovingAverage
 from detkit.tricks.finite import nonfinite
@@ -22,6 +23,7 @@ __all__ = [
     "clip_gradients",
     "detection_smoothing",
     "freeze",
+    "layers_of",
     "nonfinite",
     "parameter_groups",
     "smooth_labels",

@@ -4,9 +4,12 @@ import re
 
 from torch import nn
 
+from detkit._door import door
+
 _NUMBERED = re.compile(r"(?:[^.]+\.)*?[^.]*\d+(?:\.\d+)*(?=\.)")
 
 
+@door
 def layers_of(module: nn.Module) -> list[list[str]]:
     """The names of all parameters by the layers they belong to, from the input on, each name in one layer.
 

@@ -17,7 +17,7 @@ def freeze(module: nn.Module, layers: Whole | None = None, *, norms: bool = True
 
     Their parameters no longer require a gradient, and with ``norms`` their batch norms are replaced by
     :func:`~detkit.layers.freeze_batch_norm`, so that running statistics stay as they are in training mode too: a frozen
-    layer computes the same before and after ``train()``. Layers are those of :func:`~detkit.tricks.depth.layers_of`: a
+    layer computes the same before and after ``train()``. Layers are those of :func:`~detkit.tricks.layers_of`: a
     ResNet-50 has a stem and 16 blocks, so 4 freezes the stem and ``layer1``. Freeze before you build the optimizer, the
     average and DistributedDataParallel; weights load and save as before. Dropout stays. Raises ValueError for more
     layers than there are, naming their number, and for batch norms that cannot be replaced: 1d and 3d ones.

@@ -27,7 +27,7 @@ def parameter_groups(
     A parameter of ``backbone``, a part of the model, learns at ``lr * backbone_factor * layer_decay ** k``, where k is
     1 in the backbone's last layer and one more in each layer before; all others learn at ``lr``. Without ``backbone``
     the model itself is decayed by layers, and k is 0 in its last one, a classifier's head. Layers of own, torchvision
-    and timm networks are found by :func:`~detkit.tricks.depth.layers_of`. ``weight_decay`` is for matrices and kernels:
+    and timm networks are found by :func:`~detkit.tricks.layers_of`. ``weight_decay`` is for matrices and kernels:
     vectors and scalars (biases, norms) are not decayed, nor are parameters whose own name is one of ``undecayed``
     (Swin's ``relative_position_bias_table``, ViT's ``pos_embedding``), or which a timm model's ``no_weight_decay()``
     names. Frozen parameters are left out.
