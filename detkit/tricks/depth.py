@@ -1,6 +1,7 @@
 """The layers of any network by their depth, from the names of its parameters: what thaws or learns first, and last."""
 
 import re
+from typing import Any
 
 from torch import nn
 
@@ -22,17 +23,19 @@ def layers_of(module: nn.Module) -> list[list[str]]:
     >>> [layer[0] for layer in layers_of(resnet18())[:3]]
     ['conv1.weight', 'layer1.0.conv1.weight', 'layer1.1.conv1.weight']
     """
-    if hasattr(module, "group_matcher"):
-        from timm.models import group_parameters
-
-        depths = group_parameters(module, module.group_matcher(coarse=False), reverse=True)
-    else:
-        depths = _depths(module)
+    depths = _depths_by_timm(module) if hasattr(module, "group_matcher") else _depths(module)
     last = max(depths.values(), default=0)  # of a part that timm names no group for, as heads
     layers: dict[int, list[str]] = {depth: [] for depth in sorted(set(depths.values()))}
     for name, _ in module.named_parameters():
         layers.setdefault(depths.get(name, last), []).append(name)
     return list(layers.values())
+
+
+def _depths_by_timm(module: Any) -> dict[str, int]:
+    from timm.models import group_parameters
+
+    depths: Any = group_parameters(module, module.group_matcher(coarse=False), reverse=True)
+    return depths
 
 
 def _depths(module: nn.Module) -> dict[str, int]:

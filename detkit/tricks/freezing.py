@@ -55,7 +55,7 @@ def _freeze_norms(module: nn.Module, names: set[str], *, whole: bool) -> None:
 
 def _frozen(norm: _BatchNorm) -> nn.Module:
     if type(norm).__module__.startswith("timm."):  # which holds an activation
-        from timm.layers import freeze_batch_norm_2d
+        from timm.layers.norm_act import freeze_batch_norm_2d
 
         return freeze_batch_norm_2d(norm)
     return freeze_batch_norm(SyncBatchNorm.revert(norm))

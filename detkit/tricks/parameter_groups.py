@@ -88,11 +88,10 @@ def _undecayed(model: nn.Module, names: Iterable[str]) -> set[int]:
             f"parameter_groups: undecayed names {unknown}, which no parameter is called; allowed are the last parts of "
             "their names"
         )
-    said = {
-        id(value)
-        for part in model.modules()
-        if callable(getattr(part, "no_weight_decay", None))
-        for name, value in part.named_parameters()
-        if name in part.no_weight_decay()
-    }
-    return set().union(said, *own.values())
+    timm = [part for part in model.modules() if hasattr(part, "no_weight_decay")]
+    return set().union(*own.values(), *map(_undecayed_by_timm, timm))
+
+
+def _undecayed_by_timm(model: Any) -> set[int]:
+    names = model.no_weight_decay()
+    return {id(value) for name, value in model.named_parameters() if name in names}

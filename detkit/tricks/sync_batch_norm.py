@@ -81,7 +81,9 @@ class SyncBatchNorm(_BatchNorm):
         return _replaced_norms(module, cls._plain, {})
 
     @door
-    def forward(self, features: Float[Tensor, "B D *space"]) -> Float[Tensor, "B D *space"]:
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, features: Float[Tensor, "B D *space"]
+    ) -> Float[Tensor, "B D *space"]:
         """The normalized features, (B, D, ...), in their own type and memory layout.
 
         Raises ValueError for fewer than 2 dimensions, and another number of channels than ``num_features``.
@@ -166,9 +168,9 @@ class _Normalized(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
         features, weight, bias, count, mean, scale = ctx.saved_tensors
-        (gradient,), like = gradients, (1, -1, *[1] * (features.ndim - 2))
+        like = 1, -1, *[1] * (features.ndim - 2)
         others = [dim for dim in range(features.ndim) if dim != 1]
         wide = gradient.to(mean.dtype)
         unit = (features - mean.view(like)) * scale.view(like)
