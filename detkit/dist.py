@@ -84,6 +84,23 @@ def means_answered(answer: Callable[[Tensor], Tensor]) -> Iterator[None]:
         _answer = before
 
 
+@door
+def stack(value: Tensor) -> Tensor:
+    """``value`` of every process along a new first dimension, without gradient, in the order of ranks.
+
+    Shape (...), the same in all processes, to (world, ...); (1, ...) in a single process.
+
+    >>> stack(torch.ones(2)).shape
+    torch.Size([1, 2])
+    """
+    value = as_tensor(value, function="stack", name="value").detach()
+    if world_size() == 1:
+        return value[None]
+    rows = [torch.empty_like(value) for _ in range(world_size())]
+    torch_dist.all_gather(rows, value.contiguous())
+    return torch.stack(rows)
+
+
 def gather_objects(value: Any) -> list[Any]:
     """``value`` of every process, in rank order: any picklable object, on the host.
 

@@ -39,7 +39,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 from torchvision.transforms import v2
 from tqdm import tqdm
 
-from detkit import dist
+from detkit import dist, tricks
 from detkit.data import (
     Augmented,
     CocoDataset,
@@ -54,7 +54,6 @@ from detkit.data import (
 from detkit.data.transforms import sanitize
 from detkit.detectors import Detector, recipes
 from detkit.metrics import CocoMetrics, format_table
-from detkit.tricks import ExponentialMovingAverage, RandomBatchShapes, nonfinite, warmup_cosine
 from detkit.viz import plot_curves, save_picture, side_by_side
 from detkit.weights import load_checkpoint, load_weights, save_checkpoint, save_weights
 
@@ -107,6 +106,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--size", type=int, nargs=2, metavar=("H", "W"), help="input size, for recipes that take one")
     add("--random-scale", type=float, nargs=2, metavar=("LOW", "HIGH"), help="every ten batches so many times --size")
     add("--group-norm", action="store_true", help="for recipes with a norm: N processes then equal one, to rounding")
+    add("--sync-bn", action=argparse.BooleanOptionalAction, default=True, help="batch norms over all processes")
     add("--augment", choices=AUGMENTATIONS, default="flip")
     add("--epochs", type=int, default=30)
     add("--batch-size", type=int, default=16)
@@ -272,7 +272,7 @@ def build(args: argparse.Namespace, num_classes: int) -> Detector:
     return detector
 
 
-def batch_shapes(scale: tuple[float, float] | None, detector: Detector, seed: int) -> RandomBatchShapes | None:
+def batch_shapes(scale: tuple[float, float] | None, detector: Detector, seed: int) -> tricks.RandomBatchShapes | None:
     """Input sizes of so many times the detector's own, in multiples of 32 and its ratio; None without ``scale``."""
     size = detector.preprocess.size
     if scale is None:
@@ -286,7 +286,7 @@ def batch_shapes(scale: tuple[float, float] | None, detector: Detector, seed: in
             f"--random-scale {scale[0]:g} {scale[1]:g}: no multiple of 32 lies between these times {size[0]}, the "
             "height; give the lower number first, or a wider range"
         )
-    return RandomBatchShapes(sizes, seed=seed)
+    return tricks.RandomBatchShapes(sizes, seed=seed)
 
 
 def take_backbone(detector: Detector, path: Path) -> None:
@@ -307,13 +307,12 @@ class Run:
         self.sampler = ResumableSampler(length, seed=args.seed, shuffle=True)
         self.batch = min(args.batch_size, len(self.sampler))
         self.batches = len(self.sampler) // self.batch  # an incomplete last batch is left out
-        decayed = [p for p in model.parameters() if p.ndim > 1]
-        others = [p for p in model.parameters() if p.ndim <= 1]
-        groups = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(groups, lr=args.lr, weight_decay=args.weight_decay)
+        self.optimizer = torch.optim.AdamW(tricks.parameter_groups(model, args.lr, weight_decay=args.weight_decay))
         steps = args.epochs * -(-self.batches // args.accumulate)
-        self.schedule = warmup_cosine(self.optimizer, warmup_steps=min(args.warmup, steps - 1), total_steps=steps)
-        self.average = ExponentialMovingAverage(model, args.ema)  # keeps the size to judge at
+        self.schedule = tricks.warmup_cosine(
+            self.optimizer, warmup_steps=min(args.warmup, steps - 1), total_steps=steps
+        )
+        self.average = tricks.ExponentialMovingAverage(model, args.ema)  # keeps the size to judge at
         self.shapes = batch_shapes(args.random_scale, model, args.seed)
         self.records: list[dict[str, float]] = []
         self.sums: dict[str, Tensor] = {}
@@ -429,7 +428,7 @@ class Step:
     def end(self, place: str, batches: int) -> None:
         """Take the step, if losses and gradients are finite; name them and stop or leave it out, if not."""
         run = self.run
-        if bad := nonfinite(self.sums, run.model):
+        if bad := tricks.nonfinite(self.sums, run.model):
             self.leave_out(f"{place}: {', '.join(bad[:4])}" + (f" and {len(bad) - 4} more" if len(bad) > 4 else ""))
             run.skipped += batches
         else:
@@ -498,8 +497,8 @@ def train(args: argparse.Namespace, device: torch.device) -> dict[str, float]:
     run = Run(args, detector, len(data), identity(args, categories, sets))
     model: nn.Module = detector
     if dist.world_size() > 1:
-        if device.type == "cuda":
-            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        if args.sync_bn:
+            model = tricks.SyncBatchNorm.convert(model)
         model = DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
     first = run.load()
     writer = tensorboard(args)

@@ -150,6 +150,7 @@ PARTS: dict[str, Callable[[], Any]] = {
     "DetectionMixup": tricks.DetectionMixup,
     "Mixup": lambda: tricks.Mixup(2),
     "Mosaic": lambda: tricks.Mosaic((8, 8)),
+    "SyncBatchNorm": lambda: tricks.SyncBatchNorm(8),
 }
 GIVEN: dict[str, dict[str, Any]] = {
     "cluster_anchors": {"count": 1},

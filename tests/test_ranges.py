@@ -36,7 +36,7 @@ NAN, INF = math.nan, math.inf
 PLACES = {
     "index", "position", "at", "updates", "epoch", "length", "images", "queries", "shape", "shapes", "image_ids",
     "labels_per_image", "skeleton", "new", "old", "recall", "precision", "curves", "values", "channels", "strides",
-    "outputs",
+    "outputs", "metric", "max_norms",
 }  # fmt: skip
 ONE, TWO, FEATURES = torch.tensor([[0.0, 0, 4, 4]]), torch.tensor([[[0.0, 0, 4, 4]]]), torch.ones(1, 2, 8, 8)
 SCORE, MASKS, MATCHED = torch.ones(1), torch.ones(1, 1, 8, 8), torch.zeros(1, 1, dtype=torch.int64)

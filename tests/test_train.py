@@ -100,8 +100,9 @@ def test_a_run_killed_by_signal_9_and_resumed_equals_the_uninterrupted_run_bit_f
 
 
 @pytest.mark.slow(6)
-def test_two_processes_train_to_the_losses_and_the_ap_of_one(tmp_path):
-    options = ("--epochs", "2", "--group-norm", "--lr", "0.0005")
+@pytest.mark.parametrize("norm", ["--group-norm", "--sync-bn"])
+def test_two_processes_train_to_the_losses_and_the_ap_of_one(norm, tmp_path):
+    options = ("--epochs", "2", norm, "--lr", "0.0005")
     run(tmp_path / "one", *options)
     run_in_two_processes(tmp_path / "two", *options, "--batch-size", "2")
     first, *later = zip(records(tmp_path / "one"), records(tmp_path / "two"), strict=True)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from detkit._door import door
 from detkit._inputs import promote
-from detkit._ranges import Count, NotNegative
+from detkit._ranges import Count, Fraction, NotNegative
 from detkit._ranking import stable_topk
 from detkit.detectors.detector import Stage
 from detkit.losses import label_smoothed_cross_entropy, mean_count
@@ -32,8 +32,8 @@ class ClassificationStage(Stage):
     An image learns the class in ``image_labels`` (B,), -1 for none; without that entry the classes of its objects, each
     to a part in proportion to its weight. The loss is ``weight`` times the mean cross-entropy over the images that
     learn something, in all processes; an image whose objects weigh less than 1 together counts as much as they do.
-    Raises ValueError for image_labels of another shape, and labels out of range (on accelerators with
-    ``DETKIT_CHECKS=full``).
+    ``label_smoothing`` is the mass moved from the true class to the others. Raises ValueError for image_labels of
+    another shape, and labels out of range (on accelerators with ``DETKIT_CHECKS=full``).
 
     >>> from detkit.heads import ImageHead
     >>> stage = ClassificationStage(ImageHead(8, 3), max_detections=2)
@@ -45,10 +45,17 @@ class ClassificationStage(Stage):
 
     @door
     def __init__(
-        self, head: nn.Module, *, max_detections: Count = 5, weight: NotNegative = 1.0, branch: str | None = None
+        self,
+        head: nn.Module,
+        *,
+        max_detections: Count = 5,
+        weight: NotNegative = 1.0,
+        label_smoothing: Fraction = 0.0,
+        branch: str | None = None,
     ) -> None:
         super().__init__(branch=branch)
         self.head, self.max_detections, self.weight = head, max_detections, weight
+        self.label_smoothing = label_smoothing
 
     @door
     def forward(
@@ -67,7 +74,7 @@ class ClassificationStage(Stage):
         num_classes = outputs.logits.shape[-1]
         check_labels(labels, num_classes, lowest=0, function="ClassificationStage", name="labels of targets")
         logits = outputs.logits[:, None].expand(-1, labels.shape[1], -1)
-        costs = label_smoothed_cross_entropy(logits, labels, smoothing=0.0)
+        costs = label_smoothed_cross_entropy(logits, labels, smoothing=self.label_smoothing)
         totals = torch.where(labels != IGNORED, weights.to(costs), 0).sum(1)
         means = (costs * weights).sum(1) / totals.clamp(min=1)
         count = mean_count(totals > 0, means, weights=totals.clamp(max=1))

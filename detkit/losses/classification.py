@@ -11,6 +11,7 @@ from detkit._inputs import first_bad, full_checks, looked_at, promote
 from detkit.losses.fused import classification as fused
 from detkit.structures import IGNORED, NEGATIVE
 from detkit.structures.labels import check_labels, check_weights
+from detkit.structures.smoothing import smoothed_levels
 
 
 def focal(x: Tensor, y: Tensor, *, alpha: float | None, gamma: float) -> Tensor:
@@ -203,10 +204,10 @@ def label_smoothed_cross_entropy(
         _check_dense(targets, logits, function=function)
         scores = _log_softmax(promote(logits))
         hit = (scores * targets.to(scores.dtype)).sum(-1)
-    rest = smoothing / max(logits.shape[-1] - 1, 1)
-    losses = hit * (rest + smoothing - 1)
+    on, off = smoothed_levels(smoothing, logits.shape[-1])
+    losses = hit * (off - on)
     if smoothing:
-        losses = losses - scores.sum(-1) * rest
+        losses = losses - scores.sum(-1) * off
     if _are_labels(targets):
         losses = torch.where(targets == IGNORED, 0, losses)
     return _weighted(losses, weights, function=function)

@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -14,8 +14,10 @@ from detkit._inputs import check_finite, looked_at, promote, takes
 from detkit.anchors import Assigned
 from detkit.dist import all_reduce_mean
 from detkit.losses.box_costs import BoxCoder
+from detkit.losses.classification import sigmoid_focal_loss
 from detkit.structures import IGNORED, NEGATIVE, Anchors, DensePredictions
 from detkit.structures.labels import check_labels, check_weights
+from detkit.structures.smoothing import smoothed_levels
 
 BoxCost = Callable[[Tensor, Tensor, Anchors | Tensor, BoxCoder], Tensor]
 """(deltas (B, N, D), boxes (B, N, 4), anchors, coder) -> costs (B, N): see :mod:`detkit.losses.box_costs`."""
@@ -124,6 +126,27 @@ def judged_entropy(
     logits = torch.where(judged, logits, 0)
     costs = F.binary_cross_entropy_with_logits(logits, targets.to(logits).expand_as(logits), reduction="none")
     return torch.where(judged, costs, 0)
+
+
+def focal_costs(
+    logits: Float[Tensor, "B N C"], labels: Int[Tensor, "B N"], *, alpha: float, gamma: float, smoothing: float = 0.0
+) -> Float[Tensor, "B N"]:
+    """Focal loss of each row, summed over its classes; with ``smoothing`` to softer targets where there is a class.
+
+    A positive then learns 1 - smoothing for its class and smoothing for each other. NEGATIVE rows, which have no class
+    to doubt, still learn 0.
+
+    >>> focal_costs(torch.zeros(1, 2, 2), torch.tensor([[1, -1]]), alpha=0.5, gamma=0.0, smoothing=0.1)
+    tensor([[0.6931, 0.6931]])
+    """
+    if not smoothing:
+        return sigmoid_focal_loss(logits, labels, alpha=alpha, gamma=gamma).sum(-1)
+    on, off = smoothed_levels(smoothing, logits.shape[-1], "each")
+    hit = labels[..., None] == torch.arange(logits.shape[-1], device=labels.device)
+    targets = torch.where(hit, on, torch.where((labels >= 0)[..., None], off, 0.0))
+    judged = (labels != IGNORED)[..., None]
+    logits = torch.where(judged, promote(logits), 0)  # before the formula: a NaN there has a gradient
+    return torch.where(judged, sigmoid_focal_loss(logits, targets, alpha=alpha, gamma=gamma), 0).sum(-1)
 
 
 def described(cost: Callable[..., Any]) -> str:

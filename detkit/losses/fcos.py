@@ -11,7 +11,6 @@ from detkit._ranges import Fraction, NotNegative
 from detkit.anchors import Assigned, centerness
 from detkit.boxes import DistanceCoder
 from detkit.losses.box_costs import BoxCoder, giou_cost
-from detkit.losses.classification import sigmoid_focal_loss
 from detkit.losses.dense import (
     BOX_COST,
     BoxCost,
@@ -20,6 +19,7 @@ from detkit.losses.dense import (
     check_cost,
     check_predictions,
     described,
+    focal_costs,
     mean_count,
 )
 from detkit.structures import Anchors, DensePredictions
@@ -30,7 +30,8 @@ class FCOSLoss(DenseCriterion):
 
     All three sums are divided by the weight of all positives of the batch, averaged over processes, at least 1.
     ``alpha`` and ``gamma`` are those of :func:`~detkit.losses.sigmoid_focal_loss`; ``box_weight`` and
-    ``centerness_weight`` scale the others. The head's quality is the logit of the centerness. Source: Tian et al. 2019,
+    ``centerness_weight`` scale the others. With ``label_smoothing`` s a positive learns 1 - s for its class and s for
+    each other. The head's quality is the logit of the centerness. Source: Tian et al. 2019,
     equations 2 and 3, with GIoU as in the version of 2020. Raises ValueError for negative weights.
 
     >>> from detkit.boxes import DistanceCoder
@@ -53,11 +54,13 @@ class FCOSLoss(DenseCriterion):
         gamma: NotNegative = 2.0,
         box_weight: NotNegative = 1.0,
         centerness_weight: NotNegative = 1.0,
+        label_smoothing: Fraction = 0.0,
     ) -> None:
         super().__init__()
         check_cost("FCOSLoss", box_cost, BOX_COST)
         self.box_cost, self.alpha, self.gamma = box_cost, alpha, gamma
         self.box_weight, self.centerness_weight = box_weight, centerness_weight
+        self.label_smoothing = label_smoothing
 
     @door
     def forward(
@@ -70,7 +73,8 @@ class FCOSLoss(DenseCriterion):
         """
         check_predictions(self, predictions, assigned)
         labels, weights = assigned.labels, assigned.weights
-        focal = sigmoid_focal_loss(predictions.logits, labels, alpha=self.alpha, gamma=self.gamma).sum(-1)
+        settings = {"alpha": self.alpha, "gamma": self.gamma, "smoothing": self.label_smoothing}
+        focal = focal_costs(predictions.logits, labels, **settings)
         box = box_costs(self.box_cost, predictions.deltas, assigned, anchors, coder)
         centered = self._centerness(predictions.quality, assigned, anchors)
         count = mean_count(labels >= 0, focal, weights=weights)
@@ -98,7 +102,7 @@ class FCOSLoss(DenseCriterion):
 
     def extra_repr(self) -> str:
         """The settings that ``print`` shows."""
-        names = "alpha", "gamma", "box_weight", "centerness_weight"
+        names = "alpha", "gamma", "box_weight", "centerness_weight", "label_smoothing"
         return ", ".join([described(self.box_cost), *(f"{name}={getattr(self, name)}" for name in names)])
 
     def _centerness(self, logits: Tensor | None, assigned: Assigned, anchors: Anchors | Tensor) -> Float[Tensor, "B N"]:

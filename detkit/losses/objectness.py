@@ -6,7 +6,7 @@ from torch import Tensor
 
 from detkit._door import door
 from detkit._inputs import looked_at, promote
-from detkit._ranges import NotNegative
+from detkit._ranges import Fraction, NotNegative
 from detkit.anchors import Assigned
 from detkit.losses.box_costs import BoxCoder, iou_cost
 from detkit.losses.dense import (
@@ -21,6 +21,7 @@ from detkit.losses.dense import (
     mean_count,
 )
 from detkit.structures import IGNORED, Anchors, DensePredictions
+from detkit.structures.smoothing import smoothed_levels
 
 
 class ObjectnessLoss(DenseCriterion):
@@ -29,7 +30,8 @@ class ObjectnessLoss(DenseCriterion):
     The head's quality is the logit of objectness. All three sums are divided by the weight of all positives of the
     batch, averaged over processes, at least 1; ``box_weight``, ``objectness_weight`` and ``class_weight`` scale them.
     With ``soft_classes`` the class target of a positive is the quality of its assignment instead of 1: with
-    :class:`~detkit.anchors.SimOTAMatcher` that is the IoU of its predicted box, as in YOLOX. Source: Ge et al. 2021
+    :class:`~detkit.anchors.SimOTAMatcher` that is the IoU of its predicted box, as in YOLOX. ``label_smoothing`` s
+    turns a class target y into y (1 - s) + (1 - y) s. Source: Ge et al. 2021
     (YOLOX), section 2; the release's weights are the defaults. Raises ValueError for negative weights.
 
     >>> from detkit.boxes import DeltaCoder
@@ -52,10 +54,11 @@ class ObjectnessLoss(DenseCriterion):
         objectness_weight: NotNegative = 1.0,
         class_weight: NotNegative = 1.0,
         soft_classes: bool = True,
+        label_smoothing: Fraction = 0.0,
     ) -> None:
         super().__init__()
         check_cost("ObjectnessLoss", box_cost, BOX_COST)
-        self.box_cost, self.soft_classes = box_cost, soft_classes
+        self.box_cost, self.soft_classes, self.label_smoothing = box_cost, soft_classes, label_smoothing
         self.box_weight, self.objectness_weight, self.class_weight = box_weight, objectness_weight, class_weight
 
     @door
@@ -104,9 +107,11 @@ class ObjectnessLoss(DenseCriterion):
             logits, labels, quality, weights = (part[positive] for part in (logits, labels, quality, weights))
         own = labels[..., None] == torch.arange(logits.shape[-1], device=labels.device)
         hit = quality.clamp(0, 1)[..., None] if self.soft_classes else 1.0
-        return judged_entropy(logits, torch.where(own, hit, 0.0), labels[..., None] >= 0).sum(-1) * weights
+        on, off = smoothed_levels(self.label_smoothing, logits.shape[-1], "each")
+        targets = off + torch.where(own, hit, 0.0) * (on - off)
+        return judged_entropy(logits, targets, labels[..., None] >= 0).sum(-1) * weights
 
     def extra_repr(self) -> str:
         """The settings that ``print`` shows."""
-        names = "box_weight", "objectness_weight", "class_weight", "soft_classes"
+        names = "box_weight", "objectness_weight", "class_weight", "soft_classes", "label_smoothing"
         return ", ".join([described(self.box_cost), *(f"{name}={getattr(self, name)}" for name in names)])

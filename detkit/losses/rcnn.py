@@ -12,9 +12,10 @@ from torch.nn import functional as F
 
 from detkit._door import door
 from detkit._inputs import promote
-from detkit._ranges import NotNegative
+from detkit._ranges import Fraction, NotNegative
 from detkit.anchors import Assigned
 from detkit.losses.box_costs import BoxCoder, smooth_l1_cost
+from detkit.losses.classification import label_smoothed_cross_entropy
 from detkit.losses.dense import (
     BOX_COST,
     BoxCost,
@@ -27,7 +28,7 @@ from detkit.losses.dense import (
     sigmoid_scores,
     softmax_scores,
 )
-from detkit.structures import IGNORED, Anchors, DensePredictions
+from detkit.structures import IGNORED, NEGATIVE, Anchors, DensePredictions
 
 sharp_l1_cost = partial(smooth_l1_cost, beta=1 / 9)
 """Smooth L1 of both stages: beta 1/9 is the RPN's sigma of 3, which torchvision uses for both."""
@@ -92,8 +93,9 @@ class RCNNLoss(DenseCriterion):
 
     The sums over the whole batch are divided by the weight of all sampled boxes, averaged over processes, at least 1;
     negatives weigh 1. Logits are (B, N, C + 1) with background last; deltas are those of each box's class.
-    ``box_weight`` scales the box cost; the paper's is smooth L1 with ``beta=1``. Source: Girshick 2015, "Fast R-CNN",
-    section 2.3, with torchvision's beta and normalizer.
+    ``box_weight`` scales the box cost; the paper's is smooth L1 with ``beta=1``. ``label_smoothing`` is the mass moved
+    from the true class to the others, background included, as in :func:`~detkit.losses.label_smoothed_cross_entropy`.
+    Source: Girshick 2015, "Fast R-CNN", section 2.3, with torchvision's beta and normalizer.
 
     >>> from detkit.boxes import DeltaCoder
     >>> boxes, ones = torch.tensor([[[0.0, 0, 4, 4]]]).expand(1, 4, 4), torch.ones(1, 4)
@@ -105,10 +107,12 @@ class RCNNLoss(DenseCriterion):
     """
 
     @door
-    def __init__(self, box_cost: BoxCost = sharp_l1_cost, *, box_weight: NotNegative = 1.0) -> None:
+    def __init__(
+        self, box_cost: BoxCost = sharp_l1_cost, *, box_weight: NotNegative = 1.0, label_smoothing: Fraction = 0.0
+    ) -> None:
         super().__init__()
         check_cost("RCNNLoss", box_cost, BOX_COST)
-        self.box_cost, self.box_weight = box_cost, box_weight
+        self.box_cost, self.box_weight, self.label_smoothing = box_cost, box_weight, label_smoothing
 
     @door
     def forward(
@@ -121,9 +125,8 @@ class RCNNLoss(DenseCriterion):
         """
         check_predictions(self, predictions, assigned)
         labels, background = assigned.labels, self.num_classes(predictions)
-        classes = torch.where(labels >= 0, labels, background)
-        logits = torch.where((labels != IGNORED)[..., None], promote(predictions.logits), 0)
-        costs = -logits.log_softmax(dim=-1).gather(2, classes[..., None]).squeeze(2)
+        classes = torch.where(labels == NEGATIVE, background, labels)
+        costs = label_smoothed_cross_entropy(predictions.logits, classes, smoothing=self.label_smoothing)
         return _per_sampled(self, {"classification": costs}, predictions, assigned, anchors, coder)
 
     @door
@@ -138,7 +141,7 @@ class RCNNLoss(DenseCriterion):
 
     def extra_repr(self) -> str:
         """The settings that ``print`` shows."""
-        return f"{described(self.box_cost)}, box_weight={self.box_weight}"
+        return f"{described(self.box_cost)}, box_weight={self.box_weight}, label_smoothing={self.label_smoothing}"
 
 
 def _per_sampled(

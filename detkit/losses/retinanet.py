@@ -11,7 +11,6 @@ from detkit._ranges import Fraction, NotNegative
 from detkit.anchors import Assigned
 from detkit.dist import all_reduce_mean
 from detkit.losses.box_costs import BoxCoder, l1_cost
-from detkit.losses.classification import sigmoid_focal_loss
 from detkit.losses.dense import (
     BOX_COST,
     BoxCost,
@@ -20,6 +19,7 @@ from detkit.losses.dense import (
     check_cost,
     check_predictions,
     described,
+    focal_costs,
     mean_count,
     sigmoid_scores,
 )
@@ -34,7 +34,8 @@ class RetinaNetLoss(DenseCriterion):
     Each image's sum is divided by the weight of its positives, at least 1, and averaged over the images of all
     processes. With ``scope="batch"`` the sums are divided by that of the whole batch instead, averaged over processes.
     ``alpha`` and ``gamma`` are those of :func:`~detkit.losses.sigmoid_focal_loss`. torchvision's first version uses the
-    default ``box_cost``, L1, its second version GIoU; ``box_weight`` scales it.
+    default ``box_cost``, L1, its second version GIoU; ``box_weight`` scales it. With ``label_smoothing`` s a positive
+    learns 1 - s for its class and s for each other.
     Source: Lin et al. 2017, "Focal Loss", sections 3 and 4.1. Raises ValueError for another scope or a negative weight.
 
     >>> import torch
@@ -56,13 +57,14 @@ class RetinaNetLoss(DenseCriterion):
         gamma: NotNegative = 2.0,
         box_weight: NotNegative = 1.0,
         scope: Scope = "image",
+        label_smoothing: Fraction = 0.0,
     ) -> None:
         super().__init__()
         if scope not in ("image", "batch"):
             raise ValueError(f"RetinaNetLoss: scope={scope!r}; allowed is 'image' or 'batch'")
         check_cost("RetinaNetLoss", box_cost, BOX_COST)
         self.box_cost, self.alpha, self.gamma = box_cost, alpha, gamma
-        self.box_weight, self.scope = box_weight, scope
+        self.box_weight, self.scope, self.label_smoothing = box_weight, scope, label_smoothing
 
     @door
     def forward(
@@ -76,7 +78,8 @@ class RetinaNetLoss(DenseCriterion):
         """
         check_predictions(self, predictions, assigned)
         labels, weights = assigned.labels, assigned.weights
-        focal = sigmoid_focal_loss(predictions.logits, labels, alpha=self.alpha, gamma=self.gamma).sum(-1) * weights
+        settings = {"alpha": self.alpha, "gamma": self.gamma, "smoothing": self.label_smoothing}
+        focal = focal_costs(predictions.logits, labels, **settings) * weights
         box = box_costs(self.box_cost, predictions.deltas, assigned, anchors, coder) * weights
         share = self._share(labels >= 0, weights.to(focal))
         return {
@@ -96,8 +99,8 @@ class RetinaNetLoss(DenseCriterion):
 
     def extra_repr(self) -> str:
         """The settings that ``print`` shows."""
-        settings = f"alpha={self.alpha}, gamma={self.gamma}, box_weight={self.box_weight}, scope={self.scope!r}"
-        return f"{described(self.box_cost)}, {settings}"
+        names = "alpha", "gamma", "box_weight", "scope", "label_smoothing"
+        return ", ".join([described(self.box_cost), *(f"{name}={getattr(self, name)!r}" for name in names)])
 
     def _share(self, positive: Bool[Tensor, "B N"], weights: Float[Tensor, "B N"]) -> Float[Tensor, " B"]:
         """The factor that multiplies each image's sum."""

@@ -3,14 +3,14 @@
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from detkit._door import door
 from detkit._inputs import promote
-from detkit._ranges import NotNegative
+from detkit._ranges import Fraction, NotNegative
 from detkit.anchors import Assigned, gather_assigned
 from detkit.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 from detkit.dist import all_reduce_mean
+from detkit.losses.classification import label_smoothed_cross_entropy
 from detkit.losses.regression import generalized_box_iou_loss
 from detkit.structures import IGNORED, NEGATIVE, Assignment, Targets
 
@@ -21,7 +21,8 @@ class SetPredictionLoss(nn.Module):
     A query has the weight of its object in the mean of the cross-entropy, one without an object ``background_weight``.
     IGNORED queries and queries that predict NaN or infinity do not count. The box losses are weighted sums over the
     matched queries, divided by the weight of all objects in the batch (at least 1); this number and the weights of the
-    mean are averaged over processes. Source: Carion et al. 2020, section 3.1 and appendix A.2.
+    mean are averaged over processes. ``label_smoothing`` is the mass moved from the true class to the others, no object
+    included. Source: Carion et al. 2020, section 3.1 and appendix A.2.
     Raises ValueError for weights that are negative or not finite.
 
     >>> from detkit.anchors import HungarianMatcher
@@ -42,10 +43,12 @@ class SetPredictionLoss(nn.Module):
         class_weight: NotNegative = 1.0,
         l1_weight: NotNegative = 5.0,
         giou_weight: NotNegative = 2.0,
+        label_smoothing: Fraction = 0.0,
     ) -> None:
         super().__init__()
         self.background_weight = background_weight
         self.class_weight, self.l1_weight, self.giou_weight = class_weight, l1_weight, giou_weight
+        self.label_smoothing = label_smoothing
 
     @door
     def forward(
@@ -111,7 +114,7 @@ class SetPredictionLoss(nn.Module):
         share = weights * positive + self.background_weight * (labels == NEGATIVE).to(logits)
         column = torch.where(positive, labels, self.num_classes(logits))
         logits = torch.where(judged[..., None], logits, 0)
-        entropy = F.cross_entropy(logits.flatten(0, 2), column.flatten(), reduction="none").view_as(share)
+        entropy = label_smoothed_cross_entropy(logits, column, smoothing=self.label_smoothing)
         wanted = xyxy_to_cxcywh(truth)
         boxes = torch.where(positive[..., None], boxes, wanted)
         l1 = (boxes - wanted).abs().sum(-1)
@@ -120,7 +123,7 @@ class SetPredictionLoss(nn.Module):
         return entropy * share, share, l1, giou
 
 
-_WEIGHTS = ("background_weight", "class_weight", "l1_weight", "giou_weight")
+_WEIGHTS = ("background_weight", "class_weight", "l1_weight", "giou_weight", "label_smoothing")
 
 
 @torch.no_grad()

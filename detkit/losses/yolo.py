@@ -5,15 +5,15 @@ from typing import Literal
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn import functional as F
 
 from detkit._door import door
 from detkit._inputs import promote
-from detkit._ranges import NotNegative, Whole
+from detkit._ranges import Fraction, NotNegative, Whole
 from detkit.anchors import Assigned
 from detkit.anchors.shape import last_claims
 from detkit.dist import all_reduce_mean, all_reduce_sum
 from detkit.losses.box_costs import BoxCoder, grid_cost, grid_distance
+from detkit.losses.classification import label_smoothed_cross_entropy
 from detkit.losses.dense import (
     BOX_COST,
     BoxCost,
@@ -25,6 +25,7 @@ from detkit.losses.dense import (
     judged_entropy,
 )
 from detkit.structures import IGNORED, Anchors, DensePredictions, take_rows
+from detkit.structures.smoothing import smoothed_levels
 
 Classes = Literal["logistic", "softmax"]
 _PRIOR_WEIGHT = 0.01
@@ -78,7 +79,21 @@ class YOLOLoss(DenseCriterion):
         self.box_cost, self.classes, self.rescore, self.prior_images = box_cost, classes, rescore, prior_images
         self.object_weight, self.background_weight = object_weight, background_weight
         self.class_weight, self.box_weight = class_weight, box_weight
+        self.label_smoothing = 0.0
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
+
+    @door
+    def smooth_labels(self, smoothing: Fraction) -> "YOLOLoss":
+        """Smooth the class targets from now on, in place: by ``smoothing``, as detkit.tricks.smooth_labels does.
+
+        Logistic classes learn 1 - s where an object is and s elsewhere; exclusive ones share s among the others. No
+        argument of the constructor, which has enough.
+
+        >>> YOLOLoss().smooth_labels(1 / 40).label_smoothing
+        0.025
+        """
+        self.label_smoothing = smoothing
+        return self
 
     @door
     def forward(
@@ -123,7 +138,15 @@ class YOLOLoss(DenseCriterion):
 
     def extra_repr(self) -> str:
         """The settings that ``print`` shows."""
-        names = "rescore", "object_weight", "background_weight", "class_weight", "box_weight", "prior_images"
+        names = (
+            "rescore",
+            "object_weight",
+            "background_weight",
+            "class_weight",
+            "box_weight",
+            "prior_images",
+            "label_smoothing",
+        )
         settings = ", ".join(f"{name}={getattr(self, name)}" for name in names)
         return f"{described(self.box_cost)}, classes={self.classes!r}, {settings}"
 
@@ -143,10 +166,10 @@ class YOLOLoss(DenseCriterion):
             logits, labels, weights = take_rows(logits, rows), labels.gather(1, rows), weights.gather(1, rows)
         learns = hot.any(-1)
         if self.classes == "logistic":
-            return weights * judged_entropy(logits, hot, learns[..., None]).sum(-1)
-        logits = torch.where(learns[..., None], logits, 0)
-        costs = F.cross_entropy(logits.flatten(0, 1), labels.clamp(min=0).flatten(), reduction="none")
-        return weights * torch.where(learns, costs.view_as(weights), 0)
+            on, off = smoothed_levels(self.label_smoothing, logits.shape[-1], "each")
+            return weights * judged_entropy(logits, torch.where(hot, on, off), learns[..., None]).sum(-1)
+        labels = torch.where(learns, labels, IGNORED)
+        return weights * label_smoothed_cross_entropy(logits, labels, smoothing=self.label_smoothing)
 
     def _prior(self, deltas: Float[Tensor, "B N 4"], free: Bool[Tensor, "B N"]) -> Float[Tensor, "B N"]:
         """The cost of predicting anything but the anchors themselves, for the first images."""

@@ -3,27 +3,43 @@
 Each trick is one part that the training loop calls; none of them depends on a detector.
 """
 
+from detkit.structures.smoothing import detection_smoothing, smooth_labels
 from detkit.tricks.accumulation import accumulate_gradients
+from detkit.tricks.clipping import clip_gradients
 from detkit.tricks.color import ColorDistortion
 from detkit.tricks.copy_paste import CopyPaste
+from detkit.tricks.depth import layers_of
+from detkit.tricks.early_stopping import EarlyStopping
 from detkit.tricks.ema import ExponentialMovingAverage
 from detkit.tricks.finite import nonfinite
+from detkit.tricks.freezing import freeze
 from detkit.tricks.mixup import DetectionMixup, Mixup
 from detkit.tricks.mosaic import Mosaic
+from detkit.tricks.parameter_groups import parameter_groups
 from detkit.tricks.random_shapes import RandomBatchShapes
 from detkit.tricks.samples import BatchAugmentation
-from detkit.tricks.schedule import warmup_cosine
+from detkit.tricks.schedule import warmup_cosine, warmup_steps_down
+from detkit.tricks.sync_batch_norm import SyncBatchNorm
 
 __all__ = [
     "BatchAugmentation",
     "ColorDistortion",
     "CopyPaste",
     "DetectionMixup",
+    "EarlyStopping",
     "ExponentialMovingAverage",
     "Mixup",
     "Mosaic",
     "RandomBatchShapes",
+    "SyncBatchNorm",
     "accumulate_gradients",
+    "clip_gradients",
+    "detection_smoothing",
+    "freeze",
+    "layers_of",
     "nonfinite",
+    "parameter_groups",
+    "smooth_labels",
     "warmup_cosine",
+    "warmup_steps_down",
 ]

@@ -16,7 +16,8 @@ class RandomBatchShapes(nn.Module):
     run goes on as it would have. Hand it to what resizes images and boxes
     (``detector.preprocess.size = shapes(batch)``), and put the size to judge at back afterwards. The sizes are bounded,
     so a compiled model is compiled once for each. Raises ValueError for an empty ``sizes``. Source: Redmon and Farhadi
-    2017, section 2 ("Multi-Scale Training"): the multiples of 32 from 320 to 608, every ten batches.
+    2017, section 2 ("Multi-Scale Training"): the multiples of 32 from 320 to 608, every ten batches; a
+    classifier is often given 224 + 32 k.
 
     >>> shapes = RandomBatchShapes([(side, side) for side in range(320, 609, 32)])
     >>> [shapes(batch) for batch in (0, 9, 10, 20)]

@@ -35,21 +35,22 @@ from detkit.losses.dense import described, mean_count
 from detkit.structures import IGNORED, DensePredictions
 
 PRINTED = {  # how each prints itself with nothing set
-    FCOSLoss: "FCOSLoss(giou_cost, alpha=0.25, gamma=2.0, box_weight=1.0, centerness_weight=1.0)",
+    FCOSLoss: "FCOSLoss(giou_cost, alpha=0.25, gamma=2.0, box_weight=1.0, centerness_weight=1.0, label_smoothing=0.0)",
     ObjectnessLoss: (
-        "ObjectnessLoss(iou_cost, box_weight=5.0, objectness_weight=1.0, class_weight=1.0, soft_classes=True)"
+        "ObjectnessLoss(iou_cost, box_weight=5.0, objectness_weight=1.0, class_weight=1.0, soft_classes=True, "
+        "label_smoothing=0.0)"
     ),
     QualityLoss: ("QualityLoss(quality_focal_loss, giou_cost, quality='iou', box_weight=2.0, distribution_weight=0.0)"),
     RPNLoss: "RPNLoss(smooth_l1_cost(beta=0.1111111111111111), box_weight=1.0)",
-    RCNNLoss: "RCNNLoss(smooth_l1_cost(beta=0.1111111111111111), box_weight=1.0)",
+    RCNNLoss: "RCNNLoss(smooth_l1_cost(beta=0.1111111111111111), box_weight=1.0, label_smoothing=0.0)",
     YOLOv1Loss: (
         "YOLOv1Loss(l2_cost, rescore=True, object_weight=1.0, background_weight=0.5, class_weight=1.0, box_weight=5.0)"
     ),
     YOLOLoss: (
         "YOLOLoss(grid_cost, classes='logistic', rescore=False, object_weight=1.0, background_weight=1.0, "
-        "class_weight=1.0, box_weight=1.0, prior_images=0)"
+        "class_weight=1.0, box_weight=1.0, prior_images=0, label_smoothing=0.0)"
     ),
-    RetinaNetLoss: "RetinaNetLoss(l1_cost, alpha=0.25, gamma=2.0, box_weight=1.0, scope='image')",
+    RetinaNetLoss: "RetinaNetLoss(l1_cost, alpha=0.25, gamma=2.0, box_weight=1.0, scope='image', label_smoothing=0.0)",
     MultiBoxLoss: (
         "MultiBoxLoss(\n  smooth_l1_cost, box_weight=1.0, label_smoothing=0.0\n"
         "  (sampler): HardNegativeSampler(3.0, scope='image', minimum=0)\n)"

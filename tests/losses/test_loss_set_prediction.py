@@ -319,7 +319,8 @@ def test_wrong_arguments_are_named():
     with pytest.raises(ValueError, match="SetPredictionLoss: background_weight=nan "):
         SetPredictionLoss(background_weight=math.nan)
     assert repr(SetPredictionLoss()) == (
-        "SetPredictionLoss(background_weight=0.1, class_weight=1.0, l1_weight=5.0, giou_weight=2.0)"
+        "SetPredictionLoss(background_weight=0.1, class_weight=1.0, l1_weight=5.0, giou_weight=2.0, "
+        "label_smoothing=0.0)"
     )
     plain, one = unhooked(SetPredictionLoss.forward), torch.zeros(3, 6, dtype=torch.int64)
     with pytest.raises(ValueError, match=r"SetPredictionLoss: .*boxes \(3, 3, 5, 4\)"):

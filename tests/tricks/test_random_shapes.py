@@ -12,6 +12,14 @@ from detkit.tricks import RandomBatchShapes
 SIZES = [(side, side) for side in range(320, 609, 32)]
 
 
+@pytest.mark.parametrize("sides", [range(320, 609, 32), range(224, 353, 32)], ids=["detection", "classification"])
+def test_sizes_are_a_bounded_set_of_multiples_of_32(sides):
+    shapes = RandomBatchShapes([(side, side) for side in sides])
+    drawn = {shapes(batch) for batch in range(2000)}
+    assert drawn == {(side, side) for side in sides}
+    assert all(height % 32 == 0 == width % 32 for height, width in drawn)
+
+
 def test_a_size_lasts_ten_batches():
     shapes = RandomBatchShapes(SIZES)
     drawn = [shapes(batch) for batch in range(2000)]

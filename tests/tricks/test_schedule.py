@@ -1,12 +1,12 @@
-"""The learning rate's course: goldens, torch's own cosine as second oracle, and resuming bit for bit."""
+"""The learning rate's course: goldens, torch's own schedulers as second oracle, and resuming bit for bit."""
 
 import pickle
 
 import pytest
 import torch
-from torch.optim.lr_scheduler import CosineAnnealingLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
 
-from detkit.tricks import warmup_cosine
+from detkit.tricks import warmup_cosine, warmup_steps_down
 from detkit.weights import load_checkpoint, save_checkpoint
 
 ETA = 0.1
@@ -20,11 +20,16 @@ def optimizer_of(*rates: float) -> torch.optim.Optimizer:
 def rates_over(steps: int, *, etas: tuple[float, ...] = (ETA,), **arguments: float) -> list[list[float]]:
     """The rates in force at steps 0 .. steps, all groups."""
     optimizer = optimizer_of(*etas)
-    schedule = warmup_cosine(optimizer, **arguments)
+    return rates_of(warmup_cosine(optimizer, **arguments), steps + 1)
+
+
+def rates_of(schedule: LRScheduler, steps: int) -> list[list[float]]:
+    """The rates in force in the next steps, all groups, which the schedule says too."""
     rates = []
-    for _ in range(steps + 1):
-        rates.append([group["lr"] for group in optimizer.param_groups])
-        optimizer.step()
+    for _ in range(steps):
+        rates.append([float(group["lr"]) for group in schedule.optimizer.param_groups])
+        assert rates[-1] == [float(rate) for rate in schedule.get_last_lr()]
+        schedule.optimizer.step()
         schedule.step()
     return rates
 
@@ -78,29 +83,104 @@ def test_every_group_follows_from_its_own_rate():
     torch.testing.assert_close(rates[:, 0], rates[:, 1] * 100)
 
 
+KINDS = {
+    "cosine": lambda optimizer: warmup_cosine(optimizer, warmup_steps=4, total_steps=12, start_factor=0.1),
+    "steps": lambda optimizer: warmup_steps_down(optimizer, milestones=[3, 7, 9], factor=0.5, warmup_steps=5),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("stop", [0, 1, 3, 4, 7, 12])
-def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_one(stop, tmp_path):
+def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_one(stop, kind, tmp_path):
     def start():
         optimizer = optimizer_of(0.1, 0.03)
-        return optimizer, warmup_cosine(optimizer, warmup_steps=4, total_steps=12, start_factor=0.1)
+        return optimizer, KINDS[kind](optimizer)
 
-    def run(optimizer, schedule, steps):
-        seen = []
-        for _ in range(steps):
-            seen.append(([group["lr"] for group in optimizer.param_groups], schedule.get_last_lr()))
-            optimizer.step()
-            schedule.step()
-        return seen
-
-    whole = run(*start(), 14)
+    whole = rates_of(start()[1], 14)
     optimizer, schedule = start()
-    before = run(optimizer, schedule, stop)
+    before = rates_of(schedule, stop)
     save_checkpoint({"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}, tmp_path / "last.pt")
     optimizer, schedule = start()
     state = load_checkpoint(tmp_path / "last.pt")
     optimizer.load_state_dict(state["optimizer"])
     schedule.load_state_dict(state["schedule"])
-    assert before + run(optimizer, schedule, 14 - stop) == whole
+    assert before + rates_of(schedule, 14 - stop) == whole
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("as_tensor", [False, True])
+def test_the_rates_of_a_run_resumed_without_its_optimizer_are_right_from_the_first_step(kind, as_tensor):
+    def start():
+        optimizer = optimizer_of(0.1, 0.03)
+        if as_tensor:  # as compiled and captured optimizers have them
+            for group in optimizer.param_groups:
+                group["lr"] = torch.tensor(group["lr"], dtype=torch.float64)
+        return KINDS[kind](optimizer)
+
+    whole, first, second = rates_of(start(), 14), start(), start()
+    before = rates_of(first, 6)
+    own = [group["lr"] for group in second.optimizer.param_groups]
+    second.load_state_dict(first.state_dict())
+    assert before + rates_of(second, 8) == whole
+    if as_tensor:  # in place: a captured graph reads them where they lie
+        assert all(group["lr"] is rate for group, rate in zip(second.optimizer.param_groups, own, strict=True))
+
+
+def test_torchs_own_cosine_resumed_without_its_optimizer_is_wrong_which_ours_is_not():
+    def start():
+        return CosineAnnealingLR(optimizer_of(ETA), T_max=12)
+
+    first, second = start(), start()
+    step_through = [first.optimizer.step() or first.step() for _ in range(6)]
+    assert len(step_through) == 6
+    second.load_state_dict(first.state_dict())
+    assert second.optimizer.param_groups[0]["lr"] != first.optimizer.param_groups[0]["lr"]
+
+
+def test_a_state_of_other_groups_or_of_another_schedule_is_refused():
+    two, one = KINDS["cosine"](optimizer_of(0.1, 0.03)), KINDS["cosine"](optimizer_of(ETA))
+    with pytest.raises(ValueError, match=r"2 parameter groups; this optimizer has 1"):
+        one.load_state_dict(two.state_dict())
+    with pytest.raises(ValueError, match=r"'milestones'.*not warmup_steps, start_factor, total_steps.*another kind"):
+        one.load_state_dict(KINDS["steps"](optimizer_of(ETA)).state_dict())
+    with pytest.raises(ValueError, match=r"0 parameter groups"):
+        one.load_state_dict(CosineAnnealingLR(optimizer_of(ETA), T_max=3).state_dict())
+    assert rates_of(one, 14) == rates_of(KINDS["cosine"](optimizer_of(ETA)), 14)
+
+
+@pytest.mark.parametrize(("step", "rate"), [(0, 1e-4), (6999, 1e-4), (7000, 5e-5), (13_999, 5e-5), (14_000, 2.5e-5)])
+def test_halving_every_7000_steps_as_the_hourglass_proposals_were_trained(step, rate):
+    schedule = warmup_steps_down(optimizer_of(1e-4), milestones=range(7000, 200_000, 7000), factor=0.5)
+    schedule.last_epoch = step - 1
+    schedule.optimizer.step()
+    schedule.step()
+    assert schedule.get_last_lr() == [rate]
+
+
+def test_steps_down_equal_torchs_and_the_warmup_multiplies_them():
+    peer = MultiStepLR(optimizer_of(ETA), milestones=[3, 5, 6], gamma=0.3)
+    ours = rates_of(warmup_steps_down(optimizer_of(ETA), milestones=[3, 5, 6], factor=0.3), 9)
+    assert ours == [pytest.approx(rates) for rates in rates_of(peer, 9)]
+    warm = rates_of(
+        warmup_steps_down(optimizer_of(ETA), milestones=[3, 5, 6], factor=0.3, warmup_steps=4, start_factor=0.2), 9
+    )
+    shares = [0.2, 0.4, 0.6, 0.8, 1, 1, 1, 1, 1]
+    assert [rate for (rate,) in warm] == pytest.approx(
+        [rate * share for (rate,), share in zip(ours, shares, strict=True)]
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"milestones": [3, 3]}, r"warmup_steps_down: milestones=\[3, 3\]"),
+        ({"milestones": [0]}, r"warmup_steps_down: milestones\[0\]=0 must be at least 1"),
+        ({"milestones": [3], "factor": 1.5}, r"factor=1.5 must lie in \[0, 1\]"),
+    ],
+)
+def test_senseless_steps_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        warmup_steps_down(optimizer_of(ETA), **arguments)
 
 
 def test_the_state_restores_the_arguments_of_the_first_run():
