@@ -11,7 +11,20 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.models import resnet18
 
-from detkit import anchors, backbones, boxes, detectors, heads, layers, losses, metrics, necks, proposals, retrieval
+from detkit import (
+    anchors,
+    backbones,
+    boxes,
+    detectors,
+    heads,
+    layers,
+    losses,
+    metrics,
+    necks,
+    proposals,
+    retrieval,
+    tricks,
+)
 from detkit._door import alternatives, is_tensor
 from detkit._ranges import rule_of
 from detkit.structures import Anchors, Images
@@ -132,6 +145,14 @@ PARTS: dict[str, Callable[[], Any]] = {
     "SupervisedContrastiveLoss": retrieval.SupervisedContrastiveLoss,
     "TripletLoss": retrieval.TripletLoss,
     "EuclideanDistance": retrieval.EuclideanDistance,
+    "KeepAll": tricks.KeepAll,
+    "NMSFusion": tricks.NMSFusion,
+    "SoftNMSFusion": tricks.SoftNMSFusion,
+    "WeightedBoxesFusion": tricks.WeightedBoxesFusion,
+    "TestTimeAugmentation": lambda: tricks.TestTimeAugmentation(detectors.tiny_ssd(2).eval(), fusion=tricks.KeepAll()),
+    "TiledInference": lambda: tricks.TiledInference(
+        detectors.tiny_ssd(2).eval(), tile=8, overlap=2, merge=tricks.KeepAll()
+    ),
 }
 GIVEN: dict[str, dict[str, Any]] = {
     "cluster_anchors": {"count": 1},

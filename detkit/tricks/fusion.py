@@ -179,7 +179,8 @@ class SoftNMSFusion(nn.Module):
         super().__init__()
         if method not in ("linear", "gaussian"):
             raise ValueError(f"SoftNMSFusion: method={method!r}; allowed is 'linear' or 'gaussian'")
-        self.method, self.sigma, self.iou_threshold = method, sigma, iou_threshold
+        self.method: Literal["linear", "gaussian"] = method
+        self.sigma, self.iou_threshold = sigma, iou_threshold
         self.score_threshold, self.max_detections = score_threshold, max_detections
 
     @door

@@ -51,9 +51,8 @@ def read_view(found: Mapping[str, Any], *, where: str, size: Sequence[int] | Non
         raise ValueError(
             f"{where}: no {missing[0]!r} among {sorted(entries)}; a detection has boxes, scores and labels"
         )
-    masks = entries.get("masks")
-    if getattr(masks, "ndim", 3) == 4 and masks.shape[1] == 1:
-        entries["masks"] = masks[:, 0]
+    if getattr(entries.get("masks"), "ndim", 3) == 4 and entries["masks"].shape[1] == 1:
+        entries["masks"] = entries["masks"][:, 0]
     objects = {key: values for key, values in entries.items() if FIELDS[key].of == "object"}
     read: dict[str, Any] = {**read_target(objects, where=where, size=size)}
     others = {key: values for key, values in entries.items() if key not in objects}
