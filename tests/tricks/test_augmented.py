@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 from bright import BrightAreas, assert_same_objects, scattered
-from strategies import assert_refused
+from strategies import assert_refused, unhooked
 from torch import nn
 
 from detkit.detectors import Preprocess, tiny_ssd
@@ -171,7 +171,7 @@ def test_what_is_no_detector_no_flip_and_no_view_is_refused_by_name():
 def test_what_is_no_detection_is_refused_by_name():
     looks = TestTimeAugmentation(nn.Identity(), fusion=KeepAll())
     with pytest.raises(TypeError, match=r"TestTimeAugmentation: views\[0\]: a Tensor; allowed is a dict"):
-        looks([torch.ones(1, 4, 4)])
+        unhooked(looks)([torch.ones(1, 4, 4)])
 
 
 class Silent(nn.Module):
