@@ -11,6 +11,7 @@ LONGEST = 80
 LONGER = {"dozen_detectors.py": 110, "train.py": 600}  # a table beside its loop; the complete script
 PARTS = sorted(str(path.relative_to(EXAMPLES)) for path in EXAMPLES.glob("*/*.py"))
 DATA = "DETKIT_DATA"
+PACKAGES = {"train_accelerate.py": "accelerate", "train_fabric.py": "lightning_fabric"}  # of the tests alone
 # What makes each example take seconds; what it must leave behind; and a word that it must print.
 SMALL: dict[str, tuple[list[str], list[str], str]] = {
     "compose_ssd.py": (["--steps", "2"], [], ""),
@@ -41,6 +42,16 @@ SMALL: dict[str, tuple[list[str], list[str], str]] = {
         ["out/checkpoint.pt", "out/weights.safetensors", "out/metrics.jsonl"],
         "",
     ),
+    "train_accelerate.py": (
+        ["out.safetensors", "--scenes", "8", "--side", "64", "--epochs", "1", "--batch-size", "4", "--warmup", "1"],
+        ["out.safetensors"],
+        "'epoch': 0",
+    ),
+    "train_fabric.py": (
+        ["out.safetensors", "--scenes", "8", "--side", "64", "--epochs", "1", "--batch-size", "4", "--warmup", "1"],
+        ["out.safetensors"],
+        "'epoch': 0",
+    ),
     "train_localizers.py": (
         ["--count", "1", "--epochs", "1", "--picture", "localizers.png"],
         ["localizers.png"],
@@ -69,6 +80,8 @@ def test_each_example_has_small_arguments_here():
 @pytest.mark.parametrize("name", FILES)
 def test_an_example_runs(name, tmp_path, request):
     arguments, files, word = SMALL[name]
+    if name in PACKAGES:
+        pytest.importorskip(PACKAGES[name], reason=f"without {PACKAGES[name]} examples/{name} did NOT run")
     if any(argument.startswith(DATA) for argument in arguments):
         folder = str(request.getfixturevalue("detkit_data"))
         arguments = [argument.replace(DATA, folder) for argument in arguments]

@@ -259,7 +259,9 @@ class Stacked(nn.Module):
 
 def test_what_is_no_detector_and_what_it_does_not_return_is_refused_by_name():
     assert_refused("TiledInference: detector builtin_function_or_method allowed module", tiled, len)
-    assert_refused("TiledInference: detector Tensor 1 images allowed eval()", tiled(Stacked()), [torch.zeros(1, 30, 30)])
+    assert_refused(
+        "TiledInference: detector Tensor 1 images allowed eval()", tiled(Stacked()), [torch.zeros(1, 30, 30)]
+    )
 
 
 def test_nothing_keeps_a_graph():
