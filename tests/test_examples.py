@@ -34,6 +34,11 @@ SMALL: dict[str, tuple[list[str], list[str], str]] = {
     ),
     "make_localization_set.py": (["--count", "1"], ["windows/train.csv", "windows/test.csv"], "train: 1"),
     "search_on_disk.py": (["table", "--count", "400", "--queries", "3"], ["table"], "400 vectors written"),
+    "tiled_inference.py": (
+        [f"{DATA}/checkpoints", "tiles.jpg"],
+        ["tiles.jpg"],
+        "in tiles and at once: 67 faces",
+    ),
     "train.py": (
         [
             *("--scenes", "20", "--size", "64", "64", "--epochs", "1", "--batch-size", "4", "--warmup", "1"),

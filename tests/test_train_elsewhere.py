@@ -10,7 +10,7 @@ from test_train import ROOT, run
 PACKAGES = {"train_fabric.py": "lightning_fabric", "train_accelerate.py": "accelerate"}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def plain(tmp_path_factory):
     """metrics.jsonl of two epochs of train.py."""
     output = tmp_path_factory.mktemp("plain")
