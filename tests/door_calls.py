@@ -151,6 +151,14 @@ PARTS: dict[str, Callable[[], Any]] = {
     "Mixup": lambda: tricks.Mixup(2),
     "Mosaic": lambda: tricks.Mosaic((8, 8)),
     "SyncBatchNorm": lambda: tricks.SyncBatchNorm(8),
+    "KeepAll": tricks.KeepAll,
+    "NMSFusion": tricks.NMSFusion,
+    "SoftNMSFusion": tricks.SoftNMSFusion,
+    "WeightedBoxesFusion": tricks.WeightedBoxesFusion,
+    "TestTimeAugmentation": lambda: tricks.TestTimeAugmentation(detectors.tiny_ssd(2).eval(), fusion=tricks.KeepAll()),
+    "TiledInference": lambda: tricks.TiledInference(
+        detectors.tiny_ssd(2).eval(), tile=8, overlap=2, merge=tricks.KeepAll()
+    ),
 }
 GIVEN: dict[str, dict[str, Any]] = {
     "cluster_anchors": {"count": 1},

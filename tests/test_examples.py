@@ -11,6 +11,7 @@ LONGEST = 80
 LONGER = {"dozen_detectors.py": 110, "train.py": 600}  # a table beside its loop; the complete script
 PARTS = sorted(str(path.relative_to(EXAMPLES)) for path in EXAMPLES.glob("*/*.py"))
 DATA = "DETKIT_DATA"
+PACKAGES = {"train_accelerate.py": "accelerate", "train_fabric.py": "lightning_fabric"}  # of the tests alone
 # What makes each example take seconds; what it must leave behind; and a word that it must print.
 SMALL: dict[str, tuple[list[str], list[str], str]] = {
     "compose_ssd.py": (["--steps", "2"], [], ""),
@@ -34,6 +35,11 @@ SMALL: dict[str, tuple[list[str], list[str], str]] = {
     ),
     "make_localization_set.py": (["--count", "1"], ["windows/train.csv", "windows/test.csv"], "train: 1"),
     "search_on_disk.py": (["table", "--count", "400", "--queries", "3"], ["table"], "400 vectors written"),
+    "tiled_inference.py": (
+        [f"{DATA}/checkpoints", "tiles.jpg"],
+        ["tiles.jpg"],
+        "in tiles and at once: 67 faces",
+    ),
     "train.py": (
         [
             *("--scenes", "20", "--size", "64", "64", "--epochs", "1", "--batch-size", "4", "--warmup", "1"),
@@ -41,6 +47,16 @@ SMALL: dict[str, tuple[list[str], list[str], str]] = {
         ],
         ["out/checkpoint.pt", "out/weights.safetensors", "out/metrics.jsonl"],
         "",
+    ),
+    "train_accelerate.py": (
+        ["out.safetensors", "--scenes", "8", "--side", "64", "--epochs", "1", "--batch-size", "4", "--warmup", "1"],
+        ["out.safetensors"],
+        "'epoch': 0",
+    ),
+    "train_fabric.py": (
+        ["out.safetensors", "--scenes", "8", "--side", "64", "--epochs", "1", "--batch-size", "4", "--warmup", "1"],
+        ["out.safetensors"],
+        "'epoch': 0",
     ),
     "train_localizers.py": (
         ["--count", "1", "--epochs", "1", "--picture", "localizers.png"],
@@ -70,6 +86,8 @@ def test_each_example_has_small_arguments_here():
 @pytest.mark.parametrize("name", FILES)
 def test_an_example_runs(name, tmp_path, request):
     arguments, files, word = SMALL[name]
+    if name in PACKAGES:
+        pytest.importorskip(PACKAGES[name], reason=f"without {PACKAGES[name]} examples/{name} did NOT run")
     if any(argument.startswith(DATA) for argument in arguments):
         folder = str(request.getfixturevalue("detkit_data"))
         arguments = [argument.replace(DATA, folder) for argument in arguments]

@@ -46,6 +46,39 @@ def weighted_boxes_fusion(
     (tensor([[ 0.,  0., 10.,  9.],
             [50., 50., 60., 60.]]), tensor([0.6000, 0.2500]), tensor([3, 3]))
     """
+    boxes, scores, labels, _ = fused_with_founders(
+        boxes_list,
+        scores_list,
+        labels_list,
+        weights=weights,
+        iou_threshold=iou_threshold,
+        score_threshold=score_threshold,
+        allow_overflow=allow_overflow,
+        nonfinite=nonfinite,
+    )
+    return boxes, scores, labels
+
+
+def fused_with_founders(
+    boxes_list: Sequence[Tensor],
+    scores_list: Sequence[Tensor],
+    labels_list: Sequence[Tensor],
+    *,
+    weights: Sequence[float] | None = None,
+    iou_threshold: float = 0.55,
+    score_threshold: float = 0.0,
+    allow_overflow: bool = False,
+    nonfinite: Literal["raise", "drop"] = "raise",
+) -> tuple[Float[Tensor, "K 4"], Float[Tensor, "K"], Int[Tensor, "K"], Int[Tensor, "K"]]:
+    """What :func:`weighted_boxes_fusion` returns, and of each cluster the detection that founded it: its best one.
+
+    Founders are rows of all detections, one model's after the other's.
+
+    >>> one, other = torch.tensor([[0.0, 0, 10, 10]]), torch.tensor([[50.0, 50, 60, 60], [0, 0, 10, 9]])
+    >>> scores, labels = [torch.tensor([0.6]), torch.tensor([0.5, 0.9])], [torch.tensor([3]), torch.tensor([3, 3])]
+    >>> fused_with_founders([one, other], scores, labels)[3]
+    tensor([2, 1])
+    """
     check_fraction(iou_threshold, name="iou_threshold", function=_FUNCTION)
     check_fraction(score_threshold, name="score_threshold", function=_FUNCTION)
     if nonfinite not in ("raise", "drop"):
@@ -105,7 +138,7 @@ def _weighted_boxes_fusion(
     score_threshold: float,
     allow_overflow: bool,
     drop: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     if not drop:
         _check_values(boxes.split(counts), scores.split(counts))
     rows, numbers = boxes.to("cpu", torch.float64), scores.to("cpu", torch.float64)
@@ -124,13 +157,15 @@ def _weighted_boxes_fusion(
         torch.from_numpy(fused)[best].to(boxes),
         result[best.to(scores.device)],
         labels[founder[best].to(labels.device)],
+        founder[best].to(boxes.device),
     )
 
 
 @_weighted_boxes_fusion.register_fake
 def _(boxes, scores, labels, counts, weights, iou_threshold, score_threshold, allow_overflow, drop):
     count = torch.library.get_ctx().new_dynamic_size()
-    return boxes.new_empty(count, 4), scores.new_empty(count), labels.new_empty(count)
+    founders = boxes.new_empty(count, dtype=torch.int64)
+    return boxes.new_empty(count, 4), scores.new_empty(count), labels.new_empty(count), founders
 
 
 def _check_values(boxes_list: Sequence[Tensor], scores_list: Sequence[Tensor]) -> None:

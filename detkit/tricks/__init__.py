@@ -5,6 +5,7 @@ Each trick is one part that the training loop calls; none of them depends on a d
 
 from detkit.structures.smoothing import detection_smoothing, smooth_labels
 from detkit.tricks.accumulation import accumulate_gradients
+from detkit.tricks.augmented import TestTimeAugmentation
 from detkit.tricks.clipping import clip_gradients
 from detkit.tricks.color import ColorDistortion
 from detkit.tricks.copy_paste import CopyPaste
@@ -13,6 +14,7 @@ from detkit.tricks.early_stopping import EarlyStopping
 from detkit.tricks.ema import ExponentialMovingAverage
 from detkit.tricks.finite import nonfinite
 from detkit.tricks.freezing import freeze
+from detkit.tricks.fusion import Fused, Fusion, KeepAll, NMSFusion, SoftNMSFusion, WeightedBoxesFusion, fuse_detections
 from detkit.tricks.mixup import DetectionMixup, Mixup
 from detkit.tricks.mosaic import Mosaic
 from detkit.tricks.parameter_groups import parameter_groups
@@ -20,6 +22,7 @@ from detkit.tricks.random_shapes import RandomBatchShapes
 from detkit.tricks.samples import BatchAugmentation
 from detkit.tricks.schedule import warmup_cosine, warmup_steps_down
 from detkit.tricks.sync_batch_norm import SyncBatchNorm
+from detkit.tricks.tiles import Tile, TiledInference, image_tiles
 
 __all__ = [
     "BatchAugmentation",
@@ -28,14 +31,25 @@ __all__ = [
     "DetectionMixup",
     "EarlyStopping",
     "ExponentialMovingAverage",
+    "Fused",
+    "Fusion",
+    "KeepAll",
     "Mixup",
     "Mosaic",
+    "NMSFusion",
     "RandomBatchShapes",
+    "SoftNMSFusion",
     "SyncBatchNorm",
+    "TestTimeAugmentation",
+    "Tile",
+    "TiledInference",
+    "WeightedBoxesFusion",
     "accumulate_gradients",
     "clip_gradients",
     "detection_smoothing",
     "freeze",
+    "fuse_detections",
+    "image_tiles",
     "layers_of",
     "nonfinite",
     "parameter_groups",

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from strategies import unhooked
 from torch.nn import functional as F
 
+from detkit import _gradient as gradient
 from detkit.losses import (
     distribution_focal_loss,
     label_smoothed_cross_entropy,
@@ -16,7 +17,6 @@ from detkit.losses import (
     sigmoid_focal_loss,
     varifocal_loss,
 )
-from detkit.losses.fused import gradient
 
 NEGATIVE, IGNORED = -1, -2
 HALVES = [torch.float16, torch.bfloat16]
