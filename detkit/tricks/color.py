@@ -81,16 +81,15 @@ def _recolored(image: Shaped[Tensor, "3 H W"], chosen: Sequence[float]) -> Shape
     white = white_of(image.dtype, where="ColorDistortion: images")
     # Gray has no chroma: saturation and hue leave the mean's part as it is.
     offset = brightness * (1 - contrast) * _mean_gray(image) if contrast != 1 else 0
+    offset += 0 if image.dtype.is_floating_point else 0.5
     matrix = (brightness * contrast * _turned(saturation, hue)).tolist()
     recolored = torch.empty_like(image)
     for rows, new in strips(image, recolored):
         channels = rows.to(torch.promote_types(torch.float32, image.dtype))
         for channel, (red, green, blue) in zip(new, matrix, strict=True):
             mixed = (channels[0] * red).add_(channels[1], alpha=green).add_(channels[2], alpha=blue).add_(offset)
-            if image.dtype.is_floating_point:
-                channel.copy_(mixed.clamp_(0, white))
-            else:
-                channel.copy_(whole(mixed.add_(0.5).clamp_(0, white), image.dtype))
+            mixed.clamp_(0, white)
+            channel.copy_(mixed if image.dtype.is_floating_point else whole(mixed, image.dtype))
     return recolored
 
 
