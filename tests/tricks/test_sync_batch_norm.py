@@ -1,6 +1,7 @@
 """SyncBatchNorm: processes of unequal batches are one nn.BatchNorm on all of them; one process is it bit for bit."""
 
 import copy
+import functools
 import itertools
 import tempfile
 from datetime import timedelta
@@ -106,7 +107,7 @@ def net() -> nn.Module:
 
 def process(rank: int, world: int, folder: str) -> None:
     torch_dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world, timeout=timedelta(seconds=60)
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world, timeout=timedelta(seconds=120)
     )
     seen = {}
     for name, shape, split in runs(world):
@@ -130,18 +131,19 @@ def process(rank: int, world: int, folder: str) -> None:
     torch_dist.destroy_process_group()
 
 
-@pytest.fixture(scope="module", params=[2, 3])
-def world(request) -> list[tuple[dict, dict]]:
+@functools.cache
+def seen_by(world: int) -> list[tuple[dict, dict]]:
     """What every process of a world saw."""
     with tempfile.TemporaryDirectory() as folder:
-        processes.end(
-            *(
-                processes.start(process, rank, request.param, folder, printed=Path(folder) / f"{rank}.txt")
-                for rank in range(request.param)
-            )
-        )
-        loaded = [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(request.param)]
+        printed = [Path(folder) / f"{rank}.txt" for rank in range(world)]
+        processes.end(*(processes.start(process, r, world, folder, printed=printed[r]) for r in range(world)))
+        loaded = [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(world)]
         return [(dict(seen), rest) for seen, rest in loaded]
+
+
+@pytest.fixture(params=[2, 3])
+def world(request) -> list[tuple[dict, dict]]:
+    return seen_by(request.param)
 
 
 def assert_one_norm(ranks: list[dict], expected: dict, **tolerance: float) -> None:
