@@ -106,6 +106,8 @@ def main() -> None:
         torch.manual_seed(1000 * seed + dist.rank())
         train(args, row, seen, detector)
         found[ROWS[row]].append(judge(detector, unseen, sets[0].categories))
+        if dist.rank() == 0:
+            tqdm.write(f"{ROWS[row]:18} seed {seed}: AP {found[ROWS[row]][-1]:.3f}")
     if dist.rank() == 0:
         before = mean(found[ROWS[0]])
         for name, values in found.items():
