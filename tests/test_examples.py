@@ -8,12 +8,24 @@ import pytest
 EXAMPLES = Path(__file__).parent.parent / "examples"
 FILES = sorted(path.name for path in EXAMPLES.glob("*.py"))
 LONGEST = 80
-LONGER = {"dozen_detectors.py": 110, "train.py": 600}  # a table beside its loop; the complete script
+LONGER = {
+    "bag_of_tricks.py": 130,
+    "dozen_detectors.py": 111,
+    "train.py": 600,
+}  # a table beside its loop; the complete script
 PARTS = sorted(str(path.relative_to(EXAMPLES)) for path in EXAMPLES.glob("*/*.py"))
 DATA = "DETKIT_DATA"
 PACKAGES = {"train_accelerate.py": "accelerate", "train_fabric.py": "lightning_fabric"}  # of the tests alone
 # What makes each example take seconds; what it must leave behind; and a word that it must print.
 SMALL: dict[str, tuple[list[str], list[str], str]] = {
+    "bag_of_tricks.py": (
+        [
+            *("out", "--model", "small_faster_rcnn", "--steps", "3", "--batch-size", "2", "--seeds", "1"),
+            *("--scenes", "14"),
+        ],
+        ["out/small_faster_rcnn.png"],
+        "+ mixup",
+    ),
     "compose_ssd.py": (["--steps", "2"], [], ""),
     "dozen_detectors.py": (["out", "--seconds", ".2", "--seeds", "1", "--scenes", "16"], ["out/dozen.png"], "TOOD"),
     "draw_anchors.py": (["anchors.png"], ["anchors.png"], ""),
