@@ -149,11 +149,14 @@ def test_losses_heed_the_weights():
     detector = tiny_ssd(2)
     image, boxes = torch.rand(3, 64, 64), torch.tensor([[4.0, 4, 30, 30], [30, 30, 60, 60]])
     target = {"boxes": boxes, "labels": torch.tensor([0, 1])}
-    losses = [
-        sum(detector([image], [target | {"weights": torch.tensor(weights)}]).values()).item()
-        for weights in ([1.0, 1.0], [1.0, 0.25])
-    ]
-    assert losses[1] < losses[0]
+
+    def loss(target):
+        return sum(detector([image], [target]).values()).item()
+
+    without, half, whole = (loss(target | {"weights": torch.tensor([1.0, weight])}) for weight in (0.0, 0.5, 1.0))
+    assert without == loss({key: rows[:1] for key, rows in target.items()})
+    assert len({without, half, whole}) == 3
+    assert whole == loss(target)
 
 
 def test_what_comes_out_can_be_padded():
