@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from detkit._door import door
-from detkit._inputs import as_tensor
+from detkit._inputs import as_tensor, promote
 from detkit._ranges import Count, Positive
 from detkit.boxes.pooling import spatial_pyramid_pool
 
@@ -47,7 +47,7 @@ class SpatialPyramidPool(nn.Module):
 
         Nothing is read for a box that is not finite: its values are 0.
         """
-        boxes = as_tensor(boxes, function="SpatialPyramidPool", name="boxes", form="XYXY").detach()
+        boxes = promote(as_tensor(boxes, function="SpatialPyramidPool", name="boxes", form="XYXY").detach())
         images = torch.arange(boxes.shape[0], device=boxes.device).repeat_interleave(boxes.shape[1])
         flat = torch.cat((images[:, None].to(boxes.dtype), boxes.flatten(0, 1) / self.stride), dim=1)
         return spatial_pyramid_pool(features[-1], flat if rows is None else flat.index_select(0, rows), self.levels)

@@ -95,7 +95,7 @@ class EmbeddingStage(Stage):
         if self.criterion is None:
             return {}
         embeddings, labels = outputs.embeddings.flatten(0, 1), self._labels(outputs, targets).flatten(0, 1)
-        nothing = embeddings.sum() * 0
+        nothing = (embeddings * 0).sum()
         if not getattr(self.criterion, "takes_padding", False):
             rows = (labels if labels.ndim == 1 else labels.amin(1)) >= 0
             embeddings, labels = embeddings[rows], labels[rows]

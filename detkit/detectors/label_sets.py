@@ -181,4 +181,4 @@ def _label_sets(targets: Targets, num_classes: Count) -> Float[Tensor, "B T C"]:
             f"LabelSetStage: label_sets of targets have {targets.label_sets.shape[2]} classes; the classifier has "
             f"{num_classes}"
         )
-    return targets.label_sets.float()
+    return (targets.label_sets > 0).float()

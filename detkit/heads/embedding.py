@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detkit._door import door
+from detkit._inputs import promote
 from detkit._ranges import Count, Fraction
 
 
@@ -54,7 +55,9 @@ class EmbeddingHead(nn.Module):
                 "numbers each"
             )
         embeddings = self.layers(regions)
-        return F.normalize(embeddings, dim=1) if self.normalized else embeddings
+        if not self.normalized:
+            return embeddings
+        return F.normalize(promote(embeddings), dim=1).to(embeddings.dtype)  # float16 has no 1e-12, and divides by 0
 
     def extra_repr(self) -> str:
         """The settings that ``print`` shows."""

@@ -4,9 +4,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from detkit._door import door
-from detkit._ranges import Count
-from detkit.retrieval.distances import Distance
 from detkit.retrieval.index import Candidates, TableIndex, rounding_bound
 
 _GROUP = 32
@@ -31,14 +28,8 @@ class BruteForceIndex(TableIndex):
     tensor([[1]])
     """
 
-    _halves: Tensor | None
-    _coarse: Tensor | None
-
-    @door
-    def __init__(self, channels: Count, *, distance: Distance | None = None) -> None:
-        super().__init__(channels, distance=distance)
-        for name in ("_halves", "_coarse"):  # they move with the vectors
-            self.register_buffer(name, None, persistent=False)
+    _halves: Tensor | None = None
+    _coarse: Tensor | None = None
 
     def _changed(self) -> None:
         self._halves = self._coarse = None

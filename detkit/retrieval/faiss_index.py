@@ -1,5 +1,6 @@
 """Search by faiss: exact or approximate, as its factory string says. Needs the extra ``faiss``."""
 
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -47,7 +48,6 @@ class FaissIndex(TableIndex):
         effort: Count = 64,
     ) -> None:
         super().__init__(channels, distance=distance)
-        self._faiss = _imported()
         self.factory, self.probes, self.effort = factory, probes, effort
         self.recall: float | None = None
         self._engine = None
@@ -62,9 +62,7 @@ class FaissIndex(TableIndex):
         self._engine = None
 
     def _candidates(self, queries: Float[Tensor, "Q D"], count: int, *, again: bool) -> Candidates:
-        if self._engine is None:
-            self._build()
-        engine: Any = self._engine
+        engine = self._engine or self._build()
         squares, rows = engine.search(np.ascontiguousarray(queries.cpu().numpy()), count)
         rows = torch.from_numpy(rows)
         if self.factory == "Flat":
@@ -77,29 +75,31 @@ class FaissIndex(TableIndex):
         return self._picked(rows, torch.full((len(rows),), torch.inf))
 
     def _made(self) -> Any:
+        faiss = _imported()
         try:
-            engine = self._faiss.index_factory(self.channels, self.factory)
+            engine = faiss.index_factory(self.channels, self.factory)
         except RuntimeError as error:
-            reason = str(error).rpartition("Error: ")[2].strip()
-            raise ValueError(f"FaissIndex: factory={self.factory!r} is not one that faiss knows: {reason}") from error
-        if hasattr(engine, "nprobe"):
-            engine.nprobe = self.probes
-        if hasattr(engine, "hnsw"):
-            engine.hnsw.efSearch = self.effort
+            raise ValueError(
+                f"FaissIndex: factory={self.factory!r} is not one that faiss knows: {_reason(error)}"
+            ) from error
+        for name, value in (("nprobe", self.probes), ("efSearch", self.effort)):
+            with suppress(RuntimeError):  # it has no such part, whatever lies around it
+                faiss.ParameterSpace().set_index_parameter(engine, name, value)
         return engine
 
-    def _build(self) -> None:
+    def _build(self) -> Any:
         engine, vectors = self._made(), np.ascontiguousarray(self.vectors.cpu().numpy())
-        if not engine.is_trained:
-            needed = getattr(engine, "nlist", 1)
-            if len(vectors) < needed:
-                raise ValueError(
-                    f"FaissIndex: {self.factory} has {needed} cells, and needs as many vectors; there are "
-                    f"{len(vectors)}"
-                )
+        try:
             engine.train(vectors)
-        engine.add(vectors)
-        self._engine, self.recall = engine, 1.0 if self.factory == "Flat" else self._measured(engine)
+            engine.add(vectors)
+            recall = 1.0 if self.factory == "Flat" else self._measured(engine)
+        except RuntimeError as error:
+            raise ValueError(
+                f"FaissIndex: {self.factory!r} can't be built of {len(vectors)} vectors; give more of them, or another "
+                f"factory: {_reason(error)}"
+            ) from error
+        self._engine, self.recall = engine, recall
+        return engine
 
     def _measured(self, engine: Any) -> float:
         """The fraction of the nearest that the structure finds of evenly chosen vectors."""
@@ -107,6 +107,11 @@ class FaissIndex(TableIndex):
         some = self.vectors[:: max(len(self) // _PROBES, 1)].cpu()
         found = torch.from_numpy(engine.search(some.numpy(), k)[1])
         return recall_of(found, nearest_rows(some, self.vectors.cpu(), k))
+
+
+def _reason(error: RuntimeError) -> str:
+    """What faiss says, without the place in its source."""
+    return str(error).rpartition("Error: ")[2].strip()
 
 
 def _imported() -> Any:

@@ -5,7 +5,7 @@ ones in order of their ids; if one that was not proposed might belong among them
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -103,9 +103,8 @@ class Index(nn.Module):
         rows, size = self._prepared(queries, "queries"), len(self)
         if k > size:
             raise ValueError(f"{self._name}.search: k={k} of {size} vectors; allowed is 1..{size}")
-        parts = [self._nearest(some, k, min(k + _MARGIN, size)) for some in rows.split(_QUERIES)]
-        distances, ids = (torch.cat(column).to(queries.device) for column in zip(*parts, strict=True))
-        return Neighbors(distances, ids)
+        squares, ids = self._found(rows, k)
+        return Neighbors(self.distance.of_squares(squares).float().to(queries.device), ids.to(queries.device))
 
     @door
     def merge(self, other: "Index") -> None:
@@ -141,17 +140,24 @@ class Index(nn.Module):
         """``count`` candidates for each query; ``again``: the first might have missed some of the nearest."""
         raise NotImplementedError(f"{type(self).__name__} must define _candidates()")
 
+    def _found(self, queries: Float[Tensor, "Q D"], k: int) -> tuple[Tensor, Int[Tensor, "Q K"]]:
+        """Squared distances in float64 and ids of the k nearest of each prepared query."""
+        if not len(queries):
+            return queries.new_zeros(0, k, dtype=torch.float64), torch.zeros(0, k, dtype=torch.int64)
+        parts = [self._nearest(some, k, min(k + _MARGIN, len(self))) for some in queries.split(_QUERIES)]
+        squares, ids = zip(*parts, strict=True)
+        return torch.cat(squares), torch.cat(ids)
+
     def _nearest(self, queries: Tensor, k: int, count: int, *, again: bool = False) -> tuple[Tensor, Tensor]:
-        """Distances and ids of the k nearest, from ``count`` candidates and more where these might not hold them."""
+        """Squared distances and ids of the k nearest, from ``count`` candidates and more where they may lie beyond."""
         found = self._candidates(queries, count, again=again)
         squares, ids = _ranked(queries.to(found.table.device), found, k)
         unsure = (squares[:, k - 1] >= found.bound).nonzero().flatten()
-        distances = self.distance.of_squares(squares).float()
         if len(unsure):
             count = min(4 * count, len(self)) if again else count
             more = self._nearest(queries[unsure.to(queries.device)], k, count, again=True)
-            distances[unsure], ids[unsure] = more
-        return distances, ids
+            squares[unsure], ids[unsure] = more
+        return squares, ids
 
     @property
     def _name(self) -> str:
@@ -174,14 +180,12 @@ class Index(nn.Module):
                 f"{self._name}: {name}[{row}] is {lengths[row].item():g} long; allowed is up to {_LONGEST:g}, whose "
                 f"square float32 holds; {count} of {len(vectors)} are longer"
             )
-        if isinstance(self.distance, EuclideanDistance):
-            return prepared
-        nowhere = ~(prepared != 0).any(1)
-        if nowhere.any():
+        nowhere = lengths < 0.5  # of a direction it is 1
+        if self.distance.needs_direction and nowhere.any():
             (row,), count = first_bad(nowhere)
             raise ValueError(
-                f"{self._name}: {name}[{row}] is 0 and has no direction, as {self._kind} needs; {count} of "
-                f"{len(vectors)} are"
+                f"{self._name}: {name}[{row}] is 0, or next to it, and has no direction, as {self._kind} needs; "
+                f"{count} of {len(vectors)} are"
             )
         return prepared
 
@@ -189,7 +193,9 @@ class Index(nn.Module):
         """Checked ids of new vectors."""
         if ids is None:
             first = int(self.ids.max()) + 1 if len(self) else 0
-            return torch.arange(first, first + count)
+            if first + count > 2**63:
+                raise ValueError(f"{self._name}: {first - 1} is the largest id, and leaves none to follow; give ids")
+            return torch.arange(count) + first if count else torch.zeros(0, dtype=torch.int64)
         fresh = whole_ids(ids, self._name, count=count)
         _refuse(self._name, fresh, _repeated(fresh), "comes twice")
         _refuse(self._name, fresh, torch.isin(fresh, self.ids), "is in the index already")
@@ -208,7 +214,7 @@ class TableIndex(Index):
     @door
     def __init__(self, channels: Count, *, distance: Distance | None = None) -> None:
         super().__init__(channels, distance=distance)
-        self.register_buffer("vectors", torch.zeros(0, channels), persistent=False)
+        self.register_buffer("vectors", torch.zeros(0, channels, dtype=torch.float32), persistent=False)
         self._ids = torch.zeros(0, dtype=torch.int64)
 
     @property
@@ -236,6 +242,8 @@ class TableIndex(Index):
         is changed.
         """
         vectors, ids = _read(Path(path), f"{self._name}.load", self.channels, self._kind)
+        if not torch.allclose(self._prepared(vectors, f"vectors of {path}"), vectors):
+            raise ValueError(f"{self._name}.load: {path} is damaged: its vectors are not as {self._kind} prepares them")
         self.vectors, self._ids = vectors.to(self.vectors.device), ids
         self._changed()
 
@@ -257,6 +265,14 @@ class TableIndex(Index):
 
     def _changed(self) -> None:
         """The vectors are others: what was built of them is out of date."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "TableIndex":
+        """Move the vectors, as ``.to()`` asks; ``.half()`` and its kin do not reach them, since they would round."""
+        vectors = self.vectors
+        super()._apply(fn, recurse)
+        self.vectors = vectors.to(self.vectors.device)
+        self._changed()
+        return self
 
     def _picked(self, rows: Int[Tensor, "Q L"], bound: Float[Tensor, "Q"]) -> Candidates:
         """Candidates by their rows of the table."""
@@ -282,7 +298,8 @@ def _read(path: Path, owner: str, channels: int, kind: str) -> tuple[Float[Tenso
     try:
         with safe_open(path, framework="pt") as file:
             held = (file.metadata() or {}).get("detkit_index")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            # Copies: the tensors are the file, mapped, and who writes into that changes them, or kills the process.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{owner}: {path} is no safetensors file, or is damaged: {error}") from error
     if held is None or tensors.keys() != {"vectors", "ids"}:
@@ -304,10 +321,13 @@ def whole_ids(ids: Any, owner: str, *, count: int | None = None) -> Int[Tensor, 
     >>> whole_ids([3, 1], "search")
     tensor([3, 1])
     """
-    given = ids if isinstance(ids, Tensor) else torch.as_tensor(ids, dtype=None if len(ids) else torch.int64)
+    try:
+        given = ids if isinstance(ids, Tensor) else torch.as_tensor(ids, dtype=None if len(ids) else torch.int64)
+    except (OverflowError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{owner}: ids are no list of numbers 0..2**63 - 1: {error}") from error
     if given.ndim != 1 or given.is_floating_point() or given.dtype == torch.bool:
         raise ValueError(f"{owner}: ids have shape {tuple(given.shape)} and type {given.dtype}; allowed are (N,) int64")
-    whole = given.detach().cpu().to(torch.int64)
+    whole = given.detach().cpu().to(torch.int64)  # of uint64 what is too large becomes negative
     if count not in (None, len(whole)):
         raise ValueError(f"{owner}: {len(whole)} ids for {count} vectors")
     _refuse(owner, whole, whole < 0, "is negative; allowed are 0..2**63 - 1")

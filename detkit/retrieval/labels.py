@@ -1,7 +1,7 @@
 """When two embeddings are of one kind: equal labels, or label sets that share a label.
 
-Labels are whole numbers (N,), or sets (N, C) of zeros and ones. A negative number, or row of them, is padding: the
-embedding takes no part.
+Labels are whole numbers (N,), or sets (N, C) of zeros and ones. A negative number, or row that holds one, is padding:
+the embedding takes no part.
 """
 
 import torch
@@ -30,12 +30,14 @@ def same_labels(labels: Shaped[Tensor, "N *C"], references: Shaped[Tensor, "M *C
             f"same_labels: labels have shape {tuple(labels.shape)} and references {tuple(references.shape)}; allowed "
             "are whole numbers (N,) and (M,), or label sets (N, C) and (M, C)"
         )
+    own, theirs = takes_part(labels), takes_part(references)
     if labels.ndim == 1:
-        return (labels[:, None] == references) & (labels >= 0)[:, None]
+        return (labels[:, None] == references) & own[:, None]
     for name, sets in (("labels", labels), ("references", references)):
         if looked_at(sets) and bool((sets > 1).any()):
             raise ValueError(f"same_labels: {name} (N, C) hold {sets.max().item():g}; label sets hold 0 and 1")
-    return (labels.clamp(min=0).to(torch.float32) @ references.clamp(min=0).to(torch.float32).T) > 0
+    members, others = (sets.to(torch.float32).clamp(min=0) for sets in (labels, references))
+    return (members @ others.T > 0) & own[:, None] & theirs
 
 
 @door

@@ -83,6 +83,8 @@ class LanceIndex(Index):
         ``cells`` is by default the root of their number. Vectors that are added later are searched exactly beside it.
         Raises ValueError below 256 vectors, of which LanceDB makes none.
         """
+        if kind not in ("IVF_FLAT", "IVF_PQ"):
+            raise ValueError(f"LanceIndex.build: {kind=}; allowed are 'IVF_FLAT' and 'IVF_PQ'")
         if len(self) < _LEAST_ROWS:
             raise ValueError(
                 f"LanceIndex.build: {len(self)} vectors; allowed are {_LEAST_ROWS} and more: search is exact"

@@ -11,13 +11,13 @@ from typing import Literal
 import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
-from torch.nn import functional as F
 
 from detkit._door import door
 from detkit._gradient import with_gradient
+from detkit._inputs import check_broadcast, promote
 from detkit._ranges import Finite, NotNegative, Positive
 from detkit.retrieval import fused
-from detkit.retrieval.distances import EuclideanDistance, inner_products
+from detkit.retrieval.distances import EuclideanDistance, directions, inner_products
 from detkit.retrieval.pairs import MetricLoss, Miner, Pairs, mean_over, mined, pairs_of
 
 Measure = Callable[[Tensor, Tensor], Tensor]
@@ -37,6 +37,7 @@ def contrastive_cost(
     >>> contrastive_cost(torch.tensor([1.0, 0.5]), torch.tensor([True, False])).mean()
     tensor(0.3125)
     """
+    distances, same = _costed("contrastive_cost", distances, same)
     return with_gradient(_contrasted, fused.contrasted, distances, same, margin=margin, squared=squared)
 
 
@@ -57,7 +58,18 @@ def chopra_cost(
     >>> chopra_cost(torch.tensor([1.0, 0.0]), torch.tensor([True, False]), bound=2.0)
     tensor([1., 4.])
     """
+    distances, same = _costed("chopra_cost", distances, same)
     return torch.where(same, 2 / bound * distances.square(), 2 * bound * (-2.77 * distances / bound).exp())
+
+
+def _costed(function: str, distances: Tensor, same: Tensor) -> tuple[Tensor, Tensor]:
+    """Promoted distances and which are of equal pairs, of one shape."""
+    if same.dtype != torch.bool:
+        raise ValueError(f"{function}: same has type {same.dtype}; allowed is torch.bool")
+    allowed = "one truth value for each distance"
+    check_broadcast(function, allowed, distances=distances.shape, same=same.shape)
+    distances, same = torch.broadcast_tensors(promote(distances), same)
+    return distances, same
 
 
 @door
@@ -100,7 +112,7 @@ def triplet_cost(
     >>> triplet_cost(torch.tensor(1.0), torch.tensor(1.5))
     tensor(0.5000)
     """
-    return (to_positives - to_negatives + margin).clamp(min=0)
+    return (promote(to_positives) - promote(to_negatives) + margin).clamp(min=0)
 
 
 @door
@@ -314,8 +326,8 @@ def cosines_of(embeddings: Float[Tensor, "N D"], references: Float[Tensor, "M D"
     >>> cosines_of(torch.tensor([[2.0, 0]]), torch.tensor([[3.0, 3], [0, 0]]))
     tensor([[0.7071, 0.0000]])
     """
-    units = F.normalize(embeddings, dim=1)
-    return inner_products(units, units if references is embeddings else F.normalize(references, dim=1))
+    units = directions(embeddings)
+    return inner_products(units, units if references is embeddings else directions(references))
 
 
 def _is_all(function: str, reduction: str) -> bool:

@@ -48,7 +48,8 @@ class CrossBatchMemory(nn.Module):
     """A loss of the batch, plus ``weight`` times that of the batch against the last ``size`` embeddings of past ones.
 
     ``loss`` takes references; embeddings have ``channels`` numbers. The memory holds the rows of all processes, in the
-    same order in each, and is part of the ``state_dict``; padding is not kept. It is filled by calls in training mode.
+    same order in each, and is part of the ``state_dict``; padding is not kept, nor what is not finite. It is filled by
+    calls in training mode.
     Labels are whole numbers. Raises ValueError for label sets, and for more rows in a batch than the memory holds.
     Source: Wang et al. 2020, "Cross-Batch Memory for Embedding Learning", section 3.2.
 
@@ -97,7 +98,7 @@ class CrossBatchMemory(nn.Module):
             raise ValueError(
                 f"CrossBatchMemory: a batch of {len(labels)} rows in all processes; allowed are size={self.size}"
             )
-        own = takes_part(labels)
+        own = takes_part(labels) & embeddings.isfinite().all(1)  # one bad batch must not spoil those after it
         order = own.to(torch.int8).argsort(descending=True, stable=True)
         places = (self.stored + torch.arange(len(labels), device=labels.device)) % self.size
         fresh = own[order]

@@ -160,13 +160,22 @@ def informative_pairs(
 
 @torch.no_grad()
 def mined(miner: Miner | None, distances: Tensor, pairs: Pairs) -> Pairs:
-    """The pairs that a miner leaves, all without one.
+    """The pairs that a miner leaves, all without one. Raises ValueError where it gives other than two masks of them.
 
     >>> same = torch.tensor([[True, False]])
     >>> mined(None, torch.ones(1, 2), Pairs(same, ~same)).positives
     tensor([[ True, False]])
     """
-    return pairs if miner is None else Pairs(*miner(distances.detach(), *pairs))
+    if miner is None:
+        return pairs
+    left = Pairs(*miner(distances.detach(), *pairs))
+    for kind, mask in left._asdict().items():
+        if mask.dtype != torch.bool or mask.shape != distances.shape:
+            raise ValueError(
+                f"miner: its {kind} have shape {tuple(mask.shape)} and type {mask.dtype}; allowed are masks of shape "
+                f"{tuple(distances.shape)}, torch.bool"
+            )
+    return left
 
 
 def mean_over(costs: Float[Tensor, "..."], chosen: Bool[Tensor, "..."]) -> Float[Tensor, ""]:
@@ -176,7 +185,8 @@ def mean_over(costs: Float[Tensor, "..."], chosen: Bool[Tensor, "..."]) -> Float
     tensor(2.)
     """
     weights = ones(chosen, costs.dtype)
-    return (costs * weights).sum() / weights.sum().clamp(min=1)
+    weights /= weights.sum().clamp(min=1)  # first, since a sum of large costs overflows
+    return (costs * weights).sum()
 
 
 def _largest(values: Float[Tensor, "N M"], chosen: Bool[Tensor, "N M"]) -> Float[Tensor, "N 1"]:

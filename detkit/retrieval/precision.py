@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from detkit._door import door
+from detkit._inputs import check_finite
 from detkit._ranges import Count, Whole
 from detkit.retrieval.brute_force import BruteForceIndex
 from detkit.retrieval.distances import Distance
@@ -19,6 +20,8 @@ from detkit.retrieval.index import whole_ids
 from detkit.retrieval.labels import same_labels, takes_part
 
 _QUERIES = 1024
+_MEMBERSHIPS = 1 << 34
+"""Truth values of rows and classes that are taken for a slip, of ids for labels, rather than for classes."""
 
 
 class RetrievalScores(NamedTuple):
@@ -185,7 +188,7 @@ def neighbor_average_precision(
     """
     name = "neighbor_average_precision"
     ks = _ks(name, k)
-    own, theirs = _members(labels, gallery)
+    own, theirs = _members(name, labels, gallery)
     sums = torch.zeros(len(ks), own.shape[1], dtype=torch.float64)
     counts, lone = torch.zeros(own.shape[1], dtype=torch.int64), 0
     for ranked in _ranked(name, max(ks), embeddings, labels, gallery, ids, distance):
@@ -242,12 +245,14 @@ def _ranked(
     _check_rows(function, "embeddings", embeddings, labels)
     searched, own = Gallery(embeddings, labels, ids), torch.full((len(embeddings),), -1)
     if gallery is not None:
-        _check_rows(function, "embeddings of gallery", gallery.embeddings, gallery.labels)
+        _check_gallery(function, embeddings, labels, gallery)
         searched = gallery
     if gallery is None or ids is not None:
         own = _ids_of(function, ids, len(embeddings))
     theirs, numbers = searched.labels.cpu(), _ids_of(function, searched.ids, len(searched.embeddings))
     members = takes_part(theirs).nonzero().flatten()
+    if not len(members):
+        raise ValueError(f"{function}: nothing can be found, since every label of what is searched is negative")
     index = BruteForceIndex(searched.embeddings.shape[1], distance=distance).to(searched.embeddings.device)
     index.add(searched.embeddings[members.to(searched.embeddings.device)], numbers[members])
     row_of = members[numbers[members].argsort()]  # of the vectors in the order of the index
@@ -259,7 +264,7 @@ def _ranked(
             f"{function}: k={most} of {len(index) - itself} vectors in the gallery{', the query left out' * itself}; "
             f"allowed is 1..{len(index) - itself}"
         )
-    for some in queries.split(_QUERIES):
+    for some in queries.split(_QUERIES) if len(queries) else ():
         totals = _equal_counts(labels[some], theirs[members])
         place = torch.searchsorted(index.ids, own[some]).clamp(max=len(index) - 1)
         inside = (index.ids[place] == own[some]) & _equal(labels[some], theirs[row_of[place]][:, None])[:, 0]
@@ -296,12 +301,16 @@ def _ids_of(function: str, ids: Tensor | Sequence[int] | None, count: int) -> In
     return torch.arange(count) if ids is None else whole_ids(ids, function, count=count)
 
 
-def _members(labels: Tensor, gallery: Gallery | None) -> tuple[Bool[Tensor, "N C"], Bool[Tensor, "M C"]]:
-    """The classes of each query and of each vector of the gallery."""
+def _members(function: str, labels: Tensor, gallery: Gallery | None) -> tuple[Tensor, Tensor]:
+    """The classes (N, C) of each query and (M, C) of each vector of the gallery."""
     both = [labels.cpu(), labels.cpu() if gallery is None else gallery.labels.cpu()]
+    _check_kinds(function, "labels", *both)
     if labels.ndim == 2:
         return both[0] > 0, both[1] > 0
-    classes = torch.arange(max((int(own.max()) for own in both if len(own)), default=-1) + 1)
+    highest = max((int(own.max()) for own in both if own.numel()), default=-1)
+    if highest * sum(map(len, both)) > _MEMBERSHIPS:
+        raise ValueError(f"{function}: labels reach {highest}; number the classes from 0, since each gets a value")
+    classes = torch.arange(highest + 1)
     return both[0][:, None] == classes, both[1][:, None] == classes
 
 
@@ -310,4 +319,20 @@ def _check_rows(function: str, name: str, embeddings: Tensor, labels: Tensor) ->
         raise ValueError(
             f"{function}: {name} have shape {tuple(embeddings.shape)} and labels {tuple(labels.shape)}; allowed are "
             "(N, D) with (N,), or with (N, C) for label sets, and at least one row"
+        )
+    own = takes_part(labels).to(embeddings.device)
+    check_finite(torch.where(own[:, None], embeddings, 0), function=function, name=name)
+
+
+def _check_gallery(function: str, embeddings: Tensor, labels: Tensor, gallery: Gallery) -> None:
+    _check_rows(function, "embeddings of gallery", gallery.embeddings, gallery.labels)
+    _check_kinds(function, "embeddings", embeddings, gallery.embeddings)
+    _check_kinds(function, "labels", labels, gallery.labels)
+
+
+def _check_kinds(function: str, name: str, ours: Tensor, theirs: Tensor) -> None:
+    if ours.shape[1:] != theirs.shape[1:]:
+        raise ValueError(
+            f"{function}: {name} have shape {tuple(ours.shape)}, and those of gallery {tuple(theirs.shape)}; they may "
+            "differ in their number only"
         )

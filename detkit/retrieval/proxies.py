@@ -40,10 +40,10 @@ def arcface(
     >>> round(arcface(torch.eye(2), torch.tensor([0, 1]), torch.eye(2), scale=4.0).item(), 4)
     0.0294
     """
-    _check_labels("arcface", labels, len(proxies))
+    _check("arcface", embeddings, labels, proxies)
     own = takes_part(labels)
     cosines = cosines_of(without_padding(promote(embeddings), own), promote(proxies))
-    return mean_over(_turned_away(cosines, labels.clamp(min=0), margin=margin, scale=scale), own)
+    return mean_over(_turned_away(cosines, _classes(labels), margin=margin, scale=scale), own)
 
 
 def _turned_away(cosines: Tensor, labels: Tensor, *, margin: float, scale: float) -> Float[Tensor, "N"]:
@@ -77,10 +77,9 @@ def proxy_anchor_loss(
     >>> round(proxy_anchor_loss(torch.eye(2), torch.tensor([0, 1]), torch.eye(2)).item(), 4)
     3.24
     """
-    classes = len(proxies)
-    _check_labels("proxy_anchor_loss", labels, classes)
+    _check("proxy_anchor_loss", embeddings, labels, proxies)
     own = takes_part(labels)
-    members = F.one_hot(labels.clamp(min=0), classes) > 0 if labels.ndim == 1 else labels > 0
+    members = F.one_hot(_classes(labels), len(proxies)) > 0 if labels.ndim == 1 else labels > 0
     members = (members & own[:, None]).T
     cosines = cosines_of(promote(proxies), without_padding(promote(embeddings), own))
     near = soft_extremes(cosines, members, steepness=-alpha, base=margin)
@@ -138,7 +137,20 @@ class ProxyAnchorLoss(_ProxyLoss):
         super().__init__(partial(proxy_anchor_loss, margin=margin, alpha=alpha), num_classes, channels)
 
 
-def _check_labels(function: str, labels: Tensor, classes: int) -> None:
+def _classes(labels: Shaped[Tensor, "N"]) -> Int[Tensor, "N"]:
+    """The class of each row, 0 in padding; other operations than comparisons want 64 bits."""
+    return labels.clamp(min=0).to(torch.int64)
+
+
+def _check(function: str, embeddings: Tensor, labels: Tensor, proxies: Tensor) -> None:
+    if embeddings.ndim != 2 or proxies.ndim != 2 or embeddings.shape[1] != proxies.shape[1] or not len(proxies):
+        raise ValueError(
+            f"{function}: embeddings have shape {tuple(embeddings.shape)} and proxies {tuple(proxies.shape)}; allowed "
+            "are (N, D) and (C, D), of one class at least"
+        )
+    if not labels.ndim or len(labels) != len(embeddings):
+        raise ValueError(f"{function}: labels have shape {tuple(labels.shape)}; there are {len(embeddings)} embeddings")
+    classes = len(proxies)
     if labels.ndim == 1:
         check_labels(labels.clamp(min=0), classes, lowest=0, function=function, name="labels")
     elif function == "arcface" or labels.ndim != 2 or labels.shape[1] != classes:

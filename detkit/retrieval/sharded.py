@@ -36,12 +36,13 @@ class ShardedIndex(nn.Module):
         if k > sum(sizes):
             raise ValueError(f"ShardedIndex.search: k={k} of {sum(sizes)} vectors; allowed is 1..{sum(sizes)}")
         own = min(k, len(self.index))
-        parts = [self.index.search(some, own) if own else _nothing(some) for some in everyone]
-        found: list[list[Neighbors]] = gather_objects(parts)
-        distances, ids = (torch.cat(column, dim=1) for column in zip(*(parts[rank()] for parts in found), strict=True))
-        distances, ids = nearest_first(distances, ids, k)
-        return Neighbors(distances.to(queries.device), ids.to(queries.device))
+        rows = [self.index._prepared(some, "queries") for some in everyone]  # what is wrong is so in every process
+        parts = [self.index._found(some, own) if own else _nothing(some) for some in rows]
+        found = gather_objects([(squares.cpu(), ids.cpu()) for squares, ids in parts])
+        squares, ids = (torch.cat(column, dim=1) for column in zip(*(parts[rank()] for parts in found), strict=True))
+        squares, ids = nearest_first(squares, ids, k)
+        return Neighbors(self.index.distance.of_squares(squares).float().to(queries.device), ids.to(queries.device))
 
 
-def _nothing(queries: Tensor) -> Neighbors:
-    return Neighbors(torch.zeros(len(queries), 0), torch.zeros(len(queries), 0, dtype=torch.int64))
+def _nothing(queries: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.zeros(len(queries), 0, dtype=torch.float64), torch.zeros(len(queries), 0, dtype=torch.int64)

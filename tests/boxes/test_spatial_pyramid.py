@@ -39,3 +39,10 @@ def test_rows_are_chosen_before_they_are_pooled():
 def test_it_needs_a_level():
     with pytest.raises(ValueError, match="SpatialPyramidPool: levels is empty"):
         SpatialPyramidPool((), stride=8)
+
+
+def test_half_precision_boxes_name_every_image():
+    """bfloat16 holds whole numbers up to 256."""
+    features = torch.arange(300.0).reshape(300, 1, 1, 1)
+    found = SpatialPyramidPool((1,), stride=16)([features], torch.tensor([0.0, 0, 8, 8]).bfloat16().expand(300, 1, 4))
+    assert found.flatten().tolist() == list(range(300))

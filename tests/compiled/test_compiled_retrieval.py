@@ -17,6 +17,7 @@ from detkit.retrieval import (
     SupervisedContrastiveLoss,
     TripletLoss,
     hardest_pairs,
+    inner_products,
 )
 from detkit.structures import Target, pad_targets
 
@@ -87,3 +88,15 @@ def test_a_loss_compiles_with_its_gradient(name):
     found.backward()
     expected.backward()
     torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+def test_under_autocast_gradients_are_those_of_full_precision():
+    """Compiled, a backward pass follows the autocast around the call, and would round to bfloat16."""
+    torch.compiler.reset()
+    torch.manual_seed(0)
+    rows, others = torch.rand(6, 8, requires_grad=True), torch.rand(4, 8, requires_grad=True)
+    expected = torch.autograd.grad(inner_products(rows, others).square().sum(), (rows, others))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = torch.compile(inner_products, fullgraph=True, backend="aot_eager")(rows, others)
+    for one, other in zip(torch.autograd.grad(found.square().sum(), (rows, others)), expected, strict=True):
+        torch.testing.assert_close(one, other)

@@ -139,3 +139,10 @@ def test_what_does_not_fit_is_named():
         stage()(features(), IMAGES, positives(), targets)
     with pytest.raises(ValueError, match=r"labels of targets.*2"):
         unhooked(label_sets_of)(torch.ones(2, 1, 2, dtype=torch.bool), truth(), 2)
+
+
+def test_a_negative_number_in_a_label_set_takes_nothing_from_other_objects():
+    boxes = torch.tensor([[0.0, 0, 8, 8]] * 2)
+    sets = torch.tensor([[1, 0], [-1, 0]])
+    targets = pad_targets([{"boxes": boxes, "labels": torch.tensor([0, 0]), "label_sets": sets}])
+    assert label_sets_of(torch.ones(1, 1, 2, dtype=torch.bool), targets, 2).tolist() == [[[True, False]]]

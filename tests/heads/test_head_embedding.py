@@ -40,3 +40,11 @@ def test_no_regions_give_no_embeddings():
 def test_regions_of_another_size_are_refused(shape):
     with pytest.raises(ValueError, match=r"EmbeddingHead: regions have shape .*in_features=18 numbers each"):
         unhooked(EmbeddingHead(18, 4))(torch.zeros(shape))
+
+
+def test_an_embedding_of_zeros_stays_so_in_float16():
+    head = EmbeddingHead(4, 3, normalized=True).half()
+    torch.nn.init.zeros_(head.layers[-1].bias)
+    found = head(torch.zeros(2, 4).half())
+    assert found.dtype == torch.float16
+    assert not found.any()

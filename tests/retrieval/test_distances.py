@@ -5,7 +5,8 @@ import pytest
 import torch
 from strategies import unhooked
 
-from detkit.retrieval import CosineDistance, Distance, EuclideanDistance
+from detkit.retrieval import CosineDistance, Distance, EuclideanDistance, squared_distances
+from detkit.retrieval.distances import directions
 
 DISTANCES = EuclideanDistance(), CosineDistance()
 
@@ -53,3 +54,46 @@ def test_half_precision_is_promoted(distance):
 def test_other_widths_are_refused(shape):
     with pytest.raises(ValueError, match=r"EuclideanDistance: references have shape .*allowed is \(N, D\) and"):
         unhooked(EuclideanDistance())(drawn(3), torch.zeros(shape))
+
+
+@pytest.mark.parametrize("distance", DISTANCES, ids=["euclidean", "cosine"])
+def test_autocast_does_not_round_products(distance):
+    vectors = (drawn(8) * 1e-3 + 1).requires_grad_()
+    expected = distance(vectors, vectors)
+    (slope,) = torch.autograd.grad(expected.sum(), vectors)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = distance(vectors, vectors)
+        (found_slope,) = torch.autograd.grad(found.sum(), vectors)
+    assert torch.equal(found, expected)
+    assert torch.equal(found_slope, slope)
+
+
+@pytest.mark.parametrize("scale", [1e19, 1e30, 3e38])
+def test_what_is_finite_has_finite_distances_and_gradients(scale):
+    vectors = (drawn(5).clamp(-1, 1) * scale).requires_grad_()
+    for references in (vectors, vectors.detach().flip(0)):
+        found = EuclideanDistance()(vectors, references)
+        (slope,) = torch.autograd.grad(found.sum(), vectors)
+        assert torch.isfinite(found).all()
+        assert torch.isfinite(slope).all()
+    assert squared_distances(torch.tensor([[300.0]]).half(), torch.tensor([[-300.0]]).half()).item() == 600**2
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-15, 1.0, 1e15, 1e37])
+def test_a_direction_does_not_depend_on_the_length(scale):
+    vectors = (drawn(6) * scale).requires_grad_()
+    found = directions(vectors)
+    torch.testing.assert_close(found, drawn(6) / drawn(6).norm(dim=1, keepdim=True))
+    (slope,) = torch.autograd.grad(found[:, 0].sum(), vectors)
+    assert torch.isfinite(slope).all()
+    assert not directions(torch.zeros(2, 3)).any()
+    assert directions(torch.zeros(2, 0)).shape == (2, 0)
+
+
+@pytest.mark.parametrize("denormal", [True, False])
+def test_equal_vectors_are_0_apart_also_where_subnormal_numbers_are_flushed(denormal):
+    torch.set_flush_denormal(denormal)
+    try:
+        assert EuclideanDistance()(torch.zeros(1, 2), torch.zeros(1, 2)).item() == 0
+    finally:
+        torch.set_flush_denormal(False)

@@ -1,5 +1,6 @@
 """FaissIndex: what approximate structures find is measured, and what they do not find is searched for."""
 
+import copy
 import sys
 
 import numpy as np
@@ -54,8 +55,24 @@ def test_effort_is_hnsws():
 def test_what_faiss_cannot_build_is_named():
     with pytest.raises(ValueError, match="factory='Tree' is not one that faiss knows"):
         FaissIndex(8, "Tree")
-    with pytest.raises(ValueError, match="IVF16,Flat has 16 cells, and needs as many vectors; there are 4"):
+    with pytest.raises(ValueError, match=r"'IVF16,Flat' can't be built of 4 vectors; .* number of clusters .16"):
         filled("IVF16,Flat", rows=4).search(drawn(1), 1)
+    for factory in ("IDMap,Flat", "PQ2", "IVF0,Flat"):
+        with pytest.raises(ValueError, match=f"FaissIndex: '{factory}' can't be built of 40 vectors"):
+            filled(factory, rows=40).search(drawn(1), 1)
+
+
+@pytest.mark.parametrize("factory", ["IVF16,Flat", "IVF16,Flat,RFlat", "PCA8,IVF16,Flat"])
+def test_probes_reach_the_cells_inside_other_structures(factory):
+    index = filled(factory, rows=200, probes=16)
+    assert index.search(drawn(9), 1).ids.shape == (9, 1)
+    assert index.recall == 1
+
+
+def test_an_index_is_copied_with_its_structure():
+    index = filled("IVF4,Flat", rows=100)
+    expected = index.search(drawn(5), 3)
+    assert torch.equal(copy.deepcopy(index).search(drawn(5), 3).ids, expected.ids)
 
 
 def test_without_faiss_the_extra_is_named(monkeypatch):

@@ -170,8 +170,81 @@ def test_an_empty_index_says_so_and_nothing_may_be_added_or_removed(engine):
 
 def test_under_the_cosine_a_vector_of_zeros_has_no_direction():
     index = BruteForceIndex(4, distance=CosineDistance())
-    with pytest.raises(ValueError, match=r"embeddings\[1\] is 0 and has no direction, as CosineDistance needs; 1 of 2"):
+    with pytest.raises(ValueError, match=r"embeddings\[1\] is 0, or next to it, and has no direction, as CosineD"):
         index.add(torch.tensor([[1.0, 0, 0, 0], [0, 0, 0, 0]]))
+    with pytest.raises(ValueError, match=r"embeddings\[0\] is 0, or next to it.*; 1 of 1 are"):
+        index.add(torch.full((1, 4), 1e-44))
+
+
+@every_engine
+@pytest.mark.parametrize("scale", [1e-30, 1e-15, 1e25])
+def test_under_the_cosine_lengths_do_not_matter(engine, scale):
+    index, same = (ENGINES[engine](4, distance=CosineDistance()) for _ in range(2))
+    index.add(drawn(9) * scale)
+    same.add(drawn(9))
+    found, expected = index.search(drawn(5, seed=1) * scale, 3), same.search(drawn(5, seed=1), 3)
+    assert torch.equal(found.ids, expected.ids)
+    torch.testing.assert_close(found.distances, expected.distances, rtol=1e-5, atol=1e-6)
+
+
+def test_a_distance_of_ones_own_may_hold_the_origin():
+    class Halved(Distance):
+        def of_squares(self, squares: Tensor) -> Tensor:
+            return squares / 4
+
+    index = BruteForceIndex(2, distance=Halved())
+    index.add(torch.zeros(1, 2))
+    assert index.search(torch.tensor([[2.0, 0]]), 1).distances.item() == 1
+
+
+@every_engine
+def test_no_queries_find_nothing(engine):
+    index = ENGINES[engine](4)
+    index.add(drawn(5))
+    found = index.search(torch.zeros(0, 4), 3)
+    assert (found.distances.shape, found.ids.shape) == ((0, 3), (0, 3))
+    assert (found.distances.dtype, found.ids.dtype) == (torch.float32, torch.int64)
+
+
+@every_engine
+def test_ids_beyond_int64_are_named(engine):
+    index = ENGINES[engine](4)
+    index.add(drawn(1), [2**63 - 1])
+    for ids, message in (
+        (None, "9223372036854775807 is the largest id, and leaves none to follow; give ids"),
+        ([2**63], r"ids are no list of numbers 0..2\*\*63 - 1"),
+        (torch.tensor([2**63], dtype=torch.uint64), "is negative; allowed are 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            index.add(drawn(1), ids)
+    index.remove([2**63 - 1])
+    index.add(drawn(1), [2**63 - 2])
+    index.add(drawn(1))
+    assert index.ids.tolist() == [2**63 - 2, 2**63 - 1]
+
+
+@pytest.mark.parametrize("engine", TABLES)
+@pytest.mark.parametrize("convert", [torch.nn.Module.half, torch.nn.Module.double])
+def test_vectors_stay_float32_in_a_model_of_another_type(engine, convert):
+    index = ENGINES[engine](4)
+    index.add(drawn(20) * 1e6)
+    expected = index.search(drawn(5, seed=1) * 1e6, 3)
+    found = convert(index).search(drawn(5, seed=1) * 1e6, 3)
+    assert index.vectors.dtype == torch.float32
+    assert torch.equal(found.distances, expected.distances)
+
+
+@every_engine
+def test_the_default_type_of_torch_does_not_matter(engine):
+    torch.set_default_dtype(torch.float64)
+    try:
+        index = ENGINES[engine](4)
+        index.add(drawn(20).double())
+        found, (vectors, _) = index.search(drawn(5), 1), next(iter(index.rows()))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert vectors.dtype == found.distances.dtype == torch.float32
+    assert found.ids.flatten().tolist() == list(range(5))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -220,9 +293,29 @@ def test_a_file_that_does_not_fit_is_named_and_changes_nothing(tmp_path):
         save_file({"vectors": drawn(3), "ids": ids}, path, metadata={"detkit_index": "EuclideanDistance"})
         with pytest.raises(ValueError, match="is damaged: its ids are not those of 3 vectors, in order"):
             index.load(path)
+    for kind, vectors, message in (
+        ("EuclideanDistance", drawn(3) * 1e20, r"vectors of .*\[0\] is .* long; allowed is up to 1e\+18"),
+        ("CosineDistance", drawn(3), "is damaged: its vectors are not as CosineDistance prepares them"),
+    ):
+        save_file({"vectors": vectors, "ids": torch.arange(3)}, path, metadata={"detkit_index": kind})
+        other = BruteForceIndex(4, distance=CosineDistance() if kind == "CosineDistance" else None)
+        with pytest.raises(ValueError, match=message):
+            other.load(path)
+        assert len(other) == 0
     with pytest.raises(FileNotFoundError, match="no folder"):
         index.save(tmp_path / "nowhere" / "index")
     assert index.ids.tolist() == [0, 1, 2]
+
+
+def test_a_loaded_index_does_not_change_with_its_file(tmp_path):
+    """Tensors of safetensors are the file itself, mapped: written over they change, cut off they end the process."""
+    index, path = BruteForceIndex(4), tmp_path / "index.safetensors"
+    index.add(drawn(9000))
+    index.save(path)
+    index.load(path)
+    with path.open("r+b") as file:
+        file.write(bytes(100_000))
+    assert torch.equal(index.vectors, drawn(9000))
 
 
 # Size

@@ -34,3 +34,10 @@ def test_padding_is_like_nothing():
 def test_labels_of_different_kinds_are_refused(labels, references, message):
     with pytest.raises(ValueError, match=message):
         unhooked(same_labels)(labels, references)
+
+
+def test_a_label_set_that_holds_a_negative_number_is_padding():
+    sets = torch.tensor([[1, -1], [1, 0]])
+    assert takes_part(sets).tolist() == [False, True]
+    assert same_labels(sets, sets).tolist() == [[False, False], [False, True]]
+    assert same_labels(sets, torch.tensor([[True, False]])).tolist() == [[False], [True]]

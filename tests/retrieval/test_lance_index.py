@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from strategies import unhooked
 
 from detkit.retrieval import BruteForceIndex, CosineDistance, LanceIndex
 
@@ -92,3 +93,10 @@ def test_without_lancedb_the_extra_is_named(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "lancedb", None)
     with pytest.raises(ImportError, match=r'pip install "torch-detkit\[lance\]"'):
         LanceIndex(8, tmp_path)
+
+
+def test_an_index_of_another_kind_is_refused(tmp_path):
+    index = LanceIndex(8, tmp_path)
+    index.add(drawn(300))
+    with pytest.raises(ValueError, match=r"LanceIndex.build: kind='HNSW'; allowed are 'IVF_FLAT' and 'IVF_PQ'"):
+        unhooked(index.build)("HNSW")

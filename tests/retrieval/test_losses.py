@@ -198,3 +198,38 @@ def test_shapes_that_do_not_fit_are_named(loss, arguments, message):
 def test_another_reduction_is_refused():
     with pytest.raises(ValueError, match="TripletLoss: reduction='mean'; allowed are 'all' and 'active'"):
         unhooked(TripletLoss)(reduction="mean")
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: type(loss).__name__)
+def test_forward_and_backward_derivatives_agree(loss):
+    embeddings, labels = batch(6, 3, seed=4)[0].double(), torch.tensor([0, 0, 1, 1, 2, 2])
+
+    def of(rows):
+        return loss(rows, labels)
+
+    expected = torch.autograd.functional.hessian(of, embeddings)
+    torch.testing.assert_close(torch.func.jacfwd(of)(embeddings), torch.func.jacrev(of)(embeddings))
+    torch.testing.assert_close(torch.func.hessian(of)(embeddings), expected)
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: type(loss).__name__)
+@pytest.mark.parametrize("scale", [1e-38, 1e-30, 1e19, 1e30])
+def test_a_loss_of_very_long_or_short_embeddings_is_finite(loss, scale):
+    embeddings = (batch(64, 4, seed=5)[0].float().clamp(-2, 2) * scale).requires_grad_()
+    found = loss(embeddings, torch.arange(64) // 4)
+    (slope,) = torch.autograd.grad(found, embeddings)
+    assert torch.isfinite(found)
+    assert torch.isfinite(slope).all()
+
+
+def test_costs_want_truth_values_and_promote_half_precision():
+    distances, same = torch.rand(3, 4, requires_grad=True), torch.tensor([True, False, True, False])
+    for cost in (contrastive_cost, chopra_cost):
+        torch.testing.assert_close(cost(distances, same), cost(distances, same.expand(3, 4)))
+        assert cost(distances, same).sum().backward() is None
+        with pytest.raises(ValueError, match=r"cost: same has type torch.int64; allowed is torch.bool"):
+            unhooked(cost)(distances, same.long())
+        with pytest.raises(ValueError, match=r"cost: distances \(3, 4\) and same \(3,\) do not broadcast"):
+            unhooked(cost)(distances, same[:3])
+        assert torch.isfinite(cost(torch.tensor([300.0]).half(), torch.tensor([True]))).all()
+    assert triplet_cost(torch.tensor(1.0).half(), torch.tensor(0.5).half(), margin=1e5).item() == 100_000.5

@@ -62,3 +62,10 @@ def test_what_a_memory_cannot_hold_is_refused():
         memory(*batch(4, 2))
     with pytest.raises(ValueError, match=r"labels have shape \(4, 2\); allowed are \(N,\)"):
         unhooked(memory)(torch.zeros(4, 5), torch.zeros(4, 2))
+
+
+def test_a_batch_that_is_not_finite_does_not_spoil_those_after_it():
+    memory = CrossBatchMemory(ContrastiveLoss(), 8, 2)
+    memory(torch.tensor([[0.0, torch.nan], [1, 1], [torch.inf, 0]]), torch.tensor([0, 1, 2]))
+    assert (len(memory), memory.labels.tolist()[:2]) == (1, [1, -1])
+    assert torch.isfinite(memory(torch.rand(2, 2), torch.tensor([0, 1])))

@@ -68,3 +68,10 @@ def test_a_loss_of_ones_own_has_its_signature():
     rows, labels = batch(3, 2)
     loss = MetricLoss(lambda embeddings, labels, *references: embeddings.sum() * 2)
     assert loss(rows, labels) == rows.sum() * 2
+
+
+def test_a_miner_that_gives_no_masks_of_all_pairs_is_named():
+    same = torch.tensor([[True, False], [False, True]])
+    for miner in (lambda distances, *pairs: (pair.float() for pair in pairs), lambda d, p, n: (p[:1], n[:1])):
+        with pytest.raises(ValueError, match=r"miner: its positives have shape .* allowed are masks of shape .2, 2."):
+            mined(miner, torch.ones(2, 2), Pairs(same, ~same))

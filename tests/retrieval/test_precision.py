@@ -163,7 +163,7 @@ def test_what_is_wrong_is_named(metric):
         ((points, labels), {"ids": [1, 1, 2, 3, 4, 5, 6]}, r"ids\[1\]=1 comes twice"),
         ((points, labels), {"ids": [1]}, "1 ids for 7 vectors"),
         ((points, labels), {"gallery": Gallery(points[:0], labels[:0])}, "gallery have shape .* at least one row"),
-        ((points, labels), {"gallery": Gallery(points[:, :1], labels)}, "allowed is .N, 1."),
+        ((points, labels), {"gallery": Gallery(points[:, :1], labels)}, "may differ in their number only"),
     ):
         with pytest.raises(ValueError, match=message):
             unhooked(metric)(*arguments, **given_k, **given)
@@ -183,3 +183,34 @@ def test_a_k_above_the_gallery_is_named(metric):
 def test_another_definition_is_refused():
     with pytest.raises(ValueError, match="definition='all'; allowed are 'any' and 'fraction'"):
         unhooked(recall_at_k)(POINTS, SETS, definition="all")
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_labels_that_say_nothing_or_are_of_another_kind_are_named(metric):
+    labels, sets = torch.tensor([0, 0, 1, 1, 1, 2, 2]), torch.ones(7, 2, dtype=torch.int64)
+    given_k = {} if metric in (r_precision, map_at_r) else {"k": 1}
+    padding, spoiled = torch.full((7,), -1), POINTS.clone()
+    spoiled[3, 0] = torch.inf
+    for mine, gallery, message in (
+        (padding, None, f"{metric.__name__}: nothing can be found"),
+        (labels, Gallery(POINTS, padding), f"{metric.__name__}: nothing can be found"),
+        (padding, Gallery(POINTS, labels), f"{metric.__name__}: none of 0 queries has an equal one"),
+        (labels, Gallery(POINTS, sets), r"labels have shape \(7,\), and those of gallery \(7, 2\)"),
+        (sets, Gallery(POINTS, labels), r"labels have shape \(7, 2\), and those of gallery \(7,\)"),
+        (sets, Gallery(POINTS, sets[:, :1]), r"labels have shape \(7, 2\), and those of gallery \(7, 1\)"),
+        (labels, Gallery(spoiled, labels), f"{metric.__name__}: embeddings of gallery\\[3, 0\\]=inf"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            unhooked(metric)(POINTS, mine, gallery=gallery, **given_k)
+
+
+def test_what_padding_holds_is_not_looked_at():
+    points, labels = torch.cat((POINTS, torch.full((1, 2), torch.nan))), torch.tensor([0, 0, 1, 1, 1, 2, 2, -1])
+    assert recall_at_k(points, labels, 2) == recall_at_k(POINTS, labels[:7], 2)
+
+
+def test_ids_given_for_classes_are_named():
+    labels = torch.tensor([0, 0, 1, 1, 1, 2, 2]) + 2**62
+    assert recall_at_k(POINTS, labels).queries == 7
+    with pytest.raises(ValueError, match="neighbor_average_precision: labels reach 4611686018427387906; number the"):
+        neighbor_average_precision(POINTS, labels)

@@ -90,3 +90,25 @@ def test_labels_that_are_no_classes_are_refused(function, labels, message):
 def test_the_margin_is_half_a_radian():
     assert ArcFaceLoss(2, 2).function.keywords["margin"] == pytest.approx(0.5, abs=1e-3)
     assert math.isclose(ArcFaceLoss(2, 2).function.keywords["scale"], 64)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.uint8])
+@pytest.mark.parametrize("loss", [arcface, proxy_anchor_loss])
+def test_labels_of_any_whole_type_are_taken(loss, dtype):
+    labels = torch.tensor([0, 1, 2])
+    torch.testing.assert_close(
+        unhooked(loss)(PROXIES[:3], labels.to(dtype), PROXIES), loss(PROXIES[:3], labels, PROXIES)
+    )
+
+
+@pytest.mark.parametrize("loss", [arcface, proxy_anchor_loss])
+def test_shapes_that_do_not_fit_the_proxies_are_named(loss):
+    labels, name = torch.tensor([0, 1, 2]), loss.__name__
+    for embeddings, given, proxies, message in (
+        (torch.ones(3, 5), labels, torch.ones(4, 6), r"embeddings have shape \(3, 5\) and proxies \(4, 6\)"),
+        (torch.ones(5), labels, torch.ones(4, 5), r"embeddings have shape \(5,\)"),
+        (torch.ones(3, 5), labels - 9, torch.ones(0, 5), "of one class at least"),
+        (torch.ones(3, 5), labels[:2], torch.ones(4, 5), r"labels have shape \(2,\); there are 3 embeddings"),
+    ):
+        with pytest.raises(ValueError, match=f"{name}: {message}|{name}: .*{message}"):
+            unhooked(loss)(embeddings, given, proxies)
