@@ -11,26 +11,17 @@ import argparse
 from pathlib import Path
 
 import torch
+from regions.classifier import classifier
 from regions.features import datasets, regions
 from regions.resnet20 import ResNet20
-from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from detkit.heads import EmbeddingHead
 from detkit.metrics import MultiLabelMetrics
 from detkit.retrieval import Gallery, neighbor_average_precision
 from detkit.viz import plot_curves, save_picture
 
 NEIGHBORS = 1, 3, 5, 10, 15
-
-
-def classifier(features: int, hidden: tuple[int, ...], dropout: float, classes: int) -> nn.Sequential:
-    """Codes of the last hidden layer, and logits; without hidden layers the features are the codes."""
-    if not hidden:
-        return nn.Sequential(nn.Identity(), nn.Linear(features, classes))
-    codes = EmbeddingHead(features, hidden[-1], hidden=hidden[:-1], dropout=dropout, rectified=True)
-    return nn.Sequential(codes, nn.Dropout(dropout), nn.Linear(hidden[-1], classes))
 
 
 def main() -> None:
@@ -49,7 +40,7 @@ def main() -> None:
     x, seen = (x - x.mean(0)) / (x.std(0) + 1e-3), (seen - x.mean(0)) / (x.std(0) + 1e-3)
     records, table = [], []
     for name, hidden, dropout in (("linear", (), 0.0), ("MLP", (1024, 256), 0.0), ("MLP + dropout", (1024, 256), 0.5)):
-        model = classifier(x.shape[1], hidden, dropout, len(names))
+        model = classifier(hidden, dropout, x.shape[1], y.mean(0))
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, weight_decay=1e-4)
         for epoch in tqdm(range(1, options.epochs + 1), desc=name):
             for rows in torch.randperm(len(x)).split(64):

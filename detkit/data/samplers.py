@@ -4,6 +4,7 @@ Iterating does not change a sampler: workers prefetch, so samples handed out are
 reports its progress with ``advance``, and ``state_dict`` holds that progress.
 """
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any, Generic, TypeVar
@@ -41,6 +42,9 @@ class _Resumable(Sampler[Item], ABC, Generic[Item]):
         """Items of this rank in a whole epoch, whatever the position."""
 
     def __iter__(self) -> Iterator[Item]:
+        if self.position == len(self) > 0:
+            name, over = type(self).__name__, self.epoch
+            warnings.warn(f"{name}: epoch {over} is over and gives nothing; set_epoch({over + 1})", stacklevel=2)
         return iter(self._share()[self.position :])
 
     def set_epoch(self, epoch: int) -> None:
@@ -146,8 +150,9 @@ class BalancedBatchSampler(_Resumable[list[int]]):
 
     labels_per_image: the label or labels of each image (a sequence or tensor, possibly empty). ``batches`` is the
     number per rank and epoch, by default as many as the images fill; ranks take every world_size-th batch. Pass it to a
-    DataLoader as ``batch_sampler`` and call ``advance()`` after each step. Raises ValueError if there is no label at
-    all, for a ``batch_size`` or ``batches`` below 1, and a ``batch_size`` that ``samples_per_class`` does not divide.
+    DataLoader as ``batch_sampler``, call ``set_epoch(epoch)`` before each epoch and ``advance()`` after each step; an
+    epoch that is over gives no batches, with a warning. Raises ValueError if there is no label at all, for a
+    ``batch_size`` or ``batches`` below 1, and a ``batch_size`` that ``samples_per_class`` does not divide.
 
     >>> labels = [0, 0, 0, 0, 0, 1]
     >>> [sorted(labels[image] for image in batch) for batch in BalancedBatchSampler(labels, 2)]

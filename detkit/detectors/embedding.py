@@ -43,7 +43,7 @@ class EmbeddingStage(Stage):
     nothing. The stage learns on the boxes that are handed over with ``matched``; where the stage before hands over
     none, on the true boxes. Whole images learn their ``image_labels``. The loss is ``weight`` times the criterion's;
     weights of objects do not enter it, since it is one of pairs. Raises ValueError where boxes, embeddings, or what it
-    learns are missing.
+    learns are missing, and where the pool's ``strides`` are clearly not those of the features.
 
     >>> from detkit.boxes import PyramidRoIAlign
     >>> from detkit.heads import EmbeddingHead
@@ -83,6 +83,7 @@ class EmbeddingStage(Stage):
         def run(rows: Tensor | None) -> Tensor:
             return promote(self.head(self._regions(features, found, rows)))
 
+        _check_strides(self.pool, features, images)
         embeddings = on_valid_rows(run, found.valid, always=learns_from_rows(self.head))
         return EmbeddingOutputs(torch.where(found.valid[..., None], embeddings, 0), found, whole)
 
@@ -137,6 +138,20 @@ class EmbeddingStage(Stage):
         learned = matched >= 0
         own = take_rows(values, matched.clamp(min=0)).to(torch.int64)
         return torch.where(learned.reshape(*learned.shape, *(1 for _ in own.shape[2:])), own, -1)
+
+
+def _check_strides(pool: nn.Module | None, features: list[Tensor], images: Images) -> None:
+    """Refuse strides that are off by a factor: regions would be read from the wrong place, without a sign."""
+    if torch.compiler.is_compiling():
+        return
+    longest = max(images.tensors.shape[-2:])
+    for stride, level in zip(getattr(pool, "strides", ()), features, strict=False):
+        cells, expected = max(level.shape[-2:]), longest / stride
+        if abs(cells - expected) > 1.5 + expected / 4:  # borders and rounding cost a cell or two
+            raise ValueError(
+                f"EmbeddingStage: the pool has a level of stride {stride}, but images of {longest} pixels have "
+                f"features of {cells} cells, a stride of about {longest / cells:.3g}; give it the strides of the trunk"
+            )
 
 
 def _whole_images(images: Images) -> Detections:

@@ -54,7 +54,7 @@ class Candidates(NamedTuple):
 
 
 class Index(nn.Module):
-    """Vectors of width ``channels`` by id, searched by ``distance``; a subclass holds the engine.
+    """Vectors of width ``channels`` by id, searched by ``distance`` (None: Euclidean); a subclass holds the engine.
 
     Ids are whole numbers from 0 to 2**63 - 1, each there once. Vectors are kept as the distance prepares them, in
     float32: of length 1 for the cosine. Every method checks all that it is given before it changes anything, and raises
@@ -71,6 +71,8 @@ class Index(nn.Module):
     @door
     def __init__(self, channels: Count, *, distance: Distance | None = None) -> None:
         super().__init__()
+        if not isinstance(distance, Distance | None):
+            raise TypeError(f"{self._name}: distance is {distance!r}; give a distance, as CosineDistance(), or None")
         self.channels = channels
         self.distance = EuclideanDistance() if distance is None else distance
 
@@ -102,13 +104,16 @@ class Index(nn.Module):
         """The k nearest of each query (Q, D): distances (Q, k) on the device of the queries, and ids."""
         rows, size = self._prepared(queries, "queries"), len(self)
         if k > size:
-            raise ValueError(f"{self._name}.search: k={k} of {size} vectors; allowed is 1..{size}")
+            allowed = f"allowed is 1..{size}" if size else "the index is empty: add() some first"
+            raise ValueError(f"{self._name}.search: k={k} of {size} vectors; {allowed}")
         squares, ids = self._found(rows, k)
         return Neighbors(self.distance.of_squares(squares).float().to(queries.device), ids.to(queries.device))
 
     @door
     def merge(self, other: "Index") -> None:
         """Add all vectors of another index, of any engine. Raises ValueError for another width or distance."""
+        if not isinstance(other, Index):
+            raise TypeError(f"{self._name}.merge: other is a {type(other).__name__}; give an index, or add() vectors")
         if (self.channels, self._kind) != (other.channels, other._kind):
             raise ValueError(
                 f"{self._name}.merge: the other index holds {other._kind}s of {other.channels} numbers; this one "
@@ -236,10 +241,10 @@ class TableIndex(Index):
         write_atomically(path, lambda file: file.write(written), owner=f"{self._name}.save")
 
     def load(self, path: str | os.PathLike[str]) -> None:
-        """Replace the content of the index by that of a file that :meth:`save` wrote.
+        """Replace the content of this index by that of a file that :meth:`save` wrote.
 
-        Raises ValueError naming the file if it is no such file, damaged, or of another width or distance; then nothing
-        is changed.
+        Width and distance are those given to the constructor, ``BruteForceIndex(16).load(path)``. Raises ValueError
+        naming the file if it is no such file, damaged, or of another width or distance; then nothing is changed.
         """
         vectors, ids = _read(Path(path), f"{self._name}.load", self.channels, self._kind)
         if not torch.allclose(self._prepared(vectors, f"vectors of {path}"), vectors):

@@ -25,11 +25,12 @@ class LanceIndex(Index):
     """A LanceDB table of ids and float32 vectors at ``uri``: a folder, or object storage as LanceDB takes it.
 
     The table ``table`` is opened, or made if it is not there; what is added is on disk when the call returns, and other
-    handles see it. In memory are the ids only. Search is exact, by reading all vectors, until :meth:`build` makes an
-    index; then it looks into ``probes`` of its cells, and ``recall`` is what was measured. Many queries at once are
-    much faster than one at a time, and one ``add`` of many vectors than many of few, of which each makes a file;
-    :meth:`compact` joins these and frees what was removed. Raises ImportError without lancedb, and ValueError for a
-    table that is of another width or distance, or was not made here. See :class:`Index`.
+    handles see it. So there is no ``save`` and no ``load``: the same constructor call opens the table again. In memory
+    are the ids only. Search is exact, by reading all vectors, until :meth:`build` makes an index; then it looks into
+    ``probes`` of its cells, also in handles that are opened later, and ``recall`` says what part of the nearest it
+    finds. Many queries at once are much faster than one at a time, and one ``add`` of many vectors than many of few, of
+    which each makes a file; :meth:`compact` joins these and frees what was removed. Raises ImportError without lancedb,
+    and ValueError for a table that is of another width or distance, or was not made here. See :class:`Index`.
 
     >>> import tempfile
     >>> index = LanceIndex(2, tempfile.mkdtemp())
@@ -50,7 +51,7 @@ class LanceIndex(Index):
     ) -> None:
         super().__init__(channels, distance=distance)
         self.uri, self.probes = str(uri), probes
-        self.recall: float | None = None
+        self._recall: float | None = None
         self._arrow, database = _imported(self.uri)
         self._schema = self._arrow.schema(
             [
@@ -75,13 +76,20 @@ class LanceIndex(Index):
             self._seen = self._table.version, torch.from_numpy(np.sort(column))
         return self._seen[1]
 
+    @property
+    def recall(self) -> float | None:
+        """The fraction of the ten nearest that the built index finds, measured on first use; None: search is exact."""
+        if self._recall is None and self._table.list_indices():
+            self._recall = self._measured()
+        return self._recall
+
     @door
     def build(self, kind: Literal["IVF_FLAT", "IVF_PQ"] = "IVF_FLAT", *, cells: Count | None = None) -> float:
         """Make an approximate index of all vectors and return the fraction of the ten nearest that it finds.
 
         "IVF_FLAT" keeps the vectors as they are; "IVF_PQ" compresses them to a few bytes, and finds far fewer.
         ``cells`` is by default the root of their number. Vectors that are added later are searched exactly beside it.
-        Raises ValueError below 256 vectors, of which LanceDB makes none.
+        Raises ValueError for another kind, and below 256 vectors, of which LanceDB makes none.
         """
         if kind not in ("IVF_FLAT", "IVF_PQ"):
             raise ValueError(f"LanceIndex.build: {kind=}; allowed are 'IVF_FLAT' and 'IVF_PQ'")
@@ -94,11 +102,14 @@ class LanceIndex(Index):
         cells = max(round(len(self) ** 0.5), 1) if cells is None else cells
         config = IvfFlat if kind == "IVF_FLAT" else IvfPq
         self._table.create_index("vector", config=config(distance_type="l2", num_partitions=cells), replace=True)
-        self.recall = self._measured()
-        return self.recall
+        self._recall = self._measured()
+        return self._recall
 
     def compact(self) -> None:
-        """Join small files, take later vectors into the index, and free the space of removed ones and old versions."""
+        """Join small files, take later vectors into the index, and free the space of removed ones and old versions.
+
+        A search that another handle runs meanwhile may fail, as LanceDB warns.
+        """
         from datetime import timedelta
 
         self._table.optimize(cleanup_older_than=timedelta(0))
@@ -111,7 +122,7 @@ class LanceIndex(Index):
 
     def extra_repr(self) -> str:
         """The settings that ``print`` shows."""
-        return f"{super().extra_repr()}, uri={self.uri!r}, recall={self.recall}"
+        return f"{super().extra_repr()}, uri={self.uri!r}, built={bool(self._table.list_indices())}"
 
     def _insert(self, vectors: Float[Tensor, "N D"], ids: Int[Tensor, "N"]) -> None:
         if not len(ids):

@@ -86,6 +86,7 @@ def contrastive_loss(
 ) -> Float[Tensor, ""]:
     """The mean of ``cost(distances, same)`` over all pairs, see :class:`MetricLoss`.
 
+    Another margin: ``cost=functools.partial(contrastive_cost, margin=0.5)``.
     ``reduction="active"``: the mean over the equal pairs that cost something, plus that over the different ones.
     ``miner(distances, positives, negatives)`` leaves some of the pairs, as :func:`hardest_pairs` does.
 
@@ -225,8 +226,10 @@ def multi_similarity_loss(
 
 
 class ContrastiveLoss(MetricLoss):
-    """:func:`contrastive_loss` with its settings.
+    """:func:`contrastive_loss` with its settings; the margin is the cost's.
 
+    >>> ContrastiveLoss(cost=partial(contrastive_cost, margin=0.5))(torch.eye(2), torch.tensor([1, 2]))
+    tensor(0.)
     >>> ContrastiveLoss()(torch.tensor([[0.0, 0], [0.6, 0]]), torch.tensor([1, 2]))
     tensor(0.0800)
     """

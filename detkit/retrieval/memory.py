@@ -47,9 +47,9 @@ class GatheredLoss(nn.Module):
 class CrossBatchMemory(nn.Module):
     """A loss of the batch, plus ``weight`` times that of the batch against the last ``size`` embeddings of past ones.
 
-    ``loss`` takes references; embeddings have ``channels`` numbers. The memory holds the rows of all processes, in the
-    same order in each, and is part of the ``state_dict``; padding is not kept, nor what is not finite. It is filled by
-    calls in training mode.
+    ``loss`` takes references and padding, as a :class:`MetricLoss` does; around other losses put one. Embeddings have
+    ``channels`` numbers. The memory holds the rows of all processes, in the same order in each, and is part of the
+    ``state_dict``; padding is not kept, nor what is not finite. It is filled by calls in training mode.
     Labels are whole numbers. Raises ValueError for label sets, and for more rows in a batch than the memory holds.
     Source: Wang et al. 2020, "Cross-Batch Memory for Embedding Learning", section 3.2.
 
@@ -68,6 +68,12 @@ class CrossBatchMemory(nn.Module):
     @door
     def __init__(self, loss: nn.Module, size: Count, channels: Count, *, weight: NotNegative = 1.0) -> None:
         super().__init__()
+        if not hasattr(loss, "takes_padding"):
+            name = type(loss).__name__
+            raise TypeError(
+                f"CrossBatchMemory: loss is a {name}, which does not say whether it takes padding; give a MetricLoss, "
+                "around it: MetricLoss(lambda rows, labels, others, their_labels: ..., takes_padding=False)"
+            )
         self.loss, self.size, self.weight = loss, size, weight
         self.register_buffer("embeddings", torch.zeros(size, channels))
         self.register_buffer("labels", torch.full((size,), -1))

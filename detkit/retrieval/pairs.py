@@ -36,18 +36,17 @@ class MetricLoss(nn.Module):
     negative labels take no part, whatever they hold: shapes need not depend on how many objects there are. With
     ``reference_embeddings`` (M, D) and their labels every embedding is compared with these instead of with the others
     of the batch. A batch without anything to learn costs 0, with a gradient of zeros. ``function`` is called with these
-    four: a loss of this unit with its settings, ``functools.partial(triplet_loss, margin=0.2)``, or another. In several
-    processes see :class:`GatheredLoss`.
+    four: a loss of this unit with its settings, ``functools.partial(triplet_loss, margin=0.2)``, or another. For one
+    that takes every label for a class, as those of pytorch-metric-learning do, ``takes_padding=False`` leaves out the
+    rows of negative labels first. In several processes see :class:`GatheredLoss`.
 
     >>> MetricLoss(lambda embeddings, labels, *references: embeddings.sum())(torch.ones(2, 3), torch.tensor([0, 1]))
     tensor(6.)
     """
 
-    takes_padding = True
-
-    def __init__(self, function: Callable[..., Tensor]) -> None:
+    def __init__(self, function: Callable[..., Tensor], *, takes_padding: bool = True) -> None:
         super().__init__()
-        self.function = function
+        self.function, self.takes_padding = function, takes_padding
 
     @door
     def forward(
@@ -58,6 +57,12 @@ class MetricLoss(nn.Module):
         reference_labels: Shaped[Tensor, "M *C"] | None = None,
     ) -> Float[Tensor, ""]:
         """The loss of a batch."""
+        if not self.takes_padding:
+            embeddings, labels = _present(embeddings, labels)
+            if reference_embeddings is not None and reference_labels is not None:
+                reference_embeddings, reference_labels = _present(reference_embeddings, reference_labels)
+            if not len(labels) or (reference_labels is not None and not len(reference_labels)):
+                return embeddings.sum() * 0
         return self.function(embeddings, labels, *self._others(reference_embeddings, reference_labels))
 
     def extra_repr(self) -> str:
@@ -208,6 +213,12 @@ def _checked(function: str, prefix: str, embeddings: Tensor, labels: Tensor) -> 
         )
     own = takes_part(labels)
     return without_padding(promote(embeddings), own), own
+
+
+def _present(embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows that are no padding."""
+    own = takes_part(labels)
+    return embeddings[own], labels[own]
 
 
 def without_padding(embeddings: Float[Tensor, "N D"], own: Bool[Tensor, "N"]) -> Float[Tensor, "N D"]:

@@ -34,8 +34,9 @@ def arcface(
 
     proxies: (C, D), one of each class; rows with a negative label take no part. Where the angle and the margin exceed
     half a turn, the cosine falls on linearly, by margin * sin(margin). Without margin it is the normalized softmax, of
-    which Proxy-NCA on normalized embeddings is the case of scale 2. Raises ValueError for label sets, and for labels
-    from C on (on accelerators with ``DETKIT_CHECKS=full``). Source: Deng et al. 2019, "ArcFace", equation 3.
+    which Proxy-NCA on normalized embeddings is the case of scale 2. Raises ValueError for label sets, for labels from
+    C on (on accelerators with ``DETKIT_CHECKS=full``), and for embeddings of another width than the proxies.
+    Source: Deng et al. 2019, "ArcFace", equation 3.
 
     >>> round(arcface(torch.eye(2), torch.tensor([0, 1]), torch.eye(2), scale=4.0).item(), 4)
     0.0294

@@ -11,15 +11,15 @@ from detkit.metrics import CocoMetrics
 
 @torch.no_grad()
 def detected(detector: Detector, scenes: DigitScenes, score: float) -> tuple[Tensor, ...]:
-    """Crops, embeddings, labels, true digits (-1: none) and scenes of all detections from ``score``; prints the AP."""
+    """Crops, embeddings, labels and true digits (-1: none) of all detections from ``score``; prints the AP."""
     metrics, rows = CocoMetrics(scenes.categories), []
-    for number, (image, target) in enumerate(scenes):
+    for image, target in scenes:
         (found,) = detector([image])
         metrics.update([found], [target])
         boxes, embeddings, labels = (found[key][found["scores"] >= score] for key in ("boxes", "embeddings", "labels"))
         overlaps, matched = box_iou(boxes, target["boxes"]).max(1)
         digits = torch.where(overlaps >= 0.5, target["labels"][matched], -1)
-        crops = crop_and_resize(image[None] / 255, boxes[None], 28)
-        rows.append((crops, embeddings, labels, digits, torch.full_like(digits, number)))
-    print(f"AP {metrics.compute()['bbox/AP']:.3f}")
+        crops = crop_and_resize(image[None] / 255, boxes[None], 28).clamp(min=1e-3)  # the cosine knows no zeros
+        rows.append((crops, embeddings, labels, digits))
+    print(f"{scenes.split}: AP {metrics.compute()['bbox/AP']:.3f}")
     return tuple(torch.cat(column) for column in zip(*rows, strict=True))

@@ -214,3 +214,12 @@ def test_ranks_share_the_batches_of_several_images_per_class():
 def test_a_batch_holds_whole_classes():
     with pytest.raises(ValueError, match="batch_size=10 is no multiple of samples_per_class=4"):
         BalancedBatchSampler([0, 1], 10, samples_per_class=4)
+
+
+def test_an_epoch_that_is_over_says_so():
+    sampler = BalancedBatchSampler([0, 1, 0, 1], 2)
+    sampler.advance(len(sampler))
+    with pytest.warns(UserWarning, match=r"BalancedBatchSampler: epoch 0 is over and gives nothing; set_epoch\(1\)"):
+        assert list(sampler) == []
+    sampler.set_epoch(1)
+    assert len(list(sampler)) == 2

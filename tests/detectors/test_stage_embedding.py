@@ -189,3 +189,11 @@ def test_what_is_missing_is_named():
     one = stage()
     with pytest.raises(ValueError, match="whole images learn image_labels; the targets have none"):
         one.loss(one(features(), IMAGES, None, truth()), truth())
+
+
+def test_strides_that_are_not_those_of_the_trunk_are_refused():
+    base = small_faster_rcnn(2, size=(96, 128), channels=8)
+    embedding = EmbeddingStage(EmbeddingHead(8 * 9, 4), pool=PyramidRoIAlign(3, strides=(4, 8)))
+    detector = Detector(base.trunk, preprocess=base.preprocess, **base.stages, embedding=embedding)
+    with pytest.raises(ValueError, match=r"a level of stride 4, but images of 128 pixels have .* a stride of about 8"):
+        detector.eval()([torch.rand(3, 96, 128)])

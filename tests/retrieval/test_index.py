@@ -361,3 +361,20 @@ def test_classes_of_ones_own_say_what_is_missing():
         with pytest.raises(NotImplementedError, match=f"must define {missing}"):
             call()
     assert len(TableIndex(2)) == 0
+
+
+@every_engine
+@pytest.mark.parametrize("distance", ["cosine", CosineDistance])
+def test_a_distance_that_is_none_is_refused(engine, distance):
+    with pytest.raises(TypeError, match=r"distance is .*osine.*; give a distance, as CosineDistance\(\), or None"):
+        unhooked(ENGINES[engine])(4, distance=distance)
+
+
+def test_an_empty_index_says_so_when_it_is_searched():
+    with pytest.raises(ValueError, match=r"k=1 of 0 vectors; the index is empty: add\(\) some first"):
+        BruteForceIndex(4).search(drawn(1), 1)
+
+
+def test_merging_anything_but_an_index_is_refused():
+    with pytest.raises(TypeError, match=r"BruteForceIndex\.merge: other is a Tensor; give an index, or add\(\)"):
+        unhooked(BruteForceIndex(4).merge)(drawn(1))

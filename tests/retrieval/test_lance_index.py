@@ -52,6 +52,24 @@ def test_an_index_is_approximate_measured_and_can_be_compressed(tmp_path):
     torch.testing.assert_close(found.distances, (drawn(4, seed=1)[:, None] - drawn(1000)[found.ids]).norm(dim=-1))
 
 
+def test_a_handle_opened_later_searches_the_built_index_and_says_its_recall(tmp_path):
+    index = LanceIndex(8, tmp_path, probes=1)
+    index.add(drawn(1000))
+    assert index.recall is None
+    built = index.build(cells=20)
+    again = LanceIndex(8, tmp_path, probes=1)
+    assert built == again.recall == index.recall < 1
+    assert "built=True" in repr(again)
+
+
+def test_an_unknown_kind_is_refused_and_builds_nothing(tmp_path):
+    index = LanceIndex(8, tmp_path)
+    index.add(drawn(300))
+    with pytest.raises(ValueError, match=r"LanceIndex\.build: kind='ivf_flat'; allowed are 'IVF_FLAT' and 'IVF_PQ'"):
+        unhooked(index.build)("ivf_flat")
+    assert index.recall is None
+
+
 def test_where_cells_hold_fewer_than_k_the_search_is_exact(tmp_path):
     index, truth = LanceIndex(8, tmp_path, probes=1), BruteForceIndex(8)
     index.add(drawn(300))

@@ -1,11 +1,12 @@
 """Memories of embeddings: what is compared, what is kept, what is forgotten first; several processes in test_dist."""
 
 import pytest
+import pytorch_metric_learning.losses as peers
 import torch
 from metric_loops import batch
 from strategies import unhooked
 
-from detkit.retrieval import ContrastiveLoss, CrossBatchMemory, GatheredLoss, TripletLoss
+from detkit.retrieval import ContrastiveLoss, CrossBatchMemory, GatheredLoss, MetricLoss, TripletLoss
 
 
 def test_a_batch_is_compared_with_itself_and_with_past_batches():
@@ -69,3 +70,19 @@ def test_a_batch_that_is_not_finite_does_not_spoil_those_after_it():
     memory(torch.tensor([[0.0, torch.nan], [1, 1], [torch.inf, 0]]), torch.tensor([0, 1, 2]))
     assert (len(memory), memory.labels.tolist()[:2]) == (1, [1, -1])
     assert torch.isfinite(memory(torch.rand(2, 2), torch.tensor([0, 1])))
+
+
+def test_a_loss_that_knows_no_padding_is_compared_with_past_rows_only():
+    peer = peers.ContrastiveLoss(neg_margin=2.0)  # rows of zeros, as in an empty memory, would cost it something
+    wrapped = MetricLoss(
+        lambda rows, labels, others, theirs: peer(rows, labels, ref_emb=others, ref_labels=theirs), takes_padding=False
+    )
+    memory, first, second = CrossBatchMemory(wrapped, 20, 5).double(), batch(5, 3), batch(6, 3, seed=1)
+    assert memory(*first) == peer(*first)
+    expected = peer(*second) + peer(*second, ref_emb=first[0], ref_labels=first[1])
+    torch.testing.assert_close(memory(*second), expected)
+
+
+def test_a_loss_that_may_take_padding_for_a_class_is_refused():
+    with pytest.raises(TypeError, match=r"loss is a ContrastiveLoss, which does not say whether .* give a MetricLoss"):
+        CrossBatchMemory(peers.ContrastiveLoss(), 20, 5)

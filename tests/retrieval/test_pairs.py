@@ -75,3 +75,20 @@ def test_a_miner_that_gives_no_masks_of_all_pairs_is_named():
     for miner in (lambda distances, *pairs: (pair.float() for pair in pairs), lambda d, p, n: (p[:1], n[:1])):
         with pytest.raises(ValueError, match=r"miner: its positives have shape .* allowed are masks of shape .2, 2."):
             mined(miner, torch.ones(2, 2), Pairs(same, ~same))
+
+
+def test_a_function_without_padding_gets_the_rows_that_take_part():
+    given = []
+
+    def counted(embeddings, labels, others, their_labels):
+        given.append((labels.tolist(), None if their_labels is None else their_labels.tolist()))
+        return embeddings.sum()
+
+    loss, rows = MetricLoss(counted, takes_padding=False), torch.ones(3, 2, requires_grad=True)
+    assert loss(rows, torch.tensor([4, -1, 5])) == 4
+    assert loss(rows, torch.tensor([4, -1, 5]), torch.ones(2, 2), torch.tensor([-1, 7])) == 4
+    assert given == [([4, 5], None), ([4, 5], [7])]
+    nothing = loss(rows, torch.tensor([4, -1, 5]), torch.ones(2, 2), torch.tensor([-1, -1]))
+    nothing.backward()
+    assert nothing == 0 == rows.grad.abs().sum()
+    assert len(given) == 2

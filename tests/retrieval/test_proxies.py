@@ -112,3 +112,9 @@ def test_shapes_that_do_not_fit_the_proxies_are_named(loss):
     ):
         with pytest.raises(ValueError, match=f"{name}: {message}|{name}: .*{message}"):
             unhooked(loss)(embeddings, given, proxies)
+
+
+@pytest.mark.parametrize("loss", [ArcFaceLoss(3, 8), ProxyAnchorLoss(3, 8)])
+def test_embeddings_of_another_width_than_the_proxies_are_refused(loss):
+    with pytest.raises(ValueError, match=r"embeddings have shape \(2, 4\) and proxies \(3, 8\); allowed"):
+        unhooked(loss)(torch.rand(2, 4), torch.tensor([0, 1]))
