@@ -80,8 +80,8 @@ def proxy_anchor_loss(
     """
     _check("proxy_anchor_loss", embeddings, labels, proxies)
     own = takes_part(labels)
-    members = F.one_hot(_classes(labels), len(proxies)) > 0 if labels.ndim == 1 else labels > 0
-    members = (members & own[:, None]).T
+    classes = torch.arange(len(proxies), device=labels.device)[:, None]
+    members = (labels == classes if labels.ndim == 1 else (labels > 0).T.contiguous()) & own  # (C, N) in memory, too
     cosines = cosines_of(promote(proxies), without_padding(promote(embeddings), own))
     near = soft_extremes(cosines, members, steepness=-alpha, base=margin)
     far = soft_extremes(cosines, own & ~members, steepness=alpha, base=-margin)
