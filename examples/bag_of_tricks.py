@@ -11,6 +11,7 @@ import argparse
 import os
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import torch
 from torch import nn
@@ -27,11 +28,11 @@ SHIFT = v2.Compose(  # digits that are flipped are none
 FLIPS = v2.Compose([v2.RandomPhotometricDistort(p=0.5), data.flip_augmentation(vertical=True)])
 
 
-def compose(args: argparse.Namespace, row: int, train: list, classes: int) -> detectors.Detector:
+def compose(args: argparse.Namespace, row: int, train: list, classes: int) -> Any:
     """The detector of a row."""
     size = tuple(args.size)
     if args.model == "small_faster_rcnn":
-        detector = detectors.small_faster_rcnn(classes, size=size)
+        detector: Any = detectors.small_faster_rcnn(classes, size=size)
         detector.box.criterion.label_smoothing = 0.1 * (row >= 5)
     elif args.model == "small_yolo_v3":
         detector = detectors.small_yolo_v3(classes, size=size)
@@ -45,7 +46,7 @@ def compose(args: argparse.Namespace, row: int, train: list, classes: int) -> de
     return tricks.SyncBatchNorm.convert(detector) if row >= 2 else detector
 
 
-def train(args: argparse.Namespace, row: int, scenes: list, detector: detectors.Detector) -> None:
+def train(args: argparse.Namespace, row: int, scenes: list, detector: Any) -> None:
     """Some steps, with the tricks of the row and of those above it; mixup ends with nine tenths of them."""
     model = DistributedDataParallel(detector) if dist.world_size() > 1 else detector
     optimizer = torch.optim.AdamW(tricks.parameter_groups(detector, 2e-3, weight_decay=0.05), fused=True)
@@ -71,12 +72,11 @@ def train(args: argparse.Namespace, row: int, scenes: list, detector: detectors.
 
 
 @torch.no_grad()
-def judge(detector: detectors.Detector, scenes: list, categories: list[str]) -> float:
+def judge(detector: nn.Module, scenes: Any, categories: list[str]) -> float:
     """AP, each process judging its share."""
     judged = metrics.CocoMetrics(categories)
-    for images, targets in torch.utils.data.DataLoader(
-        scenes[dist.rank() :: dist.world_size()], 16, collate_fn=data.collate
-    ):
+    own = scenes[dist.rank() :: dist.world_size()]
+    for images, targets in torch.utils.data.DataLoader(own, 16, collate_fn=data.collate):
         judged.update(detector.eval()(images), targets)
     return judged.compute()["bbox/AP"]
 

@@ -27,7 +27,7 @@ def picture(images: Tensor, labels: Tensor, embeddings: Tensor, *, rows: int = 8
     index.add(embeddings)
     queries = torch.linspace(0, len(images) - 1, rows).long()
     figure = Figure(figsize=(13, 6), layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=(1, 1))
+    left, right = figure.subfigures(1, 2, width_ratios=(1, 1))  # pyright: ignore[reportGeneralTypeIssues]
     draw_neighbors(left, images, labels, index.search(embeddings[queries], k + 1).ids)
     points = TSNE(random_state=0, init="pca").fit_transform(embeddings[::3].numpy())
     axes = right.subplots()
