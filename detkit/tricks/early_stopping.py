@@ -52,7 +52,7 @@ class EarlyStopping:
             own = float(metric)
         except (TypeError, ValueError):
             kind = type(metric).__name__
-            raise TypeError(f"EarlyStopping.update: metric is a {kind}; give one number of a table of metrics") from None
+            raise TypeError(f"EarlyStopping.update: metric is a {kind}; give a number, one of the metrics") from None
         metric = float(dist.gather_objects(own)[0])
         if self._improves(metric):
             self.best, self.waited = metric, 0

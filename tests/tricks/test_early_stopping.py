@@ -78,7 +78,7 @@ def test_senseless_settings_are_refused():
 @pytest.mark.parametrize("metric", [{"bbox/AP": 0.5}, None, [0.5], "best"])
 def test_what_is_no_number_is_refused_by_name(metric):
     stopping = EarlyStopping(1)
-    with pytest.raises(TypeError, match=rf"EarlyStopping.update: metric is a {type(metric).__name__}; give one number"):
+    with pytest.raises(TypeError, match=rf"EarlyStopping.update: metric is a {type(metric).__name__}; give a number"):
         unhooked(stopping.update)(metric)
     assert not stopping.stopped
 
