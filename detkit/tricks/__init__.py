@@ -14,7 +14,8 @@ from detkit.tricks.early_stopping import EarlyStopping
 from detkit.tricks.ema import ExponentialMovingAverage
 from detkit.tricks.finite import nonfinite
 from detkit.tricks.freezing import freeze
-from detkit.tricks.fusion import Fused, Fusion, KeepAll, NMSFusion, SoftNMSFusion, WeightedBoxesFusion, fuse_detections
+from detkit.tricks.fused import Fused, Fusion
+from detkit.tricks.fusion import KeepAll, NMSFusion, SoftNMSFusion, WeightedBoxesFusion, fuse_detections
 from detkit.tricks.mixup import DetectionMixup, Mixup
 from detkit.tricks.mosaic import Mosaic
 from detkit.tricks.parameter_groups import parameter_groups

@@ -10,27 +10,28 @@ from torchvision.transforms.v2 import functional as transforms
 from detkit._door import door
 from detkit._ranges import Positive, Whole
 from detkit.structures import FIELDS, Detection
-from detkit.tricks.fusion import Fusion, fused
+from detkit.tricks.fused import Fusion, check_fusion
+from detkit.tricks.fusion import fused
 from detkit.tricks.views import AXES, Flip, View, flipped_back, read_view, resized_back
 
 
 class TestTimeAugmentation(nn.Module):
     """A detector that looks at each image in several views: at every scale in ``scales``, in every flip in ``flips``.
 
-    ``detectors``: one module that maps a list of images (D, H, W) to a list of Detections, or several that know the
-    same classes; another TestTimeAugmentation or :class:`~detkit.tricks.TiledInference` is one, too. ``fusion`` makes
-    one detection of the views, which come in order: detector, scale, flip. A scale multiplies height and width, resized
-    with antialiasing and in the type of the image; 1 leaves the pixels alone. Flips are "none", "horizontal" (left and
-    right change places), "vertical" and "both". Boxes, keypoints, masks and segmentations come back in the image's own
-    pixels, embeddings and the like as they are. Horizontal flips need ``keypoint_pairs`` where there are keypoints: the
-    pairs (left, right) of those that change places, none with ``()``. Records no gradient.
+    ``detectors``: one module in eval mode that maps a list of images (D, H, W) to a list of Detections, or several that
+    know the same classes; another TestTimeAugmentation or :class:`~detkit.tricks.TiledInference` is one, too.
+    ``fusion`` makes one detection of the views, which come in order: detector, scale, flip. A scale multiplies height
+    and width, resized with antialiasing and in the type of the image; 1 leaves the pixels alone. Flips are "none",
+    "horizontal" (left and right change places), "vertical" and "both". Boxes, keypoints, masks and segmentations come
+    back in the image's own pixels, embeddings and the like as they are. Horizontal flips need ``keypoint_pairs`` where
+    there are keypoints: the pairs (left, right) of those that change places, none with ``()``. Records no gradient.
 
     A detector whose preprocess resizes would undo ``scales``, which is refused. Give the same parts with another size
     beside it: ``Detector(detector.trunk, preprocess=Preprocess((480, 640)), **detector.stages)``.
 
     Raises ValueError for detectors that are no modules, or return another number of results than images, flips that
     there are not, keypoints without ``keypoint_pairs`` in a horizontal flip, and as
-    :func:`~detkit.tricks.fuse_detections` does.
+    :func:`~detkit.tricks.fuse_detections` does; TypeError for images that are one tensor.
 
     >>> from detkit.tricks import WeightedBoxesFusion
     >>> class Corner(nn.Module):
@@ -59,6 +60,7 @@ class TestTimeAugmentation(nn.Module):
         several = [detectors] if isinstance(detectors, nn.Module) else list(detectors)
         scales, flips = [float(scale) for scale in scales], list(flips)
         _check(several, scales, flips)
+        check_fusion(fusion, where="TestTimeAugmentation: fusion")
         self.detectors, self.fusion = nn.ModuleList(several), fusion
         self.scales, self.flips = scales, flips
         self.keypoint_pairs = None if keypoint_pairs is None else [(left, right) for left, right in keypoint_pairs]
@@ -67,6 +69,7 @@ class TestTimeAugmentation(nn.Module):
     @torch.no_grad()
     def forward(self, images: Sequence[Shaped[Tensor, "D _ _"]]) -> list[Detection]:
         """The fused detections of every image, in its own pixels, best first."""
+        check_list(images, function="TestTimeAugmentation")
         views: list[list[View]] = [[] for _ in images]
         for detector in self.detectors if len(images) else ():
             for scale in self.scales:
@@ -108,6 +111,12 @@ class TestTimeAugmentation(nn.Module):
                 raise ValueError(f"TestTimeAugmentation: keypoint_pairs has ({left}, {right}) of {count} keypoints")
             order[left], order[right] = right, left
         return order
+
+
+def check_list(images: object, *, function: str) -> None:
+    """Raise TypeError for a single image or a batch where a list of images belongs."""
+    if isinstance(images, Tensor):
+        raise TypeError(f"{function}: images is a tensor {tuple(images.shape)}; give a list of images (D, H, W)")
 
 
 def check_results(found: object, count: int, *, function: str) -> None:

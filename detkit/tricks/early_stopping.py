@@ -43,12 +43,17 @@ class EarlyStopping:
         return self.waited >= self.patience
 
     def update(self, metric: float) -> bool:
-        """Take in the metric of one evaluation; whether to stop.
+        """Take in the metric of one evaluation; whether to stop. Raises TypeError for what is no number.
 
         >>> EarlyStopping(1, mode="min").update(3.0)
         False
         """
-        metric = float(dist.gather_objects(float(metric))[0])
+        try:
+            own = float(metric)
+        except (TypeError, ValueError):
+            kind = type(metric).__name__
+            raise TypeError(f"EarlyStopping.update: metric is a {kind}; give a number, one of the metrics") from None
+        metric = float(dist.gather_objects(own)[0])
         if self._improves(metric):
             self.best, self.waited = metric, 0
         else:

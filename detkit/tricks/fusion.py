@@ -5,11 +5,11 @@ A fusion is any callable ``(boxes_list, scores_list, labels_list) -> Fused``; th
 one to whole detections: what else belongs to an object stays with it.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple, cast
+from collections.abc import Sequence
+from typing import Any, Literal, cast
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Shaped
 from torch import Tensor, nn
 
 from detkit._door import door
@@ -18,22 +18,8 @@ from detkit.boxes import batched_nms, soft_nms
 from detkit.boxes.fusion import fused_with_founders
 from detkit.structures import FIELDS, Detection
 from detkit.tricks.by_smaller import nms_by_smaller
+from detkit.tricks.fused import Fused, Fusion, check_fusion, decided
 from detkit.tricks.views import View, joined, read_view
-
-
-class Fused(NamedTuple):
-    """What a fusion makes of N detections in all, one view's after the other's: K, best first.
-
-    ``rows`` (K,) says which of the N each one was, or of several the best: its masks, keypoints and other entries stay.
-    """
-
-    boxes: Float[Tensor, "K 4"]
-    scores: Float[Tensor, "K"]
-    labels: Int[Tensor, "K"]
-    rows: Int[Tensor, "K"]
-
-
-Fusion = Callable[[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]], Fused]
 
 
 @door
@@ -52,13 +38,14 @@ def fuse_detections(views: Sequence[Detection], fusion: Fusion) -> Detection:
     """
     if not views:
         raise ValueError("fuse_detections: views is empty; allowed is at least one detection")
+    check_fusion(fusion, where="fuse_detections: fusion")
     return fused([read_view(view, where=f"fuse_detections: views[{i}]") for i, view in enumerate(views)], fusion)
 
 
 def fused(views: Sequence[View], fusion: Fusion, *, where: str = "fuse_detections: views") -> Detection:
     """:func:`fuse_detections` of views that are read already; ``where`` is what errors name."""
     objects = joined(views, where=where)
-    kept = fusion(*([view.objects[key] for view in views] for key in ("boxes", "scores", "labels")))
+    kept = decided(fusion, *([view.objects[key] for view in views] for key in ("boxes", "scores", "labels")))
     found: dict[str, Any] = {**taken(objects, kept), **_of_the_image(views, where)}
     return cast(Detection, found)
 
@@ -214,7 +201,8 @@ class WeightedBoxesFusion(nn.Module):
 
     ``iou_threshold``, ``score_threshold`` and ``allow_overflow`` as in :func:`detkit.boxes.weighted_boxes_fusion`; a
     fused box keeps the masks and other entries of its best member. ``weights`` are those of the detectors: all views of
-    one, which stand together, have the same. Raises ValueError where the views are no multiple of the weights.
+    one, which stand together, have the same; as many weights as views are those of the views. Raises ValueError where
+    the views are no multiple of the weights.
 
     >>> boxes, labels = [torch.tensor([[0.0, 0, 9, 9]]), torch.tensor([[0.0, 0, 9, 7]])], [torch.tensor([0])] * 2
     >>> WeightedBoxesFusion(weights=(1, 3))(boxes, [torch.tensor([0.8])] * 2, labels).boxes

@@ -14,8 +14,9 @@ from detkit._door import door
 from detkit._inputs import promote
 from detkit._ranges import Count, Whole
 from detkit.structures import FIELDS, Detection
-from detkit.tricks.augmented import check_results
-from detkit.tricks.fusion import Fused, Fusion, taken
+from detkit.tricks.augmented import check_list, check_results
+from detkit.tricks.fused import Fused, Fusion, check_fusion, decided
+from detkit.tricks.fusion import taken
 from detkit.tricks.views import View, joined, read_view, resized_back, shifted
 
 _NAME = "TiledInference"
@@ -59,9 +60,9 @@ def image_tiles(
 class TiledInference(nn.Module):
     """A detector for large images: it sees overlapping tiles, and what it finds in them is put together.
 
-    ``detector``: a module that maps a list of images (D, H, W) to a list of Detections. ``tile``, ``overlap`` and
-    ``multiple_of`` as in :func:`image_tiles`; ``batch_size`` tiles at a time. An image that fits into one tile is
-    handed to the detector as it is.
+    ``detector``: a module in eval mode that maps a list of images (D, H, W) to a list of Detections. ``tile``,
+    ``overlap`` and ``multiple_of`` as in :func:`image_tiles`; ``batch_size`` tiles at a time. An image that fits into
+    one tile is handed to the detector as it is.
 
     What a tile cuts is seen whole by its neighbor, so of each axis along which a box is not longer than ``overlap``: a
     tile's detection is dropped if it lies nearer to a border inside the image than a quarter of ``overlap`` minus its
@@ -78,7 +79,7 @@ class TiledInference(nn.Module):
     Masks are held as large as tiles until the end, and then drawn in the image: at most ``mask_memory`` bytes, one for
     each pixel of each object, are allowed; None leaves masks out. Records no gradient. Raises ValueError for an overlap
     that is not below the tile's sides, more memory for masks, and entries that belong to a whole image (image_scores),
-    which no tile sees.
+    which no tile sees; TypeError for images that are one tensor.
 
     >>> from detkit.tricks import NMSFusion
     >>> class Bright(nn.Module):
@@ -112,6 +113,7 @@ class TiledInference(nn.Module):
             )
         for side in _sides(tile):
             _check_step(side, overlap, multiple_of, function=_NAME)
+        check_fusion(merge, where=f"{_NAME}: merge")
         self.detector, self.merge = detector, merge
         self.tile, self.overlap, self.multiple_of = _sides(tile), overlap, multiple_of
         self.batch_size, self.whole_image, self.mask_memory = batch_size, whole_image, mask_memory
@@ -119,6 +121,7 @@ class TiledInference(nn.Module):
     @door
     def forward(self, images: Sequence[Shaped[Tensor, "D _ _"]]) -> list[Detection]:
         """The detections of every image, in its own pixels, best first."""
+        check_list(images, function=_NAME)
         with torch.no_grad():
             return [self._found(image) for image in images]
 
@@ -186,7 +189,7 @@ class TiledInference(nn.Module):
     def _merged(self, places: list[Tile], views: list[View], drawn: list[Any], size: tuple[int, int]) -> Any:
         """One detection of all views, their masks at the end."""
         objects = joined(views, where=f"{_NAME}: views")
-        kept = self.merge([objects["boxes"]], [objects["scores"]], [objects["labels"]])
+        kept = decided(self.merge, [objects["boxes"]], [objects["scores"]], [objects["labels"]])
         found = taken(objects, kept)
         if any(masks is not None for masks in drawn):
             found["masks"] = self._drawn(places, drawn, [len(view) for view in views], kept, size)

@@ -71,20 +71,21 @@ def joined(views: Sequence[View], *, where: str) -> dict[str, Tensor]:
     >>> len(joined([view, view], where="x")["scores"])
     4
     """
+    first_where = where.rpartition(": ")[2]
     filled = [i for i, view in enumerate(views) if len(view)] or [0]
     first = views[filled[0]].objects
     for i in filled[1:]:
         own = views[i].objects
         if own.keys() != first.keys():
             raise ValueError(
-                f"{where}[{i}] holds {sorted(own)}, {where}[{filled[0]}] {sorted(first)}; allowed are the same entries "
-                "in all"
+                f"{where}[{i}] holds {sorted(own)}, {first_where}[{filled[0]}] {sorted(first)}; allowed are the "
+                "same entries in all"
             )
         for key, rows in own.items():
             if rows.shape[1:] != first[key].shape[1:]:
                 raise ValueError(
                     f"{where}[{i}]: {key} have shape {tuple(rows.shape)}; allowed are rows of "
-                    f"{tuple(first[key].shape[1:])} as in {where}[{filled[0]}]"
+                    f"{tuple(first[key].shape[1:])} as in {first_where}[{filled[0]}]"
                 )
     return {key: torch.cat([views[i].objects[key] for i in filled]) for key in first}
 

@@ -134,7 +134,7 @@ def side_by_side(
     """One picture of many images, each as "truth | prediction" with counts above it, ``columns`` pairs per row.
 
     Images may differ in size. Each is drawn by :func:`draw_detections`, with its arguments and errors. Raises
-    ValueError if the three lengths differ or there is no image.
+    ValueError if the three lengths differ or there is no image, and for detections without scores.
 
     >>> empty = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
     >>> side_by_side([torch.zeros(3, 96, 96)], [empty], [{**empty, "scores": torch.zeros(0)}]).width
@@ -147,6 +147,10 @@ def side_by_side(
         )
     cells = []
     for image, truth, found in zip(images, truths, detections, strict=True):
+        if "scores" not in found:
+            raise ValueError(
+                f"side_by_side: detections has no 'scores' among {sorted(found)}; draw_detections draws targets, too"
+            )
         scores = read_tensor(found["scores"], where="side_by_side: detections['scores']")
         above = int((scores >= score_threshold).sum())
         count = len(read_truth(truth, where="side_by_side: truths").get("boxes", ()))

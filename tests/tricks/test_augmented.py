@@ -165,7 +165,15 @@ def test_what_is_no_detector_no_flip_and_no_view_is_refused_by_name():
         given = {"detectors": [Whole()], "fusion": KeepAll(), empty: ()}
         assert_refused(f"{name} {empty} empty allowed", TestTimeAugmentation, **given)
     assert_refused(f"{name} flips 'left' allowed vertical", TestTimeAugmentation, Whole(), fusion=len, flips=["left"])
+    assert_refused(f"{name} fusion class KeepAll allowed KeepAll()", TestTimeAugmentation, Whole(), fusion=KeepAll)
     assert_refused(f"{name} scales[0] above 0", TestTimeAugmentation, Whole(), fusion=len, scales=(0,))
+
+
+def test_one_tensor_of_images_is_refused_by_name():
+    looks = TestTimeAugmentation(Whole(), fusion=KeepAll())
+    for images in (torch.ones(3, 4, 4), torch.ones(2, 3, 4, 4)):
+        with pytest.raises(TypeError, match=r"TestTimeAugmentation: images is a tensor .*; give a list"):
+            unhooked(looks)(images)
 
 
 def test_what_is_no_detection_is_refused_by_name():

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as torch_dist
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import assert_refused
+from strategies import assert_refused, unhooked
 
 from detkit.tricks import EarlyStopping
 from detkit.weights import load_checkpoint, save_checkpoint
@@ -73,6 +73,14 @@ def test_senseless_settings_are_refused():
     assert_refused("EarlyStopping: patience=0 must be at least 1", EarlyStopping, 0)
     assert_refused("EarlyStopping: min_delta=-1 must be at least 0", EarlyStopping, 1, min_delta=-1)
     assert_refused("EarlyStopping: mode='best' 'max' 'min'", EarlyStopping, 1, mode="best")
+
+
+@pytest.mark.parametrize("metric", [{"bbox/AP": 0.5}, None, [0.5], "best"])
+def test_what_is_no_number_is_refused_by_name(metric):
+    stopping = EarlyStopping(1)
+    with pytest.raises(TypeError, match=rf"EarlyStopping.update: metric is a {type(metric).__name__}; give a number"):
+        unhooked(stopping.update)(metric)
+    assert not stopping.stopped
 
 
 def process(rank: int, folder: str) -> None:

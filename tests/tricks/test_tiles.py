@@ -7,7 +7,7 @@ import torch
 from bright import BrightAreas, assert_same_objects, scattered
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import assert_refused
+from strategies import assert_refused, unhooked
 from torch import nn
 from torch.nn import functional as F
 
@@ -259,6 +259,9 @@ class Stacked(nn.Module):
 
 def test_what_is_no_detector_and_what_it_does_not_return_is_refused_by_name():
     assert_refused("TiledInference: detector builtin_function_or_method allowed module", tiled, len)
+    assert_refused("TiledInference: merge None allowed NMSFusion(0.5)", tiled, merge=None)
+    with pytest.raises(TypeError, match=r"TiledInference: images is a tensor \(1, 30, 30\); give a list"):
+        unhooked(tiled())(torch.zeros(1, 30, 30))
     assert_refused(
         "TiledInference: detector Tensor 1 images allowed eval()", tiled(Stacked()), [torch.zeros(1, 30, 30)]
     )

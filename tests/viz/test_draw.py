@@ -356,6 +356,11 @@ def test_lists_of_other_lengths_are_refused(images, truths, columns):
         side_by_side(images, truths, found, columns=columns)
 
 
+def test_detections_without_scores_are_refused_by_name():
+    with pytest.raises(ValueError, match=r"side_by_side: detections has no 'scores' among \['boxes', 'labels'\]"):
+        side_by_side([gray()], [objects((2, 2, 9, 9))], [objects((2, 2, 9, 9))])
+
+
 def test_real_images_with_their_annotations_make_a_sheet(detkit_data, tmp_path):
     folder = detkit_data / "bccd"
     truth = json.loads((folder / "annotations" / "instances_val.json").read_text())
