@@ -20,7 +20,8 @@ def freeze(module: nn.Module, layers: Whole | None = None, *, norms: bool = True
     layer computes the same before and after ``train()``. Layers are those of :func:`~detkit.tricks.layers_of`: a
     ResNet-50 has a stem and 16 blocks, so 4 freezes the stem and ``layer1``. Freeze before you build the optimizer, the
     average and DistributedDataParallel; weights load and save as before. Dropout stays. Raises ValueError for more
-    layers than there are, naming their number, and for batch norms that cannot be replaced: 1d and 3d ones.
+    layers than there are, naming their number, and for batch norms that cannot be replaced: 1d and 3d ones, and the
+    module itself, which another one holds.
 
     >>> model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1))
     >>> freeze(model, 1)
@@ -36,6 +37,11 @@ def freeze(module: nn.Module, layers: Whole | None = None, *, norms: bool = True
         )
     names = {name for layer in found[:layers] for name in layer}
     parameters = {name: value for name, value in module.named_parameters() if name in names}
+    if norms and isinstance(module, _BatchNorm):
+        raise ValueError(
+            f"freeze: module is a {type(module).__name__}, which cannot replace itself; freeze what holds it, put "
+            "detkit.layers.freeze_batch_norm(module) there, or use norms=False"
+        )
     if norms:
         _freeze_norms(module, names, whole=layers is None)
     frozen = [name for name, value in parameters.items() if value.requires_grad]

@@ -109,3 +109,5 @@ def test_more_layers_than_there_are_and_other_norms_are_refused():
     assert_refused("freeze: layers=11 ResNet 10", freeze, torchvision.models.resnet18(), 11)
     assert_refused("freeze: layers=-1 must be at least 0", freeze, torchvision.models.resnet18(), -1)
     assert_refused("freeze_batch_norm: BatchNorm1d", freeze, nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)))
+    assert_refused("freeze: module BatchNorm2d norms=False", freeze, nn.BatchNorm2d(2))
+    assert freeze(nn.BatchNorm2d(2), norms=False) == ["weight", "bias"]
