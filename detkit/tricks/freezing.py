@@ -43,20 +43,25 @@ def freeze(module: nn.Module, layers: Whole | None = None, *, norms: bool = True
             "detkit.layers.freeze_batch_norm(module) there, or use norms=False"
         )
     if norms:
-        _freeze_norms(module, names, whole=layers is None)
+        _freeze_norms(module, {id(value) for value in parameters.values()}, whole=layers is None)
     frozen = [name for name, value in parameters.items() if value.requires_grad]
     for value in parameters.values():
         value.requires_grad_(False)
     return frozen
 
 
-def _freeze_norms(module: nn.Module, names: set[str], *, whole: bool) -> None:
-    """Replace the batch norms whose parameters are all among ``names``; with ``whole`` those without any, too."""
+def _freeze_norms(module: nn.Module, parameters: set[int], *, whole: bool) -> None:
+    """Replace the batch norms whose parameters, by their ids, are all among these; with ``whole`` those without, too.
+
+    One that stands in several places is replaced by one in all of them.
+    """
+    known: dict[nn.Module, nn.Module] = {}
     for path, part in list(module.named_modules(remove_duplicate=False)):
-        own = {f"{path}.{name}" for name, _ in part.named_parameters()}
-        if path and isinstance(part, _BatchNorm) and own <= names and (own or whole):
+        own = {id(value) for value in part.parameters()}
+        if path and isinstance(part, _BatchNorm) and own <= parameters and (own or whole):
             holder, _, name = path.rpartition(".")
-            setattr(module.get_submodule(holder), name, _frozen(part))
+            known[part] = known.get(part) or _frozen(part)
+            setattr(module.get_submodule(holder), name, known[part])
 
 
 def _frozen(norm: _BatchNorm) -> nn.Module:
