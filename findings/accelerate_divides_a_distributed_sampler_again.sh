@@ -1,8 +1,7 @@
 #!/usr/bin/env bash
 # accelerate 1.15.0, Accelerator.prepare(DataLoader) with torch's DistributedSampler: the samples are divided twice.
 #
-# Guess before the first run: a loader whose sampler divides the samples already is left as it is, as Lightning Fabric
-# does with torch's DistributedSampler.
+# Guess before the first run: a loader whose sampler divides the samples already is left as it is.
 # Seen: every process drops all but its share of what the sampler gave it. Of 16 samples two processes see 8 in an
 # epoch, without an error or a warning; with N processes it is 1 / N of the data.
 # prepare_data_loader is what prepare() calls, here with the process named, so that none has to be started.

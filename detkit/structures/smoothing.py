@@ -43,8 +43,8 @@ def smooth_labels(
     the same at s * C / (C - 1). ``"each"`` is for a sigmoid, where classes do not share a sum: on = 1 - s, off = s.
     Rows that sum to 1 still do, but with ``"each"``. Criteria smooth by themselves (``label_smoothing=``); this is for
     losses of your own. Raises ValueError for labels out of range or without ``num_classes``, numbers outside [0, 1] or
-    of another number of classes, and one class that has no others to give to. Sources: Szegedy et al. 2016, section 7; Zhang et
-    al. 2019 ("Bag of Freebies"), section 3.2.
+    of another number of classes, and one class that has no others to give to. Sources: Szegedy et al. 2016, section 7;
+    Zhang et al. 2019 ("Bag of Freebies"), section 3.2.
 
     >>> smooth_labels(torch.tensor([1]), 3, smoothing=0.1)
     tensor([[0.0500, 0.9000, 0.0500]])
