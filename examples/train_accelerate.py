@@ -2,8 +2,9 @@
 
 Run: python examples/train_accelerate.py runs/mine.safetensors --epochs 3    (or with "accelerate launch", or torchrun)
 
-Accelerate places the model, wraps it for several processes, and scales gradients in half precision. The loader stays as
-it is: the sampler divides the scenes among the processes, the detector moves images and targets to its own device.
+Accelerate places the model, wraps it for several processes, and casts to bfloat16 if told so (float16 lets single
+gradients overflow, which this loop takes for an error). The loader stays as it is, since Accelerate would divide it
+once more: the sampler divides the scenes, and the detector moves images and targets to its own device.
 """
 
 import argparse

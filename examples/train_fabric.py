@@ -2,8 +2,9 @@
 
 Run: python examples/train_fabric.py runs/mine.safetensors --epochs 3    ("fabric run --devices 2 FILE ..." for two)
 
-Fabric places the model, wraps it for several processes, and scales gradients in half precision. The loader stays as it
-is: the sampler divides the scenes among the processes, and the detector moves images and targets to its own device.
+Fabric places the model, wraps it for several processes, and casts to bfloat16 if told so (float16 lets single gradients
+overflow, which this loop takes for an error). The loader stays as it is: the sampler divides the scenes among the
+processes, and the detector moves images and targets to its own device.
 """
 
 import argparse

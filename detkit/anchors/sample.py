@@ -15,9 +15,11 @@ from detkit._noise import uniform_like
 from detkit._ranges import Count, Fraction, NotNegative, Whole
 from detkit._ranking import stable_topk
 from detkit.structures import NEGATIVE
+from detkit.structures.labels import check_weights
 
 Scope = Literal["image", "batch"]
 _PARTS = 1024  # of a positive: sums of weights are rounded to these
+_MANY = 2.0**53  # more than there are anchors, and int64 holds it
 
 
 class HardNegativeSampler(nn.Module):
@@ -55,7 +57,8 @@ class HardNegativeSampler(nn.Module):
         """True for each sampled negative.
 
         losses (B, N): the loss of each anchor as background; labels (B, N): its class, NEGATIVE or IGNORED; weights
-        (B, N): as how many positives each one counts, by default 1.
+        (B, N): as how many positives each one counts, by default 1; a negative or NaN one of a positive is a
+        ValueError.
         """
         shapes = [tuple(given.shape) for given in (labels, weights) if given is not None]
         if any(shape != tuple(losses.shape) for shape in shapes):
@@ -63,14 +66,18 @@ class HardNegativeSampler(nn.Module):
                 f"HardNegativeSampler: losses have shape {tuple(losses.shape)}, labels and weights {shapes}; "
                 "they must be equal"
             )
-        weights = torch.ones_like(losses) if weights is None else weights
+        if weights is None:
+            weights = torch.ones_like(losses)
+        else:
+            check_weights(torch.where(labels >= 0, weights, 1), function="HardNegativeSampler")
         shape = losses.shape
         if self.scope == "batch":
             losses, labels, weights = (rows.reshape(1, -1) for rows in (losses, labels, weights))
         eligible = (labels == NEGATIVE) & (losses > 0)
         positives = torch.where(labels >= 0, weights.float(), 0).sum(1)
         positives = (positives * _PARTS).round() / _PARTS  # weights that add up to a whole number are that number
-        wanted = (positives * self.negatives_per_positive).long().clamp(min=self.minimum)
+        wanted = positives * min(self.negatives_per_positive, _MANY)
+        wanted = wanted.clamp(max=_MANY).long().clamp(min=self.minimum)
         order = torch.where(eligible, losses, -torch.inf).sort(dim=1, descending=True, stable=True).indices
         places = torch.arange(order.shape[1], device=order.device).expand_as(order)
         rank = torch.empty_like(order).scatter_(1, order, places)

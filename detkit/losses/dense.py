@@ -194,6 +194,15 @@ def mean_count(
     return all_reduce_mean(total.to(like.dtype)).clamp(min=1)
 
 
+def or_one(total: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """What a weighted mean divides by: the ``total`` weight, 1 where there is none, or so little that 1 / it overflows.
+
+    >>> or_one(torch.tensor([3.0, 0.0, 1e-42]))
+    tensor([3., 1., 1.])
+    """
+    return torch.where(total > 1e-30, total, 1)
+
+
 @door
 def sigmoid_scores(predictions: DensePredictions) -> Float[Tensor, "B N C"]:
     """An independent probability for each class.

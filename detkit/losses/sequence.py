@@ -8,6 +8,7 @@ from detkit._door import door
 from detkit._inputs import finite_logits, promote
 from detkit.boxes import TokenCoder
 from detkit.dist import all_reduce_mean
+from detkit.losses.dense import or_one
 from detkit.structures.labels import check_labels, check_weights
 
 
@@ -49,7 +50,7 @@ class SequenceLoss(nn.Module):
         logits = torch.where(counted[..., None], logits, 0)
         costs = -logits.log_softmax(-1).gather(2, tokens[..., None]).squeeze(2)
         total = all_reduce_mean(weights.sum())
-        return {"tokens": (costs * weights).sum() / torch.where(total > 0, total, 1)}
+        return {"tokens": (costs * weights).sum() / or_one(total)}
 
     @door
     def scores(self, logits: Float[Tensor, "*B V"], coder: TokenCoder) -> Float[Tensor, "*B C"]:

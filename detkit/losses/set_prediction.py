@@ -11,6 +11,7 @@ from detkit.anchors import Assigned, gather_assigned
 from detkit.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 from detkit.dist import all_reduce_mean
 from detkit.losses.classification import label_smoothed_cross_entropy
+from detkit.losses.dense import or_one
 from detkit.losses.regression import generalized_box_iou_loss
 from detkit.structures import IGNORED, NEGATIVE, Assignment, Targets
 
@@ -74,7 +75,7 @@ class SetPredictionLoss(nn.Module):
         count, share = all_reduce_mean(count.to(l1)).clamp(min=1), all_reduce_mean(share)
         return _by_layer(
             {
-                "classification": self.class_weight * entropy / torch.where(share > 0, share, 1),
+                "classification": self.class_weight * entropy / or_one(share),
                 "l1": self.l1_weight * l1 / count,
                 "giou": self.giou_weight * giou / count,
             }

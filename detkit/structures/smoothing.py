@@ -7,7 +7,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from detkit._door import door
-from detkit._inputs import as_tensor, looked_at, promote
+from detkit._inputs import as_tensor, first_bad, looked_at, promote
 from detkit._ranges import Count, Fraction
 from detkit.structures.batch import IGNORED
 from detkit.structures.labels import check_labels
@@ -42,9 +42,9 @@ def smooth_labels(
     true class gives up goes to the others. ``"all"`` is torch's ``label_smoothing``: on = 1 - s + s / C, off = s / C,
     the same at s * C / (C - 1). ``"each"`` is for a sigmoid, where classes do not share a sum: on = 1 - s, off = s.
     Rows that sum to 1 still do, but with ``"each"``. Criteria smooth by themselves (``label_smoothing=``); this is for
-    losses of your own. Raises ValueError for labels out of range or without ``num_classes``, numbers with another
-    number of classes, and one class that has no others to give to. Sources: Szegedy et al. 2016, section 7; Zhang et
-    al. 2019 ("Bag of Freebies"), section 3.2.
+    losses of your own. Raises ValueError for labels out of range or without ``num_classes``, numbers outside [0, 1] or
+    of another number of classes, and one class that has no others to give to. Sources: Szegedy et al. 2016, section 7;
+    Zhang et al. 2019 ("Bag of Freebies"), section 3.2.
 
     >>> smooth_labels(torch.tensor([1]), 3, smoothing=0.1)
     tensor([[0.0500, 0.9000, 0.0500]])
@@ -80,6 +80,12 @@ def _hot(targets: Tensor, num_classes: int | None) -> Float[Tensor, "... C"]:
             raise ValueError(
                 f"smooth_labels: targets have shape {tuple(targets.shape)} and num_classes={num_classes}; allowed are "
                 "numbers (..., C)"
+            )
+        if looked_at(targets) and (bad := ~((targets >= 0) & (targets <= 1))).any():
+            place, count = first_bad(bad)
+            raise ValueError(
+                f"smooth_labels: targets[{', '.join(map(str, place))}]={targets[place].item():g} must lie in [0, 1]; "
+                f"{count} of {targets.numel()} do not"
             )
         return targets.float() if targets.dtype == torch.bool else promote(targets)
     if num_classes is None:

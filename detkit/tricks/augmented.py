@@ -5,13 +5,13 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Shaped
 from torch import Tensor, nn
-from torchvision.transforms.v2 import functional as transforms
 
 from detkit._door import door
 from detkit._ranges import Positive, Whole
 from detkit.structures import FIELDS, Detection
 from detkit.tricks.fused import Fusion, check_fusion
 from detkit.tricks.fusion import fused
+from detkit.tricks.pieces import resized
 from detkit.tricks.views import AXES, Flip, View, flipped_back, read_view, resized_back
 
 
@@ -21,7 +21,7 @@ class TestTimeAugmentation(nn.Module):
     ``detectors``: one module in eval mode that maps a list of images (D, H, W) to a list of Detections, or several that
     know the same classes; another TestTimeAugmentation or :class:`~detkit.tricks.TiledInference` is one, too.
     ``fusion`` makes one detection of the views, which come in order: detector, scale, flip. A scale multiplies height
-    and width, resized with antialiasing and in the type of the image; 1 leaves the pixels alone. Flips are "none",
+    and width, resized with antialiasing and in the type of the image (bool as float32); 1 leaves the pixels alone. Flips are "none",
     "horizontal" (left and right change places), "vertical" and "both". Boxes, keypoints, masks and segmentations come
     back in the image's own pixels, embeddings and the like as they are. Horizontal flips need ``keypoint_pairs`` where
     there are keypoints: the pairs (left, right) of those that change places, none with ``()``. Records no gradient.
@@ -30,7 +30,7 @@ class TestTimeAugmentation(nn.Module):
     beside it: ``Detector(detector.trunk, preprocess=Preprocess((480, 640)), **detector.stages)``.
 
     Raises ValueError for detectors that are no modules, or return another number of results than images, flips that
-    there are not, keypoints without ``keypoint_pairs`` in a horizontal flip, and as
+    there are not, a keypoint in two pairs, keypoints without ``keypoint_pairs`` in a horizontal flip, and as
     :func:`~detkit.tricks.fuse_detections` does; TypeError for images that are one tensor.
 
     >>> from detkit.tricks import WeightedBoxesFusion
@@ -64,6 +64,11 @@ class TestTimeAugmentation(nn.Module):
         self.detectors, self.fusion = nn.ModuleList(several), fusion
         self.scales, self.flips = scales, flips
         self.keypoint_pairs = None if keypoint_pairs is None else [(left, right) for left, right in keypoint_pairs]
+        paired = [point for pair in self.keypoint_pairs or () for point in {*pair}]
+        if twice := [point for point in paired if paired.count(point) > 1]:
+            raise ValueError(
+                f"TestTimeAugmentation: keypoint_pairs has {twice[0]} in two pairs; allowed is one partner for each"
+            )
 
     @door
     @torch.no_grad()
@@ -73,11 +78,11 @@ class TestTimeAugmentation(nn.Module):
         views: list[list[View]] = [[] for _ in images]
         for detector in self.detectors if len(images) else ():
             for scale in self.scales:
-                resized = [_resized(image, scale) for image in images]
+                shown = [_scaled(image, scale) for image in images]
                 for flip in self.flips:
-                    found = detector([image.flip(AXES[flip]) if AXES[flip] else image for image in resized])
+                    found = detector([image.flip(AXES[flip]) if AXES[flip] else image for image in shown])
                     check_results(found, len(images), function="TestTimeAugmentation")
-                    for own, image, seen, result in zip(views, images, resized, found, strict=True):
+                    for own, image, seen, result in zip(views, images, shown, found, strict=True):
                         where = f"TestTimeAugmentation: views[{len(own)}]"
                         view = read_view(result, where=where, size=seen.shape[-2:])
                         own.append(self._undone(view, flip, seen.shape[-2:], image.shape[-2:]))
@@ -92,13 +97,13 @@ class TestTimeAugmentation(nn.Module):
 
         def undone(key: str, values: Tensor) -> Tensor:
             if flip in ("horizontal", "both") and key in ("keypoints", "keypoints_scores"):
-                values = values[:, self._sides(values.shape[1])]
+                values = values[:, self._exchanged(values.shape[1])]
             moves = FIELDS[key].moves
             return values if moves == "no" else resized_back(flipped_back(values, moves, flip, seen), moves, seen, size)
 
         return View(*({key: undone(key, values) for key, values in part.items()} for part in view))
 
-    def _sides(self, count: int) -> list[int]:
+    def _exchanged(self, count: int) -> list[int]:
         """Which of ``count`` keypoints of the flipped image is each of the image's."""
         if self.keypoint_pairs is None:
             raise ValueError(
@@ -150,6 +155,6 @@ def _check(detectors: Sequence[nn.Module], scales: Sequence[float], flips: Seque
             )
 
 
-def _resized(image: Tensor, scale: float) -> Tensor:
-    size = [max(1, round(side * scale)) for side in image.shape[-2:]]
-    return image if size == [*image.shape[-2:]] else transforms.resize(image, size, antialias=True)
+def _scaled(image: Tensor, scale: float) -> Tensor:
+    height, width = (max(1, round(side * scale)) for side in image.shape[-2:])
+    return resized(image, (height, width))

@@ -42,6 +42,7 @@ class EarlyStopping:
         """Whether the last ``patience`` metrics, or more, were no better."""
         return self.waited >= self.patience
 
+    @door
     def update(self, metric: float) -> bool:
         """Take in the metric of one evaluation; whether to stop. Raises TypeError for what is no number.
 
@@ -68,14 +69,20 @@ class EarlyStopping:
         """
         return {"best": self.best, "waited": self.waited}
 
+    @door
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from :meth:`state_dict`, with the settings given here.
+        """Go on from :meth:`state_dict`, with the settings given here. Raises ValueError for another dict.
 
         >>> stopping = EarlyStopping(3)
         >>> stopping.load_state_dict({"best": 0.5, "waited": 2})
         >>> stopping.update(0.4)
         True
         """
+        if missing := [key for key in self.state_dict() if key not in state_dict]:
+            raise ValueError(
+                f"EarlyStopping.load_state_dict: no {missing[0]!r} among {sorted(map(str, state_dict))}; allowed is a "
+                "state_dict of EarlyStopping"
+            )
         self.best, self.waited = state_dict["best"], state_dict["waited"]
 
     def _improves(self, metric: float) -> bool:

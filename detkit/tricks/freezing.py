@@ -20,7 +20,8 @@ def freeze(module: nn.Module, layers: Whole | None = None, *, norms: bool = True
     layer computes the same before and after ``train()``. Layers are those of :func:`~detkit.tricks.layers_of`: a
     ResNet-50 has a stem and 16 blocks, so 4 freezes the stem and ``layer1``. Freeze before you build the optimizer, the
     average and DistributedDataParallel; weights load and save as before. Dropout stays. Raises ValueError for more
-    layers than there are, naming their number, and for batch norms that cannot be replaced: 1d and 3d ones.
+    layers than there are, naming their number, and for batch norms that cannot be replaced: 1d and 3d ones, and the
+    module itself, which another one holds.
 
     >>> model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1))
     >>> freeze(model, 1)
@@ -36,21 +37,31 @@ def freeze(module: nn.Module, layers: Whole | None = None, *, norms: bool = True
         )
     names = {name for layer in found[:layers] for name in layer}
     parameters = {name: value for name, value in module.named_parameters() if name in names}
+    if norms and isinstance(module, _BatchNorm):
+        raise ValueError(
+            f"freeze: module is a {type(module).__name__}, which cannot replace itself; freeze what holds it, put "
+            "detkit.layers.freeze_batch_norm(module) there, or use norms=False"
+        )
     if norms:
-        _freeze_norms(module, names, whole=layers is None)
+        _freeze_norms(module, {id(value) for value in parameters.values()}, whole=layers is None)
     frozen = [name for name, value in parameters.items() if value.requires_grad]
     for value in parameters.values():
         value.requires_grad_(False)
     return frozen
 
 
-def _freeze_norms(module: nn.Module, names: set[str], *, whole: bool) -> None:
-    """Replace the batch norms whose parameters are all among ``names``; with ``whole`` those without any, too."""
+def _freeze_norms(module: nn.Module, parameters: set[int], *, whole: bool) -> None:
+    """Replace the batch norms whose parameters, by their ids, are all among these; with ``whole`` those without, too.
+
+    One that stands in several places is replaced by one in all of them.
+    """
+    known: dict[nn.Module, nn.Module] = {}
     for path, part in list(module.named_modules(remove_duplicate=False)):
-        own = {f"{path}.{name}" for name, _ in part.named_parameters()}
-        if path and isinstance(part, _BatchNorm) and own <= names and (own or whole):
+        own = {id(value) for value in part.parameters()}
+        if path and isinstance(part, _BatchNorm) and own <= parameters and (own or whole):
             holder, _, name = path.rpartition(".")
-            setattr(module.get_submodule(holder), name, _frozen(part))
+            known[part] = known.get(part) or _frozen(part)
+            setattr(module.get_submodule(holder), name, known[part])
 
 
 def _frozen(norm: _BatchNorm) -> nn.Module:

@@ -71,6 +71,12 @@ def _of_the_image(views: Sequence[View], where: str) -> dict[str, Any]:
             raise ValueError(f"{where}[{i}] holds {sorted(view.others)} of the image, {where}[0] {sorted(result)}")
     for key, values in result.items():
         if isinstance(values, Tensor) and values.is_floating_point() and FIELDS[key].inside and len(views) > 1:
+            shapes = [tuple(view.others[key].shape) for view in views]
+            if odd := [i for i, shape in enumerate(shapes) if shape != shapes[0]]:
+                raise ValueError(
+                    f"{where}[{odd[0]}]: {key} has shape {shapes[odd[0]]}, that of {where}[0] {shapes[0]}; allowed is "
+                    "one shape in all, to be averaged"
+                )
             result[key] = torch.stack([view.others[key] for view in views]).mean(0)
     return result
 

@@ -14,7 +14,7 @@ from detkit._inputs import first_bad, looked_at, promote
 from detkit._ranges import Count, Fraction, Positive
 from detkit.structures import FIELDS
 from detkit.structures.rows import join_rows
-from detkit.tricks.samples import Batch, BatchAugmentation, check_partners, others, strips, uniform, whole
+from detkit.tricks.samples import Batch, BatchAugmentation, check_partners, check_type, others, strips, uniform, whole
 
 
 class Mixup(nn.Module):
@@ -45,8 +45,9 @@ class Mixup(nn.Module):
     ) -> tuple[Shaped[Tensor, "B D H W"], Float[Tensor, "B C"]]:
         """New images of the same type (integers rounded), and soft labels (B, num_classes) in [0, 1].
 
-        labels: classes (B,) in 0..num_classes-1, or rows (B, num_classes) in [0, 1], such as multi-hot ones. Raises
-        ValueError for other shapes and values (those on accelerators with ``DETKIT_CHECKS=full``), and for one image.
+        images: uint8, uint16 or floats. labels: classes (B,) in 0..num_classes-1, or rows (B, num_classes) in [0, 1],
+        such as multi-hot ones. Raises ValueError for other types, shapes and values (those on accelerators with
+        ``DETKIT_CHECKS=full``), and for one image.
         """
         if images.ndim != 4 or len(images) != len(labels):
             raise ValueError(
@@ -54,6 +55,7 @@ class Mixup(nn.Module):
                 "labels"
             )
         check_partners(len(images), function="Mixup")
+        check_type(images.dtype, where="Mixup: images")
         rows = self._rows(labels)
         numbers = uniform((len(images), 2), generator)
         partners = [others(i, row[1:], len(numbers))[0] for i, row in enumerate(numbers)]

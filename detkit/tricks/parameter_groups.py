@@ -69,10 +69,11 @@ def _factors(model: nn.Module, backbone: nn.Module | None, factor: float, decay:
         raise ValueError(f"parameter_groups: backbone_factor={factor} needs the backbone: name a part of the model")
     body = model if backbone is None else backbone
     parameters, layers = dict(body.named_parameters()), layers_of(body)
-    if not {id(value) for value in parameters.values()} <= {id(value) for value in model.parameters()}:
+    held = {id(part) for part in (*model.parameters(), *model.modules())}
+    if not held.issuperset(map(id, parameters.values() if parameters else (body,))):
         raise ValueError(
-            f"parameter_groups: backbone is a {type(body).__name__} with parameters that model does not hold; allowed "
-            "is a part of the model, such as detector.trunk[0]"
+            f"parameter_groups: backbone is a {type(body).__name__} that is no part of the model; allowed is a part of "
+            "it, such as detector.trunk[0]"
         )
     steps = len(layers) - (body is model)
     return {

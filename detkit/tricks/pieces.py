@@ -46,13 +46,24 @@ def draw_piece(canvas: Shaped[Tensor, "D H W"], image: Shaped[Tensor, "D _ _"], 
     tensor([[[0., 0., 6., 7.]]])
     """
     top, left, bottom, right = piece.place
-    part = _cut(image, piece.source)
-    if part.shape[-2:] != (bottom - top, right - left):
-        # torch gives uint8 of one column wrong values, torchvision does not round uint16.
-        floats = part.dtype == torch.uint16 or (part.dtype == torch.uint8 and right - left == 1)
-        part = v2.resize(part.to(torch.float32) if floats else part, [bottom - top, right - left], antialias=True)
-        part = part.round_() if floats else part
-    _cut(canvas, piece.place).copy_(part)
+    _cut(canvas, piece.place).copy_(resized(_cut(image, piece.source), (bottom - top, right - left)))
+
+
+def resized(image: Shaped[Tensor, "D _ _"], size: tuple[int, int]) -> Shaped[Tensor, "D _ _"]:
+    """The image at ``size`` (height, width), bilinear and without aliases, in its type.
+
+    Integers are rounded; bool, which has no gray, becomes float32.
+
+    >>> resized(torch.tensor([[[True, False, False, False]]]), (1, 2))
+    tensor([[[0.4286, 0.0000]]])
+    """
+    if tuple(image.shape[-2:]) == tuple(size):
+        return image
+    # torch gives uint8 of one column wrong values, torchvision cuts other integers off, and makes all but 0 True.
+    if image.dtype.is_floating_point or (image.dtype == torch.uint8 and size[1] > 1):
+        return v2.resize(image, [*size], antialias=True)
+    part = v2.resize(image.to(torch.float32), [*size], antialias=True)
+    return part if image.dtype == torch.bool else part.round_().to(image.dtype)
 
 
 def place_target(

@@ -149,6 +149,15 @@ def check_partners(count: int, *, function: str) -> None:
         )
 
 
+def check_type(dtype: torch.dtype, *, where: str) -> None:
+    """Raise ValueError for a type of pixels whose range is not known, or that cannot be blended.
+
+    >>> check_type(torch.uint8, where="Mixup: images")
+    """
+    if dtype not in _TYPES:
+        raise ValueError(f"{where} has type {dtype}; allowed are uint8, uint16 and floats")
+
+
 def read_batch(
     images: Sequence[Tensor], targets: Sequence[Target], *, refused: tuple[str, ...], function: str
 ) -> Batch:
@@ -187,8 +196,7 @@ def _read_image(image: Any, first: Tensor, where: str) -> Tensor:
         )
     if image.ndim != 3 or image.numel() == 0:
         raise ValueError(f"{where} has shape {tuple(image.shape)}; allowed is (D, H, W) with at least one pixel")
-    if image.dtype not in _TYPES:
-        raise ValueError(f"{where} has type {image.dtype}; allowed are uint8, uint16 and floats")
+    check_type(image.dtype, where=where)
     for name, found, wanted in (
         ("channels", image.shape[0], first.shape[0]),
         ("type", image.dtype, first.dtype),

@@ -61,8 +61,8 @@ class SyncBatchNorm(_BatchNorm):
         """Replace every batch norm in ``module``, in place, by one that holds the same parameters and buffers.
 
         Returns the module, or its replacement where it is a batch norm itself. Optimizers and averages made before stay
-        good. Call it before DistributedDataParallel; as often as you like. Raises ValueError for a class of batch norm
-        that may do more than normalize (timm's hold an activation).
+        good; hooks on a batch norm do not. Call it before DistributedDataParallel; as often as you like. Raises
+        ValueError for a class of batch norm that may do more than normalize (timm's hold an activation).
 
         >>> model = SyncBatchNorm.convert(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)))
         >>> model[1]

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple, cast
 import torch
 from jaxtyping import Shaped
 from torch import Tensor, nn
-from torchvision.transforms.v2 import functional as transforms
 
 from detkit._door import door
 from detkit._inputs import promote
@@ -17,6 +16,7 @@ from detkit.structures import FIELDS, Detection
 from detkit.tricks.augmented import check_list, check_results
 from detkit.tricks.fused import Fused, Fusion, check_fusion, decided
 from detkit.tricks.fusion import taken
+from detkit.tricks.pieces import resized
 from detkit.tricks.views import View, joined, read_view, resized_back, shifted
 
 _NAME = "TiledInference"
@@ -157,7 +157,7 @@ class TiledInference(nn.Module):
         if self.whole_image:
             height, width = image.shape[-2:]
             factor = min(self.tile[0] / height, self.tile[1] / width)  # below 1: there are several tiles
-            small = transforms.resize(image, [max(1, int(side * factor)) for side in (height, width)], antialias=True)
+            small = resized(image, (max(1, int(height * factor)), max(1, int(width * factor))))
             (view,) = self._looks([small])
             yield Tile(0, 0, height, width), _moved(view, small.shape[-2:], Tile(0, 0, height, width))
 

@@ -121,9 +121,10 @@ def resized_back(values: Tensor, moves: str, old: Sequence[int], new: Sequence[i
         return values
     if moves in ("masks", "map"):
         return _resized_pixels(values, new)
-    fy, fx = (after / before for after, before in zip(new, old, strict=True))
-    values = promote(values)
-    return values * values.new_tensor((fx, fy, fx, fy) if moves == "boxes" else (fx, fy, 1.0))
+    (height, width), (old_height, old_width), values = new, old, promote(values)
+    after, before = (width, height), (old_width, old_height)
+    after, before = (after * 2, before * 2) if moves == "boxes" else ((*after, 1), (*before, 1))
+    return values * values.new_tensor(after) / values.new_tensor(before)  # by a quotient, an edge may pass the image's
 
 
 def shifted(values: Tensor, moves: str, top: int, left: int) -> Tensor:

@@ -1,5 +1,6 @@
 """Samplers: how many anchors each takes, which, and how evenly chance treats them."""
 
+import math
 from collections import Counter
 
 import pytest
@@ -101,6 +102,24 @@ def test_an_ignored_anchor_is_neither_a_positive_nor_a_negative():
     labels = torch.tensor([[-2, -2, -1, 3, -1]])
     assert HardNegativeSampler(1.0)(torch.ones(1, 5), labels).tolist() == [[False, False, True, False, False]]
     assert HardNegativeSampler(0.0, minimum=9)(torch.ones(1, 5), labels).sum() == 2
+
+
+@pytest.mark.parametrize("ratio", [1e10, 1e19, 3e38, 1e300])
+def test_a_huge_ratio_samples_all_negatives_where_there_is_a_positive(ratio):
+    losses, labels = torch.ones(2, 4), torch.tensor([[0, -1, -1, -2], [-1, -1, -2, -1]])
+    assert HardNegativeSampler(ratio)(losses, labels).tolist() == [[False, True, True, False], [False] * 4]
+    heavy = HardNegativeSampler()(losses, labels, weights=torch.full((2, 4), 1e30))
+    assert heavy.tolist() == [[False, True, True, False], [False] * 4]
+
+
+@pytest.mark.parametrize("weight", [-1.0, math.nan, math.inf])
+def test_weights_of_positives_are_checked_and_others_are_not_looked_at(weight):
+    labels, weights = torch.tensor([[0, -1, -2]]), torch.tensor([[1.0, weight, weight]])
+    assert HardNegativeSampler()(torch.ones(1, 3), labels, weights=weights).tolist() == [[False, True, False]]
+    assert_refused(
+        "HardNegativeSampler: weights[0, 0] must be at least 0",
+        lambda: HardNegativeSampler()(torch.ones(1, 3), labels, weights=weights.roll(1)),
+    )
 
 
 @pytest.mark.parametrize("scope", ["image", "batch"])

@@ -67,6 +67,13 @@ def test_weights_of_1_are_no_weights_and_others_change_every_loss(family):
     assert all(name.startswith("embedding.") for name in same), same
 
 
+@every_family
+def test_weights_whose_inverse_overflows_leave_all_gradients_finite(family):
+    image, own = scene(3, seed=5)
+    found = losses_and_gradients(small_family(family), [image], [Target(**own, weights=torch.full((3,), 1e-42))])
+    assert all(torch.isfinite(value).all() for value in found.values())
+
+
 PER_IMAGE = "yolo v1", "yolo v3"
 MEANS = {"box", "l1", "giou", "centerness", "distribution", "mask", "keypoint"}  # of objects alone
 

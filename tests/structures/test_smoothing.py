@@ -90,6 +90,9 @@ def test_what_cannot_be_smoothed_is_refused():
     assert_refused("smooth_labels: targets[1]=-1", smooth_labels, torch.tensor([0, -1]), 3)
     assert_refused("smooth_labels: IGNORED (-2)", smooth_labels, torch.tensor([0, IGNORED]), 3)
     assert_refused("smooth_labels: (2, 3) num_classes=4", smooth_labels, torch.zeros(2, 3), 4)
+    for bad in (float("nan"), -0.1, 1.5):
+        numbers = torch.tensor([[0.0, 1.0], [bad, 0.5]])
+        assert_refused(f"smooth_labels: targets[1, 0]={bad:g} must lie in [0, 1]; 1 of 4", smooth_labels, numbers)
     assert_refused("smooth_labels: smoothing=1.5 [0, 1]", smooth_labels, torch.zeros(2, 3), smoothing=1.5)
     assert_refused("smooth_labels: 1 class", smooth_labels, torch.tensor([0]), 1)
     assert_refused("smooth_labels: spread='some' 'others'", smooth_labels, torch.zeros(2, 3), spread="some")

@@ -141,6 +141,9 @@ def test_keypoints_in_a_mirror_without_pairs_are_refused_by_name():
     assert_refused("TestTimeAugmentation: keypoint_pairs None pairs (left, right)", looks, IMAGES)
     looks = TestTimeAugmentation(BrightAreas(), fusion=KeepAll(), keypoint_pairs=[(0, 2)])
     assert_refused("TestTimeAugmentation: keypoint_pairs (0, 2) 2 keypoints", looks, IMAGES)
+    for pairs, twice in (([(0, 1), (1, 2)], 1), ([(0, 1), (1, 0)], 0), ([(0, 0), (0, 1)], 0)):
+        message = f"TestTimeAugmentation: keypoint_pairs {twice} in two pairs"
+        assert_refused(message, TestTimeAugmentation, BrightAreas(), fusion=KeepAll(), keypoint_pairs=pairs)
     vertical = TestTimeAugmentation(BrightAreas(), fusion=KeepAll(), flips=["vertical"])
     assert len(vertical(IMAGES)) == 2
 
@@ -190,3 +193,14 @@ class Silent(nn.Module):
 def test_a_detector_that_skips_images_is_refused_by_name():
     looks = TestTimeAugmentation(Silent(), fusion=KeepAll())
     assert_refused("TestTimeAugmentation: detector 0 2 images allowed", looks, IMAGES)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.bool], ids=str)
+def test_an_image_that_shrinks_to_one_column_looks_as_its_floats_do(dtype):
+    image = torch.randint(0, 256 if dtype == torch.uint8 else 2, (3, 40, 12)).to(dtype)
+    detectors = Whole(), Whole()
+    for detector, given in zip(detectors, (image, image.float()), strict=True):
+        TestTimeAugmentation(detector, fusion=KeepAll(), scales=(0.1,), flips=["none"])([given])
+    (found,), (expected,) = (detector.given[0] for detector in detectors)
+    assert found.shape == (3, 4, 1)
+    assert (found.float() - expected).abs().max() <= (0.51 if dtype == torch.uint8 else 1e-6)

@@ -73,6 +73,9 @@ def test_senseless_settings_are_refused():
     assert_refused("EarlyStopping: patience=0 must be at least 1", EarlyStopping, 0)
     assert_refused("EarlyStopping: min_delta=-1 must be at least 0", EarlyStopping, 1, min_delta=-1)
     assert_refused("EarlyStopping: mode='best' 'max' 'min'", EarlyStopping, 1, mode="best")
+    assert_refused("EarlyStopping.load_state_dict: no 'waited' best", EarlyStopping(1).load_state_dict, {"best": 0.5})
+    with pytest.raises(TypeError, match=r"EarlyStopping\.update: metric is a NoneType"):
+        EarlyStopping(1).update(None)  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize("metric", [{"bbox/AP": 0.5}, None, [0.5], "best"])

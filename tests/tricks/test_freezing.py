@@ -105,7 +105,21 @@ def test_a_norm_without_affine_terms_is_frozen_with_the_whole():
     assert not isinstance(model[1], nn.BatchNorm2d)
 
 
+@pytest.mark.parametrize("layers", [1, None])
+def test_a_norm_that_stands_in_two_places_is_frozen_in_both(layers):
+    norm = nn.BatchNorm2d(4)
+    model = nn.Sequential(nn.Conv2d(4, 4, 1), norm, nn.Conv2d(4, 4, 1), norm)
+    freeze(model, layers)
+    assert model[1] is model[3]
+    assert not isinstance(model[1], nn.BatchNorm2d)
+    kept = {key: value.clone() for key, value in model.state_dict().items()}
+    model.train()(torch.rand(2, 4, 3, 3))
+    assert all(torch.equal(value, kept[key]) for key, value in model.state_dict().items())
+
+
 def test_more_layers_than_there_are_and_other_norms_are_refused():
     assert_refused("freeze: layers=11 ResNet 10", freeze, torchvision.models.resnet18(), 11)
     assert_refused("freeze: layers=-1 must be at least 0", freeze, torchvision.models.resnet18(), -1)
     assert_refused("freeze_batch_norm: BatchNorm1d", freeze, nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)))
+    assert_refused("freeze: module BatchNorm2d norms=False", freeze, nn.BatchNorm2d(2))
+    assert freeze(nn.BatchNorm2d(2), norms=False) == ["weight", "bias"]

@@ -144,6 +144,8 @@ def test_what_belongs_to_the_image_is_averaged_or_the_first_views():
     assert fused["segmentation"].tolist() == [[1, 2]]
     assert fused["image_id"] == 5
     assert_refused("fuse_detections: views[1] image views[0] image_id", fuse_detections, [first, one], KeepAll())
+    others = second | {"image_scores": torch.zeros(3)}
+    assert_refused("fuse_detections: views[1] image_scores (3,) (2,)", fuse_detections, [first, others], KeepAll())
 
 
 def test_no_views_and_unknown_options_are_refused_by_name():

@@ -84,6 +84,8 @@ def test_soft_labels_sum_to_one_and_are_what_cross_entropy_takes():
         (torch.zeros(2, 3, 4, 4), torch.zeros(2, 4), "Mixup: labels have shape (2, 4)"),
         (torch.zeros(2, 3, 4, 4), torch.tensor([[0.0, 0, math.nan]] * 2), "Mixup: labels[0, 2]=nan must lie in [0, 1]"),
         (torch.zeros(1, 3, 4, 4), torch.tensor([0]), "Mixup: a batch of 1 has no second image"),
+        (torch.zeros(2, 3, 4, 4).to(torch.int8), torch.tensor([0, 1]), "Mixup: images torch.int8 uint8, uint16"),
+        (torch.zeros(2, 3, 4, 4) > 0, torch.tensor([0, 1]), "Mixup: images torch.bool uint8, uint16"),
     ],
 )
 def test_what_cannot_be_mixed_is_refused(images, labels, said):

@@ -172,6 +172,7 @@ def test_the_optimizer_steps_by_group_and_its_state_keeps_the_names(tmp_path):
 def test_what_cannot_be_grouped_is_refused():
     model, other = nn.Sequential(nn.Linear(1, 1)), nn.Linear(1, 1)
     assert_refused("parameter_groups: backbone Linear part of the model", parameter_groups, model, 0.1, backbone=other)
+    assert_refused("parameter_groups: backbone ReLU no part", parameter_groups, model, 0.1, backbone=nn.ReLU())
     assert_refused("parameter_groups: backbone_factor=0.5 backbone", parameter_groups, model, 0.1, backbone_factor=0.5)
     assert_refused(
         "parameter_groups: undecayed ['nothing']", parameter_groups, model, 0.1, undecayed=["bias", "nothing"]

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from detkit.structures import FIELDS, VOID
 from detkit.structures.rows import complete_rows
-from detkit.tricks.pieces import Piece, View, draw_piece, nearest_pixels, place_target
+from detkit.tricks.pieces import Piece, View, draw_piece, nearest_pixels, place_target, resized
 
 EVERYTHING = View(0.0, 0.0)
 
@@ -141,6 +141,22 @@ def test_pixels_of_integers_are_resized_as_floats_are(size, channels, dtype, err
     draw_piece(canvas, image, Piece((0, 0, 5, 6), (0, 0, *size)))
     expected = F.interpolate(image[None].double(), size=size, mode="bilinear", antialias=True)[0]
     assert (canvas.double() - expected).abs().max() <= error
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.uint16, torch.int32], ids=str)
+@pytest.mark.parametrize("size", [(1, 1), (4, 1), (3, 2), (9, 11)])
+def test_images_of_integers_are_resized_in_their_type_and_rounded(size, dtype):
+    image = torch.randint(0, 256, (3, 5, 6), generator=torch.Generator().manual_seed(0)).to(dtype)
+    expected = F.interpolate(image[None].double(), size=size, mode="bilinear", antialias=True)[0]
+    found = resized(image, size)
+    assert found.dtype == dtype
+    assert (found.double() - expected).abs().max() <= (1 if dtype == torch.uint8 else 0.51)
+
+
+def test_black_and_white_images_become_gray_where_they_are_resized():
+    image = torch.rand(1, 6, 8, generator=torch.Generator().manual_seed(0)) > 0.5
+    assert torch.equal(resized(image, (3, 3)), resized(image.float(), (3, 3)))
+    assert resized(image, (6, 8)) is image
 
 
 @pytest.mark.parametrize(("length", "start", "stop"), [(1, 0, 7), (7, 3, 4), (5, 2, 12), (640, 0, 333)])

@@ -1,5 +1,7 @@
 """What is found in a view, in the pixels of its image: every entry as the table of fields says."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
@@ -49,6 +51,13 @@ def test_boxes_and_points_are_resized_by_the_exact_ratio_of_each_side():
     box, point = torch.tensor([[0.0, 0, 7, 3]]), torch.tensor([[[7.0, 3, 2]]])
     assert resized_back(box, "boxes", (3, 7), (10, 20)).tolist() == [[0, 0, 20, 10]]
     assert resized_back(point, "points", (3, 7), (10, 20)).tolist() == [[[20, 10, 2]]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_the_edge_of_a_view_is_that_of_its_image(dtype):
+    for new, old in itertools.product(range(1, 700, 9), range(1, 700, 7)):
+        box = torch.tensor([[0.0, 0, old, new]], dtype=dtype)
+        assert resized_back(box, "boxes", (new, old), (old, new)).tolist() == [[0, 0, new, old]]
 
 
 def test_masks_and_maps_are_resized_to_the_image_and_keep_their_type():
