@@ -21,10 +21,11 @@ class TestTimeAugmentation(nn.Module):
     ``detectors``: one module in eval mode that maps a list of images (D, H, W) to a list of Detections, or several that
     know the same classes; another TestTimeAugmentation or :class:`~detkit.tricks.TiledInference` is one, too.
     ``fusion`` makes one detection of the views, which come in order: detector, scale, flip. A scale multiplies height
-    and width, resized with antialiasing and in the type of the image (bool as float32); 1 leaves the pixels alone. Flips are "none",
-    "horizontal" (left and right change places), "vertical" and "both". Boxes, keypoints, masks and segmentations come
-    back in the image's own pixels, embeddings and the like as they are. Horizontal flips need ``keypoint_pairs`` where
-    there are keypoints: the pairs (left, right) of those that change places, none with ``()``. Records no gradient.
+    and width, resized with antialiasing and in the type of the image (bool as float32); 1 leaves the pixels alone.
+    Flips are "none", "horizontal" (left and right change places), "vertical" and "both". Boxes, keypoints, masks and
+    segmentations come back in the image's own pixels, embeddings and the like as they are. Horizontal flips need
+    ``keypoint_pairs`` where there are keypoints: the pairs (left, right) of those that change places, none with ``()``.
+    Records no gradient.
 
     A detector whose preprocess resizes would undo ``scales``, which is refused. Give the same parts with another size
     beside it: ``Detector(detector.trunk, preprocess=Preprocess((480, 640)), **detector.stages)``.
