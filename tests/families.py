@@ -72,7 +72,7 @@ def behind(detector: Detector, **stages) -> Detector:
 
 def labeled_regions() -> Detector:
     """Proposals, and the classes of all objects that each of them overlaps a little."""
-    pool, head = PyramidRoIAlign(3, strides=(4, 8)), EmbeddingHead(8 * 9, 5, rectified=True)
+    pool, head = PyramidRoIAlign(3, strides=(8, 16, 32)), EmbeddingHead(8 * 9, 5, rectified=True)
     stage = LabelSetStage(pool, head, nn.Linear(5, CLASSES), postprocess=Postprocess(rows=True), iou_threshold=0.1)
     detector = small_faster_rcnn(CLASSES, **SMALL)
     return Detector(detector.trunk, preprocess=detector.preprocess, rpn=detector.rpn, regions=stage)
@@ -92,7 +92,7 @@ def described_queries() -> Detector:
 
 
 def described_regions() -> Detector:
-    head, pool = EmbeddingHead(8 * 9, 5), PyramidRoIAlign(3, strides=(4, 8))
+    head, pool = EmbeddingHead(8 * 9, 5), PyramidRoIAlign(3, strides=(8, 16, 32))
     return behind(small_faster_rcnn(CLASSES, **SMALL), embedding=EmbeddingStage(head, pool=pool, criterion=Pulls()))
 
 
