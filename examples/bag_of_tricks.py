@@ -1,6 +1,6 @@
 """What each trick is worth: the table of the "bag of freebies", tricks added one after another, on a small detector.
 
-Run: torchrun --nproc-per-node 2 examples/bag_of_tricks.py runs/tricks --steps 800   (15 minutes of two cores)
+Run: torchrun --nproc-per-node 2 examples/bag_of_tricks.py runs/tricks --steps 400   (20 minutes of two busy cores)
 
 Every cell is trained for the same number of steps, on scenes of handwritten digits or on a data set in COCO's format
 (--images, --train-json, --val-json), and judged on images that it has not seen. Two processes share each batch, so that

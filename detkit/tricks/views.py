@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from detkit._inputs import promote
 from detkit.structures import FIELDS, read_entries, read_target
 from detkit.structures.padding import check_size
+from detkit.tricks.pieces import nearest_pixels
 
 Flip = Literal["none", "horizontal", "vertical", "both"]
 AXES: dict[Flip, tuple[int, ...]] = {"none": (), "horizontal": (-1,), "vertical": (-2,), "both": (-2, -1)}
@@ -147,7 +148,7 @@ def _resized_pixels(values: Tensor, size: Sequence[int]) -> Tensor:
         planes = F.interpolate(planes, size=tuple(size), mode="bilinear", align_corners=False)
     else:
         rows, columns = (
-            ((torch.arange(after, device=values.device) + 0.5) * (before / after)).long().clamp(max=before - 1)
+            nearest_pixels(after, 0, before, values.device)
             for after, before in zip(size, values.shape[-2:], strict=True)
         )
         planes = planes[:, :, rows[:, None], columns]
