@@ -6,11 +6,30 @@ extract features; :mod:`~detkit.heads` predict; :mod:`~detkit.losses` train them
 region proposals; :mod:`~detkit.data` reads data sets and :mod:`~detkit.metrics` evaluates; :mod:`~detkit.detectors`
 puts the parts together; :mod:`~detkit.tricks` help training, :mod:`~detkit.retrieval` learns distances and searches
 by them, :mod:`~detkit.viz` draws, :mod:`~detkit.fitting` fits linear SVMs and regressions, :mod:`~detkit.weights` saves
-and loads. ``python -m detkit.demo`` shows all of it at work.
+and loads. ``python -m detkit.demo`` shows all of it at work. ``import detkit`` alone imports none of them: a unit is
+imported when it is first named.
 """
+
+import importlib
+from pathlib import Path
+from types import ModuleType
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "show_env"]
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in _units():
+        return importlib.import_module(f"detkit.{name}")
+    raise AttributeError(f"module 'detkit' has no attribute {name!r}; its units are {', '.join(_units())}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_units()})
+
+
+def _units() -> list[str]:
+    return sorted(part.parent.name for part in Path(__file__).parent.glob("[a-z]*/__init__.py"))
 
 
 def show_env() -> str:

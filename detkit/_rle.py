@@ -6,14 +6,12 @@ compressed for pycocotools, and always from the checked runs, never from the ori
 """
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from reprlib import repr as shown
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pycocotools import mask as pycocotools_mask
-
-coco_mask: Any = pycocotools_mask  # its stubs know only single masks
 
 MAX_PIXELS = 1 << 29
 """Largest image, in pixels, whose masks are read: beyond, pycocotools misreads differences of runs in its own text."""
@@ -97,8 +95,8 @@ def compress_segmentation(segmentation: Segmentation, size: tuple[int, int]) -> 
     {'size': [2, 3], 'counts': b'15'}
     """
     if isinstance(segmentation, list):
-        return coco_mask.merge(coco_mask.frPyObjects([polygon.tolist() for polygon in segmentation], *size))
-    return coco_mask.frPyObjects({"size": list(size), "counts": segmentation}, *size)
+        return _coco_mask().merge(_coco_mask().frPyObjects([polygon.tolist() for polygon in segmentation], *size))
+    return _coco_mask().frPyObjects({"size": list(size), "counts": segmentation}, *size)
 
 
 def full_mask(size: tuple[int, int]) -> Rle:
@@ -119,7 +117,7 @@ def encode_masks(masks: np.ndarray) -> list[Rle]:
     if not masks.size:
         return []
     columns = np.ascontiguousarray((masks != 0).astype(np.uint8).transpose(0, 2, 1))
-    return coco_mask.encode(columns.transpose(2, 1, 0))
+    return _coco_mask().encode(columns.transpose(2, 1, 0))
 
 
 def mask_areas(masks: Sequence[Rle]) -> NDArray[np.float64]:
@@ -129,7 +127,7 @@ def mask_areas(masks: Sequence[Rle]) -> NDArray[np.float64]:
     array([20., 20.])
     """
     # pycocotools holds the number of masks in eight bits: with NumPy 2, more than 255 are an OverflowError.
-    parts = [coco_mask.area(list(masks[start : start + 255])) for start in range(0, len(masks), 255)]
+    parts = [_coco_mask().area(list(masks[start : start + 255])) for start in range(0, len(masks), 255)]
     return np.concatenate([np.zeros(0), *parts]).astype(np.float64)
 
 
@@ -139,7 +137,7 @@ def mask_boxes(masks: Sequence[Rle]) -> NDArray[np.float64]:
     >>> mask_boxes(encode_masks(np.ones((1, 4, 5), dtype=bool)))
     array([[0., 0., 5., 4.]])
     """
-    return np.asarray(coco_mask.toBbox(list(masks)), dtype=np.float64).reshape(-1, 4)
+    return np.asarray(_coco_mask().toBbox(list(masks)), dtype=np.float64).reshape(-1, 4)
 
 
 def parse_counts(text: str | bytes) -> NDArray[np.int64]:
@@ -233,3 +231,10 @@ def _numbers(values: Any, dtype: type, *kinds: type) -> NDArray[Any] | None:
         return np.array(values, dtype)
     except OverflowError:
         return None
+
+
+@cache
+def _coco_mask() -> Any:  # its stubs know only single masks
+    from pycocotools import mask
+
+    return mask

@@ -2,6 +2,8 @@
 
 import importlib
 import re
+import subprocess
+import sys
 import warnings
 from importlib import metadata
 
@@ -49,3 +51,29 @@ def test_show_env_says_what_is_not_installed(monkeypatch, capsys):
     report = detkit.show_env()
     assert "timm not installed" in report
     assert "numpy 1.2.3" in report
+
+
+IMPORTS_NOTHING = """
+import sys
+import torch, torchvision
+before = set(sys.modules)
+import detkit
+assert not [name for name in sys.modules if name.startswith("detkit.")]
+for unit in dir(detkit):
+    getattr(detkit, unit)
+import detkit.weights.torchvision
+heavy = {"scipy", "sklearn", "pycocotools", "matplotlib", "transformers", "timm", "skimage", "hotcoco", "triton"}
+new = {name.split(".")[0] for name in set(sys.modules) - before}
+print(sorted(heavy & new), len([name for name in sys.modules if name.startswith("detkit.")]) > 100)
+"""
+
+
+@pytest.mark.slow
+def test_units_are_attributes_and_importing_all_of_them_imports_no_library_that_only_some_use():
+    found = subprocess.run([sys.executable, "-c", IMPORTS_NOTHING], capture_output=True, text=True, check=True)
+    assert found.stdout.split("\n")[0] == "[] True"
+
+
+def test_an_attribute_that_is_no_unit_is_refused_with_the_list_of_those_that_are():
+    with pytest.raises(AttributeError, match=r"'detkit' has no attribute 'box'; its units are anchors, backbones"):
+        detkit.box  # noqa: B018

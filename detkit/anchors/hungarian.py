@@ -6,7 +6,6 @@ from typing import Literal
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -175,6 +174,8 @@ def _assign(
         if full_checks():
             _check_objects(objects, labels, boxes, num_classes)
         return solve_on_device(costs, objects & ~_wrong(labels, boxes, num_classes), usable)
+    from scipy.optimize import linear_sum_assignment  # half a second to import: only for who assigns
+
     _check_objects(objects, labels, boxes, num_classes)
     matched = np.full(usable.shape, NEGATIVE)
     host = (tensor.cpu().numpy() for tensor in (costs, objects, usable))

@@ -13,8 +13,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from detkit._rle import full_mask, mask_areas
 from detkit.metrics.records import ImageRecord, Objects, objects
@@ -211,7 +209,9 @@ def _run(tables: tuple[dict[str, Any], ...], iou_type: str, settings: Settings) 
         judge = hotcoco.COCOeval(*(hotcoco.COCO(table) for table in tables), iou_type)
         sigmas: Any = list(settings.keypoint_sigmas)
     else:
-        judge = COCOeval(_indexed(tables[0]), _indexed(tables[1]), iou_type)  # pyright: ignore[reportArgumentType]
+        from pycocotools.cocoeval import COCOeval
+
+        judge = COCOeval(_indexed(tables[0]), _indexed(tables[1]), iou_type)
         sigmas = np.array(settings.keypoint_sigmas)
     judge.params.maxDets = list(settings.max_detections)
     judge.params.areaRng = [list(bounds) for bounds in AREAS.values()]
@@ -224,7 +224,9 @@ def _run(tables: tuple[dict[str, Any], ...], iou_type: str, settings: Settings) 
     return judge.eval["precision"], judge.eval["recall"]
 
 
-def _indexed(table: dict[str, Any]) -> COCO:
+def _indexed(table: dict[str, Any]) -> Any:
+    from pycocotools.coco import COCO
+
     coco: Any = COCO()
     coco.dataset = table
     with contextlib.redirect_stdout(io.StringIO()):

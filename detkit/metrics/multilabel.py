@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Shaped
-from sklearn.metrics import average_precision_score
 from torch import Tensor
 
 from detkit._door import door
@@ -99,4 +98,6 @@ class MultiLabelMetrics:
 
 
 def _average_precision(truth: np.ndarray, scores: np.ndarray) -> float:
+    from sklearn.metrics import average_precision_score
+
     return float(average_precision_score(truth, scores)) if truth.any() else -1.0

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped
-from scipy import ndimage
 
 COLOR_BINS = 25
 TEXTURE_BINS = 10
@@ -88,6 +87,8 @@ def pixel_bins(pixels: Float[np.ndarray, "H W D"]) -> Bins:
 
 
 def _texture_bins(channel: Float[np.ndarray, "H W"]) -> Int[np.ndarray, "O P"]:
+    from scipy import ndimage
+
     steps = (ndimage.gaussian_filter1d(channel, 1.0, axis=axis, order=1) for axis in (0, 1))
     down, right = (ndimage.gaussian_filter1d(step, 1.0, axis=1 - axis).ravel() for axis, step in enumerate(steps))
     angles = 2 * np.pi * np.arange(ORIENTATIONS // 2) / ORIENTATIONS
@@ -105,6 +106,8 @@ def describe(labels: Int[np.ndarray, "H W"], bins: Bins) -> Regions:
     >>> regions.sizes.tolist(), regions.boxes.tolist(), regions.histograms.shape
     ([3.0, 3.0], [[0.0, 0.0, 2.0, 2.0], [1.0, 0.0, 3.0, 2.0]], (2, 105))
     """
+    from scipy import ndimage
+
     count = int(labels.max()) + 1
     color = _histograms(labels.ravel(), bins.color, COLOR_BINS, count)
     texture = _histograms(labels.ravel(), bins.texture, TEXTURE_BINS, count)

@@ -1,9 +1,10 @@
 """Exact search with scikit-learn's ball tree: for vectors of few numbers."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from jaxtyping import Float
-from sklearn.neighbors import BallTree
 from torch import Tensor
 
 from detkit._door import door
@@ -29,12 +30,14 @@ class BallTreeIndex(TableIndex):
     def __init__(self, channels: Count, *, distance: Distance | None = None, leaf_size: Count = 40) -> None:
         super().__init__(channels, distance=distance)
         self.leaf_size = leaf_size
-        self._tree: BallTree | None = None
+        self._tree: Any = None
 
     def _changed(self) -> None:
         self._tree = None
 
     def _candidates(self, queries: Float[Tensor, "Q D"], count: int, *, again: bool) -> Candidates:
+        from sklearn.neighbors import BallTree
+
         tree = self._tree or BallTree(self.vectors.cpu().numpy(), leaf_size=self.leaf_size)
         self._tree = tree
         distances, rows = tree.query(queries.cpu().numpy(), k=count)

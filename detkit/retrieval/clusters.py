@@ -3,8 +3,6 @@
 from typing import Any, NamedTuple
 
 from jaxtyping import Float, Int
-from sklearn.cluster import KMeans
-from sklearn.metrics import adjusted_mutual_info_score, normalized_mutual_info_score
 from torch import Tensor
 
 from detkit._door import door
@@ -38,6 +36,9 @@ def cluster_agreement(
             f"cluster_agreement: embeddings have shape {tuple(embeddings.shape)} and labels {tuple(labels.shape)}; "
             "allowed are (N, D) and (N,)"
         )
+    from sklearn.cluster import KMeans
+    from sklearn.metrics import adjusted_mutual_info_score, normalized_mutual_info_score
+
     own = takes_part(labels)
     rows, truth = embeddings.detach()[own].double().cpu(), labels[own].cpu().numpy()
     check_finite(rows, function="cluster_agreement", name="embeddings")

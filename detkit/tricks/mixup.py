@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Shaped
-from scipy.special import betaincinv
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -150,6 +149,8 @@ def beta(numbers: Sequence[float], alpha: float) -> list[float]:
     >>> beta([0.0, 0.5, 0.9], 1.0)
     [0.0, 0.5, 0.9]
     """
+    from scipy.special import betaincinv
+
     return [float(betaincinv(alpha, alpha, number)) for number in numbers]
 
 
