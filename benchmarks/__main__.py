@@ -1,12 +1,16 @@
-"""``python -m benchmarks [words] [--write]``: run the cases whose file, name or size contains all words.
+"""``python -m benchmarks [words] [--busy N] [--write]``: run the cases whose file, name or size contains all words.
 
-``--write`` keeps the table under benchmarks/results/, named by date and device.
+``--busy`` measures beside N processes that compute without end, as data-loading workers do; ``--write`` keeps the table
+under benchmarks/results/, named by date and device.
 """
 
 import argparse
 import datetime
 import importlib
+import multiprocessing
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -24,19 +28,39 @@ def main() -> None:
     parser.add_argument("words", nargs="*", help="run only cases whose file, name or size contains all of these")
     parser.add_argument("--budget", type=float, default=8.0, help="seconds for each case")
     parser.add_argument("--write", action="store_true", help="keep the table under benchmarks/results/")
+    parser.add_argument("--busy", type=int, default=0, metavar="N", help="measure beside N processes that compute")
     options = parser.parse_args()
     measured = []
-    for file in tqdm(sorted(HERE.glob("bench_*.py")), unit="file"):
-        for case in importlib.import_module(f"benchmarks.{file.stem}").cases():
-            if all(word in f"{file.stem} {case.name} {case.size}" for word in options.words):
-                measured.append(measure(case, budget=options.budget))
-                tqdm.write(f"{case.name}, {case.size}: {measured[-1].ratio:.2f}x")
-    text = f"{_setting()}\n\n{table(measured)}\n"
+    with _beside(options.busy):
+        for file in tqdm(sorted(HERE.glob("bench_*.py")), unit="file"):
+            for case in importlib.import_module(f"benchmarks.{file.stem}").cases():
+                if all(word in f"{file.stem} {case.name} {case.size}" for word in options.words):
+                    measured.append(measure(case, budget=options.budget))
+                    tqdm.write(f"{case.name}, {case.size}: {measured[-1].ratio:.2f}x")
+    beside = f" Beside {options.busy} busy processes." if options.busy else ""
+    text = f"{_setting()}{beside}\n\n{table(measured)}\n"
     print(text)
     if options.write:
         path = HERE / "results" / f"{datetime.date.today()}-{_device().split(',')[0].replace(' ', '-')}.md"
         path.parent.mkdir(exist_ok=True)
         path.write_text(f"# `python -m benchmarks`\n\n{text}")
+
+
+@contextmanager
+def _beside(count: int) -> Iterator[None]:
+    busy = [multiprocessing.get_context("spawn").Process(target=_spin, daemon=True) for _ in range(count)]
+    for process in busy:
+        process.start()
+    try:
+        yield
+    finally:
+        for process in busy:
+            process.kill()
+
+
+def _spin() -> None:
+    while True:
+        pass
 
 
 def _device() -> str:

@@ -19,6 +19,7 @@ GROUND = (
     "_constants",
     "_wrappers",
     "_door",
+    "_threads",
     "dist",
 )
 """Under all floors; each may import those before it."""

@@ -1,11 +1,11 @@
-"""stable_topk equals a stable sort, ties included."""
+"""stable_topk and falling_order equal a stable sort, ties included."""
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detkit._ranking import from_rising_bits, rising_bits, stable_topk
+from detkit._ranking import falling_order, from_rising_bits, rising_bits, stable_topk
 
 
 def by_sorting(values: torch.Tensor, count: int) -> torch.Tensor:
@@ -20,6 +20,12 @@ def test_it_is_the_beginning_of_a_stable_descending_sort(numbers, data):
     count = data.draw(st.integers(0, len(numbers) + 3))
     values = torch.tensor(numbers)
     assert torch.equal(stable_topk(values, count), by_sorting(values, count))
+
+
+@given(st.lists(st.sampled_from(VALUES), max_size=40))
+def test_the_order_of_all_is_that_sort(numbers):
+    values = torch.tensor([numbers, numbers[::-1]])
+    assert torch.equal(falling_order(values), by_sorting(values, len(numbers)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])

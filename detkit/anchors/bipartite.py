@@ -12,6 +12,7 @@ from detkit._door import door
 from detkit._inputs import on_host
 from detkit._ranges import Fraction
 from detkit._ranking import stable_topk
+from detkit._threads import on_one_thread
 from detkit.anchors.assigned import matched_overlaps, threshold_labels
 from detkit.anchors.claims import SMALLEST_CLAIM, pair_keys
 from detkit.anchors.matcher import AnchorBoxes, check_thresholds, match_batch, match_images, read_boxes, traced_matches
@@ -182,6 +183,7 @@ class BipartiteMatcher(nn.Module):
         return f"positive_iou={self.positive_iou}, negative_iou={self.negative_iou}, greedy={self.greedy}"
 
 
+@on_one_thread
 def _match_rows(
     boxes: Tensor,
     valid: Tensor,

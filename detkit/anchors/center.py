@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from detkit._door import door
 from detkit._ranges import Ascending, Positive, Range
+from detkit._threads import on_one_thread
 from detkit.anchors.assigned import no_matches
 from detkit.anchors.matcher import AnchorBoxes, match_batch, read_boxes, traced_matches
 from detkit.anchors.matrix import matrix_pieces
@@ -127,6 +128,7 @@ def centerness(distances: Float[Tensor, "*B 4"]) -> Float[Tensor, "*B"]:
 
 
 @torch.library.custom_op("detkit::match_center", mutates_args=())
+@on_one_thread
 def _match(
     boxes: Tensor, valid: Tensor, ignore: Tensor, anchors: Tensor, radius: float, least: float, most: float
 ) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from detkit._door import door
 from detkit._inputs import as_boxes, check_finite, first_bad, full_checks, promote
 from detkit._ranges import Fraction, NotNegative
+from detkit._threads import on_one_thread
 from detkit.anchors.assigned import ignore_crowds, matched_overlaps, values_of_labels
 from detkit.anchors.matcher import AnchorBoxes, check_rows, read_predictions
 from detkit.boxes import xyxy_to_cxcywh
@@ -161,6 +162,7 @@ def _overlaps(queries: BoxSides, truth: BoxSides) -> tuple[Tensor, Tensor]:
 
 
 @torch.library.custom_op("detkit::assign", mutates_args=())
+@on_one_thread
 def _assign(
     costs: Tensor,
     objects: Tensor,

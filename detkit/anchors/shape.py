@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from detkit._door import door
 from detkit._inputs import as_boxes
 from detkit._ranges import Fraction
+from detkit._threads import on_one_thread
 from detkit.anchors.assigned import ignore_crowds, no_matches
 from detkit.anchors.matcher import AnchorBoxes, read_boxes, read_predictions
 from detkit.anchors.matrix import matrix_pieces, overlap_matrix
@@ -160,6 +161,7 @@ def _best_overlaps(
 
 
 @torch.library.custom_op("detkit::match_shapes", mutates_args=())
+@on_one_thread
 def _match(
     boxes: Tensor, valid: Tensor, ignore: Tensor, anchors: Tensor, strides: Tensor, predicted: Tensor, ignore_iou: float
 ) -> tuple[Tensor, Tensor, Tensor]:

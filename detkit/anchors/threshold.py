@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from detkit._door import door
 from detkit._inputs import on_host
 from detkit._ranges import Fraction
+from detkit._threads import on_one_thread
 from detkit.anchors.assigned import no_matches, threshold_labels
 from detkit.anchors.matcher import AnchorBoxes, check_thresholds, match_batch, match_images, read_boxes, traced_matches
 from detkit.anchors.matrix import best_matches, matrix_pieces, overlap_matrix
@@ -91,6 +92,7 @@ class ThresholdMatcher(nn.Module):
         return f"positive_iou={self.positive_iou}, negative_iou={self.negative_iou}, low_quality={self.low_quality}"
 
 
+@on_one_thread
 def _match_rows(
     boxes: Tensor,
     valid: Tensor,

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from detkit._door import door
 from detkit._inputs import as_tensor, check_box_values, check_finite, check_fraction, first_bad, promote
+from detkit._threads import on_one_thread
 
 _FUNCTION = "weighted_boxes_fusion"
 _LARGEST = 1e150  # areas of larger boxes overflow float64
@@ -128,6 +129,7 @@ def _checked_weights(weights: Sequence[float] | None, models: int) -> list[float
 
 
 @torch.library.custom_op("detkit::weighted_boxes_fusion", mutates_args=())
+@on_one_thread
 def _weighted_boxes_fusion(
     boxes: Tensor,
     scores: Tensor,

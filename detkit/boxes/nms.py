@@ -13,6 +13,7 @@ from torch import Tensor
 
 from detkit._door import door
 from detkit._inputs import as_tensor, check_box_values, check_finite, check_fraction, promote
+from detkit._threads import on_one_thread
 from detkit.boxes.suppression import MEASURES, MeasureName, best_first, surviving, usable
 
 NonFinite = Literal["raise", "drop"]
@@ -97,6 +98,7 @@ def _read_rows(function: str, boxes: Any, scores: Any, nonfinite: str) -> tuple[
 
 
 @torch.library.custom_op("detkit::nms", mutates_args=())
+@on_one_thread
 def _nms(
     boxes: Tensor, scores: Tensor, groups: Tensor | None, iou_threshold: float, measure: str, drop: bool
 ) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from detkit._door import door
 from detkit._inputs import as_tensor, promote
+from detkit._threads import on_one_thread
 from detkit.boxes.measures import Measure
 from detkit.boxes.nms import check_options
 from detkit.boxes.suppression import MEASURES, MeasureName, best_first, surviving, usable
@@ -143,6 +144,7 @@ def _best_survivors(
 
 
 @torch.library.custom_op("detkit::nms_padded", mutates_args=())
+@on_one_thread
 def _nms_padded(
     boxes: Tensor,
     scores: Tensor,
@@ -181,6 +183,7 @@ def _(
 
 
 @torch.library.custom_op("detkit::multiclass_nms_padded", mutates_args=())
+@on_one_thread
 def _multiclass_nms_padded(
     boxes: Tensor,
     scores: Tensor,

@@ -23,6 +23,7 @@ from detkit._inputs import (
     check_fraction,
     promote,
 )
+from detkit._threads import on_one_thread
 from detkit.boxes.overlap import box_iou
 
 DecayMethod = Literal["linear", "gaussian"]
@@ -155,6 +156,7 @@ class _Decay(NamedTuple):
 
 
 @torch.library.custom_op("detkit::soft_nms", mutates_args=())
+@on_one_thread
 def _soft_nms(
     boxes: Tensor,
     scores: Tensor,
@@ -184,6 +186,7 @@ def _(boxes, scores, groups, method, sigma, iou_threshold, score_threshold, max_
 
 
 @torch.library.custom_op("detkit::soft_nms_padded", mutates_args=())
+@on_one_thread
 def _soft_nms_padded(
     boxes: Tensor,
     scores: Tensor,

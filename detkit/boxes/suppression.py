@@ -22,7 +22,8 @@ import torchvision
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from detkit._ranking import stable_topk
+from detkit._ranking import falling_order, stable_topk
+from detkit._threads import threads_for_pieces
 from detkit.boxes.iou_blocks import iou_matrix
 from detkit.boxes.measures import BoxSides, Measure, coordinate_limit, diou, iou, smallest_union
 from detkit.boxes.near import near_pairs
@@ -57,6 +58,8 @@ def best_first(scores: Float[Tensor, "*B N"], count: int) -> Int[Tensor, "*B K"]
     """
     if scores.dtype == torch.float32 and count < scores.shape[-1]:
         return stable_topk(scores, count)
+    if scores.dtype == torch.float32 and count >= _LONG and scores.device.type == "cpu":
+        return falling_order(scores)
     return scores.sort(dim=-1, descending=True, stable=True).indices[..., :count]
 
 
@@ -113,10 +116,10 @@ def survivors(
 
 def _threaded(function: Callable[[slice], Tensor], segments: Sequence[slice]) -> Iterable[Tensor]:
     """``function`` of each segment, on torch's number of threads: the kernel releases the interpreter's lock."""
-    workers = min(torch.get_num_threads(), len(segments))
+    workers = min(threads_for_pieces(), len(segments))
     if workers < 2:
         return map(function, segments)
-    with ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         return list(pool.map(function, segments))
 
 
@@ -230,6 +233,8 @@ def _by_blocks(boxes: Float[Tensor, "N 4"], sides: BoxSides, threshold: float, m
 
 def _among(boxes: BoxSides, rows: Tensor, threshold: float, measure: Measure) -> Bool[Tensor, "M"] | None:
     """Which of ``rows`` survive each other; None where that takes too many pairs."""
+    if len(rows) < 2:
+        return torch.ones_like(rows, dtype=torch.bool)
     pairs = _candidates(boxes, rows, rows, threshold)
     if pairs is None:
         return _by_kernel(boxes.take(rows).corners(), threshold) if measure is iou else None

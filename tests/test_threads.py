@@ -1,0 +1,71 @@
+"""Operators of many small steps leave the other threads alone, and torch's setting as it was."""
+
+import threading
+
+import pytest
+import torch
+
+from detkit._threads import on_one_thread, threads_for_pieces
+from detkit.boxes import nms, suppression
+
+
+@pytest.fixture(autouse=True)
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@on_one_thread
+def seen(call=lambda: None):
+    """Threads of torch, and those for pieces, before and after a call inside."""
+    before = torch.get_num_threads(), threads_for_pieces()
+    call()
+    return before, (torch.get_num_threads(), threads_for_pieces())
+
+
+def test_inside_there_is_one_thread_and_pieces_may_use_those_of_outside():
+    assert seen() == ((1, 2), (1, 2))
+    assert torch.get_num_threads() == threads_for_pieces() == 2
+
+
+def test_one_inside_another_changes_nothing():
+    assert seen(seen) == ((1, 2), (1, 2))
+    assert torch.get_num_threads() == 2
+
+
+def test_the_setting_comes_back_after_an_error():
+    with pytest.raises(ZeroDivisionError):
+        seen(lambda: 1 // 0)
+    assert torch.get_num_threads() == threads_for_pieces() == 2
+
+
+def test_another_thread_keeps_its_own_setting():
+    inside, leave, found = threading.Event(), threading.Event(), []
+
+    def wait() -> None:
+        inside.set()
+        leave.wait(10)
+
+    found.append(torch.get_num_threads())
+    worker = threading.Thread(target=seen, args=(wait,))
+    worker.start()
+    inside.wait(10)
+    found.append(torch.get_num_threads())
+    leave.set()
+    worker.join()
+    assert found == [2, 2]
+
+
+def test_an_operator_of_many_steps_runs_on_one_thread(monkeypatch):
+    threads = []
+
+    def kernel(*arguments: object) -> torch.Tensor:
+        threads.append(torch.get_num_threads())
+        return by_kernel(*arguments)
+
+    by_kernel = suppression._by_kernel
+    monkeypatch.setattr(suppression, "_by_kernel", kernel)
+    nms(torch.tensor([[0.0, 0, 9, 9]]), torch.ones(1), 0.5)
+    assert threads == [1]
