@@ -65,7 +65,8 @@ def table(measured: Iterable[Measured]) -> str:
     ]
     rows += [
         f"| {m.case.name} | {m.case.size} | {m.case.peer} | {m.ours * 1e3:.2f} | {m.cpu * 1e3:.2f} "
-        f"| {m.theirs * 1e3:.2f} | {m.ratio:.2f}x | {m.case.target:g}x{'' if m.ratio >= m.case.target else ' (missed)'} | {m.case.floor} |"
+        f"| {m.theirs * 1e3:.2f} | {m.ratio:.2f}x "
+        f"| {m.case.target:g}x{'' if m.ratio >= m.case.target else ' (missed)'} | {m.case.floor} |"
         for m in measured
     ]
     return "\n".join(rows)
