@@ -184,6 +184,8 @@ def check_box_values(boxes: Tensor, *, function: str, name: str = "boxes") -> No
     ValueError: example: boxes[0]: x2 < x1 (0 < 10); 1 box is inverted
     """
     check_finite(boxes, function=function, name=name)
+    if (boxes[..., :2] <= boxes[..., 2:]).all():
+        return
     for low, high, axis in ((0, 2, "x"), (1, 3, "y")):
         inverted = boxes[..., high] < boxes[..., low]
         if inverted.any():
@@ -202,6 +204,8 @@ def check_finite(values: Tensor, *, function: str, name: str) -> None:
     Traceback (most recent call last):
     ValueError: nms: scores[1]=nan must be finite; 1 of 2 values is not
     """
+    if math.isfinite(values.sum().item()):  # one fast pass; an overflow only costs the slow one
+        return
     bad = ~torch.isfinite(values)
     if bad.any():
         index, count = first_bad(bad)
