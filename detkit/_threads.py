@@ -12,7 +12,8 @@ from typing import ParamSpec, TypeVar
 
 import torch
 
-Arguments, Result = ParamSpec("Arguments"), TypeVar("Result")
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 
 class _Outside(threading.local):

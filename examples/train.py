@@ -28,7 +28,7 @@ import os
 import time
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as torch_dist
@@ -55,7 +55,7 @@ from detkit.data.transforms import sanitize
 from detkit.detectors import Detector, recipes
 from detkit.metrics import CocoMetrics, format_table
 from detkit.viz import plot_curves, save_picture, side_by_side
-from detkit.weights import load_checkpoint, load_weights, save_checkpoint, save_weights
+from detkit.weights import load_checkpoint, load_weights, save_checkpoint, save_detector, save_weights
 
 try:
     import fcntl
@@ -509,7 +509,7 @@ def train(args: argparse.Namespace, device: torch.device) -> dict[str, float]:
         record["lr"] = run.schedule.get_last_lr()[0]
         if (epoch + 1) % args.evaluate_every == 0 or epoch + 1 == args.epochs:
             record |= evaluate(run, val_data, categories).compute()
-            keep_best(run, record)
+            keep_best(run, record, categories)
         record["seconds"] = round(time.perf_counter() - began, 2)
         run.records.append(record)
         report(args, run.records, writer)
@@ -518,11 +518,15 @@ def train(args: argparse.Namespace, device: torch.device) -> dict[str, float]:
     return finish(run, test_data, categories)
 
 
-def keep_best(run: Run, record: dict[str, float]) -> None:
+def keep_best(run: Run, record: dict[str, float], categories: list[str]) -> None:
     """Save the averaged weights where no epoch before had a higher AP."""
     earlier = max((old["bbox/AP"] for old in run.records if "bbox/AP" in old), default=-2.0)
     if dist.rank() == 0 and record["bbox/AP"] > earlier:
-        save_weights(run.average.module, run.args.output / "weights.safetensors")
+        path, detector = run.args.output / "weights.safetensors", cast(Detector, run.average.module)
+        if detector.recipe and not detector.recipe.unwritable:
+            save_detector(detector, path, categories=categories)
+        else:  # norms are functions, which no file can hold
+            save_weights(detector, path)
 
 
 def tensorboard(args: argparse.Namespace) -> Any:

@@ -9,6 +9,7 @@ DOCS = Path(__file__).parent.parent / "docs"
 PAGES = (
     *("adding_a_part", "anchors_and_matching", "dense_detectors", "elementary_losses", "overlap", "suppression"),
     *("augmentation", "darknet_files", "dozen_detectors", "inference", "localizers", "metric_learning", "training"),
+    "predicting",
 )
 
 

@@ -28,8 +28,10 @@ ABSTRACT = {"Backbone", "Neck", "DenseCriterion", "BoxCoder", "Distance", "Metri
 ABSTRACT |= {"BatchAugmentation"}
 WRAPPERS = {"SSDVGGBackbone", "TimmBackbone", "TorchvisionBackbone", "MapEncoder", "BoxDecoder", "TokenDecoder"}
 WRAPPERS |= {"fit_rcnn"}  # a run of its own
-# Not every matcher looks at predictions, nor every criterion at its logits; drawing takes pictures, arrays and lists.
+# Not every matcher looks at predictions, nor every criterion at its logits; drawing and
+# predicting take pictures, arrays and lists.
 UNREAD = {("forward", "predictions"), ("num_classes", "predictions")}
+UNREAD |= {("predict", "pictures")}
 UNREAD |= {("draw_boxes", name) for name in ("image", "boxes", "labels")} | {("draw_detections", "image")}
 
 

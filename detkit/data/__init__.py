@@ -3,11 +3,13 @@
 Readers (:class:`CocoDataset`, :class:`VocDataset`, :class:`CsvDataset`) check every annotation when they are built and
 open nothing outside their folder; :class:`DigitScenes` draws scenes of real handwritten digits without any download.
 All return (image, target) pairs of tv_tensors, so torchvision.transforms.v2 applies. :class:`Augmented` makes those
-transforms a pure function of (seed, epoch, index), and the samplers resume exactly at the next sample.
+transforms a pure function of (seed, epoch, index), and the samplers resume exactly at the next sample. For pictures
+without annotations there are :func:`read_image` and :func:`image_paths`.
 """
 
 from detkit.data.coco import CocoDataset
 from detkit.data.files import MAX_IMAGE_PIXELS
+from detkit.data.images import image_paths, read_image
 from detkit.data.kaggle import CsvDataset
 from detkit.data.samplers import BalancedBatchSampler, ResumableSampler
 from detkit.data.scenes import DigitScenes
@@ -37,8 +39,10 @@ __all__ = [
     "coco_ground_truth",
     "collate",
     "flip_augmentation",
+    "image_paths",
     "large_scale_jitter",
     "localization_augmentation",
+    "read_image",
     "sanitize",
     "short_side_augmentation",
     "ssd_augmentation",

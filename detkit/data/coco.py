@@ -11,7 +11,7 @@ from torchvision import tv_tensors
 from detkit._faults import Degenerate, check_degenerate
 from detkit._rle import draw_mask
 from detkit.data.coco_json import CocoRecords, read_coco
-from detkit.data.files import read_image
+from detkit.data.files import decode_inside
 from detkit.data.truth import Transforms, make_target
 from detkit.structures import Target
 
@@ -107,7 +107,7 @@ class CocoDataset(Dataset[tuple[Any, Target]]):
     def __getitem__(self, index: int) -> tuple[Any, Target]:
         target = self.target(index)
         name = self.records.file_names[index]
-        image = read_image(self.image_folder, name, size=self.image_size(index), owner=self._owner(index))
+        image = decode_inside(self.image_folder, name, size=self.image_size(index), owner=self._owner(index))
         return self.transforms(image, target) if self.transforms else (image, target)
 
     def image_size(self, index: int) -> tuple[int, int]:

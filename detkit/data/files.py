@@ -127,7 +127,7 @@ def check_pixels(height: int, width: int, *, owner: str) -> None:
 def picture_size(root: str | Path, name: object, *, owner: str) -> tuple[int, int]:
     """(height, width) from the header of an image below ``root``; no pixel is decoded.
 
-    Raises ValueError as :func:`read_image` does.
+    Raises ValueError as :func:`decode_inside` does.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as root:
@@ -136,12 +136,12 @@ def picture_size(root: str | Path, name: object, *, owner: str) -> tuple[int, in
     (4, 6)
     """
     with open_inside(root, name, owner=owner) as file:
-        width, height = _open_picture(file, owner=f"{owner}: {shown(name)}").size
+        width, height = open_picture(file, owner=f"{owner}: {shown(name)}").size
     check_pixels(height, width, owner=f"{owner}: {shown(name)}")
     return height, width
 
 
-def read_image(root: str | Path, name: object, *, size: tuple[int, int], owner: str) -> tv_tensors.Image:
+def decode_inside(root: str | Path, name: object, *, size: tuple[int, int], owner: str) -> tv_tensors.Image:
     """Decode an image below ``root`` to RGB uint8 (3, H, W); ``size`` is the declared (height, width).
 
     Gray values are repeated, an alpha channel is dropped, EXIF orientation is ignored (boxes refer to the stored
@@ -151,12 +151,12 @@ def read_image(root: str | Path, name: object, *, size: tuple[int, int], owner: 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as root:
     ...     Image.new("L", (6, 4), 7).save(os.path.join(root, "gray.png"))
-    ...     image = read_image(root, "gray.png", size=(4, 6), owner="image id=1")
+    ...     image = decode_inside(root, "gray.png", size=(4, 6), owner="image id=1")
     >>> image.shape, image.unique().tolist()
     (torch.Size([3, 4, 6]), [7])
     """
     with open_inside(root, name, owner=owner) as file:
-        picture = _open_picture(file, owner=f"{owner}: {shown(name)}")
+        picture = open_picture(file, owner=f"{owner}: {shown(name)}")
         _check_picture(picture, size, owner=f"{owner}: {shown(name)}")
         try:
             pixels = np.array(picture.convert("RGB"))
@@ -184,7 +184,8 @@ def _problem_inside(root: str | Path, name: object) -> str:
     return "" if path.is_file() else MISSING
 
 
-def _open_picture(file: BinaryIO, *, owner: str) -> Image.Image:
+def open_picture(file: BinaryIO, *, owner: str) -> Image.Image:
+    """The picture in an open file, of one of :data:`FORMATS`; nothing is decoded yet. ValueError for anything else."""
     try:
         return Image.open(file, formats=FORMATS)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 from detkit._coco.crowds import warn_of_crowds
 from detkit._faults import Faults, judge_boxes, shown
-from detkit.data.files import read_image
+from detkit.data.files import decode_inside
 from detkit.data.named_pictures import complete_sizes, find_pictures
 from detkit.data.truth import Transforms, make_target
 from detkit.structures import Target
@@ -77,7 +77,7 @@ class NamedDataset(Dataset[tuple[Any, Target]]):
 
     def __getitem__(self, index: int) -> tuple[Any, Target]:
         target, size = self.target(index), self._sizes[index]
-        image = read_image(self.image_folder, self._pictures[index], size=size, owner=self._owner(index))
+        image = decode_inside(self.image_folder, self._pictures[index], size=size, owner=self._owner(index))
         return self.transforms(image, target) if self.transforms else (image, target)
 
     def image_size(self, index: int) -> tuple[int, int]:

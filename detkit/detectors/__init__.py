@@ -13,6 +13,7 @@ from detkit.detectors.localization import LocalizationStage
 from detkit.detectors.mask import MaskStage
 from detkit.detectors.paste import paste_masks
 from detkit.detectors.postprocess import Postprocess
+from detkit.detectors.prediction import Prediction, predict, save_results
 from detkit.detectors.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess, resize_target
 from detkit.detectors.recipes import (
     box_query_stage,
@@ -98,6 +99,7 @@ __all__ = [
     "LocalizationStage",
     "MaskStage",
     "Postprocess",
+    "Prediction",
     "Preprocess",
     "ProposalPostprocess",
     "RPNStage",
@@ -132,6 +134,7 @@ __all__ = [
     "overlaps_of",
     "paste_masks",
     "pix2seq",
+    "predict",
     "rcnn",
     "residual_classifier",
     "resize_target",
@@ -141,6 +144,7 @@ __all__ = [
     "retinanet_v2",
     "rpn_anchors",
     "rpn_stage",
+    "save_results",
     "sequence_stage",
     "small_detr",
     "small_faster_rcnn",

@@ -1,13 +1,15 @@
 """The library's one model: a trunk that extracts features, and stages that each refine the previous one's results."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, cast, overload
 
 import torch
 from torch import Tensor, nn
 
 from detkit._door import door
+from detkit.detectors.prediction import Picture, Prediction, predict
 from detkit.detectors.preprocess import Preprocess
+from detkit.detectors.recipe import Recipe
 from detkit.proposals import Proposals
 from detkit.structures import FIELDS, Detection, Detections, Images, Target, Targets
 
@@ -105,6 +107,9 @@ class Detector(nn.Module):
         _check_module("trunk", trunk, "feature maps of (B, D, H, W), as nn.Sequential(backbone, neck)")
         _check_module("preprocess", preprocess, "batches of images and targets, as Preprocess(None) does")
         self.trunk, self.preprocess = trunk, preprocess
+        self.categories: tuple[str, ...] = ()
+        """The names of the labels, for :meth:`predict`; set them, or let :func:`detkit.weights.load_detector` do so."""
+        self.recipe: Recipe | None = None
         self.stage_names: tuple[str, ...] = ()  # taken, too
         self.stage_names = add_stages(self, stages)
 
@@ -146,6 +151,17 @@ class Detector(nn.Module):
             proposals = self.preprocess.proposals(proposals, batch)
         result = self._folded(batch, padded, proposals)
         return result if padded is not None else self.preprocess.undo(cast(Found, result), batch)
+
+    def predict(self, pictures: Picture | Iterable[Picture], **settings: Any) -> list[Prediction]:
+        """What is found in files, folders, Pillow images, arrays, tensors: :func:`predict` and its settings, as a list.
+
+        For more pictures than fit into memory iterate over :func:`detkit.detectors.predict`.
+
+        >>> from detkit.detectors import tiny_ssd
+        >>> print(*tiny_ssd(2).predict(torch.zeros(3, 64, 64), score_threshold=1.0))
+        picture 0: nothing
+        """
+        return list(predict(self, pictures, **settings))
 
     def _folded(self, images: Images, targets: Truth | None, detections: Found | None) -> Found | dict[str, Tensor]:
         """:meth:`_fold`, which says what is too small for batch norm in words of images."""

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from detkit.data import files
-from detkit.data.files import MISSING, find_name, name_problem, open_inside, picture_size, read_image, resolve_inside
+from detkit.data.files import MISSING, decode_inside, find_name, name_problem, open_inside, picture_size, resolve_inside
 
 OUTSIDE = ["../x.png", "a/../../x.png", "/etc/passwd", "C:\\x.png", "\\x.png", "..\\x.png", "a\0b.png", "x" * 5000]
 NO_NAMES = ["", ".", "./", "y" * 300, "file:///etc/passwd", "http://host/x.png", "\ud800.png", None, 7]
@@ -95,7 +95,7 @@ def test_every_eight_bit_mode_becomes_rgb(tmp_path, mode):
     extension = "tif" if mode == "CMYK" else "png"
     pixels = np.full((4, 6, 3), 255, np.uint8)
     Image.fromarray(pixels).convert(mode).save(tmp_path / f"a.{extension}")
-    image = read_image(tmp_path, f"a.{extension}", size=(4, 6), owner="image id=1")
+    image = decode_inside(tmp_path, f"a.{extension}", size=(4, 6), owner="image id=1")
     assert image.dtype == torch.uint8
     assert image.shape == (3, 4, 6)
     assert (image == 255).all()
@@ -105,20 +105,20 @@ def test_an_alpha_channel_is_dropped_and_colors_stay(tmp_path):
     pixels = np.zeros((4, 6, 4), np.uint8)
     pixels[..., 0] = 200
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    image = read_image(tmp_path, "a.png", size=(4, 6), owner="image id=1")
+    image = decode_inside(tmp_path, "a.png", size=(4, 6), owner="image id=1")
     assert image.amax((1, 2)).tolist() == [200, 0, 0]
 
 
 def test_sixteen_bit_pixels_are_refused_rather_than_clipped(tmp_path):
     Image.fromarray(np.full((4, 6), 40_000, np.uint16)).save(tmp_path / "a.png")
     with pytest.raises(ValueError, match=r"image id=1: 'a\.png' has pixels of mode"):
-        read_image(tmp_path, "a.png", size=(4, 6), owner="image id=1")
+        decode_inside(tmp_path, "a.png", size=(4, 6), owner="image id=1")
 
 
 def test_a_size_other_than_declared_is_refused(tmp_path):
     Image.new("RGB", (6, 4)).save(tmp_path / "a.png")
     with pytest.raises(ValueError, match=r"image id=1: 'a\.png' is 4 x 6 .* declared as 6 x 4"):
-        read_image(tmp_path, "a.png", size=(6, 4), owner="image id=1")
+        decode_inside(tmp_path, "a.png", size=(6, 4), owner="image id=1")
 
 
 def test_an_image_over_the_bound_is_refused_before_decoding(tmp_path, monkeypatch):
@@ -126,20 +126,20 @@ def test_an_image_over_the_bound_is_refused_before_decoding(tmp_path, monkeypatc
     monkeypatch.setattr(files, "MAX_IMAGE_PIXELS", 23)
     monkeypatch.setattr(Image.Image, "convert", lambda *_: pytest.fail("decoded"))
     with pytest.raises(ValueError, match="MAX_IMAGE_PIXELS=23"):
-        read_image(tmp_path, "a.png", size=(4, 6), owner="image id=1")
+        decode_inside(tmp_path, "a.png", size=(4, 6), owner="image id=1")
 
 
 def test_a_header_that_declares_a_giant_is_refused_in_no_time(tmp_path):
     (tmp_path / "a.bmp").write_bytes(_bmp_header(200_000, 200_000))
     with pytest.raises(ValueError, match="image id=1"):
-        read_image(tmp_path, "a.bmp", size=(200_000, 200_000), owner="image id=1")
+        decode_inside(tmp_path, "a.bmp", size=(200_000, 200_000), owner="image id=1")
 
 
 @pytest.mark.parametrize("content", [b"", b"no image", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n"])
 def test_what_is_no_image_is_refused(tmp_path, content):
     (tmp_path / "a.png").write_bytes(content)
     with pytest.raises(ValueError, match=r"image id=1: 'a\.png' cannot be read"):
-        read_image(tmp_path, "a.png", size=(4, 4), owner="image id=1")
+        decode_inside(tmp_path, "a.png", size=(4, 4), owner="image id=1")
 
 
 def test_an_image_cut_short_is_refused(tmp_path):
@@ -148,7 +148,7 @@ def test_an_image_cut_short_is_refused(tmp_path):
         Image.fromarray(noise).save(tmp_path / name)
         (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:1500])
         with pytest.raises(ValueError, match=r"image id=1: 'a\.(png|jpg)' cannot be decoded"):
-            read_image(tmp_path, name, size=(64, 64), owner="image id=1")
+            decode_inside(tmp_path, name, size=(64, 64), owner="image id=1")
 
 
 def _bmp_header(width: int, height: int) -> bytes:

@@ -11,6 +11,7 @@ from detkit.detectors.box_queries import BoxQueryStage
 from detkit.detectors.denoising import DenoisingQueries
 from detkit.detectors.detector import Detector
 from detkit.detectors.preprocess import Preprocess
+from detkit.detectors.recipe import recipe
 from detkit.detectors.set_prediction import SetPostprocess, SetPredictionStage
 from detkit.heads.set_prediction import RefinementHead, SetPredictionHead
 from detkit.layers import (
@@ -31,7 +32,7 @@ HEAD = 32
 """Channels of one head of attention."""
 
 
-@door
+@recipe
 def detr(num_classes: Count, *, backbone: Backbone | None = None, preprocess: Preprocess | None = None) -> Detector:
     """DETR: 100 queries, 6 encoder and 6 decoder layers of 256 channels on the last map of ``backbone``, stride 32.
 
@@ -48,7 +49,7 @@ def detr(num_classes: Count, *, backbone: Backbone | None = None, preprocess: Pr
     return Detector(backbone, preprocess=preprocess, objects=detr_stage(num_classes, backbone.out_channels[-1]))
 
 
-@door
+@recipe
 def detr_dc5(num_classes: Count, *, preprocess: Preprocess | None = None) -> Detector:
     """:func:`detr` on an untrained ResNet-50 whose last stage is dilated, not strided: maps of stride 16.
 
@@ -59,7 +60,7 @@ def detr_dc5(num_classes: Count, *, preprocess: Preprocess | None = None) -> Det
     return detr(num_classes, backbone=ResNetBackbone(model, levels=("layer4",)), preprocess=preprocess)
 
 
-@door
+@recipe
 def small_detr(
     num_classes: Count,
     *,

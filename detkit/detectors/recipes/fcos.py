@@ -14,13 +14,14 @@ from detkit.detectors.dense import DenseStage
 from detkit.detectors.detector import Detector
 from detkit.detectors.levelwise import LevelwisePostprocess
 from detkit.detectors.preprocess import Preprocess
+from detkit.detectors.recipe import recipe
 from detkit.detectors.recipes.trunks import Norm, pyramid, short_side_800, small_pyramid
 from detkit.heads import ClassificationHead, DenseHead, FCOSHead
 from detkit.layers import init_convolutions
 from detkit.losses import FCOSLoss
 
 
-@door
+@recipe
 def fcos(num_classes: Count, *, backbone: Backbone | None = None, preprocess: Preprocess | None = None) -> Detector:
     """FCOS: five pyramid levels of 256 channels, two of them on top of ``backbone``, towers with group norm.
 
@@ -37,7 +38,7 @@ def fcos(num_classes: Count, *, backbone: Backbone | None = None, preprocess: Pr
     return Detector(trunk, preprocess=short_side_800() if preprocess is None else preprocess, dense=stage)
 
 
-@door
+@recipe
 def small_fcos(
     num_classes: Count,
     *,

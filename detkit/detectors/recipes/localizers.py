@@ -3,7 +3,6 @@
 Source: Howard, Williamson and Sarma, "Object Classification and Localization on ImageNet".
 """
 
-from detkit._door import door
 from detkit._inputs import check_image_size
 from detkit._ranges import Count, Size
 from detkit.backbones import residual_backbone
@@ -11,6 +10,7 @@ from detkit.detectors.classification import ClassificationStage
 from detkit.detectors.detector import Detector
 from detkit.detectors.localization import LocalizationStage
 from detkit.detectors.preprocess import Preprocess
+from detkit.detectors.recipe import recipe
 from detkit.heads import ImageHead
 from detkit.layers import ConvNormActivation
 
@@ -18,7 +18,7 @@ UNIT_MEAN, UNIT_STD = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 """Pixels in [0, 1], as they are."""
 
 
-@door
+@recipe
 def residual_classifier(num_classes: Count, *, size: Size = (224, 224), cells: Count = 1) -> Detector:
     """A classifier of images, resized to ``size``: a residual net and three fully connected layers.
 
@@ -38,7 +38,7 @@ def residual_classifier(num_classes: Count, *, size: Size = (224, 224), cells: C
     return Detector(trunk, preprocess=preprocess, classify=ClassificationStage(head))
 
 
-@door
+@recipe
 def joint_localizer(num_classes: Count, *, size: Size = (224, 224), cells: Count = 7) -> Detector:
     """The class and the box of each image from one residual net: cross-entropy plus L2.
 

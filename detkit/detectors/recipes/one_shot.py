@@ -16,6 +16,7 @@ from detkit.detectors.dense import DenseStage, check_call
 from detkit.detectors.detector import Detector
 from detkit.detectors.levelwise import LevelwisePostprocess
 from detkit.detectors.preprocess import Preprocess
+from detkit.detectors.recipe import recipe
 from detkit.detectors.recipes.trunks import Norm, pyramid, short_side_800, small_pyramid
 from detkit.heads import ClassificationHead, DenseHead, RegressionHead
 from detkit.layers import conv_tower
@@ -96,7 +97,7 @@ def square_anchors(strides: Sequence[Count], *, times: Positive = 4.0) -> GridAn
     return GridAnchors([(times * stride,) for stride in strides], aspect_ratios=(1.0,), strides=strides)
 
 
-@door
+@recipe
 def tood(num_classes: Count, *, backbone: Backbone | None = None, preprocess: Preprocess | None = None) -> Detector:
     """TOOD: the anchors of an object are those whose predictions serve it best, by class and by box together.
 
@@ -116,7 +117,7 @@ def tood(num_classes: Count, *, backbone: Backbone | None = None, preprocess: Pr
     return Detector(trunk, preprocess=short_side_800() if preprocess is None else preprocess, dense=stage)
 
 
-@door
+@recipe
 def small_tood(
     num_classes: Count,
     *,
@@ -140,7 +141,7 @@ def small_tood(
     return Detector(trunk, preprocess=Preprocess(size), dense=stage)
 
 
-@door
+@recipe
 def yolox(num_classes: Count, *, backbone: Backbone | None = None, preprocess: Preprocess | None = None) -> Detector:
     """YOLOX's way of learning: cells instead of anchors, decoupled towers, and matching that follows the predictions.
 
@@ -160,7 +161,7 @@ def yolox(num_classes: Count, *, backbone: Backbone | None = None, preprocess: P
     return Detector(trunk, preprocess=short_side_800() if preprocess is None else preprocess, dense=stage)
 
 
-@door
+@recipe
 def small_yolox(
     num_classes: Count,
     *,

@@ -9,6 +9,7 @@ from detkit.backbones import Backbone, ResNetBackbone, SmallBackbone
 from detkit.boxes.tokens import TOKENS_PER_BOX, TokenCoder
 from detkit.detectors.detector import Detector
 from detkit.detectors.preprocess import Preprocess
+from detkit.detectors.recipe import recipe
 from detkit.detectors.recipes.trunks import Norm
 from detkit.detectors.sequence import SequenceStage
 from detkit.detectors.sequence_targets import Order, SequenceTargetBuilder
@@ -26,7 +27,7 @@ from detkit.layers import (
 from detkit.losses.sequence import SequenceLoss
 
 
-@door
+@recipe
 def pix2seq(
     num_classes: Count,
     *,
@@ -52,7 +53,7 @@ def pix2seq(
     )
 
 
-@door
+@recipe
 def small_pix2seq(
     num_classes: Count,
     *,

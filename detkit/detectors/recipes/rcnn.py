@@ -15,6 +15,7 @@ from detkit.detectors.keypoint import KeypointStage
 from detkit.detectors.mask import MaskStage
 from detkit.detectors.postprocess import Postprocess
 from detkit.detectors.preprocess import Preprocess
+from detkit.detectors.recipe import recipe
 from detkit.detectors.recipes.trunks import Norm, short_side_800, small_pyramid
 from detkit.detectors.roi import BoxStage
 from detkit.detectors.rpn import ProposalPostprocess, RPNStage
@@ -23,7 +24,7 @@ from detkit.losses import RCNNLoss, RPNLoss
 from detkit.necks import FPN
 
 
-@door
+@recipe
 def faster_rcnn(
     num_classes: Count, *, backbone: Backbone | None = None, preprocess: Preprocess | None = None
 ) -> Detector:
@@ -45,7 +46,7 @@ def faster_rcnn(
     )
 
 
-@door
+@recipe
 def fast_rcnn(
     num_classes: Count, *, backbone: Backbone | None = None, preprocess: Preprocess | None = None
 ) -> Detector:
@@ -64,7 +65,7 @@ def fast_rcnn(
     )
 
 
-@door
+@recipe
 def mask_rcnn(
     num_classes: Count, *, backbone: Backbone | None = None, preprocess: Preprocess | None = None
 ) -> Detector:
@@ -83,7 +84,7 @@ def mask_rcnn(
     )
 
 
-@door
+@recipe
 def keypoint_rcnn(
     num_classes: Count = 1,
     *,
@@ -108,7 +109,7 @@ def keypoint_rcnn(
     )
 
 
-@door
+@recipe
 def small_faster_rcnn(
     num_classes: Count,
     *,
@@ -129,7 +130,7 @@ def small_faster_rcnn(
     return Detector(trunk, preprocess=Preprocess(size), **_small_stages(num_classes, channels, strides))
 
 
-@door
+@recipe
 def small_mask_rcnn(
     num_classes: Count,
     *,

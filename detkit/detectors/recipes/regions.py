@@ -3,16 +3,16 @@
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from detkit._door import door
 from detkit._ranges import Count, Whole
 from detkit.boxes import DeltaCoder
 from detkit.detectors.detector import Detector
 from detkit.detectors.postprocess import Postprocess
 from detkit.detectors.preprocess import Preprocess
+from detkit.detectors.recipe import recipe
 from detkit.detectors.region import RegionFeatures, RegionStage
 
 
-@door
+@recipe
 def rcnn(
     num_classes: Count,
     backbone: nn.Module,

@@ -14,13 +14,14 @@ from detkit.detectors.dense import DenseStage
 from detkit.detectors.detector import Detector
 from detkit.detectors.levelwise import LevelwisePostprocess
 from detkit.detectors.preprocess import Preprocess
+from detkit.detectors.recipe import recipe
 from detkit.detectors.recipes.one_shot import one_shot_stage
 from detkit.detectors.recipes.trunks import Norm, pyramid, short_side_800, small_pyramid
 from detkit.layers import conv_tower
 from detkit.losses import RetinaNetLoss, giou_cost
 
 
-@door
+@recipe
 def retinanet(
     num_classes: Count, *, backbone: Backbone | None = None, preprocess: Preprocess | None = None
 ) -> Detector:
@@ -39,7 +40,7 @@ def retinanet(
     return Detector(trunk, preprocess=short_side_800() if preprocess is None else preprocess, dense=stage)
 
 
-@door
+@recipe
 def retinanet_v2(
     num_classes: Count, *, backbone: Backbone | None = None, preprocess: Preprocess | None = None
 ) -> Detector:
@@ -61,7 +62,7 @@ def retinanet_v2(
     return Detector(trunk, preprocess=short_side_800() if preprocess is None else preprocess, dense=stage)
 
 
-@door
+@recipe
 def small_retinanet(
     num_classes: Count,
     *,

@@ -14,6 +14,7 @@ from detkit.detectors.dense import DenseStage
 from detkit.detectors.detector import Detector
 from detkit.detectors.postprocess import Postprocess
 from detkit.detectors.preprocess import Preprocess
+from detkit.detectors.recipe import recipe
 from detkit.detectors.recipes.trunks import Norm, small_pyramid
 from detkit.heads import DenseHead, MultiBoxHead, prediction_conv
 from detkit.losses import MultiBoxLoss
@@ -23,7 +24,7 @@ VGG_MEAN, VGG_STD = (0.48235, 0.45882, 0.40784), (1 / 255, 1 / 255, 1 / 255)
 """The input that VGG-16 was trained on: pixels in 0..255 minus the channel means."""
 
 
-@door
+@recipe
 def ssd(
     num_classes: Count,
     trunk: nn.Module,
@@ -83,7 +84,7 @@ def ssd_stage(
     )
 
 
-@door
+@recipe
 def ssd300(num_classes: Count, *, features: nn.Sequential | None = None) -> Detector:
     """SSD300 on VGG-16: images resized to 300 x 300, six levels, 8732 default boxes.
 
@@ -105,7 +106,7 @@ def ssd300(num_classes: Count, *, features: nn.Sequential | None = None) -> Dete
     return ssd(num_classes, nn.Sequential(backbone, neck), neck.out_channels, anchors, preprocess=preprocess)
 
 
-@door
+@recipe
 def ssd512(num_classes: Count, *, features: nn.Sequential | None = None) -> Detector:
     """SSD512 on VGG-16: images resized to 512 x 512, seven levels, 24,564 default boxes; otherwise as :func:`ssd300`.
 
@@ -126,7 +127,7 @@ def ssd512(num_classes: Count, *, features: nn.Sequential | None = None) -> Dete
     return ssd(num_classes, nn.Sequential(backbone, neck), neck.out_channels, anchors, preprocess=preprocess)
 
 
-@door
+@recipe
 def tiny_ssd(num_classes: Count) -> Detector:
     """TinySSD: images resized to 256 x 256, five levels of 32, 16, 8, 4 and 1 cells a side, 5444 default boxes.
 
@@ -143,7 +144,7 @@ def tiny_ssd(num_classes: Count) -> Detector:
     return ssd(num_classes, backbone, backbone.out_channels, anchors, preprocess=Preprocess((256, 256)))
 
 
-@door
+@recipe
 def fpn_ssd(
     num_classes: Count,
     *,

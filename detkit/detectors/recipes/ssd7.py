@@ -6,7 +6,6 @@ from itertools import pairwise
 
 from torch import nn
 
-from detkit._door import door
 from detkit._inputs import check_image_size
 from detkit._ranges import Count, Positive, Size
 from detkit.anchors import BipartiteMatcher, GridAnchors
@@ -16,13 +15,14 @@ from detkit.boxes import DeltaCoder
 from detkit.detectors.dense import DenseStage
 from detkit.detectors.detector import Detector
 from detkit.detectors.preprocess import Preprocess
+from detkit.detectors.recipe import recipe
 from detkit.detectors.recipes.ssd import ssd_stage
 from detkit.layers import init_convolutions
 from detkit.losses import MultiBoxLoss, l2_cost, smooth_l1_cost
 from detkit.losses.dense import BoxCost
 
 
-@door
+@recipe
 def ssd7(
     num_classes: Count,
     *,
@@ -50,7 +50,7 @@ def ssd7(
     return Detector(backbone, preprocess=Preprocess(size, mean=(0.5,) * 3, std=(0.5,) * 3), dense=stage)
 
 
-@door
+@recipe
 def modified_ssd(
     num_classes: Count,
     *,

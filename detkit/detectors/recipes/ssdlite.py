@@ -7,13 +7,13 @@ from itertools import pairwise
 from torch import nn
 from torchvision.models import mobilenet_v3_large
 
-from detkit._door import door
 from detkit._ranges import Count
 from detkit.anchors import DefaultBoxes
 from detkit.backbones import mobilenet_backbone
 from detkit.detectors.detector import Detector
 from detkit.detectors.postprocess import Postprocess
 from detkit.detectors.preprocess import Preprocess
+from detkit.detectors.recipe import recipe
 from detkit.detectors.recipes.ssd import ssd_stage
 from detkit.detectors.recipes.trunks import Norm
 from detkit.layers import SeparableConv, init_convolutions
@@ -25,7 +25,7 @@ SIDE = 320
 normal = partial(nn.init.normal_, std=0.03)
 
 
-@door
+@recipe
 def ssdlite(
     num_classes: Count,
     trunk: nn.Module,
@@ -54,7 +54,7 @@ def ssdlite(
     return Detector(trunk, preprocess=preprocess, dense=stage)
 
 
-@door
+@recipe
 def ssdlite320_mobilenet_v3_large(num_classes: Count, *, features: nn.Sequential | None = None) -> Detector:
     """SSDlite on MobileNetV3 large: images resized to 320 x 320, six levels, 3234 default boxes.
 

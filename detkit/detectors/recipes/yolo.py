@@ -21,6 +21,7 @@ from detkit.detectors.dense import DenseStage
 from detkit.detectors.detector import Detector
 from detkit.detectors.postprocess import Postprocess
 from detkit.detectors.preprocess import Preprocess
+from detkit.detectors.recipe import recipe
 from detkit.detectors.recipes.trunks import Norm, small_pyramid
 from detkit.heads import CellHead, GridHead
 from detkit.losses import YOLOLoss, YOLOv1Loss
@@ -35,7 +36,7 @@ _V3 = ((10, 13), (16, 30), (33, 23)), ((30, 61), (62, 45), (59, 119)), ((116, 90
 _V3_TINY = ((10, 14), (23, 27), (37, 58)), ((81, 82), (135, 169), (344, 319))
 
 
-@door
+@recipe
 def yolo_v1(num_classes: Count, *, per_cell: Count = 2) -> Detector:
     """YOLO v1: 24 convolutions, two fully connected layers, 7 x 7 cells with ``per_cell`` boxes each.
 
@@ -52,7 +53,7 @@ def yolo_v1(num_classes: Count, *, per_cell: Count = 2) -> Detector:
     return _v1(num_classes, yolo_v1_backbone(), per_cell, 4096)
 
 
-@door
+@recipe
 def yolo_v1_tiny(num_classes: Count, *, per_cell: Count = 2) -> Detector:
     """YOLO v1 tiny: eight convolutions and one fully connected layer; otherwise as :func:`yolo_v1`.
 
@@ -66,7 +67,7 @@ def yolo_v1_tiny(num_classes: Count, *, per_cell: Count = 2) -> Detector:
     return _v1(num_classes, tiny_yolo_v1_backbone(), per_cell, None)
 
 
-@door
+@recipe
 def yolo_v2(num_classes: Count, *, size: tuple[Count, Count] = (416, 416), shapes: Shapes = _V2) -> Detector:
     """YOLO v2: Darknet-19 with a passthrough layer, one level at stride 32, five anchor shapes in each cell.
 
@@ -84,7 +85,7 @@ def yolo_v2(num_classes: Count, *, size: tuple[Count, Count] = (416, 416), shape
     return _v2(num_classes, nn.Sequential(backbone, neck), neck, size, shapes)
 
 
-@door
+@recipe
 def yolo_v2_tiny(num_classes: Count, *, size: tuple[Count, Count] = (416, 416), shapes: Shapes = _V2_TINY) -> Detector:
     """YOLO v2 tiny: a chain of eight convolutions without passthrough; otherwise as :func:`yolo_v2`.
 
@@ -98,7 +99,7 @@ def yolo_v2_tiny(num_classes: Count, *, size: tuple[Count, Count] = (416, 416), 
     return _v2(num_classes, nn.Sequential(backbone, neck), neck, size, shapes)
 
 
-@door
+@recipe
 def yolo_v3(num_classes: Count, *, size: tuple[Count, Count] = (416, 416), shapes: Sequence[Shapes] = _V3) -> Detector:
     """YOLO v3: Darknet-53, three levels at strides 8, 16 and 32, three anchor shapes at each.
 
@@ -115,7 +116,7 @@ def yolo_v3(num_classes: Count, *, size: tuple[Count, Count] = (416, 416), shape
     return _v3(num_classes, nn.Sequential(backbone, neck), neck, size, shapes)
 
 
-@door
+@recipe
 def yolo_v3_tiny(
     num_classes: Count, *, size: tuple[Count, Count] = (416, 416), shapes: Sequence[Shapes] = _V3_TINY
 ) -> Detector:
@@ -131,7 +132,7 @@ def yolo_v3_tiny(
     return _v3(num_classes, nn.Sequential(backbone, neck), neck, size, shapes)
 
 
-@door
+@recipe
 def small_yolo_v3(
     num_classes: Count,
     *,

@@ -1,0 +1,87 @@
+"""Pictures of any kind as what detectors take: RGB uint8, upright."""
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torchvision import tv_tensors
+
+from detkit._faults import shown
+from detkit._regular_file import open_regular
+from detkit.data.files import check_pixels, open_picture
+
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
+"""Files of a folder with other endings are no pictures."""
+_DEEP = ("I;16", "I;16B", "I;16L", "I;16N", "I")
+
+
+def read_image(path: str | os.PathLike[str], *, upright: bool = True) -> tv_tensors.Image:
+    """The picture in a file as RGB uint8 (3, H, W), turned as its EXIF orientation says.
+
+    Gray values are repeated; an alpha channel is dropped, as data sets do; 16-bit values are divided by 257; of several
+    frames the first is taken. ``upright=False`` leaves the pixels as they are stored, which is what annotations of a
+    data set refer to. Formats: JPEG, PNG, BMP, GIF, PPM, TIFF, WebP.
+
+    Raises FileNotFoundError, and ValueError with the path for what is no regular file, no picture, broken, of float
+    pixels or larger than :data:`detkit.data.files.MAX_IMAGE_PIXELS`.
+
+    >>> import tempfile
+    >>> path = os.path.join(tempfile.mkdtemp(), "gray.png")
+    >>> Image.new("L", (6, 4), 7).save(path)
+    >>> read_image(path).shape
+    torch.Size([3, 4, 6])
+    """
+    owner = f"read_image: {shown(os.fspath(path))}"
+    with open_regular(Path(path), owner="read_image") as file:
+        picture = open_picture(file, owner=owner)
+        check_pixels(picture.height, picture.width, owner=owner)
+        try:
+            picture.load()
+            picture = ImageOps.exif_transpose(picture) if upright else picture
+        except (OSError, ValueError, SyntaxError, EOFError) as error:
+            raise ValueError(f"{owner} cannot be decoded: {error}") from error
+    return rgb_of(picture, owner=owner)
+
+
+def rgb_of(picture: Image.Image, *, owner: str) -> tv_tensors.Image:
+    """A Pillow image as RGB uint8 (3, H, W), by the rules of :func:`read_image`; errors begin with ``owner``.
+
+    >>> rgb_of(Image.new("I;16", (1, 1), 65535), owner="example").flatten().tolist()
+    [255, 255, 255]
+    """
+    if picture.mode in _DEEP:
+        gray = np.asarray(picture).astype(np.int64)
+        if gray.min() < 0 or gray.max() > 65535:
+            raise ValueError(f"{owner} has values of {gray.min()} to {gray.max()}; allowed are 8 or 16 bits a channel")
+        picture = Image.fromarray(((gray + 128) // 257).astype(np.uint8))
+    if picture.mode == "F":
+        raise ValueError(f"{owner} has pixels of mode 'F'; allowed are 8 or 16 bits a channel: scale the floats first")
+    pixels = np.array(picture.convert("RGB"))
+    return tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1).contiguous())
+
+
+def image_paths(source: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> Iterator[Path]:
+    """The pictures that ``source`` names: a file, a folder (with all folders in it, sorted), or several of either.
+
+    Raises FileNotFoundError for what is not there, ValueError for a folder without a picture.
+
+    >>> import tempfile
+    >>> folder = tempfile.mkdtemp()
+    >>> for name in ("b.png", "a.jpg", "notes.txt"): _ = Path(folder, name).write_text("")
+    >>> [path.name for path in image_paths(folder)]
+    ['a.jpg', 'b.png']
+    """
+    for entry in (source,) if isinstance(source, (str, os.PathLike)) else source:
+        path = Path(entry)
+        if not path.is_dir():
+            if not path.exists():
+                raise FileNotFoundError(f"image_paths: there is no file or folder {path}")
+            yield path
+            continue
+        found = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+        if not found:
+            raise ValueError(f"image_paths: {path} holds no picture; looked for {', '.join(SUFFIXES)}")
+        yield from found

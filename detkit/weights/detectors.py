@@ -1,0 +1,94 @@
+"""Weights that say what they are the weights of: a file from which the whole detector comes back, running no code."""
+
+import json
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+import detkit
+from detkit._wrappers import unwrapped
+from detkit.detectors import Detector
+from detkit.detectors.recipe import Recipe, recipe_named
+from detkit.weights.files import load_metadata, load_weights, save_weights
+
+
+def save_detector(
+    detector: nn.Module, path: str | os.PathLike[str], *, categories: Sequence[str] | None = None
+) -> None:
+    """:func:`save_weights`, with what :func:`load_detector` needs in the metadata of the file.
+
+    That is the recipe's name and arguments, the names of the classes (``categories``; by default those that the
+    detector has) and detkit's version. What was changed after the recipe built the detector is not written: change it
+    again after loading. Wrappers are looked through.
+
+    Raises ValueError for a detector that no recipe of ``detkit.detectors`` built, or from arguments that no file can
+    hold, such as a backbone: keep such a one with :func:`save_weights`, build it again by your own code, and load it
+    with :func:`load_weights`.
+
+    >>> import tempfile
+    >>> from detkit.detectors import fpn_ssd
+    >>> path = os.path.join(tempfile.mkdtemp(), "cells.safetensors")
+    >>> save_detector(fpn_ssd(2, size=(64, 96), channels=8), path, categories=["red", "white"])
+    >>> load_detector(path).categories
+    ('red', 'white')
+    """
+    inner: Any = unwrapped(detector)
+    made = getattr(inner, "recipe", None)
+    way_out = "keep it with save_weights(), and load_weights() into what your own code builds"
+    if not isinstance(made, Recipe):
+        raise ValueError(f"save_detector: detector was not built by a recipe of detkit.detectors; {way_out}")
+    if made.unwritable:
+        given = ", ".join(made.unwritable)
+        raise ValueError(f"save_detector: {made.name} was given {given}: no plain value; {way_out}")
+    names = list(inner.categories if categories is None else categories)
+    about = {"detkit": detkit.__version__, "recipe": made.name}
+    about |= {"arguments": json.dumps(made.arguments), "categories": json.dumps(names)}
+    save_weights(detector, path, metadata=about)
+
+
+def load_detector(path: str | os.PathLike[str]) -> Detector:
+    """The detector that :func:`save_detector` wrote, in ``eval()``, with its ``categories``.
+
+    The file names one of detkit's own recipes and its arguments, which the recipe checks as it does any others. Raises
+    ValueError with the path for a file without a recipe, with one that this version does not know or whose arguments it
+    refuses, and for weights that do not fit.
+
+    >>> import tempfile
+    >>> from detkit.detectors import tiny_ssd
+    >>> path = os.path.join(tempfile.mkdtemp(), "digits.safetensors")
+    >>> save_detector(tiny_ssd(10), path, categories=list("0123456789"))
+    >>> load_detector(path).recipe.name
+    'tiny_ssd'
+    """
+    about = load_metadata(path)
+    if "recipe" not in about:
+        raise ValueError(
+            f"load_detector: {os.fspath(path)} does not say what it is; build the detector, and load_weights() into it"
+        )
+    build = recipe_named(about["recipe"])
+    if build is None:
+        raise ValueError(
+            f"load_detector: {os.fspath(path)} asks for {about['recipe']!r}, a recipe of detkit {about.get('detkit')} "
+            f"that this version, {detkit.__version__}, does not have"
+        )
+    try:
+        arguments, categories = json.loads(about["arguments"]), tuple(map(str, json.loads(about["categories"])))
+        with torch.device("meta"):  # no memory is taken before the file is known to hold as much
+            detector = build(**{name: _tupled(value) for name, value in arguments.items()})
+    except (TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
+        raise ValueError(f"load_detector: {os.fspath(path)}: {about['recipe']} cannot be built: {error}") from error
+    numbers = sum(value.numel() for value in detector.state_dict().values())
+    if numbers > os.path.getsize(path):
+        raise ValueError(
+            f"load_detector: {os.fspath(path)} is too short for the {numbers} numbers of {about['recipe']}"
+        )
+    load_weights(detector.to_empty(device="cpu"), path)
+    detector.categories = categories
+    return detector.eval()
+
+
+def _tupled(value: Any) -> Any:
+    return tuple(map(_tupled, value)) if isinstance(value, list) else value
