@@ -98,7 +98,8 @@ def _predictions(
 
 def _above(found: Detection, score_threshold: float) -> Detection:
     kept = found["scores"] >= score_threshold
-    rows: Any = {key: value[kept] if key in _OF_OBJECTS else value for key, value in found.items()}
+    entries: dict[str, Any] = {**found}
+    rows = {key: value[kept] if key in _OF_OBJECTS else value for key, value in entries.items()}
     return Detection(**{key: value.cpu() for key, value in rows.items()})
 
 

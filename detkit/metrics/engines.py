@@ -211,7 +211,7 @@ def _run(tables: tuple[dict[str, Any], ...], iou_type: str, settings: Settings) 
     else:
         from pycocotools.cocoeval import COCOeval
 
-        judge = COCOeval(_indexed(tables[0]), _indexed(tables[1]), iou_type)
+        judge: Any = COCOeval(_indexed(tables[0]), _indexed(tables[1]), iou_type)  # pyright: ignore[reportArgumentType]
         sigmas = np.array(settings.keypoint_sigmas)
     judge.params.maxDets = list(settings.max_detections)
     judge.params.areaRng = [list(bounds) for bounds in AREAS.values()]

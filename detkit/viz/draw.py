@@ -164,9 +164,9 @@ def side_by_side(
 
 
 def save_picture(path: str | os.PathLike[str], picture: "Image.Image | matplotlib.figure.Figure") -> None:
-    """Write a picture or a figure of this module as one PNG file.
+    """Write a picture or a figure of this module as one file: PNG, JPEG or PDF, by the suffix of its name.
 
-    Raises ValueError for a suffix other than ``.png``, FileNotFoundError for a missing folder.
+    Raises ValueError for another suffix, FileNotFoundError for a missing folder.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "black.png"
@@ -174,12 +174,16 @@ def save_picture(path: str | os.PathLike[str], picture: "Image.Image | matplotli
     >>> Image.open(path).size
     (480, 480)
     """
-    if Path(path).suffix.lower() != ".png":
-        raise ValueError(f"save_picture: path {os.fspath(path)!r} must end in .png")
+    kind = _KINDS.get(Path(path).suffix.lower())
+    if kind is None:
+        raise ValueError(f"save_picture: path {os.fspath(path)!r} must end in {', '.join(_KINDS)}")
     if isinstance(picture, Image.Image):
-        picture.save(path, format="PNG")
+        picture.save(path, format=kind, **({"quality": 92} if kind == "JPEG" else {}))
     else:
-        picture.savefig(path, format="png", dpi=150)
+        picture.savefig(path, format=kind.lower(), dpi=150)
+
+
+_KINDS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".pdf": "PDF"}
 
 
 class _Objects(NamedTuple):

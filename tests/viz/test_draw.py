@@ -391,8 +391,8 @@ def test_pictures_and_figures_are_saved_as_png(tmp_path):
     save_picture(str(tmp_path / "b.PNG"), plot_curves([{"epoch": 1, "loss": 1.0}]))
     assert (pixels(Image.open(tmp_path / "a.png")) == pixels(picture)).all()
     assert Image.open(tmp_path / "b.PNG").format == "PNG"
-    with pytest.raises(ValueError, match=r"save_picture: path '.*a\.jpg' must end in \.png"):
-        save_picture(tmp_path / "a.jpg", picture)
+    with pytest.raises(ValueError, match=r"save_picture: path '.*a\.svg' must end in \.png, \.jpg, \.jpeg, \.pdf"):
+        save_picture(tmp_path / "a.svg", picture)
     with pytest.raises(FileNotFoundError):
         save_picture(tmp_path / "nowhere" / "a.png", picture)
 
@@ -401,6 +401,14 @@ def test_pictures_and_figures_are_saved_as_png(tmp_path):
 
 
 @pytest.mark.parametrize("form", ["XYWH", "CXCYWH"])
+def test_a_picture_and_a_figure_are_written_as_jpeg_and_pdf_too(tmp_path):
+    picture, figure = draw_boxes(torch.zeros(3, 96, 96), torch.zeros(0, 4)), plot_curves([{"epoch": 1, "loss": 1.0}])
+    for name, begins in {"jpg": b"\xff\xd8\xff", "JPEG": b"\xff\xd8\xff", "pdf": b"%PDF"}.items():
+        for drawn in (picture, figure):
+            save_picture(tmp_path / f"a.{name}", drawn)
+            assert (tmp_path / f"a.{name}").read_bytes().startswith(begins)
+
+
 def test_tv_tensors_of_other_formats_are_drawn_where_they_are(form):
     corners = tv_tensors.BoundingBoxes([[50.0, 60, 150, 260]], format="XYXY", canvas_size=(500, 500))
     boxes = v2.functional.convert_bounding_box_format(corners, new_format=form)
