@@ -397,10 +397,6 @@ def test_pictures_and_figures_are_saved_as_png(tmp_path):
         save_picture(tmp_path / "nowhere" / "a.png", picture)
 
 
-# what the border takes
-
-
-@pytest.mark.parametrize("form", ["XYWH", "CXCYWH"])
 def test_a_picture_and_a_figure_are_written_as_jpeg_and_pdf_too(tmp_path):
     picture, figure = draw_boxes(torch.zeros(3, 96, 96), torch.zeros(0, 4)), plot_curves([{"epoch": 1, "loss": 1.0}])
     for name, begins in {"jpg": b"\xff\xd8\xff", "JPEG": b"\xff\xd8\xff", "pdf": b"%PDF"}.items():
@@ -409,6 +405,10 @@ def test_a_picture_and_a_figure_are_written_as_jpeg_and_pdf_too(tmp_path):
             assert (tmp_path / f"a.{name}").read_bytes().startswith(begins)
 
 
+# what the border takes
+
+
+@pytest.mark.parametrize("form", ["XYWH", "CXCYWH"])
 def test_tv_tensors_of_other_formats_are_drawn_where_they_are(form):
     corners = tv_tensors.BoundingBoxes([[50.0, 60, 150, 260]], format="XYXY", canvas_size=(500, 500))
     boxes = v2.functional.convert_bounding_box_format(corners, new_format=form)
