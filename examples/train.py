@@ -4,6 +4,7 @@
     python examples/train.py --data coco --train-json F --val-json F --test-json F --output runs/mine
     python examples/train.py --data voc --root DIR --output runs/mine
     python examples/train.py --data voc --root DIR --folders . . . --val-share 0.2 --output runs/labelimg
+    python examples/train.py --data yolo --root DIR --output runs/roboflow
     torchrun --nproc-per-node 2 examples/train.py ...
 
 ``--output`` then holds checkpoint.pt (every epoch; ``--resume`` continues from it), weights.safetensors (the average
@@ -47,6 +48,7 @@ from detkit.data import (
     ResumableSampler,
     VocDataset,
     VocFolders,
+    YoloDataset,
     collate,
     flip_augmentation,
     ssd_augmentation,
@@ -88,14 +90,14 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line; ``--help`` shows it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--data", choices=("coco", "voc", "scenes"), default="scenes")
+    add("--data", choices=("coco", "voc", "yolo", "scenes"), default="scenes")
     add("--images", type=Path, help="coco: folder of all images; without it each json's own folder")
     for split in ("train", "val", "test"):
         add(f"--{split}-images", type=Path, nargs="+", help=f"coco: folder of the {split} split, or one for each json")
         add(f"--{split}-json", type=Path, nargs="+", help=f"coco: annotations of the {split} split")
-    add("--root", type=Path, help="voc: folder with --folders: annotations, images, split lists")
+    add("--root", type=Path, help="voc: folder with --folders: annotations, images, split lists; yolo: with data.yaml")
     add("--folders", nargs=3, default=tuple(VocFolders()), metavar=("XML", "IMAGES", "SPLITS"))
-    add("--val-share", type=float, help="voc: no split lists, but this share of all images, by --seed, to validate")
+    add("--val-share", type=float, help="voc, yolo: no splits, but this share of all images, by --seed, to validate")
     add("--minus-one", action="store_true", help="voc: pixels are counted from 1, as PASCAL's own files do")
     add("--scenes", type=int, default=2000, help="scenes: how many to train on; a tenth of it to validate and to test")
     add("--recipe", choices=sorted(set(RECIPES) - OTHERWISE), default="fpn_ssd")
@@ -136,10 +138,13 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     for name in ("trunk", "weights"):
         if (path := getattr(args, name)) and not path.is_file():
             parser.error(f"--{name} {path} is no regular file")
-    if args.data == "voc" and not args.root:
-        parser.error("--data voc needs --root")
-    if args.val_share is not None and not (args.data == "voc" and 0 < args.val_share < 1):
-        parser.error(f"--val-share {args.val_share:g}: allowed is a number above 0 and below 1, with --data voc")
+    if args.data in ("voc", "yolo") and not args.root:
+        parser.error(f"--data {args.data} needs --root")
+    if args.val_share is not None and not (args.data in ("voc", "yolo") and 0 < args.val_share < 1):
+        share = f"--val-share {args.val_share:g}"
+        parser.error(f"{share}: allowed is a number above 0 and below 1, with --data voc or yolo")
+            f"--val-share {args.val_share:g}: allowed is a number above 0 and below 1, with --data voc or yolo"
+        )
     low, high = args.random_scale or (1.0, 1.0)
     if not 0 < low <= high < 100:
         parser.error(f"--random-scale {low:g} {high:g}: allowed are two numbers between 0 and 100, the lower first")
@@ -165,24 +170,33 @@ def datasets(args: argparse.Namespace) -> tuple[Any, Any, Any, list[str]]:
         folders = VocFolders(*args.folders)
         options = {"folders": folders, "minus_one": args.minus_one}
         if args.val_share is not None:
-            whole = VocDataset(args.root, None, **options)
-            if (held := max(1, round(args.val_share * len(whole)))) >= len(whole):
-                raise ValueError(f"--val-share {args.val_share:g} of {len(whole)} images leaves none to train on")
-            order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(args.seed)).tolist()
-            val, train = (Share(whole, sorted(part)) for part in (order[:held], order[held:]))
-            return train, val, val, whole.categories
+            return shares(args, VocDataset(args.root, None, **options))
         if not (lists := args.root / folders.splits / "train.txt").is_file():
             raise FileNotFoundError(f"there is no list {lists}: --folders names its folder, --val-share needs none")
         last = "test" if (args.root / folders.splits / "test.txt").exists() else "val"  # VOC 2012 names no test images
         train = VocDataset(args.root, "train", **options)
         val, test = (VocDataset(args.root, s, classes=train.categories, **options) for s in ("val", last))
         return train, val, test, train.categories
+    if args.data == "yolo":
+        if args.val_share is not None:
+            return shares(args, YoloDataset(args.root, None, masks=args.masks))
+        train, val = (YoloDataset(args.root, split, masks=args.masks) for split in ("train", "val"))
+        return train, val, val, train.categories
     train, val = coco_files(args, "train"), coco_files(args, "val")
     test = coco_files(args, "test") if args.test_json else val
     names = [dataset.categories for dataset in (*train, *val, *test)]
     if any(categories != names[0] for categories in names):
         raise ValueError(f"the annotation files differ in their categories: {names}")
     return ConcatDataset(train), ConcatDataset(val), ConcatDataset(test), names[0]
+
+
+def shares(args: argparse.Namespace, whole: Any) -> tuple[Any, Any, Any, list[str]]:
+    """A share of all images to validate on, the others to train on."""
+    if (held := max(1, round(args.val_share * len(whole)))) >= len(whole):
+        raise ValueError(f"--val-share {args.val_share:g} of {len(whole)} images leaves none to train on")
+    order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(args.seed)).tolist()
+    val, train = (Share(whole, sorted(part)) for part in (order[:held], order[held:]))
+    return train, val, val, whole.categories
 
 
 class Share(Subset):

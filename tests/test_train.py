@@ -14,13 +14,14 @@ import processes
 import pytest
 import torch
 import torch.distributed as torch_dist
+from PIL import Image
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torchvision.transforms.v2.functional import to_pil_image
 
 from detkit.data import DigitScenes, collate
 from detkit.detectors import fpn_ssd
-from detkit.weights import load_checkpoint, save_checkpoint, save_weights
+from detkit.weights import load_checkpoint, load_detector, save_checkpoint, save_weights
 
 ROOT = Path(__file__).parent.parent
 OPTIONS = ["--data", "scenes", "--scenes", "24", "--size", "64", "64", "--batch-size", "4", "--warmup", "4"]
@@ -174,6 +175,20 @@ def test_it_reads_voc_folders(tmp_path):
     draw_voc_folder(tmp_path / "data")
     run(tmp_path / "out", "--data", "voc", "--root", str(tmp_path / "data"), "--epochs", "1", "--batch-size", "2")
     assert (tmp_path / "out" / "pictures.png").stat().st_size > 0
+
+
+@pytest.mark.slow
+def test_it_reads_yolo_folders_and_its_weights_say_what_they_are(tmp_path):
+    for split in ("train", "val"):
+        for folder in ("images", "labels"):
+            (tmp_path / "data" / folder / split).mkdir(parents=True)
+        for number in range(2):
+            Image.new("RGB", (96, 96)).save(tmp_path / f"data/images/{split}/{number}.png")
+            (tmp_path / f"data/labels/{split}/{number}.txt").write_text(f"{number} 0.5 0.5 0.4 0.4")
+    (tmp_path / "data/classes.txt").write_text("cat\ndog\n")
+    options = ("--data", "yolo", "--root", str(tmp_path / "data"), "--epochs", "1", "--batch-size", "2")
+    run(tmp_path / "out", *options, "--size", "64", "64")
+    assert load_detector(tmp_path / "out/weights.safetensors").categories == ("cat", "dog")
 
 
 def draw_voc_folder(root: Path) -> None:
@@ -422,7 +437,7 @@ def test_a_share_that_is_none_is_refused(tmp_path, capsys):
     for options in (("--val-share", "0.5"), ("--val-share", "1", "--data", "voc", "--root", "x")):
         with pytest.raises(SystemExit):
             claimed(tmp_path, *options)
-        assert "allowed is a number above 0 and below 1, with --data voc" in capsys.readouterr().err
+        assert "allowed is a number above 0 and below 1, with --data voc or yolo" in capsys.readouterr().err
 
 
 def test_a_run_starts_from_weights_of_its_recipe_with_other_classes_unless_it_goes_on(tmp_path, capsys):

@@ -1,10 +1,10 @@
 """Data sets, augmentation and samplers for a training loop.
 
-Readers (:class:`CocoDataset`, :class:`VocDataset`, :class:`CsvDataset`) check every annotation when they are built and
-open nothing outside their folder; :class:`DigitScenes` draws scenes of real handwritten digits without any download.
-All return (image, target) pairs of tv_tensors, so torchvision.transforms.v2 applies. :class:`Augmented` makes those
-transforms a pure function of (seed, epoch, index), and the samplers resume exactly at the next sample. For pictures
-without annotations there are :func:`read_image` and :func:`image_paths`.
+Readers (:class:`CocoDataset`, :class:`VocDataset`, :class:`YoloDataset`, :class:`CsvDataset`) check every annotation
+when they are built and open nothing outside their folder; :class:`DigitScenes` draws scenes of real handwritten digits
+without any download. All return (image, target) pairs of tv_tensors, so torchvision.transforms.v2 applies.
+:class:`Augmented` makes those transforms a pure function of (seed, epoch, index), and the samplers resume exactly at
+the next sample. For pictures without annotations there are :func:`read_image` and :func:`image_paths`.
 """
 
 from detkit.data.coco import CocoDataset
@@ -24,6 +24,7 @@ from detkit.data.transforms import (
 )
 from detkit.data.truth import coco_ground_truth
 from detkit.data.voc import VocDataset, VocFolders
+from detkit.data.yolo import YoloDataset
 from detkit.structures import collate
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "ResumableSampler",
     "VocDataset",
     "VocFolders",
+    "YoloDataset",
     "coco_ground_truth",
     "collate",
     "flip_augmentation",

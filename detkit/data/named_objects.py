@@ -18,8 +18,8 @@ from detkit.structures import Target
 
 class NamedObjects(NamedTuple):
     """What a file says of one image: the picture's file name, (height, width) with 0 where it gives none, and T
-    objects: names, boxes (T, 4) float32, difficult (T,). ``unread``: kind and words of what is wrong with objects that
-    have an empty name, a box that is NaN or a flag that means nothing.
+    objects: names, boxes (T, 4) float32, difficult (T,), and perhaps polygons (x, y, x, y ...). ``unread``: kind and
+    words of what is wrong with objects that have an empty name, a box that is NaN or a flag that means nothing.
     """
 
     file_name: str = ""
@@ -28,6 +28,7 @@ class NamedObjects(NamedTuple):
     boxes: NDArray[np.float32] = np.zeros((0, 4), np.float32)
     difficult: NDArray[np.int64] = np.zeros(0, np.int64)
     unread: Mapping[int, tuple[str, str]] = {}
+    polygons: Sequence[NDArray[np.float64]] = ()
 
     def take(self, rows: NDArray[np.bool_]) -> "NamedObjects":
         """Those of its objects that ``rows`` (T,) marks, without what was wrong with others.
@@ -37,7 +38,9 @@ class NamedObjects(NamedTuple):
         ['dog']
         """
         names = [name for name, taken in zip(self.names, rows.tolist(), strict=True) if taken]
-        return self._replace(names=names, boxes=self.boxes[rows], difficult=self.difficult[rows], unread={})
+        polygons = [polygon for polygon, taken in zip(self.polygons, rows.tolist(), strict=False) if taken]
+        kept = self._replace(names=names, boxes=self.boxes[rows], difficult=self.difficult[rows])
+        return kept._replace(unread={}, polygons=polygons)
 
 
 class NamedDataset(Dataset[tuple[Any, Target]]):
