@@ -143,8 +143,6 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     if args.val_share is not None and not (args.data in ("voc", "yolo") and 0 < args.val_share < 1):
         share = f"--val-share {args.val_share:g}"
         parser.error(f"{share}: allowed is a number above 0 and below 1, with --data voc or yolo")
-            f"--val-share {args.val_share:g}: allowed is a number above 0 and below 1, with --data voc or yolo"
-        )
     low, high = args.random_scale or (1.0, 1.0)
     if not 0 < low <= high < 100:
         parser.error(f"--random-scale {low:g} {high:g}: allowed are two numbers between 0 and 100, the lower first")
