@@ -6,6 +6,7 @@ from detkit.detectors.denoising import DenoisingQueries
 from detkit.detectors.dense import DenseOutputs, DenseStage
 from detkit.detectors.detector import Detector, Stage
 from detkit.detectors.embedding import EmbeddingStage
+from detkit.detectors.inference import inference_form
 from detkit.detectors.keypoint import KeypointStage, decode_heatmaps
 from detkit.detectors.label_sets import LabelSetStage, label_sets_of, overlaps_of
 from detkit.detectors.levelwise import LevelwisePostprocess
@@ -123,6 +124,7 @@ __all__ = [
     "fcos_anchors",
     "fcos_stage",
     "fpn_ssd",
+    "inference_form",
     "joint_localizer",
     "keypoint_rcnn",
     "keypoint_stage",
