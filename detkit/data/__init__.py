@@ -11,6 +11,7 @@ from detkit.data.files import MAX_IMAGE_PIXELS
 from detkit.data.kaggle import CsvDataset
 from detkit.data.samplers import BalancedBatchSampler, ResumableSampler
 from detkit.data.scenes import DigitScenes
+from detkit.data.statistics import ObjectStatistics, object_statistics
 from detkit.data.transforms import (
     Augmented,
     flip_augmentation,
@@ -31,6 +32,7 @@ __all__ = [
     "CocoDataset",
     "CsvDataset",
     "DigitScenes",
+    "ObjectStatistics",
     "ResumableSampler",
     "VocDataset",
     "VocFolders",
@@ -39,6 +41,7 @@ __all__ = [
     "flip_augmentation",
     "large_scale_jitter",
     "localization_augmentation",
+    "object_statistics",
     "sanitize",
     "short_side_augmentation",
     "ssd_augmentation",
