@@ -101,9 +101,9 @@ class RPNStage(Stage):
 
     Its parts are those of a :class:`~detkit.detectors.DenseStage`, with one logit per anchor, or several for a
     criterion with background, of which the first is the object's; ``sampler`` chooses which of the assigned anchors
-    enter the ``criterion``, on each level by itself where the criterion says ``levels_apart``. ``postprocess`` makes the proposals at inference,
-    ``training_postprocess`` those that the next stage trains on (default: the same). Raises ValueError for parts that
-    do not fit each other.
+    enter the ``criterion``, from each level by itself where the criterion says ``levels_apart``. ``postprocess`` makes
+    the proposals at inference, ``training_postprocess`` those that the next stage trains on (default: the same). Raises
+    ValueError for parts that do not fit each other.
 
     >>> from detkit.detectors import faster_rcnn
     >>> type(faster_rcnn(num_classes=2).rpn).__name__

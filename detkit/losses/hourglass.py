@@ -87,8 +87,8 @@ class HourglassLoss(DenseCriterion):
 
     @door
     def num_classes(self, predictions: DensePredictions) -> int:
-        """One: an object of any class."""
-        return 1
+        """One, an object of any class, of as many logits as there must be."""
+        return predictions.logits.shape[-1] - 1 - self.reads_gray
 
     def extra_repr(self) -> str:
         """The settings that ``print`` shows."""

@@ -55,7 +55,8 @@ def class_distances(embeddings: Float[Tensor, "N D"], labels: Int[Tensor, "N"]) 
     pairs = counts * (counts - 1)
     cosines = (sums.square().sum(1) - counts) / pairs  # of all pairs of different members
     within = torch.where(pairs > 0, (1 - cosines).clamp(0, 2), torch.nan)
-    between = CosineDistance()(_directed(means / counts[:, None], "class means"), means).fill_diagonal_(0)
+    means = _directed(means, "class means")
+    between = CosineDistance()(means, means).fill_diagonal_(0)
     apart = between[~torch.eye(len(classes), dtype=torch.bool)]
     return ClassDistances(classes, within, between, within[pairs > 0].mean().item(), apart.mean().item())
 
