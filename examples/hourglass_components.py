@@ -1,11 +1,12 @@
 """What each component of the hourglass RPN is worth: its source's table on COCO images and blood cells, and a picture.
 
-Run: python examples/hourglass_components.py DATA runs/hourglass --steps 300 (DATA holds coco_open and bccd)
+Run: python examples/hourglass_components.py DATA runs/hourglass (DATA holds coco_open and bccd)
 
 Structures, and what is added to the last of them; every row is trained alike for the same number of steps.
 """
 
 import argparse
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -84,37 +85,53 @@ def compose(row: Row, size: tuple[int, int]) -> Detector:
     return Detector(nn.Sequential(backbone, neck), preprocess=Preprocess(size, multiple_of=32), rpn=stage)
 
 
+def judged(proposer: nn.Module, sets: list[list]) -> tuple[list, dict[str, float]]:
+    """Proposals for all images, and their recalls in percent; at IoU .5 also those of each set."""
+    found = [proposed(proposer, own) for own in sets]
+    values = recalls([*chain(*found)], [*chain(*sets)])
+    for name, boxes, own in zip(("COCO", "cells"), found, sets, strict=True):
+        values[name] = recalls(boxes, own)["Rec@.5"]
+    return [*chain(*found)], {name: 100 * value for name, value in values.items()}
+
+
 def main() -> None:
     """Train and judge all rows, print the table, draw its bars and the proposals of the last row."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("output", type=Path, help="folder for the pictures")
     parser.add_argument("--size", type=int, nargs=2, default=(160, 224))
-    for name, default in {"steps": 300, "batch-size": 4, "images": 1000}.items():
+    for name, default in {"steps": 200, "batch-size": 4, "images": 1000, "seeds": 2}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     args = parser.parse_args()
-    seen, unseen = (scenes(args.data, split, args.size, args.images) for split in ("train", "val"))
-    orders = torch.Generator().manual_seed(0)  # the same batches in all rows
-    batches = [torch.randint(len(seen), (args.batch_size,), generator=orders).tolist() for _ in range(args.steps)]
-    short, long = sorted(args.size)
+    torch.set_num_threads(1)
+    seen, sets = (scenes(args.data, split, args.size, args.images) for split in ("train", "val"))
+    seen, unseen, (short, long) = [*chain(*seen)], [*chain(*sets)], sorted(args.size)
     scale = RandomObjectScale(short / 7, short / 4, shortest=short * 2 // 3, longest=long * 4 // 3)
-    table: dict[str, dict[str, float]] = {}
-    for name, row in tqdm(ROWS.items()):
-        torch.manual_seed(0)
+    table: dict[str, list[dict[str, float]]] = {}
+    for seed, (name, row) in tqdm([(seed, pair) for seed in range(args.seeds) for pair in ROWS.items()]):
+        orders = torch.Generator().manual_seed(seed)  # the same batches in all rows
+        batches = [torch.randint(len(seen), (args.batch_size,), generator=orders).tolist() for _ in range(args.steps)]
+        torch.manual_seed(seed)
         detector = compose(row, tuple(args.size))
         train(detector, seen, batches, args.steps, scale if row.scale else None)
-        found = proposed(detector, unseen)
-        table[name] = recalls(found, unseen)
-        tqdm.write(f"{name:29}" + "  ".join(f"{key} {100 * value:5.2f}" for key, value in table[name].items()))
-    scales = at_scales(detector, [short * 5 // 4, short, short * 3 // 4], max_size=2 * long, multiple_of=32)
-    fused = TestTimeAugmentation(scales, flips=("none",), fusion=NMSFusion(0.5, max_detections=500))
-    name, best = f"{name}, {len(scales)} scales", proposed(fused, unseen)
-    table[name] = recalls(best, unseen)
-    print(f"{name:29}" + "  ".join(f"{key} {100 * value:5.2f}" for key, value in table[name].items()))
+        found, values = judged(detector, sets)
+        table.setdefault(name, []).append(values)
+        tqdm.write(f"seed {seed}: {name:29} Rec@.5 {values['Rec@.5']:.2f}")
+        if row == ROWS["30 + all"]:
+            scales = at_scales(detector, [short * 5 // 4, short, short * 3 // 4], max_size=2 * long, multiple_of=32)
+            fused = TestTimeAugmentation(scales, flips=("none",), fusion=NMSFusion(0.5, max_detections=500))
+            table.setdefault(f"{name}, 3 scales", []).append(judged(fused, sets)[1])
+    for name, rows in table.items():
+        means = {key: sum(one[key] for one in rows) / len(rows) for key in rows[0]}
+        low, high = (end(one["Rec@.5"] for one in rows) for end in (min, max))
+        shown = "  ".join(f"{key} {value:5.2f}" for key, value in means.items())
+        print(f"{name:29}{shown}  ({low:.2f} to {high:.2f})")
     args.output.mkdir(parents=True, exist_ok=True)
-    bars = plot_bars({name: [100 * one["Rec@.5"]] for name, one in table.items()}, label="recall at IoU .5, 300 boxes")
+    values = {name: [one["Rec@.5"] for one in rows] for name, rows in table.items()}
+    title = f"{args.steps} steps of {args.batch_size}, {args.seeds} seeds"
+    bars = plot_bars(values, label="recall at IoU .5 of 300 proposals, %", title=title)
     save_picture(args.output / "components.png", bars)
-    shown = [1, 4, len(unseen) - 1]
+    shown = [2, len(sets[0]) - 1, len(unseen) - 1]
     top = [{key: rows[:20] for key, rows in found[i].items()} for i in shown]
     images, truths = zip(*(unseen[i] for i in shown), strict=True)
     plain = [{"boxes": one["boxes"], "labels": 0 * one["labels"]} for one in truths]

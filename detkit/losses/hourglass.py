@@ -61,14 +61,13 @@ class HourglassLoss(DenseCriterion):
         Labels are those of the objects, NEGATIVE, IGNORED or GRAY. Half precision is promoted. Raises ValueError if
         shapes disagree.
         """
-        labels, weights = assigned.labels, assigned.weights
-        assigned = assigned._replace(labels=torch.where(labels == GRAY, IGNORED, labels.clamp(max=0)))
-        check_predictions(self, predictions, assigned)
-        outputs = 2 + self.reads_gray
-        if predictions.logits.shape[2] != outputs:
+        labels, weights, outputs = assigned.labels, assigned.weights, 2 + self.reads_gray
+        if predictions.logits.shape[-1] != outputs:
             raise ValueError(
                 f"HourglassLoss: logits have shape {tuple(predictions.logits.shape)}; allowed is (B, N, {outputs})"
             )
+        assigned = assigned._replace(labels=torch.where(labels == GRAY, IGNORED, labels.clamp(max=0)))
+        check_predictions(self, predictions, assigned)
         judged = (labels >= NEGATIVE) | ((labels == GRAY) & self.reads_gray)
         classes = torch.where(labels >= 0, 0, torch.where(labels == GRAY, 1, outputs - 1))
         logits = torch.where(judged[..., None], promote(predictions.logits), 0)

@@ -23,12 +23,12 @@ def datasets(folder: Path, split: str, transforms: nn.Module | None = None) -> l
     return [CocoDataset(own / "images", own / files, transforms=transforms) for own in folders]
 
 
-def scenes(folder: Path, split: str, size: Sequence[int], count: int) -> list[Scene]:
+def scenes(folder: Path, split: str, size: Sequence[int], count: int) -> list[list[Scene]]:
     """At most ``count`` images of each set, resized; the classes of blood cells follow COCO's."""
     found, first = [], 0
     for data in datasets(folder, split, v2.Resize(size)):
-        for image, target in (data[i] for i in range(min(len(data), count))):
-            found.append((image, Target(**{**target, "labels": target["labels"] + first})))
+        read = [data[i] for i in range(min(len(data), count))]
+        found.append([(image, Target(**{**target, "labels": target["labels"] + first})) for image, target in read])
         first += len(data.categories)
     return found
 
