@@ -12,7 +12,7 @@ from torch.export import Dim
 
 from detkit.anchors import BalancedSampler
 from detkit.boxes import DeltaCoder
-from detkit.detectors import Detector, Postprocess, ProposalPostprocess, fpn_ssd, small_mask_rcnn
+from detkit.detectors import Detector, Postprocess, ProposalPostprocess, fpn_ssd, small_hourglass_rpn, small_mask_rcnn
 from detkit.detectors.levelwise import LevelwisePostprocess
 from detkit.detectors.recipes.fcos import small_fcos
 from detkit.detectors.recipes.retinanet import small_retinanet
@@ -35,13 +35,22 @@ def two_stages() -> Detector:
     return detector
 
 
+def gray_anchors() -> Detector:
+    """A small hourglass RPN that leaves no sampling to chance."""
+    detector = small_hourglass_rpn(size=(96, 128), channels=8)
+    detector.rpn.sampler = BalancedSampler(10_000, positive_fraction=1.0, gray_per_other=1.0)
+    detector.rpn.postprocess = ProposalPostprocess(candidates_per_level=20, max_proposals=20)
+    return detector
+
+
 # What is behind the graph of Python takes half of the time: it need be seen of one detector only, and at inference,
 # which is exported as well, of none.
-BACKENDS = {"one stage": "aot_eager", "two stages": "eager", "whole images": "eager"}
+BACKENDS = {"one stage": "aot_eager", "two stages": "eager", "whole images": "eager", "gray anchors": "eager"}
 DETECTORS: dict[str, Callable[[], Detector]] = {
     "one stage": lambda: fpn_ssd(3, size=(96, 128), channels=8),
     "two stages": two_stages,
     "whole images": small_localizer,
+    "gray anchors": gray_anchors,
 }
 
 
