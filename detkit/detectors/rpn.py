@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detkit._door import door
+from detkit._inputs import promote
 from detkit._ranges import Count, Fraction, NotNegative
 from detkit._ranking import stable_topk
 from detkit.anchors import BalancedSampler, gather_assigned
@@ -189,7 +190,7 @@ class RPNStage(Stage):
         (logits, deltas, _), anchors = outputs
         odds = logits[..., 0]
         if self.criterion.has_background:
-            odds = odds - logits[..., 1:].logsumexp(-1)
+            odds = promote(odds) - promote(logits[..., 1:]).logsumexp(-1)
         rows, counts, valid = best_of_levels(odds, anchors.counts, postprocess.candidates_per_level)
         chosen = Anchors(anchors.boxes[rows], anchors.strides[rows], counts)
         boxes = self.coder.decode(take_rows(deltas, rows), chosen)  # pyright: ignore[reportCallIssue]
