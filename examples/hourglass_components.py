@@ -108,6 +108,7 @@ def main() -> None:
     seen, unseen, (short, long) = [*chain(*seen)], [*chain(*sets)], sorted(args.size)
     scale = RandomObjectScale(short / 7, short / 4, shortest=short * 2 // 3, longest=long * 4 // 3)
     table: dict[str, list[dict[str, float]]] = {}
+    found: list[Any] = []
     for seed, (name, row) in tqdm([(seed, pair) for seed in range(args.seeds) for pair in ROWS.items()]):
         orders = torch.Generator().manual_seed(seed)  # the same batches in all rows
         batches = [torch.randint(len(seen), (args.batch_size,), generator=orders).tolist() for _ in range(args.steps)]
@@ -132,9 +133,9 @@ def main() -> None:
     bars = plot_bars(values, label="recall at IoU .5 of 300 proposals, %", title=title)
     save_picture(args.output / "components.png", bars)
     shown = [2, len(sets[0]) - 1, len(unseen) - 1]
-    top = [{key: rows[:20] for key, rows in found[i].items()} for i in shown]
+    top: list[Any] = [{key: rows[:20] for key, rows in found[i].items()} for i in shown]
     images, truths = zip(*(unseen[i] for i in shown), strict=True)
-    plain = [{"boxes": one["boxes"], "labels": 0 * one["labels"]} for one in truths]
+    plain: list[Any] = [{"boxes": one["boxes"], "labels": 0 * one["labels"]} for one in truths]
     save_picture(args.output / "proposals.png", side_by_side(images, plain, top, score_threshold=0.0))
 
 

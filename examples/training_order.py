@@ -9,6 +9,7 @@ the data sets, and the recalls of the three orders beside those of selective sea
 import argparse
 from collections import Counter
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from hourglass.training import Scene, datasets, proposed, recalls, scenes, train
@@ -43,12 +44,14 @@ def batches_of(order: str, classes: list[int], size: int, steps: int) -> list[li
 @torch.no_grad()
 def distances(detector: Detector, own: list[Scene]) -> ClassDistances:
     """Of objects, embedded by the finest level before its ReLU: behind it no cosine is negative."""
-    detector.get_submodule("trunk.1.merge.0")[-1] = nn.Identity()
+    finest: Any = detector.get_submodule("trunk.1.merge.0")
+    finest[-1] = nn.Identity()
     rows, labels = [], []
     for image, target in own:
         batch, targets = detector.preprocess([image], [target])
-        finest = detector.trunk(batch.tensors)[0]
-        rows.append(roi_align(finest, targets.boxes[:, : len(target["labels"])], 1, 1 / 8).flatten(1))
+        rows.append(
+            roi_align(detector.trunk(batch.tensors)[0], targets.boxes[:, : len(target["labels"])], 1, 1 / 8).flatten(1)
+        )
         labels.append(target["labels"])
     return class_distances(torch.cat(rows), torch.cat(labels))
 
@@ -66,7 +69,7 @@ def main() -> None:
     torch.set_num_threads(1)
     sets, unseen = (scenes(args.data, split, args.size, args.images) for split in ("train", "val"))
     seen, table = [scene for own in sets for scene in own], {}
-    classes = [class_of(scene) for scene in seen]
+    classes, detector = [class_of(scene) for scene in seen], cast(Any, None)
     for order in tqdm(("base", "random", "balanced")):
         torch.manual_seed(0)
         detector = small_hourglass_rpn(size=tuple(args.size), channels=48)
