@@ -44,14 +44,13 @@ def batches_of(order: str, classes: list[int], size: int, steps: int) -> list[li
 @torch.no_grad()
 def distances(detector: Detector, own: list[Scene]) -> ClassDistances:
     """Of objects, embedded by the finest level before its ReLU: behind it no cosine is negative."""
-    finest: Any = detector.get_submodule("trunk.1.merge.0")
-    finest[-1] = nn.Identity()
+    layers: Any = detector.get_submodule("trunk.1.merge.0")
+    layers[-1] = nn.Identity()
     rows, labels = [], []
     for image, target in own:
         batch, targets = detector.preprocess([image], [target])
-        rows.append(
-            roi_align(detector.trunk(batch.tensors)[0], targets.boxes[:, : len(target["labels"])], 1, 1 / 8).flatten(1)
-        )
+        finest, boxes = detector.trunk(batch.tensors)[0], targets.boxes[:, : len(target["labels"])]
+        rows.append(roi_align(finest, boxes, 1, 1 / 8).flatten(1))
         labels.append(target["labels"])
     return class_distances(torch.cat(rows), torch.cat(labels))
 
@@ -63,17 +62,18 @@ def main() -> None:
     parser.add_argument("output", type=Path, help="folder for the picture")
     parser.add_argument("--size", type=int, nargs=2, default=(160, 224))
     parser.add_argument("--mode", choices=("single", "fast", "quality"), default="fast", help="of selective search")
-    for name, default in {"steps": 300, "batch-size": 4, "images": 1000}.items():
+    for name, default in {"steps": 200, "batch-size": 4, "images": 1000}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     args = parser.parse_args()
     torch.set_num_threads(1)
     sets, unseen = (scenes(args.data, split, args.size, args.images) for split in ("train", "val"))
     seen, table = [scene for own in sets for scene in own], {}
-    classes, detector = [class_of(scene) for scene in seen], cast(Any, None)
+    classes = [class_of(scene) for scene in seen]
+    detector = small_hourglass_rpn()
     for order in tqdm(("base", "random", "balanced")):
         torch.manual_seed(0)
         detector = small_hourglass_rpn(size=tuple(args.size), channels=48)
-        detector.rpn.postprocess.max_proposals = 500
+        cast(Any, detector.rpn).postprocess.max_proposals = 500
         train(detector, seen, batches_of(order, classes, args.batch_size, args.steps), args.steps, None)
         table[order] = [proposed(detector, own) for own in unseen]
     table["selective search"] = [[], []]
