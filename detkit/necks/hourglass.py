@@ -24,7 +24,9 @@ class Hourglass(Neck):
 
     Deviations: the authors' code enlarges by a fixed deconvolution (kernel 4, stride 2), which is the same away from
     the border, for sides that double; there the 1 x 1 convolution stands behind the enlargement, here before it, where
-    it costs a quarter, and a ReLU follows it. Raises ValueError for in_channels and in_strides of different lengths.
+    it costs a quarter, and a ReLU follows it. Exported with dynamic sizes, the coarsest map must be more than one cell
+    high and wide: with the defaults, images above 64 pixels.
+    Raises ValueError for in_channels and in_strides of different lengths.
     Source: Li et al. 2016, "Do We Really Need More Training Data For Object Localization", network architecture.
 
     >>> neck = Hourglass([8, 16, 32], [8, 16, 32], channels=4)

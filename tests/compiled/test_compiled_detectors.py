@@ -20,7 +20,8 @@ from detkit.structures import Target, Targets, pad_targets
 
 # (images, objects of each), which are padded to T = 4, 8, 4, 4: both change at once, which is one graph less.
 BATCHES = ((2, 3), (3, 6), (5, 3), (3, 4))
-SIZES = ((2, (96, 128)), (3, (130, 90)), (5, (64, 200)))
+# Above 64: torch exports no map whose side may be a single cell, which the hourglass reaches at stride 64.
+SIZES = ((2, (96, 128)), (3, (130, 90)), (5, (72, 200)))
 
 
 def two_stages() -> Detector:
@@ -86,6 +87,8 @@ def assert_all_close(found, expected) -> None:
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
+# Of gray anchors nothing is left at inference but a softmax, which is exported below.
+@pytest.mark.parametrize("detector", [name for name in DETECTORS if name != "gray anchors"], indirect=True)
 def test_inference_compiles_whole_and_finds_what_it_finds_eagerly(detector):
     compiled, counter = counted(FromTensors(detector))
     with torch.no_grad():
