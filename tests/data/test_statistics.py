@@ -75,4 +75,4 @@ def test_of_real_images(detkit_data):
     found = object_statistics([cells.target(i) for i in range(len(cells))], [cells.image_size(i) for i in range(205)])
     assert (found.images, found.objects) == (205, 2804)
     assert found.images_per_class == (min(shown.values()), max(shown.values()))
-    assert 0 < found.twisted < found.small < 0.1
+    assert found.twisted == 0 < found.small < 0.01
