@@ -51,7 +51,7 @@ def distances(detector: Detector, own: list[Scene]) -> ClassDistances:
         batch, targets = detector.preprocess([image], [target])
         finest, boxes = detector.trunk(batch.tensors)[0], targets.boxes[:, : len(target["labels"])]
         rows.append(roi_align(finest, boxes, 1, 1 / 8).flatten(1))
-        labels.append(target["labels"])
+        labels.append(torch.where(rows[-1].any(1), target["labels"], -1))  # some lie beyond the last cell's center
     return class_distances(torch.cat(rows), torch.cat(labels))
 
 
