@@ -42,7 +42,8 @@ def without_chance(detector: Detector) -> Detector:
     """Samplers take all there is, from few proposals; masks stay probabilities, which no rounding flips."""
     for module in detector.modules():
         if isinstance(module, BalancedSampler):
-            module.count, module.positive_fraction = 10_000, 1.0
+            module.count, module.positive_fraction, module.negatives_per_positive = 10_000, 1.0, None
+            module.gray_per_other = float(module.gray_per_other > 0)
         elif isinstance(module, ProposalPostprocess):
             module.candidates_per_level, module.max_proposals = 40, 40
     detector.preprocess.mask_threshold = None

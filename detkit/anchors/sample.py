@@ -14,7 +14,7 @@ from detkit._door import door
 from detkit._noise import uniform_like
 from detkit._ranges import Count, Fraction, NotNegative, Whole
 from detkit._ranking import stable_topk
-from detkit.structures import NEGATIVE
+from detkit.structures import GRAY, NEGATIVE
 from detkit.structures.labels import check_weights
 
 Scope = Literal["image", "batch"]
@@ -96,6 +96,12 @@ class BalancedSampler(nn.Module):
     are those of RPN; Faster R-CNN's second stage uses (512, positive_fraction=0.25). Source: Ren et al. 2015, section
     3.1.3, and Girshick 2015, section 2.3.
 
+    With ``negatives_per_positive`` it stops at so many negatives for each sampled positive, and at count / 4 in an
+    image without any. With ``gray_per_other`` it samples GRAY anchors beyond ``count``: so many for each that is
+    sampled besides, and that share of count / 4 in an image where none is. The hourglass RPN uses (300,
+    negatives_per_positive=2.0, gray_per_other=0.5), and all numbers are rounded down. Source: Li et al. 2016, "Do We
+    Really Need More Training Data For Object Localization", remark (b), with the numbers of the authors' code.
+
     Raises ValueError for a count below 0 and a fraction outside [0, 1].
 
     >>> labels = torch.tensor([[3, 3, -1, -2, 0, -1]])
@@ -105,31 +111,56 @@ class BalancedSampler(nn.Module):
     """
 
     @door
-    def __init__(self, count: Count = 256, *, positive_fraction: Fraction = 0.5) -> None:
+    def __init__(
+        self,
+        count: Count = 256,
+        *,
+        positive_fraction: Fraction = 0.5,
+        negatives_per_positive: NotNegative | None = None,
+        gray_per_other: Fraction = 0.0,
+    ) -> None:
         super().__init__()
         self.count, self.positive_fraction = count, positive_fraction
+        self.negatives_per_positive, self.gray_per_other = negatives_per_positive, gray_per_other
 
     @property
     def most_positives(self) -> int:
         """The largest number of positives sampled in an image."""
         return int(self.count * self.positive_fraction)
 
+    @property
+    def most(self) -> int:
+        """The largest number of anchors sampled in an image: what it is padded to."""
+        return self.count + int(self.count * self.gray_per_other)
+
     @door
     @torch.no_grad()
     def forward(self, labels: Int[Tensor, "B N"], *, generator: torch.Generator | None = None) -> Bool[Tensor, "B N"]:
-        """True for each sampled anchor, positive or negative.
+        """True for each sampled anchor, positive, negative or gray.
 
-        labels (B, N): each anchor's class or object (from 0), NEGATIVE or IGNORED. The same ``generator`` state gives
-        the same sample, whatever the number of threads; under fullgraph compilation it must be None.
+        labels (B, N): each anchor's class or object (from 0), NEGATIVE, IGNORED or GRAY. The same ``generator`` state
+        gives the same sample, whatever the number of threads; under fullgraph compilation it must be None.
         """
         lots = 1 - uniform_like(labels, generator, dtype=torch.float32)  # in (0, 1]: ineligible anchors get 0
         positives = _best(lots, labels >= 0, self.most_positives)
-        room = self.count - positives.sum(1, keepdim=True)
-        return positives | _best(lots, labels == NEGATIVE, self.count, room)
+        sampled = positives.sum(1, keepdim=True)
+        room = self.count - sampled
+        if self.negatives_per_positive is not None:
+            wanted = (sampled * min(self.negatives_per_positive, self.count)).long()
+            room = torch.where(sampled > 0, torch.minimum(room, wanted), self.count // 4)
+        chosen = positives | _best(lots, labels == NEGATIVE, self.count, room)
+        if self.gray_per_other == 0:
+            return chosen
+        others = chosen.sum(1, keepdim=True)
+        room = (torch.where(others > 0, others, self.count / 4) * self.gray_per_other).long()
+        return chosen | _best(lots, labels == GRAY, self.most - self.count, room)
 
     def extra_repr(self) -> str:
         """The settings that ``print`` shows."""
-        return f"{self.count}, positive_fraction={self.positive_fraction}"
+        shown = f"{self.count}, positive_fraction={self.positive_fraction}"
+        if self.negatives_per_positive is not None:
+            shown += f", negatives_per_positive={self.negatives_per_positive}"
+        return shown + (f", gray_per_other={self.gray_per_other}" if self.gray_per_other else "")
 
 
 def sampled_rows(

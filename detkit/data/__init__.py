@@ -13,6 +13,7 @@ from detkit.data.images import image_paths, read_image
 from detkit.data.kaggle import CsvDataset
 from detkit.data.samplers import BalancedBatchSampler, ResumableSampler
 from detkit.data.scenes import DigitScenes
+from detkit.data.statistics import ObjectStatistics, object_statistics
 from detkit.data.transforms import (
     Augmented,
     flip_augmentation,
@@ -34,6 +35,7 @@ __all__ = [
     "CocoDataset",
     "CsvDataset",
     "DigitScenes",
+    "ObjectStatistics",
     "ResumableSampler",
     "VocDataset",
     "VocFolders",
@@ -44,6 +46,7 @@ __all__ = [
     "image_paths",
     "large_scale_jitter",
     "localization_augmentation",
+    "object_statistics",
     "read_image",
     "sanitize",
     "short_side_augmentation",

@@ -144,9 +144,9 @@ class BalancedBatchSampler(_Resumable[list[int]]):
     Each slot of a batch belongs to a class, in one cycle through all classes that continues over the batches of an
     epoch. It is filled with the next image of that class, reshuffled whenever the class is exhausted. So images of rare
     classes repeat, and those of common classes are not all seen in one epoch. An image with several classes counts for
-    the one whose slot it fills; images without labels are never drawn. With ``samples_per_class`` a slot takes so many
-    images of its class, none twice unless the class has fewer: 32 and 4 make the batches of 8 classes x 4 images that
-    metric losses want ("PK"); counts then differ by at most 4.
+    the one whose slot it fills; images without labels are never drawn, and a label below 0 is none. With
+    ``samples_per_class`` a slot takes so many images of its class, none twice unless the class has fewer: 32 and 4 make
+    the batches of 8 classes x 4 images that metric losses want ("PK"); counts then differ by at most 4.
 
     labels_per_image: the label or labels of each image (a sequence or tensor, possibly empty). ``batches`` is the
     number per rank and epoch, by default as many as the images fill; ranks take every world_size-th batch. Pass it to a
@@ -206,7 +206,8 @@ def _images_per_class(labels_per_image: Sequence[int | Sequence[int] | Tensor]) 
     images: dict[int, list[int]] = {}
     for image, labels in enumerate(labels_per_image):
         for label in np.unique(np.asarray(labels)).tolist():
-            images.setdefault(int(label), []).append(image)
+            if label >= 0:
+                images.setdefault(int(label), []).append(image)
     if not images:
         raise ValueError(f"BalancedBatchSampler: none of the {len(labels_per_image)} images has a label")
     return [np.array(images[label]) for label in sorted(images)]

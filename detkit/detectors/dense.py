@@ -218,6 +218,11 @@ def _check_pairs(name: str, stage: Any) -> None:
             f"{name}: {criterion} and {coder} disagree on whether boxes are distributions; a DistributionCoder goes "
             "with a QualityLoss whose distribution_weight is above 0, and only with that"
         )
+    if getattr(stage.matcher, "gives_gray", False) != stage.criterion.reads_gray:
+        raise ValueError(
+            f"{name}: {criterion} and {matcher} disagree on gray anchors; a GrayMatcher goes with "
+            "HourglassLoss(gray=True), and only with that"
+        )
     if getattr(stage.matcher, "reads_fractions", False):
         raise ValueError(
             f"{name}: {matcher} matches boxes as fractions of the image, as sets of queries predict them; give a "

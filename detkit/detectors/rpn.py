@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detkit._door import door
+from detkit._inputs import promote
 from detkit._ranges import Count, Fraction, NotNegative
 from detkit._ranking import stable_topk
 from detkit.anchors import BalancedSampler, gather_assigned
@@ -99,10 +100,11 @@ class ProposalPostprocess(nn.Module):
 class RPNStage(Stage):
     """A region proposal network: objectness and a box for every anchor.
 
-    Its parts are those of a :class:`~detkit.detectors.DenseStage`, with one logit per anchor; ``sampler`` chooses which
-    of the assigned anchors enter the ``criterion``. ``postprocess`` makes the proposals at inference,
-    ``training_postprocess`` those that the next stage trains on (default: the same). Raises ValueError for parts that
-    do not fit each other.
+    Its parts are those of a :class:`~detkit.detectors.DenseStage`, with one logit per anchor, or several for a
+    criterion with background, of which the first is the object's; ``sampler`` chooses which of the assigned anchors
+    enter the ``criterion``, from each level by itself where the criterion says ``levels_apart``. ``postprocess`` makes
+    the proposals at inference, ``training_postprocess`` those that the next stage trains on (default: the same). Raises
+    ValueError for parts that do not fit each other.
 
     >>> from detkit.detectors import faster_rcnn
     >>> type(faster_rcnn(num_classes=2).rpn).__name__
@@ -134,12 +136,13 @@ class RPNStage(Stage):
     ) -> DenseOutputs:
         """Logits and deltas for every anchor; targets make no difference.
 
-        Raises ValueError for a head with more than one logit for each anchor.
+        Raises ValueError for a head with logits of more than one class for each anchor.
         """
         outputs = predict(self, features, images)
-        shape = tuple(outputs.predictions.logits.shape)
-        if shape[2:] != (1,):
-            raise ValueError(f"RPNStage: head is a {type(self.head).__name__}, logits {shape}; allowed is (B, N, 1)")
+        shape, background = tuple(outputs.predictions.logits.shape), self.criterion.has_background
+        if self.criterion.num_classes(outputs.predictions) != 1 or (shape[2] > 1) != background:
+            allowed = "those of one class, and of background behind it" if background else "(B, N, 1)"
+            raise ValueError(f"RPNStage: head is a {type(self.head).__name__}, logits {shape}; allowed is {allowed}")
         return outputs
 
     @door
@@ -148,13 +151,13 @@ class RPNStage(Stage):
         (logits, deltas, _), anchors = outputs
         targets = targets._replace(labels=torch.zeros_like(targets.labels))  # objects are all of one class
         assignment = assign(self, outputs, targets)
-        rows, valid = sampled_rows(self.sampler(assignment.matched), assignment.matched, self.sampler.count)
+        rows, valid, counts = self._sampled(assignment.matched, anchors.counts)
         sampled = Assignment(*(column.gather(1, rows) for column in assignment[:2]))
         assigned = gather_assigned(sampled, targets)
         return self.criterion(
             DensePredictions(take_rows(logits, rows), take_rows(deltas, rows)),
             assigned._replace(labels=torch.where(valid, assigned.labels, IGNORED)),
-            Anchors(anchors.boxes[rows], anchors.strides[rows], (rows.shape[1],)),
+            Anchors(anchors.boxes[rows], anchors.strides[rows], counts),
             self.coder,
         )
 
@@ -168,15 +171,30 @@ class RPNStage(Stage):
         """Proposals to train on; usually more than at inference."""
         return self._proposals(outputs, images, self.training_postprocess)
 
+    def _sampled(
+        self, matched: Int[Tensor, "B N"], counts: Sequence[Any]
+    ) -> tuple[Int[Tensor, "B K"], Bool[Tensor, "B K"], tuple[int, ...]]:
+        """Which anchors enter the criterion, padded, which of these are no padding, and how many are of each level."""
+        rows, valid, start = [], [], 0
+        for labels in matched.split(list(counts), dim=1) if self.criterion.levels_apart else (matched,):
+            own, real = sampled_rows(self.sampler(labels), labels, self.sampler.most)
+            rows.append(own + start)
+            valid.append(real)
+            start += labels.shape[1]
+        return torch.cat(rows, 1), torch.cat(valid, 1), tuple(part.shape[1] for part in rows)
+
     @torch.no_grad()
     def _proposals(self, outputs: DenseOutputs, images: Images, postprocess: ProposalPostprocess) -> Detections:
-        """Anchors are chosen by their logits, which tie less often than scores, and only the chosen ones are
+        """Anchors are chosen by their log-odds, which tie less often than scores, and only the chosen ones are
         decoded."""
         (logits, deltas, _), anchors = outputs
-        rows, counts, valid = best_of_levels(logits[..., 0], anchors.counts, postprocess.candidates_per_level)
+        odds = logits[..., 0]
+        if self.criterion.has_background:
+            odds = promote(odds) - promote(logits[..., 1:]).logsumexp(-1)
+        rows, counts, valid = best_of_levels(odds, anchors.counts, postprocess.candidates_per_level)
         chosen = Anchors(anchors.boxes[rows], anchors.strides[rows], counts)
         boxes = self.coder.decode(take_rows(deltas, rows), chosen)  # pyright: ignore[reportCallIssue]
-        scores = torch.where(valid[..., None], take_rows(logits, rows).to(boxes).sigmoid(), torch.nan)
+        scores = torch.where(valid[..., None], odds.gather(1, rows)[..., None].to(boxes).sigmoid(), torch.nan)
         return postprocess(scores, boxes, images.sizes, counts)
 
 

@@ -23,6 +23,7 @@ from detkit.losses.classification import (
 )
 from detkit.losses.dense import DenseCriterion, box_costs, mean_count, sigmoid_scores, softmax_scores
 from detkit.losses.fcos import FCOSLoss
+from detkit.losses.hourglass import HourglassLoss
 from detkit.losses.keypoint import keypoint_loss, keypoint_targets
 from detkit.losses.mask import mask_loss, mask_targets
 from detkit.losses.multibox import MultiBoxLoss
@@ -46,6 +47,7 @@ __all__ = [
     "BoxCoder",
     "DenseCriterion",
     "FCOSLoss",
+    "HourglassLoss",
     "MultiBoxLoss",
     "ObjectnessLoss",
     "QualityLoss",

@@ -29,7 +29,9 @@ class DenseCriterion(nn.Module):
 
     ``has_background`` says whether the last logit of a softmax is background, ``reads_quality`` whether it needs the
     head's quality logit, ``reads_distributions`` whether the box outputs are distributions, as
-    :class:`~detkit.boxes.DistributionCoder` decodes them. A stage refuses parts that do not match.
+    :class:`~detkit.boxes.DistributionCoder` decodes them, ``reads_gray`` whether it learns from GRAY anchors. A stage
+    refuses parts that do not match. ``levels_apart`` says that its losses are sums over levels, so that anchors are
+    sampled from each by itself.
 
     >>> class Mean(DenseCriterion):
     ...     def forward(self, predictions, assigned, anchors, coder): return {"mean": predictions.logits.mean()}
@@ -42,6 +44,8 @@ class DenseCriterion(nn.Module):
     has_background: bool = False
     reads_quality: bool = False
     reads_distributions: bool = False
+    reads_gray: bool = False
+    levels_apart: bool = False
 
     @door
     def forward(

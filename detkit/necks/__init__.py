@@ -6,8 +6,19 @@ A neck is built from the backbone's ``out_channels`` and ``strides`` and declare
 
 from detkit.necks.base import Neck
 from detkit.necks.fpn import FPN
+from detkit.necks.hourglass import Hourglass
 from detkit.necks.passthrough import PassthroughNeck
 from detkit.necks.ssd_extra import SSD300_LEVELS, SSD512_LEVELS, ExtraLevel, SSDExtra
 from detkit.necks.yolo import YOLONeck
 
-__all__ = ["FPN", "SSD300_LEVELS", "SSD512_LEVELS", "ExtraLevel", "Neck", "PassthroughNeck", "SSDExtra", "YOLONeck"]
+__all__ = [
+    "FPN",
+    "SSD300_LEVELS",
+    "SSD512_LEVELS",
+    "ExtraLevel",
+    "Hourglass",
+    "Neck",
+    "PassthroughNeck",
+    "SSDExtra",
+    "YOLONeck",
+]

@@ -6,6 +6,7 @@ nearer. Nothing here knows of detectors: what a detector found goes in as plain 
 
 from detkit.retrieval.ball_tree import BallTreeIndex
 from detkit.retrieval.brute_force import BruteForceIndex
+from detkit.retrieval.class_distances import ClassDistances, class_distances
 from detkit.retrieval.clusters import ClusterAgreement, cluster_agreement
 from detkit.retrieval.distances import CosineDistance, Distance, EuclideanDistance, inner_products, squared_distances
 from detkit.retrieval.faiss_index import FaissIndex
@@ -44,6 +45,7 @@ __all__ = [
     "ArcFaceLoss",
     "BallTreeIndex",
     "BruteForceIndex",
+    "ClassDistances",
     "ClusterAgreement",
     "ContrastiveLoss",
     "CosineDistance",
@@ -67,6 +69,7 @@ __all__ = [
     "TripletLoss",
     "arcface",
     "chopra_cost",
+    "class_distances",
     "cluster_agreement",
     "contrastive_cost",
     "contrastive_loss",

@@ -6,6 +6,7 @@ Boxes are xyxy in absolute continuous pixels, labels 0..C-1, sizes (height, widt
 """
 
 from detkit.structures.batch import (
+    GRAY,
     IGNORED,
     NEGATIVE,
     Anchors,
@@ -23,6 +24,7 @@ from detkit.structures.padding import batch_images, collate, pad_rows, pad_targe
 
 __all__ = [
     "FIELDS",
+    "GRAY",
     "IGNORED",
     "NEGATIVE",
     "VOID",

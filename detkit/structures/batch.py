@@ -14,6 +14,8 @@ NEGATIVE = -1
 """In an :class:`Assignment`: this anchor belongs to no object, and learns to say so."""
 IGNORED = -2
 """In an :class:`Assignment`: this anchor takes no part in the loss."""
+GRAY = -3
+"""In an :class:`Assignment`: this anchor is neither object nor background, and learns to say so; few losses know it."""
 
 
 class Images(NamedTuple):
@@ -171,7 +173,7 @@ class Predictions(NamedTuple):
 
 
 class Assignment(NamedTuple):
-    """Which target each anchor learns: its index in the image, NEGATIVE or IGNORED; and how good the match is."""
+    """Which target each anchor learns: its index in the image, NEGATIVE, IGNORED or GRAY; and how good the match is."""
 
     matched: Int[Tensor, "B N"]
     quality: Float[Tensor, "B N"]

@@ -18,6 +18,7 @@ from detkit.tricks.fused import Fused, Fusion
 from detkit.tricks.fusion import KeepAll, NMSFusion, SoftNMSFusion, WeightedBoxesFusion, fuse_detections
 from detkit.tricks.mixup import DetectionMixup, Mixup
 from detkit.tricks.mosaic import Mosaic
+from detkit.tricks.object_scale import RandomObjectScale
 from detkit.tricks.parameter_groups import parameter_groups
 from detkit.tricks.random_shapes import RandomBatchShapes
 from detkit.tricks.samples import BatchAugmentation
@@ -39,6 +40,7 @@ __all__ = [
     "Mosaic",
     "NMSFusion",
     "RandomBatchShapes",
+    "RandomObjectScale",
     "SoftNMSFusion",
     "SyncBatchNorm",
     "TestTimeAugmentation",

@@ -276,3 +276,59 @@ def test_rows_of_a_choice_are_its_positives_then_its_negatives(labels, count, fr
 def test_the_number_of_positives_is_rounded_down(count, fraction, most):
     assert BalancedSampler(count, positive_fraction=fraction).most_positives == most
     assert BalancedSampler(count, positive_fraction=fraction)(torch.zeros(1, 999).long()).sum() == most
+
+
+# A ratio of negatives, and gray anchors beyond
+
+
+HOURGLASS = {"negatives_per_positive": 2.0, "gray_per_other": 0.5}
+
+
+def of_three(positives: int, negatives: int, gray: int) -> torch.Tensor:
+    return torch.tensor([[0] * positives + [-1] * negatives + [-3] * gray], dtype=torch.int64)
+
+
+def taken(sampler: BalancedSampler, labels: torch.Tensor) -> tuple[int, int, int]:
+    """Positive, negative and gray anchors that are sampled."""
+    chosen = sampler(labels)
+    return tuple(int((chosen & kind).sum()) for kind in (labels >= 0, labels == -1, labels == -3))
+
+
+def slow_table(positives: int, negatives: int, gray: int, count: int) -> tuple[int, int, int]:
+    """The authors' table, said in words."""
+    own = min(positives, count // 2)
+    background = min(2 * own, count - own, negatives) if own else min(count // 4, negatives)
+    return own, background, min((own + background) // 2 if own + background else count // 8, gray)
+
+
+@pytest.mark.parametrize(("positives", "expected"), [(20, (20, 40, 30)), (200, (150, 150, 150)), (0, (0, 75, 37))])
+def test_the_hourglass_samples_as_the_table_says(positives, expected):
+    assert taken(BalancedSampler(300, **HOURGLASS), of_three(positives, 2000, 2000)) == expected
+
+
+@given(counts=st.tuples(*[st.integers(0, 40)] * 3), count=st.integers(1, 60))
+def test_it_samples_as_the_table_says_where_there_are_few(counts, count):
+    sampler, labels = BalancedSampler(count, **HOURGLASS), of_three(*counts)
+    assert taken(sampler, labels) == slow_table(*counts, count)
+    assert sampler(labels).sum() <= sampler.most == count + count // 2
+
+
+@given(counts=st.tuples(*[st.integers(0, 40)] * 3), count=st.integers(1, 60))
+def test_without_gray_none_is_sampled_and_the_others_are_the_same(counts, count):
+    found = taken(BalancedSampler(count, negatives_per_positive=2.0), of_three(*counts))
+    assert found == (*slow_table(*counts, count)[:2], 0)
+    assert BalancedSampler(count).most == count
+
+
+@pytest.mark.parametrize(("ratio", "expected"), [(0.0, 0), (0.5, 2), (1e300, 20)])
+def test_any_ratio_is_rounded_down_and_the_count_is_the_end(ratio, expected):
+    assert taken(BalancedSampler(25, negatives_per_positive=ratio), of_three(5, 99, 0)) == (5, expected, 0)
+
+
+def test_the_ratio_is_shown():
+    assert repr(BalancedSampler(300, **HOURGLASS)).endswith("negatives_per_positive=2.0, gray_per_other=0.5)")
+
+
+def test_a_gray_share_that_makes_no_sense_is_refused():
+    assert_refused("BalancedSampler: gray_per_other=1.5 [0, 1]", BalancedSampler, gray_per_other=1.5)
+    assert_refused("BalancedSampler: negatives_per_positive=-1.0 0", BalancedSampler, negatives_per_positive=-1.0)

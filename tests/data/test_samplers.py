@@ -163,6 +163,13 @@ def test_images_with_several_labels_fill_a_place_of_one_and_those_without_none()
     assert set(drawn.tolist()) == {0, 2, 4}
 
 
+def test_a_label_below_zero_is_no_class():
+    drawn = np.concatenate(list(BalancedBatchSampler([0, -1, torch.tensor([-1, 1]), -1], 4, batches=20)))
+    assert set(drawn.tolist()) == {0, 2}
+    with pytest.raises(ValueError, match="none of the 2 images has a label"):
+        BalancedBatchSampler([-1, [-1]], 4)
+
+
 def test_balanced_batches_depend_on_seed_and_epoch_and_resume():
     sampler = BalancedBatchSampler(LABELS, 6, seed=1)
     first = list(sampler)

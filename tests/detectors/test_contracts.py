@@ -8,6 +8,7 @@ from detkit.detectors import (
     fpn_ssd,
     modified_ssd,
     small_faster_rcnn,
+    small_hourglass_rpn,
     small_mask_rcnn,
     ssd7,
     ssd300,
@@ -22,6 +23,9 @@ SMALL = {
     "tiny_ssd": Case(lambda: tiny_ssd(2), num_classes=2),
     "small_localizer": Case(small_localizer, num_classes=3),
     "small_faster_rcnn": Case(lambda: small_faster_rcnn(3, size=(96, 128), channels=8), 3, TWO_STAGES),
+    "small_hourglass_rpn": Case(
+        lambda: small_hourglass_rpn(size=(96, 128), channels=8), 2, frozenset({"rpn.objectness"})
+    ),
     "small_mask_rcnn": Case(lambda: small_mask_rcnn(3, size=(96, 128), channels=8), 3, TWO_STAGES),
 }
 

@@ -5,6 +5,13 @@ Functions that end in ``_stage`` or ``_anchors`` build a part of one, for detect
 
 from detkit.detectors.recipes.detr import box_query_stage, detr, detr_dc5, detr_stage, small_detr
 from detkit.detectors.recipes.fcos import fcos, fcos_anchors, fcos_stage, small_fcos
+from detkit.detectors.recipes.hourglass import (
+    at_scales,
+    hourglass_anchors,
+    hourglass_rpn,
+    hourglass_stage,
+    small_hourglass_rpn,
+)
 from detkit.detectors.recipes.localizers import joint_localizer, residual_classifier
 from detkit.detectors.recipes.one_shot import (
     one_shot_stage,
@@ -53,6 +60,7 @@ from detkit.detectors.recipes.yolo import (
 )
 
 __all__ = [
+    "at_scales",
     "box_query_stage",
     "box_stage",
     "detr",
@@ -64,6 +72,9 @@ __all__ = [
     "fcos_anchors",
     "fcos_stage",
     "fpn_ssd",
+    "hourglass_anchors",
+    "hourglass_rpn",
+    "hourglass_stage",
     "joint_localizer",
     "keypoint_rcnn",
     "keypoint_stage",
@@ -84,6 +95,7 @@ __all__ = [
     "small_detr",
     "small_faster_rcnn",
     "small_fcos",
+    "small_hourglass_rpn",
     "small_mask_rcnn",
     "small_pix2seq",
     "small_retinanet",
