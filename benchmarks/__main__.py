@@ -1,7 +1,8 @@
 """``python -m benchmarks [words] [--busy N] [--write]``: run the cases whose file, name or size contains all words.
 
 ``--busy`` measures beside N processes that compute without end, as data-loading workers do; ``--write`` keeps the table
-under benchmarks/results/, named by date and device.
+under benchmarks/results/, named by date and device. ``--device cuda`` runs the cases that a file has for a GPU instead:
+``device_cases(device)``.
 """
 
 import argparse
@@ -9,7 +10,8 @@ import datetime
 import importlib
 import multiprocessing
 import platform
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,7 +19,8 @@ import torch
 import torchvision
 from tqdm import tqdm
 
-from benchmarks.harness import measure, table
+from benchmarks import gpu
+from benchmarks.harness import Case, measure, table, table_of_device
 
 HERE = Path(__file__).parent
 
@@ -29,16 +32,21 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=8.0, help="seconds for each case")
     parser.add_argument("--write", action="store_true", help="keep the table under benchmarks/results/")
     parser.add_argument("--busy", type=int, default=0, metavar="N", help="measure beside N processes that compute")
+    parser.add_argument("--device", default="cpu", help="where the tensors lie: cpu, or a GPU as cuda or cuda:1")
     options = parser.parse_args()
+    if options.device != "cpu" and not torch.cuda.is_available():
+        parser.error(f"--device {options.device}: there is no GPU here")
     measured = []
     with _beside(options.busy):
         for file in tqdm(sorted(HERE.glob("bench_*.py")), unit="file"):
-            for case in importlib.import_module(f"benchmarks.{file.stem}").cases():
+            for case in _cases(file.stem, options.device):
                 if all(word in f"{file.stem} {case.name} {case.size}" for word in options.words):
-                    measured.append(measure(case, budget=options.budget))
+                    measured.append(measure(case, budget=options.budget, device=options.device))
                     tqdm.write(f"{case.name}, {case.size}: {measured[-1].ratio:.2f}x")
     beside = f" Beside {options.busy} busy processes." if options.busy else ""
     text = f"{_setting()}{beside}\n\n{table(measured)}\n"
+    if options.device != "cpu":
+        text += f"\n{table_of_device(measured, gpu.copy_bandwidth(options.device))}\n"
     print(text)
     if options.write:
         path = HERE / "results" / f"{datetime.date.today()}-{_device().split(',')[0].replace(' ', '-')}.md"
@@ -63,6 +71,13 @@ def _spin() -> None:
         pass
 
 
+def _cases(name: str, device: str) -> Iterable[Case]:
+    module = importlib.import_module(f"benchmarks.{name}")
+    if device == "cpu":
+        return module.cases()
+    return module.device_cases(device) if hasattr(module, "device_cases") else ()
+
+
 def _device() -> str:
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
@@ -70,10 +85,19 @@ def _device() -> str:
     return f"CPU, {models[0].split(': ')[1] if models else platform.processor()}"
 
 
+def _driver() -> str:
+    if not torch.cuda.is_available():
+        return ""
+    ask = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    driver = subprocess.run(ask, capture_output=True, text=True).stdout.split()
+    return f" (CUDA {torch.version.cuda}, driver {driver[0] if driver else 'unknown'})"
+
+
 def _setting() -> str:
     return (
         f"{datetime.date.today()}, {_device()}, {torch.get_num_threads()} threads, Python {platform.python_version()}, "
-        f"torch {torch.__version__}, torchvision {torchvision.__version__}. Ratio: the peer's median time over ours."
+        f"torch {torch.__version__}{_driver()}, torchvision {torchvision.__version__}. "
+        "Ratio: the peer's median time over ours."
     )
 
 

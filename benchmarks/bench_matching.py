@@ -27,6 +27,12 @@ def cases() -> Iterator[Case]:
     yield _case("SSD matching, torchvision's rule", anchors, 16, 10, 8.0, bipartite=True)
 
 
+def device_cases(device: str) -> Iterator[Case]:
+    """The same on a GPU, where the matrix of a batch would be 770 MB."""
+    anchors = retinanet_anchors(_default_anchorgen()).to(device)
+    yield _case("RetinaNet matching", anchors, 16, 100, 20.0)
+
+
 def retinanet_anchors(generator: AnchorGenerator) -> Tensor:
     """(120087, 4) anchors of the levels with strides 8 to 128."""
     sides = [FRAME // 8]
@@ -47,8 +53,9 @@ def objects_of(count: int, *, seed: int) -> Tensor:
 
 
 def _case(name: str, anchors: Tensor, images: int, objects: int, target: float, *, bipartite: bool = False) -> Case:
-    truth = [objects_of(objects, seed=seed) for seed in range(images)]
-    targets = pad_targets([Target(boxes=rows, labels=torch.zeros(objects).long()) for rows in truth])
+    truth = [objects_of(objects, seed=seed).to(anchors.device) for seed in range(images)]
+    labels = torch.zeros(objects, dtype=torch.int64, device=anchors.device)
+    targets = pad_targets([Target(boxes=rows, labels=labels) for rows in truth])
     ours = BipartiteMatcher(greedy=False) if bipartite else ThresholdMatcher()
     theirs = SSDMatcher(0.5) if bipartite else Matcher(0.5, 0.4, allow_low_quality_matches=True)
     return Case(

@@ -153,13 +153,21 @@ def _same_pairs(ours: Assignment, theirs: list[tuple[Tensor, Tensor]]) -> None:
 # Deformable attention, as a decoder of 300 queries uses it on the four levels of an 800 x 1066 image.
 
 
-def _attention_cases() -> Iterator[Case]:
+def device_cases(device: str) -> Iterator[Case]:
+    """Deformable attention of a decoder, and of an encoder: a query for each cell."""
+    for queries in (300, 17_821):
+        yield from _attention_cases(device, queries, targets=(2.0, 2.0))
+
+
+def _attention_cases(
+    device: str = "cpu", queries: int = 300, *, targets: tuple[float, float] = (3.0, 1.0)
+) -> Iterator[Case]:
     shapes = [(100, 134), (50, 67), (25, 34), (13, 17)]
     generator = torch.Generator().manual_seed(0)
     values = torch.randn(2, sum(rows * columns for rows, columns in shapes), 8, 32, generator=generator)
-    locations = torch.rand(2, 300, 8, 4, 4, 2, generator=generator)
-    weights = torch.rand(2, 300, 8, 4, 4, generator=generator)
-    given = [rows.requires_grad_() for rows in (values, locations, weights)]
+    locations = torch.rand(2, queries, 8, 4, 4, 2, generator=generator)
+    weights = torch.rand(2, queries, 8, 4, 4, generator=generator)
+    given = [rows.to(device).requires_grad_() for rows in (values, locations, weights)]
 
     def forward(function: Callable[..., Tensor]) -> Callable[[], Tensor]:
         return torch.no_grad()(lambda: function(given[0], shapes, *given[1:]))
@@ -167,11 +175,16 @@ def _attention_cases() -> Iterator[Case]:
     def both(function: Callable[..., Tensor]) -> Callable[[], tuple[Tensor, ...]]:
         return lambda: torch.autograd.grad(function(given[0], shapes, *given[1:]).square().sum(), given)
 
-    size, name = "2 images x 300 queries, 4 levels of 800 x 1066", "deformable attention"
-    yield Case(name, f"{size}, forward", "grid_sample", forward(deformable_attention), forward(_sampled), _same, 3.0)
-    yield Case(
-        name, f"{size}, forward and backward", "grid_sample", both(deformable_attention), both(_sampled), _each, 1.0
-    )
+    name, size = "deformable attention", f"2 images x {queries:,} queries, 4 levels of 800 x 1066"
+    ours, theirs = (forward(function) for function in (deformable_attention, _sampled))
+    yield Case(name, f"{size}, forward", "grid_sample", ours, theirs, _same, targets[0])
+    ours, theirs = (both(function) for function in (deformable_attention, _sampled))
+    yield Case(name, f"{size}, forward and backward", "grid_sample", ours, theirs, _each, targets[1])
+    if device != "cpu":
+        half = [given[0].detach().bfloat16(), *given[1:]]
+        ours = torch.no_grad()(lambda: deformable_attention(half[0], shapes, *half[1:]))
+        theirs = forward(_sampled)
+        yield Case(f"{name}, bfloat16 values", f"{size}, forward", "grid_sample", ours, theirs, _near, targets[0])
 
 
 def _sampled(values: Tensor, shapes: list[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:
@@ -189,6 +202,10 @@ def _sampled(values: Tensor, shapes: list[tuple[int, int]], locations: Tensor, w
 
 def _same(ours: Tensor, theirs: Tensor) -> None:
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def _near(ours: Tensor, theirs: Tensor) -> None:
+    torch.testing.assert_close(ours.float(), theirs, rtol=0.02, atol=0.05)
 
 
 def _each(ours: tuple[Tensor, ...], theirs: tuple[Tensor, ...]) -> None:

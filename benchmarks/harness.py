@@ -9,13 +9,14 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-import torch
+from benchmarks import gpu
 
 
 class Case(NamedTuple):
     """One comparison. ``agree(ours, theirs)`` raises AssertionError where the results differ; ``target`` is the ratio
     that the project aims at, ``floor`` what bounds any implementation, in words. ``clock`` reads seconds; that of the
-    process (one thread) counts no others'."""
+    process (one thread) counts no others'. ``moved`` is how many bytes ours must read and write at least, 0 where
+    memory is not what bounds it; it is looked at on a GPU."""
 
     name: str
     size: str
@@ -26,15 +27,18 @@ class Case(NamedTuple):
     target: float
     floor: str = ""
     clock: Callable[[], float] = time.perf_counter
+    moved: int = 0
 
 
 class Measured(NamedTuple):
-    """A case with its median seconds on both sides, and the CPU seconds of all threads that ours took."""
+    """A case with its median seconds on both sides, and the CPU seconds of all threads that ours took; on a GPU also
+    how often the host waits in ours and in theirs."""
 
     case: Case
     ours: float
     theirs: float
     cpu: float
+    waits: tuple[int, int] | None = None
 
     @property
     def ratio(self) -> float:
@@ -42,8 +46,11 @@ class Measured(NamedTuple):
         return self.theirs / self.ours
 
 
-def measure(case: Case, *, budget: float = 8.0) -> Measured:
-    """Compare, then time both sides alternately for about ``budget`` seconds, at least 3 and at most 60 times each."""
+def measure(case: Case, *, budget: float = 8.0, device: str = "cpu") -> Measured:
+    """Compare, then time both sides alternately for about ``budget`` seconds, at least 3 and at most 60 times each.
+
+    On a GPU time is what passes between two events.
+    """
     case.agree(case.ours(), case.theirs())
     times: tuple[list[float], list[float]] = ([], [])
     cpu: list[float] = []
@@ -51,10 +58,15 @@ def measure(case: Case, *, budget: float = 8.0) -> Measured:
     gc.collect()
     while len(times[0]) < 3 or (time.perf_counter() < end and len(times[0]) < 60):
         start = time.process_time()
-        times[0].append(_seconds(case.ours, case.clock))
+        times[0].append(_timed(case.ours, case, device))
         cpu.append(time.process_time() - start)
-        times[1].append(_seconds(case.theirs, case.clock))
-    return Measured(case, *map(statistics.median, (*times, cpu)))
+        times[1].append(_timed(case.theirs, case, device))
+    waits = None if device == "cpu" else (gpu.waits(case.ours), gpu.waits(case.theirs))
+    return Measured(case, *map(statistics.median, (*times, cpu)), waits)
+
+
+def _timed(function: Callable[[], Any], case: Case, device: str) -> float:
+    return _seconds(function, case.clock) if device == "cpu" else gpu.seconds(function)
 
 
 def table(measured: Iterable[Measured]) -> str:
@@ -73,10 +85,19 @@ def table(measured: Iterable[Measured]) -> str:
 
 
 def _seconds(function: Callable[[], Any], clock: Callable[[], float]) -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
     start = clock()
     function()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
     return clock() - start
+
+
+def table_of_device(measured: Iterable[Measured], bandwidth: float) -> str:
+    """What a GPU adds: host syncs of both sides, and the share of the ``bandwidth`` of a copy, in bytes a second."""
+    rows = [
+        f"| operation | size | host syncs | peer's host syncs | of the copy's {bandwidth / 1e9:,.0f} GB/s |",
+        "|---|---|---|---|---|",
+    ]
+    for m in measured:
+        share = f"{m.case.moved / m.ours / bandwidth:.0%}" if m.case.moved else ""
+        ours, theirs = m.waits or ("", "")
+        rows.append(f"| {m.case.name} | {m.case.size} | {ours} | {theirs} | {share} |")
+    return "\n".join(rows)

@@ -32,7 +32,12 @@ if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
     os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
 
 # What torch.compile traces must not carry the shape checks: tests/test_compiled.py runs that folder on its own.
-collect_ignore = ["traced_before.py", *([] if os.environ.get("DETKIT_COMPILED_TESTS") else ["compiled"])]
+# Triton's interpreter must be chosen before Triton is imported: so does tests/test_interpreted.py.
+collect_ignore = [
+    "traced_before.py",
+    *([] if os.environ.get("DETKIT_COMPILED_TESTS") else ["compiled"]),
+    *([] if os.environ.get("TRITON_INTERPRET") else ["interpreted"]),
+]
 
 # A trace prints the lines that each operation came from; to find its columns as well takes a tenth of its time.
 os.environ.setdefault("PYTHONNODEBUGRANGES", "1")  # in the processes that tests start

@@ -8,8 +8,8 @@ from test_readme import blocks
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = (
     *("adding_a_part", "anchors_and_matching", "dense_detectors", "elementary_losses", "overlap", "suppression"),
-    *("augmentation", "darknet_files", "dozen_detectors", "hourglass", "inference", "localizers", "metric_learning"),
-    *("predicting", "training"),
+    *("augmentation", "darknet_files", "dozen_detectors", "half_precision", "hourglass", "inference", "kernels"),
+    *("localizers", "metric_learning", "predicting", "training"),
 )
 
 

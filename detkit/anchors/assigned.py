@@ -1,5 +1,7 @@
 """What an assignment means for each anchor: the class, box and weight it learns, and whether it is ignored."""
 
+from importlib import import_module
+from types import NotImplementedType
 from typing import NamedTuple
 
 import torch
@@ -7,7 +9,14 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from detkit._door import door
-from detkit.boxes.measures import BoxSides, bounded_sides, intersection_and_union
+from detkit.boxes.measures import (
+    BoxSides,
+    bounded_sides,
+    coordinate_limit,
+    intersection_and_union,
+    smallest_union,
+)
+from detkit.kernels.switch import takes_over
 from detkit.structures import IGNORED, NEGATIVE, Assignment, ClaimedAssignment, Targets, take_rows
 from detkit.structures.labels import check_targets
 
@@ -125,12 +134,16 @@ def in_crowd(
     >>> in_crowd(anchors, torch.tensor([[[0.0, 0, 10, 10]]]), torch.tensor([[True]]))
     tensor([[ True, False]])
     """
+    return torch.ops.detkit.in_crowd(anchors, boxes, crowds)
+
+
+def _in_crowd(anchors: Tensor, boxes: Tensor, crowds: Tensor) -> Tensor:
     own = bounded_sides(anchors).map(lambda values: values.unsqueeze(-2))
     regions = bounded_sides(boxes).map(lambda values: values.unsqueeze(-1))
     inside = boxes.new_zeros((boxes.shape[0], anchors.shape[-2]), dtype=torch.bool)
     pieces: list[Tensor | slice] = [slice(None)]
     # A host can look up which rows are crowds and go through them; on a device that would be a sync.
-    if crowds.device.type == "cpu" and not torch.compiler.is_compiling():
+    if crowds.device.type == "cpu":
         rows = crowds.any(0).nonzero().squeeze(1)
         pieces = [*rows.split(max(1, _PAIRS_AT_ONCE // max(1, inside.numel())))] if len(rows) else []
     for rows in pieces:
@@ -138,3 +151,21 @@ def in_crowd(
         shared, _ = intersection_and_union(region, own)
         inside = inside | ((shared > _CROWD_SHARE * own.area) & crowds[:, rows, None]).any(1)
     return inside
+
+
+def _in_crowd_on_device(anchors: Tensor, boxes: Tensor, crowds: Tensor) -> Tensor | NotImplementedType:
+    """As :func:`_in_crowd`, by a kernel that never holds all pairs: matching, where nothing is an object."""
+    if boxes.dtype != torch.float32 or anchors.dtype != torch.float32:
+        return NotImplemented
+    kernel = import_module("detkit.kernels.threshold")
+    rule = kernel.Rule(1.0, 1.0, False, coordinate_limit(boxes.dtype), smallest_union(boxes.dtype))
+    return kernel.match(boxes, torch.zeros_like(crowds), crowds, anchors, rule)[0] == IGNORED
+
+
+_operator = torch.library.custom_op("detkit::in_crowd", _in_crowd, mutates_args=())
+takes_over(_operator, _in_crowd, lambda: _in_crowd_on_device)
+
+
+@_operator.register_fake
+def _(anchors: Tensor, boxes: Tensor, crowds: Tensor) -> Tensor:
+    return boxes.new_empty((boxes.shape[0], anchors.shape[-2]), dtype=torch.bool)

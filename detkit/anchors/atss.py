@@ -1,6 +1,8 @@
 """ATSS: of the anchors near an object, those with an unusually high IoU are positive."""
 
 from collections.abc import Sequence
+from importlib import import_module
+from types import NotImplementedType
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -13,6 +15,7 @@ from detkit.anchors.assigned import ignore_crowds
 from detkit.anchors.claims import highest_claim
 from detkit.anchors.matcher import AnchorBoxes, read_boxes
 from detkit.boxes import box_centers, paired_box_iou, points_in_boxes
+from detkit.kernels.switch import takes_over
 from detkit.structures import Anchors, Assignment, Predictions, Targets, take_rows
 
 _FARTHEST = 1e18  # coordinates count as at most this: squared distances stay finite
@@ -65,7 +68,8 @@ class ATSSMatcher(nn.Module):
                 f"ATSSMatcher: anchors.counts={list(counts)} add up to {sum(counts)}; "
                 f"allowed is one count for each level, together the {count} anchors"
             )
-        places = self._candidates(boxes.split(list(counts), dim=-2), truth)
+        points, goals = box_centers(boxes), box_centers(truth)
+        places = torch.ops.detkit.nearest_points(points, goals, list(counts), self.candidates)
         near = take_rows(boxes.expand(truth.shape[0], -1, 4), places.flatten(1)).unflatten(1, places.shape[1:])
         overlaps = paired_box_iou(near, truth[:, :, None]).float()
         fits = overlaps >= _threshold(overlaps, torch.isfinite(near).all(-1))[..., None]
@@ -77,30 +81,49 @@ class ATSSMatcher(nn.Module):
         """The settings that ``print`` shows."""
         return f"candidates={self.candidates}"
 
-    def _candidates(
-        self, levels: Sequence[Float[Tensor, "*B _ 4"]], truth: Float[Tensor, "B T 4"]
-    ) -> Int[Tensor, "B T K"]:
-        """Indices of the anchors nearest to each object, level after level."""
-        goals = box_centers(truth)
-        places, start = [], 0
-        for level in levels:
-            points = box_centers(level).expand(truth.shape[0], -1, 2)
-            places.append(_nearest(points, goals, self.candidates) + start)
-            start = start + level.shape[-2]
-        return torch.cat(places, dim=2) if places else goals.new_zeros((*goals.shape[:2], 0), dtype=torch.int64)
+
+def _nearest_points(points: Tensor, goals: Tensor, counts: Sequence[int], candidates: int) -> Tensor:
+    """Indices (B, T, K) of the points, (N, 2) or (B, N, 2), nearest to each goal (B, T, 2), level after level."""
+    places, start = [goals.new_zeros((*goals.shape[:2], 0), dtype=torch.int64)], 0
+    for level in points.split(list(counts), dim=-2):
+        places.append(_nearest(level.expand(goals.shape[0], -1, 2), goals, candidates) + start)
+        start += level.shape[-2]
+    return torch.cat(places, dim=2)
 
 
 def _nearest(points: Float[Tensor, "B N 2"], goals: Float[Tensor, "B T 2"], count: int) -> Int[Tensor, "B T K"]:
     """Indices of the points nearest to each goal, computed for a few goals at a time to bound memory."""
-    points, goals = (rows.clamp(-_FARTHEST, _FARTHEST) for rows in (points, goals))
-    step = goals.shape[1]
-    if not torch.compiler.is_compiling():
-        step = max(1, min(step, _PAIRS_AT_ONCE // max(1, points[..., 0].numel())))
+    points, goals = (_bounded(rows) for rows in (points, goals))
+    step = max(1, min(goals.shape[1], _PAIRS_AT_ONCE // max(1, points[..., 0].numel())))
     parts = []
     for some in goals.split(step, dim=1):
         x, y = (points[:, None] - some[:, :, None]).unbind(-1)
         parts.append(stable_topk(torch.nan_to_num(-(x * x + y * y), nan=-torch.inf), count))
     return torch.cat(parts, dim=1)
+
+
+def _bounded(rows: Float[Tensor, "... 2"]) -> Float[Tensor, "... 2"]:
+    return rows.clamp(-_FARTHEST, _FARTHEST)
+
+
+def _nearest_on_device(
+    points: Tensor, goals: Tensor, counts: Sequence[int], candidates: int
+) -> Tensor | NotImplementedType:
+    """As :func:`_nearest_points`, by a kernel that never holds the distances of all pairs."""
+    if points.dtype != torch.float32 or goals.dtype != torch.float32:
+        return NotImplemented
+    kernel = import_module("detkit.kernels.nearest")
+    return kernel.nearest(_bounded(points), _bounded(goals), counts, candidates)
+
+
+_operator = torch.library.custom_op("detkit::nearest_points", _nearest_points, mutates_args=())
+takes_over(_operator, _nearest_points, lambda: _nearest_on_device)
+
+
+@_operator.register_fake
+def _(points: Tensor, goals: Tensor, counts: Sequence[int], candidates: int) -> Tensor:
+    width = sum(torch.sym_min(count, candidates) for count in counts)
+    return goals.new_empty((*goals.shape[:2], width), dtype=torch.int64)
 
 
 def _threshold(overlaps: Float[Tensor, "B T K"], usable: Bool[Tensor, "B T K"]) -> Tensor:

@@ -1,6 +1,8 @@
 """The matcher of R-CNN and RetinaNet: an anchor learns the object it overlaps most, if the IoU is high enough."""
 
 from functools import partial
+from importlib import import_module
+from types import NotImplementedType
 from typing import Any
 
 import torch
@@ -15,7 +17,8 @@ from detkit.anchors.assigned import no_matches, threshold_labels
 from detkit.anchors.matcher import AnchorBoxes, check_thresholds, match_batch, match_images, read_boxes, traced_matches
 from detkit.anchors.matrix import best_matches, matrix_pieces, overlap_matrix
 from detkit.anchors.search.threshold import search_threshold
-from detkit.boxes.measures import BoxSides
+from detkit.boxes.measures import BoxSides, coordinate_limit, smallest_union
+from detkit.kernels.switch import takes_over
 from detkit.structures import Assignment, Predictions, Targets
 
 
@@ -107,7 +110,20 @@ def _match_rows(
     return match_batch(boxes, valid, ignore, anchors, compare=partial(_compare, **rule), search=search)
 
 
-torch.library.custom_op("detkit::match_threshold", _match_rows, mutates_args=()).register_fake(traced_matches)
+def _match_on_device(
+    boxes: Tensor, valid: Tensor, ignore: Tensor, anchors: Tensor, *rule: Any
+) -> tuple[Tensor, Tensor] | NotImplementedType:
+    """As :func:`_match_rows`, by a kernel that never holds the IoU of all pairs."""
+    if boxes.dtype != torch.float32 or anchors.dtype != torch.float32:
+        return NotImplemented
+    kernel = import_module("detkit.kernels.threshold")
+    rule = kernel.Rule(*rule, coordinate_limit(boxes.dtype), smallest_union(boxes.dtype))
+    return kernel.match(boxes, valid & ~ignore, valid & ignore, anchors, rule)
+
+
+_operator = torch.library.custom_op("detkit::match_threshold", _match_rows, mutates_args=())
+_operator.register_fake(traced_matches)
+takes_over(_operator, _match_rows, lambda: _match_on_device)
 
 
 def _compare(

@@ -2,9 +2,11 @@
 
 Both check their arguments, rank the boxes (best first, ties to the lower index), cut them into segments of one group
 each, and hand all segments to one engine (``detkit.boxes.suppression``). They are a custom op: one node to compile and
-export, whatever happens inside. Whole padded batches: ``detkit.boxes.padded``.
+export, whatever happens inside, and on a GPU a kernel (``detkit.boxes.segments``). Whole padded batches:
+``detkit.boxes.padded``.
 """
 
+from importlib import import_module
 from typing import Any, Literal
 
 import torch
@@ -15,6 +17,7 @@ from detkit._door import door
 from detkit._inputs import as_tensor, check_box_values, check_finite, check_fraction, on_host, promote
 from detkit._threads import on_one_thread
 from detkit.boxes.suppression import MEASURES, MeasureName, best_first, surviving, usable
+from detkit.kernels.switch import takes_over
 
 NonFinite = Literal["raise", "drop"]
 
@@ -101,12 +104,12 @@ def _keep(boxes: Tensor, scores: Tensor, *rule: Any) -> Tensor:
     """The operator, or its body where nobody looks on: a hundred boxes take half as long without the dispatcher."""
     if on_host(boxes) and on_host(scores):
         with torch.no_grad():
-            return _survivors(boxes, scores, *rule)
+            return _nms(boxes, scores, *rule)
     return torch.ops.detkit.nms(boxes, scores, *rule)
 
 
 @on_one_thread
-def _survivors(
+def _nms(
     boxes: Tensor, scores: Tensor, groups: Tensor | None, iou_threshold: float, measure: str, drop: bool
 ) -> Tensor:
     function = "nms" if groups is None else "batched_nms"
@@ -122,9 +125,10 @@ def _survivors(
     return order[surviving(boxes.index_select(0, order), segments, iou_threshold, MEASURES[measure])]
 
 
-_nms = torch.library.custom_op("detkit::nms", _survivors, mutates_args=())
+_nms_operator = torch.library.custom_op("detkit::nms", _nms, mutates_args=())
+takes_over(_nms_operator, _nms, lambda: import_module("detkit.boxes.segments").nms)
 
 
-@_nms.register_fake
+@_nms_operator.register_fake
 def _(boxes: Tensor, scores: Tensor, groups: Tensor | None, iou_threshold: float, measure: str, drop: bool) -> Tensor:
     return boxes.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=torch.int64)

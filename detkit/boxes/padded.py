@@ -2,11 +2,13 @@
 
 A worse box never changes the fate of a better one. So for the best few of an image look only at a prefix of its
 candidates, in order of score: if it holds enough survivors they are the answer, else look at one twice as long, in the
-images not yet full. All images are looked at together: each (image, group) is a segment of one engine run.
+images not yet full. All images are looked at together: each (image, group) is a segment of one engine run. On a GPU,
+where a look at the values would make the host wait, ``detkit.boxes.segments`` stands in.
 """
 
 import math
 from collections.abc import Callable
+from importlib import import_module
 from typing import NamedTuple
 
 import torch
@@ -19,6 +21,7 @@ from detkit._threads import on_one_thread
 from detkit.boxes.measures import Measure
 from detkit.boxes.nms import check_options
 from detkit.boxes.suppression import MEASURES, MeasureName, best_first, surviving, usable
+from detkit.kernels.switch import takes_over
 
 _SHORT_PREFIX = 1024  # candidates to look at first, where that is 2 to 4 times what is wanted
 
@@ -143,7 +146,6 @@ def _best_survivors(
     return indices, filled
 
 
-@torch.library.custom_op("detkit::nms_padded", mutates_args=())
 @on_one_thread
 def _nms_padded(
     boxes: Tensor,
@@ -169,7 +171,11 @@ def _nms_padded(
     return _best_survivors(look, batch, min(max_detections, total), total, nms, boxes)
 
 
-@_nms_padded.register_fake
+_nms_padded_operator = torch.library.custom_op("detkit::nms_padded", _nms_padded, mutates_args=())
+takes_over(_nms_padded_operator, _nms_padded, lambda: import_module("detkit.boxes.segments").nms_padded)
+
+
+@_nms_padded_operator.register_fake
 def _(
     boxes: Tensor,
     scores: Tensor,
@@ -182,7 +188,6 @@ def _(
     return _shapes(boxes, boxes.shape[1], max_detections)
 
 
-@torch.library.custom_op("detkit::multiclass_nms_padded", mutates_args=())
 @on_one_thread
 def _multiclass_nms_padded(
     boxes: Tensor,
@@ -220,7 +225,15 @@ def _multiclass_nms_padded(
     return _best_survivors(look, batch, width, count * classes, nms, boxes)
 
 
-@_multiclass_nms_padded.register_fake
+_multiclass_operator = torch.library.custom_op("detkit::multiclass_nms_padded", _multiclass_nms_padded, mutates_args=())
+takes_over(
+    _multiclass_operator,
+    _multiclass_nms_padded,
+    lambda: import_module("detkit.boxes.segments").multiclass_nms_padded,
+)
+
+
+@_multiclass_operator.register_fake
 def _(
     boxes: Tensor,
     scores: Tensor,

@@ -1,25 +1,32 @@
 """Which operators run a kernel: those that handed over to one, unless kernels are disabled or Triton is missing."""
 
 import importlib.util
+import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
 from typing import Any
 
-from torch.library import CustomOpDef
+import torch
+from torch import Tensor
+from torch._library.custom_ops import CustomOpDef
 
+DEVICES = {"cuda"}
+"""Types of the devices that kernels run on."""
 _enabled = ContextVar("detkit_kernels_enabled", default=True)
 
 
 @cache
 def available() -> bool:
-    """Whether Triton is installed: without it every operator runs its torch form.
+    """Whether Triton is installed, and a C compiler, without which it launches nothing; else torch forms run.
 
     >>> available() in (True, False)
     True
     """
-    return importlib.util.find_spec("triton") is not None
+    compilers = (os.environ.get("CC"), "clang", "gcc")
+    return importlib.util.find_spec("triton") is not None and any(shutil.which(name) for name in compilers if name)
 
 
 @contextmanager
@@ -42,6 +49,24 @@ def running() -> bool:
     return _enabled.get() and available()
 
 
+def serves(values: Tensor) -> bool:
+    """Whether a function on ``values`` hands over to a kernel: they lie on a GPU, and kernels are :func:`running`.
+
+    For functions that call a kernel, or an operator, only there; where such a call is compiled, the operator asks.
+
+    >>> serves(Tensor())
+    False
+    """
+    return values.device.type in DEVICES and (torch.compiler.is_compiling() or running())
+
+
+def launched(kernel: Callable[..., Any], *arguments: Any, **settings: Any) -> Any:
+    """What ``kernel`` answers where its tensors lie: Triton launches on the current device."""
+    first = next(argument for argument in arguments if isinstance(argument, Tensor))
+    with torch.cuda.device_of(first):
+        return kernel(*arguments, **settings)
+
+
 def takes_over(
     operator: CustomOpDef, plain: Callable[..., Any], load: Callable[[], Callable[..., Any]], *, device: str = "cuda"
 ) -> None:
@@ -52,7 +77,7 @@ def takes_over(
     """
 
     def dispatched(*arguments: Any) -> Any:
-        result = load()(*arguments) if running() else NotImplemented
+        result = launched(load(), *arguments) if running() else NotImplemented
         return plain(*arguments) if result is NotImplemented else result
 
     operator.register_kernel(device)(dispatched)

@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -9,7 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detkit._door import door
+from detkit._inputs import is_transformed
 from detkit._ranges import Count
+from detkit.kernels.switch import serves, takes_over
 
 Shapes = Sequence[tuple[int, int]]
 
@@ -34,6 +38,20 @@ def deformable_attention(
     tensor([1., 2.])
     """
     _check_shapes(values, shapes, locations, weights)
+    if _on_a_kernel(values):
+        return _sampled(values, [side for shape in shapes for side in shape], locations, weights)
+    return _plain(values, shapes, locations, weights)
+
+
+def _on_a_kernel(values: Tensor) -> bool:
+    """Not in an export, which other runtimes shall read, nor where the transforms of ``torch.func`` see operations."""
+    if not serves(values):
+        return False
+    return not (torch.compiler.is_exporting() if torch.compiler.is_compiling() else is_transformed())
+
+
+def _plain(values: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
+    """The definition, as an embedding bag."""
     images, cells, heads, depth = values.shape
     queries = locations.shape[1]
     dtype = torch.promote_types(torch.promote_types(locations.dtype, weights.dtype), torch.float32)
@@ -51,6 +69,51 @@ def deformable_attention(
     table, share = values.to(dtype).reshape(-1, depth), torch.cat(shares, 3).flatten(3)
     found = F.embedding_bag(bags.flatten(0, 2), table, mode="sum", per_sample_weights=share.flatten(0, 2))
     return found.reshape(images, queries, heads * depth).to(values.dtype)
+
+
+def _plain_of_sizes(values: Tensor, sizes: Sequence[int], locations: Tensor, weights: Tensor) -> Tensor:
+    return _plain(values, list(zip(sizes[::2], sizes[1::2], strict=True)), locations, weights)
+
+
+def _plain_backward(
+    upstream: Tensor, values: Tensor, sizes: Sequence[int], locations: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    pull = torch.func.vjp(lambda *given: _plain_of_sizes(given[0], sizes, *given[1:]), values, locations, weights)[1]
+    return pull(upstream)
+
+
+_sampled = torch.library.custom_op("detkit::deformable_attention", _plain_of_sizes, mutates_args=())
+_sampled_backward = torch.library.custom_op("detkit::deformable_attention_backward", _plain_backward, mutates_args=())
+takes_over(_sampled, _plain_of_sizes, lambda: import_module("detkit.kernels.deformable").sampled)
+takes_over(_sampled_backward, _plain_backward, lambda: import_module("detkit.kernels.deformable").sampled_backward)
+
+
+@_sampled.register_fake
+def _(values: Tensor, sizes: Sequence[int], locations: Tensor, weights: Tensor) -> Tensor:
+    images, queries, heads = weights.shape[:3]
+    return values.new_empty(images, queries, heads * values.shape[3])
+
+
+@_sampled_backward.register_fake
+def _(
+    upstream: Tensor, values: Tensor, sizes: Sequence[int], locations: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    by_values, by_locations, by_weights = (rows.new_empty(rows.shape) for rows in (values, locations, weights))
+    return by_values, by_locations, by_weights
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    values, ctx.sizes, locations, weights = inputs
+    ctx.save_for_backward(values, locations, weights)
+
+
+def _pull_back(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, Tensor, Tensor]:
+    values, locations, weights = ctx.saved_tensors
+    by_values, by_locations, by_weights = _sampled_backward(upstream, values, ctx.sizes, locations, weights)
+    return by_values, None, by_locations, by_weights
+
+
+_sampled.register_autograd(_pull_back, setup_context=_keep)
 
 
 class DeformableAttention(nn.Module):

@@ -73,3 +73,5 @@ def test_operators_keep_the_rules_of_custom_operators(shape):
     rows = (truth.boxes, truth.valid, truth.ignore, anchors)
     torch.library.opcheck(torch.ops.detkit.match_threshold, (*rows, 0.5, 0.4, True))
     torch.library.opcheck(torch.ops.detkit.match_bipartite, (*rows, 0.5, 0.4, True, False))
+    torch.library.opcheck(torch.ops.detkit.in_crowd, (anchors, truth.boxes, truth.ignore))
+    torch.library.opcheck(torch.ops.detkit.nearest_points, (anchors[..., :2], truth.boxes[..., 2:], [2, 0, 4], 3))

@@ -4,11 +4,14 @@ p = sigmoid(x) and q = 1 - p are each computed where they are small, so that not
 the few intermediates. Inputs are promoted here, piece by piece.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from detkit._gradient import Derivatives
 from detkit._inputs import promote
+from detkit.kernels.switch import launched, serves
 from detkit.structures import IGNORED
 
 
@@ -16,6 +19,8 @@ def focal(
     x: Tensor, y: Tensor, needs: tuple[bool, ...], *, alpha: float | None, gamma: float
 ) -> tuple[Tensor, Derivatives]:
     """Focal loss of targets in [0, 1]."""
+    if (found := _by_a_kernel(x, y, needs, alpha, gamma)) is not NotImplemented:
+        return found
     (x, y, p, q, cost, above, below), scales = _terms(x, y), _scales(alpha)
     wrong = above + below
     weight = (y * (scales[1] - scales[0])).add_(scales[0]).mul_(wrong.pow(gamma))
@@ -31,6 +36,8 @@ def focal_of_labels(
     x: Tensor, labels: Tensor, needs: tuple[bool, ...], *, alpha: float | None, gamma: float
 ) -> tuple[Tensor, Derivatives]:
     """Focal loss of classes: a target of 0 everywhere but in the few places that ``labels`` name."""
+    if (found := _by_a_kernel(x, labels, needs, alpha, gamma)) is not NotImplemented:
+        return found
     x, scales = promote(x), _scales(alpha)
     if torch.compiler.is_compiling() or x.device.type != "cpu":
         return _focal_without_indices(x, labels, scales=scales, gamma=gamma)
@@ -95,6 +102,15 @@ def _focal_without_indices(
     losses, slopes = _of_zero(torch.where(hit, -x, x), scale=1, gamma=gamma)
     losses = torch.where(kept, torch.where(hit, losses * scales[1], losses * scales[0]), 0)
     return losses, (torch.where(kept, torch.where(hit, slopes * -scales[1], slopes * scales[0]), 0), None)
+
+
+def _by_a_kernel(x: Tensor, y: Tensor, needs: tuple[bool, ...], alpha: float | None, gamma: float) -> Any:
+    """NotImplemented where there is none, and for compilers, which fuse the torch form themselves."""
+    if torch.compiler.is_compiling() or not serves(x):
+        return NotImplemented
+    from detkit.kernels import focal
+
+    return launched(focal.focal, x, y, needs, scales=_scales(alpha), gamma=gamma)
 
 
 def _scales(alpha: float | None) -> tuple[float, float]:

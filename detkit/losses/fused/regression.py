@@ -7,7 +7,7 @@ a minimum of equal numbers go half to each, a denominator that is not safely pos
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,12 +24,15 @@ from detkit.boxes.measures import (
     smallest_union,
     unsquared_diou,
 )
+from detkit.kernels.switch import launched, serves
 
 
 def one_minus(
     boxes1: Tensor, boxes2: Tensor, needs: tuple[bool, ...], *, measure: Measure
 ) -> tuple[Tensor, Derivatives]:
     """1 - IoU + what the measure takes off, by the chain rule from areas to sides to corners."""
+    if (found := _by_a_kernel(boxes1, boxes2, needs, measure)) is not NotImplemented:
+        return found
     low1, high1, low2, high2 = (half for boxes in (boxes1, boxes2) for half in _columns(boxes).split(2))
     overlap = torch.minimum(high1, high2).sub_(torch.maximum(low1, low2)).relu_()
     sides1, sides2 = (high1 - low1).relu_(), (high2 - low2).relu_()
@@ -62,6 +65,16 @@ def one_minus_compiled(boxes1: Tensor, boxes2: Tensor, *, measure: Measure) -> T
     columns = [_box_columns(boxes) if on_cpu else boxes.unbind(-1) for boxes in (boxes1, boxes2)]
     first, second = (BoxSides.of(*(column.clamp(-limit, limit) for column in four)) for four in columns)
     return 1 - measure(first, second)
+
+
+def _by_a_kernel(boxes1: Tensor, boxes2: Tensor, needs: tuple[bool, ...], measure: Measure) -> Any:
+    """NotImplemented where there is none; compilers see :func:`one_minus_compiled` instead."""
+    if torch.compiler.is_compiling() or not serves(boxes1):
+        return NotImplemented
+    from detkit.kernels import box_loss
+
+    limits = {"limit": coordinate_limit(boxes1.dtype), "smallest": smallest_union(boxes1.dtype)}
+    return launched(box_loss.one_minus, boxes1, boxes2, needs, measure=measure.__name__, **limits)
 
 
 class _Pairs(NamedTuple):

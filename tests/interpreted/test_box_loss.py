@@ -1,0 +1,3 @@
+"""Box losses in Triton's interpreter."""
+
+from box_loss_cases import *  # noqa: F403

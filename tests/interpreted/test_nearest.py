@@ -1,0 +1,3 @@
+"""The nearest points in Triton's interpreter."""
+
+from nearest_cases import *  # noqa: F403
