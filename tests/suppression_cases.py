@@ -103,6 +103,15 @@ def test_hostile_boxes_survive_as_in_torch(device, data, rows, threshold, measur
     assert_equal_to_torch(device, batched_nms, rows, scores, groups, threshold, measure=measure)
 
 
+@pytest.mark.parametrize("measure", MEASURES)
+def test_boxes_with_hardly_an_area_do_not_take_part(device, measure):
+    rows = torch.tensor(
+        [[0.0, 0, 8e-19, 8e-19], [0, 0, 1.4e-18, 1.4e-18], [0, 0, 1.4e-18, 1.3e-18], [0, 0, 8e-19, 8e-19]]
+    )
+    kept = assert_equal_to_torch(device, nms, rows, torch.tensor([0.9, 0.8, 0.7, 0.6]), 0.2, measure=measure)
+    assert kept.tolist() == [0, 1, 3]
+
+
 @pytest.mark.parametrize(("threshold", "kept"), [(0.6, [0]), (0.7, [0, 1]), (0.45, [0, 1])])
 def test_an_iou_that_float32_rounds_to_the_threshold_is_compared_with_the_number_that_was_given(
     device, threshold, kept
