@@ -12,10 +12,11 @@ import triton.language as tl
 from torch import Tensor
 
 from detkit.kernels.overlap import EXACT, down_and_across, iou, shared_area, sides
+from detkit.structures import IGNORED, NEGATIVE
 
 OBJECTS, ANCHORS = 16, 128
-_CROWD_SHARE = tl.constexpr(0.5)
-_NEGATIVE, _IGNORED = tl.constexpr(-1), tl.constexpr(-2)
+_CROWD_SHARE = tl.constexpr(0.5)  # as detkit.anchors.assigned counts
+_NEGATIVE, _IGNORED = tl.constexpr(NEGATIVE), tl.constexpr(IGNORED)
 
 
 class Rule(NamedTuple):
