@@ -62,7 +62,7 @@ def measure(case: Case, *, budget: float = 8.0, device: str = "cpu") -> Measured
         cpu.append(time.process_time() - start)
         times[1].append(_timed(case.theirs, case, device))
     waits = None if device == "cpu" else (gpu.waits(case.ours), gpu.waits(case.theirs))
-    return Measured(case, *map(statistics.median, (*times, cpu)), waits)
+    return Measured(case, statistics.median(times[0]), statistics.median(times[1]), statistics.median(cpu), waits)
 
 
 def _timed(function: Callable[[], Any], case: Case, device: str) -> float:

@@ -104,7 +104,7 @@ def _names(root: Path, about: dict[str, Any] | None) -> list[str]:
 
 def _entries(about: dict[str, Any], split: str) -> list[str]:
     values = about.get(split, about.get("valid") if split == "val" else None)
-    entries = values if isinstance(values, list) else [values]
+    entries: list[Any] = values if isinstance(values, list) else [values]
     if not entries or not all(isinstance(entry, str) for entry in entries):
         known = [key for key in ("train", "val", "valid", "test") if key in about]
         raise ValueError(f"{_OWNER}: split={split!r} is {shown(values)} in the yaml file, which has {known}")
