@@ -89,8 +89,8 @@ class Faults:
         """A kind that spoils a part of an object, which stays without it: the policy decides."""
         self._parts += _kinds(bad, describe)
 
-    def settle(self, kept: NDArray[np.bool_] | None = None) -> None:
-        """Raise or warn for everything collected; ``kept`` says which of all objects stay."""
+    def settle(self, kept: NDArray[np.bool_] | None = None, *, things: str = "boxes") -> None:
+        """Raise or warn for everything collected; ``kept`` says which of all objects, called ``things``, stay."""
         optional = self._dropped + self._parts
         if self._refused or (optional and self._policy == "raise"):
             way_out = "" if self._refused else "; repair the file, or drop such objects with degenerate='drop'"
@@ -101,7 +101,7 @@ class Faults:
             left_out = [_Kind(f"{kind.text}; left out of a mask that has others") for kind in self._parts]
             kinds, objects = self._dropped + left_out, np.ones(0, np.bool_) if kept is None else kept
             dropped = int((~objects).sum())
-            counts = f"{dropped} of {len(objects)} boxes were dropped for this" if dropped else ""
+            counts = f"{dropped} of {len(objects)} {things} were dropped for this" if dropped else ""
             between = ("\n  " if len(kinds) > 1 else "; ") if counts else ""
             warnings.warn(f"{self.source}: {_listed(kinds)}{between}{counts}", stacklevel=4)
 

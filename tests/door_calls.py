@@ -20,6 +20,7 @@ from detkit import (
     layers,
     losses,
     metrics,
+    multitask,
     necks,
     proposals,
     retrieval,
@@ -95,6 +96,7 @@ PARTS: dict[str, Callable[[], Any]] = {
     "RPNHead": lambda: heads.RPNHead(8, 1),
     "RegressionHead": lambda: heads.RegressionHead(8, 1),
     "RefinementHead": lambda: heads.RefinementHead(8, num_classes=2),
+    "SegmentationHead": lambda: heads.SegmentationHead([8], 2),
     "SetPredictionHead": lambda: heads.SetPredictionHead(8, num_classes=2),
     "TokenSampler": heads.TokenSampler,
     "Attention": lambda: layers.Attention(8, 2),
@@ -125,7 +127,19 @@ PARTS: dict[str, Callable[[], Any]] = {
     "LocalizationMetrics": lambda: metrics.LocalizationMetrics(2),
     "MultiLabelMetrics": lambda: metrics.MultiLabelMetrics(2),
     "ProposalRecall": metrics.ProposalRecall,
+    "SegmentationMetrics": lambda: metrics.SegmentationMetrics(2),
     "VocMetrics": lambda: metrics.VocMetrics(2),
+    "CrossStitch": lambda: multitask.CrossStitch(2, 8),
+    "SharedTrunk": lambda: multitask.SharedTrunk(backbones.SmallBackbone((4,)), ["a"]),
+    "StitchedTrunk": lambda: multitask.StitchedTrunk(
+        {name: backbones.SmallBackbone((4,)) for name in "ab"}, multitask.cross_stitches(2, [4])
+    ),
+    "TransferTrunk": lambda: multitask.TransferTrunk(
+        backbones.SmallBackbone((4,)), {"a": backbones.SmallBackbone((4,))}, branch="b"
+    ),
+    "FixedWeights": lambda: multitask.FixedWeights(["a", "b"], [1.0, 1.0]),
+    "UncertaintyWeights": lambda: multitask.UncertaintyWeights(["a", "b"]),
+    "DynamicWeightAverage": lambda: multitask.DynamicWeightAverage(["a", "b"]),
     "FPN": lambda: necks.FPN([8], [4], channels=8),
     "Hourglass": lambda: necks.Hourglass([8], [4], channels=8),
     "SSDExtra": lambda: necks.SSDExtra([8], [4], levels=()),

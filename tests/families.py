@@ -6,6 +6,7 @@ import torch
 from contracts import without_chance
 from dense_parts import dense_stage
 from image_stages import small_localizer
+from several_tasks import small_tasks
 from torch import Tensor, nn
 
 from detkit.boxes import PyramidRoIAlign
@@ -116,6 +117,7 @@ FAMILIES: dict[str, Callable[[], Detector]] = {
     "label sets": labeled_regions,
     "embedding": described_regions,
     "localizer": small_localizer,
+    "several tasks": lambda: small_tasks(CLASSES, size=(SIDE, SIDE)),
     "side by side": lambda: on_levels(
         tasks=SideBySide(
             one=dense_stage("threshold", "delta", "multibox"), other=dense_stage("center", "distance", "fcos")

@@ -15,7 +15,7 @@ RUNS = {
     ("compiled_dense", "compiled_retrieval"): 80,
     ("compiled_losses", "compiled_ranking", "compiled_roi"): 60,
     ("compiled_records", "compiled_suppression"): 60,
-    ("compiled_backbones",): 25,
+    ("compiled_backbones", "compiled_multitask"): 45,
 }
 EVERY_RUN = [pytest.param(names, id=", ".join(names), marks=pytest.mark.slow(took)) for names, took in RUNS.items()]
 

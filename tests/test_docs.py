@@ -9,7 +9,7 @@ DOCS = Path(__file__).parent.parent / "docs"
 PAGES = (
     *("adding_a_part", "anchors_and_matching", "dense_detectors", "elementary_losses", "overlap", "suppression"),
     *("augmentation", "darknet_files", "dozen_detectors", "half_precision", "hourglass", "inference", "kernels"),
-    *("localizers", "metric_learning", "predicting", "training"),
+    *("localizers", "metric_learning", "predicting", "several_tasks", "training"),
 )
 
 

@@ -53,6 +53,11 @@ SMALL: dict[str, tuple[list[str], list[str], str]] = {
         "30 + all, 3 scales",
     ),
     "make_localization_set.py": (["--count", "1"], ["windows/train.csv", "windows/test.csv"], "train: 1"),
+    "multitask.py": (
+        [f"{DATA}/nuclei_multitask", "tasks.png", "--steps", "2", "--seeds", "1", "--images", "4"],
+        ["tasks.png"],
+        "| three, stitched |",
+    ),
     "search_on_disk.py": (["table", "--count", "400", "--queries", "3"], ["table"], "400 vectors written"),
     "tiled_inference.py": (
         [f"{DATA}/checkpoints", "tiles.jpg"],

@@ -42,6 +42,21 @@ class Backbone(nn.Module, ABC):
     def forward(self, images: Float[Tensor, "B D H W"]) -> list[Tensor]:
         """Level l has shape (B, out_channels[l], ~H / strides[l], ~W / strides[l]); ``images`` are (B, 3, H, W)."""
 
+    def steps(self) -> list[list[nn.Module]]:
+        """The backbone in steps, for what is done to each level before the next: the modules of step l map level l - 1,
+        the first the images, to level l.
+
+        Raises ValueError for a backbone that does not come apart so.
+
+        >>> from detkit.backbones import SmallBackbone
+        >>> [len(modules) for modules in SmallBackbone((8, 16, 32), levels=(0, 2)).steps()]
+        [2, 2]
+        """
+        raise ValueError(
+            f"{type(self).__name__}: its levels cannot be computed one from the other; allowed are SequentialBackbone, "
+            "SmallBackbone, ResNetBackbone, and backbones that define steps()"
+        )
+
     @door
     def check_images(self, images: Tensor) -> None:
         """Raise ValueError unless ``images`` are floating point of shape (B, 3, H, W)."""

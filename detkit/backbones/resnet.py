@@ -1,6 +1,7 @@
 """torchvision's ResNets as backbones: the user passes in the model, with weights of their choice."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Annotated
 
 from jaxtyping import Float
@@ -56,6 +57,14 @@ class ResNetBackbone(Backbone):
         for part in (("conv1", "bn1"), *((name,) for name in built))[: 5 - trainable_layers]:
             for name in part:
                 self.get_submodule(name).requires_grad_(False)
+
+    def steps(self) -> list[list[nn.Module]]:
+        """The layers of each level; the stem belongs to the first."""
+        built = LAYERS[: LAYERS.index(self.levels[-1]) + 1]
+        ends = [0, *(built.index(name) + 1 for name in self.levels)]
+        layers = [self.get_submodule(name) for name in built]
+        steps = [layers[begin:end] for begin, end in pairwise(ends)]
+        return [[self.conv1, self.bn1, self.relu, self.maxpool, *steps[0]], *steps[1:]]
 
     @door
     def forward(self, images: Float[Tensor, "B D H W"]) -> list[Tensor]:

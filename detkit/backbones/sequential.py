@@ -48,6 +48,10 @@ class SequentialBackbone(Backbone):
             )
         self.stages = nn.ModuleList(stages)
 
+    def steps(self) -> list[list[nn.Module]]:
+        """Its stages."""
+        return [[stage] for stage in self.stages]
+
     @door
     def forward(self, images: Float[Tensor, "B D H W"]) -> list[Tensor]:
         """The output of each stage, in order."""

@@ -60,6 +60,13 @@ class SmallBackbone(Backbone):
         )
         init_convolutions(self, partial(nn.init.kaiming_normal_, mode="fan_out", nonlinearity="relu"))
 
+    def steps(self) -> list[list[nn.Module]]:
+        """The stages of each level; the stem belongs to the first."""
+        begins = [0, *(level + 1 for level in self.levels)]
+        stages = list(self.stages)
+        steps = [stages[begin:end] for begin, end in pairwise(begins)]
+        return [[self.stem, *steps[0]], *steps[1:]]
+
     @door
     def forward(self, images: Float[Tensor, "B D H W"]) -> list[Tensor]:
         """The chosen levels, finest first."""

@@ -1,16 +1,17 @@
 """Data sets, augmentation and samplers for a training loop.
 
-Readers (:class:`CocoDataset`, :class:`VocDataset`, :class:`YoloDataset`, :class:`CsvDataset`) check every annotation
-when they are built and open nothing outside their folder; :class:`DigitScenes` draws scenes of real handwritten digits
-without any download. All return (image, target) pairs of tv_tensors, so torchvision.transforms.v2 applies.
-:class:`Augmented` makes those transforms a pure function of (seed, epoch, index), and the samplers resume exactly at
-the next sample. For pictures without annotations there are :func:`read_image` and :func:`image_paths`.
+Readers (:class:`CocoDataset`, :class:`VocDataset`, :class:`YoloDataset`, :class:`CsvDataset`, :class:`PetDataset`)
+check annotations when they are built and open nothing outside their folder; :class:`DigitScenes` draws scenes of real
+handwritten digits without any download. All return (image, target) pairs of tv_tensors, so torchvision.transforms.v2
+applies. :class:`Augmented` makes those transforms a pure function of (seed, epoch, index), and the samplers resume
+exactly at the next sample. For pictures without annotations there are :func:`read_image` and :func:`image_paths`.
 """
 
 from detkit.data.coco import CocoDataset
 from detkit.data.files import MAX_IMAGE_PIXELS
 from detkit.data.images import image_paths, read_image
 from detkit.data.kaggle import CsvDataset
+from detkit.data.pets import PetDataset
 from detkit.data.samplers import BalancedBatchSampler, ResumableSampler
 from detkit.data.scenes import DigitScenes
 from detkit.data.statistics import ObjectStatistics, object_statistics
@@ -36,6 +37,7 @@ __all__ = [
     "CsvDataset",
     "DigitScenes",
     "ObjectStatistics",
+    "PetDataset",
     "ResumableSampler",
     "VocDataset",
     "VocFolders",

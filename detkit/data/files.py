@@ -165,6 +165,28 @@ def decode_inside(root: str | Path, name: object, *, size: tuple[int, int], owne
     return tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1).contiguous())
 
 
+def read_class_map(root: str | Path, name: object, *, size: tuple[int, int], owner: str) -> torch.Tensor:
+    """The numbers of an indexed or gray image below ``root``, uint8 (H, W); ``size`` is (height, width).
+
+    Raises ValueError as :func:`decode_inside` does, and for an image of colors, which has no number for each pixel.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as root:
+    ...     Image.new("L", (6, 4), 7).save(os.path.join(root, "classes.png"))
+    ...     read_class_map(root, "classes.png", size=(4, 6), owner="image id=1").unique().tolist()
+    [7]
+    """
+    with open_inside(root, name, owner=owner) as file:
+        picture = open_picture(file, owner=f"{owner}: {shown(name)}")
+        _check_picture(picture, size, owner=f"{owner}: {shown(name)}")
+        if picture.mode not in ("L", "P"):
+            raise ValueError(f"{owner}: {shown(name)} has pixels of mode {picture.mode!r}; allowed is gray or indexed")
+        try:
+            return torch.from_numpy(np.array(picture))
+        except (OSError, ValueError, SyntaxError) as error:
+            raise ValueError(f"{owner}: {shown(name)} cannot be decoded: {error}") from error
+
+
 def _encodable(name: str) -> bool:
     try:
         os.fsencode(name)

@@ -32,6 +32,8 @@ from detkit.detectors.recipes import (
     hourglass_anchors,
     hourglass_rpn,
     hourglass_stage,
+    image_box_stage,
+    image_class_stage,
     joint_localizer,
     keypoint_rcnn,
     keypoint_stage,
@@ -48,6 +50,8 @@ from detkit.detectors.recipes import (
     retinanet_v2,
     rpn_anchors,
     rpn_stage,
+    segmentation_stage,
+    segmenter,
     sequence_stage,
     small_detr,
     small_faster_rcnn,
@@ -67,6 +71,7 @@ from detkit.detectors.recipes import (
     ssd_stage,
     ssdlite,
     ssdlite320_mobilenet_v3_large,
+    three_tasks,
     tiny_ssd,
     tood,
     tood_stage,
@@ -83,6 +88,7 @@ from detkit.detectors.recipes import (
 from detkit.detectors.region import RegionFeatures, RegionStage
 from detkit.detectors.roi import BoxStage
 from detkit.detectors.rpn import ProposalPostprocess, RPNStage
+from detkit.detectors.segmentation import SegmentationStage
 from detkit.detectors.sequence import SequenceStage
 from detkit.detectors.sequence_targets import SequenceTargetBuilder
 from detkit.detectors.set_prediction import SetPostprocess, SetPredictionStage
@@ -111,6 +117,7 @@ __all__ = [
     "RPNStage",
     "RegionFeatures",
     "RegionStage",
+    "SegmentationStage",
     "SequenceStage",
     "SequenceTargetBuilder",
     "SetPostprocess",
@@ -133,6 +140,8 @@ __all__ = [
     "hourglass_anchors",
     "hourglass_rpn",
     "hourglass_stage",
+    "image_box_stage",
+    "image_class_stage",
     "inference_form",
     "joint_localizer",
     "keypoint_rcnn",
@@ -156,6 +165,8 @@ __all__ = [
     "rpn_anchors",
     "rpn_stage",
     "save_results",
+    "segmentation_stage",
+    "segmenter",
     "sequence_stage",
     "small_detr",
     "small_faster_rcnn",
@@ -175,6 +186,7 @@ __all__ = [
     "ssd_stage",
     "ssdlite",
     "ssdlite320_mobilenet_v3_large",
+    "three_tasks",
     "tiny_ssd",
     "tood",
     "tood_stage",

@@ -13,6 +13,7 @@ from detkit.heads.multibox import MultiBoxHead, flatten_levels, prediction_conv
 from detkit.heads.regression import RegressionHead
 from detkit.heads.roi import BoxHead, conv_body, dense_body
 from detkit.heads.rpn import RPNHead
+from detkit.heads.segmentation import SegmentationHead
 from detkit.heads.sequence import BoxGrammar, TokenSampler
 from detkit.heads.set_prediction import RefinementHead, SetPredictionHead
 from detkit.heads.token_decoder import TokenDecoder
@@ -33,6 +34,7 @@ __all__ = [
     "RPNHead",
     "RefinementHead",
     "RegressionHead",
+    "SegmentationHead",
     "SetPredictionHead",
     "TokenDecoder",
     "TokenSampler",

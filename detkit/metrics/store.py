@@ -43,10 +43,7 @@ class ImageStore:
         >>> ImageStore().next_keys([{"boxes": torch.zeros(0, 4), "labels": torch.zeros(0)}], "demo")
         [(1, 0, 0)]
         """
-        ids = [_image_id(target, f"{function}: targets[{i}]") for i, target in enumerate(targets)]
-        return [
-            (1, self._unnamed + i, rank()) if image_id is None else (0, image_id, 0) for i, image_id in enumerate(ids)
-        ]
+        return [image_key(target, self._unnamed + i, f"{function}: targets[{i}]") for i, target in enumerate(targets)]
 
     def add(self, records: Sequence[ImageRecord]) -> None:
         """Keep these images. Raises ValueError if one was seen with other ground truth, and then keeps none.
@@ -92,6 +89,18 @@ def _merge(parts: Iterable[Iterable[ImageRecord]]) -> dict[tuple[int, int, int],
 def _same_truth(first: Objects, second: Objects) -> bool:
     names = ("boxes", "labels", "crowd", "ignore")
     return all(np.array_equal(getattr(first, name), getattr(second, name)) for name in names)
+
+
+def image_key(target: Target, number: int, where: str) -> tuple[int, int, int]:
+    """(0, image_id, 0), or (1, ``number``, process) where the target has no id.
+
+    Raises ValueError, beginning with ``where``, for an id that is no integer.
+
+    >>> image_key({"boxes": [], "labels": [], "image_id": 7}, 3, "demo")
+    (0, 7, 0)
+    """
+    image_id = _image_id(target, where)
+    return (1, number, rank()) if image_id is None else (0, image_id, 0)
 
 
 def _image_id(target: Target, where: str) -> int | None:

@@ -5,6 +5,7 @@ A neck is built from the backbone's ``out_channels`` and ``strides`` and declare
 """
 
 from detkit.necks.base import Neck
+from detkit.necks.branches import BranchNecks
 from detkit.necks.fpn import FPN
 from detkit.necks.hourglass import Hourglass
 from detkit.necks.passthrough import PassthroughNeck
@@ -15,6 +16,7 @@ __all__ = [
     "FPN",
     "SSD300_LEVELS",
     "SSD512_LEVELS",
+    "BranchNecks",
     "ExtraLevel",
     "Hourglass",
     "Neck",

@@ -21,6 +21,7 @@ from detkit.structures.batch import (
 )
 from detkit.structures.fields import FIELDS, VOID, Detection, Field, Target, read_entries, read_truth
 from detkit.structures.padding import batch_images, collate, pad_rows, pad_targets, read_target
+from detkit.structures.segmentation import draw_segmentation
 
 __all__ = [
     "FIELDS",
@@ -41,6 +42,7 @@ __all__ = [
     "Targets",
     "batch_images",
     "collate",
+    "draw_segmentation",
     "pad_rows",
     "pad_targets",
     "read_entries",

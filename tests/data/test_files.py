@@ -9,7 +9,16 @@ import torch
 from PIL import Image
 
 from detkit.data import files
-from detkit.data.files import MISSING, decode_inside, find_name, name_problem, open_inside, picture_size, resolve_inside
+from detkit.data.files import (
+    MISSING,
+    decode_inside,
+    find_name,
+    name_problem,
+    open_inside,
+    picture_size,
+    read_class_map,
+    resolve_inside,
+)
 
 OUTSIDE = ["../x.png", "a/../../x.png", "/etc/passwd", "C:\\x.png", "\\x.png", "..\\x.png", "a\0b.png", "x" * 5000]
 NO_NAMES = ["", ".", "./", "y" * 300, "file:///etc/passwd", "http://host/x.png", "\ud800.png", None, 7]
@@ -156,3 +165,24 @@ def _bmp_header(width: int, height: int) -> bytes:
     return (
         b"BM" + bytes(8) + (54).to_bytes(4, "little") + (40).to_bytes(4, "little") + sizes + b"\1\0\x18\0" + bytes(24)
     )
+
+
+@pytest.mark.parametrize("mode", ["L", "P"])
+def test_a_class_map_is_the_numbers_of_the_file(tmp_path, mode):
+    values = np.random.default_rng(0).integers(0, 256, (4, 6)).astype(np.uint8)
+    picture = Image.fromarray(values)
+    if mode == "P":
+        picture = Image.new("P", (6, 4))
+        picture.putdata(values.flatten().tolist())
+        picture.putpalette([(3 * i) % 256 for i in range(768)])
+    picture.save(tmp_path / "a.png")
+    read = read_class_map(tmp_path, "a.png", size=(4, 6), owner="image id=1")
+    assert (read.numpy() == values).all()
+    with pytest.raises(ValueError, match=r"is 4 x 6 .*, but declared as 6 x 4"):
+        read_class_map(tmp_path, "a.png", size=(6, 4), owner="image id=1")
+
+
+def test_a_picture_of_colors_is_no_class_map(tmp_path):
+    Image.new("RGB", (6, 4)).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match=r"image id=1: 'a.png' has pixels of mode 'RGB'; allowed is gray or indexed"):
+        read_class_map(tmp_path, "a.png", size=(4, 6), owner="image id=1")

@@ -3,6 +3,7 @@
 import pytest
 from contracts import CONTRACT, SHORT_CONTRACT, Case, Check
 from image_stages import small_localizer
+from several_tasks import small_tasks
 
 from detkit.detectors import (
     fpn_ssd,
@@ -22,6 +23,7 @@ SMALL = {
     "ssd7": Case(lambda: ssd7(3, size=(96, 128)), num_classes=3),
     "tiny_ssd": Case(lambda: tiny_ssd(2), num_classes=2),
     "small_localizer": Case(small_localizer, num_classes=3),
+    "several_tasks": Case(small_tasks, 3, frozenset({"segmentation.segmentation"})),
     "small_faster_rcnn": Case(lambda: small_faster_rcnn(3, size=(96, 128), channels=8), 3, TWO_STAGES),
     "small_hourglass_rpn": Case(
         lambda: small_hourglass_rpn(size=(96, 128), channels=8), 2, frozenset({"rpn.objectness"})

@@ -6,6 +6,7 @@ import torch
 from detkit.detectors import Detector, LocalizationStage, Preprocess
 from detkit.detectors.localization import LocalizationOutputs
 from detkit.heads import ImageHead
+from detkit.losses import distance_box_iou_loss
 from detkit.structures import Detections, Images, pad_targets
 
 IMAGES = Images(torch.zeros(2, 3, 64, 100), torch.tensor([[50, 100], [64, 80]]))
@@ -124,3 +125,36 @@ def test_alone_it_trains_but_has_nothing_to_give_its_box_to():
 class _Map(torch.nn.Module):
     def forward(self, images):
         return [images[:, :1].repeat(1, 8, 1, 1)]
+
+
+def test_another_cost_compares_boxes_in_pixels():
+    first, second = [0.0, 0, 100, 50], [0.0, 24, 40, 40]
+    found = torch.tensor([[40.0, 5, 60, 35], [0, 24, 40, 40]])
+    expected = distance_box_iou_loss(found, torch.tensor([first, second])).mean()
+    torch.testing.assert_close(loss([target(first), target(second)], cost=distance_box_iou_loss), expected)
+
+
+def test_of_another_cost_images_without_objects_have_no_part():
+    boxes = BOXES.clone()
+    boxes[1] = torch.nan
+    boxes.requires_grad_()
+    one = loss([target([0.0, 0, 100, 50]), target()], boxes, cost=distance_box_iou_loss)
+    one.backward()
+    expected = distance_box_iou_loss(torch.tensor([[40.0, 5, 60, 35]]), torch.tensor([[0.0, 0, 100, 50]]))[0]
+    torch.testing.assert_close(one.detach(), expected)
+    assert boxes.grad[0].abs().sum() > 0
+    assert not boxes.grad[1].any()
+
+
+def test_with_alone_its_box_is_a_detection_of_its_own():
+    own = stage(alone=True)
+    rows = torch.zeros(2, 3)
+    before = Detections(torch.zeros(2, 3, 4), rows, rows.long(), rows.bool())
+    for given in (None, before):
+        found = own.detections(own([torch.zeros(2, 8, 4, 6)], IMAGES, given), IMAGES)
+        assert found.boxes.shape == (2, 1, 4)
+        assert (found.scores.tolist(), found.labels.tolist(), found.valid.tolist()) == (
+            [[1], [1]],
+            [[0], [0]],
+            [[True], [True]],
+        )

@@ -13,6 +13,13 @@ from detkit.detectors.recipes.hourglass import (
     small_hourglass_rpn,
 )
 from detkit.detectors.recipes.localizers import joint_localizer, residual_classifier
+from detkit.detectors.recipes.multitask import (
+    image_box_stage,
+    image_class_stage,
+    segmentation_stage,
+    segmenter,
+    three_tasks,
+)
 from detkit.detectors.recipes.one_shot import (
     one_shot_stage,
     small_tood,
@@ -75,6 +82,8 @@ __all__ = [
     "hourglass_anchors",
     "hourglass_rpn",
     "hourglass_stage",
+    "image_box_stage",
+    "image_class_stage",
     "joint_localizer",
     "keypoint_rcnn",
     "keypoint_stage",
@@ -91,6 +100,8 @@ __all__ = [
     "retinanet_v2",
     "rpn_anchors",
     "rpn_stage",
+    "segmentation_stage",
+    "segmenter",
     "sequence_stage",
     "small_detr",
     "small_faster_rcnn",
@@ -110,6 +121,7 @@ __all__ = [
     "ssd_stage",
     "ssdlite",
     "ssdlite320_mobilenet_v3_large",
+    "three_tasks",
     "tiny_ssd",
     "tood",
     "tood_stage",

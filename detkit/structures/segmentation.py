@@ -1,0 +1,55 @@
+"""The class of each pixel, drawn from the masks of objects."""
+
+import torch
+from jaxtyping import Bool, Int, Shaped
+from torch import Tensor
+
+from detkit._door import door
+from detkit.structures.batch import NEGATIVE
+from detkit.structures.fields import VOID
+
+
+@door
+def draw_segmentation(
+    masks: Shaped[Tensor, "*B T H W"],
+    labels: Int[Tensor, "*B T"],
+    objects: Bool[Tensor, "*B T"],
+    crowds: Bool[Tensor, "*B T"],
+) -> Int[Tensor, "*B H W"]:
+    """The class of each pixel: 1 + the label of the first object that covers it, or 0, which is background.
+
+    ``masks`` are nonzero inside. Pixels of crowd regions that no object covers are VOID; rows that are neither
+    ``objects`` nor ``crowds`` are padding.
+
+    >>> masks = torch.tensor([[[1, 1, 0, 0]], [[0, 1, 1, 0]]])
+    >>> both = torch.tensor([True, True])
+    >>> draw_segmentation(masks, torch.tensor([4, 2]), both, ~both)
+    tensor([[5, 5, 3, 0]])
+    """
+    owners = pixel_owners(masks, objects)
+    ground = torch.where(pixel_owners(masks, crowds) >= 0, VOID, 0)
+    return torch.where(owners >= 0, of_owners(labels.to(torch.int64), owners) + 1, ground)
+
+
+def pixel_owners(masks: Shaped[Tensor, "*B T H W"], rows: Bool[Tensor, "*B T"]) -> Int[Tensor, "*B H W"]:
+    """Which of the ``rows`` is the first that covers each pixel, or NEGATIVE.
+
+    >>> pixel_owners(torch.tensor([[[1, 1, 0]], [[0, 1, 0]]]), torch.tensor([False, True]))
+    tensor([[-1,  1, -1]])
+    """
+    if masks.shape[-3] == 0:
+        return masks.new_full((*masks.shape[:-3], *masks.shape[-2:]), NEGATIVE, dtype=torch.int64)
+    covered = (masks != 0) & rows[..., None, None]
+    first = covered.to(torch.uint8).argmax(-3)  # of several maxima torch names the first
+    return torch.where(covered.any(-3), first, NEGATIVE)
+
+
+def of_owners(values: Shaped[Tensor, "*B T"], owners: Int[Tensor, "*B H W"]) -> Shaped[Tensor, "*B H W"]:
+    """The value of each pixel's owner; any value where it has none.
+
+    >>> of_owners(torch.tensor([7, 8]), torch.tensor([[1, 0, 1]]))
+    tensor([[8, 7, 8]])
+    """
+    if values.shape[-1] == 0:
+        return values.new_zeros(owners.shape)
+    return values.gather(-1, owners.clamp(min=0).flatten(-2)).unflatten(-1, owners.shape[-2:])

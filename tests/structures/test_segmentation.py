@@ -1,0 +1,33 @@
+"""Pixels take the class of the first object that covers them: against a loop over pixels."""
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from detkit.structures import VOID, draw_segmentation
+
+
+def slow(masks, labels, objects, crowds):
+    classes = torch.zeros(masks.shape[1:], dtype=torch.int64)
+    for y in range(masks.shape[1]):
+        for x in range(masks.shape[2]):
+            covering = [t for t in range(len(masks)) if masks[t, y, x]]
+            own = [t for t in covering if objects[t]]
+            if own:
+                classes[y, x] = labels[own[0]] + 1
+            elif any(crowds[t] for t in covering):
+                classes[y, x] = VOID
+    return classes
+
+
+@given(st.integers(0, 5), st.integers(0, 2**31))
+def test_it_is_the_loop_over_pixels(count, seed):
+    generator = torch.Generator().manual_seed(seed)
+    masks = torch.randint(0, 2, (2, count, 4, 5), generator=generator).to(torch.uint8)
+    labels = torch.randint(0, 7, (2, count), generator=generator)
+    kind = torch.randint(0, 3, (2, count), generator=generator)  # padding, object, crowd
+    drawn = draw_segmentation(masks, labels, kind == 1, kind == 2)
+    for i in range(2):
+        assert torch.equal(drawn[i], slow(masks[i], labels[i], kind[i] == 1, kind[i] == 2))
+    assert torch.equal(draw_segmentation(masks.float(), labels, kind == 1, kind == 2), drawn)
+    assert torch.equal(draw_segmentation(masks.bool(), labels, kind == 1, kind == 2), drawn)
