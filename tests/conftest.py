@@ -31,13 +31,13 @@ if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
     sys.pycache_prefix = str(Path(__file__).parent.parent / ".pytest_cache" / "bytecode")
     os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
 
-# What torch.compile traces must not carry the shape checks: tests/test_compiled.py runs that folder on its own.
-# Triton's interpreter must be chosen before Triton is imported: so does tests/test_interpreted.py.
-collect_ignore = [
-    "traced_before.py",
-    *([] if os.environ.get("DETKIT_COMPILED_TESTS") else ["compiled"]),
-    *([] if os.environ.get("TRITON_INTERPRET") else ["interpreted"]),
-]
+# What torch.compile traces must not carry the shape checks, the interpreter of Triton is chosen before its import, and a
+# device is registered before the first gradient: tests/test_compiled.py, tests/test_interpreted.py and
+# tests/test_on_device.py run these folders in processes of their own.
+collect_ignore = ["traced_before.py"]
+collect_ignore += [] if os.environ.get("DETKIT_COMPILED_TESTS") else ["compiled"]
+collect_ignore += [] if os.environ.get("TRITON_INTERPRET") else ["interpreted"]
+collect_ignore += [] if os.environ.get("DETKIT_DEVICE_TESTS") else ["on_device"]
 
 # A trace prints the lines that each operation came from; to find its columns as well takes a tenth of its time.
 os.environ.setdefault("PYTHONNODEBUGRANGES", "1")  # in the processes that tests start

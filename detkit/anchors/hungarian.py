@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from detkit._door import door
 from detkit._inputs import as_boxes, check_finite, first_bad, full_checks, promote
 from detkit._ranges import Fraction, NotNegative
+from detkit._sent import sent
 from detkit._threads import on_one_thread
 from detkit.anchors.assigned import ignore_crowds, matched_overlaps, values_of_labels
 from detkit.anchors.matcher import AnchorBoxes, check_rows, read_predictions
@@ -39,11 +40,12 @@ class HungarianMatcher(nn.Module):
     matched, and the matches of the others are as without it. A query without object is IGNORED if more than half its
     area lies in a crowd, else NEGATIVE. ``quality`` is the IoU of the match, 0 without one.
 
-    scipy solves it on the host, so targets are always checked: ValueError for an object's label outside 0..C-1 and for
-    a box that is not finite, inverted, or in pixels (a number above 10), naming image and target; also for negative
-    weights. With ``DETKIT_CHECKS=full`` predictions are checked too: logits and boxes that are not finite, inverted
-    boxes. If torch-linear-assignment is installed, it solves on CUDA what lies there; then targets, too, are checked
-    only with ``DETKIT_CHECKS=full``, and otherwise an object that would be an error is not matched.
+    scipy solves it on the host, which waits once for what it needs from a device; so targets are always checked:
+    ValueError for an object's label outside 0..C-1 and for a box that is not finite, inverted, or in pixels (a number
+    above 10), naming image and target; also for negative weights. With ``DETKIT_CHECKS=full`` predictions are checked
+    too: logits and boxes that are not finite, inverted boxes. If torch-linear-assignment is installed, it solves on
+    CUDA what lies there; then targets, too, are checked only with ``DETKIT_CHECKS=full``, and otherwise an object that
+    would be an error is not matched.
 
     Source: Carion et al. 2020, section 3.1 and appendix A.2; focal cost: Zhu et al. 2021, appendix A.4, whose code adds
     1e-8 inside the logarithms; here they are exact.
@@ -174,19 +176,21 @@ def _assign(
     """(B, Q): the object of each query, or NEGATIVE."""
     if costs.is_cuda and _HAS_SOLVER:
         if full_checks():
-            _check_objects(objects, labels, boxes, num_classes)
+            _refuse_objects(objects & _wrong(labels, boxes, num_classes), labels, boxes, num_classes)
         return solve_on_device(costs, objects & ~_wrong(labels, boxes, num_classes), usable)
     from scipy.optimize import linear_sum_assignment  # half a second to import: only for who assigns
 
-    _check_objects(objects, labels, boxes, num_classes)
+    wrong = objects & _wrong(labels, boxes, num_classes)
+    *host, refused = (values.numpy() for values in _read_at_once(costs, objects, usable, wrong))
+    if refused.any():
+        _refuse_objects(wrong, labels, boxes, num_classes)
     matched = np.full(usable.shape, NEGATIVE)
-    host = (tensor.cpu().numpy() for tensor in (costs, objects, usable))
     for taken, table, rows, columns in zip(matched, *host, strict=True):
         rows, columns = rows.nonzero()[0], columns.nonzero()[0]
         table = table[rows]
         best = linear_sum_assignment(table if len(columns) == table.shape[1] else table[:, columns])
         taken[columns[best[1]]] = rows[best[0]]
-    return torch.from_numpy(matched).to(usable.device)
+    return sent(torch.from_numpy(matched), usable.device)
 
 
 @_assign.register_fake
@@ -225,9 +229,17 @@ def _wrong(labels: Tensor, boxes: Tensor, num_classes: int) -> Bool[Tensor, "B T
     return strange | ~torch.isfinite(boxes).all(-1) | inverted | (boxes.abs().amax(-1) > _LARGEST_FRACTION)
 
 
-def _check_objects(objects: Tensor, labels: Tensor, boxes: Tensor, num_classes: int) -> None:
-    """Raise ValueError for the first object with a label out of range or an invalid box."""
-    wrong = objects & _wrong(labels, boxes, num_classes)
+def _read_at_once(costs: Tensor, *flags: Tensor) -> list[Tensor]:
+    """The tensors on the host: from a device in one copy, for which it is waited once."""
+    if costs.device.type == "cpu":
+        return [costs, *flags]
+    numbers = torch.cat([costs.flatten(), *(flag.flatten().to(costs) for flag in flags)]).cpu()
+    table, *rest = numbers.split([costs.numel(), *(flag.numel() for flag in flags)])
+    return [table.view(costs.shape), *(own.bool().view(flag.shape) for own, flag in zip(rest, flags, strict=True))]
+
+
+def _refuse_objects(wrong: Tensor, labels: Tensor, boxes: Tensor, num_classes: int) -> None:
+    """Raise ValueError for the first object that is wrong: a label out of range or an invalid box."""
     if not wrong.any():
         return
     (image, target), count = first_bad(wrong)

@@ -137,7 +137,7 @@ def clip_boxes_to_image(
         if 0 < height.ndim < boxes.ndim - 1:
             height, width = (side.reshape(side.shape + (1,) * (boxes.ndim - 1 - side.ndim)) for side in (height, width))
     else:
-        height, width = (boxes.new_tensor(side) for side in size)
+        height, width = (boxes.new_full((), side) for side in size)
     zero = boxes.new_zeros(())
     x1, y1, x2, y2 = boxes.unbind(-1)
     limits = (width, height, width, height)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from detkit._door import door
 from detkit._inputs import as_tensor, promote
+from detkit._sent import sent
 from detkit._threads import on_one_thread
 from detkit.boxes.measures import Measure
 from detkit.boxes.nms import check_options
@@ -122,17 +123,22 @@ class _Prefix(NamedTuple):
     real: Bool[Tensor, "B L"]
     more: Bool[Tensor, "B"]
 
+    def on_host(self) -> "_Prefix":
+        """Where survivors are found: it would have to wait for a device at each of many small steps."""
+        groups = None if self.groups is None else self.groups.cpu()
+        return _Prefix(self.places.cpu(), self.boxes.cpu(), groups, self.real.cpu(), self.more.cpu())
+
 
 def _best_survivors(
     look: Callable[[Tensor, int], _Prefix], batch: int, width: int, total: int, nms: tuple[float, Measure], like: Tensor
 ) -> tuple[Int[Tensor, "B K"], Bool[Tensor, "B K"]]:
     """Places of the best ``width`` survivors of every image: ``look`` shows prefixes of up to ``total`` candidates."""
-    indices = torch.zeros(batch, width, dtype=torch.int64, device=like.device)
+    indices = torch.zeros(batch, width, dtype=torch.int64)
     filled = torch.zeros_like(indices, dtype=torch.bool)
-    images = torch.arange(batch if width else 0, device=like.device)
+    images = torch.arange(batch if width else 0)
     length = max(2 * width, min(4 * width, _SHORT_PREFIX))
     while len(images):
-        places, boxes, groups, real, more = look(images, min(length, total))
+        places, boxes, groups, real, more = look(sent(images, like.device), min(length, total)).on_host()
         owner = images[:, None].expand_as(places)[real]
         segments = owner if groups is None else _segments(owner, groups[real])
         keep = torch.zeros_like(real)
@@ -143,7 +149,7 @@ def _best_survivors(
         filled[images[row], column[row, at]] = True
         images = images[~filled[images, -1] & more & (length < total)]
         length *= 2
-    return indices, filled
+    return sent(indices, like.device), sent(filled, like.device)
 
 
 @on_one_thread
@@ -201,7 +207,7 @@ def _multiclass_nms_padded(
     """Of the best L pairs each belongs to a box whose best class is among the best L boxes': so choose boxes first."""
     (batch, count, classes), boxes = scores.shape, promote(boxes)
     best = scores.amax(2) if classes else scores.new_zeros(batch, count)
-    if not (torch.isfinite(best).all() and torch.isfinite(boxes).all()):
+    if not torch.isfinite(best).all() & torch.isfinite(boxes).all():
         solid = torch.isfinite(boxes).all(-1)
         finite = (solid if boxes.ndim == 4 else solid[..., None]) & torch.isfinite(scores)
         scores = torch.where(finite, scores, -torch.inf)

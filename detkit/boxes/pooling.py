@@ -16,6 +16,7 @@ from torch import Tensor
 from detkit._door import door
 from detkit._inputs import as_boxes, as_tensor, first_bad, full_checks, promote
 from detkit._ranges import Count, Positive, Range
+from detkit._sent import sent_numbers
 
 BoxesOfImages = Tensor | Sequence[Tensor]
 _FARTHEST_CELL = 2.0**20  # the kernels hold cells in 32-bit integers
@@ -147,7 +148,7 @@ def project_to_cells(
     """
     function = "project_to_cells"
     boxes = as_boxes(boxes, function=function)
-    height_width = torch.as_tensor(size, device=boxes.device).to(boxes.dtype)
+    height_width = size.to(boxes) if isinstance(size, Tensor) else sent_numbers(size, boxes.device, dtype=boxes.dtype)
     if height_width.ndim == 0 or height_width.shape[-1] != 2:
         raise ValueError(f"{function}: size is {size}; allowed is (height, width), or a tensor (..., 2)")
     width_height = height_width.flip(-1)

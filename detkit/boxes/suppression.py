@@ -23,6 +23,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from detkit._ranking import falling_order, stable_topk
+from detkit._sent import sent
 from detkit._threads import threads_for_pieces
 from detkit.boxes.iou_blocks import iou_matrix
 from detkit.boxes.measures import BoxSides, Measure, coordinate_limit, diou, iou, smallest_union
@@ -73,6 +74,8 @@ def surviving(
     """
     if segments is None:
         return survivors(boxes, [len(boxes)], iou_threshold, measure)
+    if segments.device.type != "cpu":  # many small steps, for which a device would have to be waited again and again
+        return sent(surviving(boxes.cpu(), segments.cpu(), iou_threshold, measure), segments.device)
     ordered, order = segments.sort(stable=True)
     lengths = ordered.unique_consecutive(return_counts=True)[1].tolist()
     keep = torch.zeros_like(segments, dtype=torch.bool)

@@ -85,7 +85,7 @@ class TokenCoder(nn.Module):
         _check_shapes("TokenCoder.encode", boxes, sizes, labels=labels, valid=valid)
         valid = torch.ones_like(labels, dtype=torch.bool) if valid is None else valid
         self._check_labels(labels, valid)
-        fractions = (boxes[..., [1, 0, 3, 2]] / _yxyx(sizes, boxes)).nan_to_num(0, posinf=1, neginf=0).clamp(0, 1)
+        fractions = (_flipped(boxes) / _yxyx(sizes, boxes)).nan_to_num(0, posinf=1, neginf=0).clamp(0, 1)
         coordinates = (fractions * (self.bins - 1)).round().long() + self.first_coordinate
         classes = torch.where(labels == NEGATIVE, self.noise, labels + self.first_class)
         tokens = torch.cat((coordinates, classes[..., None]), dim=-1)
@@ -113,7 +113,7 @@ class TokenCoder(nn.Module):
         valid = written & upright & (classes < self.num_classes)
         dtype = torch.float64 if sizes.dtype == torch.float64 else torch.float32
         scale = _yxyx(sizes, torch.zeros((), dtype=dtype, device=tokens.device))
-        boxes = (coordinates.to(scale) / (self.bins - 1) * scale)[..., [1, 0, 3, 2]]
+        boxes = _flipped(coordinates.to(scale) / (self.bins - 1) * scale)
         return DecodedTokens(torch.where(valid[..., None], boxes, 0), torch.where(valid, classes, 0), valid)
 
     def extra_repr(self) -> str:
@@ -148,6 +148,11 @@ def _check_shapes(function: str, rows: Tensor, sizes: Tensor, **entries: Tensor 
     for name, values in {"sizes": sizes, **entries}.items():
         if values is not None and values.shape != allowed[name]:
             raise ValueError(f"{function}: {name} has shape {tuple(values.shape)}; allowed is {allowed[name]}")
+
+
+def _flipped(boxes: Tensor) -> Tensor:
+    """x, y, x, y as y, x, y, x, and the other way."""
+    return boxes.unflatten(-1, (2, 2)).flip(-1).flatten(-2)
 
 
 def _yxyx(sizes: Tensor, like: Tensor) -> Tensor:

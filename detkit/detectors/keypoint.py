@@ -1,6 +1,5 @@
 """The stage that predicts keypoints in every box: it turns Faster R-CNN into Keypoint R-CNN."""
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -146,20 +145,19 @@ def decode_heatmaps(
 
 @torch.library.custom_op("detkit::decode_heatmaps", mutates_args=())
 def _decode(logits: Tensor, boxes: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-    rows, count, cells = logits.shape[0], logits.shape[1], logits.shape[2] * logits.shape[3]
+    rows, count, size = logits.shape[0], logits.shape[1], logits.shape[2] * logits.shape[3]
     points, scores = logits.new_zeros((rows, count, 3)), logits.new_zeros((rows, count))
     sides = (boxes[:, 2:] - boxes[:, :2]).clamp(min=1)
     usable = valid & torch.isfinite(boxes).all(1) & torch.isfinite(sides).all(1)
-    if not cells * count:
+    if not size * count:
         return points, scores
-    for row in usable.nonzero().squeeze(1).tolist():
-        width, height = sides[row].tolist()
-        wide, high = (min(math.ceil(side), _LONGEST) for side in (width, height))
-        scores[row], best = _maxima(logits[row], high, wide)
-        place = torch.stack((best % wide, best // wide), dim=1)
-        correction = sides[row] / sides.new_tensor((wide, high))
-        points[row, :, :2] = (place + 0.5) * correction + boxes[row, :2]
-        points[row, :, 2] = 1
+    cells = torch.where(usable[:, None], sides.ceil().clamp(max=_LONGEST), 0)
+    for row, (wide, high) in enumerate(cells.long().tolist()):  # one wait for a device, not one a row
+        if wide:
+            scores[row], best = _maxima(logits[row], high, wide)
+            place = torch.stack((best % wide, best // wide), dim=1)
+            points[row, :, :2] = (place + 0.5) * (sides[row] / cells[row]) + boxes[row, :2]
+            points[row, :, 2] = 1
     return points, scores
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from detkit._door import door
 from detkit._inputs import promote
 from detkit._ranges import NotNegative
+from detkit._sent import numbers_like
 from detkit.boxes import (
     box_area,
     clip_boxes_to_image,
@@ -86,7 +87,7 @@ class LocalizationStage(Stage):
         if shifts.ndim != 2 or shifts.shape[1] != 4:
             raise ValueError(f"LocalizationStage: the head returns {tuple(shifts.shape)}; allowed is (B, 4)")
         found = _one_each(shifts) if self.alone else detections
-        return LocalizationOutputs(shifts + shifts.new_tensor((0.5, 0.5, 1.0, 1.0)), images, found)
+        return LocalizationOutputs(shifts + numbers_like((0.5, 0.5, 1.0, 1.0), shifts), images, found)
 
     @door
     def loss(self, outputs: LocalizationOutputs, targets: Targets) -> dict[str, Tensor]:

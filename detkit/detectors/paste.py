@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from detkit._door import door
 from detkit._inputs import as_boxes, promote
 from detkit._ranges import Fraction, Whole
+from detkit._sent import numbers_like
 
 _FARTHEST = 2.0**30  # pixels; farther corners are moved here, where integers still hold
 
@@ -63,7 +64,7 @@ def _grown(boxes: Float[Tensor, "K 4"], cells: int) -> Int[Tensor, "K 4"]:
     grown = torch.cat((center - reach, center + reach), dim=1)
     good = torch.isfinite(grown).all(1) & (high >= low).all(1)
     whole = grown.nan_to_num(0.0).clamp(-_FARTHEST, _FARTHEST).to(torch.int64)
-    return torch.where(good[:, None], whole, whole.new_tensor((0, 0, -2, -2)))
+    return torch.where(good[:, None], whole, numbers_like((0, 0, -2, -2), whole))
 
 
 def _visible(low: int, high: int, length: int) -> range:

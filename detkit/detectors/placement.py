@@ -1,10 +1,20 @@
 """Where an image lies in its frame, and how that leads from the pixels of a batch to its own."""
 
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from detkit.structures import Images
+
+
+class Place(NamedTuple):
+    """What the host knows of an image: (height, width) in the batch and as it came, (top, left) in its frame."""
+
+    new: tuple[int, int]
+    old: tuple[int, int]
+    start: tuple[int, int]
 
 
 def fitted(height: int, width: int, frame: tuple[int, int]) -> tuple[int, int]:
@@ -25,6 +35,18 @@ def spans_of(images: Images) -> Shaped[Tensor, "B 2"]:
     tensor([[4, 8]])
     """
     return images.sizes if images.offsets is None else images.sizes - images.offsets
+
+
+def places_of(images: Images) -> list[Place]:
+    """The place of each image, read from a device at once.
+
+    >>> places_of(Images(torch.zeros(1, 3, 8, 8), torch.tensor([[6, 8]]), offsets=torch.tensor([[2, 0]])))
+    [Place(new=(4, 8), old=(6, 8), start=(2, 0))]
+    """
+    original = images.sizes if images.original_sizes is None else images.original_sizes
+    starts = torch.zeros_like(original) if images.offsets is None else images.offsets
+    places = torch.stack((spans_of(images), original, starts), dim=1).tolist()
+    return [Place(*((first, second) for first, second in place)) for place in places]
 
 
 def factors_of(images: Images, like: Tensor) -> Float[Tensor, "B 1 4"]:

@@ -13,9 +13,10 @@ from detkit._constants import Constants
 from detkit._door import door
 from detkit._inputs import first_bad, full_checks, promote, white_of
 from detkit._ranges import Count, Finite, Fraction, Positive
+from detkit._sent import numbers_like, sent
 from detkit.boxes import clip_boxes_to_image
 from detkit.detectors.paste import paste_masks
-from detkit.detectors.placement import factors_of, fitted, shifts_of, spans_of
+from detkit.detectors.placement import Place, factors_of, fitted, places_of, shifts_of
 from detkit.proposals import Proposals, pad_proposals
 from detkit.structures import (
     FIELDS,
@@ -55,7 +56,8 @@ class Preprocess(Constants):
     Masks that come back are bool, True where the probability reaches ``mask_threshold``; None leaves probabilities.
     Targets with a side that is not above 0 pixels, or wholly outside their image, are an error (``degenerate="raise"``;
     on accelerators only with ``DETKIT_CHECKS=full``), or taken out (``"drop"``). What moves with the pixels, and how,
-    says :data:`~detkit.structures.FIELDS`.
+    says :data:`~detkit.structures.FIELDS`. What lies on the host is copied to the device of the module without waiting
+    for it; pinned memory must then stay as it is until the copy is made.
 
     >>> preprocess = Preprocess(600, max_size=1000, multiple_of=32)
     >>> batch, _ = preprocess([torch.zeros(3, 480, 640), torch.zeros(3, 300, 600, dtype=torch.uint8)])
@@ -110,10 +112,9 @@ class Preprocess(Constants):
         if targets is not None and len(targets) != len(images):
             raise ValueError(f"Preprocess: {len(images)} images but {len(targets)} targets; each image needs its own")
         tensors = [self._prepare(i, image) for i, image in enumerate(images)]
-        batch = batch_images(tensors, multiple_of=self.multiple_of)
-        originals = torch.tensor([image.shape[-2:] for image in images], device=batch.sizes.device)
-        batch = self._placed(batch._replace(original_sizes=originals), images)
-        return batch, None if targets is None else self._targets(targets, batch)
+        places = [self._place(*image.shape[-2:]) for image in images]
+        batch = self._placed(batch_images(tensors, multiple_of=self.multiple_of), places)
+        return batch, None if targets is None else self._targets(targets, batch, places)
 
     @door
     def proposals(self, proposals: Sequence[Proposals], images: Images) -> Detections:
@@ -149,18 +150,21 @@ class Preprocess(Constants):
             parts = zip(*(self.undo(part, images) for part in detections.values()), strict=True)
             return [cast(Detection, dict(zip(detections, part, strict=True))) for part in parts]
         found = _in_original_pixels(detections, images)
-        original = images.sizes if images.original_sizes is None else images.original_sizes
         drawn = [key for key in found if FIELDS[key].moves in ("masks", "map")]
-        sizes = original.tolist() if drawn else []
+        places = places_of(images) if drawn else []
         results: list[Detection] = []
-        for i, valid in enumerate(detections.valid):
-            result = {key: rows[i][valid] if FIELDS[key].of == "object" else rows[i] for key, rows in found.items()}
+        for i, valid in enumerate(detections.valid.cpu()):  # one wait for a device, not one for each entry
+            rows = sent(valid.nonzero().squeeze(1), detections.valid.device)
+            result = {
+                key: values[i].index_select(0, rows) if FIELDS[key].of == "object" else values[i]
+                for key, values in found.items()
+            }
             for key in drawn:
                 if FIELDS[key].moves == "masks":
-                    size = sizes[i][0], sizes[i][1]
-                    result[key] = paste_masks(result[key], result["boxes"], size, threshold=self.mask_threshold)
+                    boxes, size = result["boxes"], places[i].old
+                    result[key] = paste_masks(result[key], boxes, size, threshold=self.mask_threshold)
                 else:
-                    result[key] = _of_image(result[key], images, i, sizes[i])
+                    result[key] = _of_image(result[key], images.tensors.shape[-2:], places[i])
             results.append(cast(Detection, result))
         return results
 
@@ -169,48 +173,47 @@ class Preprocess(Constants):
         letterbox = ", letterbox=True" if self.letterbox else ""
         return f"size={self.size}, max_size={self.max_size}, multiple_of={self.multiple_of}{letterbox}"
 
-    def _targets(self, targets: Sequence[Target], batch: Images) -> Targets | dict[str, Targets]:
+    def _targets(
+        self, targets: Sequence[Target], batch: Images, places: Sequence[Place]
+    ) -> Targets | dict[str, Targets]:
         if names := _names(targets):
             by_name = {name: [cast(Any, target)[name] for target in targets] for name in names}
-            return {name: cast(Targets, self._targets(own, batch)) for name, own in by_name.items()}
-        assert batch.original_sizes is not None
-        sizes = [*zip(spans_of(batch).tolist(), batch.original_sizes.tolist(), strict=True)]
-        offsets = [(0, 0)] * len(sizes) if batch.offsets is None else batch.offsets.tolist()
-        places = [f"Preprocess: targets[{i}]" for i in range(len(targets))]
+            return {name: cast(Targets, self._targets(own, batch, places)) for name, own in by_name.items()}
         read = [
-            read_target(target, where=where, size=old)
-            for target, (_, old), where in zip(targets, sizes, places, strict=True)
+            read_target(target, where=f"Preprocess: targets[{i}]", size=place.old)
+            for i, (target, place) in enumerate(zip(targets, places, strict=True))
         ]
         resized = [
-            _shifted(_resized(target, new, old, _blank), offset)
-            for target, (new, old), offset in zip(read, sizes, offsets, strict=True)
+            _shifted(_resized(target, place.new, place.old, _blank), place.start)
+            for target, place in zip(read, places, strict=True)
         ]
-        padded = pad_targets(resized, device=batch.tensors.device)
+        padded = self._with_solid_boxes(pad_targets(resized), places)
+        padded = Targets._make(None if rows is None else sent(rows, batch.tensors.device) for rows in padded)
         if padded.masks is not None:
-            for canvas, target, (new, _), (top, left) in zip(padded.masks, read, sizes, offsets, strict=True):
+            for canvas, target, (new, _, (top, left)) in zip(padded.masks, read, places, strict=True):
                 _draw(canvas[:, top:, left:], target.get("masks"), new)
         if padded.segmentation is not None:
             height, width = (
                 whole - own for whole, own in zip(batch.tensors.shape[-2:], padded.segmentation.shape[-2:], strict=True)
             )
             padded = padded._replace(segmentation=F.pad(padded.segmentation, (0, width, 0, height), value=VOID))
-        return self._with_solid_boxes(padded, batch)
+        return padded
 
-    def _with_solid_boxes(self, targets: Targets, images: Images) -> Targets:
+    def _with_solid_boxes(self, targets: Targets, places: Sequence[Place]) -> Targets:
         """Rows with a side of at most 0 pixels, none that can be told, or outside their image, refused or taken out."""
         low, high = targets.boxes.split(2, dim=-1)
-        start, end = shifts_of(images, low)[..., :2], images.sizes.flip(-1)[:, None]
+        frames = [[left, top, left + width, top + height] for (height, width), _, (top, left) in places]
+        start, end = numbers_like(frames, low)[:, None].split(2, dim=-1)
         solid = ((high > low) & (high > start) & (low < end)).all(-1) & torch.isfinite(targets.boxes).all(-1)
         none = targets.valid & ~solid
         if self.degenerate == "drop":
             return targets._replace(valid=targets.valid & ~none)
         if (none.device.type == "cpu" or full_checks()) and none.any():
             (image, row), count = first_bad(none)
-            frame = [*start[image, 0].tolist(), *end[image, 0].tolist()]
             raise ValueError(
                 f"Preprocess: targets[{image}]: boxes[{row}] is {targets.boxes[image, row].tolist()} in the batch's "
-                f"pixels; x2 > x1 and y2 > y1, all finite, with a part inside the image {frame} are allowed, {count} "
-                "are not so; repair them, or drop them with degenerate='drop'"
+                f"pixels; x2 > x1 and y2 > y1, all finite, with a part inside the image {frames[image]} are allowed, "
+                f"{count} are not so; repair them, or drop them with degenerate='drop'"
             )
         return targets
 
@@ -226,9 +229,10 @@ class Preprocess(Constants):
                 "width) with at least one pixel"
             )
         where = f"Preprocess: images[{index}]"
-        image = image.as_subclass(Tensor).to(self.mean.device)
+        image = image.as_subclass(Tensor)
         if self.in_unit_range and image.is_floating_point():
             _check_range(image, where)
+        image = sent(image, self.mean.device)
         pixels = image.to(self.mean.dtype) / white_of(image.dtype, where=where)
         new = self._resized(*image.shape[-2:])
         if new != tuple(image.shape[-2:]):
@@ -253,13 +257,18 @@ class Preprocess(Constants):
         height, width = cast(tuple[int, int], self.size)
         return (height - new[0]) // 2, (width - new[1]) // 2
 
-    def _placed(self, batch: Images, images: Sequence[Tensor]) -> Images:
-        """Where each image begins and ends in its letterbox; without one the batch as it is."""
+    def _place(self, height: int, width: int) -> Place:
+        new = self._resized(height, width)
+        return Place(new, (height, width), self._offset(new) if self.letterbox else (0, 0))
+
+    def _placed(self, batch: Images, places: Sequence[Place]) -> Images:
+        """The batch, with how large each image was, and where it begins and ends in its letterbox."""
+        new, old, starts = zip(*places, strict=True)
+        batch = batch._replace(original_sizes=numbers_like(old, batch.sizes))
         if not self.letterbox:
             return batch
-        spans = [self._resized(*image.shape[-2:]) for image in images]
-        offsets = batch.sizes.new_tensor([self._offset(span) for span in spans])
-        return batch._replace(sizes=offsets + offsets.new_tensor(spans), offsets=offsets)
+        offsets = numbers_like(starts, batch.sizes)
+        return batch._replace(sizes=offsets + numbers_like(new, batch.sizes), offsets=offsets)
 
 
 def _check_range(image: Float[Tensor, "D _ _"], where: str) -> None:
@@ -318,7 +327,7 @@ def _resized(
             resized[key] = (masks if moves == "masks" else _nearest)(values, new)
         elif moves in ("boxes", "points") and tuple(new) != tuple(old):
             factors = (fx, fy, fx, fy) if moves == "boxes" else (fx, fy, 1.0)
-            resized[key] = promote(values) * promote(values).new_tensor(factors)
+            resized[key] = promote(values) * numbers_like(factors, promote(values))
     return cast(Target, resized)
 
 
@@ -336,7 +345,7 @@ def _shifted(target: Target, offset: Sequence[int]) -> Target:
             shifted[key] = F.pad(values.long(), (left, 0, top, 0), value=VOID)
         elif moves in ("boxes", "points"):
             shift = (left, top, left, top) if moves == "boxes" else (left, top, 0)
-            shifted[key] = promote(values) + promote(values).new_tensor(shift)
+            shifted[key] = promote(values) + numbers_like(shift, promote(values))
     return cast(Target, shifted)
 
 
@@ -365,7 +374,7 @@ def _draw(canvas: Shaped[Tensor, "T H W"], masks: Tensor | None, size: Sequence[
         return
     for start in range(0, len(masks), _MASKS_AT_ONCE):
         block = masks[start : start + _MASKS_AT_ONCE]
-        canvas[start : start + len(block), : size[0], : size[1]] = _nearest(block.to(canvas.device), size)
+        canvas[start : start + len(block), : size[0], : size[1]] = _nearest(sent(block, canvas.device), size)
 
 
 def _nearest(values: Shaped[Tensor, "*T H W"], size: Sequence[int]) -> Shaped[Tensor, "*T h w"]:
@@ -389,14 +398,14 @@ def _nearest(values: Shaped[Tensor, "*T H W"], size: Sequence[int]) -> Shaped[Te
     return values[..., rows[:, None], columns]
 
 
-def _of_image(values: Shaped[Tensor, "*C h w"], images: Images, index: int, size: Sequence[int]) -> Tensor:
+def _of_image(values: Shaped[Tensor, "*C h w"], frame: Sequence[int], place: Place) -> Tensor:
     """A map of the batch's frame, cut to one image and in its own pixels: classes by nearest, scores bilinearly."""
-    frame, (height, width) = images.tensors.shape[-2:], images.sizes[index].tolist()
-    top, left = (0, 0) if images.offsets is None else images.offsets[index].tolist()
+    (height, width), (top, left) = place.new, place.start
+    rows, columns = slice(top, top + height), slice(left, left + width)
     if not values.is_floating_point():
-        return _nearest(_nearest(values, frame)[..., top:height, left:width], size)
+        return _nearest(_nearest(values, frame)[..., rows, columns], place.old)
     planes = promote(values).reshape(1, -1, *values.shape[-2:])
-    planes = F.interpolate(planes, size=frame, mode="bilinear", align_corners=False)[..., top:height, left:width]
-    return F.interpolate(planes, size=tuple(size), mode="bilinear", align_corners=False).reshape(
-        *values.shape[:-2], *size
+    planes = F.interpolate(planes, size=tuple(frame), mode="bilinear", align_corners=False)[..., rows, columns]
+    return F.interpolate(planes, size=place.old, mode="bilinear", align_corners=False).reshape(
+        *values.shape[:-2], *place.old
     )

@@ -11,6 +11,7 @@ from detkit._door import door
 from detkit._inputs import first_bad, full_checks, promote
 from detkit._noise import uniform_like
 from detkit._ranges import Count, NotNegative
+from detkit._sent import numbers_like
 from detkit.anchors import gather_assigned
 from detkit.anchors.matcher import check_rows
 from detkit.boxes import clip_boxes_to_image, cxcywh_to_xyxy
@@ -134,7 +135,7 @@ class SequenceTargetBuilder(nn.Module):
         start = torch.full_like(read[:, :1, 0], self.coder.start)
         inputs = torch.cat((start, read.flatten(1)[:, :-1]), dim=1)
         behind = [0.0] * 4 + [self.noise_weight] if self.noise else [self.end_weight] * TOKENS_PER_BOX
-        own, others = (weights.new_tensor(row) for row in ([1.0] * 4 + [self.class_weight], behind))
+        own, others = (numbers_like(row, weights) for row in ([1.0] * 4 + [self.class_weight], behind))
         weights = torch.where(real[..., None], weights[..., None] * own, others)
         return SequenceTargets(inputs, tokens.flatten(1), weights.flatten(1))
 

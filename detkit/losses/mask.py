@@ -97,7 +97,7 @@ def mask_targets(
         raise ValueError(f"mask_targets: masks {tuple(masks.shape)} have no pixels to cut {boxes.shape[1]} boxes from")
     boxes = as_boxes(boxes, function="mask_targets")
     (images, objects, height, width), regions = masks.shape, boxes.shape[1]
-    limits = boxes.new_tensor((width, height)).repeat(2)
+    limits = torch.cat((boxes.new_full((1,), width), boxes.new_full((1,), height))).repeat(2)
     boxes = boxes.nan_to_num(0.0).clamp(-_FARTHEST * limits, (_FARTHEST + 1) * limits)
     first = torch.arange(images, device=masks.device)[:, None] * objects
     rows = (first + matched.clamp(min=0, max=max(objects - 1, 0))).flatten()  # every mask is an image of its own

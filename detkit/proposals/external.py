@@ -18,6 +18,7 @@ from detkit._door import door
 from detkit._inputs import promote, read_tensor
 from detkit._ranges import Count
 from detkit._regular_file import read_json
+from detkit._sent import sent
 from detkit.structures import Detections, pad_rows, read_entries
 
 MAX_COORDINATE = float(1 << 31)
@@ -108,7 +109,7 @@ def pad_proposals(
         valid=torch.arange(length) < counts[:, None],
     )
     device = padded.boxes.device if device is None else device
-    return Detections._make(None if rows is None else rows.to(device) for rows in padded)
+    return Detections._make(None if rows is None else sent(rows, device) for rows in padded)
 
 
 def _check(image_ids: Sequence[int], sizes: Sequence[tuple[int, int]], unknown: str) -> None:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from detkit._door import door
 from detkit._inputs import first_bad, read_tensor
 from detkit._ranges import Count, Finite, Whole
+from detkit._sent import sent, sent_numbers
 from detkit.structures.batch import Images, Targets
 from detkit.structures.fields import FIELDS, Field, Target, read_truth
 from detkit.structures.labels import check_weights
@@ -38,7 +39,7 @@ def batch_images(images: Sequence[Float[Tensor, "D _ _"]], *, multiple_of: Count
             )
     height, width = (-(-max(image.shape[d] for image in images) // multiple_of) * multiple_of for d in (1, 2))
     padded = [F.pad(image, (0, width - image.shape[2], 0, height - image.shape[1])) for image in images]
-    sizes = torch.tensor([image.shape[1:] for image in images], device=images[0].device)
+    sizes = sent_numbers([image.shape[1:] for image in images], images[0].device)
     return Images(torch.stack(padded), sizes, sizes)
 
 
@@ -106,7 +107,7 @@ def pad_targets(targets: Sequence[Target], *, device: torch.device | None = None
         columns["ignore"] = torch.zeros_like(valid)
     padded = Targets(**cast(Any, columns), valid=valid)
     device = padded.boxes.device if device is None else device
-    return Targets._make(None if rows is None else rows.to(device) for rows in padded)
+    return Targets._make(None if rows is None else sent(rows, device) for rows in padded)
 
 
 @door

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from detkit.detectors import Preprocess
-from detkit.detectors.placement import fitted
-from detkit.structures import VOID, Detections, Target
+from detkit.detectors.placement import fitted, places_of
+from detkit.structures import VOID, Detections, Images, Target
 
 PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0), "letterbox": True}
 
@@ -22,6 +22,15 @@ PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0), "letterbox": True}
 )
 def test_an_image_is_as_large_as_fits(size, frame, expected):
     assert fitted(*size, frame) == expected
+
+
+def test_the_places_of_images_are_read_as_they_were_made():
+    images = [torch.ones(3, 10, 20), torch.zeros(3, 21, 10)]
+    inside, _ = Preprocess((20, 20), **PLAIN)(images)
+    assert places_of(inside) == [((10, 20), (10, 20), (5, 0)), ((20, 9), (21, 10), (0, 5))]
+    plain, _ = Preprocess((20, 30))(images)
+    assert places_of(plain) == [((20, 30), (10, 20), (0, 0)), ((20, 30), (21, 10), (0, 0))]
+    assert places_of(Images(plain.tensors, plain.sizes)) == [((20, 30), (20, 30), (0, 0))] * 2
 
 
 def test_an_image_stands_in_the_middle_of_gray():
