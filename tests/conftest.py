@@ -31,7 +31,7 @@ if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
     sys.pycache_prefix = str(Path(__file__).parent.parent / ".pytest_cache" / "bytecode")
     os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
 
-# What torch.compile traces must not carry the shape checks, the interpreter of Triton is chosen before its import, and a
+# What torch.compile traces must not carry the shape checks, Triton reads its interpreter when it is imported, and a
 # device is registered before the first gradient: tests/test_compiled.py, tests/test_interpreted.py and
 # tests/test_on_device.py run these folders in processes of their own.
 collect_ignore = ["traced_before.py"]
