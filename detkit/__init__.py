@@ -6,9 +6,9 @@ extract features; :mod:`~detkit.heads` predict; :mod:`~detkit.losses` train them
 region proposals; :mod:`~detkit.data` reads data sets and :mod:`~detkit.metrics` evaluates; :mod:`~detkit.detectors`
 puts the parts together; :mod:`~detkit.tricks` help training, :mod:`~detkit.multitask` lets several tasks share a
 network, :mod:`~detkit.retrieval` learns distances and searches by them, :mod:`~detkit.viz` draws,
-:mod:`~detkit.fitting` fits linear SVMs and regressions, :mod:`~detkit.weights` saves and loads.
-``python -m detkit.demo`` shows all of it at work. ``import detkit`` alone imports none of them: a unit is imported when
-it is first named.
+:mod:`~detkit.fitting` fits linear SVMs and regressions, :mod:`~detkit.weights` saves and loads,
+:mod:`~detkit.export` hands detectors to other runtimes. ``python -m detkit.demo`` shows all of it at work.
+``import detkit`` alone imports none of them: a unit is imported when it is first named.
 """
 
 import importlib

@@ -1,8 +1,11 @@
 """Top-k with ties to the lower index on every device, which plain ``topk`` does not guarantee."""
 
+from typing import Any
+
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 
 def stable_topk(values: Float[Tensor, "*B N"], count: int) -> Int[Tensor, "*B K"]:
@@ -10,17 +13,15 @@ def stable_topk(values: Float[Tensor, "*B N"], count: int) -> Int[Tensor, "*B K"
 
     values (..., N) without NaN are compared in float32. Returns (..., K) with K = min(count, N). The bits of a value
     and its index are packed into one integer, which has no ties: about twice as fast as plain ``topk``, a dozen times
-    as fast as a stable sort. Compiles and exports.
+    as fast as a stable sort. Compiles; exports as :func:`plain_topk`, since few runtimes can read the bits of a float.
 
     >>> stable_topk(torch.tensor([0.5, 0.9, 0.5, 0.5]), 3)
     tensor([1, 0, 2])
     """
     length = values.shape[-1]
-    # Export traces with symbols, which min() would compare once and for all; torch 2.11's compiler knows only min().
-    kept = torch.sym_min(count, length) if isinstance(length, torch.SymInt) else min(count, length)
-    if torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export():
-        # ONNX has no way to read the bits of a float, but its TopK promises ties to the lower index.
-        return values.float().topk(kept, dim=-1).indices
+    kept = at_most(count, length)
+    if torch.compiler.is_exporting():
+        return plain_topk(values, kept)
     places = torch.arange(length, device=values.device).flip(0)
     keys = (rising_bits(values) << 32) + places
     return length - 1 - (keys.topk(kept, dim=-1).values & 0xFFFFFFFF)
@@ -37,6 +38,70 @@ def falling_order(values: Float[Tensor, "*B N"]) -> Int[Tensor, "*B N"]:
     keys = (~rising_bits(values) << 32) + torch.arange(values.shape[-1])
     keys.numpy().sort(axis=-1)
     return keys & 0xFFFFFFFF
+
+
+def at_most(count: int, length: Any) -> Any:
+    """The smaller of both, where ``length`` may be a symbol; a number where it is known to be no less than ``count``.
+
+    >>> at_most(3, 2)
+    2
+    """
+    # Export traces with symbols, which min() would compare once and for all; torch 2.11's compiler knows only min().
+    if not isinstance(length, torch.SymInt):
+        return min(count, length)
+    return count if statically_known_true(length >= count) else torch.sym_min(count, length)
+
+
+def best_places(values: Float[Tensor, "*B N"], count: int) -> Int[Tensor, "*B K"]:
+    """The indices of :func:`stable_topk`, by rising index instead of best first.
+
+    >>> best_places(torch.tensor([0.5, 0.9, 0.5, 0.5]), 3)
+    tensor([0, 1, 2])
+    """
+    if torch.compiler.is_exporting():
+        return plain_places(values, at_most(count, values.shape[-1]))
+    return stable_topk(values, count).sort(dim=-1).values
+
+
+def plain_topk(values: Float[Tensor, "*B N"], kept: Any) -> Int[Tensor, "*B K"]:
+    """:func:`stable_topk` of ``kept`` <= N in operators that every runtime has; compares all pairs of the chosen.
+
+    >>> plain_topk(torch.tensor([0.5, 0.9, 0.5, 0.5]), 3)
+    tensor([1, 0, 2])
+    """
+    places = plain_places(values, kept)
+    own, order = values.float().gather(-1, places), torch.arange(kept, device=values.device)
+    earlier = order[:, None] < order
+    better = (own[..., None] > own[..., None, :]) | ((own[..., None] == own[..., None, :]) & earlier)
+    return torch.zeros_like(places).scatter(-1, better.to(torch.int64).sum(-2), places)
+
+
+def plain_places(values: Float[Tensor, "*B N"], kept: Any) -> Int[Tensor, "*B K"]:
+    """:func:`best_places` of ``kept`` <= N in operators that every runtime has, not even a sort.
+
+    >>> plain_places(torch.tensor([0.5, 0.9, 0.5, 0.5]), 3)
+    tensor([0, 1, 2])
+    """
+    chosen = among_best(values, kept).to(torch.int64)
+    columns = torch.where(chosen > 0, chosen.cumsum(-1) - 1, kept)  # what is not chosen goes to one column more
+    indices = torch.arange(values.shape[-1], device=values.device).expand(values.shape)
+    result = torch.zeros((*values.shape[:-1], kept + 1), dtype=torch.int64, device=values.device)
+    return result.scatter(-1, columns, indices)[..., :kept]
+
+
+def among_best(values: Float[Tensor, "*B N"], kept: Any) -> Bool[Tensor, "*B N"]:
+    """Which values are among the ``kept`` <= N largest of their row; of equal ones those of lower index.
+
+    Only the *values* of ``topk`` are read: runtimes differ in which of equal ones they choose.
+
+    >>> among_best(torch.tensor([0.5, 0.9, 0.5, 0.5]), 2)
+    tensor([ True,  True, False, False])
+    """
+    values = values.float()
+    least = values.topk(kept, dim=-1).values.amin(-1, keepdim=True)
+    above, equal = values > least, values == least
+    room = kept - above.to(torch.int64).sum(-1, keepdim=True)
+    return above | (equal & (equal.to(torch.int64).cumsum(-1) <= room))
 
 
 def rising_bits(values: Float[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:

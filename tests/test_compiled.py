@@ -16,6 +16,7 @@ RUNS = {
     ("compiled_losses", "compiled_ranking", "compiled_roi"): 60,
     ("compiled_records", "compiled_suppression"): 60,
     ("compiled_backbones", "compiled_multitask"): 45,
+    ("exported_programs",): 90,
 }
 EVERY_RUN = [pytest.param(names, id=", ".join(names), marks=pytest.mark.slow(took)) for names, took in RUNS.items()]
 

@@ -33,7 +33,7 @@ FLOORS = [
     {"detectors"},
 ]
 LEAVES = {"tricks", "multitask", "retrieval", "viz"}
-ABOVE = {"demo", "fitting", "weights", "__init__", "__main__"}
+ABOVE = {"demo", "export", "fitting", "weights", "__init__", "__main__"}
 LEAF_FLOOR = 3
 FLOOR_OF = {unit: floor for floor, units in enumerate(FLOORS) for unit in units}
 

@@ -167,8 +167,9 @@ def round_down(threshold: float, dtype: torch.dtype) -> float:
     >>> 0.6000000238418579 > 0.6 == round_down(0.6, torch.float64) > round_down(0.6, torch.float32)
     True
     """
-    rounded = torch.tensor(threshold, dtype=dtype)
-    return (rounded if rounded.item() <= threshold else rounded.nextafter(-torch.ones_like(rounded))).item()
+    kind = np.float64 if dtype == torch.float64 else np.float32  # not of torch: exported code calls this while traced
+    rounded = kind(threshold)
+    return float(rounded if float(rounded) <= threshold else np.nextafter(rounded, kind(-1)))
 
 
 def _short_conflicts(

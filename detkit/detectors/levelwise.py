@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from detkit._door import door
 from detkit._ranges import Count, Fraction
-from detkit._ranking import stable_topk
+from detkit._ranking import best_places, stable_topk
 from detkit.boxes import clip_boxes_to_image, nms_padded
 from detkit.detectors.postprocess import gradients_on_request, shown_settings
 from detkit.structures import Detections, take_rows
@@ -101,7 +101,7 @@ class LevelwisePostprocess(nn.Module):
         best = scores.amax(2).nan_to_num(-1.0, -1.0, -1.0)
         if symbolic:  # export cannot branch on the number of anchors of a level
             best = F.pad(best, (0, self.candidates_per_level), value=-1.0)
-        rows = stable_topk(best, self.candidates_per_level).sort(dim=1).values  # in order of anchors, for ties
+        rows = best_places(best, self.candidates_per_level)  # in order of anchors, for ties
         real = best.gather(1, rows) > self.score_threshold
         rows = torch.where(real, rows, 0)
         own = take_rows(scores, rows)

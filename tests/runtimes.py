@@ -1,0 +1,279 @@
+"""Every recipe on every runtime: prints the table of docs/runtimes.md. ``python tests/runtimes.py [recipe ...]``.
+
+A cell is the largest difference to eager in pixels and in score over three sizes, or the runtime's own refusal. A
+runtime that is not installed is left out, loudly.
+"""
+
+import importlib
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from families import CLASSES, SIDE, SMALL, small_family
+from torch import Tensor, nn
+
+from detkit.backbones import SmallBackbone
+from detkit.detectors import Detector, Preprocess, rcnn, small_faster_rcnn
+from detkit.export import program
+from detkit.structures import Detections, Images
+
+SIZES = ((2, (64, 96)), (3, (128, 64)), (1, (96, 160)))
+PROPOSALS = 12
+
+
+class Recipe(NamedTuple):
+    """A small form: how to build it, and what ``program`` must be told of it."""
+
+    build: Callable[[], Detector]
+    settings: dict = {}  # noqa: RUF012
+
+
+def spread(detector: Detector) -> Detector:
+    """Weights from which scores differ, so that no order is left to rounding, and nothing below a threshold."""
+    torch.manual_seed(0)
+    for stage in detector.stages.values():
+        for parameter in stage.parameters():
+            if parameter.ndim > 1:
+                nn.init.normal_(parameter, std=2 / parameter[0].numel() ** 0.5)
+    for part in detector.modules():
+        if hasattr(part, "score_threshold"):
+            part.score_threshold = 0.0
+        if hasattr(part, "max_detections"):
+            part.max_detections = min(part.max_detections, 20)
+        if hasattr(part, "candidates_per_level"):
+            part.candidates_per_level = 40
+    return detector.eval()
+
+
+def fast_rcnn() -> Detector:
+    whole = small_faster_rcnn(CLASSES, **SMALL)
+    return Detector(whole.trunk, preprocess=whole.preprocess, box=whole.box)
+
+
+def regions() -> Detector:
+    backbone = SmallBackbone((8, 16))
+    return rcnn(CLASSES, backbone, feature_size=16, size=32, context=2, preprocess=Preprocess((SIDE, SIDE)))
+
+
+def family(name: str, **settings) -> Recipe:
+    return Recipe(lambda: small_family(name), settings)
+
+
+RECIPES = {
+    "SSD": family("ssd"),
+    "RetinaNet": family("retinanet"),
+    "FCOS": family("fcos"),
+    "TOOD": family("tood"),
+    "YOLOX": family("yolox"),
+    "YOLO v1": family("yolo v1", multiple_of=None),
+    "YOLO v3": family("yolo v3"),
+    "Faster R-CNN": family("faster rcnn"),
+    "Fast R-CNN": Recipe(fast_rcnn, {"proposals": PROPOSALS}),
+    "R-CNN": Recipe(regions, {"proposals": PROPOSALS}),
+    "Mask R-CNN": family("mask rcnn"),
+    "Keypoint R-CNN": family("keypoint rcnn"),
+    "DETR": family("detr + embedding"),
+    "Pix2Seq": family("pix2seq"),
+    "localizer": family("localizer", multiple_of=None),
+}
+
+
+def batches(recipe: Recipe, only: int | None = None) -> Iterator[tuple[Tensor, ...]]:
+    """Three inputs, of every size that the program takes; ``only`` so many images of one size, where it is fixed."""
+    generator = torch.Generator().manual_seed(1)
+    for count, (height, width) in SIZES:
+        height, width = (SIDE, SIDE) if only or recipe.settings.get("multiple_of", 1) is None else (height, width)
+        count = only or count
+        inputs = torch.rand(count, 3, height, width, generator=generator), torch.tensor([[height, width]] * count)
+        if "proposals" in recipe.settings:
+            corners = torch.rand(2, count, PROPOSALS, 2, generator=generator) * SIDE
+            valid = torch.arange(PROPOSALS).expand(count, -1) < PROPOSALS - 3
+            inputs += torch.cat((corners.amin(0), corners.amax(0)), -1), valid.clone()
+        yield inputs
+
+
+def eager(detector: Detector, inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    """What the operators of this library find."""
+    given = None
+    if len(inputs) > 2:
+        boxes, valid = inputs[2:]
+        given = Detections(boxes, valid.float(), torch.zeros_like(valid, dtype=torch.int64), valid)
+    with torch.no_grad():
+        found = detector(Images(*inputs[:2]), proposals=given)
+    return {key: part.detach() for key, part in found._asdict().items() if part is not None}
+
+
+Run = Callable[[tuple[Tensor, ...]], list[Tensor]]
+"""A detector elsewhere: takes ``batches``, gives the outputs of the program in order."""
+
+
+class Made:
+    """A recipe's detector, and what several runtimes start from, made once."""
+
+    def __init__(self, recipe: Recipe, folder: Path) -> None:
+        self.recipe, self.folder, self.detector = recipe, folder, spread(recipe.build())
+
+    @cached_property
+    def program(self) -> torch.export.ExportedProgram:
+        return program(self.detector, (SIDE, SIDE), **self.recipe.settings)
+
+    @cached_property
+    def onnx(self) -> Path:
+        path = self.folder / "detector.onnx"
+        torch.onnx.export(self.program, (), path, output_names=self.names, verbose=False)
+        return path
+
+    @cached_property
+    def names(self) -> list[str]:
+        """Of the outputs, in order."""
+        return list(eager(self.detector, next(batches(self.recipe))))
+
+
+def by_name(inputs: tuple[Tensor, ...], taken: list[str]) -> dict[str, np.ndarray]:
+    given = dict(zip(("images", "sizes", "proposals", "proposals_valid"), inputs, strict=False))
+    return {name: given[name].numpy() for name in taken}
+
+
+def compiled(made: Made) -> Run:
+    torch.compiler.reset()
+    whole = torch.compile(eager, fullgraph=True, dynamic=True)
+    return lambda inputs: list(whole(made.detector, inputs).values())
+
+
+def exported(made: Made) -> Run:
+    return lambda inputs: list(made.program.module()(*inputs).values())
+
+
+def onnxruntime(made: Made) -> Run:
+    from onnxruntime import InferenceSession
+
+    session = InferenceSession(made.onnx, providers=["CPUExecutionProvider"])
+    taken = [entry.name for entry in session.get_inputs()]
+    return lambda inputs: [torch.from_numpy(part) for part in session.run(made.names, by_name(inputs, taken))]
+
+
+def in_openvino(model) -> Run:
+    import openvino
+
+    ready = openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    taken = [port.any_name for port in ready.inputs]
+    return lambda inputs: [torch.from_numpy(part.copy()) for part in ready(by_name(inputs, taken)).values()]
+
+
+def openvino_from_onnx(made: Made) -> Run:
+    import openvino
+
+    return in_openvino(openvino.convert_model(made.onnx))
+
+
+def openvino_from_program(made: Made) -> Run:
+    import openvino
+
+    return in_openvino(openvino.convert_model(made.program))
+
+
+ALONE = """
+import sys, torch
+package, given, found = sys.argv[1:]
+run = torch._inductor.aoti_load_package(package)
+torch.save([list(run(*inputs).values()) for inputs in torch.load(given)], found)
+assert not [name for name in sys.modules if name.partition(".")[0] in ("detkit", "torchvision")]
+"""
+
+
+def aot_inductor(made: Made) -> Run:
+    """The package runs in a process of its own, which knows neither detkit nor torchvision."""
+    package = torch._inductor.aoti_compile_and_package(made.program, package_path=str(made.folder / "detector.pt2"))
+
+    def run(inputs: tuple[Tensor, ...]) -> list[Tensor]:
+        paths = str(made.folder / "given.pt"), str(made.folder / "found.pt")
+        torch.save([inputs], paths[0])
+        done = subprocess.run([sys.executable, "-c", ALONE, package, *paths], capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(done.stderr.strip().splitlines()[-1])
+        return torch.load(paths[1])[0]
+
+    return run
+
+
+def executorch(made: Made) -> Run:
+    """One image of a fixed size, as such devices want it."""
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import to_edge_transform_and_lower
+    from executorch.runtime import Runtime
+
+    fixed = {**made.recipe.settings, "batch": 1, "multiple_of": None, "loops": False}
+    whole = program(made.detector, (SIDE, SIDE), **fixed)
+    lowered = to_edge_transform_and_lower(whole, partitioner=[XnnpackPartitioner()]).to_executorch()
+    path = made.folder / "detector.pte"
+    path.write_bytes(lowered.buffer)  # a program of bytes does not keep them alive
+    method = Runtime.get().load_program(path).load_method("forward")
+    return lambda inputs: [part.clone() for part in method.execute(list(inputs))]
+
+
+RUNTIMES = {
+    "torch.compile": (compiled, "torch"),
+    "torch.export": (exported, "torch"),
+    "ONNX, onnxruntime": (onnxruntime, "onnxruntime"),
+    "ONNX, OpenVINO": (openvino_from_onnx, "openvino"),
+    "OpenVINO": (openvino_from_program, "openvino"),
+    "AOTInductor": (aot_inductor, "torch"),
+    "ExecuTorch": (executorch, "executorch"),
+}
+
+
+def difference(names: list[str], found: list[Tensor], expected: dict[str, Tensor]) -> tuple[float, float]:
+    """In pixels of boxes, and in scores (infinite where labels differ, or other boxes were found)."""
+    own = dict(zip(names, found, strict=True))
+    rows = expected["valid"]
+    same = own["valid"].shape == rows.shape and torch.equal(own["valid"].bool(), rows)
+    same = same and torch.equal(own["labels"].long()[rows], expected["labels"][rows])
+    if not same or not rows.any():
+        return torch.inf, torch.inf
+    return tuple((own[key][rows] - expected[key][rows]).abs().max().item() for key in ("boxes", "scores"))
+
+
+def cell(made: Made, runtime: str) -> str:
+    only = 1 if runtime == "ExecuTorch" else None
+    each = []
+    try:
+        run = RUNTIMES[runtime][0](made)
+        for inputs in batches(made.recipe, only):
+            each.append(difference(made.names, run(inputs), eager(made.detector, inputs)))
+    except Exception as error:
+        return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    pixels, scores = (max(column) for column in zip(*each, strict=True))
+    return f"{pixels:.0e}, {scores:.0e}"
+
+
+def installed(module: str) -> bool:
+    try:
+        importlib.import_module(module)
+    except ImportError:
+        print(f"{module} is not installed: NOTHING is said of it below", file=sys.stderr)
+        return False
+    return True
+
+
+def main(chosen: list[str]) -> None:
+    runtimes = [name for name, (_, module) in RUNTIMES.items() if installed(module)]
+    runtimes = [name for name in runtimes if name in chosen] or runtimes
+    recipes = [name for name in chosen if name in RECIPES] or list(RECIPES)
+    print("| recipe |", " | ".join(runtimes), "|\n|---|" + "---|" * len(runtimes))
+    for name in recipes:
+        print(f"| {name} |", end="", flush=True)
+        with tempfile.TemporaryDirectory() as folder:
+            made = Made(RECIPES[name], Path(folder))
+            for runtime in runtimes:
+                print(f" {cell(made, runtime)} |", end="", flush=True)
+        print()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
