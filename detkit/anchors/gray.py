@@ -8,7 +8,7 @@ from torch import nn
 from detkit._door import door
 from detkit._ranges import Fraction
 from detkit.anchors.assigned import in_crowd
-from detkit.anchors.matcher import AnchorBoxes, check_thresholds, read_boxes
+from detkit.anchors.matcher import AnchorBoxes, read_boxes
 from detkit.anchors.threshold import ThresholdMatcher
 from detkit.structures import GRAY, IGNORED, NEGATIVE, Assignment, Predictions, Targets
 
@@ -45,9 +45,8 @@ class GrayMatcher(nn.Module):
         self, matcher: nn.Module, *, gray: Sequence[Fraction] = (0.25, 0.49), negatives_touch: bool = False
     ) -> None:
         super().__init__()
-        if len(gray) != 2:
+        if len(gray) != 2 or gray[0] > gray[1]:
             raise ValueError(f"GrayMatcher: gray={tuple(gray)}; allowed are two numbers, (lowest, highest)")
-        check_thresholds("GrayMatcher", gray[1], gray[0])
         self.matcher, self.gray, self.negatives_touch = matcher, (gray[0], gray[1]), negatives_touch
         lowest = _TOUCHING if negatives_touch else max(gray[0], _TOUCHING)
         self.overlaps = ThresholdMatcher(positive_iou=lowest, negative_iou=lowest, low_quality=False)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from detkit._faults import Degenerate, Faults, check_degenerate, shown
-from detkit.data.files import decode_inside, open_inside, picture_size, read_class_map
+from detkit.data.files import check_name, decode_inside, open_inside, picture_size, read_class_map
 from detkit.data.named_objects import NamedDataset, NamedObjects
 from detkit.data.pictures import Pictures
 from detkit.data.truth import Transforms
@@ -41,13 +41,13 @@ class PetDataset(NamedDataset):
     ``categories`` and ``image_classes`` are the names.
 
     Head boxes are published for most images of trainval and none of test. ``without_box`` says what happens to an image
-    without an XML file: with "crowd" one region of iscrowd 1 covers it, so that its boxes count in neither training nor
-    evaluation, with one warning; "drop" leaves the image out, with one warning; "raise" refuses it. Pictures and
-    trimaps that are missing or not readable, or differ in size, and XML that is broken, spoil an image: such images
-    are dropped with one warning (``degenerate="drop"``) or refused (``"raise"``). Headers are read when it is built;
-    with ``thorough`` all pixels are. Boxes that are none fall under ``degenerate``, too: see
-    :class:`~detkit.data.VocDataset`. Raises ValueError for lines that are not "name breed species number", and names
-    that occur twice.
+    without an XML file, or with one that has no object: with "crowd" one region of iscrowd 1 covers it, so that its
+    boxes count in neither training nor evaluation, with one warning; "drop" leaves the image out, with one warning;
+    "raise" refuses it. Pictures and trimaps that are missing or not readable, or differ in size, and XML that is
+    broken, spoil an image: such images are dropped with one warning (``degenerate="drop"``) or refused (``"raise"``).
+    Headers are read when it is built; with ``thorough`` all pixels are. Boxes that are none fall under ``degenerate``,
+    too: see :class:`~detkit.data.VocDataset`. Raises ValueError for lines that are not "name breed species number", and
+    names that occur twice.
 
     Source: Parkhi et al. 2012 and the README of its annotations.
 
@@ -111,22 +111,23 @@ class _Pet:
             if thorough:
                 _trimap(annotations, row.name, size, owner)
             self.spoiled = "box"
-            if not os.path.exists(annotations / self.file):
+            if os.path.exists(annotations / self.file):
+                faults = Faults("PetDataset")
+                (record,) = read_voc(annotations, [self.file], faults)
+                faults.settle()
+                self.record = record._replace(size=size, file_name="")
+            if not len(self.record.boxes):
                 self.file, whole = "", np.array([[0, 0, size[1], size[0]]], np.float32)
                 names = [SPECIES[row.species - 1]]
                 self.record = NamedObjects(names=names, boxes=whole, difficult=np.ones(1, np.int64), size=size)
-                return
-            faults = Faults("PetDataset")
-            (record,) = read_voc(annotations, [self.file], faults)
-            faults.settle()
-            self.record = record._replace(size=size, file_name="")
         except (ValueError, FileNotFoundError) as error:
             self.fault = str(error)
 
 
 def _picture(folder: Path, name: str, owner: str, *, thorough: bool) -> tuple[int, int]:
     """(height, width) of the picture, whose pixels are read, too, with ``thorough``."""
-    files = Pictures(folder).named(name, owner=owner) if not (folder / f"{name}.jpg").is_file() else [f"{name}.jpg"]
+    file = check_name(f"{name}.jpg", owner=owner)
+    files = [file] if (folder / file).is_file() else Pictures(folder).named(name, owner=owner)
     if not files:
         raise FileNotFoundError(f"{owner}: there is no picture below {folder}")
     size = picture_size(folder, files[0], owner=owner)
@@ -153,7 +154,9 @@ def _judge(pets: Sequence[_Pet], without_box: str, degenerate: Degenerate) -> No
     lonely = [pet.row.name for pet in pets if not pet.fault and not pet.file]
     if not lonely:
         return
-    words = f"PetDataset: {len(lonely)} of {len(pets)} images have no XML file of a head box, {shown(lonely[0])} first"
+    words = (
+        f"PetDataset: {len(lonely)} of {len(pets)} images have no XML file with a head box, {shown(lonely[0])} first"
+    )
     if without_box == "raise":
         raise ValueError(f"{words}; without_box='crowd' leaves their boxes out of training, 'drop' the images")
     done = "they are dropped" if without_box == "drop" else "nothing is learned or judged of their boxes"
@@ -183,7 +186,7 @@ def _saying(text: str) -> Callable[[int], str]:
 
 
 def _in_range(word: str, highest: int) -> bool:
-    return word.isascii() and word.isdigit() and 1 <= int(word) <= highest
+    return word.isascii() and word.isdigit() and len(word) < 9 and 1 <= int(word) <= highest
 
 
 def _breeds(rows: Sequence[_Row]) -> list[str]:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 
 from detkit._door import door
+from detkit._inputs import check_finite
 from detkit._ranges import Count
 from detkit.structures import Target, read_target
 
@@ -36,7 +37,7 @@ def object_statistics(targets: Sequence[Target], sizes: Sequence[tuple[Count, Co
 
     Labels below 0 are no class; their objects count. Of a :class:`CocoDataset` these are
     ``[dataset.target(i) for i in range(len(dataset))]`` and ``dataset.image_size(i)``. Raises ValueError for different
-    numbers of images, sizes below 1, and as :func:`~detkit.structures.read_target` does.
+    numbers of images, sizes below 1, boxes that are not finite, and as :func:`~detkit.structures.read_target` does.
     Source: Li et al. 2016, "Do We Really Need More Training Data For Object Localization", table of the data sets,
     which gives shares in percent.
 
@@ -52,6 +53,7 @@ def object_statistics(targets: Sequence[Target], sizes: Sequence[tuple[Count, Co
     for i, (target, (height, width)) in enumerate(zip(targets, sizes, strict=True)):
         read = read_target(target, where=f"object_statistics: targets[{i}]")
         objects = ~torch.as_tensor(read.get("iscrowd", torch.zeros(len(read["boxes"])))).bool()
+        check_finite(read["boxes"][objects], function="object_statistics", name=f"targets[{i}]: boxes of objects")
         sides = (read["boxes"][objects, 2:] - read["boxes"][objects, :2]).double().clamp(min=0)
         rows.append(torch.cat((sides, sides.prod(1, keepdim=True) / (height * width)), dim=1))
         shown.update(label for label in set(read["labels"][objects].tolist()) if label >= 0)

@@ -62,6 +62,11 @@ class BoxStage(Stage):
         super().__init__(branch=branch)
         self.pool, self.head, self.matcher, self.sampler = pool, head, matcher, sampler
         self.coder, self.criterion, self.postprocess = coder, criterion, postprocess
+        if getattr(matcher, "gives_gray", False) or getattr(sampler, "gray_per_other", 0):
+            raise ValueError(
+                f"BoxStage: matcher {type(matcher).__name__} or sampler {sampler} knows gray boxes; allowed are those "
+                "without: only an RPNStage has a criterion for gray"
+            )
 
     @door
     def forward(

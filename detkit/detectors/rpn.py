@@ -206,6 +206,11 @@ def _check_proposals(stage: RPNStage) -> None:
             "RPNLoss, or another criterion of one logit"
         )
     check_call("RPNStage", "sampler", stage.sampler, "labels")
+    if not hasattr(stage.sampler, "most"):
+        raise ValueError(
+            f"RPNStage: sampler is a {type(stage.sampler).__name__}, which does not say how many it samples at most; "
+            "give a BalancedSampler, or a sampler with `most`"
+        )
     for name in ("postprocess", "training_postprocess"):
         part = getattr(stage, name)
         check_call("RPNStage", name, part, "scores, boxes, sizes, counts")

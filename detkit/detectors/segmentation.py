@@ -63,10 +63,13 @@ class SegmentationStage(Stage):
     def forward(
         self, features: list[Tensor], images: Images, detections: Detections | None, targets: Targets | None = None
     ) -> SegmentationOutputs:
-        """Logits; targets make no difference. Raises ValueError for a head that returns no (B, C, h, w)."""
+        """Logits; targets make no difference. Raises ValueError for a head that returns no (B, C, h, w), or C > 255."""
         logits = promote(self.head(features))
-        if logits.ndim != 4:
-            raise ValueError(f"SegmentationStage: the head returns {tuple(logits.shape)}; allowed is (B, C, h, w)")
+        if logits.ndim != 4 or logits.shape[1] > VOID:
+            raise ValueError(
+                f"SegmentationStage: the head returns {tuple(logits.shape)}; allowed is (B, C, h, w) of at most {VOID} "
+                "classes"
+            )
         return SegmentationOutputs(logits, images, detections)
 
     @door

@@ -54,6 +54,10 @@ class SegmentationMetrics:
     @door
     def __init__(self, categories: Count | Sequence[str] | Sequence[Mapping[str, Any]]) -> None:
         self.names = category_names(categories, function="SegmentationMetrics")
+        if len(self.names) > VOID:
+            raise ValueError(
+                f"SegmentationMetrics: {len(self.names)} classes; allowed are {VOID}: class {VOID} is VOID"
+            )
         self.reset()
 
     @door
@@ -69,13 +73,13 @@ class SegmentationMetrics:
         """
         if len(detections) != len(targets):
             raise ValueError(f"SegmentationMetrics.update: {len(detections)} detections but {len(targets)} targets")
-        found: dict[Key, _Image] = {}
+        found: list[dict[Key, _Image]] = []
         for i, (detection, target) in enumerate(zip(detections, targets, strict=True)):
             key = image_key(target, self._unnamed + i, f"SegmentationMetrics.update: targets[{i}]")
-            found[key] = self._counts(detection, target, i)
-        _merge([self._images, found])  # which refuses what contradicts itself, before anything is kept
-        self._images |= found
-        self._unnamed += sum(key[0] for key in found)
+            found.append({key: self._counts(detection, target, i)})
+        seen = {key: self._images[key] for image in found for key in image if key in self._images}
+        self._images |= _merge([seen, *found])  # refuses what contradicts itself, before anything is kept
+        self._unnamed += sum(key[0] for image in found for key in image)
 
     def compute(self) -> dict[str, float]:
         """``mIoU``, ``pixel_accuracy`` and ``mean_accuracy`` over classes, in [0, 1]; -1 without pixels (collective
@@ -136,6 +140,8 @@ class SegmentationMetrics:
         if (given := target.get("segmentation")) is None:
             if (given := target.get("masks")) is None:
                 raise ValueError(f"{where} has no segmentation and no masks")
+            if "labels" not in target:
+                raise ValueError(f"{where} has masks and no labels; give each mask its label")
             crowds = _tensor(target.get("iscrowd", torch.zeros(len(given)))) != 0
             given = draw_segmentation(_tensor(given), _tensor(target["labels"]).long(), ~crowds, crowds)
         return self._checked(_tensor(given), where, void=True)

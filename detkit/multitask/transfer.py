@@ -10,7 +10,7 @@ from detkit._door import door
 from detkit._ranges import Whole
 from detkit.layers import ConvNormActivation
 from detkit.multitask.cross_stitch import CrossStitch
-from detkit.multitask.trunks import shape_of
+from detkit.multitask.trunks import named_modules, shape_of
 
 
 class TransferTrunk(nn.Module):
@@ -22,7 +22,8 @@ class TransferTrunk(nn.Module):
     of what comes out, side by side, is the last map of the branch ``branch``. Its finer maps are the backbone's own.
     The frozen maps are returned, too, under the auxiliaries' names: the stages that were trained with them still read
     them. ``out_channels`` and ``strides`` are the backbone's. Parameters of the auxiliaries stop requiring gradients.
-    Raises ValueError for no auxiliary, one of the branch's name, and last maps of different channels or strides.
+    Raises ValueError for no auxiliary, one of the branch's name, one that shares parameters with the backbone, and last
+    maps of different channels or strides.
 
     Source: "Multitask Learning in Image Recognition, Segmentation, and Classification", section 2, "OEQ". It says of
     the fusion that the first layers of the decoder are expanded, that cross-stitches are used, and that one map comes
@@ -48,7 +49,10 @@ class TransferTrunk(nn.Module):
                 f"at least one, of another name, whose last map has {last[0]} channels and stride {last[1]}"
             )
         self.backbone, self.branch = backbone, branch
-        self.auxiliaries = nn.ModuleDict(auxiliaries).requires_grad_(False).eval()
+        frozen = named_modules(auxiliaries, "TransferTrunk")
+        if set(backbone.parameters()) & set(frozen.parameters()):
+            raise ValueError("TransferTrunk: an auxiliary shares parameters with the backbone; allowed is a copy of it")
+        self.auxiliaries = frozen.requires_grad_(False).eval()
         streams, width = len(others) + 1, last[0]
         self.layers = nn.ModuleList(
             nn.ModuleList(ConvNormActivation(width, width) for _ in range(streams)) for _ in range(depth)

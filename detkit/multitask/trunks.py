@@ -87,7 +87,7 @@ class StitchedTrunk(nn.Module):
                 f"StitchedTrunk: {len(stitches)} stitches; allowed is one, or None, for each level of "
                 f"{self.out_channels}"
             )
-        self.backbones = nn.ModuleDict(backbones)
+        self.backbones = named_modules(backbones, "StitchedTrunk")
         self.stitches = nn.ModuleList(nn.Identity() if stitch is None else stitch for stitch in stitches)
         for name, backbone in backbones.items():
             if not isinstance(backbone, Encoder):
@@ -129,6 +129,21 @@ def shape_of(backbone: nn.Module, function: str) -> tuple[tuple[int, ...], tuple
         raise ValueError(f"{function}: a {type(backbone).__name__} has no out_channels and strides; give a backbone")
     out_channels, strides = backbone.out_channels, backbone.strides
     return tuple(out_channels), tuple(strides)  # pyright: ignore[reportArgumentType]
+
+
+def named_modules(modules: Mapping[str, nn.Module], function: str) -> nn.ModuleDict:
+    """The modules of branches; raises ValueError, with ``function``, for names that torch gives no module.
+
+    >>> named_modules({"a.b": nn.Identity()}, "f")
+    Traceback (most recent call last):
+    ValueError: f: branches are called ['a.b']; allowed are names of modules (module name can't contain ".", got: a.b)
+    """
+    try:
+        return nn.ModuleDict(modules)
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{function}: branches are called {list(modules)}; allowed are names of modules ({error.args[0]})"
+        ) from error
 
 
 def _run(modules: Sequence[nn.Module], features: Tensor) -> Tensor:

@@ -50,6 +50,8 @@ class LossWeights(nn.Module, ABC):
         places = {key: self._task_of(key) for key in losses}
         if missing := [task for k, task in enumerate(self.tasks) if k not in places.values()]:
             raise ValueError(f"{type(self).__name__}: no loss of {missing}; there are {sorted(losses)}")
+        if shaped := {key: tuple(loss.shape) for key, loss in losses.items() if isinstance(loss, Tensor) and loss.ndim}:
+            raise ValueError(f"{type(self).__name__}: losses have shapes {shaped}; allowed is one number each, ()")
         totals = [sum(loss for key, loss in losses.items() if places[key] == k) for k in range(len(self.tasks))]
         factors, added = self.weigh(torch.stack([torch.as_tensor(total) for total in totals]))
         return {key: loss * factors[places[key]] for key, loss in losses.items()} | added

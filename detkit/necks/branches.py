@@ -27,6 +27,8 @@ class BranchNecks(nn.Module):
     @door
     def forward(self, features: dict[str, list[Tensor]]) -> dict[str, list[Tensor]]:
         """The feature maps of each branch, finest first."""
+        if not isinstance(features, dict):
+            raise ValueError("BranchNecks: the trunk returns no branches; allowed is a dict of feature maps by branch")
         if unknown := [name for name in self.necks if name not in features]:
             raise ValueError(f"BranchNecks: there is no branch {unknown}; the trunk has {sorted(features)}")
         return {name: self.necks[name](maps) if name in self.necks else maps for name, maps in features.items()}

@@ -7,6 +7,7 @@ from torch import Tensor
 from detkit._door import door
 from detkit.structures.batch import NEGATIVE
 from detkit.structures.fields import VOID
+from detkit.structures.labels import check_labels
 
 
 @door
@@ -19,16 +20,19 @@ def draw_segmentation(
     """The class of each pixel: 1 + the label of the first object that covers it, or 0, which is background.
 
     ``masks`` are nonzero inside. Pixels of crowd regions that no object covers are VOID; rows that are neither
-    ``objects`` nor ``crowds`` are padding.
+    ``objects`` nor ``crowds`` are padding. Raises ValueError for objects with labels outside 0..253, as 255 is VOID (on
+    accelerators with ``DETKIT_CHECKS=full``).
 
     >>> masks = torch.tensor([[[1, 1, 0, 0]], [[0, 1, 1, 0]]])
     >>> both = torch.tensor([True, True])
     >>> draw_segmentation(masks, torch.tensor([4, 2]), both, ~both)
     tensor([[5, 5, 3, 0]])
     """
+    known = torch.where(objects, labels.to(torch.int64), 0)
+    check_labels(known, VOID - 1, lowest=0, function="draw_segmentation", name="labels")
     owners = pixel_owners(masks, objects)
     ground = torch.where(pixel_owners(masks, crowds) >= 0, VOID, 0)
-    return torch.where(owners >= 0, of_owners(labels.to(torch.int64), owners) + 1, ground)
+    return torch.where(owners >= 0, of_owners(known, owners) + 1, ground)
 
 
 def pixel_owners(masks: Shaped[Tensor, "*B T H W"], rows: Bool[Tensor, "*B T"]) -> Int[Tensor, "*B H W"]:

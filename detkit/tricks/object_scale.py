@@ -13,8 +13,8 @@ class RandomObjectScale(BatchAugmentation):
 
     The image's own short side becomes that of the object's factor, rounded, but at least ``shortest``; then its long
     side at most ``longest`` pixels. Width and height keep their ratio. An image without objects other than crowds
-    keeps its size within the same bounds. Hand the result to a detector whose preprocess leaves sizes alone
-    (``Preprocess(None, multiple_of=64)``).
+    and those of weight 0 keeps its size within the same bounds. Hand the result to a detector whose preprocess leaves
+    sizes alone (``Preprocess(None, multiple_of=64)``).
 
     Arguments and errors as in :class:`BatchAugmentation`; raises ValueError for ``low`` above ``high`` and ``shortest``
     above ``longest``. Source: Li et al. 2016, "Do We Really Need More Training Data For Object Localization", remark
@@ -53,7 +53,8 @@ class RandomObjectScale(BatchAugmentation):
         image, target = batch.images[index], batch.targets[index]
         height, width = image.shape[-2:]
         sides = (target["boxes"][:, 2:] - target["boxes"][:, :2]).amin(1)
-        objects = sides[~crowds(target) & (sides > 0)].tolist()
+        there = target["weights"] > 0 if "weights" in target else sides > 0
+        objects = sides[~crowds(target) & (sides > 0) & there].tolist()
         factor = between((self.low, self.high), numbers[1]) / objects[int(numbers[0] * len(objects))] if objects else 1
         short = max(round(factor * min(height, width)), self.shortest)
         factor = min(short / min(height, width), self.longest / max(height, width))

@@ -94,7 +94,7 @@ def test_it_reads_predictions_where_its_matcher_does():
 
 @pytest.mark.parametrize("gray", [(0.5, 0.4), (0.5,), (0.1, 1.5)])
 def test_bounds_that_make_no_sense_are_refused(gray):
-    assert_refused("GrayMatcher:", GrayMatcher, base(), gray=gray)
+    assert_refused("GrayMatcher: gray", GrayMatcher, base(), gray=gray)
 
 
 def test_printing_shows_the_settings():

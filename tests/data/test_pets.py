@@ -84,7 +84,7 @@ def test_a_missing_head_box_is_a_crowd_over_all_or_the_image_goes_or_is_refused(
     assert target["image_labels"] == 0
     with pytest.warns(UserWarning, match=r"1 of 3 images have no XML.*they are dropped"):
         assert PetDataset(root, "trainval", without_box="drop").names == ["Abyssinian_1", "saint_bernard_2"]
-    said = "PetDataset: 1 of 3 images have no XML file of a head box, 'Abyssinian_3' first; without_box='crowd'"
+    said = "PetDataset: 1 of 3 images have no XML file with a head box, 'Abyssinian_3' first; without_box='crowd'"
     assert_refused(said, PetDataset, root, "trainval", without_box="raise")
 
 
@@ -180,3 +180,21 @@ def test_nothing_outside_is_opened(tmp_path):
     (root / "annotations/bad.txt").write_text("../../outside 1 1 1\n")
     with pytest.raises(ValueError, match=r"has a part '\.\.'"):
         PetDataset(root, "bad", degenerate="raise")
+
+
+def test_xml_without_an_object_is_as_good_as_none(tmp_path):
+    """Else the image would teach that a pet has no head."""
+    root = write(tmp_path)
+    (root / "annotations/xmls/Abyssinian_1.xml").write_text("<annotation></annotation>")
+    with pytest.warns(UserWarning, match=r"2 of 3 images have no XML file with a head box, 'Abyssinian_1' first"):
+        target = PetDataset(root, "trainval").target(0)
+    assert (target["boxes"].tolist(), target["iscrowd"].tolist()) == ([[0, 0, 6, 4]], [1])
+
+
+def test_names_and_numbers_too_long_for_the_disk_are_refused_by_line(tmp_path):
+    root = write(tmp_path)
+    text = (root / "annotations/trainval.txt").read_text()
+    (root / "annotations/trainval.txt").write_text(f"{text}{'a' * 300} 1 1 1\n")
+    assert quiet(root, "trainval").names == ["Abyssinian_1", "saint_bernard_2", "Abyssinian_3"]
+    (root / "annotations/trainval.txt").write_text(f"Abyssinian_1 {'9' * 5000} 1 1\n")
+    assert_refused("PetDataset: trainval.txt: line 1", PetDataset, root, "trainval")

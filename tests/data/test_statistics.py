@@ -64,6 +64,8 @@ def test_without_objects_there_are_no_shares(targets):
 
 def test_wrong_arguments_are_named():
     assert_refused("object_statistics: 1 targets 2 sizes", object_statistics, [target()], [(9, 9), (9, 9)])
+    bad = {"boxes": torch.tensor([[0, 0, torch.nan, 1]]), "labels": torch.tensor([0])}
+    assert_refused("object_statistics: targets[0]: boxes of objects[0, 2]=nan", object_statistics, [bad], [(9, 9)])
     assert_refused("object_statistics: sizes", object_statistics, [target()], [(0, 9)])
     assert_refused("object_statistics: targets[0]: labels", object_statistics, [{"boxes": torch.ones(1, 4)}], [(9, 9)])
 

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from strategies import random_boxes, targets_of
+from strategies import assert_refused, random_boxes, targets_of
 from torch import Tensor, nn
 from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss
 
-from detkit.anchors import BalancedSampler, ThresholdMatcher
+from detkit.anchors import BalancedSampler, GrayMatcher, ThresholdMatcher
 from detkit.boxes import DeltaCoder, PyramidRoIAlign
 from detkit.detectors import Postprocess
 from detkit.detectors.roi import BoxOutputs, BoxStage, learns_from_rows, on_valid_rows
@@ -461,3 +461,10 @@ def test_a_batch_of_no_images_has_no_detections():
     none = BoxOutputs(*(part[:0] for part in predictions()[:4]))
     found = stage().detections(none, Images(IMAGES.tensors[:0], SIZES[:0]))
     assert found.boxes.shape == (0, 20, 4)
+
+
+def test_gray_boxes_are_refused():
+    parts = {name: getattr(stage(), name) for name in ("pool", "head", "coder", "criterion", "postprocess")}
+    plain, sampler = stage().matcher, BalancedSampler()
+    for matcher, chosen in ((GrayMatcher(plain), sampler), (plain, BalancedSampler(gray_per_other=0.5))):
+        assert_refused("BoxStage: matcher sampler gray allowed", BoxStage, **parts, matcher=matcher, sampler=chosen)

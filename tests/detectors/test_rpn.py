@@ -429,6 +429,7 @@ def test_wrong_settings_are_named(settings, message):
     [
         ({"criterion": FCOSLoss()}, "FCOSLoss reads a quality.* give RPNLoss"),
         ({"sampler": HardNegativeSampler()}, r"sampler is a HardNegativeSampler, .* sampler\(labels\)"),
+        ({"sampler": lambda labels: labels >= 0}, "sampler is a function, .* give a BalancedSampler"),
         ({"postprocess": Postprocess()}, "postprocess is a Postprocess, .* give a ProposalPostprocess"),
         ({"training_postprocess": Postprocess()}, "training_postprocess is a Postprocess, .* give a ProposalPostproc"),
     ],

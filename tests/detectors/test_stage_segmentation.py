@@ -143,6 +143,10 @@ def test_what_cannot_be_learned_is_refused():
     assert_refused(
         "SegmentationStage: the head returns (2, 4); allowed is (B, C, h, w)", flat, torch.ones(2, 4), IMAGES, None
     )
+    many = SegmentationStage(nn.Conv2d(1, 256, 1))
+    assert_refused(
+        "SegmentationStage: the head returns (2, 256, 4, 4); at most 255", many, torch.ones(2, 1, 4, 4), IMAGES, None
+    )
 
 
 def test_it_keeps_what_stages_before_found():

@@ -129,3 +129,16 @@ def test_what_is_no_segmentation_is_refused_by_name():
         [{"segmentation": good}],
         [target(None)],
     )
+    masks = {"boxes": torch.zeros(1, 4), "masks": torch.ones(1, 1, 2)}
+    said = "SegmentationMetrics.update: targets[0] has masks and no labels"
+    assert_refused(said, update, [{"segmentation": good}], [masks])
+    said = "SegmentationMetrics: 256 classes; allowed are 255: class 255 is VOID"
+    assert_refused(said, SegmentationMetrics, 256)
+
+
+def test_an_image_twice_in_a_batch_must_have_the_same_truth():
+    metrics, found = SegmentationMetrics(2), [{"segmentation": torch.tensor([[0, 1]])}] * 2
+    truths = [target(torch.tensor([[1, 1]]), image_id=7), target(torch.tensor([[0, 1]]), image_id=7)]
+    assert_refused("SegmentationMetrics: image_id 7 came twice with different targets", metrics.update, found, truths)
+    metrics.update(found, truths[:1] * 2)
+    assert metrics.confusion_matrix().sum() == 2

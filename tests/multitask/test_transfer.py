@@ -97,3 +97,8 @@ def test_what_does_not_fit_is_refused():
     own, other = SmallBackbone((4, 6)), SmallBackbone((4, 8))
     for helpers in ({}, {"masks": own}, {"boxes": other}, {"boxes": SmallBackbone((4, 6), stem_stride=2)}):
         assert_refused("TransferTrunk: branch='masks' and auxiliaries", TransferTrunk, own, helpers, branch="masks")
+    said = "TransferTrunk: an auxiliary shares parameters with the backbone"
+    assert_refused(said, TransferTrunk, own, {"boxes": own}, branch="masks")
+    assert all(one.requires_grad for one in own.parameters())
+    dotted = {"a.b": copy.deepcopy(own)}
+    assert_refused("TransferTrunk: branches are called ['a.b']", TransferTrunk, own, dotted, branch="masks")

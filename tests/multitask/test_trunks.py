@@ -119,3 +119,6 @@ def test_what_does_not_fit_is_refused():
     )
     for names in ([], ["a", "a"], "a"):
         assert_refused("SharedTrunk: branches=", SharedTrunk, small, names)
+    for name in ("a.b", "", "keys"):
+        pair = {name: small, "two": copy.deepcopy(small)}
+        assert_refused(f"StitchedTrunk: branches are called [{name!r}, 'two']", StitchedTrunk, pair, [None] * 2)

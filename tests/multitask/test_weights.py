@@ -230,3 +230,10 @@ def test_a_copy_goes_on_by_itself():
     epochs(other, [(1, 1, 1)])
     assert torch.equal(weights.factors, torch.ones(3))
     assert not torch.equal(other.factors, torch.ones(3))
+
+
+def test_a_loss_is_one_number():
+    """A loss of one element, not yet reduced, would give each task the weights of all."""
+    weights, one = FixedWeights(["boxes", "masks"], [0.5, 2]), torch.ones(1)
+    said = "FixedWeights: losses have shapes {'boxes.a': (1,)}; allowed is one number each"
+    assert_refused(said, weights, {"boxes.a": one, "masks": one[0]})

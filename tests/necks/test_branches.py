@@ -21,3 +21,4 @@ def test_each_branch_goes_through_its_neck_and_others_pass():
 def test_a_branch_that_is_not_there_is_refused():
     necks = BranchNecks(faces=FPN([4, 6], [4, 8], channels=3))
     assert_refused("BranchNecks: there is no branch ['faces']; the trunk has ['boxes', 'masks']", necks, features())
+    assert_refused("BranchNecks: the trunk returns no branches", necks, features()["boxes"])

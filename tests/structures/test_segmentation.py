@@ -1,8 +1,10 @@
 """Pixels take the class of the first object that covers them: against a loop over pixels."""
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from strategies import assert_refused
 
 from detkit.structures import VOID, draw_segmentation
 
@@ -31,3 +33,11 @@ def test_it_is_the_loop_over_pixels(count, seed):
         assert torch.equal(drawn[i], slow(masks[i], labels[i], kind[i] == 1, kind[i] == 2))
     assert torch.equal(draw_segmentation(masks.float(), labels, kind == 1, kind == 2), drawn)
     assert torch.equal(draw_segmentation(masks.bool(), labels, kind == 1, kind == 2), drawn)
+
+
+@pytest.mark.parametrize("label", [-1, 254, 255])
+def test_a_label_that_would_be_background_or_void_is_refused(label):
+    masks, labels, yes = torch.ones(1, 2, 2), torch.tensor([label]), torch.tensor([True])
+    said = f"draw_segmentation: labels[0]={label} must lie in 0..253"
+    assert_refused(said, draw_segmentation, masks, labels, yes, ~yes)
+    assert (draw_segmentation(masks, labels, ~yes, yes) == VOID).all()  # a crowd has any label

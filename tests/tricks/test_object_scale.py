@@ -73,6 +73,12 @@ def test_without_objects_only_the_bounds_count():
     assert [tuple(image.shape[1:]) for image in found] == [(40, 60), (30, 45), (30, 90)]
 
 
+def test_an_object_of_weight_0_is_not_chosen():
+    target = {"boxes": [[0, 0, 9, 9], [0, 0, 20, 20]], "labels": [0, 0], "weights": [0, 1]}
+    found, _ = RandomObjectScale(10, 10, shortest=1)([torch.zeros(3, 40, 60)] * 20, [target] * 20)
+    assert {image.shape[1] for image in found} == {20}
+
+
 def test_every_size_between_the_two_comes():
     target = {"boxes": torch.tensor([[0.0, 0, 10, 40]]), "labels": torch.tensor([0])}
     scale = RandomObjectScale(5, 15, shortest=1)
