@@ -66,7 +66,9 @@ def rgb_of(picture: Image.Image, *, owner: str) -> tv_tensors.Image:
 def image_paths(source: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> Iterator[Path]:
     """The pictures that ``source`` names: a file, a folder (with all folders in it, sorted), or several of either.
 
-    Raises FileNotFoundError for what is not there, ValueError for a folder without a picture.
+    Files and folders of a folder whose names begin with a dot, as the desktops write them, are left out.
+
+    Raises FileNotFoundError for what is not there, ValueError for an empty name and for a folder without a picture.
 
     >>> import tempfile
     >>> folder = tempfile.mkdtemp()
@@ -75,13 +77,16 @@ def image_paths(source: str | os.PathLike[str] | Iterable[str | os.PathLike[str]
     ['a.jpg', 'b.png']
     """
     for entry in (source,) if isinstance(source, (str, os.PathLike)) else source:
+        if not os.fspath(entry):
+            raise ValueError("image_paths: a path is empty; allowed are files and folders")
         path = Path(entry)
         if not path.is_dir():
             if not path.exists():
                 raise FileNotFoundError(f"image_paths: there is no file or folder {path}")
             yield path
             continue
-        found = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+        inside = (file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+        found = sorted(file for file in inside if not any(part[0] == "." for part in file.relative_to(path).parts))
         if not found:
             raise ValueError(f"image_paths: {path} holds no picture; looked for {', '.join(SUFFIXES)}")
         yield from found

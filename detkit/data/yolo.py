@@ -128,7 +128,7 @@ def _record(
 
 def _problem(words: list[str], categories: Sequence[str]) -> str:
     """Why a line is of another format, or ""."""
-    if not words[0].isdecimal() or int(words[0]) >= len(categories):
+    if not words[0].isdecimal() or len(words[0]) > 9 or int(words[0]) >= len(categories):
         return f"class {shown(words[0])}; allowed are 0 to {len(categories) - 1}, the numbers of the names"
     if len(words) != 5 and (len(words) < 7 or len(words) % 2 == 0):
         return f"{len(words)} words; allowed are class cx cy w h, or class and three or more points x y"

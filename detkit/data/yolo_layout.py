@@ -89,7 +89,7 @@ def _names(root: Path, about: dict[str, Any] | None) -> list[str]:
     if about is not None and "names" in about:
         names = about["names"]
         if isinstance(names, dict):
-            if sorted(names) != list(range(len(names))):
+            if set(names) != set(range(len(names))):
                 raise ValueError(f"{_OWNER}: names has the numbers {shown(list(names))}; allowed are 0, 1, 2 ...")
             names = [names[number] for number in range(len(names))]
         if not isinstance(names, list) or not names:

@@ -6,6 +6,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
+from torch.nn.utils.parametrize import is_parametrized
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -86,7 +87,7 @@ class _Readers(TorchFunctionMode):
 def _foldable(detector: Detector) -> dict[nn.Module, nn.Module]:
     """The layer that each norm may be folded into: it reads nothing else, and nobody else reads that."""
     seen, hooks = _Readers(), []
-    for part in detector.modules():
+    for part in filter(_is_bare, detector.modules()):
         if isinstance(part, (nn.Conv2d, nn.Linear)):
             hooks.append(part.register_forward_hook(seen.layer_ran))
         elif isinstance(part, _NORMS) and part.running_mean is not None:
@@ -103,6 +104,11 @@ def _foldable(detector: Detector) -> dict[nn.Module, nn.Module]:
             hook.remove()
     single = {norm: next(iter(layers)) for norm, layers in seen.sources.items() if len(layers) == 1}
     return {norm: layer for norm, layer in single.items() if layer is not None and seen.readers[layer] == {norm}}
+
+
+def _is_bare(part: nn.Module) -> bool:
+    """Whether a module does what its type says: hooks and parametrizations change that."""
+    return not (part._forward_hooks or part._forward_pre_hooks or is_parametrized(part))
 
 
 def _fold(layer: nn.Module, norm: Any) -> None:

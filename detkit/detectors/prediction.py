@@ -114,9 +114,9 @@ def save_results(
     """Write predictions as COCO's list of results: image_id, category_id, bbox (x, y, width, height), score.
 
     Masks are written as compressed segmentations, keypoints as x, y, 1 of each. ``image_ids`` gives the id of each file
-    by its name without folders, as COCO's ``{image["file_name"]: image["id"]}``; without it pictures are counted from
-    1, and each result has its ``file_name``, too. ``category_ids`` of each label: by default label + 1. Written
-    atomically.
+    by as much of the end of its path as is known, as COCO's ``{image["file_name"]: image["id"]}``; without it pictures
+    are counted from 1, and each has its ``file_name``, too. ``category_ids`` of each label: label + 1 if not given.
+    Written atomically.
 
     Raises ValueError for a picture without an id and a label without a category.
 
@@ -131,13 +131,21 @@ def save_results(
     entries = []
     for number, found in enumerate(predictions, 1):
         name = Path(found.name).name
-        if image_ids is not None and name not in image_ids:
+        known = name if image_ids is None else _longest_end(found.name, image_ids)
+        if image_ids is not None and known not in image_ids:
             raise ValueError(
                 f"save_results: image_ids has no {name!r}; allowed are {', '.join(list(image_ids)[:5])} ..."
             )
-        image = {"image_id": number, "file_name": name} if image_ids is None else {"image_id": image_ids[name]}
+        image = {"image_id": number, "file_name": name} if image_ids is None else {"image_id": image_ids[known]}
         entries += [image | entry for entry in _results(found.detection, category_ids)]
     write_atomically(path, lambda file: file.write(json.dumps(entries).encode()), owner="save_results")
+
+
+def _longest_end(name: str, known: Mapping[str, int]) -> str:
+    """Of "p/train/a.jpg" the first of itself, "train/a.jpg" and "a.jpg" that is known: folders may repeat names."""
+    parts = Path(name).parts
+    ends = (Path(*parts[first:]).as_posix() for first in range(len(parts)))
+    return next((end for end in ends if end in known), "")
 
 
 def _results(detection: Detection, category_ids: Sequence[int] | None) -> Iterator[dict[str, Any]]:
@@ -160,11 +168,12 @@ def _results(detection: Detection, category_ids: Sequence[int] | None) -> Iterat
 @torch.no_grad()
 def _detect(detector: nn.Module, images: list[Tensor]) -> list[Detection]:
     device = next((value.device for value in detector.parameters()), torch.device("cpu"))
-    training = detector.training
+    training = [part for part in detector.modules() if part.training]  # others may be frozen in eval()
     try:
         return detector.eval()([image.to(device) for image in images])
     finally:
-        detector.train(training)
+        for part in training:
+            part.training = True
 
 
 def _single(pictures: Any) -> Iterable[Any]:

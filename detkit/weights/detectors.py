@@ -9,10 +9,14 @@ import torch
 from torch import nn
 
 import detkit
+from detkit._faults import shown
 from detkit._wrappers import unwrapped
 from detkit.detectors import Detector
 from detkit.detectors.recipe import Recipe, recipe_named
 from detkit.weights.files import load_metadata, load_weights, save_weights
+
+_MOST = 1 << 14  # characters: a recipe builds a layer or an anchor for each of its values
+_SHOWN = 500
 
 
 def save_detector(
@@ -44,6 +48,11 @@ def save_detector(
         given = ", ".join(made.unwritable)
         raise ValueError(f"save_detector: {made.name} was given {given}: no plain value; {way_out}")
     names = list(inner.categories if categories is None else categories)
+    count = made.arguments.get("num_classes", len(names))
+    if names and len(names) != count:
+        raise ValueError(
+            f"save_detector: categories has {len(names)} names; allowed is one for each of {count} classes"
+        )
     about = {"detkit": detkit.__version__, "recipe": made.name}
     about |= {"arguments": json.dumps(made.arguments), "categories": json.dumps(names)}
     save_weights(detector, path, metadata=about)
@@ -70,16 +79,21 @@ def load_detector(path: str | os.PathLike[str]) -> Detector:
         )
     build = recipe_named(about["recipe"])
     if build is None:
+        version = str(about.get("detkit"))[:40]
         raise ValueError(
-            f"load_detector: {os.fspath(path)} asks for {about['recipe']!r}, a recipe of detkit {about.get('detkit')} "
+            f"load_detector: {os.fspath(path)} asks for {shown(about['recipe'])}, a recipe of detkit {version} "
             f"that this version, {detkit.__version__}, does not have"
         )
+    if len(about.get("arguments", "")) > _MOST:
+        raise ValueError(f"load_detector: {os.fspath(path)} has arguments of more than {_MOST} characters")
     try:
         arguments, categories = json.loads(about["arguments"]), tuple(map(str, json.loads(about["categories"])))
         with torch.device("meta"):  # no memory is taken before the file is known to hold as much
             detector = build(**{name: _tupled(value) for name, value in arguments.items()})
-    except (TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
-        raise ValueError(f"load_detector: {os.fspath(path)}: {about['recipe']} cannot be built: {error}") from error
+    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError, OverflowError) as error:
+        raise ValueError(
+            f"load_detector: {os.fspath(path)}: {about['recipe']} cannot be built: {str(error)[:_SHOWN]}"
+        ) from error
     numbers = sum(value.numel() for value in detector.state_dict().values())
     if numbers > os.path.getsize(path):
         raise ValueError(

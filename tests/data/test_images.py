@@ -79,3 +79,12 @@ def test_what_is_not_there_and_a_folder_without_a_picture_are_refused(tmp_path):
         list(image_paths(tmp_path / "none"))
     with pytest.raises(ValueError, match=r"image_paths: .* holds no picture; looked for \.bmp"):
         list(image_paths(tmp_path))
+
+
+def test_hidden_files_of_a_folder_are_left_out_and_an_empty_path_is_not_the_current_folder(tmp_path):
+    for name in ("a.png", "._a.png", ".thumbnails/a.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert [*image_paths(tmp_path)] == [tmp_path / "a.png"]
+    with pytest.raises(ValueError, match="image_paths: a path is empty"):
+        list(image_paths([""]))

@@ -114,6 +114,7 @@ def test_a_picture_without_a_label_file_has_no_objects_but_one_of_all_must_have_
     [
         ("2 0.5 0.5 0.2 0.4", r"a\.txt: line 1: class '2'; allowed are 0 to 1"),
         ("cat 0.5 0.5 0.2 0.4", r"class 'cat'"),
+        (f"{'9' * 6000} 0.5 0.5 0.2 0.4", r"class '999"),
         ("0.0 0.5 0.5 0.2 0.4", r"class '0\.0'"),
         ("0 0.5 0.5 0.2", r"4 words; allowed are class cx cy w h"),
         ("0 0.5 0.5 0.2 0.4 0.9", r"6 words"),
@@ -142,6 +143,7 @@ def test_an_object_that_is_none_is_dropped_with_a_warning_or_refused(tmp_path, l
         ({"data.yaml": "names: [cat"}, "train", r"data\.yaml cannot be read as yaml"),
         ({"data.yaml": "- cat"}, "train", r"data\.yaml holds a list"),
         ({"data.yaml": "train: a\nnames: {1: cat}"}, "train", r"names has the numbers \[1\]"),
+        ({"data.yaml": "train: a\nnames: {a: cat, 2: dog}"}, "train", r"names has the numbers \['a', 2\]"),
         ({"data.yaml": "train: a\nnames: cat"}, "train", r"names='cat'; allowed is a list"),
         ({"data.yaml": "train: .\nnames: [cat]\nkpt_shape: [17, 3]"}, "train", r"kpt_shape"),
         ({"data.yaml": "train: .\nnames: [cat]"}, "test", r"split='test' is None .* has \['train'\]"),

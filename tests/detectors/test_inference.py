@@ -139,3 +139,24 @@ def test_another_type_is_that_of_the_trunk_alone_and_boxes_move_little():
 def test_what_is_no_detector_is_refused():
     with pytest.raises(ValueError, match="inference_form: detector is a Conv2d; allowed is a Detector"):
         inference_form(conv())
+
+
+def hooked(layer: nn.Module) -> nn.Module:
+    layer.register_forward_hook(lambda _, __, output: output * 2)
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("layer", "norm"),
+    [
+        (hooked(conv()), nn.BatchNorm2d(3)),
+        (conv(), hooked(nn.BatchNorm2d(3))),
+        (nn.utils.parametrizations.weight_norm(conv()), nn.BatchNorm2d(3)),
+    ],
+)
+def test_what_hooks_or_parametrizations_change_is_left_as_it_is(layer, norm):
+    trunk = lived(Trunk(lambda own, x: own.norm(own.a(x)), a=layer, norm=norm))
+    fast = inference_form(Detector(trunk, preprocess=Preprocess((32, 32)), blind=Blind()))
+    images = torch.rand(2, 3, 32, 32)
+    assert norms(fast) == 1
+    torch.testing.assert_close(fast.trunk(images), trunk(images), rtol=1e-5, atol=1e-5)

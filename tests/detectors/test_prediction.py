@@ -163,3 +163,17 @@ def test_what_has_no_id_is_refused_and_nothing_written(tmp_path):
     with pytest.raises(ValueError, match="save_results: label 1 has no id; category_ids has 1"):
         save_results(found, tmp_path / "r.json", category_ids=[1])
     assert not list(tmp_path.iterdir())
+
+
+def test_a_part_that_was_frozen_in_eval_stays_so():
+    detector = fpn_ssd(2, size=(64, 64), channels=8).train()
+    detector.trunk.eval()
+    detector.predict(GRAY, progress=False)
+    assert (detector.training, detector.dense.training) == (True, True)
+    assert not any(part.training for part in detector.trunk.modules())
+
+
+def test_pictures_of_one_name_in_two_folders_have_their_own_ids(tmp_path):
+    found = [Prediction(f"/p/{folder}/a.jpg", (8, 8), some()) for folder in ("x", "y")]
+    save_results(found, tmp_path / "r.json", image_ids={"x/a.jpg": 5, "y/a.jpg": 9})
+    assert [entry["image_id"] for entry in json.loads((tmp_path / "r.json").read_text())] == [5, 9]

@@ -72,6 +72,8 @@ GOOD = {"detkit": "9.9", "recipe": "fpn_ssd", "arguments": '{"num_classes": 2}',
         ({"recipe": "detr_stage"}, r"asks for 'detr_stage'"),
         ({"arguments": '{"num_classes": -2}'}, r"fpn_ssd cannot be built: fpn_ssd: num_classes=-2"),
         ({"arguments": '{"backbone": "resnet"}'}, r"fpn_ssd cannot be built"),
+        ({"arguments": '{"num_classes": 2, "channels": 1000000000}'}, r"fpn_ssd cannot be built: Storage size"),
+        ({"arguments": json.dumps({"shapes": [[1, 1]] * 10**5})}, r"has arguments of more than 16384 characters"),
         ({"arguments": "[1]"}, r"fpn_ssd cannot be built"),
         ({"arguments": "no json"}, r"fpn_ssd cannot be built"),
         ({"categories": "7"}, r"fpn_ssd cannot be built"),
@@ -90,3 +92,8 @@ def test_the_metadata_is_plain_text_for_other_tools(tmp_path):
     about = load_metadata(tmp_path / "a.safetensors")
     assert json.loads(about["arguments"]) == {"num_classes": 2, "size": [64, 96], "channels": 8}
     assert (about["recipe"], json.loads(about["categories"])) == ("fpn_ssd", ["a", "b"])
+
+
+def test_names_must_be_as_many_as_the_classes(tmp_path):
+    with pytest.raises(ValueError, match="save_detector: categories has 1 names; allowed is one for each of 2 classes"):
+        save_detector(fpn_ssd(2, size=(64, 96), channels=8), tmp_path / "a.safetensors", categories=["a"])
