@@ -269,11 +269,15 @@ def is_transformed() -> bool:
 def on_host(values: Tensor) -> bool:
     """True for a plain tensor on the CPU that nothing traces or transforms: a look at its values costs nothing.
 
+    False under a default device, too, where tensors that a function makes would lie elsewhere; operators do not see it.
+
     >>> on_host(torch.zeros(2))
     True
     """
     plain = type(values) is Tensor and values.device.type == "cpu"
-    return plain and not torch.compiler.is_compiling() and not is_transformed()
+    if not plain or torch.compiler.is_compiling() or is_transformed():
+        return False
+    return not torch._C._len_torch_function_stack()
 
 
 def check_fraction(value: float, *, name: str, function: str) -> None:

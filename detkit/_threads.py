@@ -26,20 +26,24 @@ _outside = _Outside()
 def on_one_thread(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
     """``function`` with torch's number of threads set to 1, and set back after it. Not for what is traced.
 
+    To torch, the number last set is also that of every thread that uses it for the first time: one that does so just
+    now keeps 1. It must not hand that on, so where the number is 1 nothing is set.
+
     >>> on_one_thread(torch.get_num_threads)()
     1
     """
 
     @functools.wraps(function)
     def alone(*arguments: Arguments.args, **settings: Arguments.kwargs) -> Result:
-        if _outside.threads is not None:  # called by another one
+        threads = torch.get_num_threads()
+        if threads == 1:  # called by another one, perhaps
             return function(*arguments, **settings)
-        _outside.threads = torch.get_num_threads()
+        _outside.threads = threads
         torch.set_num_threads(1)
         try:
             return function(*arguments, **settings)
         finally:
-            torch.set_num_threads(_outside.threads)
+            torch.set_num_threads(threads)
             _outside.threads = None
 
     return alone

@@ -62,6 +62,12 @@ def test_one_set_survives_as_in_torch(device, sizes, count, measure):
         assert_equal_to_torch(device, nms, rows, scores, threshold, measure=measure)
 
 
+def test_an_iou_of_just_the_threshold_does_not_suppress(device):
+    rows = torch.tensor([[0.0, 0, 8, 8], [0, 0, 8, 4], [20, 0, 28, 8], [20, 0, 28, 5]])
+    kept = assert_equal_to_torch(device, nms, rows, torch.tensor([0.9, 0.8, 0.7, 0.6]), 0.5)
+    assert kept.tolist() == [0, 1, 2]
+
+
 @pytest.mark.parametrize("count", [1025, 4097])
 def test_a_long_set_survives_as_in_torch(device, monkeypatch, count):
     if device == "cpu":

@@ -1,6 +1,7 @@
 """Operators of many small steps leave the other threads alone, and torch's setting as it was."""
 
 import threading
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -56,6 +57,29 @@ def test_another_thread_keeps_its_own_setting():
     leave.set()
     worker.join()
     assert found == [2, 2]
+
+
+def test_a_thread_born_meanwhile_does_not_hand_its_one_thread_on():
+    born, leave, found = threading.Event(), threading.Event(), []
+
+    def live() -> None:
+        found.append(torch.get_num_threads())
+        born.set()
+        leave.wait(10)
+        seen()
+
+    def run(target: Callable[[], object]) -> threading.Thread:
+        thread = threading.Thread(target=target)
+        thread.start()
+        return thread
+
+    torch.get_num_threads()  # this thread has its number
+    second = []
+    run(lambda: seen(lambda: (second.append(run(live)), born.wait(10)))).join()
+    leave.set()
+    second[0].join()
+    run(lambda: found.append(torch.get_num_threads())).join()
+    assert found == [1, 2]
 
 
 def test_an_operator_of_many_steps_runs_on_one_thread(monkeypatch):

@@ -34,7 +34,8 @@ def find_layout(root: Path, split: str | None, classes: Sequence[str] | None) ->
     about = _read_yaml(root)
     categories = list(classes) if classes is not None else _names(root, about)
     entries = _entries(about, split) if about and split is not None else _folders(split)
-    places = [place for entry in entries if (place := _below(root, entry)) is not None]
+    found = _below if about and split is not None else _exactly
+    places = [place for entry in entries if (place := found(root, entry)) is not None]
     if not places:
         raise FileNotFoundError(f"{_OWNER}: {root} has none of {', '.join(map(shown, entries))} for split={split!r}")
     chosen = places if about and split is not None else places[:1]
@@ -98,8 +99,16 @@ def _names(root: Path, about: dict[str, Any] | None) -> list[str]:
     for name in _NAMES:
         for place in (name, f"train/{name}", f"labels/{name}"):
             if (root / place).is_file():
-                return [line for line in read_lines(root, place) if line]
+                return _listed(root, place)
     raise FileNotFoundError(f"{_OWNER}: {root} has no data.yaml, {', '.join(_NAMES)}; give classes=[...] by number")
+
+
+def _listed(root: Path, place: str) -> list[str]:
+    lines = read_lines(root, place)
+    last = max((number for number, line in enumerate(lines, 1) if line), default=0)
+    if not all(lines[:last]):
+        raise ValueError(f"{_OWNER}: {place} has an empty line before its last: a class without a name")
+    return lines[:last]
 
 
 def _entries(about: dict[str, Any], split: str) -> list[str]:
@@ -123,6 +132,10 @@ def _below(root: Path, entry: str) -> str | None:
     ends = (os.path.join(*parts[first:]) for first in range(len(parts)))
     found = next((end for end in ends if (root / end).exists()), None)
     return "." if found is None and not parts else found
+
+
+def _exactly(root: Path, entry: str) -> str | None:
+    return entry if (root / entry).exists() else None
 
 
 def _pictures(root: Path, place: str) -> Iterator[str]:

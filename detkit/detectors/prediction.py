@@ -77,6 +77,8 @@ def predict(
     >>> [found.name for found in predict(tiny_ssd(2), [torch.zeros(3, 64, 64)] * 3, batch_size=2, progress=False)]
     ['picture 0', 'picture 1', 'picture 2']
     """
+    if isinstance(categories, str):
+        raise ValueError(f"predict: categories={categories!r} is one text; allowed is a list of names")
     names = tuple(categories) or tuple(getattr(detector, "categories", ()))
     return _predictions(detector, _single(pictures), names, (batch_size, score_threshold, progress))
 

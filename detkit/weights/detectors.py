@@ -16,6 +16,7 @@ from detkit.detectors.recipe import Recipe, recipe_named
 from detkit.weights.files import load_metadata, load_weights, save_weights
 
 _MOST = 1 << 14  # characters: a recipe builds a layer or an anchor for each of its values
+_LARGEST = 65_536  # of sizes, classes, channels and layers in a file
 _SHOWN = 500
 
 
@@ -88,6 +89,7 @@ def load_detector(path: str | os.PathLike[str]) -> Detector:
         raise ValueError(f"load_detector: {os.fspath(path)} has arguments of more than {_MOST} characters")
     try:
         arguments, categories = json.loads(about["arguments"]), tuple(map(str, json.loads(about["categories"])))
+        _check_counts(arguments)
         with torch.device("meta"):  # no memory is taken before the file is known to hold as much
             detector = build(**{name: _tupled(value) for name, value in arguments.items()})
     except (TypeError, ValueError, KeyError, AttributeError, RuntimeError, OverflowError) as error:
@@ -102,6 +104,15 @@ def load_detector(path: str | os.PathLike[str]) -> Detector:
     load_weights(detector.to_empty(device="cpu"), path)
     detector.categories = categories
     return detector.eval()
+
+
+def _check_counts(value: Any) -> None:
+    """Refuse numbers that no detector has: a recipe would make its layers one by one until memory ends."""
+    if isinstance(value, (list, dict)):
+        for part in value.values() if isinstance(value, dict) else value:
+            _check_counts(part)
+    elif isinstance(value, int) and abs(value) > _LARGEST:
+        raise ValueError(f"{str(value)[:_SHOWN]} is too large; allowed are integers up to {_LARGEST}")
 
 
 def _tupled(value: Any) -> Any:

@@ -253,3 +253,12 @@ def test_wrong_shapes_and_options_are_refused_by_name():
         ),
     }.items():
         assert_refused(message, function, *arguments, **options)
+
+
+@pytest.mark.parametrize("measure", ["iou", "diou"])
+def test_a_default_device_is_not_that_of_the_boxes(measure):
+    rows, scores = random_boxes(3000, seed=0), torch.rand(3000, generator=torch.Generator().manual_seed(0))
+    expected = nms(rows, scores, 0.5, measure=measure)
+    with torch.device("meta"):
+        found = nms(rows, scores, 0.5, measure=measure)
+    assert torch.equal(found, expected)

@@ -164,6 +164,18 @@ def test_what_is_missing_is_named_with_what_was_looked_for(tmp_path):
         YoloDataset(tmp_path, "test", classes=NAMES)
 
 
+def test_a_split_without_a_folder_of_its_own_is_not_taken_for_all_images(tmp_path):
+    write(tmp_path, {"images/a.png": None, "labels/a.txt": ""})
+    with pytest.raises(FileNotFoundError, match=r"none of 'images/train', 'train/images', 'train', 'train\.txt'"):
+        YoloDataset(tmp_path, "train", classes=NAMES)
+
+
+def test_an_empty_line_among_the_names_is_refused_since_it_would_shift_the_classes(tmp_path):
+    write(tmp_path, {"a.png": None, "a.txt": "", "classes.txt": "cat\n\ndog\n\n"})
+    with pytest.raises(ValueError, match=r"classes\.txt has an empty line before its last"):
+        YoloDataset(tmp_path, None)
+
+
 def test_a_link_that_leads_out_of_the_root_is_refused(tmp_path):
     root, other = tmp_path / "root", tmp_path / "other"
     write(other, {"a.png": None, "a.txt": "0 0.5 0.5 1 1"})

@@ -104,6 +104,11 @@ def test_names_come_from_the_detector_and_read_as_a_sentence():
     assert next(predict(Corner(), GRAY, score_threshold=0.0, progress=False)).names == ["1", "0"]
 
 
+def test_one_text_is_no_list_of_names():
+    with pytest.raises(ValueError, match="predict: categories='ab' is one text; allowed is a list of names"):
+        unhooked(predict)(Corner(), GRAY, categories="ab", progress=False)
+
+
 def test_too_few_names_are_refused():
     with pytest.raises(ValueError, match="predict: label 1 has no name; categories has 1"):
         list(predict(Corner(), GRAY, score_threshold=0.0, categories=["cat"], progress=False))
