@@ -38,7 +38,7 @@ def main() -> None:
     names = [name for data in sets[0] for name in data.categories]
     (x, y), (seen, truth) = (regions(own, options.images, trunk) for own in sets)
     x, seen = (x - x.mean(0)) / (x.std(0) + 1e-3), (seen - x.mean(0)) / (x.std(0) + 1e-3)
-    records, table = [], []
+    records, table, score, loss, metrics = [], [], 0.0, 0.0, MultiLabelMetrics(names)
     for name, hidden, dropout in (("linear", (), 0.0), ("MLP", (1024, 256), 0.0), ("MLP + dropout", (1024, 256), 0.5)):
         model = classifier(hidden, dropout, x.shape[1], y.mean(0))
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, weight_decay=1e-4)

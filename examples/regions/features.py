@@ -31,7 +31,8 @@ def regions(sets: list[CocoDataset], images: int, trunk: nn.Module) -> tuple[Ten
             small = resize(image.as_subclass(Tensor), [round(side * scale) for side in image.shape[1:]])
             boxes, _ = selective_search(small, mode="fast", width=None, max_proposals=500)
             labels = target["labels"] + first
-            objects = pad_targets([Target(boxes=target["boxes"] * scale, labels=labels, iscrowd=target["iscrowd"])])
+            crowd = target.get("iscrowd", torch.zeros_like(labels))
+            objects = pad_targets([Target(boxes=target["boxes"] * scale, labels=labels, iscrowd=crowd)])
             covered = overlaps_of(boxes[None], objects) > 0
             own = covered[0].any(1)
             features = pool([trunk((small[None] / 255 - 0.45) / 0.225)], boxes[own][None])
