@@ -64,10 +64,10 @@ try:
 except ImportError:  # Windows: there a folder in use is not noticed
     fcntl = None
 
-RECIPES = [name for name in recipes.__all__ if not name.endswith(("_stage", "_anchors"))]
+RECIPES = [name for name in recipes.__all__ if not name.endswith(("_stage", "_anchors", "_scales"))]
 """Those that build a whole detector, not a part of one."""
-OTHERWISE = {"ssd", "ssdlite", "fast_rcnn", "rcnn"}
-"""Recipes that need a trunk, or proposals, handed over."""
+OTHERWISE = {"ssd", "ssdlite", "fast_rcnn", "rcnn", "segmenter", "three_tasks", "hourglass_rpn", "small_hourglass_rpn"}
+"""Recipes that need a trunk, or proposals, handed over; and those that find no classes of boxes."""
 AUGMENTATIONS = {
     "none": v2.Identity,
     "flip": flip_augmentation,

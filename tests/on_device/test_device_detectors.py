@@ -93,5 +93,5 @@ def test_only_matching_by_scipy_makes_a_training_step_wait():
 def test_every_recipe_has_a_small_form_in_the_table():
     assert list(TABLE) == list(DETECTORS)
     counted = [recipe for counts in TABLE.values() for recipe in counts["recipes"]]
-    parts = ("_stage", "_anchors", "at_scales")  # what is no detector: parts of one, and views of one
+    parts = ("_stage", "_anchors", "_scales")  # what is no detector: parts of one, and views of one
     assert sorted(counted) == sorted(name for name in recipes.__all__ if not name.endswith(parts))
