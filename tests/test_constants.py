@@ -14,13 +14,13 @@ from detkit.detectors import Detector, Preprocess, recipes
 from detkit.weights import load_weights, save_weights
 
 WHOLE = [name for name in recipes.__all__ if not name.endswith(("_stage", "_anchors", "_scales"))]
-RECIPES = [name for name in WHOLE if name not in ("ssd", "ssdlite", "rcnn")]  # those take a trunk
+RECIPES = [name for name in WHOLE if name not in ("ssd", "ssdlite", "rcnn", "segmenter", "three_tasks")]  # of a trunk
 SMALL = ["fpn_ssd", "small_faster_rcnn", "small_fcos"]
 
 
 def build(name: str, device: str) -> Detector:
     with torch.device(device):
-        return getattr(recipes, name)(3)
+        return getattr(recipes, name)(*[] if "hourglass" in name else [3])  # proposals have no classes
 
 
 def constants(module: nn.Module) -> dict[str, torch.Tensor]:
