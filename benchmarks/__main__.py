@@ -8,9 +8,9 @@ under benchmarks/results/, named by date and device. ``--device cuda`` runs the 
 import argparse
 import datetime
 import importlib
-import multiprocessing
 import platform
 import subprocess
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,19 +56,12 @@ def main() -> None:
 
 @contextmanager
 def _beside(count: int) -> Iterator[None]:
-    busy = [multiprocessing.get_context("spawn").Process(target=_spin, daemon=True) for _ in range(count)]
-    for process in busy:
-        process.start()
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
     try:
         yield
     finally:
         for process in busy:
             process.kill()
-
-
-def _spin() -> None:
-    while True:
-        pass
 
 
 def _cases(name: str, device: str) -> Iterable[Case]:
