@@ -213,13 +213,17 @@ def _multiclass_nms_padded(
         scores = torch.where(finite, scores, -torch.inf)
         best = scores.amax(2)
     best = promote(best)
+    hopeful = count  # the most boxes of an image with a class above the threshold; a device would have to be asked
+    if boxes.device.type == "cpu" and best.numel():
+        hopeful = max(1, int((best > score_threshold).sum(1).max()))
 
     def look(images: Tensor, length: int) -> _Prefix:
-        rows = best_first(best[images], length).sort(dim=1).values  # in order of boxes, for ties
+        rows = best_first(best[images], min(length, hopeful)).sort(dim=1).values  # in order of boxes, for ties
         pairs = promote(scores[images[:, None], rows]).flatten(1)
         order = best_first(pairs, length)
         real = pairs.gather(1, order) > score_threshold
-        more = real[:, -1]
+        seen_all = rows.shape[1] == hopeful and order.shape[1] == pairs.shape[1]
+        more = torch.zeros_like(real[:, -1]) if seen_all else real[:, -1]
         index, labels = rows.gather(1, order // classes), order % classes
         if candidates_per_class is not None:
             real = real & (_rank_within(labels, classes) < candidates_per_class)

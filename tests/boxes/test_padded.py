@@ -216,3 +216,19 @@ def test_wrong_arguments_are_refused_by_name(message, change):
     good = {"boxes": torch.zeros(1, 3, 4), "scores": torch.zeros(1, 3, 2), "iou_threshold": 0.5}
     settings = {"score_threshold": 0.1, "max_detections": 3}
     assert_refused(f"multiclass_nms_padded: {message}", multiclass_nms_padded, **{**good, **settings, **change})
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.5, 0.9, 0.999, 2.0])
+@pytest.mark.parametrize("most", [5, 300])
+def test_however_few_boxes_reach_the_threshold_it_finds_what_a_loop_over_images_finds(threshold, most):
+    generator = torch.Generator().manual_seed(0)
+    corners = torch.rand(2, 3, 700, 2, generator=generator) * 100
+    boxes = torch.cat((corners.amin(0), corners.amax(0)), dim=-1)
+    scores = torch.rand(3, 700, 5, generator=generator) * torch.tensor([1.0, 0.95, 0.4])[:, None, None]
+    settings = {"score_threshold": threshold, "max_detections": most}
+    indices, labels, valid = multiclass_nms_padded(boxes, scores, 0.5, **settings)
+    for image in range(3):
+        row, label = (scores[image] > threshold).nonzero(as_tuple=True)
+        kept = batched_nms(boxes[image, row], scores[image, row, label], label, 0.5)[:most]
+        assert torch.equal(indices[image][valid[image]], row[kept])
+        assert torch.equal(labels[image][valid[image]], label[kept])
