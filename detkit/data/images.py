@@ -12,9 +12,8 @@ from torchvision import tv_tensors
 from detkit._faults import shown
 from detkit._regular_file import open_regular
 from detkit.data.files import check_pixels, open_picture
+from detkit.data.pictures import EXTENSIONS, pictures_below
 
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
-"""Files of a folder with other endings are no pictures."""
 _DEEP = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 
 
@@ -85,8 +84,7 @@ def image_paths(source: str | os.PathLike[str] | Iterable[str | os.PathLike[str]
                 raise FileNotFoundError(f"image_paths: there is no file or folder {path}")
             yield path
             continue
-        inside = (file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-        found = sorted(file for file in inside if not any(part[0] == "." for part in file.relative_to(path).parts))
+        found = pictures_below(path)
         if not found:
-            raise ValueError(f"image_paths: {path} holds no picture; looked for {', '.join(SUFFIXES)}")
+            raise ValueError(f"image_paths: {path} holds no picture; looked for {', '.join(sorted(EXTENSIONS))}")
         yield from found

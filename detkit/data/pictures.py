@@ -60,6 +60,20 @@ class Pictures:
         return self._listings[folder]
 
 
+def pictures_below(folder: Path) -> list[Path]:
+    """All pictures in a folder and in its folders, sorted by path; what begins with a dot is left out.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as root:
+    ...     for name in ("b.png", "a.JPG", ".hidden.png", "notes.txt"):
+    ...         Path(root, name).touch()
+    ...     [path.name for path in pictures_below(Path(root))]
+    ['a.JPG', 'b.png']
+    """
+    found = (file for file in folder.rglob("*") if file.suffix.lower() in EXTENSIONS and file.is_file())
+    return sorted(file for file in found if not any(part[0] == "." for part in file.relative_to(folder).parts))
+
+
 def _list(path: Path) -> _Listing:
     listing = _Listing(set(), defaultdict(list))
     if path.is_dir():

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from detkit._faults import shown
 from detkit.data.files import open_inside, resolve_inside
-from detkit.data.pictures import EXTENSIONS
+from detkit.data.pictures import pictures_below
 
 _OWNER = "YoloDataset"
 _NAMES = ("classes.txt", "obj.names", "_darknet.labels")
@@ -33,15 +33,17 @@ def find_layout(root: Path, split: str | None, classes: Sequence[str] | None) ->
     """
     about = _read_yaml(root)
     categories = list(classes) if classes is not None else _names(root, about)
-    entries = _entries(about, split) if about and split is not None else _folders(split)
-    found = _below if about and split is not None else _exactly
-    places = [place for entry in entries if (place := found(root, entry)) is not None]
-    if not places:
+    if about and split is not None:
+        entries = _entries(about, split)
+        chosen = [place for entry in entries if (place := _below(root, entry)) is not None]
+    else:
+        entries = _folders(split)
+        chosen = [entry for entry in entries if (root / entry).exists()][:1]
+    if not chosen:
         raise FileNotFoundError(f"{_OWNER}: {root} has none of {', '.join(map(shown, entries))} for split={split!r}")
-    chosen = places if about and split is not None else places[:1]
     pictures = list(dict.fromkeys(picture for place in chosen for picture in _pictures(root, place)))
     if not pictures:
-        raise FileNotFoundError(f"{_OWNER}: there is no picture below {', '.join(map(str, chosen))} of {root}")
+        raise FileNotFoundError(f"{_OWNER}: there is no picture below {', '.join(chosen)} of {root}")
     return YoloLayout(pictures, [_label_file(root, picture) for picture in pictures], categories)
 
 
@@ -134,10 +136,6 @@ def _below(root: Path, entry: str) -> str | None:
     return "." if found is None and not parts else found
 
 
-def _exactly(root: Path, entry: str) -> str | None:
-    return entry if (root / entry).exists() else None
-
-
 def _pictures(root: Path, place: str) -> Iterator[str]:
     if (root / place).is_file():
         for line in read_lines(root, place):
@@ -149,11 +147,7 @@ def _pictures(root: Path, place: str) -> Iterator[str]:
         return
     if place != ".":
         resolve_inside(root, place, owner=_OWNER)
-    for folder, folders, files in os.walk(root / place):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for file in sorted(files):
-            if os.path.splitext(file)[1].lower() in EXTENSIONS and not file.startswith("."):
-                yield Path(folder, file).relative_to(root).as_posix()
+    yield from (file.relative_to(root).as_posix() for file in pictures_below(root / place))
 
 
 def _label_file(root: Path, picture: str) -> str | None:

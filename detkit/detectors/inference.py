@@ -95,7 +95,8 @@ def _foldable(detector: Detector) -> dict[nn.Module, nn.Module]:
     size = detector.preprocess.size
     height, width = size if isinstance(size, tuple) else (_SIDE, _SIDE)
     like = next(detector.parameters())
-    empty = torch.zeros(1, 3, height, width, dtype=like.dtype, device=like.device)
+    channels = len(detector.preprocess.mean)
+    empty = torch.zeros(1, channels, height, width, dtype=like.dtype, device=like.device)
     try:
         with seen:
             detector(Images(empty, torch.tensor([[height, width]], device=like.device)))

@@ -41,8 +41,8 @@ class Prediction(NamedTuple):
     def names(self) -> list[str]:
         """The category of each detection, or its label as text.
 
-        >>> empty = Detection(boxes=torch.zeros(1, 4), scores=torch.ones(1), labels=torch.tensor([1]))
-        >>> Prediction("a.jpg", (8, 8), empty, ("cat", "dog")).names
+        >>> found = Detection(boxes=torch.zeros(1, 4), scores=torch.ones(1), labels=torch.tensor([1]))
+        >>> Prediction("a.jpg", (8, 8), found, ("cat", "dog")).names
         ['dog']
         """
         labels = self.detection["labels"].tolist()

@@ -160,3 +160,9 @@ def test_what_hooks_or_parametrizations_change_is_left_as_it_is(layer, norm):
     images = torch.rand(2, 3, 32, 32)
     assert norms(fast) == 1
     torch.testing.assert_close(fast.trunk(images), trunk(images), rtol=1e-5, atol=1e-5)
+
+
+def test_the_picture_it_looks_at_has_the_channels_of_the_detector():
+    trunk = lived(Trunk(lambda own, x: own.norm(own.a(x)), a=nn.Conv2d(1, 3, 3), norm=nn.BatchNorm2d(3)))
+    gray = Preprocess((32, 32), mean=(0.5,), std=(1.0,))
+    assert norms(inference_form(Detector(trunk, preprocess=gray, blind=Blind()))) == 0
