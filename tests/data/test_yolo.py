@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from strategies import unhooked
 
 from detkit.data import YoloDataset, collate
 
@@ -168,6 +169,11 @@ def test_a_split_without_a_folder_of_its_own_is_not_taken_for_all_images(tmp_pat
     write(tmp_path, {"images/a.png": None, "labels/a.txt": ""})
     with pytest.raises(FileNotFoundError, match=r"none of 'images/train', 'train/images', 'train', 'train\.txt'"):
         YoloDataset(tmp_path, "train", classes=NAMES)
+
+
+def test_one_text_is_no_list_of_classes(tmp_path):
+    with pytest.raises(ValueError, match="YoloDataset: classes='ab' is one text; allowed is a list of names"):
+        unhooked(YoloDataset)(tmp_path, None, classes="ab")
 
 
 def test_an_empty_line_among_the_names_is_refused_since_it_would_shift_the_classes(tmp_path):
