@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from test_readme import blocks
+from fenced import run_python
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = (
@@ -17,9 +17,5 @@ PAGES = (
 @pytest.mark.parametrize("name", PAGES)
 def test_the_python_of_a_page_runs(name: str, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    page, namespace = DOCS / f"{name}.md", {"__name__": name}
-    shown = blocks(page.read_text(encoding="utf-8"), "python")
-    assert shown
-    for line, block in shown:
-        # Empty lines in front make a traceback name the page's own lines.
-        exec(compile("\n" * (line - 1) + block, str(page), "exec"), namespace)
+    page = DOCS / f"{name}.md"
+    assert run_python(page.read_text(encoding="utf-8"), str(page))

@@ -5,27 +5,16 @@ import re
 from pathlib import Path
 
 import pytest
+from fenced import blocks, run_python
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = ("uv run python -m detkit.demo", "uv run pytest")
 
 
-def blocks(text: str, language: str) -> list[tuple[int, str]]:
-    """(line number, code) of every fenced block of the language."""
-    found = re.finditer(r"^```(\w*)\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
-    own = [match for match in found if re.fullmatch(language, match.group(1))]
-    return [(text.count("\n", 0, match.start()) + 2, match.group(2)) for match in own]
-
-
 def test_the_python_of_the_readme_runs_in_order_in_one_namespace(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    namespace: dict[str, object] = {"__name__": "readme"}
-    code = blocks(README, "python")
-    assert code, "README.md shows no Python"
-    for line, block in code:
-        # Empty lines in front make a traceback name the README's own lines.
-        exec(compile("\n" * (line - 1) + block, "README.md", "exec"), namespace)
+    assert run_python(README, "README.md"), "README.md shows no Python"
 
 
 def test_a_block_is_found_with_its_line():

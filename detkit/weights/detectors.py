@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import detkit
+from detkit._door import door
 from detkit._faults import shown
 from detkit._wrappers import unwrapped
 from detkit.detectors import Detector
@@ -20,6 +21,7 @@ _LARGEST = 65_536  # of sizes, classes, channels and layers in a file
 _SHOWN = 500
 
 
+@door
 def save_detector(
     detector: nn.Module, path: str | os.PathLike[str], *, categories: Sequence[str] | None = None
 ) -> None:
@@ -59,6 +61,7 @@ def save_detector(
     save_weights(detector, path, metadata=about)
 
 
+@door
 def load_detector(path: str | os.PathLike[str]) -> Detector:
     """The detector that :func:`save_detector` wrote, in ``eval()``, with its ``categories``.
 

@@ -48,6 +48,7 @@ def detr_from_facebook(state: Mapping[str, Tensor], *, heads: Count = 8, dilated
     return detector
 
 
+@door
 def to_facebook_detr(detector: Detector) -> dict[str, Tensor]:
     """The state_dict of ``detector`` under the keys of facebook's DETR: the ``model`` of its checkpoints.
 

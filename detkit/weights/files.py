@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from detkit._disk import write_atomically
+from detkit._door import door
 from detkit._regular_file import open_regular
 from detkit._wrappers import plain_keys
 
@@ -31,6 +32,7 @@ _TENSORS = (Tensor, nn.Parameter)
 _ARCHIVE, _PICKLE = b"PK", b"\x80\x02"  # how files of torch.save begin, and those of torch before 1.6
 
 
+@door
 def save_weights(module: nn.Module, path: str | os.PathLike[str], *, metadata: Mapping[str, str] | None = None) -> None:
     """Write the module's ``state_dict`` to a safetensors file, atomically.
 
@@ -60,6 +62,7 @@ def save_weights(module: nn.Module, path: str | os.PathLike[str], *, metadata: M
     write_atomically(path, lambda file: file.write(content), owner="save_weights")
 
 
+@door
 def load_weights(
     module: nn.Module,
     path: str | os.PathLike[str],
@@ -118,6 +121,7 @@ def load_weights(
     return missing, unexpected
 
 
+@door
 def load_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     """The free text stored with :func:`save_weights`; empty if there is none. ValueError for another kind of file.
 
@@ -131,6 +135,7 @@ def load_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
         return dict(file.metadata() or {})
 
 
+@door
 def save_checkpoint(state: dict[str, Any], path: str | os.PathLike[str]) -> None:
     """Write a training state with ``torch.save``, atomically; :func:`load_checkpoint` reads it back bit for bit.
 
@@ -150,6 +155,7 @@ def save_checkpoint(state: dict[str, Any], path: str | os.PathLike[str]) -> None
     write_atomically(path, lambda file: torch.save(state, file), owner="save_checkpoint")
 
 
+@door
 def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a training state on the CPU, with ``weights_only``: no code in the file is ever run.
 

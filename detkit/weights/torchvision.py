@@ -4,6 +4,7 @@ from torch import Tensor, nn
 from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
 from torchvision.models.detection.ssd import SSD
 
+from detkit._door import door
 from detkit.detectors import Detector
 from detkit.detectors.rpn import RPNStage
 from detkit.weights.torchvision_dense import dense_renames, fcos_from, retinanet_from
@@ -12,6 +13,7 @@ from detkit.weights.torchvision_ssd import ssd_from
 from detkit.weights.torchvision_trunk import state_to_theirs
 
 
+@door
 def from_torchvision(model: nn.Module) -> Detector:
     """A Detector with the weights and behavior of a torchvision detection model, which is not modified.
 
@@ -45,6 +47,7 @@ def from_torchvision(model: nn.Module) -> Detector:
     )
 
 
+@door
 def to_torchvision(detector: Detector) -> dict[str, Tensor]:
     """The state_dict of ``detector`` under torchvision's keys; the original model loads it strictly.
 

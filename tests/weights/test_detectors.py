@@ -99,3 +99,9 @@ def test_the_metadata_is_plain_text_for_other_tools(tmp_path):
 def test_names_must_be_as_many_as_the_classes(tmp_path):
     with pytest.raises(ValueError, match="save_detector: categories has 1 names; allowed is one for each of 2 classes"):
         save_detector(fpn_ssd(2, size=(64, 96), channels=8), tmp_path / "a.safetensors", categories=["a"])
+
+
+@pytest.mark.parametrize("save", [save_detector, save_weights])
+def test_a_path_in_the_detectors_place_is_named(save):
+    with pytest.raises(TypeError, match=rf"{save.__name__}: (detector|module) is a str"):
+        save("cells.safetensors", detectors.tiny_ssd(2))
