@@ -1,15 +1,18 @@
 """What pages under docs/ show works: the Python of those that need nothing but the library runs, in order."""
 
+import doctest
+import re
 from pathlib import Path
 
 import pytest
-from fenced import run_python
+from fenced import blocks, run_python
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = (
     *("adding_a_part", "anchors_and_matching", "dense_detectors", "elementary_losses", "overlap", "suppression"),
     *("augmentation", "darknet_files", "dozen_detectors", "half_precision", "hourglass", "inference", "kernels"),
     *("localizers", "metric_learning", "predicting", "several_tasks", "training"),
+    *("fine_tuning", *(f"migrating/{name}" for name in ("detectron2", "mmdetection", "torchvision", "transformers"))),
 )
 
 
@@ -19,3 +22,20 @@ def test_the_python_of_a_page_runs(name: str, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     page = DOCS / f"{name}.md"
     assert run_python(page.read_text(encoding="utf-8"), str(page))
+
+
+def test_the_messages_that_are_explained_are_those_that_come(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = (DOCS / "troubleshooting.md").read_text(encoding="utf-8")
+    session = "\n".join(block for _, block in blocks(page, "pycon"))
+    test = doctest.DocTestParser().get_doctest(session, {}, "troubleshooting.md", None, None)
+    printed: list[str] = []
+    ran = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(test, out=printed.append)
+    assert ran.attempted >= 20
+    assert not ran.failed, "".join(printed)
+
+
+def test_the_pages_of_llms_txt_exist():
+    links = re.findall(r"\(_sources/(\S+)\.txt\)", (DOCS / "llms.txt").read_text(encoding="utf-8"))
+    assert len(links) > 10
+    assert [link for link in links if not (DOCS / link).exists()] == []

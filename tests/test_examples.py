@@ -1,5 +1,6 @@
 """Every example runs, in seconds where it is asked to, and stays short."""
 
+import re
 from pathlib import Path
 
 import processes
@@ -16,6 +17,7 @@ LONGER = {
     "train.py": 620,
 }  # a table beside its loop; the complete script
 PARTS = sorted(str(path.relative_to(EXAMPLES)) for path in EXAMPLES.glob("*/*.py"))
+LADDER = [name for name in PARTS if name.startswith("ladder")]
 DATA = "DETKIT_DATA"
 PACKAGES = {"train_accelerate.py": "accelerate", "train_fabric.py": "lightning_fabric"}  # of the tests alone
 # What makes each example take seconds; what it must leave behind; and a word that it must print.
@@ -128,6 +130,19 @@ def test_an_example_runs(name, tmp_path, request):
     assert printed.strip() or files
     for file in files:
         assert (tmp_path / file).stat().st_size > 0
+
+
+@pytest.mark.slow(5)
+@pytest.mark.parametrize("name", LADDER)
+def test_a_step_of_the_ladder_runs(name, tmp_path):
+    text = (EXAMPLES / name).read_text(encoding="utf-8")
+    program = tmp_path / Path(name).name
+    program.write_text(re.sub(r"^STEPS = \d+$", "STEPS = 2", text, flags=re.MULTILINE), encoding="utf-8")
+    started = processes.start(
+        processes.script, program, printed=tmp_path / "printed.txt", cwd=tmp_path, MPLBACKEND="agg"
+    )
+    processes.end(started)
+    assert re.search("^figure, ", text, flags=re.MULTILINE), f"{name} draws nothing"
 
 
 @pytest.mark.parametrize("name", [*FILES, *PARTS])

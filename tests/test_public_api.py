@@ -1,12 +1,14 @@
 """The public names and their signatures are those of api.json; and each is documented, shown at work, and typed.
 
-A change of the interface is a decision: after it, run ``python tests/test_public_api.py --write`` and commit api.json.
+A change of the interface is a decision: after it, run ``python tests/test_public_api.py --write`` and commit api.json
+and docs/names.md, the list for readers.
 """
 
 import importlib
 import inspect
 import json
 import pkgutil
+import re
 import sys
 import typing
 from collections.abc import Callable, Iterator
@@ -20,6 +22,11 @@ import pytest
 import detkit
 
 API = Path(__file__).with_name("api.json")
+NAMES = Path(__file__).parent.parent / "docs" / "names.md"
+INTRODUCTION = """# All public names
+
+One line each, for a clone; [parts](parts.md) has the whole of it. Written by `python tests/test_public_api.py --write`.
+"""
 PROGRAMS = {"detkit.demo"}  # run, not imported
 REGENERATE = "if that is meant, run: python tests/test_public_api.py --write"
 
@@ -109,6 +116,22 @@ def documented() -> Iterator[tuple[str, Any]]:
 THINGS = dict(documented())
 
 
+def listed() -> str:
+    """docs/names.md: every unit a table of its names, each with its file and the first line of its docstring."""
+    lines = [INTRODUCTION]
+    root = NAMES.parent.parent
+    for unit in units():
+        rows = [(name.rpartition(".")[2], thing) for name, thing in THINGS.items() if name.rpartition(".")[0] == unit]
+        lines += [f"## {unit}\n", "| name | | file |", "|---|---|---|"] if rows else []
+        for name, thing in rows:
+            file = Path(inspect.getsourcefile(inspect.unwrap(thing)) or "").relative_to(root).as_posix()
+            said = (inspect.getdoc(thing) or "").split("\n\n")[0].replace("\n", " ").replace("|", "\\|")
+            said = re.sub(r":[a-z]+:`~?([^`]+)`", r"`\1`", said)
+            lines.append(f"| `{name}` | {said} | {file} |")
+        lines += [""] if rows else []
+    return "\n".join(lines)
+
+
 def is_record(thing: Any) -> bool:
     """A tuple, dict or protocol of named parts: it has nothing to run."""
     return inspect.isclass(thing) and (
@@ -143,6 +166,10 @@ def unannotated(function: Callable[..., Any]) -> list[str]:
 def test_the_public_interface_is_the_recorded_one():
     changes = difference(json.loads(API.read_text(encoding="utf-8")), current_api())
     assert not changes, "\n".join(["the public interface differs from tests/api.json:", *changes, REGENERATE])
+
+
+def test_the_list_of_names_is_up_to_date():
+    assert NAMES.read_text(encoding="utf-8") == listed(), REGENERATE
 
 
 def test_every_kind_of_change_is_noticed():
@@ -208,4 +235,5 @@ if __name__ == "__main__":
     if sys.argv[1:] != ["--write"]:
         raise SystemExit("usage: python tests/test_public_api.py --write")
     API.write_text(json.dumps(current_api(), indent=2) + "\n", encoding="utf-8")
-    print(f"wrote {API}")
+    NAMES.write_text(listed(), encoding="utf-8")
+    print(f"wrote {API} and {NAMES}")
