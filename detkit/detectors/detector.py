@@ -1,7 +1,7 @@
 """The library's one model: a trunk that extracts features, and stages that each refine the previous one's results."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any, cast, overload
+from typing import TYPE_CHECKING, Any, cast, overload
 
 import torch
 from torch import Tensor, nn
@@ -118,18 +118,6 @@ class Detector(nn.Module):
         """The stages by name, in the order they run."""
         return {name: cast(Stage, self.get_submodule(name)) for name in self.stage_names}
 
-    @overload
-    def forward(
-        self, images: Sequence[Tensor], targets: None = None, proposals: Given | None = None
-    ) -> list[Detection]: ...
-    @overload
-    def forward(self, images: Images, targets: None = None, proposals: Detections | None = None) -> Detections: ...
-    @overload
-    def forward(
-        self, images: Sequence[Tensor], targets: Sequence[Target], proposals: Given | None = None
-    ) -> dict[str, Tensor]: ...
-    @overload
-    def forward(self, images: Images, targets: Truth, proposals: Detections | None = None) -> dict[str, Tensor]: ...
     @door
     def forward(
         self,
@@ -151,6 +139,27 @@ class Detector(nn.Module):
             proposals = self.preprocess.proposals(proposals, batch)
         result = self._folded(batch, padded, proposals)
         return result if padded is not None else self.preprocess.undo(cast(Found, result), batch)
+
+    if TYPE_CHECKING:  # nn.Module's returns Any
+
+        @overload
+        def __call__(
+            self, images: Sequence[Tensor], targets: None = None, proposals: Given | None = None
+        ) -> list[Detection]: ...
+        @overload
+        def __call__(self, images: Images, targets: None = None, proposals: Detections | None = None) -> Detections: ...
+        @overload
+        def __call__(
+            self,
+            images: Sequence[Tensor],
+            targets: Sequence[Target] | Sequence[dict[str, Tensor]],
+            proposals: Given | None = None,
+        ) -> dict[str, Tensor]: ...
+        @overload
+        def __call__(
+            self, images: Images, targets: Truth, proposals: Detections | None = None
+        ) -> dict[str, Tensor]: ...
+        def __call__(self, images: Any, targets: Any = None, proposals: Any = None) -> Any: ...
 
     def predict(self, pictures: Picture | Iterable[Picture], **settings: Any) -> list[Prediction]:
         """What is found in files, folders, Pillow images, arrays, tensors: :func:`predict` and its settings, as a list.

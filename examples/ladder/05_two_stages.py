@@ -23,6 +23,7 @@ detector = small_faster_rcnn(10, size=(96, 96)).to(memory_format=torch.channels_
 print("stages:", list(detector.stages))
 optimizer = torch.optim.AdamW(detector.parameters(), lr=2e-3, weight_decay=0.05)
 schedule = warmup_cosine(optimizer, warmup_steps=10, total_steps=STEPS + 11)
+losses = {}
 for images, targets in DataLoader(DigitScenes(8 * STEPS), 8, collate_fn=collate):
     losses = detector(images, targets)
     optimizer.zero_grad()

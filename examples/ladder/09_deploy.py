@@ -30,7 +30,7 @@ print("largest difference of a score:", float((before.scores - after.scores)[bef
 # Batch, height and width of the program stay free. Any ONNX runtime takes the file; here it is onnxruntime.
 
 exported = program(detector, (96, 96))
-names = list(exported.call_spec.out_spec.context)
+names = list(exported.call_spec.out_spec.context)  # pyright: ignore[reportOptionalMemberAccess]
 path = Path(tempfile.mkdtemp()) / "detector.onnx"
 torch.onnx.export(exported, (), path, output_names=names, verbose=False)
 

@@ -16,7 +16,9 @@ def detected(detector: Detector, scenes: DigitScenes, score: float) -> tuple[Ten
     for image, target in scenes:
         (found,) = detector([image])
         metrics.update([found], [target])
-        boxes, embeddings, labels = (found[key][found["scores"] >= score] for key in ("boxes", "embeddings", "labels"))
+        rows_of: dict[str, torch.Tensor] = {**found}  # pyright: ignore[reportAssignmentType]
+        sure = found["scores"] >= score
+        boxes, embeddings, labels = (rows_of[key][sure] for key in ("boxes", "embeddings", "labels"))
         overlaps, matched = box_iou(boxes, target["boxes"]).max(1)
         digits = torch.where(overlaps >= 0.5, target["labels"][matched], -1)
         crops = crop_and_resize(image[None] / 255, boxes[None], 28).clamp(min=1e-3)  # the cosine knows no zeros
