@@ -24,9 +24,10 @@ from detkit.metrics import CocoMetrics, format_table
 from detkit.necks import FPN
 from detkit.tricks import warmup_cosine
 from detkit.viz import save_picture, side_by_side
-from detkit.weights import save_weights
+from detkit.weights import load_weights, save_weights
 
 STEPS, BATCH, LEARNING_RATE = 700, 8, 5e-3
+WEIGHTS = Path(__file__).with_name("demo_digits.safetensors")
 
 
 def digit_detector() -> Detector:
@@ -50,6 +51,23 @@ def digit_detector() -> Detector:
         postprocess=Postprocess(score_threshold=0.01, iou_threshold=0.45, max_detections=100),
     )
     return Detector(nn.Sequential(backbone, neck), preprocess=Preprocess(None), dense=dense)
+
+
+def trained_digit_detector() -> Detector:
+    """:func:`digit_detector` with weights that lie beside this file, to try things on something that finds something.
+
+    ``python -m detkit.demo --steps 1200`` left them; they are kept in half precision. On 300 unseen scenes: AP .791,
+    AP50 .982. Digits must be 18 to 48 pixels high, as in :class:`~detkit.data.DigitScenes`.
+
+    >>> image, target = DigitScenes(1, split="test")[0]
+    >>> (found,) = trained_digit_detector().predict(image, score_threshold=0.5)
+    >>> sorted(found.names) == sorted(str(digit) for digit in target["labels"].tolist())
+    True
+    """
+    detector = digit_detector()
+    load_weights(detector, WEIGHTS)
+    detector.categories = tuple(map(str, range(10)))
+    return detector.eval()
 
 
 def train(detector: Detector, *, steps: int = STEPS, seed: int = 0) -> None:
