@@ -11,7 +11,7 @@ DOCS = Path(__file__).parent.parent / "docs"
 PAGES = (
     *("adding_a_part", "anchors_and_matching", "dense_detectors", "elementary_losses", "overlap", "suppression"),
     *("augmentation", "darknet_files", "dozen_detectors", "half_precision", "hourglass", "inference", "kernels"),
-    *("localizers", "metric_learning", "predicting", "several_tasks", "training"),
+    *("large_sets", "localizers", "metric_learning", "predicting", "several_tasks", "training"),
     *("fine_tuning", *(f"migrating/{name}" for name in ("detectron2", "mmdetection", "torchvision", "transformers"))),
 )
 

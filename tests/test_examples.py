@@ -20,6 +20,7 @@ PARTS = sorted(str(path.relative_to(EXAMPLES)) for path in EXAMPLES.glob("*/*.py
 LADDER = [name for name in PARTS if name.startswith("ladder")]
 DATA = "DETKIT_DATA"
 PACKAGES = {"train_accelerate.py": "accelerate", "train_fabric.py": "lightning_fabric"}  # of the tests alone
+PACKAGES |= {"predict_many.py": "ray"}
 # What makes each example take seconds; what it must leave behind; and a word that it must print.
 SMALL: dict[str, tuple[list[str], list[str], str]] = {
     "bag_of_tricks.py": (
@@ -38,6 +39,11 @@ SMALL: dict[str, tuple[list[str], list[str], str]] = {
     "draw_embedding_losses.py": (["losses.png"], ["losses.png"], "a triplet at 1.0 and 0.5: 1.5"),
     "draw_losses.py": (["losses.png"], ["losses.png"], "quality focal: 0.000 at probability 0.70"),
     "draw_matching.py": (["matching.png"], ["matching.png"], "Hungarian: 4 positive, 0 ignored, of 20"),
+    "draw_memory.py": (
+        [f"{DATA}/coco_open/images", f"{DATA}/coco_open/annotations/instances_train.json", "m.png", "--count", "24"],
+        ["m.png"],
+        "shards: ",
+    ),
     "draw_overlap.py": (["overlap.png"], ["overlap.png"], "GIoU: -0.429"),
     "draw_proposals.py": (["proposals.png"], ["proposals.png"], "IoU 0.99"),
     "draw_suppression.py": (["kept.png"], ["kept.png"], 'nms, measure="diou": 4 boxes'),
@@ -60,6 +66,7 @@ SMALL: dict[str, tuple[list[str], list[str], str]] = {
         ["tasks.png"],
         "| three, stitched |",
     ),
+    "predict_many.py": (["--help"], [], "Ray Data"),  # tests/test_predict_many.py runs it
     "search_on_disk.py": (["table", "--count", "400", "--queries", "3"], ["table"], "400 vectors written"),
     "tiled_inference.py": (
         [f"{DATA}/checkpoints", "tiles.jpg"],

@@ -2,7 +2,8 @@
 
 Readers (:class:`CocoDataset`, :class:`VocDataset`, :class:`YoloDataset`, :class:`CsvDataset`, :class:`PetDataset`)
 check annotations when they are built and open nothing outside their folder; :class:`DigitScenes` draws scenes of real
-handwritten digits without any download. All return (image, target) pairs of tv_tensors, so torchvision.transforms.v2
+handwritten digits without any download; :func:`write_shards` packs any of them into WebDataset shards, which
+:class:`ShardDataset` reads. All return (image, target) pairs of tv_tensors, so torchvision.transforms.v2
 applies. :class:`Augmented` makes those transforms a pure function of (seed, epoch, index), and the samplers resume
 exactly at the next sample. For pictures without annotations there are :func:`read_image` and :func:`image_paths`.
 """
@@ -14,6 +15,8 @@ from detkit.data.kaggle import CsvDataset
 from detkit.data.pets import PetDataset
 from detkit.data.samplers import BalancedBatchSampler, ResumableSampler
 from detkit.data.scenes import DigitScenes
+from detkit.data.shard_writer import write_shards
+from detkit.data.shards import ShardDataset
 from detkit.data.statistics import ObjectStatistics, object_statistics
 from detkit.data.transforms import (
     Augmented,
@@ -39,6 +42,7 @@ __all__ = [
     "ObjectStatistics",
     "PetDataset",
     "ResumableSampler",
+    "ShardDataset",
     "VocDataset",
     "VocFolders",
     "YoloDataset",
@@ -53,4 +57,5 @@ __all__ = [
     "sanitize",
     "short_side_augmentation",
     "ssd_augmentation",
+    "write_shards",
 ]

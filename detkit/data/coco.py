@@ -11,7 +11,8 @@ from torchvision import tv_tensors
 from detkit._faults import Degenerate, check_degenerate
 from detkit._rle import draw_mask
 from detkit.data.coco_json import CocoRecords, read_coco
-from detkit.data.files import decode_inside
+from detkit.data.files import decode_inside, open_inside
+from detkit.data.images import StoredPicture
 from detkit.data.truth import Transforms, make_target
 from detkit.structures import Target
 
@@ -114,6 +115,12 @@ class CocoDataset(Dataset[tuple[Any, Target]]):
         """Declared (height, width) of an image."""
         height, width = self.records.sizes[index].tolist()
         return height, width
+
+    def stored_picture(self, index: int) -> StoredPicture:
+        """The file of an image, as it is."""
+        name = self.records.file_names[index]
+        with open_inside(self.image_folder, name, owner=self._owner(index)) as file:
+            return StoredPicture(file.read(), name, upright=False)
 
     def target(self, index: int) -> Target:
         """The target of an image, before transforms; the image is not opened."""

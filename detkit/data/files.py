@@ -6,6 +6,7 @@ opened without following a link created in the meantime; sizes are checked befor
 
 import os
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path, PureWindowsPath
 from typing import Any, BinaryIO
 
@@ -206,7 +207,7 @@ def _problem_inside(root: str | Path, name: object) -> str:
     return "" if path.is_file() else MISSING
 
 
-def open_picture(file: BinaryIO, *, owner: str) -> Image.Image:
+def open_picture(file: BinaryIO | BytesIO, *, owner: str) -> Image.Image:
     """The picture in an open file, of one of :data:`FORMATS`; nothing is decoded yet. ValueError for anything else."""
     try:
         return Image.open(file, formats=FORMATS)

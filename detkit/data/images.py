@@ -2,7 +2,9 @@
 
 import os
 from collections.abc import Iterable, Iterator
+from io import BytesIO
 from pathlib import Path
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +17,14 @@ from detkit.data.files import check_pixels, open_picture
 from detkit.data.pictures import EXTENSIONS, pictures_below
 
 _DEEP = ("I;16", "I;16B", "I;16L", "I;16N", "I")
+
+
+class StoredPicture(NamedTuple):
+    """The file of a picture: its bytes, its name, and whether its target is that of the pixels turned upright."""
+
+    data: bytes
+    name: str
+    upright: bool
 
 
 def read_image(path: str | os.PathLike[str], *, upright: bool = True) -> tv_tensors.Image:
@@ -33,15 +43,19 @@ def read_image(path: str | os.PathLike[str], *, upright: bool = True) -> tv_tens
     >>> read_image(path).shape
     torch.Size([3, 4, 6])
     """
-    owner = f"read_image: {shown(os.fspath(path))}"
     with open_regular(Path(path), owner="read_image") as file:
-        picture = open_picture(file, owner=owner)
-        check_pixels(picture.height, picture.width, owner=owner)
-        try:
-            picture.load()
-            picture = ImageOps.exif_transpose(picture) if upright else picture
-        except (OSError, ValueError, SyntaxError, EOFError) as error:
-            raise ValueError(f"{owner} cannot be decoded: {error}") from error
+        return decode_image(file, upright=upright, owner=f"read_image: {shown(os.fspath(path))}")
+
+
+def decode_image(file: BinaryIO | BytesIO, *, upright: bool, owner: str) -> tv_tensors.Image:
+    """The picture in an open file, by the rules of :func:`read_image`; errors begin with ``owner``."""
+    picture = open_picture(file, owner=owner)
+    check_pixels(picture.height, picture.width, owner=owner)
+    try:
+        picture.load()
+        picture = ImageOps.exif_transpose(picture) if upright else picture
+    except (OSError, ValueError, SyntaxError, EOFError) as error:
+        raise ValueError(f"{owner} cannot be decoded: {error}") from error
     return rgb_of(picture, owner=owner)
 
 

@@ -10,7 +10,8 @@ from torch.utils.data import Dataset
 
 from detkit._coco.crowds import warn_of_crowds
 from detkit._faults import Faults, judge_boxes, shown
-from detkit.data.files import decode_inside
+from detkit.data.files import decode_inside, open_inside
+from detkit.data.images import StoredPicture
 from detkit.data.named_pictures import complete_sizes, find_pictures
 from detkit.data.truth import Transforms, make_target
 from detkit.structures import Target
@@ -86,6 +87,12 @@ class NamedDataset(Dataset[tuple[Any, Target]]):
     def image_size(self, index: int) -> tuple[int, int]:
         """(height, width) of an image, as declared, or as its header says where it is not."""
         return self._sizes[index]
+
+    def stored_picture(self, index: int) -> StoredPicture:
+        """The file of an image, as it is."""
+        name = self._pictures[index]
+        with open_inside(self.image_folder, name, owner=self._owner(index)) as file:
+            return StoredPicture(file.read(), name, upright=False)
 
     def target(self, index: int) -> Target:
         """The target of an image, before transforms; the image is not opened."""

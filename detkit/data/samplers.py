@@ -61,8 +61,8 @@ class _Resumable(Sampler[Item], ABC, Generic[Item]):
             raise ValueError(f"{type(self).__name__}.advance: count={count} must lie in 0 to {left}, what is left")
         self.position += count
 
-    def state_dict(self) -> dict[str, int]:
-        """Epoch and position, with the settings they depend on: plain numbers, safe for ``weights_only`` loading."""
+    def state_dict(self) -> dict[str, Any]:
+        """Epoch and position, with the settings they depend on: plain values, safe for ``weights_only`` loading."""
         return {"epoch": self.epoch, "position": self.position, **self._identity()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -77,7 +77,7 @@ class _Resumable(Sampler[Item], ABC, Generic[Item]):
             raise ValueError(f"{type(self).__name__}.load_state_dict: {state} lies outside 0 to {len(self)} items")
         self.epoch, self.position = state["epoch"], state["position"]
 
-    def _identity(self) -> dict[str, int]:
+    def _identity(self) -> dict[str, Any]:
         return {"seed": self.seed, "length": len(self), "world_size": self.world_size}
 
 
@@ -89,8 +89,12 @@ class ResumableSampler(_Resumable[int]):
     the epoch). With ``shuffle=False`` (evaluation) the order is 0, 1, 2 ..., shares may differ by one and no sample is
     seen twice. ``rank`` and ``world_size`` default to those of the process group; ``length`` is the data set's.
 
+    ``blocks`` are the sizes of runs of samples that lie together, such as shards, and shuffling keeps near what lies
+    near: the blocks come in random order, and samples are shuffled within ``mixed`` blocks at a time.
+
     In the loop: ``sampler.set_epoch(epoch)`` before each epoch, ``sampler.advance(len(images))`` after each step, and
-    ``state_dict()`` into the checkpoint. Raises ValueError for a negative length or seed, or a rank out of range.
+    ``state_dict()`` into the checkpoint. Raises ValueError for a negative length or seed, a rank out of range, or
+    blocks that do not add up to the length.
 
     >>> sampler = ResumableSampler(10, seed=1)
     >>> order = list(sampler)
@@ -111,11 +115,16 @@ class ResumableSampler(_Resumable[int]):
         world_size: Count | None = None,
         shuffle: bool = True,
         drop_last: bool = False,
+        blocks: Sequence[Whole] | None = None,
+        mixed: Count = 4,
     ) -> None:
         super().__init__(seed, rank, world_size)
+        if blocks is not None and sum(blocks) != length:
+            raise ValueError(f"ResumableSampler: blocks hold {sum(blocks)} samples; allowed are those of {length=}")
         self.length = length
         self.shuffle = shuffle
         self.drop_last = drop_last
+        self.blocks, self.mixed = blocks, mixed
 
     def __len__(self) -> int:
         total = self._total()
@@ -129,13 +138,24 @@ class ResumableSampler(_Resumable[int]):
         return self.length + (self.world_size - rest if self.shuffle and rest else 0)
 
     def _share(self) -> list[int]:
-        order = np.arange(self.length)
-        if self.shuffle:
-            order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)
+        order = self._shuffled() if self.shuffle else np.arange(self.length)
         return np.resize(order, self._total())[self.rank :: self.world_size].tolist()
 
-    def _identity(self) -> dict[str, int]:
-        return {"seed": self.seed, "length": self.length, "world_size": self.world_size}
+    def _shuffled(self) -> np.ndarray:
+        rng = np.random.default_rng((self.seed, self.epoch))
+        if self.blocks is None:
+            return rng.permutation(self.length)
+        ends = np.cumsum(self.blocks)
+        blocks = [np.arange(end - size, end) for end, size in zip(ends, self.blocks, strict=True)]
+        order = rng.permutation(len(blocks))
+        groups = [order[first : first + self.mixed] for first in range(0, len(order), self.mixed)]
+        parts = [rng.permutation(np.concatenate([blocks[block] for block in group])) for group in groups]
+        return np.concatenate([np.arange(0), *parts])
+
+    def _identity(self) -> dict[str, Any]:
+        blocks, mixed = (None, None) if self.blocks is None else (list(self.blocks), self.mixed)
+        whole = {"seed": self.seed, "length": self.length, "world_size": self.world_size}
+        return {**whole, "blocks": blocks, "mixed": mixed}
 
 
 class BalancedBatchSampler(_Resumable[list[int]]):

@@ -19,16 +19,26 @@ def find_item(dataset: Any, index: int, *, function: str) -> tuple[Any, int]:
     >>> found is scenes, place
     (True, 2)
     """
+    dataset, index = find_part(dataset, index)
     while not _knows_truth(dataset):
+        dataset, index = find_part(_inside(dataset, function), index)
+    return dataset, range(len(dataset))[index]
+
+
+def find_part(dataset: Any, index: int) -> tuple[Any, int]:
+    """The data set in torch's Subset and ConcatDataset that an item comes from, and its position there.
+
+    >>> find_part(ConcatDataset([Subset("abc", [2]), "de"]), 2)
+    ('de', 1)
+    """
+    while isinstance(dataset, (ConcatDataset, Subset)):
         if isinstance(dataset, ConcatDataset):
             part = bisect_right(dataset.cumulative_sizes, index)
             before = dataset.cumulative_sizes[part - 1] if part else 0
             dataset, index = dataset.datasets[part], index - before
-        elif isinstance(dataset, Subset):
-            dataset, index = dataset.dataset, int(dataset.indices[index])
         else:
-            dataset = _inside(dataset, function)
-    return dataset, range(len(dataset))[index]
+            dataset, index = dataset.dataset, int(dataset.indices[index])
+    return dataset, index
 
 
 def find_categories(dataset: Any, *, function: str) -> tuple[Sequence[str], Sequence[int]]:

@@ -230,3 +230,48 @@ def test_an_epoch_that_is_over_says_so():
         assert list(sampler) == []
     sampler.set_epoch(1)
     assert len(list(sampler)) == 2
+
+
+@given(
+    blocks=st.lists(st.integers(0, 6), max_size=8),
+    mixed=st.integers(1, 9),
+    world_size=st.integers(1, 3),
+    epoch=st.integers(0, 2),
+)
+def test_blocks_come_in_groups_whose_samples_are_mixed(blocks, mixed, world_size, epoch):
+    parts = []
+    for rank in range(world_size):
+        sampler = ResumableSampler(
+            sum(blocks), blocks=blocks, mixed=mixed, rank=rank, world_size=world_size, drop_last=True, seed=3
+        )
+        sampler.set_epoch(epoch)
+        parts.append(list(sampler))
+    order = list(chain(*zip(*parts, strict=True)))
+    assert len(set(order)) == len(order) == sum(blocks) // world_size * world_size
+    owner = np.repeat(np.arange(len(blocks)), blocks)
+    first, last = {}, {}
+    for place, sample in enumerate(order):
+        first.setdefault(owner[sample], place)
+        last[owner[sample]] = place
+    for begin in first.values():  # no more than one group is open at a time
+        assert sum(start <= begin <= last[block] for block, start in first.items()) <= mixed
+
+
+def test_blocks_are_in_another_order_each_epoch_and_belong_to_the_state():
+    sampler = ResumableSampler(40, blocks=[10] * 4, mixed=1)
+    orders = []
+    for epoch in range(3):
+        sampler.set_epoch(epoch)
+        orders.append([index // 10 for index in list(sampler)[::10]])
+    assert len({tuple(order) for order in orders}) > 1
+    for other in (
+        ResumableSampler(40),
+        ResumableSampler(40, blocks=[20] * 2, mixed=1),
+        ResumableSampler(40, blocks=[10] * 4),
+    ):
+        with pytest.raises(ValueError, match="another one"):
+            other.load_state_dict(sampler.state_dict())
+        with pytest.raises(ValueError, match="another one"):
+            sampler.load_state_dict(other.state_dict())
+    with pytest.raises(ValueError, match="ResumableSampler: blocks hold 3 samples"):
+        ResumableSampler(4, blocks=[1, 2])
