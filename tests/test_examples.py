@@ -48,6 +48,11 @@ SMALL: dict[str, tuple[list[str], list[str], str]] = {
     "draw_proposals.py": (["proposals.png"], ["proposals.png"], "IoU 0.99"),
     "draw_suppression.py": (["kept.png"], ["kept.png"], 'nms, measure="diou": 4 boxes'),
     "draw_two_stages.py": (["stages.png"], ["stages.png"], "sampled: 8 + 20"),
+    "equal_time.py": (
+        ["out", "--minutes", ".01", "--size", "96", "96", "--only", "fpn_ssd", "torchvision fasterrcnn_320"],
+        ["out/results.jsonl", "out/equal.png"],
+        "| torchvision fasterrcnn_320 | 0.01 | 0 |",
+    ),
     "evaluate_coco.py": (["--images", "4"], [], "bbox/AP"),
     "face_detectors.py": ([f"{DATA}/checkpoints", "faces.jpg"], ["faces.jpg"], "retinaface_mnet025.pth: 4 faces"),
     "find_similar.py": (
