@@ -1,4 +1,4 @@
-"""The loop of examples/train.py in Accelerate (package accelerate), on scenes: the same losses.
+"""The loop of detkit.train in Accelerate (package accelerate), on scenes: the same losses.
 
 Run: python examples/train_accelerate.py runs/mine.safetensors --epochs 3    (or with "accelerate launch", or torchrun)
 

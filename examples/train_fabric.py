@@ -1,4 +1,4 @@
-"""The loop of examples/train.py in Lightning Fabric (package lightning-fabric), on scenes: the same losses.
+"""The loop of detkit.train in Lightning Fabric (package lightning-fabric), on scenes: the same losses.
 
 Run: python examples/train_fabric.py runs/mine.safetensors --epochs 3    ("fabric run --devices 2 FILE ..." for two)
 

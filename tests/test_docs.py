@@ -10,8 +10,8 @@ from fenced import blocks, run_python
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = (
     *("adding_a_part", "anchors_and_matching", "dense_detectors", "elementary_losses", "overlap", "suppression"),
-    *("augmentation", "darknet_files", "dozen_detectors", "half_precision", "hourglass", "inference", "kernels"),
-    *("large_sets", "localizers", "metric_learning", "predicting", "several_tasks", "training"),
+    *("augmentation", "choosing", "darknet_files", "dozen_detectors", "half_precision", "hourglass", "inference"),
+    *("kernels", "large_sets", "localizers", "metric_learning", "predicting", "several_tasks", "training"),
     *("fine_tuning", *(f"migrating/{name}" for name in ("detectron2", "mmdetection", "torchvision", "transformers"))),
 )
 

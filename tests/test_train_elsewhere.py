@@ -1,4 +1,4 @@
-"""The loop of examples/train.py in other trainers: every step has the losses that it has there."""
+"""The loop of detkit.train in other trainers: every step has the losses that it has there."""
 
 import ast
 import json

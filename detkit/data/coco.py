@@ -111,6 +111,10 @@ class CocoDataset(Dataset[tuple[Any, Target]]):
         image = decode_inside(self.image_folder, name, size=self.image_size(index), owner=self._owner(index))
         return self.transforms(image, target) if self.transforms else (image, target)
 
+    def file_name(self, index: int) -> str:
+        """The picture of an image, relative to ``image_folder``."""
+        return self.records.file_names[index]
+
     def image_size(self, index: int) -> tuple[int, int]:
         """Declared (height, width) of an image."""
         height, width = self.records.sizes[index].tolist()

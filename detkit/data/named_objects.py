@@ -94,6 +94,10 @@ class NamedDataset(Dataset[tuple[Any, Target]]):
         with open_inside(self.image_folder, name, owner=self._owner(index)) as file:
             return StoredPicture(file.read(), name, upright=False)
 
+    def file_name(self, index: int) -> str:
+        """The picture of an image, relative to ``image_folder``."""
+        return self._pictures[index]
+
     def target(self, index: int) -> Target:
         """The target of an image, before transforms; the image is not opened."""
         record = self._records[index]
@@ -155,7 +159,7 @@ def _judge(
         faults.drop(bad, lambda row: f"{name(row)}: {unread[row][1]}")
     read = np.array([row not in unread for row in range(len(image))], bool)
     boxes = np.concatenate([np.zeros((0, 4), np.float32), *(record.boxes for record in records)])
-    sound = judge_boxes(boxes, np.array(sizes).reshape(-1, 2)[image], name, faults, among=read)
+    sound = judge_boxes(boxes, np.array(sizes, np.int64).reshape(-1, 2)[image], name, faults, among=read)
     return np.split(sound, starts[1:-1]) if records else []
 
 

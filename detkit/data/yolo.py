@@ -28,9 +28,9 @@ class YoloDataset(NamedDataset):
     count from 0, numbers are fractions of the picture. Names come from ``data.yaml`` (needs pyyaml), ``classes.txt`` or
     ``obj.names``, or are ``classes``. ``split`` is an entry of the yaml file, else the folder ``images/SPLIT``,
     ``SPLIT/images`` or ``SPLIT`` or the list ``SPLIT.txt``; None takes all pictures below the root. The label file
-    stands in ``labels`` where the picture is in ``images``, or beside it. A picture without one has no objects. An item
-    is (image, target) as in :class:`~detkit.data.CocoDataset`; image_id is the position; ``masks=True`` draws polygons,
-    and leaves out objects that have only a box.
+    stands in ``labels`` where the picture is in ``images`` (or ``Labels`` and ``Images``), or beside it. A picture
+    without one has no objects. An item is (image, target) as in :class:`~detkit.data.CocoDataset`; image_id is the
+    position; ``masks=True`` draws polygons, and leaves out objects that have only a box.
 
     Objects that are none (not finite, without width or height, outside the picture) are dropped with one warning
     (``degenerate="drop"``) or refused (``"raise"``). Raises ValueError telling every kind of fault with its first file

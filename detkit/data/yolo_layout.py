@@ -28,8 +28,9 @@ def find_layout(root: Path, split: str | None, classes: Sequence[str] | None) ->
 
     With a yaml file its entry of that name counts: a folder, a list file or several. Without one the split is the
     folder ``images/SPLIT``, ``SPLIT/images`` or ``SPLIT``, or the list ``SPLIT.txt``; None takes every picture. A label
-    file stands in the folder ``labels`` instead of ``images``, or beside its picture. Paths of other machines are cut
-    down to what is found below the root. Raises ValueError and FileNotFoundError that say what was looked for.
+    file stands in the folder ``labels`` instead of ``images``, or beside its picture; folders may be called ``Images``
+    and ``Labels``. Paths of other machines are cut down to what is found below the root. Raises ValueError and
+    FileNotFoundError that say what was looked for.
     """
     if isinstance(classes, str):
         raise ValueError(f"{_OWNER}: classes={classes!r} is one text; allowed is a list of names by number")
@@ -37,10 +38,10 @@ def find_layout(root: Path, split: str | None, classes: Sequence[str] | None) ->
     categories = list(classes) if classes is not None else _names(root, about)
     if about and split is not None:
         entries = _entries(about, split)
-        chosen = [place for entry in entries if (place := _below(root, entry)) is not None]
+        chosen = [place for entry in entries if (place := _below(root, entry, any_case=True)) is not None]
     else:
         entries = _folders(split)
-        chosen = [entry for entry in entries if (root / entry).exists()][:1]
+        chosen = [found for entry in entries if (found := _in_any_case(root, entry)) is not None][:1]
     if not chosen:
         raise FileNotFoundError(f"{_OWNER}: {root} has none of {', '.join(map(shown, entries))} for split={split!r}")
     pictures = list(dict.fromkeys(picture for place in chosen for picture in _pictures(root, place)))
@@ -129,12 +130,15 @@ def _folders(split: str | None) -> list[str]:
     return ["images", "."] if split is None else [f"images/{split}", f"{split}/images", split, f"{split}.txt"]
 
 
-def _below(root: Path, entry: str) -> str | None:
+def _below(root: Path, entry: str, *, any_case: bool = False) -> str | None:
     """The longest end of a path that is found below the root: what is before it belongs to another machine."""
     parts = [part for part in PureWindowsPath(entry).parts if part not in ("..", ".", "/", "\\")]
     parts = parts[1:] if parts and PureWindowsPath(parts[0]).anchor else parts
     ends = (os.path.join(*parts[first:]) for first in range(len(parts)))
     found = next((end for end in ends if (root / end).exists()), None)
+    if found is None and any_case:
+        ends = (os.path.join(*parts[first:]) for first in range(len(parts)))
+        found = next((place for end in ends if (place := _in_any_case(root, end)) is not None), None)
     return "." if found is None and not parts else found
 
 
@@ -155,6 +159,29 @@ def _pictures(root: Path, place: str) -> Iterator[str]:
 def _label_file(root: Path, picture: str) -> str | None:
     beside = os.path.splitext(picture)[0] + ".txt"
     parts = Path(beside).parts
-    last = max((place for place, part in enumerate(parts[:-1]) if part == "images"), default=None)
-    moved = None if last is None else os.path.join(*parts[:last], "labels", *parts[last + 1 :])
-    return next((file for file in (moved, beside) if file is not None and (root / file).is_file()), None)
+    last = max((place for place, part in enumerate(parts[:-1]) if part.lower() == "images"), default=None)
+    places = [beside]
+    if last is not None:
+        names = dict.fromkeys((_labels_like(parts[last]), "labels"))
+        places = [*(os.path.join(*parts[:last], name, *parts[last + 1 :]) for name in names), beside]
+    return next((file for file in places if (root / file).is_file()), None)
+
+
+def _labels_like(images: str) -> str:
+    """The name of the folder of labels beside one called images, Images or IMAGES."""
+    return "LABELS" if images.isupper() else "Labels" if images[0].isupper() else "labels"
+
+
+def _in_any_case(root: Path, entry: str) -> str | None:
+    """What is there under a relative path, with the letters that its parts have on the disk; None if nothing is."""
+    if (root / entry).exists():
+        return entry
+    found = ""
+    for part in Path(entry).parts:
+        folder = root / found
+        names = sorted(child.name for child in folder.iterdir()) if folder.is_dir() else []
+        name = next((name for name in names if name.lower() == part.lower()), None)
+        if name is None:
+            return None
+        found = os.path.join(found, name)
+    return found

@@ -2,10 +2,11 @@
 
 import json
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from detkit.data.images import rgb_of
 from detkit.structures import FIELDS, Detection
 
 Picture = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
+_LISTED = 20  # files that a warning names
 _OF_OBJECTS = [name for name, field in FIELDS.items() if field.of == "object"]
 
 
@@ -61,6 +63,7 @@ def predict(
     batch_size: Count = 8,
     score_threshold: Fraction = 0.3,
     categories: Sequence[str] = (),
+    unreadable: Literal["raise", "skip"] = "raise",
     progress: bool = True,
 ) -> Iterator[Prediction]:
     """Run a detector over pictures, ``batch_size`` at a time; a prediction for each, in order, as soon as it is there.
@@ -71,7 +74,8 @@ def predict(
     labels: by default ``detector.categories``, which :func:`detkit.weights.load_detector` sets. The detector is used in
     ``eval()`` and left in the mode that it was in; pictures go to its device.
 
-    Raises FileNotFoundError and ValueError naming the picture, for what cannot be read as one.
+    Raises FileNotFoundError and ValueError naming the picture, for what cannot be read as one; with
+    ``unreadable="skip"`` such files are left out, and one warning at the end counts and names them.
 
     >>> from detkit.detectors import tiny_ssd
     >>> [found.name for found in predict(tiny_ssd(2), [torch.zeros(3, 64, 64)] * 3, batch_size=2, progress=False)]
@@ -79,23 +83,34 @@ def predict(
     """
     if isinstance(categories, str):
         raise ValueError(f"predict: categories={categories!r} is one text; allowed is a list of names")
-    names = tuple(categories) or tuple(getattr(detector, "categories", ()))
-    return _predictions(detector, _single(pictures), names, (batch_size, score_threshold, progress))
+    if unreadable not in ("raise", "skip"):
+        raise ValueError(f"predict: unreadable={unreadable!r}; allowed are 'raise' and 'skip'")
+    names, entries, skipped = tuple(categories) or tuple(getattr(detector, "categories", ())), _single(pictures), []
+    total = len(entries) if isinstance(entries, Sequence) else None
+    batches = _batches(_read(entries, skipped if unreadable == "skip" else None), batch_size)
+    bar = tqdm(total=total, unit="picture", disable=None if progress else True)
+    return _predictions(detector, batches, names, score_threshold, bar, skipped)
 
 
 def _predictions(
-    detector: nn.Module, entries: Iterable[Any], names: tuple[str, ...], settings: tuple[int, float, bool]
+    detector: nn.Module,
+    batches: Iterator[list[tuple[str, Tensor]]],
+    names: tuple[str, ...],
+    score_threshold: float,
+    bar: Any,
+    skipped: list[str],
 ) -> Iterator[Prediction]:
-    batch_size, score_threshold, progress = settings
-    total = len(entries) if isinstance(entries, Sequence) else None
-    with tqdm(total=total, unit="picture", disable=None if progress else True) as bar:
-        for batch in _batches(_read(entries), batch_size):
+    with bar:
+        for batch in batches:
             images = [image for _, image in batch]
             for (name, image), found in zip(batch, _detect(detector, images), strict=True):
                 detection = _above(found, score_threshold)
                 _check_labels(detection["labels"], names)
                 yield Prediction(name, (image.shape[-2], image.shape[-1]), detection, names)
             bar.update(len(batch))
+    if skipped:
+        listed = "\n  ".join(skipped[:_LISTED]) + ("\n  ..." if len(skipped) > _LISTED else "")
+        warnings.warn(f"predict: {len(skipped)} files cannot be read and were left out:\n  {listed}", stacklevel=2)
 
 
 def _above(found: Detection, score_threshold: float) -> Detection:
@@ -191,10 +206,19 @@ def _single(pictures: Any) -> Iterable[Any]:
     return pictures
 
 
-def _read(entries: Iterable[Any]) -> Iterator[tuple[str, Tensor]]:
+def _read(entries: Iterable[Any], skipped: list[str] | None) -> Iterator[tuple[str, Tensor]]:
+    """Names and images; files that cannot be read go to ``skipped``, or are an error if it is None."""
     for number, entry in enumerate(entries):
         if isinstance(entry, (str, os.PathLike)):
-            yield from ((str(path), read_image(path)) for path in image_paths(entry))
+            for path in image_paths(entry):
+                try:
+                    image = read_image(path)
+                except (ValueError, OSError) as error:
+                    if skipped is None:
+                        raise
+                    skipped.append(str(error))
+                    continue
+                yield str(path), image
         else:
             name = str(getattr(entry, "filename", "") or f"picture {number}")
             yield name, _as_tensor(entry, f"predict: {name}")

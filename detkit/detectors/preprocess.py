@@ -1,5 +1,6 @@
 """The border between images as they come and the padded batch that a trunk takes; and the way back for results."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral
 from typing import Any, Literal, cast
@@ -37,6 +38,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 _SAMPLED, _FARTHEST = 4, 8.0  # every fourth row and column is looked at; normalized images may come, too
 _MASKS_AT_ONCE = 32  # that are resized together
 _GRAY = 0.5
+_PREDICT = "Detector.predict takes files, folders, Pillow images and arrays"
+_TINY = 16  # images up to so many pixels may hold nothing but boxes within one pixel
 
 
 class Preprocess(Constants):
@@ -108,7 +111,9 @@ class Preprocess(Constants):
         """
         if isinstance(images, Tensor | str) or not isinstance(images, Sequence):
             kind = type(images).__name__
-            raise TypeError(f"Preprocess: images is a {kind}; give a list of images (D, H, W): [image] or list(batch)")
+            raise TypeError(
+                f"Preprocess: images is a {kind}; give a list of images (D, H, W): [image] or list(batch); {_PREDICT}"
+            )
         if targets is not None and len(targets) != len(images):
             raise ValueError(f"Preprocess: {len(images)} images but {len(targets)} targets; each image needs its own")
         tensors = [self._prepare(i, image) for i, image in enumerate(images)]
@@ -183,6 +188,7 @@ class Preprocess(Constants):
             read_target(target, where=f"Preprocess: targets[{i}]", size=place.old)
             for i, (target, place) in enumerate(zip(targets, places, strict=True))
         ]
+        _warn_of_fractions(read, places)
         resized = [
             _shifted(_resized(target, place.new, place.old, _blank), place.start)
             for target, place in zip(read, places, strict=True)
@@ -221,7 +227,7 @@ class Preprocess(Constants):
         if not isinstance(image, Tensor):
             raise TypeError(
                 f"Preprocess: images[{index}] is a {type(image).__name__}; give a tensor (D, H, W): "
-                "torchvision.transforms.v2.functional.to_image makes one of a picture or an array"
+                f"torchvision.transforms.v2.functional.to_image makes one of a picture or an array; {_PREDICT}"
             )
         if image.ndim != 3 or image.shape[0] != len(self.mean) or image.numel() == 0:
             raise ValueError(
@@ -269,6 +275,20 @@ class Preprocess(Constants):
             return batch
         offsets = numbers_like(starts, batch.sizes)
         return batch._replace(sizes=offsets + numbers_like(new, batch.sizes), offsets=offsets)
+
+
+def _warn_of_fractions(targets: Sequence[Target], places: Sequence[Place]) -> None:
+    """Warn where all boxes of a batch lie in 0..1 and images are larger: as pixels they would be all but empty."""
+    boxes = [target["boxes"] for target, place in zip(targets, places, strict=True) if min(place.old) > _TINY]
+    count = sum(map(len, boxes))
+    if not count or (boxes[0].device.type != "cpu" and not full_checks()):
+        return
+    if all(((rows >= 0) & (rows <= 1)).all() for rows in boxes):
+        warnings.warn(
+            f"Preprocess: targets: all {count} boxes of the batch lie in 0..1; boxes are in pixels: if these are "
+            "fractions of the image, multiply them by its (width, height, width, height)",
+            stacklevel=3,
+        )
 
 
 def _check_range(image: Float[Tensor, "D _ _"], where: str) -> None:

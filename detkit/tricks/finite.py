@@ -17,7 +17,7 @@ def nonfinite(losses: Mapping[str, Tensor], model: nn.Module | None = None) -> l
     Call it after ``backward`` and before the optimizer's step, on every process: all get the same answer, what any of
     them found, or they would wait for one another. The host waits once for an accelerator. One step with such a
     gradient makes the whole model NaN, and AdamW's moments too; and the forward pass has already moved BatchNorm's
-    statistics: put those back as well where the step is left out, as ``examples/train.py`` does. Raises ValueError for
+    statistics: put those back as well where the step is left out, as ``detkit.train`` does. Raises ValueError for
     losses that are no dict.
 
     >>> model, losses = nn.Linear(1, 1), {"box": torch.tensor(2.0), "class": torch.tensor(float("nan"))}

@@ -21,12 +21,12 @@ from detkit._door import door
 from detkit._inputs import check_fraction, first_bad, read_tensor, white_of
 from detkit._ranges import Count, Fraction, Whole
 from detkit.structures import Detection, Target, read_target, read_truth
+from detkit.viz.plates import Plates, Rectangle, check_plates, find_places, is_clear, text_size
 
 if TYPE_CHECKING:
     import matplotlib.figure
 
 Color = tuple[int, int, int]
-Rectangle = tuple[int, int, int, int]
 
 PALETTE: tuple[Color, ...] = (
     (213, 94, 0),  # vermilion
@@ -65,6 +65,7 @@ def draw_detections(
     score_threshold: Fraction = 0.3,
     mask_alpha: Fraction = 0.4,
     skeleton: Sequence[tuple[int, int]] = (),
+    plates: Plates = "all",
     enlarge: Count | None = None,
 ) -> Image.Image:
     """The image as an RGB picture with boxes, categories and scores, and masks and keypoints if there are any.
@@ -73,8 +74,10 @@ def draw_detections(
     :class:`Detection`, or a :class:`Target`, which has no scores. boxes (K, 4) xyxy pixels of the image; labels (K,)
     index ``categories``; scores (K,): those below ``score_threshold`` are left out; masks (K, H, W) or (K, 1, H, W),
     bool or integers, or floats, foreground above 0.5; keypoints (K, P, 3): those with a third value of 0 are left out,
-    ``skeleton`` lists the pairs to connect. ``enlarge`` multiplies the picture's size, turning every pixel into a
-    square; by default a picture under 480 pixels is enlarged to at least that. Nothing else is resized.
+    ``skeleton`` lists the pairs to connect. Texts stand where they cover little of each other and of objects;
+    ``plates="clear"`` leaves out those that still hide more than half of one, "none" all. ``enlarge`` multiplies the
+    picture's size, turning every pixel into a square; by default a picture under 480 pixels is enlarged to at least
+    that. Nothing else is resized.
 
     Raises ValueError for shapes that disagree (masks of another size than the image included, and BoundingBoxes on
     another canvas), values out of their range, boxes that are inverted or not finite, and labels without a category.
@@ -83,11 +86,12 @@ def draw_detections(
     >>> draw_detections(torch.zeros(3, 64, 96), found, categories=["cat", "dog"]).size
     (480, 320)
     """
+    check_plates(plates, function="draw_detections")
     picture, factor = _picture(image, enlarge)
     objects = _objects(detections, score_threshold, (picture.height // factor, picture.width // factor))
     if objects.masks is not None:
         picture = _paint_masks(picture, objects.masks, objects.labels, mask_alpha, factor)
-    _paint_boxes(picture, objects.boxes * factor, objects.labels, _texts(objects, categories))
+    _paint_boxes(picture, objects.boxes * factor, objects.labels, _texts(objects, categories), plates)
     if objects.keypoints is not None:
         _paint_keypoints(picture, objects.keypoints, objects.labels, skeleton, factor)
     return picture
@@ -129,6 +133,7 @@ def side_by_side(
     categories: Sequence[str] | None = None,
     score_threshold: Fraction = 0.3,
     columns: Count = 1,
+    plates: Plates = "all",
     enlarge: Count | None = None,
 ) -> Image.Image:
     """One picture of many images, each as "truth | prediction" with counts above it, ``columns`` pairs per row.
@@ -157,7 +162,12 @@ def side_by_side(
         titles = f"truth: {count}", f"prediction: {above} (score from {score_threshold:g})"
         for title, objects in zip(titles, (truth, found), strict=True):
             picture = draw_detections(
-                image, objects, categories=categories, score_threshold=score_threshold, enlarge=enlarge
+                image,
+                objects,
+                categories=categories,
+                score_threshold=score_threshold,
+                plates=plates,
+                enlarge=enlarge,
             )
             cells.append(_titled(picture, title))
     return _grid(cells, 2 * columns)
@@ -306,7 +316,9 @@ def _paint_masks(
     return Image.fromarray(pixels.round().astype(np.uint8))
 
 
-def _paint_boxes(picture: Image.Image, boxes: np.ndarray, labels: Sequence[int], texts: Sequence[str]) -> None:
+def _paint_boxes(
+    picture: Image.Image, boxes: np.ndarray, labels: Sequence[int], texts: Sequence[str], plates: Plates = "all"
+) -> None:
     """Boxes with a dark outline, worst first; then their texts, so that no line crosses them."""
     draw, font, stroke = ImageDraw.Draw(picture), _font(picture), _stroke(picture)
     edges = [_pixels(box, picture) for box in boxes]
@@ -314,9 +326,13 @@ def _paint_boxes(picture: Image.Image, boxes: np.ndarray, labels: Sequence[int],
         draw.rectangle((x1 - 1, y1 - 1, max(x1, x2) + 1, max(y1, y2) + 1), outline=_DARK, width=stroke + 2)
         draw.rectangle((x1, y1, x2, y2), outline=class_color(label), width=stroke)
     written = [(edge, label, text) for edge, label, text in zip(edges, labels, texts, strict=True) if text]
-    sizes = [_text_size(font, text) for _, _, text in written]
-    places = _places([edge for edge, _, _ in written], sizes, picture.size)
-    for place, (_, label, text) in reversed(list(zip(places, written, strict=True))):
+    written = [] if plates == "none" else written
+    sizes = [text_size(font, text) for _, _, text in written]
+    places = find_places([edge for edge, _, _ in written], sizes, picture.size, edges)
+    drawn = is_clear(places, edges) if plates == "clear" else [True] * len(places)
+    for place, (_, label, text), shown in reversed(list(zip(places, written, drawn, strict=True))):
+        if not shown:
+            continue
         color = class_color(label)
         draw.rectangle(place, fill=color)
         light = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2] > 125
@@ -329,35 +345,6 @@ def _pixels(box: np.ndarray, picture: Image.Image) -> Rectangle:
     right, bottom = picture.width - 1, picture.height - 1
     left, top = round(min(max(x1, 0), right)), round(min(max(y1, 0), bottom))
     return left, top, max(left, round(min(max(x2 - 1, 0), right))), max(top, round(min(max(y2 - 1, 0), bottom)))
-
-
-def _text_size(font: Any, text: str) -> tuple[int, int]:
-    ascent, descent = font.getmetrics()
-    return math.ceil(font.getlength(text)) + 4, ascent + descent + 1
-
-
-def _places(edges: Sequence[Rectangle], sizes: Sequence[tuple[int, int]], size: tuple[int, int]) -> list[Rectangle]:
-    """The position of each text, best first: at a corner of its box, in the picture, with the least overlap with
-    earlier ones."""
-    placed: list[Rectangle] = []
-    width, height = (max([size[axis], *(text[axis] for text in sizes)]) for axis in (0, 1))
-    covered = np.zeros((height, width), dtype=np.int32)  # by how many texts: their overlap without going through them
-    for (x1, y1, x2, y2), (width, height) in zip(edges, sizes, strict=True):
-        corners = [(x1, y1 - height), (x2 - width, y1 - height), (x1, y2 + 1), (x2 - width, y2 + 1)]
-        corners += [(x1, y1), (x2 - width, y1), (x1, y2 - height), (x2 - width, y2 - height)]
-        choices = [_inside(x, y, width, height, size) for x, y in corners]
-        placed.append(min(choices, key=lambda choice: covered[_area(choice)].sum()))
-        covered[_area(placed[-1])] += 1
-    return placed
-
-
-def _inside(x: int, y: int, width: int, height: int, size: tuple[int, int]) -> Rectangle:
-    left, top = max(0, min(x, size[0] - width)), max(0, min(y, size[1] - height))
-    return left, top, left + width - 1, top + height - 1
-
-
-def _area(place: Rectangle) -> tuple[slice, slice]:
-    return slice(place[1], place[3] + 1), slice(place[0], place[2] + 1)
 
 
 def _paint_keypoints(
@@ -381,7 +368,7 @@ def _paint_keypoints(
 
 def _titled(picture: Image.Image, title: str) -> Image.Image:
     font = _font(picture)
-    width, height = _text_size(font, title)
+    width, height = text_size(font, title)
     framed = Image.new("RGB", (max(width, picture.width), picture.height + height + 4), "white")
     ImageDraw.Draw(framed).text((2, 2), title, fill=_DARK, font=font)
     framed.paste(picture, (0, height + 4))

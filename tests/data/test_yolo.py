@@ -211,3 +211,22 @@ def test_boxes_equal_those_that_hotcoco_reads(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert target["labels"].tolist() == [entry["category_id"] - 1 for entry in peer.dataset["annotations"]]
+
+
+CAPITALS = {
+    "images in a folder of the split": ("Train/Images/a.png", "Train/Labels/a.txt", None),
+    "splits in a folder of images": ("IMAGES/TRAIN/a.png", "IMAGES/../LABELS/TRAIN/a.txt", None),
+    "pictures in capitals alone": ("Images/train/a.png", "labels/train/a.txt", None),
+    "an entry of the yaml file": (
+        "Train/Images/a.png",
+        "Train/Labels/a.txt",
+        "names: [cat, dog]\ntrain: ../train/images",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CAPITALS)
+def test_folders_may_be_in_capitals(name, tmp_path):
+    picture, label, about = CAPITALS[name]
+    write(tmp_path, {picture: None, label: "1 0.5 0.5 0.2 0.4", **({"data.yaml": about} if about else {})})
+    assert boxes(YoloDataset(tmp_path, "train", classes=NAMES)) == [[8, 3, 12, 7]]

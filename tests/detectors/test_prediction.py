@@ -182,3 +182,27 @@ def test_pictures_of_one_name_in_two_folders_have_their_own_ids(tmp_path):
     found = [Prediction(f"/p/{folder}/a.jpg", (8, 8), some()) for folder in ("x", "y")]
     save_results(found, tmp_path / "r.json", image_ids={"x/a.jpg": 5, "y/a.jpg": 9})
     assert [entry["image_id"] for entry in json.loads((tmp_path / "r.json").read_text())] == [5, 9]
+
+
+def test_broken_files_of_a_folder_end_it_with_their_names_or_are_left_out_and_counted(pictures):
+    folder = pictures["folder"]
+    (folder / "0 broken.jpg").write_bytes(b"no picture")
+    (folder / "b.png").write_bytes((folder / "a.png").read_bytes()[:60])
+    with pytest.raises(ValueError, match=r"0 broken\.jpg' cannot be read as an image"):
+        list(predict(Corner(), folder, progress=False))
+    with pytest.warns(UserWarning, match=r"predict: 2 files cannot be read and were left out:\n.*0 broken.*\n.*b\.png"):
+        found = list(predict(Corner(), folder, unreadable="skip", progress=False))
+    assert [one.name for one in found] == [str(folder / "a.png")]
+    with pytest.warns(UserWarning, match="1 files"):
+        assert list(predict(Corner(), folder / "b.png", unreadable="skip", progress=False)) == []
+    with pytest.raises(ValueError, match="unreadable='ignore'; allowed are 'raise' and 'skip'"):
+        unhooked(predict)(Corner(), folder, unreadable="ignore")
+
+
+def test_what_is_no_list_of_tensors_is_told_of_predict(pictures):
+    detector = fpn_ssd(2, size=(64, 64), channels=8)
+    for images in (pictures["text"], [pictures["text"]], pictures["Pillow"], [pictures["array"]]):
+        with pytest.raises(
+            TypeError, match=r"images.*Detector\.predict takes files, folders, Pillow images and arrays"
+        ):
+            unhooked(detector.forward)(images)

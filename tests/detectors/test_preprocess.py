@@ -1,5 +1,7 @@
 """Preprocess against torchvision's GeneralizedRCNNTransform, and against numbers worked out by hand."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -521,3 +523,18 @@ def test_boxes_of_another_format_are_converted(form):
     boxes = tv_functional.convert_bounding_box_format(boxes, new_format=form)
     _, targets = Preprocess(None)([torch.zeros(3, 8, 8)], [{"boxes": boxes, "labels": torch.tensor([0])}])
     assert targets.boxes.tolist() == [[[1, 1, 5, 7]]]
+
+
+def test_boxes_in_fractions_are_warned_of_and_true_tiny_ones_are_not():
+    image, boxes = torch.zeros(3, 32, 32), torch.tensor([[0.1, 0.2, 0.5, 0.6]])
+
+    def target(rows):
+        return {"boxes": rows, "labels": torch.zeros(len(rows), dtype=torch.int64)}
+
+    with pytest.warns(UserWarning, match=r"all 2 boxes of the batch lie in 0\.\.1; .* multiply them by its \(width"):
+        Preprocess(None)([image, image], [target(boxes), target(boxes)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Preprocess(None)([image, image], [target(boxes), target(boxes + 1)])
+        Preprocess(None)([image[:, :16, :16]], [target(boxes)])
+        Preprocess(None)([image], [target(boxes[:0])])

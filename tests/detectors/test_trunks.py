@@ -1,10 +1,14 @@
 """The trunks that recipes share: which strides and widths they give, and what of a given backbone they keep."""
 
+import pytest
 import torch
 from torch import nn
+from torchvision.models import resnet18
 
-from detkit.backbones import SmallBackbone
+from detkit.backbones import SmallBackbone, TorchvisionBackbone
+from detkit.detectors import recipes
 from detkit.detectors.recipes.trunks import pyramid, short_side_800, small_pyramid
+from detkit.weights import load_weights, save_weights
 
 
 def test_a_pyramid_has_two_levels_more_than_its_backbone():
@@ -34,3 +38,37 @@ def test_coco_images_are_brought_to_800_by_at_most_1333_padded_to_32():
     batch, _ = short_side_800()([torch.zeros(3, 8, 40)])
     assert batch.sizes.tolist() == [[266, 1333]]
     assert batch.tensors.shape == (1, 3, 288, 1344)
+
+
+SMALL = (recipes.fpn_ssd, recipes.small_retinanet, recipes.small_fcos, recipes.small_tood, recipes.small_yolox)
+SMALL += (recipes.small_yolo_v3, recipes.small_faster_rcnn, recipes.small_mask_rcnn)
+
+
+@pytest.mark.parametrize("recipe", [*SMALL, recipes.small_detr], ids=lambda recipe: recipe.__name__)
+def test_every_small_recipe_takes_a_backbone(recipe):
+    backbone = SmallBackbone((4, 8, 12, 16), levels=(1, 2, 3))
+    detector = recipe(2, size=(64, 64), channels=32, backbone=backbone).eval()
+    assert (detector.trunk if recipe is recipes.small_detr else detector.trunk[0]) is backbone
+    assert detector.recipe.unwritable == ("backbone",)
+    (found,) = detector([torch.zeros(3, 64, 64)])
+    assert found["boxes"].shape[1] == 4
+
+
+def test_what_a_backbone_has_of_its_own_is_not_given_beside_it():
+    backbone = SmallBackbone((4, 8, 12, 16), levels=(1, 2, 3))
+    for given in ({"blocks": 2}, {"norm": nn.InstanceNorm2d}):
+        with pytest.raises(ValueError, match=f"small_pyramid: {next(iter(given))} is given beside a backbone"):
+            recipes.fpn_ssd(2, backbone=backbone, **given)
+
+
+def test_a_backbone_of_torchvision_with_weights_of_a_file_needs_no_network(tmp_path):
+    save_weights(resnet18(weights=None), tmp_path / "resnet18.safetensors")
+    model = resnet18(weights=None)
+    load_weights(model, tmp_path / "resnet18.safetensors")
+    nodes = [f"layer{number}" for number in (2, 3, 4)]
+    detector = recipes.fpn_ssd(2, size=(64, 64), backbone=TorchvisionBackbone(model, nodes=nodes))
+    assert detector.dense.anchors.strides == (8, 16, 32)
+    losses = detector(
+        [torch.rand(3, 64, 64)], [{"boxes": torch.tensor([[4.0, 4, 40, 40]]), "labels": torch.tensor([1])}]
+    )
+    assert sum(losses.values()).isfinite()

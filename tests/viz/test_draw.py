@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from strategies import unhooked
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
@@ -175,42 +176,29 @@ def test_twenty_one_classes_have_colors_of_their_own():
     assert len({class_color(label) for label in range(21)}) == 21
 
 
-def slow_places(edges, sizes, size):
-    """The rule, with the overlap of every two texts."""
-    placed = []
-    for (x1, y1, x2, y2), (width, height) in zip(edges, sizes, strict=True):
-        corners = [(x1, y1 - height), (x2 - width, y1 - height), (x1, y2 + 1), (x2 - width, y2 + 1)]
-        corners += [(x1, y1), (x2 - width, y1), (x1, y2 - height), (x2 - width, y2 - height)]
-        inside = [(max(0, min(x, size[0] - width)), max(0, min(y, size[1] - height))) for x, y in corners]
-        choices = [(x, y, x + width - 1, y + height - 1) for x, y in inside]
-
-        def covered(choice):
-            sides = [
-                [min(choice[i + 2], other[i + 2]) - max(choice[i], other[i]) + 1 for i in (0, 1)] for other in placed
-            ]
-            return sum(max(0, width) * max(0, height) for width, height in sides)
-
-        placed.append(min(choices, key=covered))
-    return placed
-
-
-@pytest.mark.parametrize("size", [(200, 160), (30, 200), (12, 9)], ids=str)
-def test_a_text_stands_where_it_covers_the_least_of_earlier_ones(size):
-    generator = torch.Generator().manual_seed(0)
-    low = (torch.rand(60, 2, generator=generator) * torch.tensor(size)).long()
-    high = low + torch.randint(0, 40, (60, 2), generator=generator)
-    edges = [tuple(edge) for edge in torch.cat((low, high), 1).tolist()]
-    sizes = [(20 + i % 7, 8 + i % 3) for i in range(60)]
-    assert draw._places(edges, sizes, size) == slow_places(edges, sizes, size)
-
-
 def test_boxes_without_texts_need_no_place(monkeypatch):
-    monkeypatch.setattr(draw, "_places", lambda edges, *rest: [] if not edges else pytest.fail("a place for nothing"))
+    monkeypatch.setattr(draw, "find_places", lambda edges, *_: [] if not edges else pytest.fail("a place for nothing"))
     boxes = torch.rand(2000, 2).repeat(1, 2) * 400 + torch.tensor([0, 0, 20, 20])
     assert has_color(draw_boxes(gray(), boxes), 0)
     with monkeypatch.context() as patch:
-        patch.setattr(draw, "_places", lambda edges, sizes, size: [(0, 0, *map(int, sizes[0]))] * len(edges))
+        patch.setattr(draw, "find_places", lambda edges, sizes, *_: [(0, 0, *map(int, sizes[0]))] * len(edges))
         draw_boxes(gray(), boxes[:3], texts=["", "one", ""])
+
+
+def test_texts_that_would_hide_small_objects_are_left_out_on_request():
+    crowd = objects(*((x, y, x + 5, y + 5) for x in range(200, 300, 8) for y in range(200, 300, 8)))
+    crowd["labels"] = torch.zeros_like(crowd["labels"])
+    shown = {
+        plates: draw_detections(gray(), crowd, plates=plates, categories=["cell"])
+        for plates in ("all", "clear", "none")
+    }
+    inked = {plates: int((pixels(picture) == class_color(0)).all(-1).sum()) for plates, picture in shown.items()}
+    assert inked["none"] <= inked["clear"] < inked["all"]
+    alone = objects((100.0, 100, 300, 300))
+    assert draw_detections(gray(), alone, plates="clear").tobytes() == draw_detections(gray(), alone).tobytes()
+    assert draw_detections(gray(), alone, plates="none").tobytes() == draw_boxes(gray(), alone["boxes"]).tobytes()
+    with pytest.raises(ValueError, match="plates='some'; allowed are 'all', 'clear' and 'none'"):
+        unhooked(draw_detections)(gray(), alone, plates="some")
 
 
 # masks

@@ -68,19 +68,21 @@ def small_detr(
     channels: Count = 128,
     depth: Count = 3,
     queries: Count = 50,
+    backbone: Backbone | None = None,
 ) -> Detector:
     """A small DETR that trains from scratch in minutes: queries are boxes that attend to a few points at stride 8.
 
     A residual net, one encoder layer, ``depth`` decoder layers that refine boxes, 5 groups of denoising queries. Images
-    are resized to ``size`` (height, width). ``channels``, a multiple of 32, is the width of the transformer. Trained by
+    are resized to ``size`` (height, width). ``channels``, a multiple of 32, is the width of the transformer. Of another
+    ``backbone``, as in :func:`~detkit.detectors.fpn_ssd`, the last feature map is read. Trained by
     AdamW, 1e-3, betas 0.9 and 0.98. Sources: those of :class:`~detkit.detectors.box_queries.BoxQueryStage`.
 
     >>> small_detr(num_classes=3, size=(240, 320)).preprocess.size
     (240, 320)
     """
-    backbone = SmallBackbone((channels // 4, channels // 2), levels=(1,), blocks=2)
+    backbone = SmallBackbone((channels // 4, channels // 2), levels=(1,), blocks=2) if backbone is None else backbone
     stage = box_query_stage(
-        num_classes, channels // 2, channels=channels, hidden=2 * channels, depth=depth, queries=queries
+        num_classes, backbone.out_channels[-1], channels=channels, hidden=2 * channels, depth=depth, queries=queries
     )
     return Detector(backbone, preprocess=Preprocess(size), objects=stage)
 

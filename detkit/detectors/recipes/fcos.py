@@ -46,16 +46,18 @@ def small_fcos(
     channels: Count = 64,
     blocks: Count = 1,
     norm: Norm = nn.BatchNorm2d,
+    backbone: Backbone | None = None,
 ) -> Detector:
     """A small FCOS to train from scratch, also on a CPU: a residual net, a pyramid at strides 8, 16 and 32.
 
     Images are resized to ``size`` (height, width). ``channels``, a multiple of 8, is the width of the pyramid,
     ``blocks`` the number of residual blocks per backbone stage, ``norm`` builds its normalization layers.
+    ``backbone`` takes their place, as in :func:`~detkit.detectors.fpn_ssd`.
 
     >>> small_fcos(num_classes=3, size=(240, 320)).preprocess.size
     (240, 320)
     """
-    trunk, strides = small_pyramid(channels, blocks, norm)
+    trunk, strides = small_pyramid(channels, blocks, norm, backbone)
     stage = fcos_stage(num_classes, channels, fcos_anchors(strides), depth=1, norm=partial(nn.GroupNorm, 8))
     return Detector(trunk, preprocess=Preprocess(size), dense=stage)
 

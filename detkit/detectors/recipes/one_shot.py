@@ -126,17 +126,19 @@ def small_tood(
     blocks: Count = 1,
     norm: Norm = nn.BatchNorm2d,
     bins: Whole = 16,
+    backbone: Backbone | None = None,
 ) -> Detector:
     """A small :func:`tood` to train from scratch, also on a CPU: a residual net, a pyramid at strides 8, 16 and 32.
 
     Images are resized to ``size`` (height, width). ``channels``, a multiple of 8, is the width of the pyramid,
     ``blocks`` the number of residual blocks per backbone stage, ``norm`` builds its normalization layers. Sides of
     boxes are distributions over ``bins`` half strides, as in GFL, or with ``bins=0`` deltas, as in TOOD's paper.
+    ``backbone`` is that of :func:`~detkit.detectors.fpn_ssd`.
 
     >>> small_tood(num_classes=3, size=(240, 320)).preprocess.size
     (240, 320)
     """
-    trunk, strides = small_pyramid(channels, blocks, norm)
+    trunk, strides = small_pyramid(channels, blocks, norm, backbone)
     stage = tood_stage(num_classes, channels, square_anchors(strides), bins=bins)
     return Detector(trunk, preprocess=Preprocess(size), dense=stage)
 
@@ -169,13 +171,14 @@ def small_yolox(
     channels: Count = 64,
     blocks: Count = 1,
     norm: Norm = nn.BatchNorm2d,
+    backbone: Backbone | None = None,
 ) -> Detector:
     """A small :func:`yolox` to train from scratch, also on a CPU; arguments as in :func:`small_tood`.
 
     >>> small_yolox(num_classes=3).dense.anchors.per_cell
     (1, 1, 1)
     """
-    trunk, strides = small_pyramid(channels, blocks, norm)
+    trunk, strides = small_pyramid(channels, blocks, norm, backbone)
     stage = yolox_stage(num_classes, channels, square_anchors(strides, times=1))
     return Detector(trunk, preprocess=Preprocess(size), dense=stage)
 

@@ -117,16 +117,18 @@ def small_faster_rcnn(
     channels: Count = 64,
     blocks: Count = 1,
     norm: Norm = nn.BatchNorm2d,
+    backbone: Backbone | None = None,
 ) -> Detector:
     """A small Faster R-CNN to train from scratch, also on a CPU: a residual net, a pyramid at strides 8, 16 and 32.
 
     Images are resized to ``size`` (height, width); anchors are 4 strides wide. ``channels`` is the width of the
     pyramid, ``blocks`` the number of residual blocks per backbone stage, ``norm`` builds its normalization layers.
+    ``backbone`` takes their place, as in :func:`~detkit.detectors.fpn_ssd`.
 
     >>> small_faster_rcnn(num_classes=3, size=(240, 320)).preprocess.size
     (240, 320)
     """
-    trunk, strides = small_pyramid(channels, blocks, norm)
+    trunk, strides = small_pyramid(channels, blocks, norm, backbone)
     return Detector(trunk, preprocess=Preprocess(size), **_small_stages(num_classes, channels, strides))
 
 
@@ -138,13 +140,14 @@ def small_mask_rcnn(
     channels: Count = 64,
     blocks: Count = 1,
     norm: Norm = nn.BatchNorm2d,
+    backbone: Backbone | None = None,
 ) -> Detector:
     """:func:`small_faster_rcnn` with masks: two convolutions and a deconvolution on regions of 14 x 14.
 
     >>> list(small_mask_rcnn(num_classes=3).stages)
     ['rpn', 'box', 'mask']
     """
-    trunk, strides = small_pyramid(channels, blocks, norm)
+    trunk, strides = small_pyramid(channels, blocks, norm, backbone)
     mask = mask_stage(num_classes, channels, strides, widths=(channels, channels), canonical_size=_SMALL_CANONICAL)
     return Detector(trunk, preprocess=Preprocess(size), **_small_stages(num_classes, channels, strides), mask=mask)
 

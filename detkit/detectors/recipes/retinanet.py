@@ -70,16 +70,18 @@ def small_retinanet(
     channels: Count = 64,
     blocks: Count = 1,
     norm: Norm = nn.BatchNorm2d,
+    backbone: Backbone | None = None,
 ) -> Detector:
     """A small RetinaNet to train from scratch, also on a CPU: a residual net, a pyramid at strides 8, 16 and 32.
 
     Images are resized to ``size`` (height, width); anchors are 3 to 4.8 strides wide. ``channels`` is the width of the
     pyramid, ``blocks`` the number of residual blocks per backbone stage, ``norm`` builds its normalization layers.
+    ``backbone`` takes their place, as in :func:`~detkit.detectors.fpn_ssd`.
 
     >>> small_retinanet(num_classes=3, size=(240, 320)).preprocess.size
     (240, 320)
     """
-    trunk, strides = small_pyramid(channels, blocks, norm)
+    trunk, strides = small_pyramid(channels, blocks, norm, backbone)
     stage = retinanet_stage(num_classes, channels, retinanet_anchors(strides, size=3.0), depth=1)
     return Detector(trunk, preprocess=Preprocess(size), dense=stage)
 

@@ -8,7 +8,7 @@ from torch import nn
 from detkit._door import door
 from detkit._ranges import Count
 from detkit.anchors import BipartiteMatcher, DefaultBoxes, GridAnchors
-from detkit.backbones import SSDVGGBackbone, tiny_ssd_backbone, vgg_features
+from detkit.backbones import Backbone, SSDVGGBackbone, tiny_ssd_backbone, vgg_features
 from detkit.boxes import DeltaCoder
 from detkit.detectors.dense import DenseStage
 from detkit.detectors.detector import Detector
@@ -152,17 +152,20 @@ def fpn_ssd(
     channels: Count = 64,
     blocks: Count = 1,
     norm: Norm = nn.BatchNorm2d,
+    backbone: Backbone | None = None,
 ) -> Detector:
     """A small SSD to train from scratch: a residual net with a feature pyramid, levels at strides 8, 16 and 32.
 
     Images are resized to ``size`` (height, width); default boxes are 3, 4.5 and 6 strides wide, which suits objects of
     about 20 to 250 pixels *after resizing*. ``channels`` is the width of the pyramid, ``blocks`` the number of residual
-    blocks per backbone stage; ``norm``, called with the number of channels, builds its normalization layers.
+    blocks per backbone stage; ``norm``, called with the number of channels, builds its normalization layers. In their
+    place ``backbone`` is one of your own, or of torchvision or timm, with trained weights or without:
+    :class:`~detkit.backbones.TorchvisionBackbone`, :class:`~detkit.backbones.TimmBackbone`.
 
     >>> fpn_ssd(num_classes=3, size=(240, 320)).preprocess.size
     (240, 320)
     """
-    trunk, strides = small_pyramid(channels, blocks, norm)
+    trunk, strides = small_pyramid(channels, blocks, norm, backbone)
     sizes = [(3.0 * stride, 6.0 * stride) for stride in strides]
     anchors = DefaultBoxes(sizes, aspect_ratios=[(2,)] * len(sizes), strides=strides)
     return ssd(num_classes, trunk, [channels] * len(strides), anchors, preprocess=Preprocess(size))

@@ -26,14 +26,22 @@ def pyramid(backbone: Backbone | None) -> tuple[nn.Sequential, FPN]:
 
 
 @door
-def small_pyramid(channels: Count, blocks: Count, norm: Norm) -> tuple[nn.Sequential, tuple[int, ...]]:
-    """A small residual net with a pyramid of ``channels`` at strides 8, 16 and 32; and those strides.
+def small_pyramid(
+    channels: Count, blocks: Count, norm: Norm, backbone: Backbone | None = None
+) -> tuple[nn.Sequential, tuple[int, ...]]:
+    """A small residual net, or ``backbone``, with a pyramid of ``channels`` at its strides (8, 16, 32); and those.
+
+    Raises ValueError for ``blocks`` or a ``norm`` beside a backbone, which has its own.
 
     >>> small_pyramid(8, 1, nn.BatchNorm2d)[1]
     (8, 16, 32)
     """
-    widths = (channels // 2, channels, channels * 2, channels * 4)
-    backbone = SmallBackbone(widths, levels=(1, 2, 3), blocks=blocks, norm=norm)
+    if backbone is None:
+        widths = (channels // 2, channels, channels * 2, channels * 4)
+        backbone = SmallBackbone(widths, levels=(1, 2, 3), blocks=blocks, norm=norm)
+    elif blocks != 1 or norm is not nn.BatchNorm2d:
+        name = "blocks" if blocks != 1 else "norm"
+        raise ValueError(f"small_pyramid: {name} is given beside a backbone, which has its own; leave one of them out")
     neck = FPN(backbone.out_channels, backbone.strides, channels=channels)
     return nn.Sequential(backbone, neck), neck.strides
 

@@ -140,17 +140,19 @@ def small_yolo_v3(
     channels: Count = 64,
     blocks: Count = 1,
     norm: Norm = nn.BatchNorm2d,
+    backbone: Backbone | None = None,
 ) -> Detector:
     """A small YOLO v3 to train from scratch, also on a CPU: a residual net, a pyramid at strides 8, 16 and 32.
 
     Images are letterboxed to ``size`` (height, width); anchors are squares 2, 3 and 4.5 strides wide. ``channels`` is
     the width of the pyramid, ``blocks`` the number of residual blocks per backbone stage, ``norm`` builds its
-    normalization layers. Objectness starts at .01.
+    normalization layers; ``backbone`` takes their place, as in :func:`~detkit.detectors.fpn_ssd`. Objectness starts at
+    .01.
 
     >>> small_yolo_v3(num_classes=3, size=(224, 320)).preprocess.size
     (224, 320)
     """
-    trunk, strides = small_pyramid(channels, blocks, norm)
+    trunk, strides = small_pyramid(channels, blocks, norm, backbone)
     shapes = [[(factor * stride, factor * stride) for factor in (2.0, 3.0, 4.5)] for stride in strides]
     stage = yolo_stage(num_classes, [channels] * len(strides), GridAnchors(shapes=shapes, strides=strides), prior=0.01)
     return Detector(trunk, preprocess=fractions(size), dense=stage)

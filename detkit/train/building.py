@@ -1,0 +1,73 @@
+"""The detector of a run: a recipe or a module of the user's, and the weights that it starts from."""
+
+import argparse
+import inspect
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from safetensors.torch import load_file
+from torch import nn
+
+from detkit import dist, tricks
+from detkit.detectors import Detector, recipes
+from detkit.train.module import function_of
+from detkit.weights import load_weights
+
+
+def build(args: argparse.Namespace, num_classes: int) -> Detector:
+    """The recipe, with those of the options that it takes."""
+    recipe = function_of(args.module, "detector") or getattr(recipes, args.recipe)
+    options = {
+        "size": tuple(args.size) if args.size else None,
+        "norm": (lambda channels: nn.GroupNorm(8, channels)) if args.group_norm else None,
+    }
+    given = {name: value for name, value in options.items() if value is not None}
+    taken = {name: value for name, value in given.items() if name in inspect.signature(recipe).parameters}
+    drawn_in_size = {"size"} if args.data == "scenes" else set()
+    if spare := given.keys() - taken.keys() - drawn_in_size:
+        raise ValueError(f"recipe {args.recipe} does not take {sorted(spare)}")
+    detector = recipe(num_classes, **taken)
+    if not isinstance(detector, Detector):
+        raise ValueError(f"--module: detector() returns a {type(detector).__name__}; allowed is a detkit Detector")
+    if args.trunk:
+        take_backbone(detector, args.trunk)
+    if args.weights and not (args.resume and (args.output / "checkpoint.pt").exists()):
+        left, _ = load_weights(detector, args.weights, misfits="drop")
+        if left and dist.rank() == 0:
+            print(f"--weights: {len(left)} values of other shapes are learned anew: {', '.join(left[:4])}")
+    if args.freeze is not None:
+        tricks.freeze(backbone_of(detector), args.freeze)
+    return detector
+
+
+def backbone_of(detector: Detector) -> nn.Module:
+    """What stands below a neck, or all of the trunk."""
+    return detector.trunk[0] if isinstance(detector.trunk, nn.Sequential) else detector.trunk
+
+
+def batch_shapes(scale: Sequence[float] | None, detector: Detector, seed: int) -> tricks.RandomBatchShapes | None:
+    """Input sizes of so many times the detector's own, in multiples of 32 and its ratio; None without ``scale``."""
+    size = detector.preprocess.size
+    if scale is None:
+        return None
+    if not isinstance(size, tuple):
+        raise ValueError(f"--random-scale: the recipe has no size (height, width) to scale, but {size}")
+    low, high = (math.ceil(scale[0] * size[0] / 32), math.floor(scale[1] * size[0] / 32))
+    sizes = [(32 * rows, max(1, round(rows * size[1] / size[0])) * 32) for rows in range(max(1, low), high + 1)]
+    if not sizes:
+        raise ValueError(
+            f"--random-scale {scale[0]:g} {scale[1]:g}: no multiple of 32 lies between these times {size[0]}, the "
+            "height; give the lower number first, or a wider range"
+        )
+    return tricks.RandomBatchShapes(sizes, seed=seed)
+
+
+def take_backbone(detector: Detector, path: Path) -> None:
+    """Copy the backbone out of other weights, from whichever recipe; what they hold beyond it stays behind."""
+    backbone = backbone_of(detector)
+    found = {key.removeprefix("trunk.").removeprefix("0."): value for key, value in load_file(path).items()}
+    own = backbone.state_dict()
+    if missing := [key for key, value in own.items() if key not in found or found[key].shape != value.shape]:
+        raise ValueError(f"--trunk {path} lacks {len(missing)} of {len(own)} values of the backbone: {missing[0]}, ...")
+    backbone.load_state_dict({key: found[key] for key in own})
