@@ -85,7 +85,7 @@ def box_area(boxes: Shaped[Tensor, "... 4"]) -> Float[Tensor, "..."]:
     tensor([2.5000e+09], dtype=torch.float64)
     """
     x1, y1, x2, y2 = as_boxes(boxes, function="box_area").unbind(-1)
-    return (x2 - x1).clamp(min=0) * (y2 - y1).clamp(min=0)
+    return (x2 - x1).relu() * (y2 - y1).relu()
 
 
 @door

@@ -36,17 +36,18 @@ class BoxSides(NamedTuple):
     @door
     def of(x1: Tensor, y1: Tensor, x2: Tensor, y2: Tensor) -> "BoxSides":
         """The boxes with these corners, and their areas."""
-        return BoxSides(x1, y1, x2, y2, (x2 - x1).clamp(min=0) * (y2 - y1).clamp(min=0))
+        # relu, not clamp(min=0): without gradient at 0 in every version of torch
+        return BoxSides(x1, y1, x2, y2, (x2 - x1).relu() * (y2 - y1).relu())
 
     @property
     def width(self) -> Float[Tensor, "*B"]:
         """At least 0."""
-        return (self.x2 - self.x1).clamp(min=0)
+        return (self.x2 - self.x1).relu()
 
     @property
     def height(self) -> Float[Tensor, "*B"]:
         """At least 0."""
-        return (self.y2 - self.y1).clamp(min=0)
+        return (self.y2 - self.y1).relu()
 
     @door
     def map(self, function: Callable[[Tensor], Tensor]) -> "BoxSides":
@@ -102,8 +103,8 @@ def intersection_and_union(a: BoxSides, b: BoxSides) -> tuple[Float[Tensor, "*B"
     >>> intersection_and_union(*(sides_of(torch.tensor(box)) for box in ([0.0, 0, 2, 2], [1.0, 1, 3, 3])))
     (tensor(1.), tensor(7.))
     """
-    width = (torch.minimum(a.x2, b.x2) - torch.maximum(a.x1, b.x1)).clamp(min=0)
-    height = (torch.minimum(a.y2, b.y2) - torch.maximum(a.y1, b.y1)).clamp(min=0)
+    width = (torch.minimum(a.x2, b.x2) - torch.maximum(a.x1, b.x1)).relu()
+    height = (torch.minimum(a.y2, b.y2) - torch.maximum(a.y1, b.y1)).relu()
     intersection = width * height
     return intersection, (a.area + b.area) - intersection
 
@@ -117,7 +118,7 @@ def hull(a: BoxSides, b: BoxSides) -> tuple[Float[Tensor, "*B"], Float[Tensor, "
     """
     width = torch.maximum(a.x2, b.x2) - torch.minimum(a.x1, b.x1)
     height = torch.maximum(a.y2, b.y2) - torch.minimum(a.y1, b.y1)
-    return width.clamp(min=0), height.clamp(min=0)
+    return width.relu(), height.relu()
 
 
 @door
@@ -155,7 +156,7 @@ def giou(a: BoxSides, b: BoxSides) -> Float[Tensor, "*B"]:
     intersection, union = intersection_and_union(a, b)
     width, height = hull(a, b)
     enclosing = width * height
-    return ratio(intersection, union) - ratio((enclosing - union).clamp(min=0), enclosing)
+    return ratio(intersection, union) - ratio((enclosing - union).relu(), enclosing)
 
 
 @door

@@ -42,7 +42,7 @@ def contrastive_cost(
 
 
 def _contrasted(distances: Tensor, same: Tensor, *, margin: float, squared: bool) -> Tensor:
-    costs = torch.where(same, distances, (margin - distances).clamp(min=0))
+    costs = torch.where(same, distances, (margin - distances).relu())
     return costs.square() / 2 if squared else costs
 
 
@@ -113,7 +113,7 @@ def triplet_cost(
     >>> triplet_cost(torch.tensor(1.0), torch.tensor(1.5))
     tensor(0.5000)
     """
-    return (promote(to_positives) - promote(to_negatives) + margin).clamp(min=0)
+    return (promote(to_positives) - promote(to_negatives) + margin).relu()
 
 
 @door
