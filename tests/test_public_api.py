@@ -127,7 +127,7 @@ def listed() -> str:
             file = Path(inspect.getsourcefile(inspect.unwrap(thing)) or "").relative_to(root).as_posix()
             said = (inspect.getdoc(thing) or "").split("\n\n")[0].replace("\n", " ").replace("|", "\\|")
             said = re.sub(r":[a-z]+:`~?([^`]+)`", r"`\1`", said)
-            lines.append(f"| `{name}` | {said} | {file} |")
+            lines.append(f"| `{name}` | {said} | `{file}` |")
         lines += [""] if rows else []
     return "\n".join(lines)
 
