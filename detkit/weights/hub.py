@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from detkit._door import door
 from detkit._faults import shown
 from detkit.detectors import Detector
 from detkit.weights.detectors import load_detector, save_detector
@@ -38,6 +39,7 @@ found = detector.predict("picture.jpg")
 """
 
 
+@door
 def save_pretrained(
     detector: nn.Module, folder: str | os.PathLike[str], *, categories: Sequence[str] | None = None, name: str = ""
 ) -> None:
@@ -62,6 +64,7 @@ def save_pretrained(
         card.write_text(_CARD.format(**told, categories=names, source=name or folder.as_posix()), encoding="utf-8")
 
 
+@door
 def push_to_hub(
     detector: nn.Module,
     repo_id: str,
@@ -89,6 +92,7 @@ def push_to_hub(
         return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=commit_message))
 
 
+@door
 def from_pretrained(
     source: str | os.PathLike[str], *, revision: str | None = None, token: str | None = None
 ) -> Detector:
