@@ -2,7 +2,7 @@
 
 ``--busy`` measures beside N processes that compute without end, as data-loading workers do; ``--write`` keeps the table
 under benchmarks/results/, named by date and device. ``--device cuda`` runs the cases that a file has for a GPU instead:
-``device_cases(device)``.
+``device_cases(device)``. ``memory`` and ``growth``, as the first word, are studies with tables of their own.
 """
 
 import argparse
@@ -23,6 +23,7 @@ from benchmarks import gpu
 from benchmarks.harness import Case, measure, table, table_of_device
 
 HERE = Path(__file__).parent
+_STUDIES = ("memory", "growth")
 
 
 def main() -> None:
@@ -36,9 +37,12 @@ def main() -> None:
     options = parser.parse_args()
     if options.device != "cpu" and not torch.cuda.is_available():
         parser.error(f"--device {options.device}: there is no GPU here")
+    if options.words and options.words[0] in _STUDIES:
+        print(importlib.import_module(f"benchmarks.{options.words[0]}").study(options.words[1:]))
+        return
     measured = []
     with _beside(options.busy):
-        for file in tqdm(sorted(HERE.glob("bench_*.py")), unit="file"):
+        for file in tqdm(_files(options.words), unit="file"):
             for case in _cases(file.stem, options.device):
                 if all(word in f"{file.stem} {case.name} {case.size}" for word in options.words):
                     measured.append(measure(case, budget=options.budget, device=options.device))
@@ -62,6 +66,12 @@ def _beside(count: int) -> Iterator[None]:
     finally:
         for process in busy:
             process.kill()
+
+
+def _files(words: list[str]) -> list[Path]:
+    """All files of cases, or the one that the first word names."""
+    one = HERE / f"bench_{words[0]}.py" if words else HERE
+    return [one] if one.is_file() else sorted(HERE.glob("bench_*.py"))
 
 
 def _cases(name: str, device: str) -> Iterable[Case]:

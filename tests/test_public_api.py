@@ -57,6 +57,8 @@ def written_default(value: Any) -> str:
 
 def signature(thing: Any) -> str:
     """Names, kinds and defaults of the parameters: what a caller depends on."""
+    if typing.get_origin(thing) is not None:  # an alias, whose signature depends on Python's version
+        return "type"
     if not callable(thing):
         return "constant"
     if inspect.isclass(thing) and (is_typeddict(thing) or getattr(thing, "_is_protocol", False)):

@@ -16,6 +16,7 @@ from detkit.backbones.darknet import (
 )
 from detkit.backbones.mobilenet import mobilenet_backbone
 from detkit.backbones.pretrained import TimmBackbone, TorchvisionBackbone
+from detkit.backbones.recomputation import recompute_backbone
 from detkit.backbones.residual import modified_ssd_backbone, residual_backbone
 from detkit.backbones.resnet import ResNetBackbone
 from detkit.backbones.sequential import SequentialBackbone, ssd7_backbone, tiny_ssd_backbone
@@ -35,6 +36,7 @@ __all__ = [
     "darknet53_backbone",
     "mobilenet_backbone",
     "modified_ssd_backbone",
+    "recompute_backbone",
     "residual_backbone",
     "ssd7_backbone",
     "ssd_trunk_from_torchvision",

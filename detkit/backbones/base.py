@@ -1,7 +1,8 @@
 """The interface of every backbone: images in, feature maps of known channels and strides out."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from detkit._door import door
 from detkit._ranges import Count
 from detkit.layers import check_levels
+from detkit.layers.recomputation import recomputed
 
 
 class Backbone(nn.Module, ABC):
@@ -16,7 +18,7 @@ class Backbone(nn.Module, ABC):
 
     ``out_channels[l]`` and ``strides[l]`` describe level l: its channels, and the distance in image pixels between
     neighboring cells. They are known before the first forward pass, so that necks, heads and anchors can be built from
-    them.
+    them. A backbone that calls its parts by :meth:`run` saves memory with :func:`~detkit.backbones.recompute_backbone`.
 
     Raises ValueError if they do not describe the same levels, finest first.
 
@@ -32,6 +34,8 @@ class Backbone(nn.Module, ABC):
     torch.Size([1, 8, 4, 2])
     """
 
+    recomputes = False
+
     @door
     def __init__(self, *, out_channels: Sequence[Count], strides: Sequence[Count]) -> None:
         super().__init__()
@@ -41,6 +45,16 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def forward(self, images: Float[Tensor, "B D H W"]) -> list[Tensor]:
         """Level l has shape (B, out_channels[l], ~H / strides[l], ~W / strides[l]); ``images`` are (B, 3, H, W)."""
+
+    def run(self, part: Callable[[Tensor], Any], features: Tensor) -> Any:
+        """``part(features)``; where the backbone ``recomputes``, what happens inside is not kept for the backward pass.
+
+        >>> import torch
+        >>> from detkit.backbones import SmallBackbone
+        >>> SmallBackbone((4,)).run(nn.ReLU(), torch.tensor([-1.0, 1.0]))
+        tensor([0., 1.])
+        """
+        return recomputed(part, features, parts=self.modules()) if self.recomputes else part(features)
 
     def steps(self) -> list[list[nn.Module]]:
         """The backbone in steps, for what is done to each level before the next: the modules of step l map level l - 1,

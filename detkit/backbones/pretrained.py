@@ -56,7 +56,7 @@ class TorchvisionBackbone(Backbone):
     def forward(self, images: Float[Tensor, "B D H W"]) -> list[Tensor]:
         """The activations of the chosen nodes, (B, D, H, W) each."""
         self.check_images(images)
-        outputs = self.body(images)
+        outputs = self.run(self.body, images)
         levels = [outputs[node] for node in self.nodes]
         return [level.permute(0, 3, 1, 2) for level in levels] if self.channels_last else levels
 
@@ -90,7 +90,7 @@ class TimmBackbone(Backbone):
     def forward(self, images: Float[Tensor, "B D H W"]) -> list[Tensor]:
         """The model's feature maps, (B, D, H, W) each."""
         self.check_images(images)
-        levels = self.body(images)
+        levels = self.run(self.body, images)
         levels = [level.permute(0, 3, 1, 2) for level in levels] if self.channels_last else list(levels)
         if [level.shape[1] for level in levels] != list(self.out_channels):
             shapes = [tuple(level.shape) for level in levels]

@@ -70,12 +70,21 @@ class ResNetBackbone(Backbone):
     def forward(self, images: Float[Tensor, "B D H W"]) -> list[Tensor]:
         """The outputs of the chosen stages, finest first."""
         self.check_images(images)
-        features, outputs = self.maxpool(self.relu(self.bn1(self.conv1(images)))), []
+        features, outputs = self.run(self._stem, images), []
         for name in LAYERS[: LAYERS.index(self.levels[-1]) + 1]:
-            features = getattr(self, name)(features)
+            features = self._stage(getattr(self, name), features)
             if name in self.levels:
                 outputs.append(features)
         return outputs
+
+    def _stage(self, layer: nn.Sequential, features: Tensor) -> Tensor:
+        """A first block, which is twice as wide as the others, is recomputed by itself."""
+        if not self.recomputes or len(layer) == 1:
+            return self.run(layer, features)
+        return self.run(layer[1:], self.run(layer[0], features))
+
+    def _stem(self, images: Tensor) -> Tensor:
+        return self.maxpool(self.relu(self.bn1(self.conv1(images))))
 
 
 def _out_channels(layer: nn.Sequential) -> int:

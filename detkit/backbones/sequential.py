@@ -58,7 +58,7 @@ class SequentialBackbone(Backbone):
         self.check_images(images)
         levels = [images]
         for stage in self.stages:
-            levels.append(stage(levels[-1]))
+            levels.append(self.run(stage, levels[-1]))
         return levels[1:]
 
 

@@ -71,9 +71,9 @@ class SmallBackbone(Backbone):
     def forward(self, images: Float[Tensor, "B D H W"]) -> list[Tensor]:
         """The chosen levels, finest first."""
         self.check_images(images)
-        features, outputs = self.stem(images), []
+        features, outputs = self.run(self.stem, images), []
         for i, stage in enumerate(self.stages):
-            features = stage(features)
+            features = self.run(stage, features)
             if i in self.levels:
                 outputs.append(features)
         return outputs

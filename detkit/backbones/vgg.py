@@ -101,9 +101,9 @@ class SSDVGGBackbone(Backbone):
     def forward(self, images: Float[Tensor, "B D H W"]) -> list[Tensor]:
         """The normalized conv4_3, and fc7."""
         self.check_images(images)
-        features = self.features(images)
+        features = self.run(self.features, images)
         # The layer behind works in place on its own output only, so the features may be shared.
-        return [self.norm(features), self.deep(features)]
+        return [self.norm(features), self.run(self.deep, features)]
 
 
 @door

@@ -10,13 +10,14 @@ from importlib import import_module
 from typing import Any, Literal
 
 import torch
+import torchvision
 from jaxtyping import Int, Shaped
 from torch import Tensor
 
 from detkit._door import door
 from detkit._inputs import as_tensor, check_box_values, check_finite, check_fraction, on_host, promote
 from detkit._threads import on_one_thread
-from detkit.boxes.suppression import MEASURES, MeasureName, best_first, surviving, usable
+from detkit.boxes.suppression import MEASURES, MeasureName, best_first, suits_kernel, surviving, usable
 from detkit.kernels.switch import takes_over
 
 NonFinite = Literal["raise", "drop"]
@@ -120,6 +121,8 @@ def _nms(
     else:
         check_box_values(boxes, function=function)  # on a device too: the op waits for it anyway
         check_finite(scores, function=function, name="scores")
+        if groups is None and measure == "iou" and suits_kernel(boxes, scores):
+            return torchvision.ops.nms(boxes, scores, iou_threshold)
         order = best_first(scores, len(scores))
     segments = None if groups is None else groups[order].to(torch.int64)
     return order[surviving(boxes.index_select(0, order), segments, iou_threshold, MEASURES[measure])]

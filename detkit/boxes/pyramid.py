@@ -113,6 +113,22 @@ class PyramidRoIAlign(nn.Module):
         return boxes.clamp(-sides, 2 * sides)
 
 
+def read_cells(
+    maps: Sequence[Float[Tensor, "B D _ _"]], windows: Float[Tensor, "M 5"], levels: Int[Tensor, " M"], size: int
+) -> Float[Tensor, "M D S S"]:
+    """The cells in windows of ``size`` x ``size`` cells: RoIAlign with one point in the middle of each.
+
+    ``windows`` are (image, x1, y1, x2, y2) in cells of the map that ``levels`` names. What is outside a map is
+    arbitrary.
+
+    >>> windows = torch.tensor([[0.0, 0.5, 0.5, 2.5, 2.5]])
+    >>> read_cells([torch.arange(9.0).view(1, 1, 3, 3)], windows, torch.tensor([0]), 2)
+    tensor([[[[4., 5.],
+              [7., 8.]]]])
+    """
+    return torch.ops.detkit.pyramid_roi_align(maps, windows, levels, [1.0] * len(maps), size, 1)
+
+
 @torch.library.custom_op("detkit::pyramid_roi_align", mutates_args=())
 def _pool(
     features: Sequence[Tensor], rois: Tensor, levels: Tensor, scales: Sequence[float], size: int, sampling_ratio: int
@@ -146,47 +162,42 @@ def _(
 
 @torch.library.custom_op("detkit::pyramid_roi_align_backward", mutates_args=())
 def _unpool(
-    gradient: Tensor,
-    features: Sequence[Tensor],
-    rois: Tensor,
-    levels: Tensor,
-    scales: Sequence[float],
-    sampling_ratio: int,
+    gradient: Tensor, rois: Tensor, levels: Tensor, shapes: Sequence[int], scales: Sequence[float], sampling_ratio: int
 ) -> list[Tensor]:
+    """``shapes`` are those of the features, four numbers for each level: the features themselves need not be kept."""
     size, results = gradient.shape[-1], []
-    for level, (feature, scale) in enumerate(zip(features, scales, strict=True)):
+    for level, (shape, scale) in enumerate(zip(_by_four(shapes), scales, strict=True)):
         rows = _rows_of(level, levels)
         if rows is None:
             own, boxes = torch.where(_column(levels == level), gradient, 0), rois
         else:
             own, boxes = gradient[rows], rois[rows]
-        arguments = (scale, size, size, *feature.shape, sampling_ratio, False)
+        arguments = (scale, size, size, *shape, sampling_ratio, False)
         results.append(torch.ops.torchvision._roi_align_backward(own, boxes, *arguments))
     return results
 
 
 @_unpool.register_fake
 def _(
-    gradient: Tensor,
-    features: Sequence[Tensor],
-    rois: Tensor,
-    levels: Tensor,
-    scales: Sequence[float],
-    sampling_ratio: int,
+    gradient: Tensor, rois: Tensor, levels: Tensor, shapes: Sequence[int], scales: Sequence[float], sampling_ratio: int
 ) -> list[Tensor]:
-    return [torch.empty_like(feature, memory_format=torch.contiguous_format) for feature in features]
+    return [gradient.new_empty(shape) for shape in _by_four(shapes)]
+
+
+def _by_four(shapes: Sequence[int]) -> list[Sequence[int]]:
+    return [shapes[start : start + 4] for start in range(0, len(shapes), 4)]
 
 
 def _keep(ctx, inputs, output) -> None:
     features, rois, levels, ctx.scales, _, ctx.sampling_ratio = inputs
-    ctx.levels = len(features)
-    ctx.save_for_backward(*features, rois, levels)
+    ctx.shapes = [side for feature in features for side in feature.shape]
+    ctx.save_for_backward(rois, levels)
 
 
 def _backward(ctx, gradient: Tensor):
-    *features, rois, levels = ctx.saved_tensors
+    rois, levels = ctx.saved_tensors
     gradients = torch.ops.detkit.pyramid_roi_align_backward(
-        gradient.contiguous(), features, rois, levels, ctx.scales, ctx.sampling_ratio
+        gradient.contiguous(), rois, levels, ctx.shapes, ctx.scales, ctx.sampling_ratio
     )
     return gradients, None, None, None, None, None
 

@@ -24,10 +24,14 @@ from detkit.structures.labels import check_labels
 
 
 class DenseOutputs(NamedTuple):
-    """Predictions for every anchor of every image, and the anchors, which are the same for all images."""
+    """Predictions for every anchor of every image, and the anchors, which are the same for all images.
+
+    ``features`` are there where the loss reads them again, at the few anchors that it looks at.
+    """
 
     predictions: DensePredictions
     anchors: Anchors
+    features: list[Tensor] | None = None
 
 
 class DenseStage(Stage):
@@ -81,7 +85,7 @@ class DenseStage(Stage):
 
         Raises ValueError for an object whose label is out of range (on accelerators with ``DETKIT_CHECKS=full``).
         """
-        predictions, anchors = outputs
+        predictions, anchors, _ = outputs
         check_objects("DenseStage", targets, self.criterion.num_classes(predictions))
         assigned = gather_assigned(assign(self, outputs, targets), targets)
         return self.criterion(predictions, assigned, anchors, self.coder)
@@ -133,7 +137,7 @@ def assign(stage: Any, outputs: DenseOutputs, targets: Targets) -> Assignment | 
     >>> assign(stage, outputs, targets).matched
     tensor([[0]])
     """
-    predictions, anchors = outputs
+    predictions, anchors, _ = outputs
     if not getattr(stage.matcher, "reads_predictions", False):
         return stage.matcher(anchors, targets)
     boxes = stage.coder.decode(predictions.deltas, anchors)

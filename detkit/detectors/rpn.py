@@ -1,7 +1,7 @@
 """The first of two stages: which anchors hold an object of any class. Its detections are the next stage's proposals."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
@@ -102,9 +102,10 @@ class RPNStage(Stage):
 
     Its parts are those of a :class:`~detkit.detectors.DenseStage`, with one logit per anchor, or several for a
     criterion with background, of which the first is the object's; ``sampler`` chooses which of the assigned anchors
-    enter the ``criterion``, from each level by itself where the criterion says ``levels_apart``. ``postprocess`` makes
-    the proposals at inference, ``training_postprocess`` those that the next stage trains on (default: the same). Raises
-    ValueError for parts that do not fit each other.
+    enter the ``criterion``, from each level by itself where the criterion says ``levels_apart``. A head with a method
+    ``at(features, rows)``, as :class:`~detkit.heads.RPNHead` has, learns from these alone: faster, and with less kept.
+    ``postprocess`` makes the proposals at inference, ``training_postprocess`` those that the next stage trains on
+    (default: the same). Raises ValueError for parts that do not fit each other.
 
     >>> from detkit.detectors import faster_rcnn
     >>> type(faster_rcnn(num_classes=2).rpn).__name__
@@ -138,7 +139,10 @@ class RPNStage(Stage):
 
         Raises ValueError for a head with logits of more than one class for each anchor.
         """
-        outputs = predict(self, features, images)
+        apart = targets is not None and hasattr(self.head, "at")
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not apart):
+            outputs = predict(self, features, images)
+        outputs = outputs._replace(features=features) if apart else outputs
         shape, background = tuple(outputs.predictions.logits.shape), self.criterion.has_background
         if self.criterion.num_classes(outputs.predictions) != 1 or (shape[2] > 1) != background:
             allowed = "those of one class, and of background behind it" if background else "(B, N, 1)"
@@ -148,14 +152,18 @@ class RPNStage(Stage):
     @door
     def loss(self, outputs: DenseOutputs, targets: Targets) -> dict[str, Tensor]:
         """The criterion's losses over the sampled anchors."""
-        (logits, deltas, _), anchors = outputs
+        predictions, anchors, features = outputs
         targets = targets._replace(labels=torch.zeros_like(targets.labels))  # objects are all of one class
         assignment = assign(self, outputs, targets)
         rows, valid, counts = self._sampled(assignment.matched, anchors.counts)
         sampled = Assignment(*(column.gather(1, rows) for column in assignment[:2]))
         assigned = gather_assigned(sampled, targets)
+        if features is None:
+            chosen = DensePredictions(take_rows(predictions.logits, rows), take_rows(predictions.deltas, rows))
+        else:
+            chosen = cast(Any, self.head).at(features, rows)
         return self.criterion(
-            DensePredictions(take_rows(logits, rows), take_rows(deltas, rows)),
+            chosen,
             assigned._replace(labels=torch.where(valid, assigned.labels, IGNORED)),
             Anchors(anchors.boxes[rows], anchors.strides[rows], counts),
             self.coder,
@@ -187,7 +195,7 @@ class RPNStage(Stage):
     def _proposals(self, outputs: DenseOutputs, images: Images, postprocess: ProposalPostprocess) -> Detections:
         """Anchors are chosen by their log-odds, which tie less often than scores, and only the chosen ones are
         decoded."""
-        (logits, deltas, _), anchors = outputs
+        (logits, deltas, _), anchors, _ = outputs
         odds = logits[..., 0]
         if self.criterion.has_background:
             odds = promote(odds) - promote(logits[..., 1:]).logsumexp(-1)

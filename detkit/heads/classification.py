@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from detkit._door import door
 from detkit._ranges import Count, Probability
 from detkit.heads.multibox import check_neck, flatten_levels, prediction_conv
+from detkit.layers.recomputation import lean_tower
 
 
 class ClassificationHead(nn.Module):
@@ -46,4 +47,4 @@ class ClassificationHead(nn.Module):
     def forward(self, features: Sequence[Float[Tensor, "B _ _ _"]]) -> Float[Tensor, "B N C"]:
         """Logits of all levels, in the order of the anchors: level, row, column, anchor."""
         check_neck(features, self.in_channels, function="ClassificationHead")
-        return flatten_levels([self.logits(self.tower(level)) for level in features], self.num_classes)
+        return flatten_levels([self.logits(lean_tower(self.tower, level)) for level in features], self.num_classes)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from detkit._door import door
 from detkit._ranges import Count
 from detkit.heads.multibox import check_neck, flatten_levels, prediction_conv
+from detkit.layers.recomputation import lean_tower
 
 
 class FCOSHead(nn.Module):
@@ -40,6 +41,6 @@ class FCOSHead(nn.Module):
     ) -> tuple[Float[Tensor, "B N 4"], Float[Tensor, "B N"]]:
         """Distances (left, top, right, bottom) and logits of all levels, in the order: level, row, column."""
         check_neck(features, self.in_channels, function="FCOSHead")
-        described = [self.tower(level) for level in features]
+        described = [lean_tower(self.tower, level) for level in features]
         distances = flatten_levels([self.distances(level).relu() for level in described], 4)
         return distances, flatten_levels([self.center(level) for level in described], 1).squeeze(2)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from detkit._door import door
 from detkit._ranges import Count
 from detkit.heads.multibox import check_neck, flatten_levels, prediction_conv
+from detkit.layers.recomputation import lean_tower
 
 
 class RegressionHead(nn.Module):
@@ -35,4 +36,4 @@ class RegressionHead(nn.Module):
     def forward(self, features: Sequence[Float[Tensor, "B _ _ _"]]) -> Float[Tensor, "B N D"]:
         """Deltas of all levels, in the order of the anchors: level, row, column, anchor."""
         check_neck(features, self.in_channels, function="RegressionHead")
-        return flatten_levels([self.deltas(self.tower(level)) for level in features], self.outputs)
+        return flatten_levels([self.deltas(lean_tower(self.tower, level)) for level in features], self.outputs)

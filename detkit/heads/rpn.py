@@ -2,11 +2,15 @@
 
 from collections.abc import Sequence
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from detkit._door import door
+from detkit._inputs import promote
 from detkit._ranges import Count, Whole
+from detkit.boxes.pyramid import read_cells
 from detkit.heads.multibox import check_neck, flatten_levels
 from detkit.structures import DensePredictions
 
@@ -48,3 +52,50 @@ class RPNHead(nn.Module):
         towers = [self.tower(level) for level in features]
         logits = flatten_levels([self.logits(level) for level in towers], 1)
         return DensePredictions(logits, flatten_levels([self.deltas(level) for level in towers], 4))
+
+    @door
+    def at(self, features: Sequence[Float[Tensor, "B _ _ _"]], rows: Int[Tensor, "B K"]) -> DensePredictions:
+        """What :meth:`forward` says of the anchors ``rows`` (B, K) of each image, from the cells around them alone.
+
+        Few anchors are sampled for the loss: forward and backward pass of all others, and what they keep, are left out.
+        """
+        per_cell = self.logits.out_channels
+        own = (rows % per_cell)[..., None, None]
+        values = self._read(features, rows // per_cell)
+        logits = self.logits(values).reshape(*rows.shape, per_cell, 1).gather(2, own)
+        deltas = self.deltas(values).reshape(*rows.shape, per_cell, 4).gather(2, own.expand(-1, -1, -1, 4))
+        return DensePredictions(logits.squeeze(2), deltas.squeeze(2))
+
+    def _read(self, features: Sequence[Tensor], cells: Int[Tensor, "B K"]) -> Float[Tensor, "M D 1 1"]:
+        """The tower's output at ``cells``, numbered through all levels."""
+        convolutions = [layer for layer in self.tower if isinstance(layer, nn.Conv2d)]
+        reach = len(convolutions)
+        values, inside = _surroundings(features, cells, reach)
+        for convolution in convolutions:
+            values = F.conv2d(torch.where(inside, values, 0), convolution.weight, convolution.bias).relu()
+            inside = inside[..., 1:-1, 1:-1]
+        return values
+
+
+def _surroundings(
+    features: Sequence[Tensor], cells: Int[Tensor, "B K"], reach: int
+) -> tuple[Float[Tensor, "M D S S"], Bool[Tensor, "M 1 S S"]]:
+    """The cells up to ``reach`` away from each of ``cells``, and which of them are on the map."""
+    images = torch.arange(len(cells), device=cells.device).repeat_interleave(cells.shape[1])
+    cells, start = cells.flatten(), 0
+    level, y, x, height, width = (torch.zeros_like(cells) for _ in range(5))
+    for i, feature in enumerate(features):
+        rows, columns = feature.shape[2:]
+        here, local = cells >= start, cells - start
+        values = (level, i), (y, local // columns), (x, local % columns), (height, rows), (width, columns)
+        level, y, x, height, width = (torch.where(here, new, old) for old, new in values)
+        start += rows * columns
+    steps = torch.arange(-reach, reach + 1, device=cells.device)
+    in_rows, in_columns = (
+        (at[:, None] + steps >= 0) & (at[:, None] + steps < most[:, None]) for at, most in ((y, height), (x, width))
+    )
+    maps = [promote(feature) for feature in features]
+    first = torch.stack((x, y), dim=1).to(maps[0].dtype) - (reach + 0.5)
+    rois = torch.cat((images[:, None].to(first), first, first + (2 * reach + 1)), dim=1)
+    values = read_cells(maps, rois, level, 2 * reach + 1)
+    return values.to(features[0].dtype), (in_rows[:, :, None] & in_columns[:, None])[:, None]

@@ -4,12 +4,14 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detkit._door import door
 from detkit._ranges import Count, Whole
 from detkit.layers import ConvNormActivation, check_levels, init_convolutions
+from detkit.layers.recomputation import recomputed
 from detkit.necks.base import Neck
 
 
@@ -24,7 +26,6 @@ class FPN(Neck):
     Sources: arXiv 1612.03144, section 3; arXiv 1708.02002, section 4. Without ``norm`` it is torchvision's.
     Raises ValueError for in_channels and in_strides of different lengths, or another ``extra_from``.
 
-    >>> import torch
     >>> neck = FPN([8, 16, 32], [8, 16, 32], channels=4, extra=2, extra_from="input")
     >>> neck.out_channels, neck.strides
     ((4, 4, 4, 4, 4), (8, 16, 32, 64, 128))
@@ -51,6 +52,7 @@ class FPN(Neck):
         super().__init__(in_channels, out_channels=[channels] * len(strides), strides=strides)
         self.extra_from = extra_from
         self.extra_levels = extra
+        self.normed = norm is not None
         block = partial(ConvNormActivation, norm=norm, activation=None)
         self.laterals = nn.ModuleList(block(width, channels, kernel_size=1) for width in in_channels)
         self.outputs = nn.ModuleList(block(channels, channels) for _ in in_channels)
@@ -63,11 +65,32 @@ class FPN(Neck):
     def forward(self, features: list[Tensor]) -> list[Tensor]:
         """The pyramid, finest first, with the extra levels at its end."""
         self.check_features(features)
-        merged = [lateral(feature) for lateral, feature in zip(self.laterals, features, strict=True)]
-        for i in range(len(merged) - 2, -1, -1):
-            merged[i] = merged[i] + F.interpolate(merged[i + 1], size=merged[i].shape[-2:], mode="nearest")
-        pyramid = [output(level) for output, level in zip(self.outputs, merged, strict=True)]
+        merged = [self.laterals[-1](features[-1])]
+        for i in range(len(features) - 2, 0, -1):
+            merged.insert(0, self._merged(i, features[i], merged[0]))
+        pyramid = [output(level) for output, level in zip(self.outputs[-len(merged) :], merged, strict=True)]
+        if len(features) > 1:
+            pyramid.insert(0, self._finest(features[0], merged[0]))
         return pyramid + self._coarser(features[-1], pyramid[-1])
+
+    def _merged(self, level: int, feature: Tensor, coarser: Tensor) -> Tensor:
+        lateral = self.laterals[level](feature)
+        return lateral + F.interpolate(coarser, size=lateral.shape[-2:], mode="nearest")
+
+    def _finest(self, feature: Tensor, coarser: Tensor) -> Tensor:
+        """The finest output, three quarters of all cells; what is merged into it a 1 x 1 layer gives again at once.
+
+        On a CPU image after image, as the gradients of this layer are the peak of memory.
+        """
+
+        def finest(feature: Tensor, coarser: Tensor) -> Tensor:
+            return self.outputs[0](self._merged(0, feature, coarser))
+
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled() or self.normed:  # norms of batches
+            return finest(feature, coarser)
+        step = 1 if feature.device.type == "cpu" else len(feature)
+        images = zip(feature.split(step), coarser.split(step), strict=True)
+        return torch.cat([recomputed(finest, *image, draws=False) for image in images])
 
     def _coarser(self, feature: Tensor, output: Tensor) -> list[Tensor]:
         levels = [feature if self.extra_from == "input" else output]

@@ -253,9 +253,9 @@ def test_the_operators_keep_what_torch_asks_of_them(count):
     levels, scales = torch.arange(count) % 3 - 1, [1 / 16, 1 / 32]
     torch.library.opcheck(torch.ops.detkit.pyramid_roi_align.default, (features, boxes, levels, scales, 2, 2))
     gradient = torch.ones(count, 1, 2, 2, dtype=torch.float64)
-    plain = [level.detach() for level in features]
+    shapes = [side for level in features for side in level.shape]
     torch.library.opcheck(
-        torch.ops.detkit.pyramid_roi_align_backward.default, (gradient, plain, boxes, levels, scales, 2)
+        torch.ops.detkit.pyramid_roi_align_backward.default, (gradient, boxes, levels, shapes, scales, 2)
     )
 
 

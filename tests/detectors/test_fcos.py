@@ -52,7 +52,7 @@ def stage(logits: Tensor, distances: Tensor, center: Tensor, **settings) -> Dens
 
 def test_its_outputs_are_those_of_heads_and_points():
     values = torch.rand(1, 4, 2), torch.rand(1, 4, 4), torch.rand(1, 4)
-    predictions, anchors = stage(*values)(FEATURES, IMAGES, None)
+    predictions, anchors, _ = stage(*values)(FEATURES, IMAGES, None)
     assert all(one is other for one, other in zip(predictions, values, strict=True))
     assert anchors is POINTS
 

@@ -60,3 +60,25 @@ def test_it_starts_as_in_the_paper_so_that_anchors_are_as_likely_objects_as_not(
             assert layer.weight.std().item() == pytest.approx(0.01, rel=0.2)
     logits = head([torch.rand(1, 64, 8, 8)]).logits
     assert logits.sigmoid().sub(0.5).abs().max() < 0.05
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2])
+def test_single_anchors_read_what_all_of_them_do_and_give_the_same_gradients(depth):
+    """Every anchor of every level, corners and edges among them, in an order of its own for each image."""
+    head = RPNHead(6, 3, depth=depth).double()
+    for layer in head.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.normal_(layer.weight)
+            nn.init.normal_(layer.bias)
+    features = levels((5, 7), (3, 4), (1, 1))
+    rows = torch.stack([torch.randperm(144)[:100], torch.arange(44, 144)])
+    weights, found = torch.randn(2, 100, 5, dtype=torch.float64), []
+    for single in (False, True):
+        given = [level.clone().requires_grad_() for level in features]
+        read = head.at(given, rows) if single else head(given)
+        values = torch.cat((read.logits, read.deltas), dim=2)
+        values = values if single else values.gather(1, rows[..., None].expand(-1, -1, 5))
+        gradients = torch.autograd.grad((values * weights).sum(), [*given, *head.parameters()])
+        found.append((values, *gradients))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)

@@ -60,7 +60,7 @@ def all_anchors(detector: Detector, images: Images) -> tuple[Tensor, Tensor]:
     """Boxes and scores of every anchor, before any is left out."""
     stage = detector.get_submodule("dense")
     with torch.no_grad():
-        predictions, anchors = stage(detector.trunk(images.tensors), images, None)
+        predictions, anchors, _ = stage(detector.trunk(images.tensors), images, None)
         return stage.coder.decode(predictions.deltas, anchors), stage.criterion.scores(predictions)
 
 
