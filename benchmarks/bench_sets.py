@@ -165,8 +165,8 @@ def _attention_cases(
     shapes = [(100, 134), (50, 67), (25, 34), (13, 17)]
     generator = torch.Generator().manual_seed(0)
     values = torch.randn(2, sum(rows * columns for rows, columns in shapes), 8, 32, generator=generator)
-    locations = torch.rand(2, queries, 8, 4, 4, 2, generator=generator)
-    weights = torch.rand(2, queries, 8, 4, 4, generator=generator)
+    locations = torch.rand(2, queries, 8, 16, 2, generator=generator)
+    weights = torch.rand(2, queries, 8, 16, generator=generator)
     given = [rows.to(device).requires_grad_() for rows in (values, locations, weights)]
 
     def forward(function: Callable[..., Tensor]) -> Callable[[], Tensor]:
@@ -193,9 +193,10 @@ def _sampled(values: Tensor, shapes: list[tuple[int, int]], locations: Tensor, w
     total, first = torch.zeros(()), 0
     for level, (rows, columns) in enumerate(shapes):
         cells = values[:, first : first + rows * columns].permute(0, 2, 3, 1).reshape(-1, depth, rows, columns)
-        grid = (2 * locations[:, :, :, level] - 1).transpose(1, 2).flatten(0, 1)
+        points = slice(4 * level, 4 * level + 4)
+        grid = (2 * locations[:, :, :, points] - 1).transpose(1, 2).flatten(0, 1)
         found = F.grid_sample(cells, grid, align_corners=False)  # (B heads, depth, Q, points)
-        share = weights[:, :, :, level].transpose(1, 2).flatten(0, 1)[:, None]
+        share = weights[:, :, :, points].transpose(1, 2).flatten(0, 1)[:, None]
         total, first = total + (found * share).sum(-1), first + rows * columns
     return total.unflatten(0, (images, heads)).permute(0, 3, 1, 2).flatten(2)
 

@@ -31,22 +31,22 @@ def kernels_run(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 def inputs(queries: int, *, images: int = 1, heads: int = 1, depth: int = 3, points: int = 1) -> list[Tensor]:
     """Values, locations (some outside the maps) and weights."""
     generator = torch.Generator().manual_seed(queries)
-    grid = (images, queries, heads, len(SHAPES), points)
+    grid = (images, queries, heads, len(SHAPES) * points)
     values = torch.randn(images, 27, heads, depth, generator=generator)
     return [values, torch.rand(*grid, 2, generator=generator) * 1.6 - 0.3, torch.rand(grid, generator=generator)]
 
 
-def with_gradients(device: str, given: list[Tensor]) -> tuple[Tensor, ...]:
+def with_gradients(device: str, given: list[Tensor], counts: list[int] | None = None) -> tuple[Tensor, ...]:
     given = [rows.detach().to(device).requires_grad_() for rows in given]
-    found = deformable_attention(given[0], SHAPES, *given[1:])
+    found = deformable_attention(given[0], SHAPES, *given[1:], counts=counts)
     outer = torch.randn(found.shape, generator=torch.Generator().manual_seed(9)).to(found)
     return found.detach(), *torch.autograd.grad(found, given, outer)
 
 
-def assert_equal(device: str, given: list[Tensor], **tolerance: float) -> None:
-    found = with_gradients(device, given)
+def assert_equal(device: str, given: list[Tensor], *, counts: list[int] | None = None, **tolerance: float) -> None:
+    found = with_gradients(device, given, counts)
     with kernels.disabled():
-        expected = with_gradients(device, given)
+        expected = with_gradients(device, given, counts)
     for one, other in zip(found, expected, strict=True):
         assert one.shape == other.shape
         assert one.dtype == other.dtype
@@ -68,6 +68,10 @@ def test_results_and_gradients_are_those_of_the_torch_form(device, queries, bloc
     if device == "cpu":
         monkeypatch.setattr(ours, "QUERIES", block)
     assert_equal(device, inputs(queries, **sizes), rtol=1e-4, atol=1e-5)
+
+
+def test_levels_with_other_numbers_of_points(device):
+    assert_equal(device, inputs(9, heads=2, points=2), counts=[1, 3, 2], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +100,7 @@ def test_points_that_are_nowhere_find_nothing_and_get_no_gradient(device):
 def test_numbers_that_are_none_spread_no_farther_than_in_the_torch_form(device):
     given = inputs(6)
     given[1] = given[1].clamp(0.3, 0.7)
-    given[0][0, 7, 0, 0], given[2][0, 2, 0, 1, 0], given[2][0, 3, 0, 1, 0] = math.nan, math.inf, math.nan
+    given[0][0, 7, 0, 0], given[2][0, 2, 0, 1], given[2][0, 3, 0, 1] = math.nan, math.inf, math.nan
     with warnings.catch_warnings(action="ignore"):  # NumPy's, of arithmetic with them
         assert_equal(device, given, rtol=1e-4, atol=1e-5, equal_nan=True)
 
@@ -105,7 +109,7 @@ def test_strided_inputs(device):
     values, places, weights = inputs(5, heads=2)
     values = values.transpose(1, 2).contiguous().transpose(1, 2)
     places = torch.stack((places, places + 9), -1)[..., 0]
-    weights = weights.flip(1)[:, :1].expand(-1, 5, -1, -1, -1)
+    weights = weights.flip(1)[:, :1].expand(-1, 5, -1, -1)
     assert_equal(device, [values, places, weights], rtol=1e-4, atol=1e-5)
 
 
@@ -123,7 +127,7 @@ def test_the_operator_is_what_its_description_says(device):
     values, places, weights = inputs(3)
     given = [rows.to(device).requires_grad_() for rows in (values, places, weights)]
     tests = ("test_schema", "test_faketensor", "test_autograd_registration")
-    torch.library.opcheck(deformable._sampled, (given[0], [4, 5, 2, 3, 1, 1], *given[1:]), test_utils=tests)
+    torch.library.opcheck(deformable._sampled, (given[0], [4, 5, 2, 3, 1, 1], [1, 1, 1], *given[1:]), test_utils=tests)
 
 
 def test_compiled_it_calls_the_operator_and_exported_plain_operations(device):

@@ -79,6 +79,9 @@ RECIPES = {
     "Mask R-CNN": family("mask rcnn"),
     "Keypoint R-CNN": family("keypoint rcnn"),
     "DETR": family("detr + embedding"),
+    "Deformable DETR": family("deformable detr"),
+    "RT-DETR": family("rt detr"),
+    "D-FINE": family("d fine"),
     "Pix2Seq": family("pix2seq"),
     "localizer": family("localizer", multiple_of=None),
 }

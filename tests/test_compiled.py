@@ -11,7 +11,7 @@ FOLDER = Path(__file__).parent / "compiled"
 RUNS = {
     ("compiled_detectors", "compiled_side_by_side"): 95,
     ("compiled_anchors", "compiled_matching", "compiled_set_matching"): 45,
-    ("compiled_detr", "compiled_sets", "onnx_detr"): 55,
+    ("compiled_detr", "compiled_sets", "onnx_detr"): 75,
     ("compiled_dense", "compiled_retrieval"): 80,
     ("compiled_losses", "compiled_ranking", "compiled_roi"): 60,
     ("compiled_records", "compiled_suppression"): 60,

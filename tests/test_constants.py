@@ -13,7 +13,7 @@ from detkit.boxes import DeltaCoder
 from detkit.detectors import Detector, Preprocess, recipes
 from detkit.weights import load_weights, save_weights
 
-WHOLE = [name for name in recipes.__all__ if not name.endswith(("_stage", "_anchors", "_scales"))]
+WHOLE = [name for name in recipes.__all__ if not name.endswith(("_stage", "_anchors", "_scales", "_neck"))]
 RECIPES = [name for name in WHOLE if name not in ("ssd", "ssdlite", "rcnn", "segmenter", "three_tasks")]  # of a trunk
 SMALL = ["fpn_ssd", "small_faster_rcnn", "small_fcos"]
 

@@ -25,8 +25,10 @@ from detkit.detectors import Preprocess, tiny_ssd
 # Stages, and what goes round in them, are called by a Detector.
 INSIDE = {name.rsplit(".", 1)[1] for name in THINGS if name.endswith("Stage")} | {"SideBySide", "Stage"}
 ABSTRACT = {"Backbone", "Neck", "DenseCriterion", "BoxCoder", "Distance", "MetricLoss", "Index", "TableIndex"}
-ABSTRACT |= {"BatchAugmentation", "LossWeights", "Encoder"}
+ABSTRACT |= {"BatchAugmentation", "LossWeights", "Encoder", "SetCriterion"}
 WRAPPERS = {"SSDVGGBackbone", "TimmBackbone", "TorchvisionBackbone", "MapEncoder", "BoxDecoder", "TokenDecoder"}
+WRAPPERS |= {"EdgeDecoder", "GatedResidual", "QuerySelection", "QueryLosses", "EdgeQueryLosses", "LevelProjection"}
+WRAPPERS |= {"LevelEncoder"}
 WRAPPERS |= {"fit_rcnn"}  # a run of its own
 # Not every matcher looks at predictions, nor every criterion at its logits; drawing and
 # predicting take pictures, arrays and lists.

@@ -1,8 +1,9 @@
 """torchvision's ResNets as backbones: the user passes in the model, with weights of their choice."""
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
-from typing import Annotated
+from typing import Annotated, Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from detkit._door import door
 from detkit._ranges import Range
 from detkit.backbones.base import Backbone
-from detkit.layers import freeze_batch_norm
+from detkit.layers import freeze_batch_norm, init_convolutions
 
 LAYERS = ("layer1", "layer2", "layer3", "layer4")
 """The stages of a ResNet, by torchvision's names."""
@@ -87,17 +88,85 @@ class ResNetBackbone(Backbone):
         return self.maxpool(self.relu(self.bn1(self.conv1(images))))
 
 
+@door
+def resnet_d(model: ResNet) -> ResNet:
+    """``model``, changed in place into its variant D: a deep stem, and shortcuts that average before they project.
+
+    Three 3 x 3 convolutions, half as wide but for the last, replace the first one; a block that strides averages 2 x 2
+    cells on its shortcut, rounded up, and then projects them without stride. The first block of all always projects,
+    as in RT-DETR's backbone. Batch norms are new, and weights are those of torchvision's ResNets at the start.
+    Sources: He et al. 2019, "Bag of Tricks for Image Classification", section 4.2; Zhao et al. 2024, "RT-DETR".
+    Raises ValueError for a model that is variant D already.
+
+    >>> from torchvision.models import resnet18
+    >>> backbone = ResNetBackbone(resnet_d(resnet18(weights=None)))
+    >>> backbone.out_channels, backbone.strides
+    ((128, 256, 512), (8, 16, 32))
+    """
+    if isinstance(model.conv1, nn.Sequential):
+        raise ValueError("resnet_d: model has a deep stem already; allowed is a ResNet of torchvision")
+    shell: Any = model
+    width, stride = model.conv1.out_channels, model.conv1.stride[0]
+    shell.conv1 = deep_stem(model.conv1.in_channels, width, stride=stride)
+    for name in LAYERS:
+        for block in getattr(model, name):
+            if block.stride > 1:
+                block.downsample = pooled_shortcut(*_ends(block), stride=block.stride)
+    first: Any = model.layer1[0]
+    if first.downsample is None:
+        first.downsample = _projection(*_ends(first))
+    return model
+
+
+def deep_stem(in_channels: int, width: int, *, stride: int = 2) -> nn.Sequential:
+    """Three 3 x 3 convolutions to ``width`` channels, without the norm of the last: the ``conv1`` of variant D.
+
+    >>> deep_stem(3, 64)[-1]
+    Conv2d(32, 64, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1), bias=False)
+    """
+    layers: list[nn.Module] = []
+    for i, (before, after) in enumerate(pairwise((in_channels, width // 2, width // 2, width))):
+        layers += [nn.Conv2d(before, after, 3, stride=1 if i else stride, padding=1, bias=False)]
+        layers += [nn.BatchNorm2d(after), nn.ReLU(inplace=True)] if i < 2 else []
+    return _initialized(nn.Sequential(*layers))
+
+
+def pooled_shortcut(before: int, after: int, *, stride: int = 2) -> nn.Sequential:
+    """The ``downsample`` of variant D: the mean of stride x stride cells, then a 1 x 1 convolution and a norm.
+
+    >>> pooled_shortcut(8, 16)[0]
+    AvgPool2d(kernel_size=2, stride=2, padding=0)
+    """
+    return nn.Sequential(nn.AvgPool2d(stride, stride, ceil_mode=True), *_projection(before, after))
+
+
+def _projection(before: int, after: int) -> nn.Sequential:
+    return _initialized(nn.Sequential(nn.Conv2d(before, after, 1, bias=False), nn.BatchNorm2d(after)))
+
+
+def _initialized(layers: nn.Sequential) -> nn.Sequential:
+    init_convolutions(layers, partial(nn.init.kaiming_normal_, mode="fan_out", nonlinearity="relu"))
+    return layers
+
+
+def _ends(block: BasicBlock | Bottleneck) -> tuple[int, int]:
+    """The channels that a block reads and gives out."""
+    return block.conv1.in_channels, (block.conv3 if isinstance(block, Bottleneck) else block.conv2).out_channels
+
+
 def _out_channels(layer: nn.Sequential) -> int:
     block = layer[-1]
     if not isinstance(block, BasicBlock | Bottleneck):
         raise ValueError(f"ResNetBackbone: the model's stages hold {type(block).__name__}; allowed are torchvision's")
-    return (block.conv3 if isinstance(block, Bottleneck) else block.conv2).out_channels
+    return _ends(block)[1]
 
 
 def _strides(model: ResNet, layers: Sequence[str]) -> list[int]:
     """The stride at the end of each layer; a dilated layer keeps the stride of the one before."""
     pool = model.maxpool.stride
-    stride = model.conv1.stride[0] * (pool if isinstance(pool, int) else pool[0])
+    stem: Any = model.conv1  # variant D's is a chain, whose first convolution strides
+    stem = stem[0] if isinstance(stem, nn.Sequential) else stem
+    stride = stem.stride[0] * (pool if isinstance(pool, int) else pool[0])
     strides = []
     for name in layers:
         for block in getattr(model, name):

@@ -19,6 +19,7 @@ from detkit.boxes.convert import (
     xyxy_to_xywh,
 )
 from detkit.boxes.crop import crop_and_resize
+from detkit.boxes.edges import EdgeCoder
 from detkit.boxes.fusion import weighted_boxes_fusion
 from detkit.boxes.matrix_nms import matrix_nms
 from detkit.boxes.measures import (
@@ -59,6 +60,7 @@ __all__ = [
     "DeltaCoder",
     "DistanceCoder",
     "DistributionCoder",
+    "EdgeCoder",
     "GridCoder",
     "PyramidRoIAlign",
     "SpatialPyramidPool",

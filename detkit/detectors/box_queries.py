@@ -13,7 +13,7 @@ from detkit.detectors.denoising import DenoisingQueries
 from detkit.detectors.detector import Stage
 from detkit.detectors.set_prediction import SetPredictionOutputs, check_set_matcher, match_layers
 from detkit.layers import BoxDecoder, BoxQueries
-from detkit.losses.set_prediction import SetPredictionLoss
+from detkit.losses.set_prediction import SetCriterion
 from detkit.structures import Assignment, Detections, Images, Targets
 
 
@@ -47,7 +47,7 @@ class BoxQueryStage(Stage):
         decoder: BoxDecoder,
         denoising: DenoisingQueries | None,
         matcher: nn.Module,
-        criterion: SetPredictionLoss,
+        criterion: SetCriterion,
         postprocess: nn.Module,
         branch: str | None = None,
     ) -> None:
@@ -74,7 +74,7 @@ class BoxQueryStage(Stage):
             embeddings,
             boxes,
             memory.cells,
-            (rows, columns),
+            [(rows, columns)],
             mask=mask,
             inside=memory.mask[:, 0],
             shares=_shares(images, boxes),
@@ -112,7 +112,7 @@ class BoxQueryStage(Stage):
         return self.postprocess(self.criterion.scores(logits[-1]), boxes, images.sizes)
 
 
-def _shares(images: Images, like: Tensor) -> Float[Tensor, "B 2"]:
+def _shares(images: Images, like: Tensor) -> Float[Tensor, "B 1 2"]:
     """The fraction of the batch's width and height that each image takes, in the dtype of ``like``."""
     (height, width), sizes = images.tensors.shape[-2:], images.sizes.to(like)
-    return torch.stack((sizes[:, 1] / width, sizes[:, 0] / height), 1)
+    return torch.stack((sizes[:, 1] / width, sizes[:, 0] / height), 1)[:, None]

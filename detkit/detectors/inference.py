@@ -1,4 +1,4 @@
-"""The form of a detector for inference only: norms folded into what they follow, memory laid out for convolutions."""
+"""The form of a detector for inference only: branches merged, norms folded, memory laid out for convolutions."""
 
 import copy
 from typing import Any, cast
@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from detkit._door import door
 from detkit._wrappers import unwrapped
 from detkit.detectors.detector import Detector
+from detkit.layers import RepVGGBlock
 from detkit.structures import Images
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
@@ -23,10 +24,11 @@ _SIDE = 128
 def inference_form(detector: nn.Module, *, dtype: torch.dtype | None = None, channels_last: bool = True) -> Detector:
     """A copy of a detector that finds the same, faster, and cannot be trained any more.
 
-    Every batch norm that alone reads the output of one convolution or linear layer is folded into it; which those are
-    is seen in one run on an empty picture. Convolutions get the layout ``channels_last``. The copy is in ``eval()``,
-    its weights need no gradient, and it exports and compiles as the detector does. Save its weights with
-    ``save_weights``, and load them into the inference form of a detector built anew.
+    A :class:`~detkit.layers.RepVGGBlock` becomes one convolution. Every batch norm that alone reads the output of one
+    convolution or linear layer is folded into it; which those are is seen in one run on an empty picture. Convolutions
+    get the layout ``channels_last``. The copy is in ``eval()``, its weights need no gradient, and it exports and
+    compiles as the detector does. Save its weights with ``save_weights``, and load them into the inference form of a
+    detector built anew.
 
     ``dtype``: the type of the trunk alone, whose features come back in float32; torch.bfloat16 where the processor has
     it in hardware. Raises ValueError for what is no :class:`Detector`.
@@ -42,9 +44,12 @@ def inference_form(detector: nn.Module, *, dtype: torch.dtype | None = None, cha
         raise ValueError(f"inference_form: detector is a {type(inner).__name__}; allowed is a Detector")
     fast = copy.deepcopy(inner).eval().requires_grad_(False)
     fast.recipe = None  # a file of its weights would not fit what the recipe builds
+    for block in [part for part in fast.modules() if isinstance(part, RepVGGBlock)]:
+        if block.can_merge and all(map(_is_bare, block.modules())):
+            _replace(fast, block, block.merged().eval().requires_grad_(False))
     for norm, layer in _foldable(fast).items():
         _fold(layer, norm)
-        _replace(fast, norm)
+        _replace(fast, norm, nn.Identity())
     if channels_last:
         fast.to(memory_format=torch.channels_last)
     if dtype is not None:
@@ -119,8 +124,8 @@ def _fold(layer: nn.Module, norm: Any) -> None:
     part.weight, part.bias = fuse(part.weight, part.bias, *values)
 
 
-def _replace(detector: nn.Module, norm: nn.Module) -> None:
+def _replace(detector: nn.Module, old: nn.Module, new: nn.Module) -> None:
     for parent in list(detector.modules()):
         for name, part in list(parent.named_children()):
-            if part is norm:
-                setattr(parent, name, nn.Identity())
+            if part is old:
+                setattr(parent, name, new)

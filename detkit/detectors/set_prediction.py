@@ -13,8 +13,8 @@ from detkit._ranking import stable_topk
 from detkit.boxes import clip_boxes_to_image, cxcywh_to_xyxy, fractions_to_pixels, pixels_to_fractions
 from detkit.detectors.detector import Stage
 from detkit.detectors.postprocess import gradients_on_request
-from detkit.layers import TransformerDecoder
-from detkit.losses.set_prediction import SetPredictionLoss
+from detkit.layers import ConditionalDecoder, TransformerDecoder
+from detkit.losses.set_prediction import SetCriterion
 from detkit.structures import Assignment, Detections, Images, Predictions, Targets, take_rows
 
 
@@ -33,10 +33,12 @@ class SetPredictionOutputs(NamedTuple):
 class SetPostprocess(nn.Module):
     """Takes the best class of each query and keeps the ``max_detections`` best queries; there is no suppression.
 
-    A query counts if it scores strictly above ``score_threshold``; equal scores keep the order of the queries. A query
-    with a NaN among its scores, or with a box that is not finite, predicts nothing. ``gradients`` is as in
-    :class:`~detkit.detectors.Postprocess`; with ``rows`` detections say which query each was. Source: Carion et al.
-    2020, section 3.2. Raises ValueError for a threshold outside [0, 1] and a count below 1.
+    With ``every_class`` all classes of a query are detections of their own, of which the best are kept, as detectors
+    have it whose classes are independent (Zhu et al. 2021, "Deformable DETR", the release). One counts if it scores
+    strictly above ``score_threshold``; equal scores keep the order of the queries. A query with a NaN among its scores,
+    or with a box that is not finite, predicts nothing. ``gradients`` is as in :class:`~detkit.detectors.Postprocess`;
+    with ``rows`` detections say which query each was. Source: Carion et al. 2020, section 3.2. Raises ValueError for a
+    threshold outside [0, 1] and a count below 1.
 
     >>> scores = torch.tensor([[[0.1, 0.2], [0.75, 0.25]]])
     >>> boxes = torch.tensor([[[0.0, 0, 200, 100], [75, 25, 125, 75]]])
@@ -53,9 +55,10 @@ class SetPostprocess(nn.Module):
         max_detections: Count = 100,
         gradients: bool = False,
         rows: bool = False,
+        every_class: bool = False,
     ) -> None:
         super().__init__()
-        self.gradients, self.rows = gradients, rows
+        self.gradients, self.rows, self.every_class = gradients, rows, every_class
         self.score_threshold, self.max_detections = score_threshold, max_detections
 
     @door
@@ -69,13 +72,20 @@ class SetPostprocess(nn.Module):
     ) -> Detections:
         """Detections of B images from scores (B, Q, C) in [0, 1] and boxes (B, Q, 4), clipped to ``sizes`` (B, 2).
 
-        ``counts`` are not used. K is min(max_detections, Q); rows that are not ``valid`` hold zeros.
+        ``counts`` are not used. K is min(max_detections, Q), or of Q * C; rows that are not ``valid`` hold zeros.
         """
-        best, labels = scores.max(-1)
-        usable = torch.isfinite(boxes).all(-1) & (best > self.score_threshold)  # no NaN is above anything
-        rows = stable_topk(torch.where(usable, best, -1), self.max_detections)
+        classes, sound = scores.shape[-1], torch.isfinite(boxes).all(-1)
+        if self.every_class:
+            sound = (sound & ~torch.isnan(scores.amax(-1))).repeat_interleave(classes, 1)
+            best, labels = scores.flatten(1), torch.arange(classes, device=scores.device).repeat(scores.shape[1])
+            labels = labels.expand_as(best)
+        else:
+            best, labels = scores.max(-1)
+        usable = sound & (best > self.score_threshold)  # no NaN is above anything
+        places = stable_topk(torch.where(usable, best, -1), self.max_detections)
+        rows = places // classes if self.every_class else places
         found = Detections.padded(
-            take_rows(boxes, rows), best.gather(1, rows), labels.gather(1, rows), usable.gather(1, rows)
+            take_rows(boxes, rows), best.gather(1, places), labels.gather(1, places), usable.gather(1, places)
         )
         return found._replace(
             boxes=clip_boxes_to_image(found.boxes, sizes), rows=torch.where(found.valid, rows, 0) if self.rows else None
@@ -83,14 +93,18 @@ class SetPostprocess(nn.Module):
 
     def extra_repr(self) -> str:
         """The settings that ``print`` shows."""
-        return f"score_threshold={self.score_threshold}, max_detections={self.max_detections}"
+        return (
+            f"score_threshold={self.score_threshold}, max_detections={self.max_detections}, "
+            f"every_class={self.every_class}"
+        )
 
 
 class SetPredictionStage(Stage):
     """Wires encoder, decoder, queries, head, matcher, loss and postprocess into DETR.
 
     ``encoder(features, images)`` returns a :class:`~detkit.layers.Memory`, as :class:`~detkit.layers.MapEncoder` does;
-    ``queries`` holds one embedding per query; ``head`` maps the outputs of the decoder layers to logits and boxes;
+    ``queries`` holds one embedding per query; ``head`` maps the outputs of the decoder layers, and the points of a
+    :class:`~detkit.layers.ConditionalDecoder`, to logits and boxes;
     ``postprocess(scores, boxes, sizes)`` returns Detections. No query attends to the padding of a batch. If the
     detections have ``rows``, they carry the ``embeddings`` of their queries: the next stage may learn from them, on the
     queries of the last layer that an object is matched to.
@@ -105,11 +119,11 @@ class SetPredictionStage(Stage):
         self,
         *,
         encoder: nn.Module,
-        decoder: TransformerDecoder,
+        decoder: TransformerDecoder | ConditionalDecoder,
         queries: nn.Embedding,
         head: nn.Module,
         matcher: nn.Module,
-        criterion: SetPredictionLoss,
+        criterion: SetCriterion,
         postprocess: nn.Module,
         branch: str | None = None,
     ) -> None:
@@ -132,7 +146,8 @@ class SetPredictionStage(Stage):
             memory_positions=memory.positions,
             memory_mask=memory.mask,
         )
-        logits, boxes = self.head(torch.stack(layers if targets is not None else layers[-1:]))
+        given = (self.decoder.references(queries[:1]),) if isinstance(self.decoder, ConditionalDecoder) else ()
+        logits, boxes = self.head(torch.stack(layers if targets is not None else layers[-1:]), *given)
         return SetPredictionOutputs(logits, boxes, images.sizes, layers[-1])
 
     @door

@@ -3,6 +3,7 @@
 from detkit.heads.cell import CellHead
 from detkit.heads.classification import ClassificationHead
 from detkit.heads.dense import DenseHead
+from detkit.heads.edges import EdgeHead, QualityEstimator
 from detkit.heads.embedding import EmbeddingHead
 from detkit.heads.fcos import FCOSHead
 from detkit.heads.grid import GridHead
@@ -24,6 +25,7 @@ __all__ = [
     "CellHead",
     "ClassificationHead",
     "DenseHead",
+    "EdgeHead",
     "EmbeddingHead",
     "FCOSHead",
     "GridHead",
@@ -31,6 +33,7 @@ __all__ = [
     "KeypointHead",
     "MaskHead",
     "MultiBoxHead",
+    "QualityEstimator",
     "RPNHead",
     "RefinementHead",
     "RegressionHead",

@@ -19,10 +19,11 @@ QUERIES = 32
 OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
 
 
-def sampled(values: Tensor, sizes: Sequence[int], locations: Tensor, weights: Tensor) -> Any:
-    """Values (B, K, heads, depth) at locations (B, Q, heads, levels, points, 2), weighted and summed: (B, Q, channels).
+def sampled(values: Tensor, sizes: Sequence[int], counts: Sequence[int], locations: Tensor, weights: Tensor) -> Any:
+    """Values (B, K, heads, depth) at locations (B, Q, heads, points, 2), weighted and summed: (B, Q, channels).
 
-    ``sizes`` are rows and columns of each level, one after the other. NotImplemented in double precision.
+    ``sizes`` are rows and columns of each level, one after the other, ``counts`` the number of its points.
+    NotImplemented in double precision.
     """
     if not _known(values, locations, weights):
         return NotImplemented
@@ -30,14 +31,21 @@ def sampled(values: Tensor, sizes: Sequence[int], locations: Tensor, weights: Te
     images, queries, heads, *_ = weights.shape
     found = values.new_empty(images, queries, heads * values.shape[3])
     if found.numel():
-        given = (values, _levels(tuple(sizes), values.device), locations, weights)
+        given = (values, _levels(tuple(sizes), tuple(counts), values.device), locations, weights)
         sampled_kernel[_grid(weights)](
             *given, found, queries, values.shape[1], **_constants(values, weights), **OPTIONS
         )
     return found
 
 
-def sampled_backward(upstream: Tensor, values: Tensor, sizes: Sequence[int], locations: Tensor, weights: Tensor) -> Any:
+def sampled_backward(
+    upstream: Tensor,
+    values: Tensor,
+    sizes: Sequence[int],
+    counts: Sequence[int],
+    locations: Tensor,
+    weights: Tensor,
+) -> Any:
     """The gradients of values, locations and weights, from that of what :func:`sampled` returns."""
     if not _known(values, locations, weights) or torch.are_deterministic_algorithms_enabled():
         return NotImplemented
@@ -45,7 +53,7 @@ def sampled_backward(upstream: Tensor, values: Tensor, sizes: Sequence[int], loc
     by_values = torch.zeros_like(values, dtype=torch.float32)
     by_locations, by_weights = torch.empty_like(locations), torch.empty_like(weights)
     if by_weights.numel() and values.numel():
-        given = (values, _levels(tuple(sizes), values.device), locations, weights)
+        given = (values, _levels(tuple(sizes), tuple(counts), values.device), locations, weights)
         sampled_backward_kernel[_grid(weights)](
             *(*given, upstream, by_values, by_locations, by_weights),
             *(weights.shape[1], values.shape[1]),
@@ -68,18 +76,19 @@ def _grid(weights: Tensor) -> tuple[int, int]:
 
 def _constants(values: Tensor, weights: Tensor) -> dict[str, int]:
     """What a kernel is compiled for."""
-    _, _, heads, levels, points = weights.shape
+    heads, points = weights.shape[2:]
     depth = values.shape[3]
-    sizes = {"HEADS": heads, "DEPTH": depth, "LEVELS": levels, "POINTS": points}
+    sizes = {"HEADS": heads, "DEPTH": depth, "POINTS": points}
     return {**sizes, "QUERIES": QUERIES, "LANES": triton.next_power_of_2(depth)}
 
 
 @lru_cache(maxsize=256)
-def _levels(sizes: tuple[int, ...], device: torch.device) -> Tensor:
-    """Rows, columns and first cell of every level, (levels, 3), copied to the device once for these sizes."""
+def _levels(sizes: tuple[int, ...], counts: tuple[int, ...], device: torch.device) -> Tensor:
+    """Rows, columns and first cell of the level of every point, (points, 3), copied once for these sizes."""
     rows, columns = torch.tensor(sizes, dtype=torch.int32).view(-1, 2).unbind(1)
     ends = (rows * columns).cumsum(0).int()
-    return torch.stack((rows, columns, ends - rows * columns), 1).to(device)
+    levels = torch.stack((rows, columns, ends - rows * columns), 1)
+    return levels.repeat_interleave(torch.tensor(counts), 0).to(device)
 
 
 @triton.jit
@@ -94,7 +103,6 @@ def sampled_kernel(
     cells,
     HEADS: tl.constexpr,
     DEPTH: tl.constexpr,
-    LEVELS: tl.constexpr,
     POINTS: tl.constexpr,
     QUERIES: tl.constexpr,
     LANES: tl.constexpr,
@@ -102,17 +110,16 @@ def sampled_kernel(
     """One program for QUERIES queries of one image and head."""
     inside, places, table, lanes = _program(queries, cells, HEADS, DEPTH, QUERIES, LANES)
     total = tl.zeros((QUERIES, LANES), tl.float32)
-    for level in range(LEVELS):
-        rows, columns, first = _level(levels, level)
-        for point in range(POINTS):
-            at = (places * LEVELS + level) * POINTS + point
-            x, y = _point(locations, at, inside, rows, columns)
-            weight = tl.load(weights + at, mask=inside, other=0.0).to(tl.float32)
-            for corner in tl.static_range(4):
-                cell, good, along_x, along_y = _corner(x, y, rows, columns, first, corner)
-                kept = (good & inside)[:, None] & (lanes < DEPTH)
-                value = tl.load(values + table + cell[:, None] * (HEADS * DEPTH) + lanes, mask=kept, other=0.0)
-                total += (tl.where(good, along_x * along_y, 0.0) * weight)[:, None] * value.to(tl.float32)
+    for point in range(POINTS):
+        rows, columns, first = _level(levels, point)
+        at = places * POINTS + point
+        x, y = _point(locations, at, inside, rows, columns)
+        weight = tl.load(weights + at, mask=inside, other=0.0).to(tl.float32)
+        for corner in tl.static_range(4):
+            cell, good, along_x, along_y = _corner(x, y, rows, columns, first, corner)
+            kept = (good & inside)[:, None] & (lanes < DEPTH)
+            value = tl.load(values + table + cell[:, None] * (HEADS * DEPTH) + lanes, mask=kept, other=0.0)
+            total += (tl.where(good, along_x * along_y, 0.0) * weight)[:, None] * value.to(tl.float32)
     tl.store(found + places[:, None] * DEPTH + lanes, total, mask=inside[:, None] & (lanes < DEPTH))
 
 
@@ -131,7 +138,6 @@ def sampled_backward_kernel(
     cells,
     HEADS: tl.constexpr,
     DEPTH: tl.constexpr,
-    LEVELS: tl.constexpr,
     POINTS: tl.constexpr,
     QUERIES: tl.constexpr,
     LANES: tl.constexpr,
@@ -140,28 +146,27 @@ def sampled_backward_kernel(
     inside, places, table, lanes = _program(queries, cells, HEADS, DEPTH, QUERIES, LANES)
     wanted = inside[:, None] & (lanes < DEPTH)
     outer = tl.load(upstream + places[:, None] * DEPTH + lanes, mask=wanted, other=0.0).to(tl.float32)
-    for level in range(LEVELS):
-        rows, columns, first = _level(levels, level)
-        for point in range(POINTS):
-            at = (places * LEVELS + level) * POINTS + point
-            x, y = _point(locations, at, inside, rows, columns)
-            weight = tl.load(weights + at, mask=inside, other=0.0).to(tl.float32)
-            by_x, by_y, by_weight = tl.zeros_like(x), tl.zeros_like(x), tl.zeros_like(x)
-            for corner in tl.static_range(4):
-                cell, good, along_x, along_y = _corner(x, y, rows, columns, first, corner)
-                kept = good[:, None] & wanted
-                cell = table + cell[:, None] * (HEADS * DEPTH) + lanes
-                value = tl.load(values + cell, mask=kept, other=0.0).to(tl.float32)
-                share = tl.where(good, along_x * along_y, 0.0)
-                tl.atomic_add(by_values + cell, (share * weight)[:, None] * outer, mask=kept, sem="relaxed")
-                product = tl.sum(value * outer, axis=1)
-                by_weight += share * product
-                by_share = tl.where(good, product * weight, 0.0)
-                by_x += by_share * along_y * (corner % 2 * 2 - 1)
-                by_y += by_share * along_x * (corner // 2 * 2 - 1)
-            tl.store(by_locations + 2 * at, by_x * columns, mask=inside)
-            tl.store(by_locations + 2 * at + 1, by_y * rows, mask=inside)
-            tl.store(by_weights + at, by_weight, mask=inside)
+    for point in range(POINTS):
+        rows, columns, first = _level(levels, point)
+        at = places * POINTS + point
+        x, y = _point(locations, at, inside, rows, columns)
+        weight = tl.load(weights + at, mask=inside, other=0.0).to(tl.float32)
+        by_x, by_y, by_weight = tl.zeros_like(x), tl.zeros_like(x), tl.zeros_like(x)
+        for corner in tl.static_range(4):
+            cell, good, along_x, along_y = _corner(x, y, rows, columns, first, corner)
+            kept = good[:, None] & wanted
+            cell = table + cell[:, None] * (HEADS * DEPTH) + lanes
+            value = tl.load(values + cell, mask=kept, other=0.0).to(tl.float32)
+            share = tl.where(good, along_x * along_y, 0.0)
+            tl.atomic_add(by_values + cell, (share * weight)[:, None] * outer, mask=kept, sem="relaxed")
+            product = tl.sum(value * outer, axis=1)
+            by_weight += share * product
+            by_share = tl.where(good, product * weight, 0.0)
+            by_x += by_share * along_y * (corner % 2 * 2 - 1)
+            by_y += by_share * along_x * (corner // 2 * 2 - 1)
+        tl.store(by_locations + 2 * at, by_x * columns, mask=inside)
+        tl.store(by_locations + 2 * at + 1, by_y * rows, mask=inside)
+        tl.store(by_weights + at, by_weight, mask=inside)
 
 
 @triton.jit
@@ -176,9 +181,9 @@ def _program(queries, cells, HEADS: tl.constexpr, DEPTH: tl.constexpr, QUERIES: 
 
 @triton.jit
 @no_type_check
-def _level(levels, level):
-    """Rows, columns, first cell."""
-    return tl.load(levels + level * 3), tl.load(levels + level * 3 + 1), tl.load(levels + level * 3 + 2)
+def _level(levels, point):
+    """Rows, columns and first cell of the level of a point."""
+    return tl.load(levels + point * 3), tl.load(levels + point * 3 + 1), tl.load(levels + point * 3 + 2)
 
 
 @triton.jit

@@ -9,11 +9,16 @@ from detkit.layers.blocks import (
     init_convolutions,
 )
 from detkit.layers.box_decoder import BoxDecoder, BoxPositions, BoxQueries, DeformableDecoderLayer
+from detkit.layers.conditional_decoder import ConditionalAttention, ConditionalDecoder, ConditionalDecoderLayer
 from detkit.layers.deformable import DeformableAttention
+from detkit.layers.edge_decoder import EdgeDecoder, EdgePredictions, GatedResidual
+from detkit.layers.level_encoder import DeformableEncoderLayer, LevelEncoder
 from detkit.layers.levels import check_features, check_levels
-from detkit.layers.map_encoder import MapEncoder, Memory
+from detkit.layers.map_encoder import LevelMemory, LevelProjection, MapAttention, MapEncoder, Memory
 from detkit.layers.passthrough import Passthrough
-from detkit.layers.position import LearnedPositions, SinePositions
+from detkit.layers.position import GridPositions, LearnedPositions, SinePositions
+from detkit.layers.rep import CSPRepBlock, ELANBlock, RepVGGBlock, separable_downsampling
+from detkit.layers.selection import PointQueries, Proposed, QuerySelection
 from detkit.layers.transformer import Attention, DecoderLayer, EncoderLayer, TransformerDecoder, TransformerEncoder
 
 __all__ = [
@@ -21,16 +26,34 @@ __all__ = [
     "BoxDecoder",
     "BoxPositions",
     "BoxQueries",
+    "CSPRepBlock",
+    "ConditionalAttention",
+    "ConditionalDecoder",
+    "ConditionalDecoderLayer",
     "ConvNormActivation",
     "DecoderLayer",
     "DeformableAttention",
     "DeformableDecoderLayer",
+    "DeformableEncoderLayer",
+    "ELANBlock",
+    "EdgeDecoder",
+    "EdgePredictions",
     "EncoderLayer",
+    "GatedResidual",
+    "GridPositions",
     "L2Norm",
     "LearnedPositions",
+    "LevelEncoder",
+    "LevelMemory",
+    "LevelProjection",
+    "MapAttention",
     "MapEncoder",
     "Memory",
     "Passthrough",
+    "PointQueries",
+    "Proposed",
+    "QuerySelection",
+    "RepVGGBlock",
     "SeparableConv",
     "SinePositions",
     "TransformerDecoder",
@@ -40,4 +63,5 @@ __all__ = [
     "conv_tower",
     "freeze_batch_norm",
     "init_convolutions",
+    "separable_downsampling",
 ]

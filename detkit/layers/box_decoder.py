@@ -1,7 +1,7 @@
 """A decoder whose queries are boxes: each layer attends around the box of every query, and its head refines the box."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Bool, Float
@@ -17,32 +17,56 @@ EDGE = 1e-3
 """The logit of a fraction within this of 0 or 1 is that of this."""
 
 
-class BoxPositions(nn.Module):
-    """Embeddings of boxes: sines and cosines of cx, cy, w and h, a quarter of ``channels`` each, through a small MLP.
+def inverse_sigmoid(fractions: Float[Tensor, "*shape"], *, edge: float = EDGE) -> Float[Tensor, "*shape"]:
+    """The logits of ``fractions``, at least in float32; both x and 1 - x count as at least ``edge``.
 
-    The shortest wave spans the image; the longest is ``temperature`` times as long. Raises ValueError unless 8
-    divides ``channels``. Source: Liu et al. 2022, "DAB-DETR", section 4.2 and 4.4.
+    >>> inverse_sigmoid(torch.tensor([0.5, 0.75, 2.0])).sigmoid()
+    tensor([0.5000, 0.7500, 0.9990])
+    """
+    fractions = promote(fractions).clamp(0, 1)
+    return (fractions.clamp(min=edge) / (1 - fractions).clamp(min=edge)).log()
+
+
+def waves(
+    fractions: Float[Tensor, "*shape N"], channels: int, *, temperature: float
+) -> Float[Tensor, "*shape channels"]:
+    """Sines and cosines of N ``fractions``, ``channels`` of each, one after another; at least in float32.
+
+    The shortest wave is 1 long, the longest nearly ``temperature`` times as long.
+
+    >>> waves(torch.tensor([0.25, 0.5]), 2, temperature=20.0).round(decimals=3).abs()
+    tensor([1., 0., 0., 1.])
+    """
+    fractions = promote(fractions)
+    steps = torch.arange(channels // 2, device=fractions.device, dtype=fractions.dtype)
+    angles = fractions[..., None] * (2 * math.pi) / temperature ** (steps * 2 / channels)
+    return torch.stack((angles.sin(), angles.cos()), -1).flatten(-3)
+
+
+class BoxPositions(nn.Module):
+    """Embeddings of boxes: sines and cosines of cx, cy, w and h, a quarter of ``channels`` each, through ``net``.
+
+    The shortest wave spans the image; the longest is ``temperature`` times as long. ``net`` is a small MLP by default.
+    Raises ValueError unless 8 divides ``channels``. Source: Liu et al. 2022, "DAB-DETR", section 4.2 and 4.4.
 
     >>> BoxPositions(16)(torch.rand(2, 5, 4)).shape
     torch.Size([2, 5, 16])
     """
 
     @door
-    def __init__(self, channels: Count, *, temperature: Positive = 20.0) -> None:
+    def __init__(self, channels: Count, *, temperature: Positive = 20.0, net: nn.Module | None = None) -> None:
         super().__init__()
         if channels < 8 or channels % 8:
             raise ValueError(f"BoxPositions: channels={channels} must be a multiple of 8")
         self.channels, self.temperature = channels, temperature
-        self.net = nn.Sequential(nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, channels))
+        mlp = nn.Sequential(nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, channels))
+        self.net = mlp if net is None else net
 
     @door
     def forward(self, boxes: Float[Tensor, "B Q 4"]) -> Float[Tensor, "B Q D"]:
         """Embeddings (B, Q, channels) of ``boxes``, cx, cy, w, h as fractions of the image."""
-        boxes = promote(boxes)
-        steps = torch.arange(self.channels // 8, device=boxes.device, dtype=boxes.dtype)
-        angles = boxes[..., None] * (2 * math.pi) / self.temperature ** (steps * 8 / self.channels)
-        waves = torch.stack((angles.sin(), angles.cos()), -1).flatten(-3)
-        return self.net(waves.to(next(self.net.parameters(), waves).dtype))
+        embedded = waves(boxes, self.channels // 4, temperature=self.temperature)
+        return self.net(embedded.to(next(self.net.parameters(), embedded).dtype))
 
     def extra_repr(self) -> str:
         """The settings that ``print`` shows."""
@@ -78,12 +102,12 @@ class BoxQueries(nn.Module):
 class DeformableDecoderLayer(nn.Module):
     """Self-attention, deformable attention around each query's box, and a feed-forward net, each with a residual.
 
-    ``hidden`` is the width of the feed-forward net; ``points`` is as in
-    :class:`~detkit.layers.deformable.DeformableAttention` on each of ``levels`` maps; ``dropout`` is as in
+    ``hidden`` is the width of the feed-forward net; ``memory_attention`` looks around the boxes, and
+    ``memory_residual(embeddings, step)`` adds what it finds (None: as all residuals do); the rest is as in
     :class:`~detkit.layers.transformer.DecoderLayer`. Source: Zhu et al. 2021, section 4.1 and appendix A.4.
 
-    >>> layer, boxes = DeformableDecoderLayer(8, 2, hidden=16), torch.full((1, 5, 1, 4), 0.5)
-    >>> layer(torch.zeros(1, 5, 8), boxes, torch.zeros(1, 12, 8), [(3, 4)]).shape
+    >>> layer = DeformableDecoderLayer(8, 2, hidden=16, memory_attention=DeformableAttention(8, 2, levels=1))
+    >>> layer(torch.zeros(1, 5, 8), torch.full((1, 5, 1, 4), 0.5), torch.zeros(1, 12, 8), [(3, 4)]).shape
     torch.Size([1, 5, 8])
     """
 
@@ -94,24 +118,26 @@ class DeformableDecoderLayer(nn.Module):
         heads: Count,
         *,
         hidden: Count,
-        levels: Count = 1,
-        points: Count = 4,
+        memory_attention: DeformableAttention,
         dropout: Fraction = 0.0,
+        activation: Callable[[], nn.Module] = nn.ReLU,
         norm_first: bool = False,
+        memory_residual: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.attention = Attention(channels, heads, dropout=dropout)
         self.attention_residual = Residual(channels, norm_first=norm_first, dropout=dropout)
-        self.memory_attention = DeformableAttention(channels, heads, levels=levels, points=points)
-        self.memory_residual = Residual(channels, norm_first=norm_first, dropout=dropout)
-        self.feed_forward = FeedForward(channels, hidden, dropout=dropout)
+        self.memory_attention = memory_attention
+        plain = Residual(channels, norm_first=norm_first, dropout=dropout)
+        self.memory_residual = plain if memory_residual is None else memory_residual
+        self.feed_forward = FeedForward(channels, hidden, dropout=dropout, activation=activation)
         self.feed_forward_residual = Residual(channels, norm_first=norm_first, dropout=dropout)
 
     @door
     def forward(
         self,
         embeddings: Float[Tensor, "B Q D"],
-        boxes: Float[Tensor, "B Q levels 4"],
+        references: Float[Tensor, "B Q #levels _"],
         memory: Float[Tensor, "B K D"],
         shapes: Shapes,
         *,
@@ -121,8 +147,8 @@ class DeformableDecoderLayer(nn.Module):
     ) -> Float[Tensor, "B Q D"]:
         """The ``embeddings`` after the three steps; positions are added to queries and keys, not to values.
 
-        ``boxes`` are cx, cy, w, h as fractions of the padded image; ``mask`` says which query may attend to which;
-        ``memory``, ``shapes`` and ``inside`` are as in :class:`~detkit.layers.deformable.DeformableAttention`.
+        ``mask`` says which query may attend to which; ``references``, ``memory``, ``shapes`` and ``inside`` are as in
+        :class:`~detkit.layers.deformable.DeformableAttention`.
         """
 
         def located(own: Tensor) -> Tensor:
@@ -132,7 +158,7 @@ class DeformableDecoderLayer(nn.Module):
             return self.attention(located(own), located(own), own, mask=mask)
 
         def recall(own: Tensor) -> Tensor:
-            return self.memory_attention(located(own), boxes, memory, shapes, inside=inside)
+            return self.memory_attention(located(own), references, memory, shapes, inside=inside)
 
         embeddings = self.memory_residual(self.attention_residual(embeddings, attend), recall)
         return self.feed_forward_residual(embeddings, self.feed_forward)
@@ -141,16 +167,19 @@ class DeformableDecoderLayer(nn.Module):
 class BoxDecoder(nn.Module):
     """Decoder layers, each with a head that predicts a class and refines the boxes the next layer attends around.
 
-    A head maps (embeddings, boxes) to (logits, boxes), as :class:`~detkit.heads.set_prediction.RefinementHead`, from
-    embeddings normalized by ``norm``; ``positions`` embeds boxes. A box gets no gradient from the boxes that later
-    layers refine from it. Raises ValueError unless there is one head per layer. Sources: Liu et al. 2022, "DAB-DETR",
-    section 4; Zhu et al. 2021, appendix A.4.
+    A head maps (embeddings, references) to (logits, boxes), as
+    :class:`~detkit.heads.set_prediction.RefinementHead`, from embeddings normalized by ``norm``; ``positions`` embeds
+    references (None: they are given). References are boxes, or points in the first layer. A box gets no gradient from
+    the boxes that later layers refine from it. Unless ``refine``, all layers attend around the first references.
+    Raises ValueError unless there is one head per layer. Sources: Liu et al. 2022, "DAB-DETR", section 4; Zhu et al.
+    2021, section 4.2 and appendix A.4.
 
     >>> from detkit.heads.set_prediction import RefinementHead
-    >>> layers = [DeformableDecoderLayer(8, 2, hidden=16) for _ in range(2)]
+    >>> attention = DeformableAttention(8, 2, levels=1)
+    >>> layers = [DeformableDecoderLayer(8, 2, hidden=16, memory_attention=attention) for _ in range(2)]
     >>> heads = [RefinementHead(8, num_classes=2) for _ in range(2)]
     >>> decoder = BoxDecoder(layers, heads, positions=BoxPositions(8), norm=nn.LayerNorm(8))
-    >>> logits, boxes = decoder(*BoxQueries(5, 8)(1), torch.zeros(1, 12, 8), (3, 4))
+    >>> logits, boxes = decoder(*BoxQueries(5, 8)(1), torch.zeros(1, 12, 8), [(3, 4)])
     >>> logits.shape, boxes.shape
     (torch.Size([2, 1, 5, 3]), torch.Size([2, 1, 5, 4]))
     """
@@ -160,8 +189,9 @@ class BoxDecoder(nn.Module):
         layers: Sequence[DeformableDecoderLayer],
         heads: Sequence[nn.Module],
         *,
-        positions: nn.Module,
+        positions: nn.Module | None,
         norm: nn.Module | None = None,
+        refine: bool = True,
     ) -> None:
         super().__init__()
         if not layers or len(layers) != len(heads):
@@ -170,32 +200,41 @@ class BoxDecoder(nn.Module):
             )
         self.layers, self.heads = nn.ModuleList(layers), nn.ModuleList(heads)
         self.positions, self.norm = positions, nn.Identity() if norm is None else norm
+        self.refine = refine
 
     @door
     def forward(
         self,
         embeddings: Float[Tensor, "B Q D"],
-        boxes: Float[Tensor, "B Q 4"],
+        references: Float[Tensor, "B Q _"],
         memory: Float[Tensor, "B K D"],
-        shape: tuple[int, int],
+        shapes: Shapes,
         *,
+        positions: Float[Tensor, "B Q D"] | None = None,
         mask: Bool[Tensor, "#B #Q Q"] | None = None,
         inside: Bool[Tensor, "B K"] | None = None,
-        shares: Float[Tensor, "B 2"] | None = None,
+        shares: Float[Tensor, "B #levels 2"] | None = None,
     ) -> tuple[Float[Tensor, "L B Q classes"], Float[Tensor, "L B Q 4"]]:
-        """Logits and boxes after every layer; ``embeddings`` and ``boxes`` are the initial ones of the queries.
+        """Logits and boxes after every layer; ``embeddings`` and ``references`` are the initial ones of the queries.
 
-        Boxes are cx, cy, w, h as fractions of the image; ``shares`` (B, 2) is the fraction of the width and height
-        of the padded batch that each image fills (default: all). ``memory`` holds the cells of a map of ``shape``
-        (rows, columns); only cells ``inside`` are attended to; ``mask`` says which query may attend to which.
+        References are boxes (B, Q, 4), cx, cy, w, h, or points (B, Q, 2), as fractions of the image; ``shares``
+        (B, levels, 2) is the fraction of the width and height of each padded map that each image fills (default: all).
+        ``memory`` holds the cells of maps of ``shapes`` (rows, columns); only cells ``inside`` are attended to;
+        ``positions`` are those of the queries in all layers; ``mask`` says which query may attend to which.
         """
-        scale = 1 if shares is None else shares.repeat(1, 2)[:, None]
-        logits, refined = [], []
+        logits, boxes = [], []
         for layer, head in zip(self.layers, self.heads, strict=True):
-            around, positions = (boxes * scale)[:, :, None], self.positions(boxes)
-            embeddings = layer(embeddings, around, memory, [shape], positions=positions, mask=mask, inside=inside)
-            scores, boxes = head(self.norm(embeddings), boxes)
+            around = references[:, :, None]
+            if shares is not None:
+                around = around * shares.repeat(1, 1, references.shape[2] // 2)[:, None]
+            own = positions if self.positions is None else self.positions(references)
+            embeddings = layer(embeddings, around, memory, shapes, positions=own, mask=mask, inside=inside)
+            scores, found = head(self.norm(embeddings), references)
             logits.append(scores)
-            refined.append(boxes)
-            boxes = boxes.detach()
-        return torch.stack(logits), torch.stack(refined)
+            boxes.append(found)
+            references = found.detach() if self.refine else references
+        return torch.stack(logits), torch.stack(boxes)
+
+    def extra_repr(self) -> str:
+        """The settings that ``print`` shows."""
+        return f"refine={self.refine}"

@@ -13,11 +13,11 @@ from detkit._ranges import Count, Positive
 class SinePositions(nn.Module):
     """Sines and cosines of each cell's row, then of its column; each takes half of ``channels``.
 
-    Cells are counted from 1 to the last one inside the image, which maps to 2 pi for any image size. ``temperature`` is
-    the ratio of the longest wave to the shortest; the shortest makes ``turns`` over the image. More turns make
-    neighbors easier to tell apart from the start; beyond half a turn per cell they add no information. Raises
-    ValueError unless 4 divides ``channels``. Source: Carion et al. 2020, appendix A.4, with the release's 1e-6 in the
-    division.
+    Cells are counted from 1 to the last one inside the image, which maps to 2 pi for any image size; with ``centered``
+    the first counts as 1/2. ``temperature`` is the ratio of the longest wave to the shortest; the shortest makes
+    ``turns`` over the image. More turns make neighbors easier to tell apart from the start; beyond half a turn per cell
+    they add no information. Raises ValueError unless 4 divides ``channels``. Sources: Carion et al. 2020, appendix A.4,
+    with the release's 1e-6 in the division; ``centered``: the release of Zhu et al. 2021, "Deformable DETR".
 
     >>> positions = SinePositions(4)(torch.ones(1, 1, 4, dtype=torch.bool))
     >>> positions[0, 2, 0].mul(100).round().int()  # sine of a quarter, a half, three quarters and a whole turn
@@ -25,11 +25,13 @@ class SinePositions(nn.Module):
     """
 
     @door
-    def __init__(self, channels: Count, *, temperature: Positive = 10000.0, turns: Positive = 1.0) -> None:
+    def __init__(
+        self, channels: Count, *, temperature: Positive = 10000.0, turns: Positive = 1.0, centered: bool = False
+    ) -> None:
         super().__init__()
         if channels < 4 or channels % 4:
             raise ValueError(f"SinePositions: channels={channels} must be a multiple of 4")
-        self.channels, self.temperature, self.turns = channels, temperature, turns
+        self.channels, self.temperature, self.turns, self.centered = channels, temperature, turns, centered
 
     @door
     def forward(self, inside: Bool[Tensor, "B H W"], *, dtype: torch.dtype = torch.float32) -> Float[Tensor, "B D H W"]:
@@ -43,14 +45,53 @@ class SinePositions(nn.Module):
         halves = []
         for dim in (1, 2):
             counted = inside.to(exact).cumsum(dim)
-            angles = counted / (counted.narrow(dim, -1, 1) + 1e-6) * (2 * math.pi * self.turns)
+            last = counted.narrow(dim, -1, 1)
+            counted = counted - 0.5 if self.centered else counted
+            angles = counted / (last + 1e-6) * (2 * math.pi * self.turns)
             angles = angles[..., None] / waves
             halves.append(torch.stack((angles.sin(), angles.cos()), -1).flatten(3))
         return torch.cat(halves, -1).permute(0, 3, 1, 2).to(dtype)
 
     def extra_repr(self) -> str:
         """The settings that ``print`` shows."""
-        return f"channels={self.channels}, temperature={self.temperature}, turns={self.turns}"
+        said = f"channels={self.channels}, temperature={self.temperature}, turns={self.turns}"
+        return f"{said}, centered={self.centered}"
+
+
+class GridPositions(nn.Module):
+    """Sines, then cosines, of each cell's row, then those of its column; each takes a quarter of ``channels``.
+
+    Unlike :class:`SinePositions`, cells are counted from 0 in steps of 1, and padding is counted too: it is for images
+    of about the size that was trained on. Raises ValueError unless 4 divides ``channels``. Source: Zhao et al. 2024,
+    "RT-DETR", the release, after Vaswani et al. 2017, section 3.5.
+
+    >>> GridPositions(4)(torch.ones(1, 2, 2, dtype=torch.bool))[0, :, 1, 0].mul(100).round().int()
+    tensor([ 84,  54,   0, 100], dtype=torch.int32)
+    """
+
+    @door
+    def __init__(self, channels: Count, *, temperature: Positive = 10000.0) -> None:
+        super().__init__()
+        if channels < 4 or channels % 4:
+            raise ValueError(f"GridPositions: channels={channels} must be a multiple of 4")
+        self.channels, self.temperature = channels, temperature
+
+    @door
+    def forward(self, inside: Bool[Tensor, "B H W"], *, dtype: torch.dtype = torch.float32) -> Float[Tensor, "B D H W"]:
+        """Positions (B, channels, H, W); only the shape of ``inside`` matters."""
+        images, height, width = inside.shape
+        exact = torch.promote_types(dtype, torch.float32)
+        waves = torch.arange(self.channels // 4, device=inside.device, dtype=exact) * (4 / self.channels)
+        angles = (torch.arange(side, device=inside.device, dtype=exact)[:, None] for side in (height, width))
+        rows, columns = (
+            torch.cat((turned.sin(), turned.cos()), 1).T for turned in (a / self.temperature**waves for a in angles)
+        )
+        both = (rows[:, :, None].expand(-1, -1, width), columns[:, None].expand(-1, height, -1))
+        return torch.cat(both).to(dtype).expand(images, -1, -1, -1)
+
+    def extra_repr(self) -> str:
+        """The settings that ``print`` shows."""
+        return f"channels={self.channels}, temperature={self.temperature}"
 
 
 class LearnedPositions(nn.Module):

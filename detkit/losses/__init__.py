@@ -22,6 +22,7 @@ from detkit.losses.classification import (
     varifocal_loss,
 )
 from detkit.losses.dense import DenseCriterion, box_costs, mean_count, sigmoid_scores, softmax_scores
+from detkit.losses.edges import EdgeLoss
 from detkit.losses.fcos import FCOSLoss
 from detkit.losses.hourglass import HourglassLoss
 from detkit.losses.keypoint import keypoint_loss, keypoint_targets
@@ -39,14 +40,16 @@ from detkit.losses.regression import (
 )
 from detkit.losses.retinanet import RetinaNetLoss
 from detkit.losses.sequence import SequenceLoss
-from detkit.losses.set_prediction import SetPredictionLoss
+from detkit.losses.set_prediction import FocalSetLoss, SetCriterion, SetPredictionLoss, VarifocalSetLoss
 from detkit.losses.yolo import YOLOLoss
 from detkit.losses.yolo_v1 import YOLOv1Loss
 
 __all__ = [
     "BoxCoder",
     "DenseCriterion",
+    "EdgeLoss",
     "FCOSLoss",
+    "FocalSetLoss",
     "HourglassLoss",
     "MultiBoxLoss",
     "ObjectnessLoss",
@@ -55,7 +58,9 @@ __all__ = [
     "RPNLoss",
     "RetinaNetLoss",
     "SequenceLoss",
+    "SetCriterion",
     "SetPredictionLoss",
+    "VarifocalSetLoss",
     "YOLOLoss",
     "YOLOv1Loss",
     "box_costs",

@@ -8,6 +8,7 @@ from detkit.necks.base import Neck
 from detkit.necks.branches import BranchNecks
 from detkit.necks.fpn import FPN
 from detkit.necks.hourglass import Hourglass
+from detkit.necks.hybrid import HybridNeck
 from detkit.necks.passthrough import PassthroughNeck
 from detkit.necks.ssd_extra import SSD300_LEVELS, SSD512_LEVELS, ExtraLevel, SSDExtra
 from detkit.necks.yolo import YOLONeck
@@ -19,6 +20,7 @@ __all__ = [
     "BranchNecks",
     "ExtraLevel",
     "Hourglass",
+    "HybridNeck",
     "Neck",
     "PassthroughNeck",
     "SSDExtra",

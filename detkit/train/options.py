@@ -12,7 +12,7 @@ from detkit.data.transforms import sanitize
 from detkit.detectors import recipes
 from detkit.train.module import function_of
 
-RECIPES = [name for name in recipes.__all__ if not name.endswith(("_stage", "_anchors", "_scales"))]
+RECIPES = [name for name in recipes.__all__ if not name.endswith(("_stage", "_anchors", "_scales", "_neck"))]
 """Those that build a whole detector, not a part of one."""
 
 

@@ -1,7 +1,7 @@
 """Shared code to convert both published forms of DETR: key tables, and a detector built from the weight shapes."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -151,9 +151,13 @@ def detector_of(
 
 
 def resnet_of(
-    state: Mapping[str, Tensor], steps: Mapping[str, Step], activation: Callable[[], nn.Module] = nn.ReLU
+    state: Mapping[str, Tensor],
+    steps: Mapping[str, Step],
+    activation: Callable[[], nn.Module] = nn.ReLU,
+    *,
+    levels: Sequence[str] | None = None,
 ) -> ResNetBackbone:
-    """torchvision's ResNet with the sizes of ``state`` and frozen batch norm; it returns only its deepest map.
+    """torchvision's ResNet with the sizes of ``state`` and frozen batch norm; it gives its deepest map, or ``levels``.
 
     Blocks may be of either kind, of any width and groups. Raises ValueError if the shapes do not fit a ResNet.
 
@@ -174,7 +178,7 @@ def resnet_of(
         blocks = [_block(state, f"{layer}.{i}", steps, activation) for i in range(count(state, f"{layer}."))]
         setattr(model, layer, nn.Sequential(*blocks))
     _step(model.conv1, steps["conv1"])
-    return ResNetBackbone(model, levels=(f"layer{depth}",), frozen_norm=True)
+    return ResNetBackbone(model, levels=levels or (f"layer{depth}",), frozen_norm=True)
 
 
 def published_steps(state: Mapping[str, Tensor], *, dilated: bool = False) -> dict[str, Step]:

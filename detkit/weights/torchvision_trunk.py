@@ -33,11 +33,11 @@ class Change(NamedTuple):
 class Rename(NamedTuple):
     """Keys that begin with ``theirs`` in torchvision's model begin with ``ours`` here; the rest of the key is the same.
 
-    End both with a dot, unless they are whole keys.
+    End both with a dot, unless they are whole keys. ``ours=None``: they have no counterpart here.
     """
 
     theirs: str
-    ours: str
+    ours: str | None
     change: Change | None = None
 
 
@@ -67,7 +67,7 @@ def state_to_theirs(state: Mapping[str, Tensor], renames: Sequence[Rename]) -> d
     >>> state_to_theirs({"dense.class_head.weight": torch.ones(2)}, [Rename("head.", "dense.class_head.")])
     {'head.weight': tensor([1., 1.])}
     """
-    table = [(rule.ours, rule.theirs, rule.change and rule.change.to_theirs) for rule in renames]
+    table = [(rule.ours, rule.theirs, rule.change and rule.change.to_theirs) for rule in renames if rule.ours]
     return _renamed(state, table)
 
 
@@ -208,7 +208,7 @@ def adopt(model: nn.Module, detector: Detector, renames: Sequence[Rename], *, li
 
 
 def _renamed(
-    state: Mapping[str, Tensor], table: Sequence[tuple[str, str, Callable[[Tensor], Tensor] | None]]
+    state: Mapping[str, Tensor], table: Sequence[tuple[str, str | None, Callable[[Tensor], Tensor] | None]]
 ) -> dict[str, Tensor]:
     renamed: dict[str, Tensor] = {}
     for key, values in state.items():
@@ -217,6 +217,8 @@ def _renamed(
             known = ", ".join([old for old, _, _ in table[:8]] + ["..."] * (len(table) > 8))
             raise ValueError(f"there is no rule for the key {key!r}; known are {known}")
         old, new, change = rule
+        if new is None:
+            continue
         renamed[new + key.removeprefix(old)] = values if change is None else change(values)
     return renamed
 

@@ -7,7 +7,7 @@ from torchvision.models import resnet18, resnet34, resnet50, resnext50_32x4d, wi
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d
 
-from detkit.backbones import ResNetBackbone
+from detkit.backbones import ResNetBackbone, resnet_d
 
 
 def on_meta(build, **settings):
@@ -107,3 +107,31 @@ def test_levels_that_a_resnet_has_not_are_refused(levels):
 def test_trainable_layers_outside_the_net_are_refused(trainable_layers):
     with pytest.raises(ValueError, match=rf"trainable_layers={trainable_layers}.*0..5"):
         ResNetBackbone(on_meta(resnet18), trainable_layers=trainable_layers)
+
+
+def test_variant_d_strides_in_its_deep_stem_and_averages_on_its_shortcuts():
+    backbone = ResNetBackbone(resnet_d(resnet18(weights=None)), levels=("layer1", "layer2", "layer3", "layer4"))
+    assert backbone.strides == (4, 8, 16, 32)
+    assert [layer.out_channels for layer in backbone.conv1 if isinstance(layer, nn.Conv2d)] == [32, 32, 64]
+    assert isinstance(backbone.layer1[0].downsample[0], nn.Conv2d)
+    for layer in (backbone.layer2, backbone.layer3, backbone.layer4):
+        pool, convolution, _ = layer[0].downsample
+        assert isinstance(pool, nn.AvgPool2d)
+        assert convolution.stride == (1, 1)
+        assert layer[1].downsample is None
+    levels = backbone(torch.rand(1, 3, 65, 90))
+    assert [level.shape[2:] for level in levels] == [(17, 23), (9, 12), (5, 6), (3, 3)]
+
+
+def test_variant_d_of_bottlenecks_has_the_parameters_of_timms():
+    timm = pytest.importorskip("timm", reason="timm is not installed: variant D was NOT compared with its resnet50d")
+    with torch.device("meta"):
+        theirs = timm.create_model("resnet50d", features_only=True, out_indices=(4,))
+        ours = ResNetBackbone(resnet_d(resnet50(weights=None)))
+    count = [sum(parameter.numel() for parameter in model.parameters()) for model in (ours, theirs)]
+    assert count[0] == count[1]
+
+
+def test_a_model_becomes_variant_d_once():
+    with pytest.raises(ValueError, match="resnet_d: model has a deep stem already"):
+        resnet_d(resnet_d(resnet18(weights=None)))

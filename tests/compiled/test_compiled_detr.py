@@ -11,6 +11,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from detkit.backbones import SmallBackbone
 from detkit.detectors import Preprocess
 from detkit.detectors.detector import Detector
+from detkit.detectors.recipes.d_fine import small_d_fine
+from detkit.detectors.recipes.deformable_detr import small_deformable_detr
 from detkit.detectors.recipes.detr import detr_stage, small_detr
 from detkit.layers.deformable import DeformableAttention
 from detkit.layers.transformer import DecoderLayer, TransformerDecoder
@@ -27,6 +29,16 @@ def plain(layers: int) -> Detector:
 
 def boxed(layers: int) -> Detector:
     return small_detr(3, size=(96, 128), channels=32, depth=layers, queries=9)
+
+
+def selected(layers: int) -> Detector:
+    """Deformable attention over levels, and queries chosen from cells."""
+    return small_deformable_detr(3, size=(96, 128), channels=32, depth=layers, queries=9)
+
+
+def fine(layers: int) -> Detector:
+    """RT-DETR's neck, queries and contrastive noise, and distributions of edges."""
+    return small_d_fine(3, size=(96, 128), channels=32, depth=layers, queries=9)
 
 
 def build(recipe: Callable[[int], Detector], layers: int = 1) -> Detector:
@@ -68,7 +80,9 @@ def test_inference_compiles_whole_and_finds_what_it_finds_eagerly():
 
 
 @pytest.mark.parametrize(
-    ("recipe", "layers", "backend"), [(plain, 1, "aot_eager"), (boxed, 1, "eager")], ids=["plain", "boxes"]
+    ("recipe", "layers", "backend"),
+    [(plain, 1, "aot_eager"), (boxed, 1, "eager"), (selected, 1, "eager"), (fine, 1, "eager")],
+    ids=["plain", "boxes", "cells", "edges"],
 )
 def test_training_compiles_whole_and_learns_what_it_learns_eagerly(
     recipe: Callable[[int], Detector], layers: int, backend: str

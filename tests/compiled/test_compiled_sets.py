@@ -9,12 +9,16 @@ from torch import nn
 from torch.export import Dim
 
 from detkit.detectors.detector import Detector
+from detkit.detectors.recipes.d_fine import small_d_fine
+from detkit.detectors.recipes.deformable_detr import small_deformable_detr
 from detkit.detectors.recipes.detr import small_detr
 from detkit.detectors.recipes.pix2seq import small_pix2seq
 
 SIZES = ((2, (96, 128)), (3, (130, 90)), (5, (64, 200)))
 DETECTORS: dict[str, Callable[[], Detector]] = {
     "queries": lambda: small_detr(3, size=(96, 128), channels=32, depth=1, queries=5),
+    "cells": lambda: small_deformable_detr(3, size=(96, 128), channels=32, depth=1, queries=5),
+    "edges": lambda: small_d_fine(3, size=(96, 128), channels=32, depth=1, queries=5),
     "language": lambda: small_pix2seq(3, size=(96, 128), channels=16, layers=1, max_objects=2, bins=20),
 }
 

@@ -197,3 +197,60 @@ def test_wrong_arguments_are_named():
     with pytest.raises(ValueError, match=r"box_noise=1.5.*\[0, 1\]"):
         unhooked(DenoisingQueries.__init__)(DenoisingQueries(3, 8), 3, 8, box_noise=1.5)
     assert "groups=5, label_noise=0.2, box_noise=0.4, max_queries=640" in repr(DenoisingQueries(3, 8))
+
+
+def contrasted(groups: int = 3, generator=None, **settings: float) -> tuple[DenoisingQueries, NoisedQueries]:
+    torch.manual_seed(0)
+    queries = DenoisingQueries(3, 8, groups=groups, max_queries=20_000, contrastive=True, **settings)
+    return queries, queries(truth(), SIZES, generator=generator)
+
+
+def test_every_object_is_a_positive_and_a_negative_query_of_each_group():
+    queries, found = contrasted(label_noise=0.0, box_noise=0.0)
+    group = [0, 1, -2, -2, -1, -1, -2, -2]
+    assert found.assignment.matched.tolist() == [group * 3, [0, -2, -2, -2, -1, -2, -2, -2] * 3]
+    expected = torch.tensor([[0.2, 0.3, 0.2, 0.4], [0.7, 0.65, 0.4, 0.5]])
+    for start in range(0, 24, 4):
+        torch.testing.assert_close(found.boxes[0, start : start + 2], expected)
+        assert torch.equal(found.embeddings[0, start : start + 2], queries.labels.weight[[0, 2]])
+
+
+@pytest.mark.parametrize(("start", "nearest", "farthest"), [(0, 0.0, 1.0), (4, 1.0, 2.0)])
+def test_corners_of_negatives_move_as_much_again(generator, start, nearest, farthest):
+    _, found = contrasted(groups=500, generator=generator, box_noise=0.5)
+    boxes = found.boxes[0, start::8]
+    corners = torch.cat((boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2), 1)
+    original = torch.tensor([0.1, 0.1, 0.3, 0.5])
+    moved = ((corners - original) / torch.tensor([0.2, 0.4, 0.2, 0.4]) / 0.25).abs()
+    free = (corners > 0.001).all(1)  # what is clipped moved less
+    assert moved[free].max() <= farthest + 1e-3
+    assert moved[free].max() > farthest - 0.1
+    assert moved[free].min() >= nearest - 1e-3
+    assert moved[free].mean() == pytest.approx((nearest + farthest) / 2, abs=0.05)
+
+
+def test_negatives_are_seen_by_their_group_and_padding_by_nobody():
+    queries, found = contrasted(groups=2)
+    mask = queries.mask(found, 3)[0]
+    group = torch.tensor([0] * 8 + [1] * 8)
+    real = torch.tensor(([True] * 2 + [False] * 2) * 4)
+    expected = (group[:, None] == group) & real | torch.eye(16, dtype=torch.bool)
+    assert torch.equal(mask[:16, :16], expected)
+    assert mask[:16, 16:].all()
+    assert not mask[16:, :16].any()
+
+
+@pytest.mark.parametrize(("count", "groups", "kept"), [(4, 12, 4), (16, 3, 16), (60, 1, 50)])
+def test_pairs_are_bounded_as_single_queries_are(count, groups, kept):
+    queries = DenoisingQueries(3, 8, groups=100, max_queries=100, contrastive=True)
+    found = queries(many(count), torch.tensor([[100, 100]]))
+    assert found.groups == groups
+    assert found.boxes.shape == (1, 2 * groups * kept, 4)
+    with pytest.raises(ValueError, match="max_queries=1 must be at least 2 for contrastive queries"):
+        DenoisingQueries(3, 8, max_queries=1, contrastive=True)
+
+
+def test_boxes_of_contrastive_queries_lie_inside_even_where_corners_passed_each_other(generator):
+    _, found = contrasted(groups=500, generator=generator, box_noise=1.0)
+    assert (found.boxes > 0).all()
+    assert (found.boxes < 1).all()

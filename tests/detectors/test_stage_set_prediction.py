@@ -201,7 +201,7 @@ def test_wrong_arguments_are_named():
         unhooked(SetPostprocess.__init__)(SetPostprocess(), score_threshold=1.5)
     with pytest.raises(ValueError, match=r"max_detections=0.*1"):
         SetPostprocess(max_detections=0)
-    assert repr(SetPostprocess()) == "SetPostprocess(score_threshold=0.0, max_detections=100)"
+    assert repr(SetPostprocess()) == "SetPostprocess(score_threshold=0.0, max_detections=100, every_class=False)"
 
 
 def test_scores_of_queries_have_a_gradient_where_it_is_asked_for():

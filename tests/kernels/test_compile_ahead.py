@@ -37,7 +37,7 @@ class Row(NamedTuple):
 PAIRS = {"boxes1": "*fp32", "boxes2": "*fp32", "losses": "*fp32", "gradient1": "*fp32", "gradient2": "*fp32"}
 LIMITS = {"LIMIT": 2.3e18, "SMALLEST": 7.5e-37, "PAIRS": box_loss.PAIRS}
 SLOPES = {"losses": "*fp32", "slopes": "*fp32", "count": "i64", "scale0": "fp32", "scale1": "fp32"}
-POINTS = {"HEADS": 8, "DEPTH": 32, "LEVELS": 4, "POINTS": 4, "QUERIES": deformable.QUERIES, "LANES": 32}
+POINTS = {"HEADS": 8, "DEPTH": 32, "POINTS": 16, "QUERIES": deformable.QUERIES, "LANES": 32}
 
 
 def sampled(kind: str, others: str, **more: str) -> dict[str, str]:

@@ -24,5 +24,5 @@ def test_only_the_first_image_of_a_size_waits(device, no_wait):
 def test_double_precision_is_declined_without_a_launch():
     values = torch.zeros(1, 1, 1, 1, dtype=torch.float64)
     assert (
-        deformable.sampled(values, [1, 1], torch.zeros(1, 1, 1, 1, 1, 2), torch.zeros(1, 1, 1, 1, 1)) is NotImplemented
+        deformable.sampled(values, [1, 1], [1], torch.zeros(1, 1, 1, 1, 2), torch.zeros(1, 1, 1, 1)) is NotImplemented
     )

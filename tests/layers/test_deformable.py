@@ -8,6 +8,7 @@ from strategies import unhooked
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from detkit.layers import deformable
 from detkit.layers.deformable import DeformableAttention, deformable_attention
 
 SHAPES = [(4, 5), (2, 3), (1, 1)]
@@ -69,7 +70,7 @@ def gradients(function, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 def own(values: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
-    return deformable_attention(values, SHAPES, locations, weights)
+    return deformable_attention(values, SHAPES, locations.flatten(3, 4), weights.flatten(3))
 
 
 def test_it_equals_a_loop_over_points_and_cells():
@@ -101,6 +102,51 @@ def test_results_and_gradients_equal_transformers_reference():
         torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize("discrete", [False, True])
+def test_results_and_gradients_equal_those_of_rt_detr_v2_with_other_numbers_of_points_on_each_level(discrete):
+    peer = pytest.importorskip(
+        "transformers.models.rt_detr_v2.modeling_rt_detr_v2",
+        reason="transformers is not installed: sampling of cells was NOT compared with its reference",
+    )
+    counts, method = [3, 1, 2], "discrete" if discrete else "default"
+
+    def ours(values: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
+        return deformable_attention(values, SHAPES, locations, weights, counts=counts, discrete=discrete)
+
+    def theirs(values: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
+        return peer.multi_scale_deformable_attention_v2(values, SHAPES, locations, weights, counts, method)
+
+    values, locations, weights = inputs(30)
+    given = values, locations.flatten(3, 4), weights.flatten(3)
+    torch.testing.assert_close(ours(*given), theirs(*given))
+    if discrete:  # locations have no gradient
+        found = gradients(lambda one, two: ours(one, given[1], two), (values, given[2]))
+        expected = gradients(lambda one, two: theirs(one, given[1], two), (values, given[2]))
+    else:
+        found, expected = gradients(ours, given), gradients(theirs, given)
+    for own, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(own, other)
+        assert other.abs().sum() > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_form_for_other_runtimes_finds_the_same(dtype):
+    values, locations, weights = inputs(9)
+    locations[:, 1, :, 0] = math.nan
+    for query, far in enumerate((math.inf, -math.inf, 1e30, -1e30, 3.0), 2):
+        locations[:, query, :, 1, :, query % 2] = far
+    given = values.to(dtype), SHAPES, [3, 1, 2], locations.flatten(3, 4).float(), weights.flatten(3).float()
+    torch.testing.assert_close(deformable._sampled_maps(*given), deformable._plain(*given), atol=1e-5, rtol=0.01)
+
+
+@pytest.mark.parametrize("far", [1e30, -1e30, math.inf, -math.inf, math.nan])
+def test_cells_far_away_are_those_of_the_border_and_those_nowhere_nothing(far):
+    values = torch.tensor([1.0, 3.0]).reshape(1, 2, 1, 1)
+    location = torch.tensor([far, 0.5]).reshape(1, 1, 1, 1, 2)
+    found = deformable_attention(values, [(1, 2)], location, torch.ones(1, 1, 1, 1), discrete=True).item()
+    assert found == (0 if not math.isfinite(far) else 3 if far > 0 else 1)
+
+
 @pytest.mark.slow
 def test_gradcheck():
     given = tuple(rows.requires_grad_() for rows in inputs(2, heads=1, images=1))
@@ -109,9 +155,9 @@ def test_gradcheck():
 
 def test_one_of_many_levels_is_where_the_point_says():
     values = torch.arange(27.0).reshape(1, 27, 1, 1)
-    locations = torch.tensor([[0.1, 0.125], [1 / 6, 0.25], [0.5, 0.5]]).reshape(1, 1, 1, 3, 1, 2)
+    locations = torch.tensor([[0.1, 0.125], [1 / 6, 0.25], [0.5, 0.5]]).reshape(1, 1, 1, 3, 2)
     for level, first in enumerate([0, 20, 26]):
-        weights = torch.eye(3)[level].reshape(1, 1, 1, 3, 1)
+        weights = torch.eye(3)[level].reshape(1, 1, 1, 3)
         assert deformable_attention(values, SHAPES, locations, weights).item() == pytest.approx(first, abs=1e-5)
 
 
@@ -131,8 +177,8 @@ def test_points_that_are_nowhere_find_nothing_and_change_no_other(far):
 def test_half_precision_keeps_points_apart(dtype):
     """On a map of 1000 columns bfloat16 could not tell neighbors, were locations multiplied in it."""
     values = torch.arange(1000.0).reshape(1, 1000, 1, 1)
-    location = torch.tensor([0.7505, 0.5]).reshape(1, 1, 1, 1, 1, 2)
-    found = deformable_attention(values.to(dtype), [(1, 1000)], location, torch.ones(1, 1, 1, 1, 1, dtype=dtype))
+    location = torch.tensor([0.7505, 0.5]).reshape(1, 1, 1, 1, 2)
+    found = deformable_attention(values.to(dtype), [(1, 1000)], location, torch.ones(1, 1, 1, 1, dtype=dtype))
     assert found.dtype == dtype
     assert found.item() == pytest.approx(750, abs=2.5)
 
@@ -180,6 +226,35 @@ def test_the_module_equals_transformers_with_its_weights(coordinates):
     torch.testing.assert_close(ours(queries, references, memory, SHAPES, inside=inside), expected)
 
 
+@pytest.mark.parametrize("method", ["default", "discrete"])
+def test_the_module_without_projections_equals_d_fine_with_its_weights(method):
+    peer = pytest.importorskip(
+        "transformers.models.d_fine.modeling_d_fine",
+        reason="transformers is not installed: DeformableAttention was NOT compared with D-FINE's",
+    )
+    from transformers import DFineConfig, ResNetConfig
+
+    settings = {"decoder_attention_heads": 2, "decoder_n_points": [3, 1, 2], "decoder_offset_scale": 0.25}
+    config = DFineConfig(backbone_config=ResNetConfig(), d_model=8, decoder_method=method, **settings)
+    torch.manual_seed(0)
+    theirs = peer.DFineMultiscaleDeformableAttention(config).double()
+    points = {"points": (3, 1, 2), "offset_scale": 0.25, "discrete": method == "discrete"}
+    ours = DeformableAttention(8, 2, levels=3, projected=False, **points).double()
+    for name, other in {"offsets": "sampling_offsets", "weights": "attention_weights"}.items():
+        torch.nn.init.normal_(ours.get_submodule(name).weight, std=0.3)
+        theirs.get_submodule(other).load_state_dict(ours.get_submodule(name).state_dict())
+    queries, references, memory = module_inputs(4)
+    references = references[:, :, :1]  # one for all levels
+    expected, _ = theirs(
+        queries,
+        encoder_hidden_states=memory,
+        reference_points=references,
+        spatial_shapes=torch.tensor(SHAPES),
+        spatial_shapes_list=SHAPES,
+    )
+    torch.testing.assert_close(ours(queries, references, memory, SHAPES), expected)
+
+
 def test_at_the_start_heads_look_in_their_directions_with_equal_weights():
     attention = DeformableAttention(8, 4, levels=1, points=2)
     offsets = attention.offsets.bias.reshape(4, 2, 2)
@@ -209,17 +284,23 @@ def test_wrong_arguments_are_named():
     values, locations, weights = inputs()
     plain = unhooked(deformable_attention)
     with pytest.raises(ValueError, match="K cells in all levels"):
-        plain(values[:, 1:], SHAPES, locations, weights)
-    with pytest.raises(ValueError, match=r"locations \(2, 7, 2, 2, 2, 2\)"):
-        plain(values, SHAPES, locations[:, :, :, 1:], weights)
+        plain(values[:, 1:], SHAPES, locations.flatten(3, 4), weights.flatten(3))
+    with pytest.raises(ValueError, match=r"locations \(2, 7, 2, 3, 2, 2\)"):
+        plain(values, SHAPES, locations, weights)
     with pytest.raises(ValueError, match="differ in images or heads"):
-        plain(values[:1], SHAPES, locations, weights)
+        plain(values[:1], SHAPES, locations.flatten(3, 4), weights.flatten(3))
     with pytest.raises(ValueError, match="heads=3 must divide channels=8"):
         DeformableAttention(8, 3, levels=1)
     queries, references, memory = module_inputs()
     with pytest.raises(ValueError, match=r"references.*\(2, 5, 2, 2\).*\(B, Q, 3, 2\)"):
         DeformableAttention(8, 2, levels=3).double()(queries, references[:, :, 1:], memory, SHAPES)
-    assert "heads=2, levels=3, points=4" in repr(DeformableAttention(8, 2, levels=3))
+    with pytest.raises(ValueError, match=r"shapes are \[\(4, 5\)\].* 3 shapes"):
+        DeformableAttention(8, 2, levels=3).double()(queries, references, memory, SHAPES[:1])
+    with pytest.raises(ValueError, match=r"counts=\[2, 2, 1\] for 3 levels and 6 points"):
+        plain(values, SHAPES, locations.flatten(3, 4), weights.flatten(3), counts=[2, 2, 1])
+    with pytest.raises(ValueError, match=r"points=\(2, 3\) must be one number for each of 3 levels"):
+        DeformableAttention(8, 2, levels=3, points=(2, 3))
+    assert "heads=2, levels=2, points=(1, 3)" in repr(DeformableAttention(8, 2, levels=2, points=(1, 3)))
 
 
 def test_where_it_looks_is_what_it_fetches_from():
@@ -229,7 +310,7 @@ def test_where_it_looks_is_what_it_fetches_from():
     queries, memory = torch.randn(2, 3, 6, dtype=torch.float64), torch.randn(2, 27, 6, dtype=torch.float64)
     references = torch.rand(2, 3, len(SHAPES), 4, dtype=torch.float64)
     locations, weights = attention.look(queries, references, SHAPES)
-    torch.testing.assert_close(weights.sum((3, 4)), torch.ones(2, 3, 2, dtype=torch.float64))
+    torch.testing.assert_close(weights.sum(3), torch.ones(2, 3, 2, dtype=torch.float64))
     values = attention.value(memory).unflatten(2, (2, -1))
     found = attention.output(deformable_attention(values, SHAPES, locations, weights))
     torch.testing.assert_close(attention(queries, references, memory, SHAPES), found)

@@ -4,7 +4,15 @@ import pytest
 import torch
 from torch import nn
 
-from detkit.layers import EncoderLayer, MapEncoder, SinePositions, TransformerEncoder
+from detkit.layers import (
+    EncoderLayer,
+    GridPositions,
+    LevelProjection,
+    MapAttention,
+    MapEncoder,
+    SinePositions,
+    TransformerEncoder,
+)
 from detkit.structures import Images
 
 D = 8
@@ -62,3 +70,27 @@ def test_what_lies_outside_the_image_changes_nothing_inside(positions_in_cells):
     assert torch.equal(one, other)
     broken[..., 1] = 100.0
     assert not torch.allclose(built([broken], images).cells[:, 0], one[:, 0])
+
+
+def test_a_map_attends_to_itself_and_keeps_its_place():
+    torch.manual_seed(0)
+    layers = TransformerEncoder([EncoderLayer(D, 2, hidden=16)])
+    attention, features = MapAttention(GridPositions(D), layers).eval(), torch.randn(2, D, 3, 4)
+    rows = features.flatten(2).mT
+    positions = GridPositions(D)(torch.ones(1, 3, 4, dtype=torch.bool)).flatten(2).mT
+    expected = layers(rows, positions=positions)
+    torch.testing.assert_close(attention(features)[:, :, 2, 1], expected[:, 9])
+
+
+def test_levels_are_projected_each_by_its_own_and_the_rest_from_the_last():
+    torch.manual_seed(0)
+    projections = [nn.Conv2d(4, D, 1), nn.Conv2d(6, D, 1), nn.Conv2d(6, D, 3, stride=2, padding=1)]
+    features = [torch.randn(2, 4, 4, 6), torch.randn(2, 6, 2, 3)]
+    images = Images(torch.zeros(2, 3, 64, 96), torch.tensor([[64, 96], [32, 40]]))
+    memory = LevelProjection(projections)(features, images)
+    assert memory.shapes == [(4, 6), (2, 3), (1, 2)]
+    torch.testing.assert_close(memory.cells[1, 7], projections[0](features[0])[1, :, 1, 1])
+    torch.testing.assert_close(memory.cells[0, -1], projections[2](features[1])[0, :, 0, 1])
+    assert memory.inside[1, :24].view(4, 6).tolist() == [[True] * 3 + [False] * 3] * 2 + [[False] * 6] * 2
+    with pytest.raises(ValueError, match="LevelProjection"):
+        LevelProjection(projections[:1])(features, images)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from detkit.layers.position import LearnedPositions, SinePositions, cells_inside
+from detkit.layers.position import GridPositions, LearnedPositions, SinePositions, cells_inside
 
 
 def sine(row: int, column: int, height: int, width: int, channels: int) -> list[float]:
@@ -114,3 +114,19 @@ def test_wrong_arguments_are_named():
         LearnedPositions(5)
     with pytest.raises(ValueError, match=r"3 x 6.*4 x 5"):
         LearnedPositions(4, size=(4, 5))(torch.ones(1, 3, 6, dtype=torch.bool))
+
+
+def test_grid_positions_are_those_of_the_formula_and_know_no_padding():
+    inside = torch.zeros(2, 3, 5, dtype=torch.bool)
+    found = GridPositions(8, temperature=100.0)(inside, dtype=torch.float64)
+    assert found.shape == (2, 8, 3, 5)
+    for row in range(3):
+        for column in range(5):
+            waves = [(place / 100 ** (i / 2)) for place in (row, column) for i in range(2)]
+            expected = [f(w) for part in (waves[:2], waves[2:]) for f in (math.sin, math.cos) for w in part]
+            torch.testing.assert_close(found[1, :, row, column], torch.tensor(expected, dtype=torch.float64))
+
+
+def test_grid_positions_need_a_multiple_of_4_channels():
+    with pytest.raises(ValueError, match="GridPositions: channels=6 must be a multiple of 4"):
+        GridPositions(6)

@@ -6,13 +6,13 @@ import math
 import pytest
 import torch
 from strategies import unhooked
-from torch import Tensor
+from torch import Tensor, nn
 
 from detkit.anchors import HungarianMatcher
-from detkit.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
+from detkit.boxes import cxcywh_to_xyxy, paired_box_iou, xyxy_to_cxcywh
 from detkit.boxes.overlap import generalized_box_iou
 from detkit.losses import set_prediction
-from detkit.losses.set_prediction import SetPredictionLoss, cardinality_error
+from detkit.losses.set_prediction import SetPredictionLoss, VarifocalSetLoss, cardinality_error
 from detkit.structures import IGNORED, Assignment, Predictions, Targets, pad_targets
 
 WHOLE = torch.ones(2, 2)
@@ -381,3 +381,70 @@ def test_a_query_that_is_not_finite_takes_no_part_under_a_given_assignment_eithe
     for rows in (logits, boxes):
         assert torch.isfinite(rows.grad).all()
         assert not rows.grad[:, 0, 1].any()
+
+
+def scored(matched: list[int], **settings: float) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """The varifocal losses of one image with two objects, its logits and boxes."""
+    torch.manual_seed(0)
+    logits = torch.randn(1, 1, 4, 3, dtype=torch.float64)
+    boxes = torch.rand(1, 1, 4, 4, dtype=torch.float64) * 0.3 + 0.3
+    boxes[..., 3, :] = torch.tensor([0.95, 0.95, 0.05, 0.05])  # touches nothing
+    given = Assignment(torch.tensor([matched]), torch.zeros(1, 4))
+    return VarifocalSetLoss(**settings)(logits, boxes, two_objects(), given), logits[0, 0], boxes[0, 0]
+
+
+def two_objects() -> Targets:
+    boxes = torch.tensor([[0.2, 0.2, 0.5, 0.6], [0.4, 0.3, 0.8, 0.7]], dtype=torch.float64)
+    return pad_targets([{"boxes": boxes, "labels": torch.tensor([2, 0])}])
+
+
+@pytest.mark.parametrize("matched", [[0, -1, 1, -1], [-1, -1, -2, 0], [-1] * 4])
+def test_varifocal_loss_of_a_set_is_that_of_the_paper(matched):
+    losses, logits, boxes = scored(matched, alpha=0.6, gamma=1.5)
+    total = 0.0
+    for query, object_ in enumerate(matched):
+        for column in range(3):
+            x, score = logits[query, column], logits[query, column].sigmoid().item()
+            hit = object_ >= 0 and two_objects().labels[0, object_] == column
+            wanted = 0.0
+            if hit:
+                wanted = paired_box_iou(cxcywh_to_xyxy(boxes[query]), two_objects().boxes[0, object_]).item()
+            weight = 0.0 if object_ == IGNORED else wanted if hit else 0.6 * score**1.5
+            total += weight * nn.functional.binary_cross_entropy_with_logits(x, torch.tensor(wanted).double()).item()
+    assert losses["classification"].item() == pytest.approx(total / 2)
+
+
+def test_box_losses_of_another_assignment_are_divided_by_its_matches():
+    torch.manual_seed(0)
+    logits, boxes = torch.randn(2, 1, 4, 3), torch.rand(2, 1, 4, 4)
+    own = Assignment(torch.tensor([[0, -1, 1, -1]] * 2), torch.zeros(2, 4))
+    other = Assignment(torch.tensor([[0, 1, 1, -1]]), torch.zeros(1, 4))
+    criterion = VarifocalSetLoss()
+    both = criterion.costs(logits, boxes, two_objects(), own, boxes_from=other)
+    classes = criterion.costs(logits, boxes, two_objects(), own)
+    where = criterion.costs(logits, boxes, two_objects(), other, count=torch.tensor(3.0))
+    assert torch.equal(both["classification"], classes["classification"])
+    for name in ("l1", "giou"):
+        torch.testing.assert_close(both[name], where[name])
+
+
+def test_a_query_with_an_infinite_logit_counts_nothing_in_the_varifocal_loss():
+    torch.manual_seed(0)
+    logits, boxes = torch.randn(1, 1, 4, 3), torch.rand(1, 1, 4, 4)
+    for bad in (torch.nan, torch.inf, -torch.inf):
+        broken = logits.clone()
+        broken[..., 1, 0] = bad
+        broken.requires_grad_()
+        given = Assignment(torch.tensor([[0, -1, 1, -1]]), torch.zeros(1, 4))
+        loss = VarifocalSetLoss()(broken, boxes, two_objects(), given)["classification"]
+        loss.backward()
+        assert torch.isfinite(loss)
+        assert torch.isfinite(broken.grad).all()
+
+
+def test_varifocal_scores_are_sigmoids_of_all_columns():
+    criterion = VarifocalSetLoss()
+    logits = torch.randn(2, 3)
+    assert torch.equal(criterion.scores(logits), logits.sigmoid())
+    assert criterion.num_classes(logits) == 3
+    assert "alpha=0.75, gamma=2.0, class_weight=1.0" in repr(criterion)

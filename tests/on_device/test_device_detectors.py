@@ -87,11 +87,12 @@ def test_small_images_and_targets_of_the_host_are_sent_without_a_wait(name: str)
 def test_only_matching_by_scipy_makes_a_training_step_wait():
     """With kernels: one copy of all costs, layers and images for each call of a matcher."""
     waiting = {name: counts["train"][0] for name, counts in TABLE.items() if counts.get("train", [0])[0]}
-    assert waiting == {"detr": 1, "denoising detr": 1, "detr + embedding": 2}
+    others = dict.fromkeys(("deformable detr", "rt detr", "d fine"), 1)
+    assert waiting == {"detr": 1, "denoising detr": 1, "detr + embedding": 2, **others}
 
 
 def test_every_recipe_has_a_small_form_in_the_table():
     assert list(TABLE) == list(DETECTORS)
     counted = [recipe for counts in TABLE.values() for recipe in counts["recipes"]]
-    parts = ("_stage", "_anchors", "_scales")  # what is no detector: parts of one, and views of one
+    parts = ("_stage", "_anchors", "_scales", "_neck")  # what is no detector: parts of one, and views of one
     assert sorted(counted) == sorted(name for name in recipes.__all__ if not name.endswith(parts))

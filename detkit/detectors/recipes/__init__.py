@@ -3,6 +3,8 @@
 Functions that end in ``_stage`` or ``_anchors`` build a part of one, for detectors of your own.
 """
 
+from detkit.detectors.recipes.d_fine import d_fine, d_fine_stage, elan_neck, small_d_fine
+from detkit.detectors.recipes.deformable_detr import deformable_detr, deformable_detr_stage, small_deformable_detr
 from detkit.detectors.recipes.detr import box_query_stage, detr, detr_dc5, detr_stage, small_detr
 from detkit.detectors.recipes.fcos import fcos, fcos_anchors, fcos_stage, small_fcos
 from detkit.detectors.recipes.hourglass import (
@@ -52,6 +54,7 @@ from detkit.detectors.recipes.retinanet import (
     retinanet_v2,
     small_retinanet,
 )
+from detkit.detectors.recipes.rt_detr import hybrid_neck, rt_detr_stage, rt_detr_v2, small_rt_detr
 from detkit.detectors.recipes.ssd import fpn_ssd, ssd, ssd300, ssd512, ssd_stage, tiny_ssd
 from detkit.detectors.recipes.ssd7 import modified_ssd, ssd7
 from detkit.detectors.recipes.ssdlite import ssdlite, ssdlite320_mobilenet_v3_large
@@ -70,9 +73,14 @@ __all__ = [
     "at_scales",
     "box_query_stage",
     "box_stage",
+    "d_fine",
+    "d_fine_stage",
+    "deformable_detr",
+    "deformable_detr_stage",
     "detr",
     "detr_dc5",
     "detr_stage",
+    "elan_neck",
     "fast_rcnn",
     "faster_rcnn",
     "fcos",
@@ -82,6 +90,7 @@ __all__ = [
     "hourglass_anchors",
     "hourglass_rpn",
     "hourglass_stage",
+    "hybrid_neck",
     "image_box_stage",
     "image_class_stage",
     "joint_localizer",
@@ -100,9 +109,13 @@ __all__ = [
     "retinanet_v2",
     "rpn_anchors",
     "rpn_stage",
+    "rt_detr_stage",
+    "rt_detr_v2",
     "segmentation_stage",
     "segmenter",
     "sequence_stage",
+    "small_d_fine",
+    "small_deformable_detr",
     "small_detr",
     "small_faster_rcnn",
     "small_fcos",
@@ -110,6 +123,7 @@ __all__ = [
     "small_mask_rcnn",
     "small_pix2seq",
     "small_retinanet",
+    "small_rt_detr",
     "small_tood",
     "small_yolo_v3",
     "small_yolox",

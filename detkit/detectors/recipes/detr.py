@@ -19,6 +19,7 @@ from detkit.layers import (
     BoxPositions,
     BoxQueries,
     DecoderLayer,
+    DeformableAttention,
     DeformableDecoderLayer,
     EncoderLayer,
     MapEncoder,
@@ -109,9 +110,12 @@ def box_query_stage(
       (labels): Embedding(3, 64)
     )
     """
-    heads = _heads("box_query_stage", channels)
+    heads = heads_of("box_query_stage", channels)
     encoder = [EncoderLayer(channels, heads, hidden=hidden, norm_first=True) for _ in range(encoder_depth)]
-    decoder = [DeformableDecoderLayer(channels, heads, hidden=hidden, norm_first=True) for _ in range(depth)]
+    looks = [DeformableAttention(channels, heads, levels=1) for _ in range(depth)]
+    decoder = [
+        DeformableDecoderLayer(channels, heads, hidden=hidden, memory_attention=look, norm_first=True) for look in looks
+    ]
     return BoxQueryStage(
         encoder=MapEncoder(
             nn.Conv2d(in_channels, channels, 1),
@@ -150,7 +154,7 @@ def detr_stage(
     >>> detr_stage(3, 64, channels=64, depth=1, queries=5).queries
     Embedding(5, 64)
     """
-    heads, settings = _heads("detr_stage", channels), {"dropout": dropout, "norm_first": norm_first}
+    heads, settings = heads_of("detr_stage", channels), {"dropout": dropout, "norm_first": norm_first}
     encoder = [EncoderLayer(channels, heads, hidden=hidden, **settings) for _ in range(depth)]
     decoder = [DecoderLayer(channels, heads, hidden=hidden, **settings) for _ in range(depth)]
     return SetPredictionStage(
@@ -168,7 +172,12 @@ def detr_stage(
     )
 
 
-def _heads(function: str, channels: int) -> int:
+def heads_of(function: str, channels: int) -> int:
+    """The number of heads of 32 channels. Raises ValueError, naming the ``function``, where they do not fit.
+
+    >>> heads_of("detr_stage", 256)
+    8
+    """
     if channels < HEAD or channels % HEAD:
         raise ValueError(f"{function}: channels={channels} must be a multiple of {HEAD}, the channels of a head")
     return channels // HEAD
