@@ -101,6 +101,18 @@ def described_regions() -> Detector:
     return behind(small_faster_rcnn(CLASSES, **SMALL), embedding=EmbeddingStage(head, pool=pool, criterion=Pulls()))
 
 
+def uneven(detector: Detector) -> Detector:
+    """With boxes that differ from the anchors, and layers from each other, as after a few steps.
+
+    At first samples lie on borders of cells, where a gradient has two sides, and all distributions are even.
+    """
+    ends = ("boxes.4.weight", "edges.4.weight", "initial.4.weight")
+    for name, parameter in detector.objects.named_parameters():
+        if name.endswith(ends):
+            nn.init.normal_(parameter, std=0.2)
+    return detector
+
+
 FAMILIES: dict[str, Callable[[], Detector]] = {
     "ssd": lambda: fpn_ssd(CLASSES, **SMALL),
     "retinanet": lambda: small_retinanet(CLASSES, **SMALL),
@@ -117,8 +129,8 @@ FAMILIES: dict[str, Callable[[], Detector]] = {
     "detr + embedding": described_queries,
     "denoising detr": lambda: small_detr(CLASSES, size=(SIDE, SIDE), channels=32, depth=2, queries=9),
     "deformable detr": lambda: small_deformable_detr(CLASSES, size=(SIDE, SIDE), channels=32, depth=2, queries=9),
-    "rt detr": lambda: small_rt_detr(CLASSES, size=(SIDE, SIDE), channels=32, depth=2, queries=9),
-    "d fine": lambda: small_d_fine(CLASSES, size=(SIDE, SIDE), channels=32, depth=2, queries=9),
+    "rt detr": lambda: uneven(small_rt_detr(CLASSES, size=(SIDE, SIDE), channels=32, depth=2, queries=9)),
+    "d fine": lambda: uneven(small_d_fine(CLASSES, size=(SIDE, SIDE), channels=32, depth=2, queries=9)),
     "pix2seq": lambda: small_pix2seq(CLASSES, size=(SIDE, SIDE), channels=32, layers=1),
     "label sets": labeled_regions,
     "embedding": described_regions,

@@ -178,11 +178,14 @@ class MapAttention(nn.Module):
         everywhere = torch.ones_like(features[:1, 0], dtype=torch.bool)
         positions = _as_rows(self.positions(everywhere, dtype=features.dtype))
         encoded = self.encoder(_as_rows(features), positions=positions)
-        return encoded.transpose(1, 2).reshape_as(features)
+        # Contiguous, as in _as_rows: a batch norm that reads a transposed map of one image has wrong gradients.
+        return encoded.transpose(1, 2).reshape_as(features).contiguous()
 
 
 def _as_rows(cells: Float[Tensor, "B D H W"]) -> Float[Tensor, "B N D"]:
     """Cells one after another, row by row."""
+    if cells.requires_grad and not torch.compiler.is_compiling():
+        cells.register_hook(Tensor.contiguous)  # else torch 2.15 batch norms of one image pass on a wrong one
     return cells.flatten(2).transpose(1, 2)
 
 

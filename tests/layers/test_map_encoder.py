@@ -94,3 +94,21 @@ def test_levels_are_projected_each_by_its_own_and_the_rest_from_the_last():
     assert memory.inside[1, :24].view(4, 6).tolist() == [[True] * 3 + [False] * 3] * 2 + [[False] * 6] * 2
     with pytest.raises(ValueError, match="LevelProjection"):
         LevelProjection(projections[:1])(features, images)
+
+
+@pytest.mark.parametrize("kind", ["attention", "projection"])
+def test_a_batch_norm_before_it_has_the_gradients_of_a_batch_also_for_one_image(kind):
+    """Where rows are taken of a map, gradients come back transposed, which norms of one image take amiss."""
+    torch.manual_seed(0)
+    norm, weights = nn.BatchNorm2d(D).double().eval(), torch.randn(1, 12, D).double()
+    attention = MapAttention(GridPositions(D), TransformerEncoder([EncoderLayer(D, 2, hidden=16)])).double().eval()
+    features, found = torch.randn(2, D, 3, 4).double(), []
+    for count in (1, 2):
+        maps = features[:count].clone().requires_grad_()
+        if kind == "attention":
+            rows = attention(norm(maps)).flatten(2).mT
+        else:
+            images = Images(torch.zeros(count, 3, 12, 16), torch.tensor([[12, 16]] * count))
+            rows = LevelProjection([norm])([maps], images).cells
+        found.append(torch.autograd.grad((rows[:1] * weights).sum(), maps)[0][0])
+    torch.testing.assert_close(found[0], found[1])

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from detkit import dist
 from detkit.anchors import HardNegativeSampler
-from detkit.detectors import BoxQueryStage, Detector, EmbeddingStage
+from detkit.detectors import BoxQueryStage, Detector, EmbeddingStage, SelectedQueryStage
 from detkit.detectors.sequence_targets import SequenceTargetBuilder
 from detkit.structures import Target
 from detkit.tricks import accumulate_gradients
 
-CHANCE = "denoising detr", "pix2seq"
+CHANCE = "denoising detr", "rt detr", "d fine", "pix2seq"
 QUICK = "ssd", "retinanet", "detr + embedding"
 EVERY = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
 
@@ -26,7 +26,7 @@ def exact_family(name: str) -> Detector:
     """In float64, without what is drawn and without losses of pairs."""
     detector = small_family(name).double()
     for module in detector.modules():
-        if isinstance(module, BoxQueryStage):
+        if isinstance(module, BoxQueryStage | SelectedQueryStage):
             module.denoising = None
         elif isinstance(module, SequenceTargetBuilder):
             module.order, module.noise = "area", False
