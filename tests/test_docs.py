@@ -11,12 +11,9 @@ DOCS = Path(__file__).parent.parent / "docs"
 PAGES = (
     *("adding_a_part", "anchors_and_matching", "dense_detectors", "elementary_losses", "overlap", "suppression"),
     *("augmentation", "choosing", "darknet_files", "dozen_detectors", "half_precision", "hourglass", "inference"),
-    *("kernels", "large_sets", "localizers", "metric_learning", "predicting", "several_tasks", "speed"),
-    *(
-        "training",
-        "fine_tuning",
-        *(f"migrating/{name}" for name in ("detectron2", "mmdetection", "torchvision", "transformers")),
-    ),
+    *("kernels", "large_sets", "localizers", "metric_learning", "predicting", "several_tasks", "speed", "training"),
+    *("fine_tuning", "understanding"),
+    *(f"migrating/{name}" for name in ("detectron2", "mmdetection", "torchvision", "transformers")),
 )
 
 

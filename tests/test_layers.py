@@ -33,7 +33,7 @@ FLOORS = [
     {"detectors"},
 ]
 LEAVES = {"tricks", "multitask", "retrieval", "viz"}
-ABOVE = {"demo", "export", "fitting", "inspect", "train", "weights", "__init__", "__main__"}
+ABOVE = {"demo", "evaluate", "export", "fitting", "inspect", "train", "weights", "__init__", "__main__"}
 LEAF_FLOOR, VIZ_FLOOR = 3, 5  # viz draws what detectors find
 FLOOR_OF = {unit: floor for floor, units in enumerate(FLOORS) for unit in units}
 

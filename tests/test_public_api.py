@@ -27,7 +27,7 @@ INTRODUCTION = """# All public names
 
 One line each, for a clone; [parts](parts.md) has the whole of it. Written by `python tests/test_public_api.py --write`.
 """
-PROGRAMS = {"detkit.demo", "detkit.inspect", "detkit.train"}  # run, not imported
+PROGRAMS = {"detkit.demo", "detkit.evaluate", "detkit.inspect", "detkit.train"}  # run, not imported
 REGENERATE = "if that is meant, run: python tests/test_public_api.py --write"
 
 

@@ -29,11 +29,12 @@ import numpy as np
 
 from detkit._door import door
 from detkit._faults import Degenerate, check_degenerate
-from detkit._ranges import Count, Positive
+from detkit._ranges import Count, Fraction, Positive
 from detkit._regular_file import read_json
 from detkit.metrics.categories import category_names, frequency_groups
 from detkit.metrics.coco_json import read_records
-from detkit.metrics.engines import AREAS, COCO_SIGMAS, IOU_TYPES, Curves, Settings, engine_name, evaluate
+from detkit.metrics.engines import AREAS, COCO_SIGMAS, IOU_TYPES, Curves, Settings, engine_name, evaluate, match
+from detkit.metrics.judged import Judged
 from detkit.metrics.records import ImageRecord, Reader, read_images
 from detkit.metrics.store import ImageStore
 from detkit.structures import Detection, Target
@@ -194,16 +195,26 @@ class CocoMetrics:
         >>> CocoMetrics(["cat"]).per_class()
         [ClassResult(name='cat', AP=-1.0, AP50=-1.0, objects=0)]
         """
-        chosen = self.iou_types[0] if iou_type is None else iou_type
-        if chosen not in self.iou_types:
-            raise ValueError(f"CocoMetrics.per_class: iou_type={iou_type!r}; allowed are {self.iou_types}")
-        curves = self._curves()[chosen]
-        names = ["all"] if self.settings.class_agnostic else self.names
+        curves = self._curves()[self._chosen(iou_type, "per_class")]
         best = curves.precision[:, :, :, 0, -1]
         return [
             ClassResult(name, _mean(best[:, :, i]), _mean(best[0, :, i]), int(curves.objects[i]))
-            for i, name in enumerate(names)
+            for i, name in enumerate(self._judged_names())
         ]
+
+    @door
+    def judged(self, iou_type: str | None = None, *, iou_threshold: Fraction = 0.5) -> Judged:
+        """Which detections find an object at ``iou_threshold``, by default of the first iou type (collective call).
+
+        From it come :func:`confusion_matrix`, :func:`score_curves`, :func:`error_kinds`, :func:`calibration` and
+        :func:`worst_images`.
+
+        >>> CocoMetrics(["cat"]).judged().images
+        []
+        """
+        chosen = self._chosen(iou_type, "judged")
+        images = match(self._images.gathered(), chosen, self._settings_of(chosen), iou_threshold)
+        return Judged(tuple(self._judged_names()), chosen, iou_threshold, images)
 
     def gathered(self) -> list[ImageRecord]:
         """The records of all images of all processes, each once, in order (collective call).
@@ -227,6 +238,15 @@ class CocoMetrics:
             curves = {kind: evaluate(records, kind, self._settings_of(kind)) for kind in self.iou_types}
             self._evaluated = (versions, curves)
         return self._evaluated[1]
+
+    def _chosen(self, iou_type: str | None, method: str) -> str:
+        chosen = self.iou_types[0] if iou_type is None else iou_type
+        if chosen not in self.iou_types:
+            raise ValueError(f"CocoMetrics.{method}: iou_type={iou_type!r}; allowed are {self.iou_types}")
+        return chosen
+
+    def _judged_names(self) -> list[str]:
+        return ["all"] if self.settings.class_agnostic else self.names
 
     def _settings_of(self, iou_type: str) -> Settings:
         usual = (20,) if iou_type == "keypoints" else (300,) if self.settings.federated else (1, 10, 100)

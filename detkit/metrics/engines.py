@@ -29,6 +29,7 @@ AREAS = {
 }
 """COCO's area ranges in square pixels, both ends included."""
 SMALLEST_SIDE = 1e-100
+_LEFT_OUT = -2
 COCO_SIGMAS = (
     *(0.026, 0.025, 0.025, 0.035, 0.035, 0.079, 0.079, 0.072, 0.072),
     *(0.062, 0.062, 0.107, 0.107, 0.087, 0.087, 0.089, 0.089),
@@ -78,6 +79,64 @@ def evaluate(records: Sequence[ImageRecord], iou_type: str, settings: Settings) 
         found = _run(_tables(records, iou_type, present), iou_type, settings)
         curves.precision[:, :, present], curves.recall[:, present] = found
     return curves
+
+
+class Match(NamedTuple):
+    """What counts in an image, and which detection finds which object, at one IoU threshold.
+
+    detections: the best of each class, best first, without those that lie in a crowd or on an ignored object; truth:
+    the objects without crowds and ignored ones; objects (D,) int64: the row of truth that a detection finds, or -1.
+    """
+
+    key: tuple[int, int, int]
+    detections: Objects
+    truth: Objects
+    objects: np.ndarray
+
+
+def match(records: Sequence[ImageRecord], iou_type: str, settings: Settings, iou_threshold: float) -> list[Match]:
+    """The engine's own matches, on which average precision rests, of every image and class.
+
+    >>> match([], "bbox", Settings(2, (100,)), 0.5)
+    []
+    """
+    records = [_prepared(record, iou_type, settings) for record in records]
+    classes = 1 if settings.class_agnostic else settings.num_classes
+    tables = _tables(records, iou_type, np.arange(classes))
+    counted, found = (np.full(len(table["annotations"]), _LEFT_OUT) for table in tables)
+    for entry in _entries(tables, iou_type, settings, iou_threshold):
+        objects, detections, matched = (np.array(entry[key], np.int64) - 1 for key in ("gtIds", "dtIds", "dtMatches"))
+        ignored, excused = (np.array(entry[key], bool).flatten() for key in ("gtIgnore", "dtIgnore"))
+        counted[objects[~ignored]] = objects[~ignored]
+        found[detections[~excused]] = matched.flatten()[~excused]
+    matches, objects, detections = [], 0, 0
+    for record in records:  # whose rows lie one after the other in the tables
+        ends = objects + len(record.truth.labels), detections + len(record.detections.labels)
+        matches.append(_match(record, counted[objects : ends[0]], found[detections : ends[1]]))
+        objects, detections = ends
+    return matches
+
+
+def _match(record: ImageRecord, counted: np.ndarray, found: np.ndarray) -> Match:
+    """``counted`` and ``found`` hold, per object and per detection, a row of the whole table of objects."""
+    real, kept = np.flatnonzero(counted != _LEFT_OUT), np.flatnonzero(found != _LEFT_OUT)
+    best = kept[np.argsort(-record.detections.scores[kept], kind="stable")]
+    rows = np.where(found[best] < 0, -1, np.searchsorted(counted[real], found[best]))
+    return Match(record.key, record.detections.take(best), record.truth.take(real), rows)
+
+
+def _entries(
+    tables: tuple[dict[str, Any], ...], iou_type: str, settings: Settings, iou_threshold: float
+) -> list[dict[str, Any]]:
+    """What an engine says of each image and class that has anything, by ids from 1 in the order of the tables."""
+    if not any(table["annotations"] for table in tables):
+        return []
+    judge = _judge(tables, iou_type, settings)
+    judge.params.iouThrs = [iou_threshold]
+    judge.params.areaRng, judge.params.areaRngLbl = [list(AREAS["all"])], ["all"]
+    with contextlib.redirect_stdout(io.StringIO()):
+        judge.evaluate()
+    return [entry for entry in judge.evalImgs if entry is not None]
 
 
 def engine_name(engine: str | None) -> str:
@@ -185,10 +244,8 @@ def _rows(side: Objects, image: int, iou_type: str) -> list[dict[str, Any]]:
     areas = _areas(side, iou_type)
     if iou_type != "keypoints":  # there the area scales distances, and a count of 0 keypoints marks the ignored
         areas = np.where(ignored, -1.0, areas)
-    # The product of such sides underflows, and pycocotools takes 0 / 0 for a match: they overlap nothing.
-    tiny = side.boxes < [-np.inf, -np.inf, SMALLEST_SIDE, SMALLEST_SIDE]
     columns = {
-        "bbox": np.where(tiny, 0.0, side.boxes).tolist(),
+        "bbox": comparable_boxes(side.boxes).tolist(),
         "category_id": (side.labels + 1).tolist(),
         "area": areas.tolist(),
         "score": side.scores.tolist(),
@@ -203,7 +260,27 @@ def _rows(side: Objects, image: int, iou_type: str) -> list[dict[str, Any]]:
     return [dict(zip(names, (image, *row), strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
+def comparable_boxes(boxes: np.ndarray) -> np.ndarray:
+    """xywh boxes (N, 4) whose tiny sides are 0: their product underflows, and pycocotools takes 0 / 0 for a match.
+
+    >>> comparable_boxes(np.array([[1.0, 1.0, 1e-200, 2.0]])).tolist()
+    [[1.0, 1.0, 0.0, 2.0]]
+    """
+    return np.where(boxes < [-np.inf, -np.inf, SMALLEST_SIDE, SMALLEST_SIDE], 0.0, boxes)
+
+
 def _run(tables: tuple[dict[str, Any], ...], iou_type: str, settings: Settings) -> tuple[np.ndarray, np.ndarray]:
+    judge = _judge(tables, iou_type, settings)
+    judge.params.areaRng = [list(bounds) for bounds in AREAS.values()]
+    judge.params.areaRngLbl = list(AREAS)
+    with contextlib.redirect_stdout(io.StringIO()):
+        judge.evaluate()
+        judge.accumulate()
+    return judge.eval["precision"], judge.eval["recall"]
+
+
+def _judge(tables: tuple[dict[str, Any], ...], iou_type: str, settings: Settings) -> Any:
+    """An engine with its tables, limits and sigmas, not yet run."""
     if engine_name(settings.engine) == "hotcoco":
         hotcoco = _hotcoco(required=True)
         judge = hotcoco.COCOeval(*(hotcoco.COCO(table) for table in tables), iou_type)
@@ -214,14 +291,9 @@ def _run(tables: tuple[dict[str, Any], ...], iou_type: str, settings: Settings) 
         judge: Any = COCOeval(_indexed(tables[0]), _indexed(tables[1]), iou_type)  # pyright: ignore[reportArgumentType]
         sigmas = np.array(settings.keypoint_sigmas)
     judge.params.maxDets = list(settings.max_detections)
-    judge.params.areaRng = [list(bounds) for bounds in AREAS.values()]
-    judge.params.areaRngLbl = list(AREAS)
     if iou_type == "keypoints":
         judge.params.kpt_oks_sigmas = sigmas
-    with contextlib.redirect_stdout(io.StringIO()):
-        judge.evaluate()
-        judge.accumulate()
-    return judge.eval["precision"], judge.eval["recall"]
+    return judge
 
 
 def _indexed(table: dict[str, Any]) -> Any:
