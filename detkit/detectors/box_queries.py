@@ -7,10 +7,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from detkit._door import door
-from detkit.anchors import gather_assigned
 from detkit.boxes import cxcywh_to_xyxy, fractions_to_pixels, pixels_to_fractions
-from detkit.detectors.denoising import DenoisingQueries
+from detkit.detectors.denoising import DenoisingQueries, denoising_losses
 from detkit.detectors.detector import Stage
+from detkit.detectors.selected_queries import weight_of
 from detkit.detectors.set_prediction import SetPredictionOutputs, check_set_matcher, match_layers
 from detkit.layers import BoxDecoder, BoxQueries
 from detkit.losses.set_prediction import SetCriterion
@@ -96,12 +96,8 @@ class BoxQueryStage(Stage):
         losses = self.criterion(logits, boxes, targets, match_layers(self.matcher, logits, boxes, targets))
         if outputs.noised is not None and outputs.assignment is not None:
             logits, boxes, *_ = outputs.noised
-            known = outputs.assignment
-            count = torch.where(known.matched >= 0, gather_assigned(known, targets).weights, 0).sum()
-            noised = self.criterion(logits, boxes, targets, known, count=count)
-            for name, loss in noised.items():
-                name = f"denoising.{name.split('.')[-1]}"
-                losses[name] = losses.get(name, 0) + loss
+            count = weight_of(outputs.assignment, targets)
+            losses |= denoising_losses(self.criterion(logits, boxes, targets, outputs.assignment, count=count))
         return losses
 
     @door

@@ -29,6 +29,19 @@ class NoisedQueries(NamedTuple):
     groups: int
 
 
+def denoising_losses(losses: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The losses of noised queries, summed over all layers.
+
+    >>> denoising_losses({"l1": torch.tensor(1.0), "layer0.l1": torch.tensor(2.0)})
+    {'denoising.l1': tensor(3.)}
+    """
+    total: dict[str, Tensor] = {}
+    for name, loss in losses.items():
+        name = f"denoising.{name.split('.')[-1]}"
+        total[name] = total[name] + loss if name in total else loss
+    return total
+
+
 class DenoisingQueries(nn.Module):
     """Makes every object a query in each of ``groups``, with a noised box and sometimes another class.
 

@@ -103,7 +103,7 @@ class RPNStage(Stage):
     Its parts are those of a :class:`~detkit.detectors.DenseStage`, with one logit per anchor, or several for a
     criterion with background, of which the first is the object's; ``sampler`` chooses which of the assigned anchors
     enter the ``criterion``, from each level by itself where the criterion says ``levels_apart``. A head with a method
-    ``at(features, rows)``, as :class:`~detkit.heads.RPNHead` has, learns from these alone: faster, and with less kept.
+    ``at(features, rows)`` that :attr:`~detkit.heads.RPNHead.is_local` learns from these alone: faster, with less kept.
     ``postprocess`` makes the proposals at inference, ``training_postprocess`` those that the next stage trains on
     (default: the same). Raises ValueError for parts that do not fit each other.
 
@@ -139,7 +139,7 @@ class RPNStage(Stage):
 
         Raises ValueError for a head with logits of more than one class for each anchor.
         """
-        apart = targets is not None and hasattr(self.head, "at")
+        apart = targets is not None and getattr(self.head, "is_local", False)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not apart):
             outputs = predict(self, features, images)
         outputs = outputs._replace(features=features) if apart else outputs

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from detkit._door import door
 from detkit.anchors import gather_assigned
 from detkit.boxes import cxcywh_to_xyxy, fractions_to_pixels, pixels_to_fractions
-from detkit.detectors.denoising import DenoisingQueries
+from detkit.detectors.denoising import DenoisingQueries, denoising_losses
 from detkit.detectors.detector import Stage
 from detkit.detectors.set_prediction import check_set_matcher, match_layers
 from detkit.layers import EdgePredictions, LevelMemory, PointQueries, Proposed, QuerySelection
@@ -84,9 +84,7 @@ class SelectedQueryStage(Stage):
         targets = targets._replace(boxes=pixels_to_fractions(targets.boxes, outputs.sizes))
         losses = self.losses(outputs.found, targets, proposed=outputs.proposed)
         if outputs.noised is not None and outputs.assignment is not None:
-            for name, loss in self.losses(outputs.noised, targets, known=outputs.assignment).items():
-                name = f"denoising.{name.split('.')[-1]}"
-                losses[name] = losses.get(name, 0) + loss
+            losses |= denoising_losses(self.losses(outputs.noised, targets, known=outputs.assignment))
         return losses
 
     @door

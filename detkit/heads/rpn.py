@@ -12,7 +12,8 @@ from detkit._inputs import promote
 from detkit._ranges import Count, Whole
 from detkit.boxes.pyramid import read_cells
 from detkit.heads.multibox import check_neck, flatten_levels
-from detkit.structures import DensePredictions
+from detkit.layers.recomputation import is_hooked
+from detkit.structures import DensePredictions, take_rows
 
 
 class RPNHead(nn.Module):
@@ -53,12 +54,30 @@ class RPNHead(nn.Module):
         logits = flatten_levels([self.logits(level) for level in towers], 1)
         return DensePredictions(logits, flatten_levels([self.deltas(level) for level in towers], 4))
 
+    @property
+    def is_local(self) -> bool:
+        """Whether :meth:`at` can read single cells: not of a subclass with its own :meth:`forward`, another tower than
+        that of the constructor, pruned or otherwise reparametrized convolutions, or where hooks watch one of them."""
+        alike = all(
+            (layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.groups, layer.padding_mode)
+            == ((3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros")
+            for layer in self.tower
+            if isinstance(layer, nn.Conv2d)
+        )
+        kinds = [type(layer) for layer in self.tower]
+        plain = kinds == [nn.Conv2d, nn.ReLU] * (len(kinds) // 2) and type(self).forward is RPNHead.forward
+        return alike and plain and not any(is_hooked(part) for part in (self, self.tower, *self.tower))
+
     @door
     def at(self, features: Sequence[Float[Tensor, "B _ _ _"]], rows: Int[Tensor, "B K"]) -> DensePredictions:
         """What :meth:`forward` says of the anchors ``rows`` (B, K) of each image, from the cells around them alone.
 
         Few anchors are sampled for the loss: forward and backward pass of all others, and what they keep, are left out.
+        Unless the head :attr:`is_local`, all are computed.
         """
+        if not self.is_local:
+            everything = self(features)
+            return DensePredictions(*(take_rows(part, rows) for part in everything[:2]))
         per_cell = self.logits.out_channels
         own = (rows % per_cell)[..., None, None]
         values = self._read(features, rows // per_cell)

@@ -73,6 +73,19 @@ class BoxPositions(nn.Module):
         return f"channels={self.channels}, temperature={self.temperature}"
 
 
+class BoxNet(nn.Sequential):
+    """A chain of layers that reads boxes, which are at least in float32, in the dtype of its parameters.
+
+    >>> BoxNet(nn.Linear(4, 8)).bfloat16()(torch.rand(2, 5, 4)).dtype
+    torch.bfloat16
+    """
+
+    @door
+    def forward(self, input: Float[Tensor, "B Q 4"]) -> Float[Tensor, "B Q D"]:
+        """What the layers make of boxes (B, Q, 4)."""
+        return super().forward(input.to(next(self.parameters(), input).dtype))
+
+
 class BoxQueries(nn.Module):
     """``count`` queries, each with a learned embedding and a learned box.
 

@@ -1,8 +1,7 @@
 """Computing again in the backward pass what the forward pass would otherwise have to keep."""
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
+from contextlib import nullcontext
 from typing import TypeVar
 
 import torch
@@ -13,6 +12,7 @@ from detkit._inputs import is_transformed
 
 Result = TypeVar("Result")
 _Norm = nn.modules.batchnorm._BatchNorm
+_STEADY = (nn.Sequential, nn.Conv2d, _Norm, nn.GroupNorm, nn.ReLU, nn.LeakyReLU, nn.SiLU, nn.GELU)  # nothing is drawn
 
 
 def recomputed(
@@ -21,20 +21,38 @@ def recomputed(
     """``step(*inputs)``, of which only the inputs are kept: the backward pass computes again what it needs.
 
     Losses and gradients are the same. ``parts`` are the modules in ``step``, whose batch norms count each batch once;
-    ``draws`` says that it draws random numbers, as dropout does.
+    where ``torch.func.functional_call`` gave them other parameters, which are gone in the backward pass, everything is
+    kept. ``draws`` says that it draws random numbers, as dropout does.
 
     >>> features = torch.ones(1, 1, 2, 2, requires_grad=True)
     >>> recomputed(lambda values: values.square().square(), features).sum().backward()
     >>> features.grad.unique()
     tensor([4.])
     """
-    if not torch.is_grad_enabled() or (not torch.compiler.is_compiling() and is_transformed()):
+    if not torch.is_grad_enabled():
         return step(*inputs)
     if torch.compiler.is_compiling():  # a compiler repeats no update of a buffer
         return checkpoint(step, *inputs, use_reentrant=False)  # pyright: ignore[reportReturnType]
-    contexts = partial(_contexts, [part for part in parts if isinstance(part, _Norm)])
-    settings = {"use_reentrant": False, "preserve_rng_state": draws, "context_fn": contexts}
+    parts = list(parts)
+    if is_transformed() or _lent(parts):
+        return step(*inputs)
+    norms = [part for part in parts if isinstance(part, _Norm)]
+    settings = {
+        "use_reentrant": False,
+        "preserve_rng_state": draws,
+        "context_fn": lambda: (nullcontext(), _Resting(norms)),
+    }
     return checkpoint(step, *inputs, **settings)  # pyright: ignore[reportReturnType]
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether hooks see, or change, what the module itself computes: then it must be called.
+
+    >>> is_hooked(nn.ReLU())
+    False
+    """
+    hooks = module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks
+    return any(hooks)
 
 
 def lean_tower(tower: nn.Module, features: Tensor) -> Tensor:
@@ -50,9 +68,20 @@ def lean_tower(tower: nn.Module, features: Tensor) -> Tensor:
     if torch.compiler.is_compiling() or not torch.is_grad_enabled() or not isinstance(tower, nn.Sequential):
         return tower(features)
     for step in _steps(tower):
-        normed = any(isinstance(part, (_Norm, nn.GroupNorm)) for part in step)
-        features = recomputed(_chain(step), features, parts=step, draws=False) if normed else _chain(step)(features)
+        run, parts = _chain(step), [inner for part in step for inner in part.modules()]
+        lean = any(isinstance(part, (_Norm, nn.GroupNorm)) for part in step)
+        if lean and not getattr(step[0], "inplace", False):  # which would overwrite what is kept
+            draws = not all(isinstance(part, _STEADY) for part in parts)
+            features = recomputed(run, features, parts=parts, draws=draws)
+        else:
+            features = run(features)
     return features
+
+
+def _lent(parts: list[nn.Module]) -> bool:
+    """Whether some parameters are other tensors for the moment."""
+    given = (value for part in parts for value in part._parameters.values() if value is not None)
+    return not all(isinstance(value, nn.Parameter) for value in given)
 
 
 def _steps(tower: nn.Module) -> list[list[nn.Module]]:
@@ -66,8 +95,8 @@ def _steps(tower: nn.Module) -> list[list[nn.Module]]:
 
 
 def _leaves(part: nn.Module) -> Iterator[nn.Module]:
-    if isinstance(part, nn.Sequential) and not (part._forward_hooks or part._forward_pre_hooks):
-        for child in part:
+    if type(part).forward is nn.Sequential.forward and not is_hooked(part):
+        for child in part.children():
             yield from _leaves(child)
     else:
         yield part
@@ -82,18 +111,17 @@ def _chain(step: list[nn.Module]) -> Callable[[Tensor], Tensor]:
     return run
 
 
-def _contexts(norms: list[_Norm]) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    return nullcontext(), _resting(norms)
+class _Resting:
+    """Running statistics stay as they are, while values are normalized by those of the batch; entered once a pass."""
 
+    def __init__(self, norms: list[_Norm]) -> None:
+        self.norms = norms
 
-@contextmanager
-def _resting(norms: list[_Norm]) -> Iterator[None]:
-    """Running statistics stay as they are, while values are normalized by those of the batch."""
-    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
-    for norm in norms:
-        norm.momentum, norm.num_batches_tracked = 0.0, None
-    try:
-        yield
-    finally:
-        for norm, (momentum, count) in zip(norms, before, strict=True):
+    def __enter__(self) -> None:
+        self.before = [(norm.momentum, norm.num_batches_tracked) for norm in self.norms]
+        for norm in self.norms:
+            norm.momentum, norm.num_batches_tracked = 0.0, None
+
+    def __exit__(self, *error: object) -> None:
+        for norm, (momentum, count) in zip(self.norms, self.before, strict=True):
             norm.momentum, norm.num_batches_tracked = momentum, count

@@ -90,7 +90,8 @@ class FPN(Neck):
             return finest(feature, coarser)
         step = 1 if feature.device.type == "cpu" else len(feature)
         images = zip(feature.split(step), coarser.split(step), strict=True)
-        return torch.cat([recomputed(finest, *image, draws=False) for image in images])
+        parts = [*self.laterals[0].modules(), *self.outputs[0].modules()]
+        return torch.cat([recomputed(finest, *image, parts=parts, draws=False) for image in images])
 
     def _coarser(self, feature: Tensor, output: Tensor) -> list[Tensor]:
         levels = [feature if self.extra_from == "input" else output]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from detkit.anchors import HungarianMatcher
 from detkit.boxes import EdgeCoder
 from detkit.detectors import DenoisingQueries, Detector, Preprocess, SetPostprocess
+from detkit.detectors.recipes.rt_detr import EDGE, box_embedding
 from detkit.detectors.selected_queries import (
     QueryLosses,
     SelectedQueryStage,
@@ -48,7 +49,6 @@ from detkit.weights.transformers_resnet import ACTIVATIONS, check_fields
 
 SELECTED = ("RTDetrForObjectDetection", "RTDetrV2ForObjectDetection", "DFineForObjectDetection")
 """The models that :func:`selected_from_transformers` takes."""
-EDGE = 1e-5
 _STAGE = "objects"
 
 
@@ -243,7 +243,7 @@ def _stage(model: Any, *, fine: bool) -> SelectedQueryStage:
         losses: Any = TransformersEdgeLosses(matcher, criterion, EdgeLoss(coder, **weights))
     else:
         layers = [_decoder_layer(config, fine=False) for _ in range(config.decoder_layers)]
-        decoder = BoxDecoder(layers, [head() for _ in layers], positions=_positions(channels))
+        decoder = BoxDecoder(layers, [head() for _ in layers], positions=box_embedding(channels))
         auxiliary = config.auxiliary_loss
         losses = QueryLosses(matcher, criterion, auxiliary=auxiliary, proposals=auxiliary)
     return SelectedQueryStage(
@@ -304,15 +304,11 @@ def _edge_decoder(model: Any) -> EdgeDecoder:
     return EdgeDecoder(
         layers,
         [EdgeHead(channels, num_classes=config.num_labels, bins=bins, quality=quality()) for _ in layers],
-        positions=nn.Sequential(*_positions(channels), nn.Hardtanh(-10, 10)),
+        positions=box_embedding(channels).append(nn.Hardtanh(-10, 10)),
         initial=small_net(channels, channels, 4, 3),
         coder=EdgeCoder(bins=bins, reach=abs(float(decoder.up)), scale=abs(float(decoder.reg_scale))),
         edge=EDGE,
     )
-
-
-def _positions(channels: int) -> nn.Sequential:
-    return small_net(4, 2 * channels, channels, 2)
 
 
 _ATTENTION = (("query", "q_proj"), ("key", "k_proj"), ("value", "v_proj"), ("output", "o_proj"))

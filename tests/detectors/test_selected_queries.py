@@ -92,3 +92,13 @@ def test_a_matcher_that_needs_anchors_is_refused(kind):
     matcher = ThresholdMatcher(positive_iou=0.5, negative_iou=0.4)
     with pytest.raises(ValueError, match=f"{kind.__name__}: matcher is a ThresholdMatcher"):
         kind(matcher, VarifocalSetLoss(), *more)
+
+
+@pytest.mark.parametrize("name", BUILDS)
+def test_a_detector_in_half_precision_learns_and_finds(name):
+    """All weights are rounded; boxes stay in float32."""
+    detector = BUILDS[name](3, size=(64, 64), channels=32, depth=1, queries=5).bfloat16()
+    images, targets = two_images()
+    images = [image.bfloat16() for image in images]
+    assert all(loss.isfinite() for loss in detector(images, targets).values())
+    assert detector.eval()(images)[0]["boxes"].dtype == torch.float32

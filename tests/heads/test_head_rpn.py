@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 from torchvision.models.detection import rpn as peer
 
 from detkit.heads import RPNHead
@@ -82,3 +83,45 @@ def test_single_anchors_read_what_all_of_them_do_and_give_the_same_gradients(dep
         found.append((values, *gradients))
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+
+
+class Doubled(RPNHead):
+    """A head that does something beside."""
+
+    def forward(self, features):
+        predictions = super().forward(features)
+        return predictions._replace(logits=predictions.logits * 2)
+
+
+def changed(head: RPNHead, how: str) -> RPNHead:
+    first, relu = head.tower
+    if how == "hook":
+        first.register_forward_hook(lambda *given: given[-1] * 3)
+    elif how == "pruned":
+        prune.l1_unstructured(first, "weight", amount=0.5)
+    elif how == "weight norm":
+        nn.utils.parametrizations.weight_norm(first)
+    else:
+        towers = {
+            "norm": [first, nn.GroupNorm(2, 6), relu],
+            "leaky": [first, nn.LeakyReLU(0.3)],
+            "depthwise": [nn.Conv2d(6, 6, 3, padding=1, groups=6), relu],
+            "pointwise": [nn.Conv2d(6, 6, 1), relu],
+        }
+        head.tower = nn.Sequential(*towers[how])
+    return head
+
+
+@pytest.mark.parametrize("how", ["hook", "pruned", "weight norm", "norm", "leaky", "depthwise", "pointwise", "own"])
+def test_single_anchors_of_other_heads_read_and_learn_what_all_of_them_do(how):
+    head = Doubled(6, 3) if how == "own" else changed(RPNHead(6, 3), how)
+    head, features, rows = head.double(), levels((5, 7), (1, 1)), torch.stack([torch.randperm(108)[:50]] * 2)
+    assert RPNHead(6, 3).is_local
+    assert not head.is_local
+    with torch.no_grad():
+        everything = head(features)  # what pruning leaves behind has no gradient
+    found = head.at(features, rows)
+    for part, other in zip(found[:2], everything[:2], strict=True):
+        torch.testing.assert_close(part, other.gather(1, rows[..., None].expand_as(part)))
+    (found.logits.sum() + found.deltas.sum()).backward()
+    assert all(parameter.grad is not None for parameter in head.parameters())

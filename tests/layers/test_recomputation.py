@@ -3,6 +3,7 @@
 import copy
 from functools import partial
 
+import pytest
 import torch
 from torch import nn
 
@@ -47,3 +48,72 @@ def test_a_lean_tower_learns_the_same_and_keeps_the_outputs_of_its_convolutions_
     assert kept < before == 7  # images, three convolutions, three activations; what steps are given is not counted
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other)
+
+
+class Doubled(nn.Sequential):
+    """A chain that does something beside."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return super().forward(input) * 2
+
+
+TOWERS = {
+    "dropout": lambda: nn.Sequential(nn.Conv2d(4, 4, 1), nn.GroupNorm(2, 4), nn.Dropout(0.5), nn.Conv2d(4, 4, 1)),
+    "in place first": lambda: nn.Sequential(
+        nn.Conv2d(4, 4, 1), nn.ReLU(inplace=True), nn.GroupNorm(2, 4), nn.Conv2d(4, 4, 1)
+    ),
+    "own forward": lambda: Doubled(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1)),
+    "own forward inside": lambda: nn.Sequential(Doubled(nn.BatchNorm2d(4)), nn.GroupNorm(2, 4), nn.Conv2d(4, 4, 1)),
+}
+
+
+@pytest.mark.parametrize("kind", TOWERS)
+def test_a_lean_tower_may_be_of_any_chain(kind):
+    torch.manual_seed(0)
+    plain = TOWERS[kind]()
+    lean, features = copy.deepcopy(plain), torch.rand(2, 4, 5, 5)
+    for run in (plain, partial(lean_tower, lean)):
+        torch.manual_seed(1)
+        run(features).square().sum().backward()
+        torch.rand(9)  # between two steps others draw, too
+    for ours, theirs in zip(lean.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad)
+    for ours, theirs in zip(lean.buffers(), plain.buffers(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_hooks_of_a_lean_tower_run():
+    tower, ran = conv_tower(8, depth=1), []
+    tower.register_full_backward_hook(lambda *_: ran.append("backward"))
+    lean_tower(tower, torch.rand(1, 8, 4, 4, requires_grad=True)).sum().backward()
+    assert ran == ["backward"]
+
+
+def test_a_graph_that_is_retained_is_walked_twice():
+    norm = nn.BatchNorm2d(3)
+    loss = recomputed(norm, torch.rand(2, 3, 4, 4, requires_grad=True), parts=[norm]).square().sum()
+    first, second = (torch.autograd.grad(loss, norm.weight, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, second)
+    assert norm.num_batches_tracked == 1
+
+
+class Lean(nn.Module):
+    """A chain that is computed again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.chain = nn.Sequential(nn.Conv2d(3, 4, 1), nn.SiLU(), nn.Conv2d(4, 2, 1))
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return recomputed(self.chain, features, parts=self.modules())
+
+
+def test_borrowed_parameters_learn_in_the_place_of_the_own():
+    lean, features = Lean(), torch.rand(2, 3, 4, 4)
+    borrowed = {name: torch.rand_like(value, requires_grad=True) for name, value in lean.named_parameters()}
+    result = torch.func.functional_call(lean, borrowed, (features,))
+    ours = torch.autograd.grad(result.square().sum(), [*borrowed.values()])
+    lean.load_state_dict(borrowed)
+    theirs = torch.autograd.grad(lean.chain(features).square().sum(), [*lean.parameters()])
+    for one, other in zip(ours, theirs, strict=True):
+        assert torch.equal(one, other)

@@ -140,3 +140,20 @@ def test_an_unknown_source_of_extra_levels_is_refused():
 def test_features_of_other_channels_are_refused():
     with pytest.raises(ValueError, match=r"FPN: features have shapes .* channels \(6, 8, 10\)"):
         FPN(CHANNELS, STRIDES)(features()[::-1])
+
+
+def test_a_graph_that_is_retained_is_walked_twice_and_borrowed_parameters_learn():
+    """The finest level is computed again in the backward pass, when borrowed parameters are gone."""
+    neck, given = FPN(CHANNELS, STRIDES).double(), [level.double() for level in features()]
+    borrowed = {name: 2 * value.detach() for name, value in neck.named_parameters()}
+    for value in borrowed.values():
+        value.requires_grad_()
+    levels = torch.func.functional_call(neck, borrowed, (given,))
+    loss = torch.stack([level.square().sum() for level in levels]).sum()
+    first, second = (torch.autograd.grad(loss, [*borrowed.values()], retain_graph=True) for _ in range(2))
+    neck.load_state_dict(borrowed)
+    loss = torch.stack([level.square().sum() for level in neck(given)]).sum()
+    own, again = (torch.autograd.grad(loss, [*neck.parameters()], retain_graph=True) for _ in range(2))
+    for values in zip(first, second, own, again, strict=True):
+        for value in values[1:]:
+            torch.testing.assert_close(value, values[0])

@@ -188,7 +188,7 @@ def d_fine_stage(
         decoder=EdgeDecoder(
             [gated_layer(channels, levels=len(in_channels), points=points) for _ in range(depth)],
             [EdgeHead(channels, num_classes=num_classes) for _ in range(depth)],
-            positions=nn.Sequential(*box_embedding(channels), nn.Hardtanh(-10, 10)),
+            positions=box_embedding(channels).append(nn.Hardtanh(-10, 10)),
             initial=initial,
             coder=coder,
             edge=EDGE,

@@ -12,7 +12,7 @@ from detkit.detectors.detector import Detector
 from detkit.detectors.preprocess import Preprocess
 from detkit.detectors.recipe import recipe
 from detkit.detectors.recipes.detr import heads_of
-from detkit.detectors.recipes.rt_detr import focal_matcher
+from detkit.detectors.recipes.rt_detr import EDGE, focal_matcher
 from detkit.detectors.selected_queries import QueryLosses, SelectedQueryStage
 from detkit.detectors.set_prediction import SetPostprocess
 from detkit.heads import RefinementHead
@@ -30,8 +30,6 @@ from detkit.layers import (
 )
 from detkit.losses import FocalSetLoss
 
-EDGE = 1e-5
-"""How near to 0 and 1 the logits of boxes go."""
 _SMALL_SIDE = -2.0
 """The logit of the width and height that boxes around points start with: 0.12 of the image."""
 

@@ -18,6 +18,7 @@ from detkit.detectors.recipe import recipe
 from detkit.detectors.selected_queries import QueryLosses, SelectedQueryStage
 from detkit.detectors.set_prediction import SetPostprocess
 from detkit.heads import RefinementHead
+from detkit.heads.set_prediction import small_net
 from detkit.layers import (
     BoxDecoder,
     ConvNormActivation,
@@ -31,6 +32,7 @@ from detkit.layers import (
     QuerySelection,
     TransformerEncoder,
 )
+from detkit.layers.box_decoder import BoxNet
 from detkit.losses import VarifocalSetLoss
 from detkit.necks import HybridNeck
 
@@ -206,13 +208,13 @@ def level_projection(in_channels: int, channels: int) -> nn.Module:
     return ConvNormActivation(in_channels, channels, kernel_size=1, activation=None)
 
 
-def box_embedding(channels: int) -> nn.Sequential:
+def box_embedding(channels: int) -> BoxNet:
     """The positions of queries: an MLP of the four numbers of their boxes.
 
     >>> len(box_embedding(8))
     3
     """
-    return nn.Sequential(nn.Linear(4, 2 * channels), nn.ReLU(), nn.Linear(2 * channels, channels))
+    return BoxNet(*small_net(4, 2 * channels, channels, 2))
 
 
 def contrastive_queries(num_classes: int, channels: int, count: int) -> DenoisingQueries:
