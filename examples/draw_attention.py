@@ -31,7 +31,7 @@ def draw_queries(axes: Any, detector: Detector, image: Tensor) -> None:
     hook.remove()
     scores, labels = stage.criterion.scores(logits[-1, 0]).max(-1)
     corners = cxcywh_to_xyxy(boxes[-1, 0]) * SIDE
-    locations, weights = (rows[0].flatten(1, 3) for rows in seen[0])
+    locations, weights = (rows[0].flatten(1, 2) for rows in seen[0])
     for panel, query in zip(axes, scores.argsort(descending=True), strict=False):
         panel.imshow(image.permute(1, 2, 0))
         x1, y1, x2, y2 = corners[query].tolist()

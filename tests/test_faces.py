@@ -62,7 +62,7 @@ def test_every_anchor_says_what_a_network_of_torch_alone_says(name, detectors, s
     batch, _ = detectors[name].preprocess([image])
     (stage,) = detectors[name].stages.values()
     outputs = stage(detectors[name].trunk(batch.tensors), batch, None)
-    (predictions, anchors), points = outputs if name == "retinaface" else (outputs, [None])
+    (predictions, anchors, _), points = outputs if name == "retinaface" else (outputs, [None])
     expected = getattr(face_networks, name)(states[name], image)
     torch.testing.assert_close(predictions.logits[0], expected.logits.flip(1), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(predictions.deltas[0], expected.deltas, rtol=1e-4, atol=1e-4)

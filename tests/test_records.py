@@ -17,7 +17,7 @@ from detkit._inputs import promote
 
 SIZE = 7
 # Parts that work on sides of boxes: the operations made of them have the records.
-WRAPPED = {"DistributionCoder"}  # reads distributions for another coder, which has its record
+WRAPPED = {"DistributionCoder", "EdgeCoder"}  # of distributions: tests/boxes/test_coding.py and test_edges.py
 SUMMED = {"box_costs", "mean_count", "sigmoid_scores", "softmax_scores"}  # what criteria share: tests/losses
 SUMMED |= {"grid_cost"}  # weighs a box by the area of all cells, not row by row: tests/losses/test_yolo.py
 PARTS = {"ciou", "diou", "giou", "hull", "intersection_and_union", "iou", "ratio", "unsquared_diou"}

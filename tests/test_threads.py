@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from detkit._threads import on_one_thread, threads_for_pieces
-from detkit.boxes import nms, suppression
+from detkit.boxes import batched_nms, suppression
 
 
 @pytest.fixture(autouse=True)
@@ -91,5 +91,5 @@ def test_an_operator_of_many_steps_runs_on_one_thread(monkeypatch):
 
     by_kernel = suppression._by_kernel
     monkeypatch.setattr(suppression, "_by_kernel", kernel)
-    nms(torch.tensor([[0.0, 0, 9, 9]]), torch.ones(1), 0.5)
+    batched_nms(torch.tensor([[0.0, 0, 9, 9]]), torch.ones(1), torch.zeros(1, dtype=torch.int64), 0.5)
     assert threads == [1]

@@ -33,8 +33,8 @@ class EdgeLoss(nn.Module):
     >>> even = torch.zeros(1, 1, 20)
     >>> loss = EdgeLoss(EdgeCoder(bins=4), fgl_weight=1.0)
     >>> costs = loss(even[None], boxes[None], boxes, (torch.zeros(1, 1, 2), even), targets, assignment)
-    >>> {name: values.round(decimals=4).tolist() for name, values in costs.items()}  # 4 edges of log 5
-    {'fgl': [6.4378], 'ddf': [0.0]}
+    >>> {name: round(values.item(), 4) for name, values in costs.items()}  # 4 edges of log 5
+    {'fgl': 6.4378, 'ddf': 0.0}
     """
 
     @door

@@ -32,7 +32,7 @@ class PointsStage(Stage):
         return self.dense.loss(outputs[0], targets)
 
     def detections(self, outputs: Any, images: Images) -> Detections:
-        (predictions, anchors), shifts = outputs
+        (predictions, anchors, _), shifts = outputs
         found = self.dense.detections(outputs[0], images)
         coder: Any = self.dense.coder
         boxes = clip_boxes_to_image(coder.decode(predictions.deltas, anchors), images.sizes)

@@ -106,7 +106,7 @@ def box_query_stage(
 
     >>> box_query_stage(3, 64, channels=64, depth=1, queries=5).denoising
     DenoisingQueries(
-      groups=5, label_noise=0.2, box_noise=0.4, max_queries=640
+      groups=5, label_noise=0.2, box_noise=0.4, max_queries=640, contrastive=False
       (labels): Embedding(3, 64)
     )
     """
