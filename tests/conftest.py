@@ -48,12 +48,12 @@ _cases: dict[str, itertools.count[int]] = collections.defaultdict(itertools.coun
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Properties are tried on sixty examples, in the quick selection on ten."""
+    """Properties are tried on thirty examples, in the quick selection on ten."""
     # The machine may be slow, and CI must say the same thing twice.
     # mutmut runs a test several times in one process, each time from another instance of its class.
     hypothesis.settings.register_profile(
         "detkit",
-        max_examples=10 if config.option.markexpr == "not slow" else 60,
+        max_examples=10 if config.option.markexpr == "not slow" else 30,
         deadline=None,
         derandomize="CI" in os.environ,
         suppress_health_check=[hypothesis.HealthCheck.differing_executors],
