@@ -1,5 +1,6 @@
 """Runs the files of tests/compiled in processes of their own: what is traced must not carry the shape checks."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -18,7 +19,17 @@ RUNS = {
     ("compiled_backbones", "compiled_multitask"): 45,
     ("exported_programs",): 90,
 }
-EVERY_RUN = [pytest.param(names, id=", ".join(names), marks=pytest.mark.slow(took)) for names, took in RUNS.items()]
+ON_REQUEST = {"compiled_anchors", "compiled_dense", "compiled_losses", "compiled_records", "compiled_backbones"}
+"""First files of runs whose parts whole detectors contain, which are compiled in the others."""
+
+
+def marks(names: tuple[str, ...], seconds: int) -> list[pytest.MarkDecorator]:
+    left_out = names[0] in ON_REQUEST and "DETKIT_EVERY_TEST" not in os.environ
+    words = "parts were NOT compiled one by one, only whole detectors: DETKIT_EVERY_TEST=1 compiles them, in minutes"
+    return [pytest.mark.slow(1 if left_out else seconds), pytest.mark.skipif(left_out, reason=words)]
+
+
+EVERY_RUN = [pytest.param(names, id=", ".join(names), marks=marks(names, took)) for names, took in RUNS.items()]
 
 
 def run_files(files: list[Path]) -> None:

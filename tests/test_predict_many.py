@@ -111,8 +111,8 @@ def killed_in_mid_run(arguments, parts, printed):
 
 @pytest.mark.slow(300)
 @pytest.mark.skipif(
-    "DETKIT_RAY_TESTS" not in os.environ,
-    reason="a killed run of Ray was NOT tried: five starts of a cluster take minutes; DETKIT_RAY_TESTS=1 runs it",
+    "DETKIT_EVERY_TEST" not in os.environ,
+    reason="a killed run of Ray was NOT tried: five starts of a cluster take minutes; DETKIT_EVERY_TEST=1 runs it",
 )
 def test_a_run_killed_three_times_loses_and_doubles_nothing(made, tmp_path):
     pytest.importorskip("ray", reason="without ray examples/predict_many.py was NOT run on a cluster")
