@@ -56,8 +56,8 @@ for dtype, training, count in itertools.product((torch.float32, torch.float64), 
 PYTHON
 python3 -m venv "$folder/venv"
 "$folder/venv/bin/pip" install -q uv
-for version in 2.11.0 2.15.0; do
+for torch in "torch==2.11.0" "torch==2.15.0"; do
   "$folder/venv/bin/uv" venv -q --clear "$folder/own"
-  "$folder/venv/bin/uv" pip install -q --python "$folder/own/bin/python" "torch==$version" numpy
-  "$folder/own/bin/python" "$folder/show.py" "$version"
+  "$folder/venv/bin/uv" pip install -q --python "$folder/own/bin/python" "$torch" "numpy==2.3.5"
+  "$folder/own/bin/python" "$folder/show.py" "${torch#torch==}"
 done

@@ -35,9 +35,9 @@ assert x.grad.item() == 0.0
 PYTHON
 python3 -m venv "$folder/venv"
 "$folder/venv/bin/pip" install -q uv
-for pair in "2.11.0 1.0" "2.15.0 0.0"; do
-  read -r version gradient <<< "$pair"
+for pair in "torch==2.11.0 1.0" "torch==2.15.0 0.0"; do
+  read -r torch gradient <<< "$pair"
   "$folder/venv/bin/uv" venv -q --clear "$folder/own"
-  "$folder/venv/bin/uv" pip install -q --python "$folder/own/bin/python" "torch==$version" numpy
-  "$folder/own/bin/python" "$folder/show.py" "$version" "$gradient"
+  "$folder/venv/bin/uv" pip install -q --python "$folder/own/bin/python" "$torch" "numpy==2.3.5"
+  "$folder/own/bin/python" "$folder/show.py" "${torch#torch==}" "$gradient"
 done
