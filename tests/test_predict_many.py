@@ -55,7 +55,7 @@ def example(monkeypatch):
 def run_here(example, monkeypatch, *arguments, workers_alone=True):
     """The example in this process: blocks are done by a worker that is called directly, without Ray."""
 
-    def detect(paths, settings, *, workers, block, address):
+    def detect(paths, settings, *, workers, block, address, retry):
         worker = example.Worker(settings)
         for first in range(0, len(paths), block):
             worker(arrow.table({"path": paths[first : first + block]}))
@@ -166,6 +166,78 @@ def test_pictures_done_twice_count_once_and_another_run_is_refused(made, example
     check_all(parquet.read_table(tmp_path / "predictions.parquet"), folder, detector)
     with pytest.raises(SystemExit, match="other weights or options"):
         run_here(example, monkeypatch, *arguments, folder / "pictures", "--score", 0.5)
+    (tmp_path / "run.json").unlink()
+    with pytest.raises(SystemExit, match=r"unknown ones, not .* delete the folder"):
+        run_here(example, monkeypatch, *arguments, folder / "pictures", "--score", 0.05)
+
+
+def test_what_could_not_be_read_is_read_again_on_request(made, example, monkeypatch, tmp_path):
+    folder, _ = made
+    picture = tmp_path / "path=1" / "a b.png"  # no column of a partitioned table
+    picture.parent.mkdir()
+    picture.write_bytes(b"half")
+    arguments = (folder / "digits.safetensors", picture.parent / "found", picture.parent)
+
+    def errors(*more, **settings):
+        run_here(example, monkeypatch, *arguments, *more, **settings)
+        return parquet.read_table(arguments[1] / "predictions.parquet", partitioning=None)["error"].to_pylist()
+
+    assert "a b.png" in errors()[0]
+    picture.write_bytes((folder / "pictures" / "00000.b.png").read_bytes())
+    assert "a b.png" in errors(workers_alone=False)[0]
+    for more in (["--retry", "--block", 2], ["--retry"], []):  # the first is a block of another name: both are there
+        assert errors(*more) == [None]
+
+
+@pytest.mark.parametrize("table", [None, {"path": ["a"]}, {"path": [["a"]], "error": ["b"]}], ids=str)
+def test_a_broken_file_of_results_is_refused_by_name(example, tmp_path, table):
+    from many.joined import done
+
+    (tmp_path / "a.parquet").write_bytes(b"PAR1")
+    if table:
+        parquet.write_table(arrow.table(table), tmp_path / "a.parquet")
+    with pytest.raises(SystemExit, match=r"a\.parquet is no file of results; delete it"):
+        done(tmp_path)
+
+
+@pytest.mark.parametrize("options", [("--score", "nan"), ("--block", 0), ("--workers", 0), ("--batch-size", -1)])
+def test_options_out_of_range_are_refused_before_the_folder_is_made(made, example, monkeypatch, tmp_path, options):
+    with pytest.raises(SystemExit, match="2"):
+        run_here(example, monkeypatch, made[0] / "digits.safetensors", tmp_path / "found", made[0], *options)
+    assert not (tmp_path / "found").exists()
+
+
+def test_a_list_has_each_picture_once(example, made, tmp_path):
+    from many.sources import listed
+
+    pictures = made[0] / "pictures"
+    near = os.path.relpath(pictures, tmp_path)
+    names = [str(pictures / BAD), f"{near}/{BAD}", f"./{near}/../pictures/{BAD}"]
+    parquet.write_table(arrow.table({"path": names}), tmp_path / "l.parquet")
+    assert listed([str(tmp_path / "l.parquet")]) == [names[0]]
+    assert listed([str(tmp_path / "l.parquet"), str(pictures)]) == sorted(map(str, pictures.iterdir()))
+
+
+@pytest.mark.parametrize(
+    "column", [{"path": ["a", None]}, {"path": ["a", ""]}, {"path": [1]}, {"file": ["a"]}], ids=str
+)
+def test_a_list_without_paths_is_refused_by_name(example, tmp_path, column):
+    from many.sources import listed
+
+    parquet.write_table(arrow.table(column), tmp_path / "l.parquet")
+    with pytest.raises(ValueError, match=r"l\.parquet"):
+        listed([str(tmp_path / "l.parquet")])
+
+
+def test_a_name_that_parquet_cannot_hold_is_refused_by_name(example, tmp_path):
+    from many.sources import listed
+
+    try:
+        (tmp_path / os.fsdecode(b"\xe4.png")).touch()
+    except (OSError, UnicodeError):
+        pytest.skip("this file system takes names in UTF-8 alone")
+    with pytest.raises(ValueError, match=r"udce4\.png.* rename"):
+        listed([str(tmp_path)])
 
 
 @pytest.mark.slow(2)

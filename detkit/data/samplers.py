@@ -25,7 +25,7 @@ class _Resumable(Sampler[Item], ABC, Generic[Item]):
 
     def __init__(self, seed: int, rank: int | None, world_size: int | None) -> None:
         name = type(self).__name__
-        self.seed = seed
+        self.seed = int(seed)
         self.world_size = dist.world_size() if world_size is None else world_size
         self.rank = dist.rank() if rank is None else rank
         self.epoch = 0
@@ -66,16 +66,22 @@ class _Resumable(Sampler[Item], ABC, Generic[Item]):
         return {"epoch": self.epoch, "position": self.position, **self._identity()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where ``state`` was taken. Raises ValueError if seed, length or world size differ."""
+        """Continue where ``state`` was taken. Raises ValueError where what the order depends on differs."""
         for key, value in self._identity().items():
             if state.get(key) != value:
                 raise ValueError(
                     f"{type(self).__name__}.load_state_dict: {key}={state.get(key)!r} was saved, but this sampler has "
                     f"{key}={value}: its order would be another one"
                 )
-        if state["epoch"] < 0 or not 0 <= state["position"] <= len(self):
-            raise ValueError(f"{type(self).__name__}.load_state_dict: {state} lies outside 0 to {len(self)} items")
-        self.epoch, self.position = state["epoch"], state["position"]
+        epoch: Any = state.get("epoch")
+        position: Any = state.get("position")
+        whole = isinstance(epoch, int) and isinstance(position, int)
+        if not whole or epoch < 0 or not 0 <= position <= len(self):
+            raise ValueError(
+                f"{type(self).__name__}.load_state_dict: epoch={epoch!r}, position={position!r}; allowed are whole "
+                f"numbers, a position of 0 to {len(self)}"
+            )
+        self.epoch, self.position = epoch, position
 
     def _identity(self) -> dict[str, Any]:
         return {"seed": self.seed, "length": len(self), "world_size": self.world_size}
@@ -121,10 +127,10 @@ class ResumableSampler(_Resumable[int]):
         super().__init__(seed, rank, world_size)
         if blocks is not None and sum(blocks) != length:
             raise ValueError(f"ResumableSampler: blocks hold {sum(blocks)} samples; allowed are those of {length=}")
-        self.length = length
+        self.length = int(length)  # plain numbers, as a checkpoint in JSON needs them
         self.shuffle = shuffle
         self.drop_last = drop_last
-        self.blocks, self.mixed = blocks, mixed
+        self.blocks, self.mixed = None if blocks is None else [int(size) for size in blocks], int(mixed)
 
     def __len__(self) -> int:
         total = self._total()
@@ -153,9 +159,9 @@ class ResumableSampler(_Resumable[int]):
         return np.concatenate([np.arange(0), *parts])
 
     def _identity(self) -> dict[str, Any]:
-        blocks, mixed = (None, None) if self.blocks is None else (list(self.blocks), self.mixed)
-        whole = {"seed": self.seed, "length": self.length, "world_size": self.world_size}
-        return {**whole, "blocks": blocks, "mixed": mixed}
+        order = {"shuffle": self.shuffle, "drop_last": self.drop_last}
+        order |= {"blocks": self.blocks, "mixed": None if self.blocks is None else self.mixed}
+        return {"seed": self.seed, "length": self.length, "world_size": self.world_size, **order}
 
 
 class BalancedBatchSampler(_Resumable[list[int]]):
@@ -219,6 +225,10 @@ class BalancedBatchSampler(_Resumable[list[int]]):
             order[mine] = np.concatenate([images[:0], *shuffled])[: mine.sum() * each].reshape(-1, each)
         batches = rng.permuted(order.reshape(-1, self.batch_size), axis=1)
         return batches[self.rank :: self.world_size].tolist()
+
+    def _identity(self) -> dict[str, Any]:
+        sizes = {"batch_size": int(self.batch_size), "samples_per_class": int(self.samples_per_class)}
+        return {**super()._identity(), **sizes, "images_per_class": [len(images) for images in self.images_per_class]}
 
 
 def _images_per_class(labels_per_image: Sequence[int | Sequence[int] | Tensor]) -> list[np.ndarray]:

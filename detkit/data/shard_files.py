@@ -23,6 +23,7 @@ from detkit.data.pictures import EXTENSIONS
 
 MAX_MEMBER_BYTES = 1 << 30
 """Larger members of a shard are refused before they are read."""
+_PADDED = 1 << 16  # bytes looked at behind the last member: what stands there was joined to it
 _LISTED = 1 << 20  # samples whose places are held: some 100 bytes each
 _SEGMENTATION = ".segmentation.png"
 Part = Literal["picture", "target", "segmentation"]
@@ -31,15 +32,17 @@ _NONE = (-1, -1)
 
 
 class Listing(NamedTuple):
-    """Where the samples of a shard stand: key of each, (offset, size) of its parts (N, 3, 2), -1 where it has none."""
+    """Where the N samples of a shard are: key of each, (offset, size) of its parts (N, 3, 2), -1 where it has none."""
 
-    keys: str  # joined by NUL, which no name holds: texts of their own would take three times the memory
+    keys: bytes  # joined: texts of their own would take three times the memory
+    ends: NDArray[np.int64]  # of each key
     places: NDArray[np.int64]
     stamp: tuple[int, int]  # size and time of change of the file
 
     def key(self, place: int) -> str:
         """The name of a sample in its shard."""
-        return self.keys.split("\0")[place]
+        first = int(self.ends[place - 1]) if place else 0
+        return self.keys[first : int(self.ends[place])].decode(errors="surrogateescape")
 
 
 class ShardFiles:
@@ -71,7 +74,8 @@ class ShardFiles:
     def names(self) -> Iterator[str]:
         """:meth:`name` of every sample, in order."""
         for shard, path in enumerate(self.paths):
-            yield from (f"{path}/{key}" for key in self._listing(shard).keys.split("\0") if self.counts[shard])
+            listing = self._listing(shard)
+            yield from (f"{path}/{listing.key(place)}" for place in range(len(listing.places)))
 
     def read(self, index: int, part: Part) -> bytes | None:
         """The bytes of one part of a sample, None where it has none."""
@@ -115,8 +119,8 @@ class ShardFiles:
 def list_shard(path: Path) -> Listing:
     """The samples of one shard, from its headers alone.
 
-    Raises ValueError as :class:`ShardFiles` does, and for a name that occurs twice, several pictures of one name, and
-    JSON without a picture.
+    Raises ValueError as :class:`ShardFiles` does, and for a name that occurs twice, several pictures of one name, JSON
+    without a picture, and links.
 
     >>> import io, tempfile
     >>> path = Path(tempfile.mkdtemp(), "a.tar")
@@ -130,12 +134,13 @@ def list_shard(path: Path) -> Listing:
         stamp = _stamp(file.fileno())
         try:
             with tarfile.open(fileobj=file, mode="r:") as tar:
-                members = list(_members(tar))
+                members = list(_members(tar, path))
                 file.seek(tar.offset)
-                if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # tarfile takes any end for the end
-                    raise tarfile.ReadError(f"no header and no end mark at byte {tar.offset}")
+                rest = file.read(_PADDED)
+                if len(rest) < tarfile.BLOCKSIZE or rest.count(0) < len(rest):  # tarfile takes any end for the end
+                    raise tarfile.ReadError(f"no header, or not nulls alone to the end, at byte {tar.offset}")
         except (tarfile.TarError, EOFError, UnicodeError) as error:
-            words = "allowed is a tar that is whole and not compressed (pictures are already)"
+            words = "allowed is one tar, whole and not compressed (pictures are already)"
             raise ValueError(f"ShardDataset: {path} cannot be read: {error}; {words}") from error
     places: dict[str, tuple[int, int]] = {}
     for name, offset, size in members:
@@ -149,19 +154,21 @@ def list_shard(path: Path) -> Listing:
     return _listing_of(places, path, stamp)
 
 
-def _members(tar: tarfile.TarFile) -> Iterator[tuple[str, int, int]]:
+def _members(tar: tarfile.TarFile, path: Path) -> Iterator[tuple[str, int, int]]:
     """Name, offset and size of each plain file; WebDataset's own have names in underscores, those of desktops a dot."""
     for member in tar:
         base = member.name.rpartition("/")[2]
         aside = base[:1] == "." or base[:2] == base[-2:] == "__"
         if member.isreg() and not member.issparse() and not aside:
             yield member.name, member.offset_data, member.size
+        elif os.path.splitext(base)[1].lower() in EXTENSIONS | {".json"} and not (aside or member.isdir()):
+            words = "write the tar anew with --dereference --hard-dereference, and without --sparse"
+            raise ValueError(f"ShardDataset: {path}: {shown(member.name)} is a link or sparse, no plain file; {words}")
 
 
 def _listing_of(places: Mapping[str, tuple[int, int]], path: Path, stamp: tuple[int, int]) -> Listing:
     pictures, targets = _by_stem(places, EXTENSIONS, path), _by_stem(places, {".json"}, path)
-    # A picture without JSON whose key has some is a field of that sample, as x.segmentation.png of x.
-    keys = [stem for stem in pictures if stem in targets or _key(stem) == stem or _key(stem) not in targets]
+    keys = [stem for stem in pictures if stem in targets or not _is_field(stem, targets)]
     lonely = next((name for stem, name in targets.items() if stem not in pictures), None)
     if lonely is not None or (places and not keys):
         words = f"{shown(lonely)} without a picture of its name" if lonely else "no picture"
@@ -170,7 +177,9 @@ def _listing_of(places: Mapping[str, tuple[int, int]], path: Path, stamp: tuple[
         (places[pictures[key]], places.get(targets.get(key, ""), _NONE), places.get(key + _SEGMENTATION, _NONE))
         for key in keys
     ]
-    return Listing("\0".join(keys), np.array(rows, np.int64).reshape(-1, 3, 2), stamp)
+    encoded = [key.encode(errors="surrogateescape") for key in keys]
+    ends = np.cumsum([len(key) for key in encoded], dtype=np.int64)
+    return Listing(b"".join(encoded), ends, np.array(rows, np.int64).reshape(-1, 3, 2), stamp)
 
 
 def _by_stem(names: Mapping[str, object], endings: set[str] | frozenset[str], path: Path) -> dict[str, str]:
@@ -185,10 +194,10 @@ def _by_stem(names: Mapping[str, object], endings: set[str] | frozenset[str], pa
     return found
 
 
-def _key(stem: str) -> str:
-    """The name up to the first dot, as WebDataset cuts it."""
+def _is_field(stem: str, targets: Mapping[str, str]) -> bool:
+    """Whether a picture without JSON belongs to a sample that has some, as x.segmentation.png to x."""
     folder, slash, base = stem.rpartition("/")
-    return folder + slash + base.split(".")[0]
+    return any(folder + slash + base[:end] in targets for end, letter in enumerate(base) if letter == ".")
 
 
 def _stamp(descriptor: int) -> tuple[int, int]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 
 from detkit._faults import shown
+from detkit._inputs import check_box_values
 from detkit._rle import check_segmentation, draw_mask, encode_masks
 from detkit.data.files import FORMATS
 from detkit.structures import FIELDS, Target, read_target
@@ -32,14 +33,17 @@ def encode_target(
 ) -> tuple[bytes, bytes | None]:
     """A target as JSON in UTF-8, and its segmentation as PNG, None without one.
 
-    ``size`` is the (height, width) of the image; ``about`` what to say of the picture. Arrays come back as tensors.
-    Raises ValueError and TypeError naming ``where`` as :func:`~detkit.structures.read_target` does, and for masks of
-    other values than 0 and 1, classes of pixels beyond 0 to 255, and entries that JSON does not hold.
+    ``size`` is the (height, width) of the image; ``about`` what to say of the picture. Arrays come back as tensors,
+    tuples as lists.
+    Raises ValueError and TypeError naming ``where`` as :func:`~detkit.structures.read_target` does, and for boxes that
+    are not finite or inverted, masks of other values than 0 and 1, classes of pixels beyond 0 to 255, and entries and
+    keys that JSON does not hold.
 
     >>> encode_target({"boxes": [[0, 0, 4, 4]], "labels": [1]}, size=(6, 8), about={}, where="demo")[0].decode()
     '{"boxes": [[0, 0, 4, 4]], "labels": [1], "detkit": {"types": {"boxes": ["int64", 1, 4], "labels": ["int64", 1]}}}'
     """
     entries: dict[str, Any] = {**read_target(target, where=where, size=size)}
+    check_box_values(entries["boxes"], function=where)
     if ABOUT in entries:
         raise ValueError(f"{where}: the key {ABOUT!r} is taken; give it another name")
     types, segmentation = {}, None
@@ -58,11 +62,31 @@ def encode_target(
             entries[key] = value.tolist()
     entries.pop("segmentation", None)
     try:
-        text = json.dumps({**entries, ABOUT: {**about, "types": types}}, allow_nan=False, ensure_ascii=False)
+        _check_keys(entries)
+        whole = {**entries, ABOUT: {**about, "types": types}}
+        text = json.dumps(whole, allow_nan=False, ensure_ascii=False, default=_plain)
         return text.encode(), segmentation
     except (TypeError, ValueError, RecursionError) as error:
-        words = "allowed are finite numbers, text, lists, dicts and arrays of these"
+        words = "allowed are finite numbers, text, lists, dicts with keys of text, and arrays"
         raise ValueError(f"{where}: the target cannot be written as JSON: {error}; {words}") from error
+
+
+def _plain(value: Any) -> Any:
+    """NumPy's single numbers as Python's."""
+    if not isinstance(value, np.generic):
+        raise TypeError(f"a {type(value).__name__}")
+    return value.item()
+
+
+def _check_keys(value: Any) -> None:
+    """JSON would make text of other keys, without a word."""
+    if isinstance(value, Mapping):
+        other = next((key for key in value if not isinstance(key, str)), None)
+        if other is not None:
+            raise TypeError(f"the key {other!r} is no text")
+        value = list(value.values())
+    for entry in value if isinstance(value, (list, tuple)) else ():
+        _check_keys(entry)
 
 
 def read_entries_of(text: bytes, *, where: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -86,8 +110,8 @@ def decode_target(
 ) -> Target:
     """The target whose entries JSON gave; boxes and masks are tv_tensors on the canvas of ``size`` (height, width).
 
-    Without ``types``, as in shards that others wrote, the table of fields says what numbers are. Raises ValueError and
-    TypeError naming ``where``.
+    Without ``types``, as in shards that others wrote, the table of fields says what numbers are. Raises ValueError
+    naming ``where``, also for boxes that are not finite or inverted.
 
     >>> entries = {"boxes": [[0, 0, 4, 4]], "labels": [1]}
     >>> decode_target(entries, types=None, segmentation=None, size=(6, 8), where="demo")["boxes"].dtype
@@ -98,12 +122,19 @@ def decode_target(
         given["masks"] = _decode_masks(given["masks"], size, where)
     if segmentation is not None:
         given["segmentation"] = _decode_classes(segmentation, where)
-    for key in types or {}:
+    types = {} if types is None else types
+    if not isinstance(types, dict):
+        raise ValueError(f"{where}: the types are {shown(types)}; allowed is an object with those of the entries")
+    for key in types:
         given[key] = _typed(key, given, types[key], where)
-    target: dict[str, Any] = {**read_target(given, where=where, size=size)}
+    try:
+        target: dict[str, Any] = {**read_target(given, where=where, size=size)}
+    except TypeError as error:  # the caller gave a file, whose content is of no type
+        raise ValueError(str(error)) from error
+    check_box_values(target["boxes"], function=where)
     for key, value in target.items():
         held = FIELDS[key].holds if key in FIELDS else "anything"
-        if key not in (types or {}) and isinstance(value, Tensor) and held in _HELD:
+        if key not in types and isinstance(value, Tensor) and held in _HELD:
             target[key] = value.to(_HELD[held])
     make_boxes: Any = tv_tensors.BoundingBoxes  # its overloads are followed by no type checker
     target["boxes"] = make_boxes(target["boxes"], format="XYXY", canvas_size=size)

@@ -1,10 +1,10 @@
 """Any data set as WebDataset shards: picture files as they are, targets as JSON, each shard whole or not there."""
 
 import functools
-import glob
 import io
 import json
 import os
+import re
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import IterableDataset
 from torchvision.transforms.v2.functional import to_pil_image
 from tqdm import tqdm
 
@@ -21,12 +22,13 @@ from detkit._faults import shown
 from detkit._ranges import Count
 from detkit._regular_file import open_regular
 from detkit.data.files import open_picture
-from detkit.data.images import StoredPicture
+from detkit.data.images import StoredPicture, rgb_of
 from detkit.data.shard_targets import encode_target, png
 from detkit.data.shards import upright_size
 from detkit.data.wrapped import find_categories, find_part
 
 _ENDINGS = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif"}  # other formats are their own
+_PNG_MODES = ("1", "L", "LA", "P", "I;16", "RGB", "RGBA")
 _DIGITS = 9  # of a sample's number: all names are of one length, so that they sort by it
 
 
@@ -64,9 +66,11 @@ def write_shards(
     path = Path(index)
     if path.suffix != ".json":
         raise ValueError(f"write_shards: index={str(path)!r}; allowed is the name of a .json")
-    old = [path] if path.exists() else sorted(path.parent.glob(f"{glob.escape(path.stem)}-[0-9]*.tar"))
+    name = re.compile(re.escape(path.stem) + r"-\d{6,}\.tar")  # train-2-000000.tar is of another set
+    old = [path] if path.exists() else sorted(file for file in path.parent.glob("*.tar") if name.fullmatch(file.name))
     if old:
         raise FileExistsError(f"write_shards: there is {old[0]}; delete what is old, or give another name")
+    categories = _categories(dataset)  # first: where parts have different ones, nothing is written
     total = len(dataset) if hasattr(dataset, "__len__") else None
     samples = iter(tqdm(_samples(dataset), total=total, unit="sample", disable=None if progress else True))
     shards: list[dict[str, Any]] = []
@@ -76,7 +80,7 @@ def write_shards(
         write_atomically(shard, functools.partial(_write, held, written), owner="write_shards")
         shards.append({"name": shard.name, "samples": len(held), "bytes": shard.stat().st_size})
         written += len(held)
-    text = json.dumps({"shards": shards, **_categories(dataset)}, indent=1, ensure_ascii=False)
+    text = json.dumps({"shards": shards, **categories}, indent=1, ensure_ascii=False)
     write_atomically(path, lambda file: file.write(text.encode()), owner="write_shards")
     return path
 
@@ -117,16 +121,25 @@ def _samples(dataset: Any) -> Iterator[_Sample]:
 
 def _stored(dataset: Any) -> Iterator[tuple[StoredPicture, Any]]:
     """The picture file and the target of each item."""
-    if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
+    numbered = hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
+    if not numbered or isinstance(dataset, IterableDataset):  # whose __getitem__ is the one of its base, which raises
         for number, item in enumerate(dataset):
             yield _of_item(item, number)
         return
     for index in range(len(dataset)):
         part, place = find_part(dataset, index)
-        if hasattr(part, "stored_picture") and not getattr(part, "transforms", None):
+        if _gives_files(part):
             yield part.stored_picture(place), part.target(place)
         else:
             yield _of_item(part[place], index)
+
+
+def _gives_files(part: Any) -> bool:
+    """Whether items are the stored files: transforms, and the ``__getitem__`` of a subclass, make others of them."""
+    if not hasattr(part, "stored_picture") or getattr(part, "transforms", None):
+        return False
+    makers = ({"stored_picture", "__getitem__"} & vars(kind).keys() for kind in type(part).__mro__)
+    return "stored_picture" in next(filter(None, makers), ())
 
 
 def _of_item(item: Any, number: int) -> tuple[StoredPicture, Any]:
@@ -142,9 +155,9 @@ def _of_item(item: Any, number: int) -> tuple[StoredPicture, Any]:
 
 
 def _encoded(image: Any, number: int) -> bytes:
-    """An image in memory as PNG."""
+    """An image in memory as PNG; in RGB where PNG has no such pixels."""
     if isinstance(image, Tensor):
-        if str(image.dtype) != "torch.uint8" or image.ndim != 3 or image.shape[0] not in (1, 3):
+        if str(image.dtype) != "torch.uint8" or image.ndim != 3 or image.shape[0] not in (1, 3) or not image.numel():
             words = "allowed are (3, H, W) or (1, H, W) of uint8"
             raise ValueError(
                 f"write_shards: sample {number} is a tensor {tuple(image.shape)} of {image.dtype}; {words}"
@@ -153,7 +166,10 @@ def _encoded(image: Any, number: int) -> bytes:
     if not isinstance(image, Image.Image):
         words = "allowed are a path, bytes of a file, a uint8 tensor and a Pillow image"
         raise ValueError(f"write_shards: the image of sample {number} is a {type(image).__name__}; {words}")
-    return png(image)
+    try:
+        return png(image if image.mode in _PNG_MODES else to_pil_image(rgb_of(image, owner="it").as_subclass(Tensor)))
+    except (OSError, ValueError, SyntaxError, EOFError) as error:  # what Image.open gave is decoded only here
+        raise ValueError(f"write_shards: the image of sample {number} cannot be written as PNG: {error}") from error
 
 
 def _categories(dataset: Any) -> dict[str, list[Any]]:

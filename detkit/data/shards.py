@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch.utils.data import Dataset
 
 from detkit._faults import shown
@@ -17,7 +18,8 @@ from detkit.data.shard_targets import decode_target, read_entries_of
 from detkit.data.truth import Transforms
 from detkit.structures import Target
 
-_ORIENTATION = 0x0112  # EXIF's; from 5 on a picture is turned onto its side
+_ORIENTATION = 0x0112  # EXIF's
+_ON_ITS_SIDE = (5, 6, 7, 8)  # others, which some cameras write, turn nothing
 
 
 class ShardDataset(Dataset[tuple[Any, Target]]):
@@ -35,7 +37,8 @@ class ShardDataset(Dataset[tuple[Any, Target]]):
     picture is held; of a shard's headers about 100 bytes for each of at most a million samples are.
 
     Raises ValueError naming the shard for what is no whole tar, or not what the index says, and naming shard and sample
-    for pictures and targets that are broken; FileNotFoundError for a missing index or shard.
+    for pictures and targets that are broken; for ``categories`` other than those of the index; FileNotFoundError for a
+    missing index or shard.
 
     >>> import tempfile
     >>> from detkit.data import DigitScenes, write_shards
@@ -56,7 +59,13 @@ class ShardDataset(Dataset[tuple[Any, Target]]):
         paths = [Path(source)] if isinstance(source, (str, os.PathLike)) else [Path(path) for path in source]
         if not paths:
             raise ValueError("ShardDataset: source names no shard; allowed is an index, or one shard or more")
-        index = _read_index(paths[0]) if paths[0].suffix == ".json" and len(paths) == 1 else _Index(paths)
+        indexes = [path for path in paths if path.suffix == ".json"]
+        if indexes and len(paths) > 1:
+            raise ValueError(f"ShardDataset: {indexes[0]} is an index, and stands alone: join sets by ConcatDataset")
+        index = _read_index(paths[0]) if indexes else _Index(paths)
+        if categories is not None and index.categories and list(categories) != list(index.categories):
+            words = f"{shown(list(index.categories))}; leave the argument out"
+            raise ValueError(f"ShardDataset: categories={shown(list(categories))}, but {paths[0]} names {words}")
         self._files = ShardFiles(index.paths, counts=index.counts, sizes=index.sizes)
         self.categories = list(index.categories if categories is None else categories)
         self.category_ids = list(index.category_ids or range(len(self.categories)))
@@ -117,8 +126,9 @@ class ShardDataset(Dataset[tuple[Any, Target]]):
         segmentation = self._files.read(index, "segmentation")
         target = decode_target(entries, types=about.get("types"), segmentation=segmentation, size=size, where=where)
         labels = target["labels"]
-        if self.categories and len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(self.categories):
-            raise ValueError(f"{where} has labels {labels.tolist()}; allowed are 0 to {len(self.categories) - 1}")
+        most = len(self.categories) - 1 if self.categories else torch.iinfo(torch.int64).max
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) <= most:
+            raise ValueError(f"{where} has labels {labels.tolist()}; allowed are 0 to {most}")
         return target
 
 
@@ -137,7 +147,8 @@ def upright_size(stored: StoredPicture, *, owner: str) -> tuple[int, int]:
     picture = open_picture(io.BytesIO(stored.data), owner=owner)
     check_pixels(picture.height, picture.width, owner=owner)
     try:
-        on_its_side = stored.upright and picture.getexif().get(_ORIENTATION, 1) >= 5
+        turned = stored.upright and picture.format != "TIFF"  # of which Pillow says the size when it is turned
+        on_its_side = turned and picture.getexif().get(_ORIENTATION) in _ON_ITS_SIDE
     except (OSError, ValueError, SyntaxError, EOFError) as error:  # a PNG may say it after its pixels
         raise ValueError(f"{owner} cannot be decoded: {error}") from error
     return (picture.width, picture.height) if on_its_side else (picture.height, picture.width)
@@ -150,6 +161,8 @@ def _read_index(path: Path) -> _Index:
         names = [shard["name"] for shard in shards]
         counts, sizes = ([_count(shard[key]) for shard in shards] for key in ("samples", "bytes"))
         whole = [_count(number) for number in ids] if len(ids) == len(categories) else None
+        if len(set(names)) < len(names):
+            raise ValueError("it names a shard twice")
         if whole is None or not all(isinstance(name, str) for name in categories):
             raise ValueError(f"categories are {shown(categories)} with the ids {shown(ids)}")
     except (TypeError, KeyError, ValueError) as error:

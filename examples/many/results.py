@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from pycocotools import mask as runs
 
 from detkit.detectors import Prediction
 
+PARTS = "[!.]*.parquet"
 NUMBERS = arrow.list_(arrow.float32())
 SCHEMA = arrow.schema(
     {
@@ -64,11 +66,13 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
     temporary.replace(path)
 
 
-def done(folder: Path) -> set[str]:
-    """The pictures whose results are there."""
-    return {path for part in parts(folder) for path in parquet.read_table(part, columns=["path"])["path"].to_pylist()}
-
-
-def parts(folder: Path) -> list[Path]:
-    """The files of finished blocks."""
-    return sorted(folder.glob("[!.]*.parquet"))
+def claimed(output: Path, **about: Any) -> Path:
+    """The folder of parts, of a run that this is ``about`` alone: an output of two detectors would be of neither."""
+    known, ours, folder = output / "run.json", json.dumps(about), output / "parts"
+    theirs = known.read_text() if known.exists() else "unknown ones" if any(folder.glob(PARTS)) else ours
+    if theirs != ours:
+        words = "delete the folder, name another, or give what it was made with"
+        raise SystemExit(f"{output} holds results of other weights or options, {theirs}, not {ours}: {words}")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(known, lambda file: file.write(ours.encode()))
+    return folder

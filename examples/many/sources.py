@@ -1,10 +1,12 @@
 """Which pictures there are: in folders, in WebDataset shards, or in a list in Parquet files; and how each is read."""
 
 import io
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import pyarrow as arrow
 import pyarrow.parquet as parquet
 from torch import Tensor
 
@@ -21,11 +23,13 @@ class Picture(NamedTuple):
 
 def listed(sources: list[str]) -> list[str]:
     """The path of every picture, sorted, each once; of a sample in a shard the shard's path and its key."""
-    if _are_shards(sources):
-        return sorted(_shards(sources).sample_names())
-    lists = [source for source in sources if source.endswith(".parquet")]
-    others = [source for source in sources if source not in lists]
-    return sorted({*(str(path) for path in image_paths(others)), *(path for name in lists for path in _of_list(name))})
+    paths = sorted(_shards(sources).sample_names() if _are_shards(sources) else _pictures(sources))
+    for path in paths:
+        try:
+            path.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"{path!a}: the name is not in UTF-8, which Parquet needs; rename it") from error
+    return paths
 
 
 def reader(sources: list[str]) -> Callable[[str], Picture]:
@@ -53,9 +57,19 @@ def _shards(sources: list[str]) -> ShardDataset:
     return ShardDataset(sources[0] if sources[0].endswith(".json") else sources)
 
 
+def _pictures(sources: list[str]) -> set[str]:
+    lists = [source for source in sources if source.endswith(".parquet")]
+    others = image_paths([source for source in sources if source not in lists])
+    return {*(str(path) for path in others), *(path for name in lists for path in _of_list(name))}
+
+
 def _of_list(name: str) -> list[str]:
     """The column ``path`` of a Parquet file; relative paths start from its folder."""
-    paths = parquet.read_table(name, columns=["path"])["path"].to_pylist()
-    if None in paths:
-        raise ValueError(f"{name}: row {paths.index(None)} has no path")
-    return [str(Path(name).parent / path) for path in paths]
+    try:
+        paths = parquet.ParquetFile(name).read(["path"])["path"].to_pylist()
+    except (arrow.ArrowException, KeyError) as error:
+        raise ValueError(f"{name} is no Parquet file with a column 'path': {error}") from error
+    wrong = next((row for row, path in enumerate(paths) if not isinstance(path, str) or not path), None)
+    if wrong is not None:
+        raise ValueError(f"{name}: the path of row {wrong} is {paths[wrong]!r}; allowed is the name of a file")
+    return [os.path.normpath(Path(name).parent / path) for path in paths]  # one picture, one path

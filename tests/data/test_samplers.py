@@ -1,5 +1,6 @@
 """Samplers: every sample once, every class in turn, every rank alike, and a restart at the very next sample."""
 
+import json
 from collections import Counter
 from itertools import chain
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from strategies import unhooked
 from torch.utils.data import DataLoader
 
 from detkit.data import BalancedBatchSampler, ResumableSampler
@@ -101,7 +103,10 @@ def test_setting_the_current_epoch_keeps_the_position_and_another_resets_it():
 
 
 @pytest.mark.parametrize(
-    "change", [{"seed": 1}, {"length": 11}, {"world_size": 2}, {"position": 11}, {"epoch": -1}], ids=str
+    "change",
+    [{"seed": 1}, {"length": 11}, {"world_size": 2}, {"shuffle": False}, {"drop_last": True}, {"blocks": [10]}]
+    + [{"position": 11}, {"position": 1.5}, {"epoch": -1}, {"epoch": None}],
+    ids=str,
 )
 def test_a_state_of_another_sampler_is_refused(change):
     sampler = ResumableSampler(10)
@@ -180,6 +185,10 @@ def test_balanced_batches_depend_on_seed_and_epoch_and_resume():
     assert list(resumed) == first[1:]
     sampler.set_epoch(1)
     assert list(sampler) != first
+    same = {"labels_per_image": LABELS, "batch_size": 6, "batches": len(first), "seed": 1}
+    for change in ({"batch_size": 3}, {"samples_per_class": 3}, {"labels_per_image": [*LABELS[1:], 5]}):
+        with pytest.raises(ValueError, match="another one"):
+            BalancedBatchSampler(**same | change).load_state_dict(sampler.state_dict())
 
 
 def test_places_of_a_class_are_spread_over_the_batch():
@@ -273,5 +282,7 @@ def test_blocks_are_in_another_order_each_epoch_and_belong_to_the_state():
             other.load_state_dict(sampler.state_dict())
         with pytest.raises(ValueError, match="another one"):
             sampler.load_state_dict(other.state_dict())
+    state = unhooked(ResumableSampler)(np.int64(4), blocks=np.array([1, 3])).state_dict()
+    assert json.loads(json.dumps(state)) == state
     with pytest.raises(ValueError, match="ResumableSampler: blocks hold 3 samples"):
         ResumableSampler(4, blocks=[1, 2])

@@ -42,13 +42,25 @@ def samples_in(path):
         (["a.1.jpg", "a.1.json", "a.2.jpg", "a.2.json"], {k: [k + ".jpg", k + ".json", None] for k in ("a.1", "a.2")}),
         (["a.jpg", "a.1.jpg", "a.1.json", "a.json"], {k: [k + ".jpg", k + ".json", None] for k in ("a", "a.1")}),
         (["a.jpg", "b.jpg", "b.json", "a.json"], {k: [k + ".jpg", k + ".json", None] for k in ("a", "b")}),
+        (["a.1.png", "a.1.segmentation.png", "a.1.json"], {"a.1": ["a.1.png", "a.1.json", "a.1.segmentation.png"]}),
         (["a.1.jpg", "a.2.jpg", "a.jpg"], {k: [k + ".jpg", None, None] for k in ("a.1", "a.2", "a")}),
         (
             ["x/y.z/a.jpg", "x/y.z/a.json", "__meta__", "x/._a.jpg", "a.cls"],
             {"x/y.z/a": ["x/y.z/a.jpg", "x/y.z/a.json", None]},
         ),
     ],
-    ids=["plain", "upper", "fields", "./", "dots", "a dot beside none", "apart", "pictures only", "folders and meta"],
+    ids=[
+        "plain",
+        "upper",
+        "fields",
+        "./",
+        "dots",
+        "a dot beside none",
+        "apart",
+        "a dot and fields",
+        "pictures only",
+        "folders and meta",
+    ],
 )
 def test_samples_are_what_has_a_name(tmp_path, names, samples):
     assert samples_in(tar_of(tmp_path / "a.tar", *names)) == samples
@@ -84,6 +96,7 @@ def test_half_a_file_a_compressed_one_and_none_are_refused_with_the_shard(tmp_pa
         whole[: 2 * boundary],
         spoiled,
         whole[:30_000],
+        whole + whole,
         whole[:10_000],
         gzip.compress(whole),
         b"no tar",
@@ -96,13 +109,26 @@ def test_half_a_file_a_compressed_one_and_none_are_refused_with_the_shard(tmp_pa
         list_shard(tmp_path / "c.tar")
 
 
-def test_links_and_folders_are_no_samples(tmp_path):
-    with tarfile.open(tmp_path / "a.tar", "w") as tar:
-        for name, kind in (("a.jpg", tarfile.SYMTYPE), ("b.jpg", tarfile.DIRTYPE), ("c.jpg", tarfile.REGTYPE)):
+def tar_of_kinds(path, kinds):
+    """A tar of empty members of these kinds."""
+    with tarfile.open(path, "w") as tar:
+        for name, kind in kinds.items():
             member = tarfile.TarInfo(name)
-            member.type, member.linkname = kind, "/etc/passwd"
+            member.type, member.linkname = kind, "c.jpg"
             tar.addfile(member)
-    assert list(samples_in(tmp_path / "a.tar")) == ["c"]
+    return path
+
+
+def test_folders_and_links_of_other_files_are_no_samples(tmp_path):
+    kinds = {"b.jpg": tarfile.DIRTYPE, "c.jpg": tarfile.REGTYPE, "notes.txt": tarfile.SYMTYPE}
+    assert list(samples_in(tar_of_kinds(tmp_path / "a.tar", kinds))) == ["c"]
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE])
+def test_a_picture_that_is_a_link_is_refused_since_nobody_would_miss_it(tmp_path, kind):
+    path = tar_of_kinds(tmp_path / "a.tar", {"c.jpg": tarfile.REGTYPE, "d.jpg": kind})
+    with pytest.raises(ValueError, match=r"a\.tar: 'd\.jpg' is a link .* --dereference"):
+        list_shard(path)
 
 
 def test_samples_of_several_shards_have_one_order(tmp_path):

@@ -55,7 +55,9 @@ def test_boxes_and_masks_are_what_transforms_move():
 
 
 def test_entries_of_the_users_own_come_back_and_arrays_as_tensors():
-    found = round_trip({"boxes": [], "labels": [], "track": np.array([[3]], np.int16), "note": {"by": ["größe", None]}})
+    own = {"track": np.array([[3]], np.int16), "note": {"by": ["größe", None]}, "image_id": np.int64(7)}
+    found = round_trip({"boxes": [], "labels": [], **own})
+    assert found["image_id"] == 7
     assert found["note"] == {"by": ["größe", None]}
     assert (found["track"].dtype, found["track"].tolist()) == (torch.int16, [[3]])
 
@@ -77,8 +79,11 @@ def test_json_of_others_is_read_by_the_table():
         ({"masks": torch.full((1, 6, 8), 0.5)}, "masks 0 and 1"),
         ({"segmentation": torch.full((6, 8), 256)}, "segmentation 256 0 to 255"),
         ({"note": object()}, "JSON object"),
+        ({1: 2}, "JSON the key 1"),
+        ({"note": [{"by": {1: 2}}]}, "JSON the key 1"),
         ({"note": float("nan")}, "JSON finite"),
-        ({"boxes": [[0, 0, float("inf"), 4]]}, "JSON finite"),
+        ({"boxes": [[0, 0, float("inf"), 4]]}, "boxes[0, 2]=inf finite"),
+        ({"boxes": [[0, 4, 4, 0]]}, "boxes[0] y2 < y1"),
         ({"detkit": 1}, "'detkit' taken"),
         ({"bbox": [1]}, "'bbox' 'boxes'"),
         ({"labels": [1, 2]}, "labels (2,)"),
@@ -94,11 +99,15 @@ def test_what_json_cannot_say_is_refused_by_sample_and_entry(entries, words):
     ("entries", "types", "words"),
     [
         ({"labels": [1]}, None, "'boxes'"),
+        ({"boxes": "a", "labels": [1]}, None, "boxes str numbers"),
         ({"boxes": [[0, 0, 1, 1]], "labels": [1], "masks": [{"size": [6, 8], "counts": "zz"}]}, None, "masks[0]"),
         ({"boxes": [[0, 0, 1, 1]], "labels": [1], "masks": {"size": [6, 8]}}, None, "masks segmentations"),
         ({"boxes": [[0, 0, 1, 1]], "labels": [1]}, {"labels": ["load", 1]}, "labels 'load' float32"),
         ({"boxes": [[0, 0, 1, 1]], "labels": [1]}, {"labels": ["int64", 2]}, "labels shape"),
         ({"boxes": [[0, 0, 1, 1]], "labels": [1]}, {"track": ["int64", 2]}, "track"),
+        ({"boxes": [[0, 0, 1, 1]], "labels": [1]}, ["boxes"], "types 'boxes'"),
+        ({"boxes": [[2, 0, 1, 1]], "labels": [1]}, None, "boxes[0] x2 < x1"),
+        ({"boxes": [[2, 0, float("inf"), 1]], "labels": [1]}, None, "boxes[0, 2]=inf finite"),
     ],
 )
 def test_a_broken_target_is_refused_by_sample_and_entry(entries, types, words):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from strategies import assert_refused, unhooked
-from torch.utils.data import ConcatDataset, Subset
+from torch.utils.data import ConcatDataset, IterableDataset, Subset
 from torchvision import tv_tensors
 
 from detkit.data import (
@@ -25,8 +25,8 @@ from detkit.data import (
 TARGET = {"boxes": [[0, 0, 4, 4]], "labels": [1]}
 
 
-def written(dataset, folder, **settings):
-    return ShardDataset(write_shards(dataset, folder / "train.json", progress=False, **settings))
+def written(dataset, folder, name="train.json", **settings):
+    return ShardDataset(write_shards(dataset, folder / name, progress=False, **settings))
 
 
 def members(path):
@@ -107,11 +107,12 @@ def test_images_of_every_form_are_taken(tmp_path):
     pictures = [
         *(tmp_path / "deep.1.tif", str(tmp_path / "deep.1.tif"), gray, sideways.getvalue()),
         *(torch.full((3, 6, 8), 7, dtype=torch.uint8), tv_tensors.Image(torch.full((1, 6, 8), 7, dtype=torch.uint8))),
+        Image.new("CMYK", (8, 6)),
     ]
     shards = written(((picture, TARGET) for picture in pictures), tmp_path)
     images = [image for image, _ in shards]
     assert {tuple(image.shape) for image in images} == {(3, 6, 8)}
-    assert [image[0, 0, 0].item() for image in images] == [156, 156, 156, 254, 7, 7]
+    assert [image[0, 0, 0].item() for image in images] == [156, 156, 156, 254, 7, 7, 255]
     assert shards.stored_picture(0).name == str(tmp_path / "deep.1.tif")
 
 
@@ -133,6 +134,20 @@ def test_the_same_set_makes_the_same_bytes(tmp_path):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
+class Streamed(IterableDataset):
+    """A stream that knows its length."""
+
+    def __iter__(self):
+        return iter([(IMAGE, TARGET)] * 3)
+
+    def __len__(self):
+        return 3
+
+
+def test_a_stream_is_written_though_it_has_a_length(tmp_path):
+    assert len(written(Streamed(), tmp_path)) == 3
+
+
 def test_an_empty_set_is_one(tmp_path):
     assert len(written([], tmp_path)) == 0
 
@@ -146,6 +161,30 @@ def test_nothing_old_stands_among_the_new(tmp_path):
         write_shards(DigitScenes(1), tmp_path / "train.json")
     assert len(shards) == 3
     write_shards(DigitScenes(1), tmp_path / "val.json", progress=False)
+    write_shards(DigitScenes(1), tmp_path / "val-201701.json", progress=False)
+    (tmp_path / "val.json").unlink()
+    (tmp_path / "val-000000.tar").unlink()
+    assert len(written(DigitScenes(1), tmp_path, name="val.json")) == 1  # shards of val-201701 are no old ones of val
+
+
+def test_parts_of_other_categories_are_refused_before_anything_is_written(coco, tmp_path):
+    before = set(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="write_shards: parts of the data set have the categories"):
+        write_shards(ConcatDataset([coco, DigitScenes(1)]), tmp_path / "train.json", progress=False)
+    assert set(tmp_path.iterdir()) == before
+
+
+class Darkened(CocoDataset):
+    """A reader whose items are no longer the files."""
+
+    def __getitem__(self, index):
+        image, target = super().__getitem__(index)
+        return image // 2, target
+
+
+def test_what_a_subclass_makes_of_the_files_is_written(coco, tmp_path):
+    dark = Darkened(tmp_path, tmp_path / "a.json")
+    assert torch.equal(written(dark, tmp_path)[1][0], coco[1][0] // 2)
 
 
 def test_a_run_that_ends_early_leaves_no_index_and_no_part_of_a_shard(tmp_path):
@@ -182,6 +221,9 @@ IMAGE = torch.zeros(3, 6, 8, dtype=torch.uint8)
         ([(IMAGE / 255, TARGET)], "sample 0 float32 uint8"),
         ([("a", "b", TARGET)], "sample 0 tuple pair"),
         ([(b"no picture", TARGET)], "sample 0 cannot be read as an image"),
+        ([(IMAGE[:, :0], TARGET)], "sample 0 (3, 0, 8) (3, H, W)"),
+        ([(Image.new("F", (8, 6)), TARGET)], "sample 0 PNG mode 'F'"),
+        ([(Image.new("L", (8, 0)), TARGET)], "sample 0 PNG empty"),
         ([(7, TARGET)], "sample 0 int path"),
     ],
 )

@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+import struct
 import tarfile
 from itertools import chain
 
@@ -124,6 +125,7 @@ def test_an_index_names_its_shards_and_no_others(index, tmp_path):
         lambda about: about["shards"][0].update(samples=-1),
         lambda about: about["shards"][0].update(samples="3"),
         lambda about: about["shards"][0].pop("bytes"),
+        lambda about: about["shards"].append(about["shards"][0]),
         lambda about: about.update(shards=7),
         lambda about: about.update(category_ids=[0]),
         lambda about: about.update(categories=[0] * 10),
@@ -147,6 +149,8 @@ def test_missing_shards_and_no_shards_are_refused(index, tmp_path):
         ShardDataset(tmp_path / "none.tar")
     assert_refused("ShardDataset: source", ShardDataset, [])
     assert_refused("ShardDataset: categories='cat'", ShardDataset, index, categories="cat")
+    assert_refused(f"ShardDataset: categories=['cat'] {index} '0'", ShardDataset, index, categories=["cat"])
+    assert_refused(f"ShardDataset: {index} ConcatDataset", ShardDataset, [index, index])
 
 
 @pytest.mark.parametrize(
@@ -167,16 +171,32 @@ def test_a_broken_sample_is_refused_by_shard_and_key(tmp_path, members, words):
     assert_refused(f"ShardDataset: {tmp_path}/a.tar/x.1 {words}", shards.__getitem__, 1)
 
 
+def test_labels_below_0_are_refused_where_no_names_are_known_too(tmp_path):
+    target = b'{"boxes": [[0, 0, 1, 1]], "labels": [-1]}'
+    shards = ShardDataset(tar_of(tmp_path / "a.tar", {"x.png": encoded(), "x.json": target}))
+    assert_refused(f"ShardDataset: {tmp_path}/a.tar/x labels [-1]", shards.target, 0)
+
+
 def test_pictures_are_upright_and_deep_ones_scaled(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
+    Image.new("L", (6, 8), 255).save(tagged := io.BytesIO(), "TIFF", exif=exif)
     Image.fromarray(np.full((8, 6), 65535, np.uint16)).save(deep := io.BytesIO(), "PNG", exif=exif)
     target = json.dumps({"boxes": [[0, 0, 8, 6]], "labels": [0]}).encode()
     members = {"a.png": deep.getvalue(), "a.json": target, "b.jpg": encoded(255, "JPEG"), "b.json": target}
+    members |= {"c.tif": tagged.getvalue(), "c.json": target}
     shards = ShardDataset(tar_of(tmp_path / "a.tar", members))
     for index, (image, found) in enumerate(shards):
         assert (image.shape, image.unique().tolist()) == ((3, 6, 8), [255])
         assert found["boxes"].canvas_size == shards.image_size(index) == (6, 8)
+
+
+@pytest.mark.parametrize("orientation", [struct.pack("<HIHH", 3, 1, 9, 0), struct.pack("<HI4s", 2, 2, b"6")])
+def test_an_orientation_that_is_none_turns_nothing(tmp_path, orientation):
+    exif = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<HH", 1, 0x0112) + orientation + bytes(4)
+    path = tar_of(tmp_path / "a.tar", {"a.jpg": encoded(7, "JPEG", exif=exif), "a.json": json.dumps(TARGET).encode()})
+    shards = ShardDataset(path)
+    assert shards.image_size(0) == tuple(shards[0][0].shape[1:]) == (6, 8)
 
 
 @pytest.fixture
