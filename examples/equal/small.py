@@ -1,0 +1,84 @@
+"""Pictures of tiny objects, and the detectors that are compared on them."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from torchvision.transforms import v2
+
+from detkit import data, detectors, tricks
+from detkit.anchors import GridAnchors, cluster_anchors
+from detkit.detectors.recipes.trunks import small_pyramid
+
+TILE = 256
+
+
+class Patchwork(Dataset):
+    """Four by four items of a data set as one picture, each at a quarter of its size."""
+
+    def __init__(self, items: Any, length: int, seed: int = 0) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.items, self.places = items, torch.randint(len(items), (length, 4, 4), generator=generator)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Any]]:
+        """The picture; objects of less than a pixel are left out."""
+        rows, boxes, labels = [], [], []
+        for y, places in enumerate(self.places[index].tolist()):
+            row = []
+            for x, place in enumerate(places):
+                image, target = self.items[place]
+                height, width = (side // 4 for side in image.shape[-2:])
+                small, found = v2.functional.resize(image, [height, width]), torch.as_tensor(target["boxes"]) / 4
+                row.append(small.as_subclass(Tensor))
+                boxes.append(found.as_subclass(Tensor) + torch.tensor([x * width, y * height] * 2))
+                labels.append(target["labels"])
+            rows.append(torch.cat(row, 2))
+        kept = (torch.cat(boxes)[:, 2:] - torch.cat(boxes)[:, :2]).amin(1) >= 1
+        return torch.cat(rows, 1), {"boxes": torch.cat(boxes)[kept], "labels": torch.cat(labels)[kept]}
+
+
+class Row(NamedTuple):
+    """A detector for pictures (height, width) of so many classes, and whether it sees them in tiles."""
+
+    build: Callable[[int, tuple[int, int], Sequence[Any]], nn.Module]
+    tiled: bool = False
+
+
+def in_tiles(detector: nn.Module) -> nn.Module:
+    """The detector on overlapping tiles of a picture, each object seen whole by one of them."""
+    return tricks.TiledInference(detector, tile=TILE, overlap=48, merge=tricks.NMSFusion(0.6), batch_size=4)
+
+
+def crops() -> v2.Transform:
+    """What tiles are to the detector, in training: random parts, with the objects in them."""
+    return v2.Compose([v2.RandomCrop((TILE, TILE)), data.flip_augmentation(), data.sanitize(min_size=2)])
+
+
+def clustered_ssd(classes: int, size: tuple[int, int], pictures: Sequence[Any]) -> nn.Module:
+    """fpn_ssd from stride 4 on, whose anchors are the middles of the objects' sizes: two for each level."""
+    boxes = torch.cat([target["boxes"] for _, target in pictures])
+    shapes = cluster_anchors(boxes[:, 2:] - boxes[:, :2], 8, generator=torch.Generator().manual_seed(0))
+    trunk, strides = small_pyramid(64, 1, nn.BatchNorm2d, finest=4)
+    anchors = GridAnchors(shapes=[shapes[i : i + 2].tolist() for i in range(0, 8, 2)], strides=strides)
+    return detectors.ssd(classes, trunk, [64] * 4, anchors, preprocess=detectors.Preprocess(size))
+
+
+def _half(size: tuple[int, int]) -> tuple[int, int]:
+    return (size[0] // 2, size[1] // 2)
+
+
+ROWS = {
+    "fpn_ssd, half the size": Row(lambda classes, size, _: detectors.fpn_ssd(classes, size=_half(size))),
+    "small_tood, half the size": Row(lambda classes, size, _: detectors.small_tood(classes, size=_half(size))),
+    "small_tood": Row(lambda classes, size, _: detectors.small_tood(classes, size=size)),
+    "fpn_ssd, stride 4, clustered anchors": Row(clustered_ssd),
+    "small_tood, stride 4": Row(lambda classes, size, _: detectors.small_tood(classes, size=size, finest=4)),
+    "small_tood, stride 4, tiles": Row(
+        lambda classes, _, __: detectors.small_tood(classes, size=(TILE, TILE), finest=4), tiled=True
+    ),
+}
