@@ -11,7 +11,8 @@ from detkit.detectors import Detector, recipes
 from detkit.inspect.anchors import AnchorFit
 from detkit.inspect.report import describe, describe_fit, hardest, read_truth
 from detkit.inspect.source import open_source
-from detkit.train.options import OTHERWISE, RECIPES
+from detkit.inspect.suggest import suggest
+from detkit.train.options import DEFAULT, OTHERWISE, RECIPES
 from detkit.viz import save_picture
 
 
@@ -25,8 +26,14 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("data", help="a COCO json, a csv file, a folder, or scenes")
     add("--images", type=Path, help="folder of the pictures of a json or csv file; without it the file's own")
     add("--split", help="of a folder; without it all pictures")
-    add("--recipe", choices=sorted(set(RECIPES) - OTHERWISE), default="fpn_ssd")
-    add("--size", type=int, nargs=2, metavar=("H", "W"), help="input size, for recipes that take one")
+    add("--recipe", choices=sorted(set(RECIPES) - OTHERWISE), default=DEFAULT)
+    add(
+        "--size",
+        type=int,
+        nargs=2,
+        metavar=("H", "W"),
+        help="input size, for recipes that take one; default: the suggested",
+    )
     add("--count", type=int, default=6, help="how many anchor sizes to suggest")
     add("--most", type=int, default=1000, help="images to look at, spread over the data set")
     add("--output", type=Path, help="folder for hardest.png")
@@ -56,7 +63,11 @@ def main(argv: list[str] | None = None) -> list[str]:
     categories, _ = find_categories(dataset, function="detkit.inspect")
     truth = read_truth(dataset, args.most)
     lines = list(describe(truth, categories, len(dataset)))
-    detector = build(args.recipe, len(categories), tuple(args.size) if args.size else None)
+    found = suggest(truth)
+    height, width = found.size
+    lines.append(f"suits       --size {height} {width} --finest {found.finest}, where the recipe takes them")
+    size = tuple(args.size) if args.size else found.size if takes_size(args.recipe) else None
+    detector = build(args.recipe, len(categories), size)
     lines.append(f"detector    {args.recipe}, input {detector.preprocess}")
     try:
         anchors = AnchorFit(detector)

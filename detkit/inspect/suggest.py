@@ -28,7 +28,7 @@ def suggest(truth: Truth) -> Suggestion:
 
     >>> target = {"boxes": torch.tensor([[0.0, 0, 42, 42]]), "labels": torch.tensor([0])}
     >>> suggest(Truth([0], [target], [(600, 800)]))
-    Suggestion(size=(416, 544), finest=8)
+    Suggestion(size=(384, 544), finest=8)
     """
     if not truth.sizes:
         return Suggestion((320, 320), 8)

@@ -5,14 +5,19 @@ import inspect
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import load_file
 from torch import nn
 
 from detkit import dist, tricks
 from detkit.detectors import Detector, recipes
+from detkit.inspect.report import read_truth
+from detkit.inspect.suggest import suggest
 from detkit.train.module import function_of
 from detkit.weights import load_weights
+
+_LOOKED_AT = 1000
 
 
 def build(args: argparse.Namespace, num_classes: int) -> Detector:
@@ -20,6 +25,7 @@ def build(args: argparse.Namespace, num_classes: int) -> Detector:
     recipe = function_of(args.module, "detector") or getattr(recipes, args.recipe)
     options = {
         "size": tuple(args.size) if args.size else None,
+        "finest": args.finest,
         "norm": (lambda channels: nn.GroupNorm(8, channels)) if args.group_norm else None,
     }
     given = {name: value for name, value in options.items() if value is not None}
@@ -39,6 +45,29 @@ def build(args: argparse.Namespace, num_classes: int) -> Detector:
     if args.freeze is not None:
         tricks.freeze(backbone_of(detector), args.freeze)
     return detector
+
+
+def choose_input(args: argparse.Namespace, data: Any) -> None:
+    """Fill in ``--size`` and ``--finest`` with what suits the objects to train on, where the recipe takes them.
+
+    Nothing is chosen beside weights to start from, for a detector of the user's, and where only pictures know targets.
+    """
+    taken = set() if args.recipe == "module" else inspect.signature(getattr(recipes, args.recipe)).parameters.keys()
+    missing = [name for name in ("size", "finest") if name in taken and not getattr(args, name)]
+    if "size" not in missing or args.weights:
+        return
+    try:
+        found = suggest(read_truth(data, _LOOKED_AT))
+    except (TypeError, ValueError):
+        return
+    for name in missing:
+        setattr(args, name, getattr(found, name))
+    if dist.rank() == 0:
+        print(f"chosen for these objects: {' '.join(f'--{name} {_words(getattr(args, name))}' for name in missing)}")
+
+
+def _words(value: int | Sequence[int]) -> str:
+    return " ".join(map(str, value)) if isinstance(value, Sequence) else str(value)
 
 
 def backbone_of(detector: Detector) -> nn.Module:
