@@ -49,7 +49,7 @@ def main() -> None:
         rows.append({"name": name, "curve": curve})
         with file.open("a") as lines:
             lines.write(json.dumps(rows[-1]) + "\n")
-        image, target = unseen[0]
+        image, _ = unseen[0]
         with torch.no_grad():
             (found,) = view(detector.eval())([image])
         picture = viz.draw_detections(image, found, categories=names, score_threshold=0.4)

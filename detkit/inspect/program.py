@@ -27,13 +27,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--images", type=Path, help="folder of the pictures of a json or csv file; without it the file's own")
     add("--split", help="of a folder; without it all pictures")
     add("--recipe", choices=sorted(set(RECIPES) - OTHERWISE), default=DEFAULT)
-    add(
-        "--size",
-        type=int,
-        nargs=2,
-        metavar=("H", "W"),
-        help="input size, for recipes that take one; default: the suggested",
-    )
+    add("--size", type=int, nargs=2, metavar=("H", "W"), help="input size, for recipes that take one; default: fitting")
     add("--count", type=int, default=6, help="how many anchor sizes to suggest")
     add("--most", type=int, default=1000, help="images to look at, spread over the data set")
     add("--output", type=Path, help="folder for hardest.png")

@@ -23,8 +23,9 @@ class Suggestion(NamedTuple):
 def suggest(truth: Truth) -> Suggestion:
     """The size at which small objects are some 28 pixels, in the shape of the images, rounded to multiples of 32.
 
-    Small is the lower quartile of the objects where all classes count alike. The size has 320 x 320 to 640 x 640 pixels; images below that are enlarged only for small
-    objects, and at most twice. Where small objects then have less than 16 pixels the finest level has stride 4.
+    Small is the lower quartile of the objects where all classes count alike. The size has 320 x 320 to 640 x 640
+    pixels; images below that are enlarged only for small objects, and at most twice. Where small objects then have less
+    than 16 pixels the finest level has stride 4.
 
     >>> target = {"boxes": torch.tensor([[0.0, 0, 42, 42]]), "labels": torch.tensor([0])}
     >>> suggest(Truth([0], [target], [(600, 800)]))
@@ -44,7 +45,7 @@ def suggest(truth: Truth) -> Suggestion:
 
 
 def small_side(truth: Truth) -> float | None:
-    """The lower quartile of the objects' sides (root of the area, pixels of the images), classes alike; None of none."""
+    """The lower quartile of the objects' sides (root of the area, in pixels), classes alike; None without objects."""
     found = [objects_of(target) for target in truth.targets]
     lengths, labels = torch.cat([sides(boxes) for boxes, _ in found]), torch.cat([labels for _, labels in found])
     lengths, order = lengths.sort()

@@ -61,13 +61,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--tidy-categories", action="store_true", help="coco: no class for rows that only group others, one per name")
     add("--freeze", type=int, metavar="LAYERS", help="the first layers of the backbone, stem included, do not learn")
     add("--masks", action="store_true", help="coco and scenes: read masks, and judge them, for recipes that draw some")
-    add(
-        "--size",
-        type=int,
-        nargs=2,
-        metavar=("H", "W"),
-        help="input size, for recipes that take one; default: what suits the data",
-    )
+    add("--size", type=int, nargs=2, metavar=("H", "W"), help="input size, for recipes that take one; default: fitting")
     add("--finest", type=int, choices=(4, 8), help="stride of the finest level; default: 4 for tiny objects")
     add("--random-scale", type=float, nargs=2, metavar=("LOW", "HIGH"), help="every ten batches so many times --size")
     add("--group-norm", action="store_true", help="for recipes with a norm: N processes then equal one, to rounding")
