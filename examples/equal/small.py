@@ -6,10 +6,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
+from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from detkit import data, detectors, tricks
+from detkit import detectors, tricks
 from detkit.anchors import GridAnchors, cluster_anchors
+from detkit.data.transforms import sanitize
 from detkit.detectors.recipes.trunks import small_pyramid
 
 TILE = 256
@@ -38,8 +40,10 @@ class Patchwork(Dataset):
                 boxes.append(found.as_subclass(Tensor) + torch.tensor([x * width, y * height] * 2))
                 labels.append(target["labels"])
             rows.append(torch.cat(row, 2))
-        kept = (torch.cat(boxes)[:, 2:] - torch.cat(boxes)[:, :2]).amin(1) >= 1
-        return torch.cat(rows, 1), {"boxes": torch.cat(boxes)[kept], "labels": torch.cat(labels)[kept]}
+        picture, found = tv_tensors.Image(torch.cat(rows, 1)), torch.cat(boxes)
+        kept, canvas = (found[:, 2:] - found[:, :2]).amin(1) >= 1, picture.shape[-2:]
+        found = tv_tensors.BoundingBoxes(found[kept], format="XYXY", canvas_size=canvas)
+        return picture, {"boxes": found, "labels": torch.cat(labels)[kept]}
 
 
 class Row(NamedTuple):
@@ -56,12 +60,12 @@ def in_tiles(detector: nn.Module) -> nn.Module:
 
 def crops() -> v2.Transform:
     """What tiles are to the detector, in training: random parts, with the objects in them."""
-    return v2.Compose([v2.RandomCrop((TILE, TILE)), data.flip_augmentation(), data.sanitize(min_size=2)])
+    return v2.Compose([v2.RandomCrop((TILE, TILE)), sanitize(min_size=2)])
 
 
 def clustered_ssd(classes: int, size: tuple[int, int], pictures: Sequence[Any]) -> nn.Module:
     """fpn_ssd from stride 4 on, whose anchors are the middles of the objects' sizes: two for each level."""
-    boxes = torch.cat([target["boxes"] for _, target in pictures])
+    boxes = torch.cat([target["boxes"].as_subclass(Tensor) for _, target in pictures])
     shapes = cluster_anchors(boxes[:, 2:] - boxes[:, :2], 8, generator=torch.Generator().manual_seed(0))
     trunk, strides = small_pyramid(64, 1, nn.BatchNorm2d, finest=4)
     anchors = GridAnchors(shapes=[shapes[i : i + 2].tolist() for i in range(0, 8, 2)], strides=strides)
