@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from equal.small import ROWS, Patchwork, crops, in_tiles
+from equal.small import ROWS, TILED, Patchwork, crops, in_tiles
 from equal.training import train
 from torchvision.transforms import v2
 from tqdm import tqdm
@@ -42,9 +42,8 @@ def main() -> None:
     unseen = [*map(Patchwork(sets[1], args.pictures // 4).__getitem__, range(args.pictures // 4))]
     for name in tqdm([name for name in args.only if name not in {row["name"] for row in rows}]):
         torch.manual_seed(0)
-        row = ROWS[name]
-        detector = row.build(len(names), tuple(seen[0][0].shape[-2:]), seen).to(memory_format=torch.channels_last)
-        augment, view = (crops(), in_tiles) if row.tiled else (v2.Identity(), torch.nn.Identity())
+        detector = ROWS[name](len(names), tuple(seen[0][0].shape[-2:]), seen).to(memory_format=torch.channels_last)
+        augment, view = (crops(), in_tiles) if name == TILED else (v2.Identity(), torch.nn.Identity())
         curve = train(detector, 2e-3, seen, unseen, names, 60 * args.minutes, augment=augment, view=view, batch=4)
         rows.append({"name": name, "curve": curve})
         with file.open("a") as lines:

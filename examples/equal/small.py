@@ -1,7 +1,7 @@
 """Pictures of tiny objects, and the detectors that are compared on them."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,15 +14,17 @@ from detkit.anchors import GridAnchors, cluster_anchors
 from detkit.data.transforms import sanitize
 from detkit.detectors.recipes.trunks import small_pyramid
 
-TILE = 256
+TILE, TILED = 256, "small_tood, stride 4, tiles"
+Build = Callable[[int, tuple[int, int], Sequence[Any]], nn.Module]
+"""Of the number of classes, the (height, width) of the pictures, and the pictures."""
 
 
 class Patchwork(Dataset):
     """Four by four items of a data set as one picture, each at a quarter of its size."""
 
     def __init__(self, items: Any, length: int, seed: int = 0) -> None:
-        generator = torch.Generator().manual_seed(seed)
-        self.items, self.places = items, torch.randint(len(items), (length, 4, 4), generator=generator)
+        draw = torch.Generator().manual_seed(seed)
+        self.items, self.places = items, torch.randint(len(items), (length, 4, 4), generator=draw)
 
     def __len__(self) -> int:
         return len(self.places)
@@ -35,22 +37,14 @@ class Patchwork(Dataset):
             for x, place in enumerate(places):
                 image, target = self.items[place]
                 height, width = (side // 4 for side in image.shape[-2:])
-                small, found = v2.functional.resize(image, [height, width]), torch.as_tensor(target["boxes"]) / 4
-                row.append(small.as_subclass(Tensor))
-                boxes.append(found.as_subclass(Tensor) + torch.tensor([x * width, y * height] * 2))
+                row.append(v2.functional.resize(image, [height, width]).as_subclass(Tensor))
+                boxes.append(target["boxes"].as_subclass(Tensor) / 4 + torch.tensor([x * width, y * height] * 2))
                 labels.append(target["labels"])
             rows.append(torch.cat(row, 2))
         picture, found = tv_tensors.Image(torch.cat(rows, 1)), torch.cat(boxes)
         kept, canvas = (found[:, 2:] - found[:, :2]).amin(1) >= 1, picture.shape[-2:]
         found = tv_tensors.BoundingBoxes(found[kept], format="XYXY", canvas_size=canvas)
         return picture, {"boxes": found, "labels": torch.cat(labels)[kept]}
-
-
-class Row(NamedTuple):
-    """A detector for pictures (height, width) of so many classes, and whether it sees them in tiles."""
-
-    build: Callable[[int, tuple[int, int], Sequence[Any]], nn.Module]
-    tiled: bool = False
 
 
 def in_tiles(detector: nn.Module) -> nn.Module:
@@ -72,17 +66,15 @@ def clustered_ssd(classes: int, size: tuple[int, int], pictures: Sequence[Any]) 
     return detectors.ssd(classes, trunk, [64] * 4, anchors, preprocess=detectors.Preprocess(size))
 
 
-def _half(size: tuple[int, int]) -> tuple[int, int]:
-    return (size[0] // 2, size[1] // 2)
+def _recipe(recipe: Callable[..., nn.Module], divide: int = 1, **options: Any) -> Build:
+    return lambda classes, size, _: recipe(classes, size=(size[0] // divide, size[1] // divide), **options)
 
 
 ROWS = {
-    "fpn_ssd, half the size": Row(lambda classes, size, _: detectors.fpn_ssd(classes, size=_half(size))),
-    "small_tood, half the size": Row(lambda classes, size, _: detectors.small_tood(classes, size=_half(size))),
-    "small_tood": Row(lambda classes, size, _: detectors.small_tood(classes, size=size)),
-    "fpn_ssd, stride 4, clustered anchors": Row(clustered_ssd),
-    "small_tood, stride 4": Row(lambda classes, size, _: detectors.small_tood(classes, size=size, finest=4)),
-    "small_tood, stride 4, tiles": Row(
-        lambda classes, _, __: detectors.small_tood(classes, size=(TILE, TILE), finest=4), tiled=True
-    ),
+    "fpn_ssd, half the size": _recipe(detectors.fpn_ssd, 2),
+    "small_tood, half the size": _recipe(detectors.small_tood, 2),
+    "small_tood": _recipe(detectors.small_tood),
+    "fpn_ssd, stride 4, clustered anchors": clustered_ssd,
+    "small_tood, stride 4": _recipe(detectors.small_tood, finest=4),
+    TILED: lambda classes, *_: detectors.small_tood(classes, size=(TILE, TILE), finest=4),
 }
