@@ -38,11 +38,11 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def build(recipe: str, num_classes: int, size: tuple[int, int] | None) -> Detector:
+def build(recipe: str, num_classes: int, **options: Any) -> Detector:
     """A recipe with its own input size, or another. Raises ValueError for one that takes none."""
-    if size and not takes_size(recipe):
+    if "size" in options and not takes_size(recipe):
         raise ValueError(f"recipe {recipe} does not take --size")
-    return getattr(recipes, recipe)(num_classes, **({"size": size} if size else {}))
+    return getattr(recipes, recipe)(num_classes, **options)
 
 
 def takes_size(recipe: str) -> bool:
@@ -60,8 +60,8 @@ def main(argv: list[str] | None = None) -> list[str]:
     found = suggest(truth)
     height, width = found.size
     lines.append(f"suits       --size {height} {width} --finest {found.finest}, where the recipe takes them")
-    size = tuple(args.size) if args.size else found.size if takes_size(args.recipe) else None
-    detector = build(args.recipe, len(categories), size)
+    options = {"size": tuple(args.size)} if args.size else found.taken_by(getattr(recipes, args.recipe))
+    detector = build(args.recipe, len(categories), **options)
     lines.append(f"detector    {args.recipe}, input {detector.preprocess}")
     try:
         anchors = AnchorFit(detector)

@@ -1,7 +1,9 @@
 """An input size and a finest level that suit a data set: small classes get cells enough, images no more pixels."""
 
+import inspect
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 
@@ -18,6 +20,11 @@ class Suggestion(NamedTuple):
 
     size: tuple[int, int]
     finest: Finest
+
+    def taken_by(self, recipe: Callable[..., Any]) -> dict[str, Any]:
+        """Those that are options of a recipe, by name."""
+        taken = inspect.signature(recipe).parameters
+        return {name: value for name, value in self._asdict().items() if name in taken}
 
 
 def suggest(truth: Truth) -> Suggestion:

@@ -52,22 +52,16 @@ def choose_input(args: argparse.Namespace, data: Any) -> None:
 
     Nothing is chosen beside weights to start from, for a detector of the user's, and where only pictures know targets.
     """
-    taken = set() if args.recipe == "module" else inspect.signature(getattr(recipes, args.recipe)).parameters.keys()
-    missing = [name for name in ("size", "finest") if name in taken and not getattr(args, name)]
-    if "size" not in missing or args.weights:
+    if args.size or args.weights or args.recipe == "module":
         return
     try:
-        found = suggest(read_truth(data, _LOOKED_AT))
+        found = suggest(read_truth(data, _LOOKED_AT)).taken_by(getattr(recipes, args.recipe))
     except (TypeError, ValueError):
         return
-    for name in missing:
-        setattr(args, name, getattr(found, name))
-    if dist.rank() == 0:
-        print(f"chosen for these objects: {' '.join(f'--{name} {_words(getattr(args, name))}' for name in missing)}")
-
-
-def _words(value: int | Sequence[int]) -> str:
-    return " ".join(map(str, value)) if isinstance(value, Sequence) else str(value)
+    args.size, args.finest = found.get("size"), args.finest or found.get("finest")
+    if args.size and dist.rank() == 0:
+        shown = " ".join(map(str, args.size)) + (f" --finest {args.finest}" if args.finest else "")
+        print(f"chosen for these objects: --size {shown}")
 
 
 def backbone_of(detector: Detector) -> nn.Module:
