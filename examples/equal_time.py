@@ -47,17 +47,18 @@ def main() -> None:
         torch.manual_seed(seed)
         build, rate = ENTRIES[name]
         detector = build(len(names), size).to(memory_format=torch.channels_last)
-        curve = train(detector, rate, seen, unseen, names, 60 * minutes)
+        augment = data.flip_augmentation(vertical=True) if args.data else v2.Identity()  # a flipped digit is none
+        curve = train(detector, rate, seen, unseen, names, 60 * minutes, augment=augment)
         rows.append({"minutes": minutes, "seed": seed, "name": name, "curve": curve})
         with file.open("a") as lines:
             lines.write(json.dumps(rows[-1]) + "\n")
         tqdm.write(f"{name:28} seed {seed}, {minutes:g} min: AP {curve[-1][1]:.3f}, AP50 {curve[-1][2]:.3f}")
     longest = max(row["minutes"] for row in rows)
     for row in sorted(rows, key=lambda row: (row["minutes"], -row["curve"][-1][1])):
-        _, ap, ap50 = row["curve"][-1]
+        _, ap, ap50, _ = row["curve"][-1]
         print(f"| {row['name']} | {row['minutes']:g} | {row['seed']} | {ap:.3f} | {ap50:.3f} |")
     best = {row["name"]: row for row in rows if row["minutes"] == longest}
-    points = [{"seconds": t, name: ap} for name, row in best.items() for t, ap, _ in row["curve"]]
+    points = [{"seconds": t, name: ap} for name, row in best.items() for t, ap, *_ in row["curve"]]
     title = f"{longest:g} minutes of one CPU core each"
     viz.save_picture(
         args.output / "equal.png", viz.plot_curves(points, losses=[], metrics=[*best], over="seconds", title=title)

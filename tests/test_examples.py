@@ -72,6 +72,15 @@ SMALL: dict[str, tuple[list[str], list[str], str]] = {
     ),
     "predict_many.py": (["--help"], [], "Ray Data"),  # tests/test_predict_many.py runs it
     "search_on_disk.py": (["table", "--count", "400", "--queries", "3"], ["table"], "400 vectors written"),
+    "small_objects.py": (
+        [
+            *("out", "--minutes", ".01", "--pictures", "4", "--only", "small_tood, half the size", "--data"),
+            *(f"{DATA}/bccd/images", f"{DATA}/bccd/annotations/instances_val.json"),
+            f"{DATA}/bccd/annotations/instances_test.json",
+        ],
+        ["out/small_tood_half_the_size.png"],
+        "| small_tood, half the size | ",
+    ),
     "tiled_inference.py": (
         [f"{DATA}/checkpoints", "tiles.jpg"],
         ["tiles.jpg"],

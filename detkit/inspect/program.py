@@ -11,7 +11,8 @@ from detkit.detectors import Detector, recipes
 from detkit.inspect.anchors import AnchorFit
 from detkit.inspect.report import describe, describe_fit, hardest, read_truth
 from detkit.inspect.source import open_source
-from detkit.train.options import OTHERWISE, RECIPES
+from detkit.inspect.suggest import suggest
+from detkit.train.options import DEFAULT, OTHERWISE, RECIPES
 from detkit.viz import save_picture
 
 
@@ -25,8 +26,8 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("data", help="a COCO json, a csv file, a folder, or scenes")
     add("--images", type=Path, help="folder of the pictures of a json or csv file; without it the file's own")
     add("--split", help="of a folder; without it all pictures")
-    add("--recipe", choices=sorted(set(RECIPES) - OTHERWISE), default="fpn_ssd")
-    add("--size", type=int, nargs=2, metavar=("H", "W"), help="input size, for recipes that take one")
+    add("--recipe", choices=sorted(set(RECIPES) - OTHERWISE), default=DEFAULT)
+    add("--size", type=int, nargs=2, metavar=("H", "W"), help="input size, for recipes that take one; default: fitting")
     add("--count", type=int, default=6, help="how many anchor sizes to suggest")
     add("--most", type=int, default=1000, help="images to look at, spread over the data set")
     add("--output", type=Path, help="folder for hardest.png")
@@ -37,11 +38,11 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def build(recipe: str, num_classes: int, size: tuple[int, int] | None) -> Detector:
+def build(recipe: str, num_classes: int, **options: Any) -> Detector:
     """A recipe with its own input size, or another. Raises ValueError for one that takes none."""
-    if size and not takes_size(recipe):
+    if "size" in options and not takes_size(recipe):
         raise ValueError(f"recipe {recipe} does not take --size")
-    return getattr(recipes, recipe)(num_classes, **({"size": size} if size else {}))
+    return getattr(recipes, recipe)(num_classes, **options)
 
 
 def takes_size(recipe: str) -> bool:
@@ -56,7 +57,11 @@ def main(argv: list[str] | None = None) -> list[str]:
     categories, _ = find_categories(dataset, function="detkit.inspect")
     truth = read_truth(dataset, args.most)
     lines = list(describe(truth, categories, len(dataset)))
-    detector = build(args.recipe, len(categories), tuple(args.size) if args.size else None)
+    found = suggest(truth)
+    height, width = found.size
+    lines.append(f"suits       --size {height} {width} --finest {found.finest}, where the recipe takes them")
+    options = {"size": tuple(args.size)} if args.size else found.taken_by(getattr(recipes, args.recipe))
+    detector = build(args.recipe, len(categories), **options)
     lines.append(f"detector    {args.recipe}, input {detector.preprocess}")
     try:
         anchors = AnchorFit(detector)

@@ -55,7 +55,9 @@ def measure(recipe: str, size: tuple[int, int], *, repeat: int = 3) -> list[str]
     """The cells of one recipe's row."""
     generator = torch.Generator().manual_seed(0)
     torch.manual_seed(0)
-    detector = build(recipe, _CLASSES, size if takes_size(recipe) else None).to(memory_format=torch.channels_last)
+    detector = build(recipe, _CLASSES, **({"size": size} if takes_size(recipe) else {})).to(
+        memory_format=torch.channels_last
+    )
     images = [torch.rand(3, *_SIZE, generator=generator) for _ in range(2)]
     targets = [target(_SIZE, generator) for _ in images]
     parameters = sum(value.numel() for value in detector.parameters())

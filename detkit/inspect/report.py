@@ -44,16 +44,16 @@ def describe(truth: Truth, categories: Sequence[str], total: int) -> Iterator[st
     yield f"images      {total}{looked}, {_sizes(truth.sizes)}"
     small = f"{numbers.small:.0%} below 32 x 32 pixels" if numbers.objects else "nothing to learn"
     yield f"objects     {numbers.objects}, {numbers.objects_per_image:.1f} an image, {small}"
-    labels = Counter(label for target in truth.targets for label in _objects(target)[1].tolist())
+    labels = Counter(label for target in truth.targets for label in objects_of(target)[1].tolist())
     counts = ", ".join(f"{name} {labels[label]}" for label, name in enumerate(categories))
     yield f"classes     {counts}"
-    yield f"sides       {_quantiles(torch.cat([_sides(_objects(target)[0]) for target in truth.targets]))}"
+    yield f"sides       {_quantiles(torch.cat([sides(objects_of(target)[0]) for target in truth.targets]))}"
 
 
 def describe_fit(anchors: AnchorFit, truth: Truth, fits: Sequence[Fit], count: int) -> Iterator[str]:
     """How the anchors fit, and which sizes would."""
     boxes, fitting = torch.cat([fit.boxes for fit in fits]), torch.cat([fit.fits for fit in fits])
-    yield f"at input    {_quantiles(_sides(boxes))}"
+    yield f"at input    {_quantiles(sides(boxes))}"
     side = anchors.smallest(truth.sizes[0]) if truth.sizes else None
     yield f"smallest    {'none' if side is None else f'{side} x {side}'} pixels have an anchor in nine of ten places"
     rule = (
@@ -93,14 +93,14 @@ def _column(cells: Sequence[Image.Image]) -> Image.Image:
     return sheet
 
 
-def _objects(target: Target) -> tuple[Tensor, Tensor]:
+def objects_of(target: Target) -> tuple[Tensor, Tensor]:
     """Boxes and labels of what is no crowd."""
     boxes = torch.as_tensor(target["boxes"]).as_subclass(Tensor)
     kept = ~torch.as_tensor(target.get("iscrowd", torch.zeros(len(boxes)))).bool()
     return boxes[kept], torch.as_tensor(target["labels"])[kept]
 
 
-def _sides(boxes: Tensor) -> Tensor:
+def sides(boxes: Tensor) -> Tensor:
     return (boxes[:, 2:] - boxes[:, :2]).double().prod(1).clamp(min=0).sqrt()
 
 

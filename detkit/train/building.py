@@ -5,14 +5,19 @@ import inspect
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import load_file
 from torch import nn
 
 from detkit import dist, tricks
 from detkit.detectors import Detector, recipes
+from detkit.inspect.report import read_truth
+from detkit.inspect.suggest import suggest
 from detkit.train.module import function_of
 from detkit.weights import load_weights
+
+_LOOKED_AT = 1000
 
 
 def build(args: argparse.Namespace, num_classes: int) -> Detector:
@@ -20,6 +25,7 @@ def build(args: argparse.Namespace, num_classes: int) -> Detector:
     recipe = function_of(args.module, "detector") or getattr(recipes, args.recipe)
     options = {
         "size": tuple(args.size) if args.size else None,
+        "finest": args.finest,
         "norm": (lambda channels: nn.GroupNorm(8, channels)) if args.group_norm else None,
     }
     given = {name: value for name, value in options.items() if value is not None}
@@ -39,6 +45,23 @@ def build(args: argparse.Namespace, num_classes: int) -> Detector:
     if args.freeze is not None:
         tricks.freeze(backbone_of(detector), args.freeze)
     return detector
+
+
+def choose_input(args: argparse.Namespace, data: Any) -> None:
+    """Fill in ``--size`` and ``--finest`` with what suits the objects to train on, where the recipe takes them.
+
+    Nothing is chosen beside weights to start from, for a detector of the user's, and where only pictures know targets.
+    """
+    if args.size or args.weights or args.recipe == "module":
+        return
+    try:
+        found = suggest(read_truth(data, _LOOKED_AT)).taken_by(getattr(recipes, args.recipe))
+    except (TypeError, ValueError):
+        return
+    args.size, args.finest = found.get("size"), args.finest or found.get("finest")
+    if args.size and dist.rank() == 0:
+        shown = " ".join(map(str, args.size)) + (f" --finest {args.finest}" if args.finest else "")
+        print(f"chosen for these objects: --size {shown}")
 
 
 def backbone_of(detector: Detector) -> nn.Module:

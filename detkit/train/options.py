@@ -19,6 +19,9 @@ RECIPES = [name for name in recipes.__all__ if not name.endswith(("_stage", "_an
 OTHERWISE = {"ssd", "ssdlite", "fast_rcnn", "rcnn", "segmenter", "three_tasks", "hourglass_rpn", "small_hourglass_rpn"}
 """Recipes that need a trunk, or proposals, handed over; and those that find no classes of boxes."""
 
+DEFAULT = "small_tood"
+"""The recipe that learns most in the same time: examples/equal_time.py."""
+
 
 AUGMENTATIONS = {
     "none": v2.Identity,
@@ -41,7 +44,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--module", type=Path, help="file with datasets(), detector(num_classes), or both, instead of the next two")
     add("--data", choices=("coco", "voc", "yolo", "csv", "scenes"), help="default: that of --module, or scenes")
-    add("--recipe", choices=sorted(set(RECIPES) - OTHERWISE), help="default: that of --module, or fpn_ssd")
+    add("--recipe", choices=sorted(set(RECIPES) - OTHERWISE), help=f"default: that of --module, or {DEFAULT}")
     add("--images", type=Path, help="coco, csv: folder of all images; without it each file's own folder")
     for split in ("train", "val", "test"):
         add(f"--{split}-images", type=Path, nargs="+", help=f"coco: folder of the {split} split, or one for each json")
@@ -58,7 +61,8 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--tidy-categories", action="store_true", help="coco: no class for rows that only group others, one per name")
     add("--freeze", type=int, metavar="LAYERS", help="the first layers of the backbone, stem included, do not learn")
     add("--masks", action="store_true", help="coco and scenes: read masks, and judge them, for recipes that draw some")
-    add("--size", type=int, nargs=2, metavar=("H", "W"), help="input size, for recipes that take one")
+    add("--size", type=int, nargs=2, metavar=("H", "W"), help="input size, for recipes that take one; default: fitting")
+    add("--finest", type=int, choices=(4, 8), help="stride of the finest level; default: 4 for tiny objects")
     add("--random-scale", type=float, nargs=2, metavar=("LOW", "HIGH"), help="every ten batches so many times --size")
     add("--group-norm", action="store_true", help="for recipes with a norm: N processes then equal one, to rounding")
     add("--sync-bn", action=argparse.BooleanOptionalAction, default=True, help="batch norms over all processes")
@@ -94,7 +98,7 @@ def complete(args: argparse.Namespace) -> None:
     """Fill in what follows from other options. Raises ValueError for those that do not fit together."""
     if args.module and not args.module.is_file():
         raise ValueError(f"--module {args.module} is no regular file")
-    for name, part, default in (("data", "datasets", "scenes"), ("recipe", "detector", "fpn_ssd")):
+    for name, part, default in (("data", "datasets", "scenes"), ("recipe", "detector", DEFAULT)):
         own = function_of(args.module, part) is not None
         if own and getattr(args, name):
             raise ValueError(f"--{name} {getattr(args, name)}: --module {args.module} defines {part}() already")

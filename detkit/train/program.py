@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from detkit import dist, tricks
 from detkit.data import Augmented
-from detkit.train.building import build
+from detkit.train.building import build, choose_input
 from detkit.train.epoch import train_epoch
 from detkit.train.fit import warn_of_misfits
 from detkit.train.folder import claim
@@ -27,6 +27,7 @@ def train(args: argparse.Namespace, device: torch.device) -> dict[str, float]:
     """Everything, from the data to the final table; the numbers of the test set."""
     torch.manual_seed(args.seed)
     train_data, val_data, test_data, categories = datasets(args)
+    choose_input(args, train_data)
     detector = build(args, len(categories)).to(memory_format=torch.channels_last).to(device)  # the faster layout
     if dist.rank() == 0:
         warn_of_misfits(train_data, detector)

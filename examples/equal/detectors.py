@@ -52,6 +52,11 @@ def _ssdlite(classes: int, size: tuple[int, int]) -> nn.Module:
     )
 
 
+def _yolo_v3_tiny(classes: int, size: tuple[int, int]) -> nn.Module:
+    """Its grids halve five times: sides are rounded up to multiples of 32."""
+    return detectors.yolo_v3_tiny(classes, size=tuple(-(-side // 32) * 32 for side in size))
+
+
 ENTRIES = {
     "fpn_ssd": Entry(_recipe(detectors.fpn_ssd)),
     "small_retinanet": Entry(_recipe(detectors.small_retinanet)),
@@ -59,8 +64,14 @@ ENTRIES = {
     "small_tood": Entry(_recipe(detectors.small_tood)),
     "small_yolox": Entry(_recipe(detectors.small_yolox)),
     "small_yolo_v3": Entry(_recipe(detectors.small_yolo_v3)),
+    "ssd7": Entry(_recipe(detectors.ssd7)),
+    "yolo_v3_tiny": Entry(_yolo_v3_tiny, 1e-3),
     "small_faster_rcnn": Entry(_recipe(detectors.small_faster_rcnn)),
     "small_detr": Entry(_recipe(detectors.small_detr), 1e-3),
+    "small_deformable_detr": Entry(_recipe(detectors.small_deformable_detr), 1e-3),
+    "small_rt_detr": Entry(_recipe(detectors.small_rt_detr), 1e-3),
+    "small_d_fine": Entry(_recipe(detectors.small_d_fine), 1e-3),
+    "small_pix2seq": Entry(_recipe(detectors.small_pix2seq, max_objects=30), 1e-3),
     "torchvision ssdlite320": Entry(_ssdlite, 1e-3),
     "torchvision fasterrcnn_320": Entry(_faster_rcnn, 1e-3),
 }

@@ -2,30 +2,43 @@
 
 import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, RandomSampler
-from torchvision.transforms import v2
 
 from detkit import data, metrics, tricks
 
 MARKS = 5  # judged so often, at equal times
 
 
-def train(detector: Any, rate: float, pictures: list, unseen: list, names: list[str], seconds: float) -> list:
-    """Train for so many seconds of CPU time; [seconds, AP, AP50] of the averaged weights at every mark."""
+def train(
+    detector: Any,
+    rate: float,
+    pictures: list,
+    unseen: list,
+    names: list[str],
+    seconds: float,
+    *,
+    augment: Callable[..., Any],
+    view: Callable[[nn.Module], nn.Module] = lambda detector: detector,
+    batch: int = 8,
+) -> list:
+    """Train for so many seconds of CPU time; [seconds, AP, AP50, APs] of the averaged weights at every mark.
+
+    ``augment`` is called with an image and its target; ``view`` makes of the detector what is judged.
+    """
     optimizer = torch.optim.AdamW(tricks.parameter_groups(detector, rate, weight_decay=0.05), betas=(0.9, 0.98))
     average = tricks.ExponentialMovingAverage(detector, decay=0.998)
     sampler, curve = RandomSampler(pictures, replacement=True, num_samples=10**9), []
-    augment = data.flip_augmentation(vertical=True) if len(names) != 10 else v2.Identity()  # a flipped digit is none
     began = time.process_time()
-    for images, targets in DataLoader(pictures, 8, sampler=sampler, collate_fn=data.collate):
+    for images, targets in DataLoader(pictures, batch, sampler=sampler, collate_fn=data.collate):
         spent = (time.process_time() - began) / seconds
         if spent >= (len(curve) + 1) / MARKS:
             paused = time.process_time()
-            curve.append([spent * seconds, *judge(average.module, unseen, names)])
+            curve.append([spent * seconds, *judge(view(average.module.eval()), unseen, names)])
             began += time.process_time() - paused
         if spent >= 1:
             break
@@ -41,9 +54,10 @@ def train(detector: Any, rate: float, pictures: list, unseen: list, names: list[
 
 
 @torch.no_grad()
-def judge(detector: nn.Module, unseen: Any, names: list[str]) -> tuple[float, float]:
-    """AP and AP50."""
-    judged = metrics.CocoMetrics(names)
-    for images, targets in DataLoader(unseen, 16, collate_fn=data.collate):
-        judged.update(detector.eval()(images), targets)
-    return judged.compute()["bbox/AP"], judged.compute()["bbox/AP50"]
+def judge(detector: nn.Module, unseen: Any, names: list[str]) -> list[float]:
+    """AP, AP50, and AP of objects below 32 x 32 pixels."""
+    judged = metrics.CocoMetrics(names, max_detections=(1, 10, 300))  # pictures of tiny objects hold more than 100
+    for images, targets in DataLoader(unseen, 8, collate_fn=data.collate):
+        judged.update(detector(images), targets)
+    numbers = judged.compute()
+    return [numbers[f"bbox/{name}"] for name in ("AP", "AP50", "APs")]

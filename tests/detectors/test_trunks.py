@@ -8,6 +8,7 @@ from torchvision.models import resnet18
 from detkit.backbones import SmallBackbone, TorchvisionBackbone
 from detkit.detectors import recipes
 from detkit.detectors.recipes.trunks import pyramid, short_side_800, small_pyramid
+from detkit.inspect.anchors import AnchorFit
 from detkit.weights import load_weights, save_weights
 
 
@@ -56,9 +57,17 @@ def test_every_small_recipe_takes_a_backbone(recipe):
 
 def test_what_a_backbone_has_of_its_own_is_not_given_beside_it():
     backbone = SmallBackbone((4, 8, 12, 16), levels=(1, 2, 3))
-    for given in ({"blocks": 2}, {"norm": nn.InstanceNorm2d}):
+    for given in ({"blocks": 2}, {"norm": nn.InstanceNorm2d}, {"finest": 4}):
         with pytest.raises(ValueError, match=f"small_pyramid: {next(iter(given))} is given beside a backbone"):
-            recipes.fpn_ssd(2, backbone=backbone, **given)
+            recipes.small_tood(2, backbone=backbone, **given)
+
+
+def test_a_pyramid_from_stride_4_on_has_cells_for_objects_of_a_few_pixels():
+    target = {"boxes": torch.tensor([[9.0, 9, 11, 11]]), "labels": torch.tensor([1])}
+    for finest, fits in ((8, False), (4, True)):
+        detector = recipes.small_tood(2, size=(64, 64), channels=8, finest=finest)
+        assert detector.dense.anchors.strides[0] == finest
+        assert AnchorFit(detector).fit(target, (64, 64)).fits.tolist() == [fits]
 
 
 def test_a_backbone_of_torchvision_with_weights_of_a_file_needs_no_network(tmp_path):

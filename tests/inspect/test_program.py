@@ -9,7 +9,7 @@ def test_it_prints_a_report_and_draws_what_is_hardest(tmp_path, capsys):
     lines = main(["scenes", "--recipe", "fpn_ssd", "--size", "32", "32", "--most", "9", "--output", str(tmp_path)])
     assert capsys.readouterr().out.splitlines() == lines
     assert [line.split()[0] for line in lines] == [
-        *("images", "objects", "classes", "sides", "detector", "at", "smallest", "no", "suggested", "picture")
+        *("images", "objects", "classes", "sides", "suits", "detector", "at", "smallest", "no", "suggested", "picture")
     ]
     assert (tmp_path / "hardest.png").read_bytes().startswith(b"\x89PNG")
 

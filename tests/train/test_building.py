@@ -4,8 +4,9 @@ import pytest
 import torch
 from training import begun
 
+from detkit.data import DigitScenes
 from detkit.detectors import fpn_ssd
-from detkit.train.building import backbone_of, batch_shapes, build
+from detkit.train.building import backbone_of, batch_shapes, build, choose_input
 from detkit.train.options import arguments
 from detkit.weights import save_weights
 
@@ -62,3 +63,23 @@ def test_frozen_layers_of_the_backbone_do_not_learn(tmp_path):
     assert not any(name.startswith("stem") for name in learned)
     with pytest.raises(ValueError, match=r"freeze: layers=99, but a SmallBackbone has \d"):
         begun(tmp_path, "--freeze", "99")
+
+
+def test_the_size_suits_the_objects_where_none_is_given(tmp_path, capsys):
+    def chosen(*options):
+        args = arguments(["--output", str(tmp_path), *options])
+        choose_input(args, DigitScenes(40))
+        return args.size, args.finest
+
+    assert chosen() == ((128, 128), 8)  # digits of 18 pixels and more in scenes of 96 x 96
+    assert capsys.readouterr().out == "chosen for these objects: --size 128 128 --finest 8\n"
+    assert chosen("--recipe", "fpn_ssd") == ((128, 128), None)
+    assert chosen("--recipe", "fpn_ssd", "--size", "64", "96") == ([64, 96], None)
+    assert chosen("--recipe", "tiny_ssd") == (None, None)
+
+
+def test_the_finest_level_is_the_recipes_own_option(tmp_path):
+    args = arguments(["--output", str(tmp_path), "--size", "64", "64", "--finest", "4"])
+    assert build(args, 10).dense.anchors.strides == (4, 8, 16, 32)
+    with pytest.raises(ValueError, match=r"recipe fpn_ssd does not take .*finest"):
+        build(arguments(["--output", str(tmp_path), "--recipe", "fpn_ssd", "--finest", "4"]), 10)

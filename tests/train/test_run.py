@@ -11,7 +11,7 @@ def test_a_run_of_the_same_options_goes_on_and_one_of_others_is_refused_as_it_is
     begun(tmp_path).save(1)
     assert begun(tmp_path, "--resume").load() == 1
     with pytest.raises(
-        ValueError, match=r"^--resume: .*checkpoint.pt is of another run: --recipe was 'fpn_ssd', is 's"
+        ValueError, match=r"^--resume: .*checkpoint.pt is of another run: --recipe was 'small_tood', is 's"
     ):
         begun(tmp_path, "--resume", "--recipe", "small_fcos").load()
 

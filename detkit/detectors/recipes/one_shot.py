@@ -17,7 +17,7 @@ from detkit.detectors.detector import Detector
 from detkit.detectors.levelwise import LevelwisePostprocess
 from detkit.detectors.preprocess import Preprocess
 from detkit.detectors.recipe import recipe
-from detkit.detectors.recipes.trunks import Norm, pyramid, short_side_800, small_pyramid
+from detkit.detectors.recipes.trunks import Finest, Norm, pyramid, short_side_800, small_pyramid
 from detkit.heads import ClassificationHead, DenseHead, RegressionHead
 from detkit.layers import conv_tower
 from detkit.losses import DenseCriterion, ObjectnessLoss, QualityLoss
@@ -126,19 +126,21 @@ def small_tood(
     blocks: Count = 1,
     norm: Norm = nn.BatchNorm2d,
     bins: Whole = 16,
+    finest: Finest = 8,
     backbone: Backbone | None = None,
 ) -> Detector:
     """A small :func:`tood` to train from scratch, also on a CPU: a residual net, a pyramid at strides 8, 16 and 32.
 
     Images are resized to ``size`` (height, width). ``channels``, a multiple of 8, is the width of the pyramid,
     ``blocks`` the number of residual blocks per backbone stage, ``norm`` builds its normalization layers. Sides of
-    boxes are distributions over ``bins`` half strides, as in GFL, or with ``bins=0`` deltas, as in TOOD's paper.
+    boxes are distributions over ``bins`` half strides, as in GFL, or with ``bins=0`` deltas, as in TOOD's paper. With
+    ``finest=4`` the pyramid begins at stride 4, for objects of less than 16 pixels, and a step takes twice as long.
     ``backbone`` is that of :func:`~detkit.detectors.fpn_ssd`.
 
     >>> small_tood(num_classes=3, size=(240, 320)).preprocess.size
     (240, 320)
     """
-    trunk, strides = small_pyramid(channels, blocks, norm, backbone)
+    trunk, strides = small_pyramid(channels, blocks, norm, backbone, finest)
     stage = tood_stage(num_classes, channels, square_anchors(strides), bins=bins)
     return Detector(trunk, preprocess=Preprocess(size), dense=stage)
 

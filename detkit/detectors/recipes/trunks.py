@@ -1,6 +1,7 @@
 """Shared by several recipes: untrained trunks with a feature pyramid, and the size that images are resized to."""
 
 from collections.abc import Callable
+from typing import Literal
 
 from torch import nn
 from torchvision.models.resnet import resnet50
@@ -12,6 +13,7 @@ from detkit.detectors.preprocess import Preprocess
 from detkit.necks import FPN
 
 Norm = Callable[[int], nn.Module]
+Finest = Literal[4, 8]
 
 
 def pyramid(backbone: Backbone | None) -> tuple[nn.Sequential, FPN]:
@@ -27,20 +29,22 @@ def pyramid(backbone: Backbone | None) -> tuple[nn.Sequential, FPN]:
 
 @door
 def small_pyramid(
-    channels: Count, blocks: Count, norm: Norm, backbone: Backbone | None = None
+    channels: Count, blocks: Count, norm: Norm, backbone: Backbone | None = None, finest: Finest = 8
 ) -> tuple[nn.Sequential, tuple[int, ...]]:
-    """A small residual net, or ``backbone``, with a pyramid of ``channels`` at its strides (8, 16, 32); and those.
+    """A small residual net, or ``backbone``, with a pyramid of ``channels`` at its strides; and those.
 
-    Raises ValueError for ``blocks`` or a ``norm`` beside a backbone, which has its own.
+    The net's strides are (8, 16, 32), with ``finest=4`` (4, 8, 16, 32). Raises ValueError for ``blocks``, a ``norm`` or
+    a ``finest`` level beside a backbone, which has its own.
 
-    >>> small_pyramid(8, 1, nn.BatchNorm2d)[1]
-    (8, 16, 32)
+    >>> small_pyramid(8, 1, nn.BatchNorm2d, finest=4)[1]
+    (4, 8, 16, 32)
     """
+    given = {"blocks": blocks != 1, "norm": norm is not nn.BatchNorm2d, "finest": finest != 8}
     if backbone is None:
         widths = (channels // 2, channels, channels * 2, channels * 4)
-        backbone = SmallBackbone(widths, levels=(1, 2, 3), blocks=blocks, norm=norm)
-    elif blocks != 1 or norm is not nn.BatchNorm2d:
-        name = "blocks" if blocks != 1 else "norm"
+        backbone = SmallBackbone(widths, levels=range(finest == 8, 4), blocks=blocks, norm=norm)
+    elif any(given.values()):
+        name = next(name for name, own in given.items() if own)
         raise ValueError(f"small_pyramid: {name} is given beside a backbone, which has its own; leave one of them out")
     neck = FPN(backbone.out_channels, backbone.strides, channels=channels)
     return nn.Sequential(backbone, neck), neck.strides
