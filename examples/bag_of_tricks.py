@@ -28,7 +28,7 @@ SHIFT = v2.Compose(  # digits that are flipped are none
 FLIPS = v2.Compose([v2.RandomPhotometricDistort(p=0.5), data.flip_augmentation(vertical=True)])
 
 
-def compose(args: argparse.Namespace, row: int, train: list, classes: int) -> Any:
+def compose(args: argparse.Namespace, row: int, train: list[Any], classes: int) -> Any:
     """The detector of a row."""
     size = tuple(args.size)
     if args.model == "small_faster_rcnn":
@@ -46,13 +46,15 @@ def compose(args: argparse.Namespace, row: int, train: list, classes: int) -> An
     return tricks.SyncBatchNorm.convert(detector) if row >= 2 else detector
 
 
-def train(args: argparse.Namespace, row: int, scenes: list, detector: Any) -> None:
+def train(args: argparse.Namespace, row: int, scenes: list[Any], detector: Any) -> None:
     """Some steps, with the tricks of the row and of those above it; mixup ends with nine tenths of them."""
     model = DistributedDataParallel(detector) if dist.world_size() > 1 else detector
     optimizer = torch.optim.AdamW(tricks.parameter_groups(detector, 2e-3, weight_decay=0.05), fused=True)
-    steps, options = args.steps, {"warmup_steps": args.steps // 20, "start_factor": 0.05}
-    down = tricks.warmup_steps_down(optimizer, milestones=[steps * 6 // 10, steps * 9 // 10], **options)
-    schedule = tricks.warmup_cosine(optimizer, total_steps=steps, **options) if row >= 4 else down
+    steps, warmup = args.steps, args.steps // 20
+    milestones = [steps * 6 // 10, steps * 9 // 10]
+    schedule = tricks.warmup_steps_down(optimizer, milestones=milestones, warmup_steps=warmup, start_factor=0.05)
+    if row >= 4:
+        schedule = tricks.warmup_cosine(optimizer, total_steps=steps, warmup_steps=warmup, start_factor=0.05)
     shapes = tricks.RandomBatchShapes([tuple(side * n // 3 for side in args.size) for n in (2, 3, 4)])
     mixup, augmentation = tricks.DetectionMixup(probability=0.5), FLIPS if args.train_json else SHIFT
     orders = torch.Generator().manual_seed(0)  # the same in all processes

@@ -85,7 +85,7 @@ def compose(row: Row, size: tuple[int, int]) -> Detector:
     return Detector(nn.Sequential(backbone, neck), preprocess=Preprocess(size, multiple_of=32), rpn=stage)
 
 
-def judged(proposer: nn.Module, sets: list[list]) -> tuple[list, dict[str, float]]:
+def judged(proposer: nn.Module, sets: list[list[Any]]) -> tuple[list[Any], dict[str, float]]:
     """Proposals for all images, and their recalls in percent; at IoU .5 also those of each set."""
     found = [proposed(proposer, own) for own in sets]
     values = recalls([*chain(*found)], [*chain(*sets)])

@@ -9,6 +9,7 @@ times: shrunk as a whole, it has one face that is large enough. White lines are 
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
 from faces.detectors import ultra_light
@@ -51,7 +52,7 @@ def main() -> None:
 
     weights = torch.load(args.folder / "ulfg_RFB-320.pth", map_location="cpu", weights_only=True)
     detector = ultra_light(weights).eval()
-    options = {"tile": TILE, "overlap": OVERLAP, "merge": NMSFusion(0.3), "batch_size": 8}
+    options: dict[str, Any] = {"tile": TILE, "overlap": OVERLAP, "merge": NMSFusion(0.3), "batch_size": 8}
     looks = {
         "at once": detector,
         "in tiles": TiledInference(detector, **options),

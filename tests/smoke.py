@@ -13,6 +13,8 @@ def main() -> None:
     """Fail, or print what was tried."""
     import detkit
 
+    if len(sys.argv) != 2:
+        raise SystemExit(__doc__)
     readme, installed = Path(sys.argv[1]).resolve(), Path(detkit.__file__).resolve()
     if installed.is_relative_to(readme.parent):
         raise SystemExit(f"this tries the checkout, {installed}, not an installed detkit: run it from elsewhere")

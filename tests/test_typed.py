@@ -1,9 +1,12 @@
 """A user's project in pyright's strict mode: what detkit returns is typed, in the README and where a call decides."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fenced import blocks
@@ -43,9 +46,10 @@ from detkit.detectors import fpn_ssd
 fpn_ssd("three")
 nms([[0, 0, 1, 1]], [1.0], 0.5)
 fpn_ssd(3)(["a.png"])
+fpn_ssd(3).predict("a.png", threshold=0.5)
 """
 # torch's own are partly unknown: every optimizer.step() and tensor.backward() would be reported.
-SETTINGS = {"typeCheckingMode": "strict", "reportUnknownMemberType": False, "extraPaths": [str(ROOT)]}
+SETTINGS: dict[str, Any] = {"typeCheckingMode": "strict", "reportUnknownMemberType": False, "extraPaths": [str(ROOT)]}
 
 
 def reported(folder: Path) -> dict[str, list[str]]:
@@ -54,15 +58,19 @@ def reported(folder: Path) -> dict[str, list[str]]:
     files = {"readme.py": "\n".join(code for _, code in blocks(readme, "python")), "use.py": USE, "wrong.py": WRONG}
     for name, text in files.items():
         (folder / name).write_text(text, encoding="utf-8")
-    (folder / "pyrightconfig.json").write_text(json.dumps(SETTINGS), encoding="utf-8")
-    command = [sys.executable, "-m", "pyright", "--outputjson", "--pythonpath", sys.executable, "-p", str(folder)]
-    told = json.loads(subprocess.run(command, capture_output=True, text=True).stdout)
+    told = checked(folder, SETTINGS)
     assert told["summary"]["filesAnalyzed"] == len(files)
     found: dict[str, list[str]] = {name: [] for name in files}
     for entry in told["generalDiagnostics"]:
-        if entry["severity"] == "error":
-            found[Path(entry["file"]).name].append(f"{entry['range']['start']['line'] + 1}: {entry['message']}")
+        found[Path(entry["file"]).name].append(f"{entry['range']['start']['line'] + 1}: {entry['message']}")
     return found
+
+
+def checked(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """What pyright says of a folder's files."""
+    (folder / "pyrightconfig.json").write_text(json.dumps(settings), encoding="utf-8")
+    command = [sys.executable, "-m", "pyright", "--outputjson", "--pythonpath", sys.executable, "-p", str(folder)]
+    return json.loads(subprocess.run(command, capture_output=True, text=True).stdout)
 
 
 @pytest.mark.slow(10)
@@ -70,4 +78,18 @@ def test_strict_mode_finds_what_is_wrong_and_nothing_else(tmp_path):
     found = reported(tmp_path)
     assert found["readme.py"] == []
     assert found["use.py"] == []
-    assert {message.partition(":")[0] for message in found["wrong.py"]} == {"5", "6", "7"}
+    assert {message.partition(":")[0] for message in found["wrong.py"]} == {"5", "6", "7", "8"}
+
+
+@pytest.mark.skipif(
+    "DETKIT_EVERY_TEST" not in os.environ,
+    reason="the examples were NOT type-checked, only README: half a minute; DETKIT_EVERY_TEST=1 runs it",
+)
+def test_the_examples_use_detkit_as_it_is_typed(tmp_path):
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    unknown = ("VariableType", "ArgumentType", "ParameterType", "LambdaType")  # of packages without types
+    settings = SETTINGS | {f"reportUnknown{name}": False for name in unknown} | {"reportMissingTypeStubs": False}
+    settings["exclude"] = ["examples/equal", "examples/equal_time.py"]  # lists of whatever, filled later
+    told = checked(tmp_path, settings)
+    assert told["summary"]["filesAnalyzed"] > 50
+    assert told["generalDiagnostics"] == []

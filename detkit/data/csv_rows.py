@@ -55,7 +55,10 @@ def find_columns(rows: Mapping[int, list[str]], given: Sequence[str] | None, fil
     fitting = [order for order in (CLASS_LAST, CLASS_SECOND) if _fits(rows.values(), order)]
     if len(fitting) == 1:
         return list(fitting[0]), False
-    why = "may be of either order, since its classes are numbers" if fitting else "is neither a header nor six columns"
+    if not first:
+        raise ValueError(f"CsvDataset: {file} is empty; allowed are rows of {','.join(CLASS_LAST)}")
+    either, neither = "may be of either order, since its classes are numbers", "is neither a header nor six columns"
+    why = either if fitting else f"{neither}, set off by commas"
     raise ValueError(
         f"CsvDataset: {file} begins with {shown(','.join(first))}, which {why}; allowed are the columns "
         f"{','.join(NEEDED)} or ImageId,PredictionString under a header, {','.join(CLASS_LAST)} or "

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torchvision import tv_tensors
 
 from detkit._faults import shown
@@ -211,6 +211,8 @@ def open_picture(file: BinaryIO | BytesIO, *, owner: str) -> Image.Image:
     """The picture in an open file, of one of :data:`FORMATS`; nothing is decoded yet. ValueError for anything else."""
     try:
         return Image.open(file, formats=FORMATS)
+    except UnidentifiedImageError as error:  # which names the open file's memory address
+        raise ValueError(f"{owner} cannot be read as an image: it is none of {', '.join(FORMATS)}") from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{owner} cannot be read as an image: {error}") from error
 

@@ -72,6 +72,8 @@ def rgb_of(picture: Image.Image, *, owner: str) -> tv_tensors.Image:
         picture = Image.fromarray(((gray + 128) // 257).astype(np.uint8))
     if picture.mode == "F":
         raise ValueError(f"{owner} has pixels of mode 'F'; allowed are 8 or 16 bits a channel: scale the floats first")
+    if "transparency" in picture.info:
+        picture = picture.convert("RGBA")  # Pillow warns of a palette's where it is dropped at once
     pixels = np.array(picture.convert("RGB"))
     return tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1).contiguous())
 

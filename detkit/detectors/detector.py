@@ -1,12 +1,13 @@
 """The library's one model: a trunk that extracts features, and stages that each refine the previous one's results."""
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 import torch
 from torch import Tensor, nn
 
 from detkit._door import door
+from detkit._ranges import Count, Fraction
 from detkit.detectors.prediction import Picture, Prediction, predict
 from detkit.detectors.preprocess import Preprocess
 from detkit.detectors.recipe import Recipe
@@ -161,7 +162,16 @@ class Detector(nn.Module):
         ) -> dict[str, Tensor]: ...
         def __call__(self, images: Any, targets: Any = None, proposals: Any = None) -> Any: ...
 
-    def predict(self, pictures: Picture | Iterable[Picture], **settings: Any) -> list[Prediction]:
+    def predict(
+        self,
+        pictures: Picture | Iterable[Picture],
+        *,
+        batch_size: Count = 8,
+        score_threshold: Fraction = 0.3,
+        categories: Sequence[str] = (),
+        unreadable: Literal["raise", "skip"] = "raise",
+        progress: bool = True,
+    ) -> list[Prediction]:
         """What is found in files, folders, Pillow images, arrays, tensors: :func:`predict` and its settings, as a list.
 
         For more pictures than fit into memory iterate over :func:`detkit.detectors.predict`.
@@ -170,7 +180,17 @@ class Detector(nn.Module):
         >>> print(*tiny_ssd(2).predict(torch.zeros(3, 64, 64), score_threshold=1.0))
         picture 0: nothing
         """
-        return list(predict(self, pictures, **settings))
+        return list(
+            predict(
+                self,
+                pictures,
+                batch_size=batch_size,
+                score_threshold=score_threshold,
+                categories=categories,
+                unreadable=unreadable,
+                progress=progress,
+            )
+        )
 
     def _folded(self, images: Images, targets: Truth | None, detections: Found | None) -> Found | dict[str, Tensor]:
         """:meth:`_fold`, which says what is too small for batch norm in words of images."""

@@ -24,7 +24,7 @@ from detkit.data.images import rgb_of
 from detkit.structures import FIELDS, Detection
 
 Picture = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
-_LISTED = 20  # files that a warning names
+_LISTED = 20  # files that a warning names, and detections that a line does
 _OF_OBJECTS = [name for name, field in FIELDS.items() if field.of == "object"]
 
 
@@ -51,8 +51,9 @@ class Prediction(NamedTuple):
         return [self.categories[label] if self.categories else str(label) for label in labels]
 
     def __str__(self) -> str:
-        found = zip(self.names, self.detection["scores"].tolist(), strict=True)
-        return f"{self.name}: {', '.join(f'{name} {score:.2f}' for name, score in found) or 'nothing'}"
+        found = list(zip(self.names, self.detection["scores"].tolist(), strict=True))
+        more = f" and {len(found) - _LISTED} more" if len(found) > _LISTED else ""
+        return f"{self.name}: {', '.join(f'{name} {score:.2f}' for name, score in found[:_LISTED]) or 'nothing'}{more}"
 
 
 @door
@@ -120,9 +121,19 @@ def _above(found: Detection, score_threshold: float) -> Detection:
     return Detection(**{key: value.cpu() for key, value in rows.items()})
 
 
+def listed(predictions: Prediction | Iterable[Prediction], *, function: str) -> Iterator[Prediction]:
+    """Each of several predictions, or the one. Raises ValueError for what is none, such as a detector's dict."""
+    for each in [predictions] if isinstance(predictions, Prediction) else predictions:
+        if not isinstance(each, Prediction):
+            raise ValueError(
+                f"{function}: a {type(each).__name__} is no Prediction; give what detector.predict() returns"
+            )
+        yield each
+
+
 @door
 def save_results(
-    predictions: Iterable[Prediction],
+    predictions: Prediction | Iterable[Prediction],
     path: str | os.PathLike[str],
     *,
     image_ids: Mapping[str, int] | None = None,
@@ -135,7 +146,7 @@ def save_results(
     are counted from 1, and each has its ``file_name``, too. ``category_ids`` of each label: label + 1 if not given.
     Written atomically.
 
-    Raises ValueError for a picture without an id and a label without a category.
+    Raises ValueError for a picture without an id, a label without a category, and what is no prediction.
 
     >>> import tempfile
     >>> from detkit.detectors import Prediction, save_results
@@ -146,7 +157,7 @@ def save_results(
     '[{"image_id": 7, "category_id": 1, "bbox": [1.0, 2.0, 3.0, 4.0], "score": 0.5}]'
     """
     entries = []
-    for number, found in enumerate(predictions, 1):
+    for number, found in enumerate(listed(predictions, function="save_results"), 1):
         name = Path(found.name).name
         known = name if image_ids is None else _longest_end(found.name, image_ids)
         if image_ids is not None and known not in image_ids:
@@ -230,7 +241,8 @@ def _as_tensor(entry: Any, owner: str) -> Tensor:
     if isinstance(entry, np.ndarray):
         if entry.dtype != np.uint8 or entry.ndim not in (2, 3) or (entry.ndim == 3 and entry.shape[2] != 3):
             raise ValueError(
-                f"{owner} is an array {entry.shape} of {entry.dtype}; allowed are (H, W) or (H, W, 3) of uint8, RGB"
+                f"{owner} is an array {entry.shape} of {entry.dtype}; allowed are (H, W) or (H, W, 3) of uint8, RGB: "
+                "list(array) of a batch, array[..., :3] of RGBA, (array * 255).astype('uint8') of floats in [0, 1]"
             )
         return rgb_of(Image.fromarray(entry), owner=owner)
     if not isinstance(entry, Tensor) or entry.ndim != 3 or entry.shape[0] not in (1, 3):

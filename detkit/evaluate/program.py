@@ -13,7 +13,7 @@ from detkit.data import CocoDataset
 from detkit.evaluate.page import Drawing, write_page
 from detkit.evaluate.pictures import draw_errors
 from detkit.evaluate.report import Report, make_report, text_lines
-from detkit.evaluate.source import detect
+from detkit.evaluate.source import as_coco, detect
 from detkit.metrics import CocoMetrics
 
 
@@ -25,8 +25,9 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("detections", type=Path, help="a detector's .safetensors, or a COCO results .json")
-    add("truth", type=Path, help="a COCO json")
-    add("--images", type=Path, help="folder of the pictures; without it, for a .json only, none are shown")
+    add("truth", type=Path, help="a COCO json, a csv file, or a folder in YOLO's, Roboflow's or VOC's form")
+    add("--images", type=Path, help="folder of the pictures; without it those beside TRUTH, for two .json none")
+    add("--split", help="of a folder; without it all pictures")
     add("--output", type=Path, default=Path("runs/evaluate"), help="folder of index.html")
     add("--iou-type", choices=("bbox", "segm"), default="bbox", help="compare boxes or masks")
     add("--iou", type=float, default=0.5, help="IoU of a hit, above 0.1")
@@ -37,8 +38,6 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.detections.suffix not in (".json", ".safetensors"):
         parser.error(f"{args.detections}: allowed are a .safetensors of save_detector() and a .json")
-    if args.detections.suffix == ".safetensors" and args.images is None:
-        parser.error("a detector needs the folder of the pictures, --images")
     if not 0.1 < args.iou <= 1:
         parser.error(f"--iou {args.iou:g}: allowed are numbers above 0.1 up to 1")
     if args.score is not None and not math.isfinite(args.score):
@@ -52,13 +51,17 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> dict[str, float]:
     """Print the tables, write the page, and return the numbers of :meth:`CocoMetrics.compute`."""
     args = arguments(argv)
-    dataset = CocoDataset(args.images, args.truth) if args.images else None
     args.output.mkdir(parents=True, exist_ok=True)
-    results = args.detections
+    truth, images, results = args.truth, args.images, args.detections
+    if truth.suffix.lower() != ".json":
+        truth, images = as_coco(truth, args.output / "truth.json", images=images, split=args.split)
+    if results.suffix == ".safetensors":
+        images = images or truth.parent
+    dataset = CocoDataset(images, truth) if images else None
     if dataset and results.suffix == ".safetensors":
         results = args.output / "results.json"
         detect(args.detections, dataset, results, batch_size=args.batch_size, device=args.device)
-    metrics = CocoMetrics.from_json(args.truth, results, iou_types=(args.iou_type,))
+    metrics = CocoMetrics.from_json(truth, results, iou_types=(args.iou_type,))
     report = make_report(metrics, iou_threshold=args.iou, score_threshold=args.score)
     drawings = list(_drawings(report, dataset, args.worst)) if dataset else []
     title = f"{args.detections.name} on {args.truth.name}"

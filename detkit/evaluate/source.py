@@ -1,10 +1,12 @@
-"""Detections from a detector's file: it is run over the pictures of a data set, and its results are kept."""
+"""Detections from a detector's file, which is run over the pictures of a data set, and ground truth of any form."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from detkit.data import CocoDataset
+from detkit.data import CocoDataset, save_coco
+from detkit.data.wrapped import find_item
 from detkit.detectors import predict, save_results
+from detkit.inspect.source import open_source
 from detkit.weights import load_detector
 
 
@@ -22,6 +24,16 @@ def detect(detector_file: Path, dataset: CocoDataset, results: Path, *, batch_si
     named = (prediction._replace(name=name) for prediction, name in zip(found, names, strict=True))
     image_ids = dict(zip(names, dataset.image_ids, strict=True))
     save_results(named, results, image_ids=image_ids, category_ids=category_ids)
+
+
+def as_coco(place: Path, file: Path, *, images: Path | None = None, split: str | None = None) -> tuple[Path, Path]:
+    """Write a data set of another form as a COCO ``file``; that file, and the folder of its pictures.
+
+    Raises as :func:`~detkit.inspect.source.open_source` and :func:`~detkit.data.save_coco` do.
+    """
+    dataset = open_source(str(place), images=images, split=split)
+    save_coco(dataset, file)
+    return file, Path(find_item(dataset, 0, function="detkit.evaluate")[0].image_folder)
 
 
 def match_categories(names: Sequence[str], known: Sequence[str], category_ids: Sequence[int]) -> list[int]:

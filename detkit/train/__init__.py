@@ -11,14 +11,14 @@
 
 ``--output`` then holds checkpoint.pt (every epoch; ``--resume`` continues from it, with a larger ``--epochs`` beyond
 its end), weights.safetensors (the average that did best on the validation set), metrics.jsonl (a line for each epoch),
-curve.png, and from the test set result.json and pictures.png. A batch is ``--batch-size`` images in each process, times
-``--accumulate``. On several machines ``--output`` lies in a folder that all of them share. Curves need matplotlib (the
-extra ``viz``).
+from the test set result.json and pictures.png, and, where matplotlib (the extra ``viz``) is installed, curve.png. A
+batch is ``--batch-size`` images in each process, times ``--accumulate``. On several machines ``--output`` lies in a
+folder that all of them share.
 
 COCO's file names are relative to the folder of their json, unless ``--images``, or for one split ``--train-images``,
 ``--val-images`` or ``--test-images``, names another. ``--module`` names a file of Python with one or both of
 ``datasets()``, which returns the sets to train, validate and perhaps test on, each with ``categories``, and
-``detector(num_classes)``. A resumed run has the same data, classes and options, or is refused; only what MAY_CHANGE
-lists may be another. It is the same bit for bit where the number of threads and the device are the same as well: sums
+``detector(num_classes)``. A resumed run has the same data, classes and options, or is refused, with those that
+may be others. It is the same bit for bit where the number of threads and the device are the same as well: sums
 in another order differ in their last bits, which training enlarges.
 """

@@ -38,6 +38,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line; ``--help`` shows it."""
     parser = argparse.ArgumentParser(
         prog="python -m detkit.train",
+        usage="%(prog)s [--data KIND] [--recipe NAME] [options] --output DIR",  # argparse's own has 40 lines
         description=detkit.train.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -52,7 +53,8 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         add(f"--{split}-csv", type=Path, help=f"csv: table of the {split} split")
     root = "voc: folder with --folders: annotations, images, split lists; yolo: with data.yaml; coco: as of Roboflow"
     add("--root", type=Path, help=root)
-    add("--folders", nargs=3, default=tuple(VocFolders()), metavar=("XML", "IMAGES", "SPLITS"))
+    folders = "voc: folders below --root, those of PASCAL unless named; . . . for XML beside the pictures"
+    add("--folders", nargs=3, default=tuple(VocFolders()), metavar=("XML", "IMAGES", "SPLITS"), help=folders)
     add("--val-fraction", type=float, help="of the images to train on, drawn by --seed, to validate on instead")
     add("--minus-one", action="store_true", help="voc: pixels are counted from 1, as PASCAL's own files do")
     add("--scenes", type=int, default=2000, help="scenes: how many to train on; a tenth of it to validate and to test")
@@ -60,32 +62,38 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--weights", type=Path, help="weights of this recipe to start from; values of other classes are left out")
     add("--tidy-categories", action="store_true", help="coco: no class for rows that only group others, one per name")
     add("--freeze", type=int, metavar="LAYERS", help="the first layers of the backbone, stem included, do not learn")
-    add("--masks", action="store_true", help="coco and scenes: read masks, and judge them, for recipes that draw some")
+    add("--masks", action="store_true", help="not voc, csv: read masks, and judge them, for recipes that draw some")
     add("--size", type=int, nargs=2, metavar=("H", "W"), help="input size, for recipes that take one; default: fitting")
     add("--finest", type=int, choices=(4, 8), help="stride of the finest level; default: 4 for tiny objects")
     add("--random-scale", type=float, nargs=2, metavar=("LOW", "HIGH"), help="every ten batches so many times --size")
     add("--group-norm", action="store_true", help="for recipes with a norm: N processes then equal one, to rounding")
     add("--sync-bn", action=argparse.BooleanOptionalAction, default=True, help="batch norms over all processes")
-    add("--augment", choices=AUGMENTATIONS, default="flip")
-    add("--epochs", type=int, default=30)
+    augment = "flip: left, right; flips: up, down, colors, too; ssd: colors, zooms, crops; shift: digits (%(default)s)"
+    add("--augment", choices=AUGMENTATIONS, default="flip", help=augment)
+    add("--epochs", type=int, default=30, help="passes over the images to train on (%(default)s)")
     add("--early-stop", type=int, metavar="N", help="end after so many evaluations without a better AP")
-    add("--batch-size", type=int, default=16)
+    add("--batch-size", type=int, default=16, help="images of each process (%(default)s)")
     add("--accumulate", type=int, default=1, help="batches whose gradients are added up for one step")
-    add("--lr", type=float, default=2e-3)
-    add("--weight-decay", type=float, default=0.05)
-    add("--warmup", type=int, default=100, help="steps of linear warm-up before the cosine")
-    add("--clip", type=float, default=10.0, help="largest norm of the gradient")
+    add("--lr", type=float, default=2e-3, help="AdamW's highest learning rate (%(default)s)")
+    add("--weight-decay", type=float, default=0.05, help="AdamW's, but not of biases and norms (%(default)s)")
+    add("--warmup", type=int, default=100, help="steps of linear warm-up before the cosine (%(default)s)")
+    add("--clip", type=float, default=10.0, help="largest norm of the gradient (%(default)s)")
     add("--nonfinite", choices=("stop", "skip"), default="stop", help="at a loss or gradient that is NaN or infinite")
-    add("--ema", type=float, default=0.998, help="decay of the averaged weights, which are evaluated and saved")
+    add(
+        "--ema",
+        type=float,
+        default=0.998,
+        help="decay of the averaged weights, which are saved (%(default)s)",
+    )
     add("--bf16", action="store_true", help="bfloat16 autocast")
-    add("--evaluate-every", type=int, default=1, metavar="EPOCHS")
+    add("--evaluate-every", type=int, default=1, metavar="EPOCHS", help="on the set to validate on (%(default)s)")
     add("--checkpoint-steps", type=int, default=0, help="also checkpoint every so many steps within an epoch")
     add("--workers", type=int, default=0, help="data loading processes for each training process")
     add("--threads", type=int, help="CPU threads of each process")
-    add("--seed", type=int, default=0)
-    add("--tensorboard", action="store_true", help="needs the extra tensorboard")
+    add("--seed", type=int, default=0, help="of weights, order, augmentation and --val-fraction (%(default)s)")
+    add("--tensorboard", action="store_true", help="write events into --output; needs the extra tensorboard")
     add("--resume", action="store_true", help="go on from checkpoint.pt in --output, where there is one")
-    add("--output", type=Path, required=True)
+    add("--output", type=Path, required=True, help="folder of this run, which no other run has used")
     args = parser.parse_args(argv)
     try:
         complete(args)
@@ -152,8 +160,5 @@ def check_run(args: argparse.Namespace) -> None:
     low, high = args.random_scale or (1.0, 1.0)
     if not 0 < low <= high < 100:
         raise ValueError(f"--random-scale {low:g} {high:g}: allowed are two numbers between 0 and 100, the lower first")
-    extras = {"matplotlib": ("viz", "curves need"), "tensorboard": ("tensorboard", "--tensorboard needs")}
-    for package in ("matplotlib", *(["tensorboard"] if args.tensorboard else [])):
-        if importlib.util.find_spec(package) is None:
-            extra, who = extras[package]
-            raise ValueError(f'{who} {package}: pip install "torch-detkit[{extra}]"')
+    if args.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise ValueError('--tensorboard needs tensorboard: pip install "torch-detkit[tensorboard]"')

@@ -1,6 +1,7 @@
 """What a run finds out: the metrics of every epoch, its best weights, and the numbers and pictures of the test set."""
 
 import argparse
+import importlib.util
 import json
 from typing import Any, cast
 
@@ -75,7 +76,7 @@ def report(args: argparse.Namespace, records: list[dict[str, float]], writer: An
 
 
 def finish(run: Run, data: Any, categories: list[str]) -> dict[str, float]:
-    """Judge the best weights on the test set: table, result.json, curve.png and pictures.png."""
+    """Judge the best weights on the test set: table, result.json, pictures.png, and curve.png with matplotlib."""
     if dist.world_size() > 1:
         torch_dist.barrier()  # the first process may still be writing the weights
     load_weights(run.average.module, run.args.output / "weights.safetensors")
@@ -85,9 +86,11 @@ def finish(run: Run, data: Any, categories: list[str]) -> dict[str, float]:
         return result
     output, names = run.args.output, list(run.sums)
     (output / "result.json").write_text(json.dumps(result | {row.name: row._asdict() for row in rows}, indent=1))
-    save_picture(
-        output / "curve.png", plot_curves(run.records, losses=names, metrics=[name for name in SHOWN if name in result])
-    )
+    if importlib.util.find_spec("matplotlib"):
+        shown = [name for name in SHOWN if name in result]
+        save_picture(output / "curve.png", plot_curves(run.records, losses=names, metrics=shown))
+    else:
+        print('no curve.png without matplotlib: pip install "torch-detkit[viz]"')
     images, targets = collate([data[i] for i in range(min(6, len(data)))])
     with torch.no_grad():
         found = run.average.module(images)

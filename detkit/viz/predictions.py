@@ -12,6 +12,7 @@ from detkit._door import door
 from detkit._ranges import Count
 from detkit.data import read_image
 from detkit.detectors import Prediction
+from detkit.detectors.prediction import listed
 from detkit.viz.draw import draw_detections, save_picture
 from detkit.viz.plates import Plates
 
@@ -32,6 +33,7 @@ def draw_prediction(
     >>> draw_prediction(Prediction("picture 0", (64, 96), found, ("cat",)), image=torch.zeros(3, 64, 96)).size
     (480, 320)
     """
+    (prediction,) = listed([prediction], function="draw_prediction")
     if image is None and not os.path.isfile(prediction.name):
         raise ValueError(f"draw_prediction: {prediction.name!r} is no file; give its picture, image=...")
     return draw_detections(
@@ -46,7 +48,7 @@ def draw_prediction(
 
 @door
 def save_drawings(
-    predictions: Iterable[Prediction],
+    predictions: Prediction | Iterable[Prediction],
     folder: str | os.PathLike[str],
     *,
     suffix: str = ".jpg",
@@ -68,7 +70,7 @@ def save_drawings(
     """
     folder, paths, times = Path(folder), [], dict[str, int]()
     folder.mkdir(parents=True, exist_ok=True)
-    for prediction in predictions:
+    for prediction in listed(predictions, function="save_drawings"):
         stem = Path(prediction.name).stem
         times[stem] = times.get(stem, 0) + 1
         paths.append(folder / f"{stem}{f'-{times[stem]}' if times[stem] > 1 else ''}{suffix}")

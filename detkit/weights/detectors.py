@@ -50,7 +50,9 @@ def save_detector(
     if made.unwritable:
         given = ", ".join(made.unwritable)
         raise ValueError(f"save_detector: {made.name} was given {given}: no plain value; {way_out}")
-    names = list(inner.categories if categories is None else categories)
+    if isinstance(categories, str):
+        raise ValueError(f"save_detector: categories={shown(categories)} is one text; allowed is a list of names")
+    names = [str(name) for name in (inner.categories if categories is None else categories)]
     count = made.arguments.get("num_classes", len(names))
     if names and len(names) != count:
         raise ValueError(
@@ -91,7 +93,9 @@ def load_detector(path: str | os.PathLike[str]) -> Detector:
     if len(about.get("arguments", "")) > _MOST:
         raise ValueError(f"load_detector: {os.fspath(path)} has arguments of more than {_MOST} characters")
     try:
-        arguments, categories = json.loads(about["arguments"]), tuple(map(str, json.loads(about["categories"])))
+        arguments, categories = json.loads(about["arguments"]), json.loads(about["categories"])
+        if not isinstance(categories, list) or not all(isinstance(name, str) for name in categories):
+            raise ValueError(f"categories={shown(categories)}; allowed is a list of texts")
         _check_counts(arguments)
         with torch.device("meta"):  # no memory is taken before the file is known to hold as much
             detector = build(**{name: _tupled(value) for name, value in arguments.items()})
@@ -105,7 +109,7 @@ def load_detector(path: str | os.PathLike[str]) -> Detector:
             f"load_detector: {os.fspath(path)} is too short for the {numbers} numbers of {about['recipe']}"
         )
     load_weights(detector.to_empty(device="cpu"), path)
-    detector.categories = categories
+    detector.categories = tuple(categories)
     return detector.eval()
 
 

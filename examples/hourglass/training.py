@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,7 @@ def scenes(folder: Path, split: str, size: Sequence[int], count: int) -> list[li
     found, first = [], 0
     for data in datasets(folder, split, v2.Resize(size)):
         read = [data[i] for i in range(min(len(data), count))]
-        found.append([(image, Target(**{**target, "labels": target["labels"] + first})) for image, target in read])
+        found.append([(image, cast(Target, {**target, "labels": target["labels"] + first})) for image, target in read])
         first += len(data.categories)
     return found
 

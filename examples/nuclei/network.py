@@ -10,8 +10,15 @@ from torch import nn
 from detkit import backbones, detectors, losses, multitask, necks
 
 THREE = CLASS, BOXES, MASKS
-ROWS = {"masks": (MASKS,), "masks + class": (CLASS, MASKS), "masks + boxes": (BOXES, MASKS), "three, stitched": THREE}
-ROWS |= {"three, equal weights": THREE, "three, one encoder": THREE, "sequential": (MASKS,)}
+ROWS = {
+    "masks": (MASKS,),
+    "masks + class": (CLASS, MASKS),
+    "masks + boxes": (BOXES, MASKS),
+    "three, stitched": THREE,
+    "three, equal weights": THREE,
+    "three, one encoder": THREE,
+    "sequential": (MASKS,),
+}
 
 
 def encoder() -> backbones.SmallBackbone:

@@ -57,9 +57,12 @@ def test_given_columns_are_those_of_a_file_without_header(tmp_path):
     ("text", "reason"),
     [
         ("a.png,1,2,3,4,5", "may be of either order, since its classes are numbers"),
-        ("a.png,cat,1,2", "is neither a header nor six columns; allowed are the columns image,class,xmin"),
+        (
+            "a.png,cat,1,2",
+            "is neither a header nor six columns, set off by commas; allowed are",
+        ),
         ("image,label,x,y,w,h\na.png,cat,1,2,3,4", "is neither a header"),
-        ("", "begins with '', which"),
+        ("", "is empty; allowed are rows of image,xmin,ymin,xmax,ymax,class"),
         ("image,label,class,x1,y1,x2,y2", "its header names class twice"),
         ("a.png,1,2,30,40,cat\nb.jpg,1,2,30,40", "is neither"),
         ("image,class,x1,y1,x2,y2\na.png,cat,1,2,3", "line 2 has 5 columns; allowed are 6"),

@@ -26,6 +26,12 @@ def test_every_mode_becomes_three_channels(tmp_path, mode):
     assert (image.dtype, image.shape, image.unique().tolist()) == (torch.uint8, (3, 4, 5), [255])
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_palette_with_transparent_colors_is_read_as_one_without(tmp_path):
+    Image.new("RGBA", (3, 2), (200, 10, 30, 0)).quantize().save(tmp_path / "a.png")
+    assert read_image(tmp_path / "a.png")[:, 0, 0].tolist() == [200, 10, 30]
+
+
 def test_an_alpha_channel_is_dropped_as_data_sets_do(tmp_path):
     assert saved(Image.new("RGBA", (1, 1), (9, 8, 7, 0)), tmp_path / "a.png").flatten().tolist() == [9, 8, 7]
 
@@ -53,7 +59,7 @@ def test_what_is_no_picture_is_refused_with_its_path(tmp_path):
     Image.new("RGB", (64, 64), "red").save(tmp_path / "whole.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:90])
     for name, words in {
-        "text.png": "cannot be read as an image",
+        "text.png": "cannot be read as an image: it is none of JPEG",
         "float.tiff": "mode 'F'",
         "deep.tiff": "70000",
         "cut.png": "cannot be decoded",

@@ -1,5 +1,6 @@
 """From pictures of every kind to named boxes, a batch at a time, and to COCO's list of results."""
 
+import inspect
 import json
 
 import numpy as np
@@ -10,7 +11,7 @@ from pycocotools import mask as coco_mask
 from strategies import unhooked
 from torch import nn
 
-from detkit.detectors import Prediction, fpn_ssd, predict, save_results
+from detkit.detectors import Detector, Prediction, fpn_ssd, predict, save_results
 from detkit.structures import Detection
 
 GRAY = torch.full((3, 40, 60), 51, dtype=torch.uint8)
@@ -102,6 +103,13 @@ def test_names_come_from_the_detector_and_read_as_a_sentence():
     assert str(next(predict(detector, GRAY, score_threshold=0.15, progress=False))) == "picture 0: dog 0.20"
     assert str(next(predict(detector, GRAY, score_threshold=1.0, progress=False))) == "picture 0: nothing"
     assert next(predict(Corner(), GRAY, score_threshold=0.0, progress=False)).names == ["1", "0"]
+    many = Detection(boxes=torch.zeros(23, 4), scores=torch.ones(23), labels=torch.zeros(23, dtype=torch.int64))
+    assert str(Prediction("a", (9, 9), many)).endswith("0 1.00, 0 1.00 and 3 more")
+
+
+def test_the_method_has_the_settings_of_the_function():
+    method, function = (list(inspect.signature(each).parameters.values())[1:] for each in (Detector.predict, predict))
+    assert method == function
 
 
 def test_one_text_is_no_list_of_names():
@@ -118,7 +126,7 @@ def test_too_few_names_are_refused():
     ("picture", "words"),
     [
         (np.zeros((3, 40, 60), np.uint8), r"picture 0 is an array \(3, 40, 60\) of uint8; allowed are \(H, W\)"),
-        (np.zeros((40, 60, 3)), r"picture 0 is an array .* of float64"),
+        (np.zeros((40, 60, 3)), r"picture 0 is an array .* of float64; .*array \* 255"),
         (torch.zeros(40, 60), r"picture 0 is a tensor \(40, 60\)"),
         (torch.zeros(4, 40, 60), r"picture 0 is a tensor \(4, 40, 60\)"),
         ({"image": GRAY}, r"pictures is a dict; allowed are files"),

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from detkit.data import CocoDataset, DigitScenes, save_coco
+from detkit.data import CocoDataset, CsvDataset, DigitScenes, save_coco
 from detkit.detectors import tiny_ssd
 from detkit.evaluate.program import arguments, main
 from detkit.weights import save_detector
@@ -51,11 +51,31 @@ def test_a_detector_is_run_first_and_its_results_are_kept(folder, capsys):
     assert "data:image" not in (folder / "out" / "index.html").read_text(encoding="utf-8")
 
 
+def test_a_table_beside_its_pictures_is_judged_as_the_json_is(folder):
+    save_detector(tiny_ssd(10), folder / "best.safetensors", categories=[str(digit) for digit in range(10)])
+    truth = json.loads((folder / "truth.json").read_text())
+    files = {image["id"]: image["file_name"] for image in truth["images"]}
+    names = {category["id"]: category["name"] for category in truth["categories"]}
+    rows = ["image,xmin,ymin,xmax,ymax,class"]
+    for row in truth["annotations"]:
+        x, y, width, height = row["bbox"]
+        rows.append(f"{files[row['image_id']]},{x},{y},{x + width},{y + height},{names[row['category_id']]}")
+    rows += [f"{files[min(files)]},0,0,1,1,{name}" for name in set(names.values()) - {row[-1] for row in rows}]
+    table = folder / "images" / "truth.csv"
+    table.write_text("\n".join(rows))
+    save_coco(CsvDataset(table.parent, table), table.parent / "truth.json")
+    judged = []
+    for file in ("truth.csv", "truth.json"):
+        words = [str(folder / "best.safetensors"), str(table.with_name(file)), "--output", str(folder / "out")]
+        judged.append(main([*words, "--worst", "1"]))
+        assert "data:image/jpeg" in (folder / "out" / "index.html").read_text(encoding="utf-8")
+    assert judged[0] == judged[1]
+
+
 @pytest.mark.parametrize(
     ("more", "complaint"),
     [
         (["a.pth", "b.json"], "a.pth: allowed are a .safetensors of save_detector() and a .json"),
-        (["a.safetensors", "b.json"], "a detector needs the folder of the pictures, --images"),
         (["a.json", "b.json", "--iou", "0.1"], "--iou 0.1: allowed are numbers above 0.1 up to 1"),
         (["a.json", "b.json", "--iou", "nan"], "--iou nan: allowed are"),
         (["a.json", "b.json", "--batch-size", "0"], "--batch-size 0: allowed is at least 1"),

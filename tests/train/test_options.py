@@ -58,7 +58,9 @@ def test_help_shows_every_option_and_the_ways_to_begin(capsys):
 def test_what_does_not_fit_is_refused_with_the_option(options, complaint, tmp_path, capsys):
     with pytest.raises(SystemExit):
         arguments([*options, "--output", str(tmp_path)])
-    assert complaint in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert complaint in told
+    assert len(told.splitlines()) == 2, "the usage would bury the complaint"
 
 
 def test_a_missing_package_is_named_with_its_extra(tmp_path, monkeypatch, capsys):

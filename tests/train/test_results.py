@@ -1,5 +1,6 @@
 """What a run finds out, and what it writes."""
 
+import importlib.util
 import json
 
 from training import begun
@@ -25,6 +26,16 @@ def test_the_best_weights_stay_and_the_test_set_is_judged_by_them(tmp_path, caps
         == evaluate(run, data, data.categories).compute()["bbox/AP"]
     )
     assert {"curve.png", "pictures.png"} <= {path.name for path in tmp_path.iterdir()}
+
+
+def test_a_run_ends_without_matplotlib_and_says_what_is_missing(tmp_path, capsys, monkeypatch):
+    run, data = begun(tmp_path), DigitScenes(1, size=(64, 64))
+    run.judged({"bbox/AP": 0.2})
+    keep_best(run, data.categories)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    finish(run, data, data.categories)
+    assert 'no curve.png without matplotlib: pip install "torch-detkit[viz]"' in capsys.readouterr().out
+    assert (tmp_path / "pictures.png").exists()
 
 
 def test_a_record_is_written_printed_and_handed_to_tensorboard(tmp_path, capsys):

@@ -101,7 +101,10 @@ def test_a_voc_folder_without_lists_is_shared_out_by_seed(tmp_path):
 
 def test_a_voc_folder_without_lists_is_refused_with_the_option_that_needs_none(tmp_path):
     args = arguments(["--data", "voc", "--root", str(tmp_path), "--output", str(tmp_path / "out")])
-    with pytest.raises(FileNotFoundError, match=r"no list .*train\.txt: --folders .* --val-fraction needs none"):
+    with pytest.raises(FileNotFoundError, match=r"no list .*train\.txt: --folders .* --val-fraction needs none$"):
+        datasets(args)
+    (tmp_path / "a.xml").touch()
+    with pytest.raises(FileNotFoundError, match=r"XML beside the pictures is --folders \. \. \."):
         datasets(args)
 
 

@@ -3,8 +3,9 @@
 import pytest
 import torch
 from PIL import Image
+from strategies import unhooked
 
-from detkit.detectors import Prediction
+from detkit.detectors import Prediction, save_results
 from detkit.structures import Detection
 from detkit.viz import class_color, draw_prediction, save_drawings
 
@@ -24,6 +25,19 @@ def test_a_prediction_is_drawn_on_its_file_whatever_its_score(tmp_path):
     picture = draw_prediction(predicted(tmp_path / "a.png"), enlarge=1)
     assert picture.size == (64, 48)
     assert has_color(picture, 1)
+
+
+def test_one_prediction_is_drawn_and_saved_as_a_list_of_it_is_and_a_dict_is_refused(tmp_path):
+    found = predicted(tmp_path / "a.png")
+    assert [path.name for path in save_drawings(found, tmp_path / "drawn")] == ["a.jpg"]
+    save_results(found, tmp_path / "one.json")
+    save_results([found], tmp_path / "list.json")
+    assert (tmp_path / "one.json").read_bytes() == (tmp_path / "list.json").read_bytes()
+    for save in (save_drawings, save_results):
+        with pytest.raises(ValueError, match=rf"{save.__name__}: a dict is no Prediction; give what detector.predict"):
+            unhooked(save)([found.detection], tmp_path / "none")
+    with pytest.raises(ValueError, match=r"draw_prediction: a list is no Prediction"):
+        unhooked(draw_prediction)([found])
 
 
 def test_what_was_no_file_needs_its_picture():

@@ -76,7 +76,8 @@ GOOD = {"detkit": "9.9", "recipe": "fpn_ssd", "arguments": '{"num_classes": 2}',
         ({"arguments": json.dumps({"shapes": [[1, 1]] * 10**5})}, r"has arguments of more than 16384 characters"),
         ({"arguments": "[1]"}, r"fpn_ssd cannot be built"),
         ({"arguments": "no json"}, r"fpn_ssd cannot be built"),
-        ({"categories": "7"}, r"fpn_ssd cannot be built"),
+        ({"categories": "7"}, r"fpn_ssd cannot be built: categories=7; allowed is a list of texts"),
+        ({"categories": '["a", 1e999]'}, r"fpn_ssd cannot be built: categories=.*; allowed is a list of texts"),
         ({"arguments": json.dumps({"num_classes": 60_000})}, r"is too short for the \d+ numbers of fpn_ssd"),
         ({"arguments": json.dumps({"num_classes": 2, "size": [64, 10**9]})}, r"1000000000 is too large"),
         ({"recipe": "small_detr", "arguments": json.dumps({"num_classes": 2, "depth": 10**9})}, r"is too large"),
@@ -99,6 +100,8 @@ def test_the_metadata_is_plain_text_for_other_tools(tmp_path):
 def test_names_must_be_as_many_as_the_classes(tmp_path):
     with pytest.raises(ValueError, match="save_detector: categories has 1 names; allowed is one for each of 2 classes"):
         save_detector(fpn_ssd(2, size=(64, 96), channels=8), tmp_path / "a.safetensors", categories=["a"])
+    with pytest.raises(ValueError, match="save_detector: categories='ab' is one text; allowed is a list of names"):
+        save_detector(fpn_ssd(2, size=(64, 96), channels=8), tmp_path / "a.safetensors", categories="ab")
 
 
 @pytest.mark.parametrize("save", [save_detector, save_weights])
