@@ -124,7 +124,7 @@ def loss(
     assigned = gather_assigned(given, scene.targets)
 
     def step(function: Callable[[DensePredictions], Tensor], shift: int = 0) -> Callable[[], list[Tensor]]:
-        logits, deltas, quality = scene.predictions
+        logits, deltas, quality, *_ = scene.predictions
         leaves = [logits.roll(shift, -1), deltas.clone(), *([] if quality is None else [quality.clone()])]
         leaves = [leaf.requires_grad_() for leaf in leaves]
 

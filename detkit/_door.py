@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from detkit._inputs import unfit
 from detkit._ranges import Rule, check, rule_of
 
 P = ParamSpec("P")
@@ -126,11 +127,11 @@ def _wrong_type(given: Mapping[str, Any], signature: inspect.Signature, where: s
 
 
 def _wrong_tensor(given: Mapping[str, Any], where: str, *, of_devices: bool) -> ValueError | None:
-    """For the first complex tensor; in errors ``of_devices`` also for the first on another device than that of all."""
+    """For the first complex or sparse tensor; in errors ``of_devices`` for the first on another device, too."""
     tensors = [found for name, value in given.items() for found in _tensors(value, name)]
     for name, tensor in tensors:
-        if tensor.is_complex() and name != "self":
-            return ValueError(f"{where}: {name} has type {tensor.dtype}; allowed are real numbers")
+        if (tensor.is_complex() or tensor.layout != torch.strided) and name != "self":
+            return ValueError(f"{where}: {name} has {unfit(tensor)}")
     for name, tensor in tensors if of_devices else []:
         if tensor.device != tensors[0][1].device:
             first = "the module" if tensors[0][0] == "self" else tensors[0][0]

@@ -118,8 +118,8 @@ def read_tensor(values: Any, *, where: str, form: Form | None = None) -> Tensor:
     """A tensor, NumPy array or nested list of numbers as a plain tensor without gradient: what the border takes.
 
     Fractions in lists become float32; arrays keep their type. BoundingBoxes come in ``form`` (None: as they are).
-    Raises TypeError for anything that is no array of numbers, and ValueError for rotated BoundingBoxes, naming
-    ``where``.
+    Raises TypeError for anything that is no array of numbers, and ValueError for complex and sparse tensors and
+    rotated BoundingBoxes, naming ``where``.
 
     >>> read_tensor([[0, 0, 4, 2.5]], where="boxes")
     tensor([[0.0000, 0.0000, 4.0000, 2.5000]])
@@ -129,6 +129,8 @@ def read_tensor(values: Any, *, where: str, form: Form | None = None) -> Tensor:
     of numbers
     """
     if isinstance(values, Tensor):
+        if values.is_complex() or values.layout != torch.strided:
+            raise ValueError(f"{where} has {unfit(values)}")
         return (values if type(values) is Tensor else _plain(values, form, where)).detach()
     try:
         array = np.asarray(values)
@@ -278,6 +280,17 @@ def on_host(values: Tensor) -> bool:
     if not plain or torch.compiler.is_compiling() or is_transformed():
         return False
     return not torch._C._len_torch_function_stack()
+
+
+def unfit(tensor: Tensor) -> str:
+    """What a complex or a sparse tensor has that the library cannot read, in words, and what it can.
+
+    >>> unfit(torch.zeros(2).to_sparse())
+    'layout torch.sparse_coo; give a dense tensor: tensor.to_dense()'
+    """
+    if tensor.is_complex():
+        return f"type {tensor.dtype}; allowed are real numbers"
+    return f"layout {tensor.layout}; give a dense tensor: tensor.to_dense()"
 
 
 def check_fraction(value: float, *, name: str, function: str) -> None:

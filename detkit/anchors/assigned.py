@@ -84,6 +84,8 @@ def threshold_labels(
     >>> threshold_labels(torch.tensor([0.5, 0.4, 0.3]), torch.tensor([7, 8, 9]), 0.5, 0.4)
     tensor([ 7, -2, -1])
     """
+    if negative_iou == positive_iou:
+        return rows.masked_fill((overlaps >= positive_iou).logical_not_(), NEGATIVE)
     unsure = rows.masked_fill((overlaps >= positive_iou).logical_not_(), IGNORED)
     return unsure.masked_fill_((overlaps >= negative_iou).logical_not_(), NEGATIVE)
 

@@ -16,7 +16,7 @@ from detkit._threads import on_one_thread
 from detkit.anchors.assigned import matched_overlaps, threshold_labels
 from detkit.anchors.claims import SMALLEST_CLAIM, pair_keys
 from detkit.anchors.matcher import AnchorBoxes, check_thresholds, match_batch, match_images, read_boxes, traced_matches
-from detkit.anchors.matrix import overlap_matrix
+from detkit.anchors.matrix import best_objects, overlap_matrix
 from detkit.anchors.search.bipartite import accepted_offers, search_bipartite
 from detkit.anchors.search.overlap_index import Pairs
 from detkit.boxes.iou_blocks import iou_matrix
@@ -219,8 +219,39 @@ def _compare(
 
 
 def _compare_image(
-    objects: BoxSides, rows: Int[Tensor, "M"], anchors: BoxSides, **rule: Any
+    objects: BoxSides,
+    rows: Int[Tensor, "M"],
+    anchors: BoxSides,
+    *,
+    positive_iou: float,
+    negative_iou: float,
+    greedy: bool,
+    force_match_zero: bool,
 ) -> tuple[Int[Tensor, "N"], Float[Tensor, "N"]]:
-    matched, quality = match_bipartite(iou_matrix(objects, anchors).float()[None], **rule)
-    own = rows.index_select(0, matched[0].clamp(min=0))
-    return torch.where(matched[0] >= 0, own, matched[0]), quality[0]
+    """As :func:`match_bipartite`, of one image in few calls: claims, which are few, are written over the rest."""
+    overlaps = iou_matrix(objects, anchors).float()
+    claims = (_claims_in_pairs if greedy else _last_claims)(overlaps, rows, force_match_zero)
+    overlap, place = best_objects(overlaps)
+    matched = threshold_labels(overlap, rows.index_select(0, place), positive_iou, negative_iou)
+    quality = overlap.masked_fill_(matched < 0, 0)
+    spots, claimants, values = claims
+    return matched.scatter_(0, spots, claimants), quality.scatter_(0, spots, values)
+
+
+def _claims_in_pairs(
+    overlaps: Float[Tensor, "M N"], rows: Int[Tensor, "M"], force_match_zero: bool
+) -> tuple[Int[Tensor, "K"], Int[Tensor, "K"], Float[Tensor, "K"]]:
+    """The anchors of one image that are claimed greedily, the row of the object that claims each, and their IoU."""
+    claimed = _claims_by_level(overlaps, force_match_zero)
+    spots = (claimed >= 0).nonzero().squeeze(1)
+    objects = claimed[spots]
+    return spots, rows[objects], overlaps[objects, spots]
+
+
+def _last_claims(
+    overlaps: Float[Tensor, "M N"], rows: Int[Tensor, "M"], force_match_zero: bool
+) -> tuple[Int[Tensor, "K"], Int[Tensor, "K"], Float[Tensor, "K"]]:
+    """The same for claims that ask nobody: an anchor stands there once for each, the object that wins last."""
+    values, spots = overlaps.max(1)
+    worth = _worth_forcing(values, force_match_zero)
+    return (spots, rows, values) if worth.all() else (spots[worth], rows[worth], values[worth])

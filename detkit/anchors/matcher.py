@@ -118,11 +118,11 @@ def match_images(
     """
     sides = anchor_sides(anchors) if anchors.ndim == 2 else bounded_sides(anchors)
     found = []
-    for image, own in enumerate(objects):
+    for image, (own, candidates) in enumerate(zip(objects.unbind(), boxes.unbind(), strict=True)):
         rows = own.nonzero().squeeze(1)
         columns = sides if anchors.ndim == 2 else sides.map(lambda values, i=image: values[i])
         if len(rows):
-            found.append(match(bounded_sides(boxes[image, rows]), rows, columns))
+            found.append(match(bounded_sides(candidates.index_select(0, rows)), rows, columns))
         else:
             found.append(tuple(values[0] for values in no_matches(boxes[:1], anchors)))
     if len(found) == 1:

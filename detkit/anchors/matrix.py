@@ -41,6 +41,17 @@ def matrix_pieces(objects: Bool[Tensor, "B T"], anchors: Shaped[Tensor, "*B N 4"
     return _pieces(anchors.shape[-2], objects.numel(), most)
 
 
+def best_objects(overlaps: Float[Tensor, "M N"]) -> tuple[Float[Tensor, "N"], Int[Tensor, "N"]]:
+    """Each anchor's highest IoU with any of M objects, at least 1, and which one, the lowest of equals; read them only.
+
+    >>> best_objects(torch.tensor([[0.5, 0.25]]))
+    (tensor([0.5000, 0.2500]), tensor([0, 0]))
+    """
+    if len(overlaps) > 1:
+        return overlaps.max(0)
+    return overlaps[0], torch.zeros(1, dtype=torch.int64).expand(overlaps.shape[1])
+
+
 def best_matches(
     objects: BoxSides, anchors: BoxSides, *, ties: bool = False
 ) -> tuple[Float[Tensor, "N"], Int[Tensor, "N"], Bool[Tensor, "N"] | None]:
@@ -57,8 +68,7 @@ def best_matches(
     pieces = _pieces(len(anchors.area), len(objects.area), _ENTRIES["cpu"])
     if len(pieces) == 1:
         overlaps = iou_matrix(objects, anchors).float()
-        best, objects_of = overlaps.max(0)
-        return best, objects_of, _reaching(overlaps, overlaps.amax(1)) if ties else None
+        return *best_objects(overlaps), _reaching(overlaps, overlaps.amax(1)) if ties else None
     parts = [anchors.map(lambda values, piece=piece: values[piece]) for piece in pieces]
     best, peaks = [], []
     for part in parts:

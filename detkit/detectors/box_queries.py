@@ -11,7 +11,13 @@ from detkit.boxes import cxcywh_to_xyxy, fractions_to_pixels, pixels_to_fraction
 from detkit.detectors.denoising import DenoisingQueries, denoising_losses
 from detkit.detectors.detector import Stage
 from detkit.detectors.selected_queries import weight_of
-from detkit.detectors.set_prediction import SetPredictionOutputs, check_set_matcher, match_layers
+from detkit.detectors.set_prediction import (
+    SetPredictionOutputs,
+    check_set_matcher,
+    match_layers,
+    matched_queries,
+    with_embeddings,
+)
 from detkit.layers import BoxDecoder, BoxQueries
 from detkit.losses.set_prediction import SetCriterion
 from detkit.structures import Assignment, Detections, Images, Targets
@@ -31,8 +37,8 @@ class BoxQueryStage(Stage):
     ``encoder``, ``matcher``, ``criterion`` and ``postprocess`` are those of
     :class:`~detkit.detectors.SetPredictionStage`; ``decoder`` refines the boxes of ``queries`` layer by layer. With
     targets, the noised objects of ``denoising`` (None: none) come before the queries, which do not attend to them. No
-    query attends to the padding of a batch. Sources: Liu et al. 2022, "DAB-DETR"; Li et al. 2022, "DN-DETR"; Zhu et
-    al. 2021, "Deformable DETR".
+    query attends to the padding of a batch. Embeddings are handed on as there. Sources: Liu et al. 2022, "DAB-DETR"; Li
+    et al. 2022, "DN-DETR"; Zhu et al. 2021, "Deformable DETR".
 
     >>> from detkit.detectors import small_detr
     >>> type(small_detr(num_classes=2).objects).__name__
@@ -70,7 +76,7 @@ class BoxQueryStage(Stage):
             mask = self.denoising.mask(noised, boxes.shape[1])
             embeddings = torch.cat((noised.embeddings, embeddings), 1)
             boxes = torch.cat((noised.boxes.to(boxes), boxes), 1)
-        logits, boxes = self.decoder(
+        logits, boxes, embeddings = self.decoder(
             embeddings,
             boxes,
             memory.cells,
@@ -80,10 +86,10 @@ class BoxQueryStage(Stage):
             shares=_shares(images, boxes),
         )
         if noised is None:
-            return BoxQueryOutputs(SetPredictionOutputs(logits, boxes, images.sizes))
+            return BoxQueryOutputs(SetPredictionOutputs(logits, boxes, images.sizes, embeddings))
         first = noised.boxes.shape[1]
         return BoxQueryOutputs(
-            SetPredictionOutputs(logits[:, :, first:], boxes[:, :, first:], images.sizes),
+            SetPredictionOutputs(logits[:, :, first:], boxes[:, :, first:], images.sizes, embeddings[:, first:]),
             SetPredictionOutputs(logits[:, :, :first], boxes[:, :, :first], images.sizes),
             noised.assignment,
         )
@@ -103,9 +109,14 @@ class BoxQueryStage(Stage):
     @door
     def detections(self, outputs: BoxQueryOutputs, images: Images) -> Detections:
         """The detections that the queries of the last layer predict."""
-        logits, boxes, *_ = outputs.found
+        logits, boxes, _, embeddings = outputs.found
         boxes = fractions_to_pixels(cxcywh_to_xyxy(boxes[-1]), images.sizes)
-        return self.postprocess(self.criterion.scores(logits[-1]), boxes, images.sizes)
+        return with_embeddings(self.postprocess(self.criterion.scores(logits[-1]), boxes, images.sizes), embeddings)
+
+    @door
+    def handover(self, outputs: BoxQueryOutputs, images: Images, targets: Targets) -> Detections:
+        """As :class:`~detkit.detectors.SetPredictionStage` does; noised queries are left out."""
+        return matched_queries(outputs.found, targets, self.matcher, self.criterion)
 
 
 def _shares(images: Images, like: Tensor) -> Float[Tensor, "B 1 2"]:

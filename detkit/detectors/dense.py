@@ -9,6 +9,7 @@ from detkit._door import door
 from detkit._inputs import takes
 from detkit.anchors import gather_assigned
 from detkit.detectors.detector import Stage
+from detkit.detectors.set_prediction import with_embeddings
 from detkit.losses import DenseCriterion
 from detkit.structures import (
     Anchors,
@@ -48,6 +49,9 @@ class DenseStage(Stage):
     - ``criterion(predictions, assigned, anchors, coder)`` returns the losses, ``criterion.scores(predictions)`` the
       scores (B, N, C): a :class:`~detkit.losses.DenseCriterion`;
     - ``postprocess(scores, boxes, sizes, counts)`` returns Detections; ``counts`` are the numbers of anchors per level.
+
+    Where the head predicts embeddings and the postprocess has ``rows=True``, detections carry those of their anchors;
+    the next stage learns on the embeddings of positive anchors.
 
     Raises ValueError for parts that cannot be called this way or do not fit each other, and says what to use instead.
 
@@ -94,7 +98,20 @@ class DenseStage(Stage):
     def detections(self, outputs: DenseOutputs, images: Images) -> Detections:
         """Decoded, thresholded and suppressed boxes."""
         boxes = self.coder.decode(outputs.predictions.deltas, outputs.anchors)  # pyright: ignore[reportCallIssue]
-        return self.postprocess(self.criterion.scores(outputs.predictions), boxes, images.sizes, outputs.anchors.counts)
+        scores, counts = self.criterion.scores(outputs.predictions), outputs.anchors.counts
+        return with_embeddings(self.postprocess(scores, boxes, images.sizes, counts), outputs.predictions.embeddings)
+
+    @door
+    def handover(self, outputs: DenseOutputs, images: Images, targets: Targets) -> Detections:
+        """All anchors with their embeddings, the positive ones ``valid``; without embeddings the detections."""
+        predictions, anchors, _ = outputs
+        if predictions.embeddings is None:
+            return self.detections(outputs, images)
+        matched = assign(self, outputs, targets).matched
+        boxes = self.coder.decode(predictions.deltas, anchors).detach()  # pyright: ignore[reportCallIssue]
+        best, labels = self.criterion.scores(predictions).detach().max(-1)
+        found = Detections.padded(boxes, best, labels, matched >= 0)
+        return found._replace(matched=matched.clamp(min=0), embeddings=predictions.embeddings)
 
 
 def predict(stage: Any, features: list[Tensor], images: Images) -> DenseOutputs:

@@ -11,7 +11,13 @@ from detkit.anchors import gather_assigned
 from detkit.boxes import cxcywh_to_xyxy, fractions_to_pixels, pixels_to_fractions
 from detkit.detectors.denoising import DenoisingQueries, denoising_losses
 from detkit.detectors.detector import Stage
-from detkit.detectors.set_prediction import check_set_matcher, match_layers
+from detkit.detectors.set_prediction import (
+    SetPredictionOutputs,
+    check_set_matcher,
+    match_layers,
+    matched_queries,
+    with_embeddings,
+)
 from detkit.layers import EdgePredictions, LevelMemory, PointQueries, Proposed, QuerySelection
 from detkit.losses.edges import EdgeLoss
 from detkit.losses.set_prediction import SetCriterion, by_layer
@@ -38,7 +44,8 @@ class SelectedQueryStage(Stage):
     queries, a :class:`~detkit.layers.QuerySelection` or :class:`~detkit.layers.PointQueries`; ``decoder`` is a
     :class:`~detkit.layers.BoxDecoder` or :class:`~detkit.layers.EdgeDecoder`, and ``losses`` the :class:`QueryLosses`
     or :class:`EdgeQueryLosses` that fit. With targets, the noised objects of ``denoising`` (None: none) come before the
-    queries, which do not attend to them. No query attends to the padding of a batch. Sources: Zhao et al. 2024,
+    queries, which do not attend to them. No query attends to the padding of a batch. Embeddings are handed on as by
+    :class:`~detkit.detectors.SetPredictionStage`. Sources: Zhao et al. 2024,
     "RT-DETR"; Peng et al. 2024, "D-FINE".
 
     >>> from detkit.detectors import small_rt_detr
@@ -92,7 +99,15 @@ class SelectedQueryStage(Stage):
         """The detections that the queries of the last layer predict."""
         logits, boxes = outputs.found[:2]
         boxes = fractions_to_pixels(cxcywh_to_xyxy(boxes[-1]), images.sizes)
-        return self.postprocess(self.losses.criterion.scores(logits[-1]), boxes, images.sizes)
+        found = self.postprocess(self.losses.criterion.scores(logits[-1]), boxes, images.sizes)
+        return with_embeddings(found, getattr(outputs.found, "embeddings", None))
+
+    @door
+    def handover(self, outputs: SelectedQueryOutputs, images: Images, targets: Targets) -> Detections:
+        """As :class:`~detkit.detectors.SetPredictionStage` does; noised queries are left out."""
+        embeddings = getattr(outputs.found, "embeddings", None)
+        found = SetPredictionOutputs(*outputs.found[:2], outputs.sizes, embeddings)
+        return matched_queries(found, targets, self.losses.matcher, self.losses.criterion)
 
     def _decoded(
         self,
@@ -145,7 +160,7 @@ class QueryLosses(nn.Module):
         Target boxes are xyxy as fractions of their images. ``known`` is the object of each query (B, Q), where there is
         nothing to match. Raises the ValueError of the matcher for objects that cannot be learned.
         """
-        predictions = predictions if self.auxiliary else tuple(rows[-1:] for rows in predictions)
+        predictions = predictions if self.auxiliary else tuple(rows[-1:] for rows in predictions[:2])
         names, logits, boxes = layers_of(predictions, proposed if self.proposals else None)
         assignment = match_layers(self.matcher, logits, boxes, targets) if known is None else known
         count = None if known is None else weight_of(known, targets)
@@ -257,4 +272,4 @@ def weight_of(assignment: Assignment, targets: Targets) -> Float[Tensor, ""]:
 def _queries(predictions: Predictions, part: slice) -> Predictions:
     """The predictions of some of the queries."""
     make = getattr(type(predictions), "_make", tuple)
-    return make(rows[..., part, :] for rows in predictions)
+    return make(None if rows is None else rows[..., part, :] for rows in predictions)

@@ -166,20 +166,50 @@ class SetPredictionStage(Stage):
         """The detections that the queries of the last layer predict."""
         scores, boxes = self.criterion.scores(outputs.logits[-1]), cxcywh_to_xyxy(outputs.boxes[-1])
         found = self.postprocess(scores, fractions_to_pixels(boxes, images.sizes), images.sizes)
-        if found.rows is None or outputs.embeddings is None:
-            return found
-        return found._replace(embeddings=take_rows(outputs.embeddings, found.rows))
+        return with_embeddings(found, outputs.embeddings)
 
     @door
     def handover(self, outputs: SetPredictionOutputs, images: Images, targets: Targets) -> Detections:
         """All queries of the last layer with their embeddings; those that an object is matched to are ``valid``."""
-        logits, boxes = outputs.logits[-1:], outputs.boxes[-1:]
-        within = targets._replace(boxes=pixels_to_fractions(targets.boxes, outputs.sizes))
-        matched = match_layers(self.matcher, logits, boxes, within).matched
-        pixels = fractions_to_pixels(cxcywh_to_xyxy(boxes[0]), images.sizes).detach()
-        best, labels = self.criterion.scores(logits[0]).detach().max(-1)
-        found = Detections.padded(pixels, best, labels, matched >= 0)
-        return found._replace(matched=matched.clamp(min=0), embeddings=outputs.embeddings)
+        return matched_queries(outputs, targets, self.matcher, self.criterion)
+
+
+def with_embeddings(found: Detections, embeddings: Float[Tensor, "B Q D"] | None) -> Detections:
+    """Detections that say which query each was, with the embeddings of these; others as they are.
+
+    >>> ones = torch.ones(1, 1)
+    >>> found = Detections.padded(torch.zeros(1, 1, 4), ones, ones.long(), ones > 0)
+    >>> with_embeddings(found._replace(rows=torch.tensor([[1]])), torch.tensor([[[0.0], [7.0]]])).embeddings
+    tensor([[[7.]]])
+    """
+    if found.rows is None or embeddings is None:
+        return found
+    return found._replace(embeddings=take_rows(embeddings, found.rows))
+
+
+def matched_queries(
+    outputs: SetPredictionOutputs, targets: Targets, matcher: nn.Module, criterion: SetCriterion
+) -> Detections:
+    """All queries of the last layer with their embeddings; those that an object is matched to are ``valid``.
+
+    What a stage of queries hands over, with the objects that ``matcher`` gives them.
+
+    >>> from detkit.anchors import HungarianMatcher
+    >>> from detkit.losses import SetPredictionLoss
+    >>> from detkit.structures import pad_targets
+    >>> targets = pad_targets([{"boxes": torch.tensor([[0.0, 0, 4, 8]]), "labels": torch.tensor([0])}])
+    >>> boxes = torch.tensor([[[[0.8, 0.5, 0.4, 1.0], [0.3, 0.5, 0.5, 1.0]]]])
+    >>> outputs = SetPredictionOutputs(torch.zeros(1, 1, 2, 3), boxes, torch.tensor([[8, 8]]), torch.zeros(1, 2, 5))
+    >>> matched_queries(outputs, targets, HungarianMatcher(), SetPredictionLoss()).valid
+    tensor([[False,  True]])
+    """
+    logits, boxes = outputs.logits[-1:], outputs.boxes[-1:]
+    within = targets._replace(boxes=pixels_to_fractions(targets.boxes, outputs.sizes))
+    matched = match_layers(matcher, logits, boxes, within).matched
+    pixels = fractions_to_pixels(cxcywh_to_xyxy(boxes[0]), outputs.sizes).detach()
+    best, labels = criterion.scores(logits[0]).detach().max(-1)
+    found = Detections.padded(pixels, best, labels, matched >= 0)
+    return found._replace(matched=matched.clamp(min=0), embeddings=outputs.embeddings)
 
 
 @torch.no_grad()

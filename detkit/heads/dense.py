@@ -10,11 +10,13 @@ from detkit.structures import DensePredictions
 
 
 class DenseHead(nn.Module):
-    """Classes, boxes and optionally a quality for every anchor, each predicted by a head of its own.
+    """Classes, boxes and optionally a quality and an embedding for every anchor, each from a head of its own.
 
     ``class_head`` maps the list of feature maps to logits (B, N, Q), ``box_head`` to numbers (B, N, D) that a coder
     decodes, or to a pair of these and quality logits (B, N), as :class:`~detkit.heads.FCOSHead` does. A separate
-    ``quality_head`` returns (B, N, 1), as ``RegressionHead(channels, per_cell, outputs=1)`` does. All follow the order
+    ``quality_head`` returns (B, N, 1), as ``RegressionHead(channels, per_cell, outputs=1)`` does, and an
+    ``embedding_head`` (B, N, E), for an :class:`~detkit.detectors.EmbeddingStage` behind (Wang et al. 2020, "Towards
+    Real-Time Multi-Object Tracking": embeddings of the shared features). All follow the order
     of the anchors: level, row, column, anchor. A head that predicts everything at once needs no :class:`DenseHead`: it
     returns :class:`~detkit.structures.DensePredictions` itself. Raises ValueError if ``box_head`` and ``quality_head``
     both predict a quality.
@@ -27,9 +29,17 @@ class DenseHead(nn.Module):
     (torch.Size([2, 48, 5]), torch.Size([2, 48, 4]), None)
     """
 
-    def __init__(self, class_head: nn.Module, box_head: nn.Module, *, quality_head: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        class_head: nn.Module,
+        box_head: nn.Module,
+        *,
+        quality_head: nn.Module | None = None,
+        embedding_head: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         self.class_head, self.box_head, self.quality_head = class_head, box_head, quality_head
+        self.embedding_head = embedding_head
         paired = getattr(box_head, "gives_quality", False)
         if paired and quality_head is not None:
             raise ValueError(
@@ -46,4 +56,5 @@ class DenseHead(nn.Module):
             deltas, quality = deltas
         if self.quality_head is not None:
             quality = self.quality_head(features).squeeze(-1)
-        return DensePredictions(logits, deltas, quality)
+        embeddings = None if self.embedding_head is None else self.embedding_head(features)
+        return DensePredictions(logits, deltas, quality, embeddings)

@@ -8,7 +8,7 @@ from detkit.layers.blocks import (
     freeze_batch_norm,
     init_convolutions,
 )
-from detkit.layers.box_decoder import BoxDecoder, BoxPositions, BoxQueries, DeformableDecoderLayer
+from detkit.layers.box_decoder import BoxDecoder, BoxPositions, BoxPredictions, BoxQueries, DeformableDecoderLayer
 from detkit.layers.conditional_decoder import ConditionalAttention, ConditionalDecoder, ConditionalDecoderLayer
 from detkit.layers.deformable import DeformableAttention
 from detkit.layers.edge_decoder import EdgeDecoder, EdgePredictions, GatedResidual
@@ -25,6 +25,7 @@ __all__ = [
     "Attention",
     "BoxDecoder",
     "BoxPositions",
+    "BoxPredictions",
     "BoxQueries",
     "CSPRepBlock",
     "ConditionalAttention",

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -177,6 +178,17 @@ class DeformableDecoderLayer(nn.Module):
         return self.feed_forward_residual(embeddings, self.feed_forward)
 
 
+class BoxPredictions(NamedTuple):
+    """What L layers predict, and the embeddings from which the last one does.
+
+    Boxes are cx, cy, w, h as fractions of the image.
+    """
+
+    logits: Float[Tensor, "L B Q C"]
+    boxes: Float[Tensor, "L B Q 4"]
+    embeddings: Float[Tensor, "B Q D"]
+
+
 class BoxDecoder(nn.Module):
     """Decoder layers, each with a head that predicts a class and refines the boxes the next layer attends around.
 
@@ -192,9 +204,9 @@ class BoxDecoder(nn.Module):
     >>> layers = [DeformableDecoderLayer(8, 2, hidden=16, memory_attention=attention) for _ in range(2)]
     >>> heads = [RefinementHead(8, num_classes=2) for _ in range(2)]
     >>> decoder = BoxDecoder(layers, heads, positions=BoxPositions(8), norm=nn.LayerNorm(8))
-    >>> logits, boxes = decoder(*BoxQueries(5, 8)(1), torch.zeros(1, 12, 8), [(3, 4)])
-    >>> logits.shape, boxes.shape
-    (torch.Size([2, 1, 5, 3]), torch.Size([2, 1, 5, 4]))
+    >>> found = decoder(*BoxQueries(5, 8)(1), torch.zeros(1, 12, 8), [(3, 4)])
+    >>> found.logits.shape, found.boxes.shape, found.embeddings.shape
+    (torch.Size([2, 1, 5, 3]), torch.Size([2, 1, 5, 4]), torch.Size([1, 5, 8]))
     """
 
     def __init__(
@@ -227,26 +239,27 @@ class BoxDecoder(nn.Module):
         mask: Bool[Tensor, "#B #Q Q"] | None = None,
         inside: Bool[Tensor, "B K"] | None = None,
         shares: Float[Tensor, "B #levels 2"] | None = None,
-    ) -> tuple[Float[Tensor, "L B Q classes"], Float[Tensor, "L B Q 4"]]:
-        """Logits and boxes after every layer; ``embeddings`` and ``references`` are the initial ones of the queries.
+    ) -> BoxPredictions:
+        """Predictions after every layer; ``embeddings`` and ``references`` are the initial ones of the queries.
 
         References are boxes (B, Q, 4), cx, cy, w, h, or points (B, Q, 2), as fractions of the image; ``shares``
         (B, levels, 2) is the fraction of the width and height of each padded map that each image fills (default: all).
         ``memory`` holds the cells of maps of ``shapes`` (rows, columns); only cells ``inside`` are attended to;
         ``positions`` are those of the queries in all layers; ``mask`` says which query may attend to which.
         """
-        logits, boxes = [], []
+        logits, boxes, described = [], [], embeddings
         for layer, head in zip(self.layers, self.heads, strict=True):
             around = references[:, :, None]
             if shares is not None:
                 around = around * shares.repeat(1, 1, references.shape[2] // 2)[:, None]
             own = positions if self.positions is None else self.positions(references)
             embeddings = layer(embeddings, around, memory, shapes, positions=own, mask=mask, inside=inside)
-            scores, found = head(self.norm(embeddings), references)
+            described = self.norm(embeddings)
+            scores, found = head(described, references)
             logits.append(scores)
             boxes.append(found)
             references = found.detach() if self.refine else references
-        return torch.stack(logits), torch.stack(boxes)
+        return BoxPredictions(torch.stack(logits), torch.stack(boxes), described)
 
     def extra_repr(self) -> str:
         """The settings that ``print`` shows."""

@@ -18,8 +18,8 @@ from detkit.layers.deformable import Shapes
 class EdgePredictions(NamedTuple):
     """What L layers predict of Q queries, and what the first predicted before any distribution: classes and boxes.
 
-    Boxes are cx, cy, w, h as fractions of the image; ``distributions`` are logits of an
-    :class:`~detkit.boxes.EdgeCoder` relative to ``first_boxes``.
+    Boxes are cx, cy, w, h as fractions of the image; ``embeddings`` are those of the last layer; ``distributions`` are
+    logits of an :class:`~detkit.boxes.EdgeCoder` relative to ``first_boxes``.
     """
 
     logits: Float[Tensor, "L B Q C"]
@@ -27,6 +27,7 @@ class EdgePredictions(NamedTuple):
     distributions: Float[Tensor, "L B Q D"]
     first_logits: Float[Tensor, "B Q C"]
     first_boxes: Float[Tensor, "B Q 4"]
+    embeddings: Float[Tensor, "B Q D"] | None = None
 
 
 class GatedResidual(nn.Module):
@@ -121,7 +122,7 @@ class EdgeDecoder(nn.Module):
             found.append((logits, refined, total))
             boxes, before = refined.detach(), embeddings.detach()
         logits, boxes, distributions = (torch.stack(rows) for rows in zip(*found, strict=True))
-        return EdgePredictions(logits, boxes, distributions, first_logits, first_boxes)
+        return EdgePredictions(logits, boxes, distributions, first_logits, first_boxes, embeddings)
 
     def extra_repr(self) -> str:
         """The settings that ``print`` shows."""

@@ -82,7 +82,7 @@ def check_predictions(criterion: DenseCriterion, predictions: DensePredictions, 
     Traceback (most recent call last):
     ValueError: RetinaNetLoss: logits (1, 2, 4), deltas (1, 2, 4), labels (1, 3); allowed is ...
     """
-    name, (logits, deltas, quality), labels = type(criterion).__name__, predictions, assigned.labels
+    name, (logits, deltas, quality, _), labels = type(criterion).__name__, predictions, assigned.labels
     if logits.ndim != 3 or deltas.ndim != 3 or not logits.shape[:2] == deltas.shape[:2] == labels.shape:
         raise ValueError(
             f"{name}: logits {tuple(logits.shape)}, deltas {tuple(deltas.shape)}, labels {tuple(labels.shape)}; "

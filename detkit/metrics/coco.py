@@ -35,7 +35,7 @@ from detkit.metrics.categories import category_names, frequency_groups
 from detkit.metrics.coco_json import read_records
 from detkit.metrics.engines import AREAS, COCO_SIGMAS, IOU_TYPES, Curves, Settings, engine_name, evaluate, match
 from detkit.metrics.judged import Judged
-from detkit.metrics.records import ImageRecord, Reader, read_images
+from detkit.metrics.records import ImageRecord, Reader
 from detkit.metrics.store import ImageStore
 from detkit.structures import Detection, Target
 
@@ -170,8 +170,7 @@ class CocoMetrics:
         """
         points = len(self.settings.keypoint_sigmas) if "keypoints" in self.iou_types else None
         reader = Reader("CocoMetrics.update", len(self.names), "segm" in self.iou_types, points)
-        keys = self._images.next_keys(targets, reader.function)
-        self._images.add(read_images(reader, detections, targets, keys))
+        self._images.read(reader, detections, targets)
 
     def compute(self) -> dict[str, float]:
         """All numbers, in [0, 1], or -1 if there is no object to find; the same in every process (collective call).

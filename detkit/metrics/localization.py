@@ -10,7 +10,7 @@ from detkit._door import door
 from detkit._ranges import Count, Fraction
 from detkit.boxes import box_iou
 from detkit.metrics.categories import category_names
-from detkit.metrics.records import ImageRecord, Reader, corners, read_images
+from detkit.metrics.records import ImageRecord, Reader, corners
 from detkit.metrics.store import ImageStore
 from detkit.structures import Detection, Target
 
@@ -57,8 +57,7 @@ class LocalizationMetrics:
         >>> LocalizationMetrics(1).update([], [])
         """
         reader = Reader("LocalizationMetrics.update", len(self.names))
-        keys = self._images.next_keys(targets, reader.function)
-        self._images.add(read_images(reader, detections, targets, keys))
+        self._images.read(reader, detections, targets)
 
     def compute(self) -> dict[str, float]:
         """``accuracy@k`` and ``localization_error@k`` for each k, in [0, 1]; -1 without images (collective call).

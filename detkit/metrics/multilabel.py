@@ -50,7 +50,7 @@ class MultiLabelMetrics:
         >>> import torch
         >>> MultiLabelMetrics(2).update(torch.zeros(0, 2), torch.zeros(0, 2))
         """
-        shape = (len(scores), len(self.names))
+        shape = (*scores.shape[:1], len(self.names))
         if scores.shape != shape or label_sets.shape != shape:
             raise ValueError(
                 f"MultiLabelMetrics.update: scores have shape {tuple(scores.shape)} and label_sets "

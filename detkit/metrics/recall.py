@@ -12,7 +12,7 @@ from detkit._ranges import Count
 from detkit.boxes import box_iou
 from detkit.metrics.coco import CocoMetrics
 from detkit.metrics.engines import IOU_RANGE
-from detkit.metrics.records import ImageRecord, corners
+from detkit.metrics.records import ImageRecord, check_images, corners
 from detkit.structures import Target, read_entries, read_truth
 
 MATCHES = ("one-to-one", "any")
@@ -49,6 +49,7 @@ class ProposalRecall:
 
         >>> ProposalRecall().update([], [])
         """
+        check_images("ProposalRecall.update", targets, proposals=proposals)
         places = [f"ProposalRecall.update: {kind}" for kind in ("proposals", "targets")]
         detections: list[Any] = [_unlabeled(proposal, f"{places[0]}[{i}]") for i, proposal in enumerate(proposals)]
         truth: list[Any] = [_of_one_class(target, f"{places[1]}[{i}]") for i, target in enumerate(targets)]
@@ -79,7 +80,7 @@ class ProposalRecall:
 def _unlabeled(proposal: Mapping[str, Any], where: str) -> dict[str, Any]:
     entries = read_entries(proposal, where=where)
     labels = _zeros(entries, where)
-    return {"scores": -torch.arange(len(labels), dtype=torch.float64), **entries, "labels": labels}
+    return {"scores": -torch.arange(labels.numel(), dtype=torch.float64), **entries, "labels": labels}
 
 
 def _of_one_class(target: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -88,7 +89,8 @@ def _of_one_class(target: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def _zeros(entries: Mapping[str, Any], where: str) -> torch.Tensor:
-    return torch.zeros(len(read_tensor(entries.get("boxes", ()), where=f"{where}: boxes")), dtype=torch.int64)
+    boxes = read_tensor(entries.get("boxes", ()), where=f"{where}['boxes']")
+    return torch.zeros(boxes.shape[:1], dtype=torch.int64)
 
 
 def _any_recall(records: Sequence[ImageRecord], k: int) -> float:

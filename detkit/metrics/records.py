@@ -91,6 +91,23 @@ def corners(boxes: np.ndarray) -> np.ndarray:
     return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
 
 
+def check_images(function: str, targets: Sequence[Target], **found: Sequence[Mapping[str, Any]]) -> None:
+    """Raise TypeError unless both are lists, and ValueError where they are not equally long; ``found`` has one name.
+
+    >>> check_images("demo", [], proposals=[{}])
+    Traceback (most recent call last):
+    ValueError: demo: 1 proposals but 0 targets; allowed is one dict of each per image
+    """
+    for name, values in {**found, "targets": targets}.items():
+        if not isinstance(values, Sequence) or isinstance(values, str | bytes):
+            kind = type(values).__name__
+            raise TypeError(f"{function}: {name} is a {kind}; allowed is a list with one dict per image")
+    for name, values in found.items():
+        if len(values) != len(targets):
+            counts = f"{len(values)} {name} but {len(targets)} targets"
+            raise ValueError(f"{function}: {counts}; allowed is one dict of each per image")
+
+
 def read_images(
     reader: Reader, detections: Sequence[Detection], targets: Sequence[Target], keys: Iterable[tuple[int, int, int]]
 ) -> list[ImageRecord]:
@@ -105,8 +122,6 @@ def read_images(
     Traceback (most recent call last):
     ValueError: demo: detections[0]['labels'][0] = 2 (1 such here); allowed are labels 0..1
     """
-    if len(detections) != len(targets):
-        raise ValueError(f"{reader.function}: {len(detections)} detections but {len(targets)} targets; one per image")
     pairs = zip(keys, detections, targets, strict=True)
     return [_read_image(reader, i, key, found, truth) for i, (key, found, truth) in enumerate(pairs)]
 
@@ -132,7 +147,7 @@ def _read_image(
     _refuse(~np.isfinite(scores), scores, f"{found_at}['scores']", "finite scores")
     areas = _truth_areas(facts, truth, truth_at)
     flags = {
-        name: _column(facts, key, len(truth.labels), truth_at, np.float64, default=0) != 0
+        name: read_flags(facts, key, len(truth.labels), truth_at)
         for name, key in (("crowd", "iscrowd"), ("ignore", "ignore"))
     }
     return ImageRecord(
@@ -140,8 +155,8 @@ def _read_image(
         found._replace(scores=scores),
         truth._replace(areas=areas, **flags),
         truth_size or found_size,
-        _labels_of(facts, "negative_labels", truth_at),
-        _labels_of(facts, "not_exhaustive_labels", truth_at),
+        frozenset(_whole_labels(reader, facts, "negative_labels", truth_at).flatten().tolist()),
+        frozenset(_whole_labels(reader, facts, "not_exhaustive_labels", truth_at).flatten().tolist()),
     )
 
 
@@ -153,15 +168,22 @@ def _truth_areas(target: Mapping[str, Any], truth: Objects, where: str) -> np.nd
     return areas
 
 
-def _labels_of(target: Mapping[str, Any], name: str, where: str) -> frozenset[int]:
-    return frozenset(_host(target.get(name, ()), np.int64, f"{where}[{name!r}]").flatten().tolist())
+def read_flags(entries: Mapping[str, Any], name: str, length: int, where: str) -> np.ndarray:
+    """``entries[name]`` as (N,) bool, all False where it is missing; ValueError for other numbers than 0 and 1.
+
+    >>> read_flags({"iscrowd": [0, 1]}, "iscrowd", 2, "demo")
+    array([False,  True])
+    """
+    flags = _column(entries, name, length, where, np.float64, default=0)
+    _refuse((flags != 0) & (flags != 1), flags, f"{where}[{name!r}]", "0 and 1")
+    return flags != 0
 
 
 def _read_objects(reader: Reader, entries: Mapping[str, Any], where: str) -> tuple[Objects, tuple[int, int] | None]:
     ends = read_boxes(entries, where)
-    labels = _read_labels(reader, entries, len(ends), where)
+    labels = read_labels(reader, entries, where, length=len(ends))
     boxes = np.concatenate([ends[:, :2], ends[:, 2:] - ends[:, :2]], axis=1)
-    masks = _read_masks(entries, len(labels), where) if reader.masks else None
+    masks = read_masks(entries, len(labels), where) if reader.masks else None
     keypoints = None if reader.keypoints is None else _read_keypoints(entries, (len(labels), reader.keypoints), where)
     size = None if masks is None or masks.shape[1] == 0 else (masks.shape[1], masks.shape[2])
     encoded = None if masks is None else encode_masks(masks)
@@ -177,7 +199,7 @@ def read_boxes(entries: Mapping[str, Any], where: str) -> np.ndarray:
     if "boxes" not in entries:
         raise ValueError(f"{where} has no 'boxes', only {sorted(entries)}")
     boxes = _host(entries["boxes"], np.float64, f"{where}['boxes']", form="XYXY")
-    boxes = boxes.reshape(-1, 4) if boxes.size == 0 else boxes
+    boxes = boxes.reshape(0, 4) if boxes.shape == (0,) else boxes
     if boxes.ndim != 2 or boxes.shape[1] != 4:
         raise ValueError(f"{where}['boxes'] have shape {boxes.shape}; allowed is (N, 4)")
     bad = ~(np.abs(boxes) <= LARGEST).all(axis=1) | (boxes[:, 2:] < boxes[:, :2]).any(axis=1)
@@ -185,17 +207,36 @@ def read_boxes(entries: Mapping[str, Any], where: str) -> np.ndarray:
     return boxes
 
 
-def _read_labels(reader: Reader, entries: Mapping[str, Any], length: int, where: str) -> np.ndarray:
-    given = read_tensor(entries.get("labels", ()), where=f"{where}['labels']")
+def read_labels(reader: Reader, entries: Mapping[str, Any], where: str, *, length: int | None = None) -> np.ndarray:
+    """``entries["labels"]`` as int64 (N,); ValueError for fractions, other classes, and another ``length``.
+
+    >>> read_labels(Reader("demo", 2), {"labels": [1, 0]}, "demo")
+    array([1, 0])
+    """
+    labels = _whole_labels(reader, entries, "labels", where)
+    given = {"labels": labels} if "labels" in entries else {}
+    return _column(given, "labels", labels.size if length is None else length, where, np.int64)
+
+
+def _whole_labels(reader: Reader, entries: Mapping[str, Any], name: str, where: str) -> np.ndarray:
+    """Integers of any shape, each a class."""
+    given = read_tensor(entries.get(name, ()), where=f"{where}[{name!r}]")
     if given.numel() and (given.is_floating_point() or given.dtype == torch.bool):
-        raise ValueError(f"{where}['labels'] are {given.dtype}; allowed are integers")
-    labels = _column(entries, "labels", length, where, np.int64)
-    bad = (labels < 0) | (labels >= reader.num_classes)
-    _refuse(bad, labels, f"{where}['labels']", f"labels 0..{reader.num_classes - 1}")
+        raise ValueError(f"{where}[{name!r}] are {given.dtype}; allowed are integers")
+    labels = given.cpu().numpy().astype(np.int64)
+    rows = labels.reshape(-1)
+    _refuse(
+        (rows < 0) | (rows >= reader.num_classes), rows, f"{where}[{name!r}]", f"labels 0..{reader.num_classes - 1}"
+    )
     return labels
 
 
-def _read_masks(entries: Mapping[str, Any], length: int, where: str) -> np.ndarray:
+def read_masks(entries: Mapping[str, Any], length: int, where: str) -> np.ndarray:
+    """``entries["masks"]`` (N, H, W), (0, 0, 0) where it is missing without objects; ValueError for another shape.
+
+    >>> read_masks({}, 0, "demo").shape
+    (0, 0, 0)
+    """
     if "masks" not in entries and length == 0:
         return np.zeros((0, 0, 0), dtype=np.uint8)
     masks = read_tensor(entries.get("masks", ()), where=f"{where}['masks']")

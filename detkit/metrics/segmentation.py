@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 
 from detkit._door import door
+from detkit._inputs import read_tensor
 from detkit._ranges import Count
 from detkit.dist import gather_objects
 from detkit.metrics.categories import category_names
+from detkit.metrics.records import Reader, check_images, read_flags, read_labels, read_masks
 from detkit.metrics.store import image_key
-from detkit.structures import VOID, Detection, Target, draw_segmentation
+from detkit.structures import VOID, Detection, Target, draw_segmentation, read_entries
 
 
 class SegmentationClassResult(NamedTuple):
@@ -71,8 +73,7 @@ class SegmentationMetrics:
 
         >>> SegmentationMetrics(2).update([], [])
         """
-        if len(detections) != len(targets):
-            raise ValueError(f"SegmentationMetrics.update: {len(detections)} detections but {len(targets)} targets")
+        check_images("SegmentationMetrics.update", targets, detections=detections)
         found: list[dict[Key, _Image]] = []
         for i, (detection, target) in enumerate(zip(detections, targets, strict=True)):
             key = image_key(target, self._unnamed + i, f"SegmentationMetrics.update: targets[{i}]")
@@ -130,26 +131,30 @@ class SegmentationMetrics:
 
     def _counts(self, detection: Detection, target: Target, index: int) -> _Image:
         classes, where = len(self.names), "SegmentationMetrics.update"
-        truth = self._truth(target, f"{where}: targets[{index}]")
-        found = self._found(detection, truth.shape, f"{where}: detections[{index}]")
+        facts, results = f"{where}: targets[{index}]", f"{where}: detections[{index}]"
+        truth = self._truth(read_entries(target, where=facts), facts)
+        found = self._found(read_entries(detection, where=results), truth.shape, results)
         judged = truth != VOID
         places, counts = np.unique(truth[judged] * classes + found[judged], return_counts=True)
         return _Image(places, counts, np.bincount(truth[judged], minlength=classes))
 
-    def _truth(self, target: Target, where: str) -> np.ndarray:
-        if (given := target.get("segmentation")) is None:
-            if (given := target.get("masks")) is None:
-                raise ValueError(f"{where} has no segmentation and no masks")
-            if "labels" not in target:
-                raise ValueError(f"{where} has masks and no labels; give each mask its label")
-            crowds = _tensor(target.get("iscrowd", torch.zeros(len(given)))) != 0
-            given = draw_segmentation(_tensor(given), _tensor(target["labels"]).long(), ~crowds, crowds)
-        return self._checked(_tensor(given), where, void=True)
+    def _truth(self, target: Mapping[str, Any], where: str) -> np.ndarray:
+        if "segmentation" in target:
+            given = read_tensor(target["segmentation"], where=f"{where}['segmentation']")
+            return self._checked(given, where, void=True)
+        if "masks" not in target:
+            raise ValueError(f"{where} has no segmentation and no masks")
+        if "labels" not in target:
+            raise ValueError(f"{where} has masks and no labels; give each mask its label")
+        labels = read_labels(Reader(where, VOID - 1), target, where)
+        masks = torch.from_numpy(read_masks(target, len(labels), where))
+        crowds = torch.from_numpy(read_flags(target, "iscrowd", len(labels), where))
+        return self._checked(draw_segmentation(masks, torch.from_numpy(labels), ~crowds, crowds), where, void=True)
 
-    def _found(self, detection: Detection, size: tuple[int, ...], where: str) -> np.ndarray:
-        if (given := detection.get("segmentation")) is None:
+    def _found(self, detection: Mapping[str, Any], size: tuple[int, ...], where: str) -> np.ndarray:
+        if "segmentation" not in detection:
             raise ValueError(f"{where} has no segmentation; the detector needs a SegmentationStage")
-        found = _tensor(given)
+        found = read_tensor(detection["segmentation"], where=f"{where}['segmentation']")
         if found.ndim == 3:
             if len(found) != len(self.names) or not bool(torch.isfinite(found).all()):
                 raise ValueError(
@@ -193,11 +198,6 @@ def _merge(parts: Sequence[Mapping[Key, _Image]]) -> dict[Key, _Image]:
             )
         images[key] = image
     return images
-
-
-def _tensor(values: Any) -> Tensor:
-    """What comes at the border may be an array or a list, too."""
-    return values.as_subclass(Tensor) if isinstance(values, Tensor) else torch.as_tensor(np.asarray(values))
 
 
 def _part(hits: int, of: int) -> float:

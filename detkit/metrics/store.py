@@ -7,8 +7,8 @@ import numpy as np
 from torch import Tensor
 
 from detkit.dist import gather_objects, rank
-from detkit.metrics.records import ImageRecord, Objects
-from detkit.structures import Target
+from detkit.metrics.records import ImageRecord, Objects, Reader, check_images, read_images
+from detkit.structures import Detection, Target
 
 
 class ImageStore:
@@ -44,6 +44,15 @@ class ImageStore:
         [(1, 0, 0)]
         """
         return [image_key(target, self._unnamed + i, f"{function}: targets[{i}]") for i, target in enumerate(targets)]
+
+    def read(self, reader: Reader, detections: Sequence[Detection], targets: Sequence[Target]) -> None:
+        """Keep the images of a batch, as :func:`read_images` reads them; where it raises an error, none.
+
+        >>> ImageStore().read(Reader("demo", 1), [], [])
+        """
+        check_images(reader.function, targets, detections=detections)
+        keys = self.next_keys(targets, reader.function)
+        self.add(read_images(reader, detections, targets, keys))
 
     def add(self, records: Sequence[ImageRecord]) -> None:
         """Keep these images. Raises ValueError if one was seen with other ground truth, and then keeps none.

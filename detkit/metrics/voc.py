@@ -10,7 +10,7 @@ from detkit._door import door
 from detkit._ranges import Count, Fraction
 from detkit.boxes import box_iou
 from detkit.metrics.categories import category_names
-from detkit.metrics.records import ImageRecord, Reader, corners, read_images
+from detkit.metrics.records import ImageRecord, Reader, corners
 from detkit.metrics.store import ImageStore
 from detkit.structures import Detection, Target
 
@@ -89,8 +89,7 @@ class VocMetrics:
         >>> VocMetrics(1).update([], [])
         """
         reader = Reader("VocMetrics.update", len(self.names))
-        keys = self._images.next_keys(targets, reader.function)
-        self._images.add(read_images(reader, detections, targets, keys))
+        self._images.read(reader, detections, targets)
 
     def compute(self) -> dict[str, float]:
         """``mAP``: the mean over classes that have an object, -1 if none has; the same in every process.

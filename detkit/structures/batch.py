@@ -153,12 +153,14 @@ class Anchors(NamedTuple):
 class DensePredictions(NamedTuple):
     """What a dense head says of every anchor: class logits, numbers that a coder reads as a box, and perhaps one more.
 
-    ``quality`` is one logit for each anchor: objectness, centerness or IoU, as the criterion takes it.
+    ``quality`` is one logit for each anchor: objectness, centerness or IoU, as the criterion takes it. ``embeddings``
+    are for a later stage, which learns and describes by them.
     """
 
     logits: Float[Tensor, "B N Q"]
     deltas: Float[Tensor, "B N D"]
     quality: Float[Tensor, "B N"] | None = None
+    embeddings: Float[Tensor, "B N E"] | None = None
 
 
 class Predictions(NamedTuple):

@@ -8,9 +8,21 @@ from strategies import unhooked
 from torch import Tensor, nn
 
 from detkit.boxes import PyramidRoIAlign
-from detkit.detectors import Detector, EmbeddingStage, Preprocess, SetPostprocess, small_faster_rcnn, tiny_ssd
+from detkit.detectors import (
+    Detector,
+    EmbeddingStage,
+    Preprocess,
+    SetPostprocess,
+    small_d_fine,
+    small_deformable_detr,
+    small_detr,
+    small_faster_rcnn,
+    small_fcos,
+    small_rt_detr,
+    tiny_ssd,
+)
 from detkit.detectors import detr_stage as detr
-from detkit.heads import EmbeddingHead
+from detkit.heads import EmbeddingHead, RegressionHead
 from detkit.structures import Targets, pad_targets
 
 
@@ -163,6 +175,51 @@ def test_queries_learn_where_an_object_is_matched_to_them():
     assert torch.isfinite(sum(losses.values()))
     labels = detector.embedding.criterion.labels
     assert sorted(labels[labels >= 0].tolist()) == [0, 1, 1]
+
+
+KIN = [small_detr, small_deformable_detr, small_rt_detr, small_d_fine]
+
+
+@pytest.mark.parametrize("recipe", KIN)
+def test_the_kin_of_detr_hands_its_queries_on_as_well(recipe):
+    torch.manual_seed(0)
+    base = recipe(2, size=(64, 64), channels=32, depth=2, queries=9)
+    base.objects.postprocess.rows = True
+    embedding = EmbeddingStage(EmbeddingHead(32, 4), criterion=Pulls())
+    detector = Detector(base.trunk, preprocess=base.preprocess, **base.stages, embedding=embedding)
+    target = {"boxes": torch.tensor([[4.0, 4, 40, 40], [20, 20, 60, 50]]), "labels": torch.tensor([1, 0])}
+    losses = detector([torch.rand(3, 64, 64)] * 2, [target, {name: values[:1] for name, values in target.items()}])
+    assert torch.isfinite(losses["embedding.embedding"])
+    labels = embedding.criterion.labels
+    assert sorted(labels[labels >= 0].tolist()) == [0, 1, 1]
+    losses["embedding.embedding"].backward()
+    assert all(part.grad is not None for part in detector.objects.decoder.layers.parameters())
+
+    batch, _ = detector.eval().preprocess([torch.rand(3, 64, 64)])
+    outputs = detector.objects(detector.trunk(batch.tensors), batch, None)
+    found, own = detector.objects.detections(outputs, batch), outputs.found.embeddings
+    torch.testing.assert_close(found.embeddings[0], own[0][found.rows[0]] * found.valid[0][:, None])
+    assert detector([torch.rand(3, 64, 64)])[0]["embeddings"].shape[1] == 4
+
+
+def test_anchors_of_a_dense_detector_predict_their_embeddings():
+    torch.manual_seed(0)
+    base = small_fcos(2, size=(64, 64), channels=8)
+    embed = RegressionHead(8, 1, outputs=6)
+    base.dense.head.embedding_head, base.dense.postprocess.rows = embed, True
+    embedding = EmbeddingStage(EmbeddingHead(6, 4), criterion=Pulls())
+    detector = Detector(base.trunk, preprocess=base.preprocess, **base.stages, embedding=embedding)
+    target = {"boxes": torch.tensor([[4.0, 4, 40, 40]]), "labels": torch.tensor([1])}
+    losses = detector([torch.rand(3, 64, 64)] * 2, [target] * 2)
+    losses["embedding.embedding"].backward()
+    assert set(embedding.criterion.labels.tolist()) == {-1, 1}
+    assert all(part.grad is not None for part in embed.parameters())
+
+    batch, _ = detector.eval().preprocess([torch.rand(3, 64, 64)])
+    outputs = detector.dense(detector.trunk(batch.tensors), batch, None)
+    found = detector.dense.detections(outputs, batch)
+    own = outputs.predictions.embeddings[0][found.rows[0]]
+    torch.testing.assert_close(detector(batch).embeddings[0], embedding.head(own) * found.valid[0][:, None])
 
 
 def test_the_first_stage_describes_whole_images():

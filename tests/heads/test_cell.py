@@ -12,7 +12,7 @@ def test_outputs_are_classes_then_confidences_then_boxes():
     (last,) = head.layers
     nn.init.zeros_(last.weight)
     last.bias.data = torch.arange(36.0)
-    logits, deltas, quality = head([torch.zeros(1, 2, 1, 3)])
+    logits, deltas, quality, _ = head([torch.zeros(1, 2, 1, 3)])
     assert logits[0].tolist() == [[0, 1], [0, 1], [2, 3], [2, 3], [4, 5], [4, 5]]  # a cell's predictors share them
     assert quality[0].tolist() == [6, 7, 8, 9, 10, 11]
     assert deltas[0].flatten().tolist() == list(range(12, 36))

@@ -11,7 +11,7 @@ def test_a_channel_is_anchor_by_anchor_box_objectness_classes():
     for level in head.levels:
         torch.nn.init.zeros_(level.weight)
         level.bias.data = torch.arange(len(level.bias), dtype=torch.float32)
-    logits, deltas, quality = head([torch.zeros(1, 1, 1, 2), torch.zeros(1, 1, 1, 1)])
+    logits, deltas, quality, _ = head([torch.zeros(1, 1, 1, 2), torch.zeros(1, 1, 1, 1)])
     first, second = [0.0, 1, 2, 3], [8.0, 9, 10, 11]
     assert deltas[0].tolist() == [first, second, first, second, first]
     assert quality[0].tolist() == [4, 12, 4, 12, 4]
@@ -27,7 +27,7 @@ def test_rows_follow_cells():
 
 def test_objectness_starts_at_the_prior_and_nothing_else():
     head = GridHead((4,), (2,), num_classes=3, prior=0.01)
-    logits, deltas, quality = head([torch.zeros(1, 4, 1, 1)])
+    logits, deltas, quality, _ = head([torch.zeros(1, 4, 1, 1)])
     torch.testing.assert_close(quality.sigmoid(), torch.full((1, 2), 0.01))
     assert not logits.any()
     assert not deltas.any()

@@ -21,7 +21,7 @@ def test_it_says_what_torchvisions_head_of_the_same_weights_says(depth):
     for one, other in zip(own, (m for m in theirs.modules() if isinstance(m, nn.Conv2d)), strict=True):
         one.load_state_dict(other.state_dict())
     features = levels((5, 7), (3, 4), (1, 1))
-    logits, deltas, quality = head(features)
+    logits, deltas, quality, _ = head(features)
     expected_logits, expected_deltas = peer.concat_box_prediction_layers(*theirs(features))
     torch.testing.assert_close(logits.flatten(0, 1), expected_logits, rtol=0, atol=1e-12)
     torch.testing.assert_close(deltas.flatten(0, 1), expected_deltas, rtol=0, atol=1e-12)
@@ -37,7 +37,7 @@ def test_rows_stand_in_the_order_of_the_anchors():
         head.logits.weight.copy_(torch.eye(3, 6)[..., None, None])
         head.deltas.weight.copy_(torch.eye(6).repeat(2, 1)[..., None, None])
     (feature,) = levels((4, 5))
-    logits, deltas, _ = head([feature])
+    logits, deltas, *_ = head([feature])
     for y, x, a in ((0, 0, 0), (0, 1, 2), (3, 4, 1), (2, 0, 2)):
         row = (y * 5 + x) * 3 + a
         assert torch.equal(logits[:, row, 0], feature[:, a, y, x])

@@ -87,7 +87,7 @@ def test_a_layer_is_its_three_steps():
 def test_every_layer_looks_around_the_boxes_of_the_one_before():
     decoder = build_decoder()
     embeddings, boxes, memory = given()
-    logits, refined = decoder(embeddings, boxes, memory, [(4, 6)])
+    logits, refined, _ = decoder(embeddings, boxes, memory, [(4, 6)])
     torch.testing.assert_close(refined, torch.stack((boxes + 0.01, boxes + 0.03)))
     for layer, before, expected in zip(decoder.layers, (boxes, boxes + 0.01), logits, strict=True):
         places = decoder.positions(before)
@@ -105,7 +105,7 @@ def test_the_norm_is_for_the_heads_alone():
 def test_a_box_learns_from_its_own_layer_alone():
     decoder = build_decoder()
     embeddings, boxes, memory = given()
-    logits, refined = decoder(embeddings, boxes.requires_grad_(), memory, [(4, 6)])
+    logits, refined, _ = decoder(embeddings, boxes.requires_grad_(), memory, [(4, 6)])
     (logits[1].square().sum() + refined[1].sum()).backward()
     assert decoder.heads[0].step.grad == 0
     assert decoder.heads[1].step.grad == boxes.numel()
@@ -117,10 +117,10 @@ def test_a_query_sees_whom_the_mask_allows():
     embeddings, boxes, memory = given()
     mask = torch.eye(5, dtype=torch.bool)[None]
     mask[:, 0] = True
-    logits, _ = decoder(embeddings, boxes, memory, [(4, 6)], mask=mask)
+    logits, *_ = decoder(embeddings, boxes, memory, [(4, 6)], mask=mask)
     changed = embeddings.clone()
     changed[:, 4] += 1
-    other, _ = decoder(changed, boxes, memory, [(4, 6)], mask=mask)
+    other, *_ = decoder(changed, boxes, memory, [(4, 6)], mask=mask)
     torch.testing.assert_close(other[:, :, 1:4], logits[:, :, 1:4])
     assert (other[-1, :, 0] - logits[-1, :, 0]).abs().max() > 1e-3
 
@@ -159,7 +159,7 @@ def test_points_become_boxes_and_all_layers_look_around_the_first_without_refine
         decoder = BoxDecoder(layers, heads, positions=None, refine=refine).double().eval()
         for parameter in decoder.parameters():
             nn.init.normal_(parameter, std=0.3)
-        logits, found = decoder(embeddings, boxes[..., :2], memory, shapes, positions=embeddings / 2, shares=shares)
+        logits, found, _ = decoder(embeddings, boxes[..., :2], memory, shapes, positions=embeddings / 2, shares=shares)
         own, around = embeddings, boxes[..., :2]
         for i, layer in enumerate(layers):
             tiled = around[:, :, None] * shares.repeat(1, 1, around.shape[-1] // 2)[:, None]

@@ -123,6 +123,15 @@ def test_what_is_no_segmentation_is_refused_by_name():
     ]:
         assert_refused(f"SegmentationMetrics.update: {words}", update, [{"segmentation": found}], [target(true)])
     assert_refused("SegmentationMetrics.update: detections[0] has no segmentation", update, [{}], [target(good)])
+    mask = torch.ones(1, 1, 2, dtype=torch.bool)
+    for true, words in [
+        ({"masks": mask[0], "labels": [0]}, "['masks'] have shape (1, 2) allowed is (1, height, width)"),
+        ({"masks": mask, "labels": [0, 1]}, "['masks'] have shape (1, 1, 2) allowed is (2, height, width)"),
+        ({"masks": mask, "labels": [0.7]}, "['labels'] are torch.float32; allowed are integers"),
+        ({"masks": mask, "labels": [0], "iscrowd": [0, 0]}, "['iscrowd'] has shape (2,) allowed is (1,)"),
+        ({"masks": mask, "labels": [0], "iscrowd": [float("nan")]}, "['iscrowd'][0] = nan allowed are 0 and 1"),
+    ]:
+        assert_refused(f"SegmentationMetrics.update: targets[0]{words}", update, [{"segmentation": good}], [true])
     assert_refused(
         "SegmentationMetrics.update: targets[0] has no segmentation and no masks",
         update,

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from strategies import unhooked
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from detkit.metrics import CocoMetrics, ProposalRecall, VocMetrics
+from detkit.metrics import CocoMetrics, ProposalRecall, SegmentationMetrics, VocMetrics
 from detkit.metrics.records import Reader, corners, objects, read_images
 
 NAN, INF = float("nan"), float("inf")
@@ -119,9 +120,47 @@ def test_given_areas_must_be_finite_and_one_per_object(area):
         read(target=truth(area=area))
 
 
-def test_one_target_per_detection():
-    with pytest.raises(ValueError, match="demo: 2 detections but 1 targets"):
-        read_images(Reader("demo", 1), [found(), found()], [truth()], [(1, 0, 0)])
+@pytest.mark.parametrize("metrics", [CocoMetrics(3), VocMetrics(3), ProposalRecall(), SegmentationMetrics(3)])
+@pytest.mark.parametrize("bad", [found(), None, "ab", torch.zeros(2, 4), iter([found()])])
+def test_images_come_in_lists_in_every_metric(metrics, bad):
+    with pytest.raises(
+        TypeError, match=r"update: (detections|proposals) is a \w+; allowed is a list with one dict per"
+    ):
+        unhooked(metrics.update)(bad, [truth()])
+    with pytest.raises(TypeError, match=r"update: targets is a \w+; allowed is a list with one dict per image"):
+        unhooked(metrics.update)([found()], bad)
+    with pytest.raises(ValueError, match=r"2 (detections|proposals) but 1 targets; allowed is one dict of each per"):
+        metrics.update([found(), found()], [truth()])
+
+
+@pytest.mark.parametrize("metrics", [CocoMetrics(3), VocMetrics(3), ProposalRecall()])
+@pytest.mark.parametrize(
+    ("boxes", "said"),
+    [
+        (torch.zeros(1, 4, dtype=torch.complex64), r" has type torch.complex64; allowed are real numbers"),
+        (torch.zeros(1, 4).to_sparse(), r" has layout torch.sparse_coo; give a dense tensor: tensor.to_dense\(\)"),
+        (torch.tensor(7.0), r" have shape \(\); allowed is \(N, 4\)"),
+        (torch.zeros(0, 5), r" have shape \(0, 5\); allowed is \(N, 4\)"),
+        ("cat", ": a str that holds no numbers; allowed is a tensor, a NumPy array or a nested list of numbers"),
+    ],
+)
+def test_what_are_no_boxes_is_named_in_every_metric(metrics, boxes, said):
+    with pytest.raises((TypeError, ValueError), match=rf"update: (detections|proposals)\[1\]\['boxes'\]{said}"):
+        metrics.update([found(), {**found(), "boxes": boxes}], [truth(), truth()])
+
+
+@pytest.mark.parametrize(
+    ("entries", "said"),
+    [
+        ({"iscrowd": torch.tensor([NAN])}, r"\['iscrowd'\]\[0\] = nan .* allowed are 0 and 1"),
+        ({"ignore": [2]}, r"\['ignore'\]\[0\] = 2.0 .* allowed are 0 and 1"),
+        ({"negative_labels": [0.7]}, r"\['negative_labels'\] are torch.float32; allowed are integers"),
+        ({"not_exhaustive_labels": [3]}, r"\['not_exhaustive_labels'\]\[0\] = 3 .* allowed are labels 0..2"),
+    ],
+)
+def test_flags_and_labels_that_would_be_read_as_others_are_refused(entries, said):
+    with pytest.raises(ValueError, match=rf"demo: targets\[0\]{said}"):
+        read(target=truth(**entries))
 
 
 def test_areas_are_those_given_else_of_the_mask_else_of_the_box():
