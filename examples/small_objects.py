@@ -1,9 +1,9 @@
 """Objects of 4 to 20 pixels: what size, a level of stride 4, clustered anchors and tiles are each worth.
 
-Run: python examples/small_objects.py runs/small                                 (digits of 5 to 12 pixels)
+Run: python examples/small_objects.py runs/small                                 (digits of 6 to 16 pixels)
      python examples/small_objects.py runs/cells --data bccd/images bccd/train.json bccd/val.json
 
-Pictures are four by four scenes of digits, or photographs, at a quarter of their size. All rows have the same CPU time;
+Pictures are three by three scenes of digits, or photographs, at a third of their size. All rows have the same CPU time;
 those that are in results.jsonl are not trained again.
 """
 

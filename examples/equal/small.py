@@ -20,11 +20,11 @@ Build = Callable[[int, tuple[int, int], Sequence[Any]], nn.Module]
 
 
 class Patchwork(Dataset):
-    """Four by four items of a data set as one picture, each at a quarter of its size."""
+    """Three by three items of a data set as one picture, each at a third of its size."""
 
     def __init__(self, items: Any, length: int, seed: int = 0) -> None:
         draw = torch.Generator().manual_seed(seed)
-        self.items, self.places = items, torch.randint(len(items), (length, 4, 4), generator=draw)
+        self.items, self.places = items, torch.randint(len(items), (length, 3, 3), generator=draw)
 
     def __len__(self) -> int:
         return len(self.places)
@@ -36,9 +36,9 @@ class Patchwork(Dataset):
             row = []
             for x, place in enumerate(places):
                 image, target = self.items[place]
-                height, width = (side // 4 for side in image.shape[-2:])
+                height, width = (side // 3 for side in image.shape[-2:])
                 row.append(v2.functional.resize(image, [height, width]).as_subclass(Tensor))
-                boxes.append(target["boxes"].as_subclass(Tensor) / 4 + torch.tensor([x * width, y * height] * 2))
+                boxes.append(target["boxes"].as_subclass(Tensor) / 3 + torch.tensor([x * width, y * height] * 2))
                 labels.append(target["labels"])
             rows.append(torch.cat(row, 2))
         picture, found = tv_tensors.Image(torch.cat(rows, 1)), torch.cat(boxes)
