@@ -195,7 +195,7 @@ class RPNStage(Stage):
     def _proposals(self, outputs: DenseOutputs, images: Images, postprocess: ProposalPostprocess) -> Detections:
         """Anchors are chosen by their log-odds, which tie less often than scores, and only the chosen ones are
         decoded."""
-        (logits, deltas, _), anchors, _ = outputs
+        (logits, deltas, *_), anchors, _ = outputs
         odds = logits[..., 0]
         if self.criterion.has_background:
             odds = promote(odds) - promote(logits[..., 1:]).logsumexp(-1)
