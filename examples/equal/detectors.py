@@ -54,7 +54,8 @@ def _ssdlite(classes: int, size: tuple[int, int]) -> nn.Module:
 
 def _yolo_v3_tiny(classes: int, size: tuple[int, int]) -> nn.Module:
     """Its grids halve five times: sides are rounded up to multiples of 32."""
-    return detectors.yolo_v3_tiny(classes, size=tuple(-(-side // 32) * 32 for side in size))
+    height, width = (-(-side // 32) * 32 for side in size)
+    return detectors.yolo_v3_tiny(classes, size=(height, width))
 
 
 ENTRIES = {
