@@ -19,7 +19,7 @@ Build = Callable[[int, tuple[int, int], Sequence[Any]], nn.Module]
 """Of the number of classes, the (height, width) of the pictures, and the pictures."""
 
 
-class Patchwork(Dataset):
+class Patchwork(Dataset[Any]):
     """Three by three items of a data set as one picture, each at a third of its size."""
 
     def __init__(self, items: Any, length: int, seed: int = 0) -> None:
