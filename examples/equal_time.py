@@ -37,12 +37,11 @@ def main() -> None:
     rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     cells = [(args.minutes, seed, name) for seed in range(args.seeds) for name in args.only]
     cells = [cell for cell in cells if cell not in {(row["minutes"], row["seed"], row["name"]) for row in rows}]
-    if cells:
-        sets: list[Any] = [data.DigitScenes(2000), data.DigitScenes(300, split="test")]
-        if args.data:
-            sets = [data.CocoDataset(args.data[0], path, transforms=v2.Resize(size)) for path in args.data[1:]]
-        names = list(sets[0].categories)
-        seen, unseen = ([*map(own.__getitem__, range(len(own)))] for own in sets)  # read once
+    sets: list[Any] = [data.DigitScenes(2000), data.DigitScenes(300, split="test")]
+    if args.data:
+        sets = [data.CocoDataset(args.data[0], path, transforms=v2.Resize(size)) for path in args.data[1:]]
+    names = list(sets[0].categories)
+    seen, unseen = ([*map(own.__getitem__, range(len(own) if cells else 0))] for own in sets)  # read once
     for minutes, seed, name in tqdm(cells):
         torch.manual_seed(seed)
         build, rate = ENTRIES[name]

@@ -40,9 +40,10 @@ def main() -> None:
     names = list(sets[0].categories)
     seen = [*map(Patchwork(sets[0], args.pictures).__getitem__, range(args.pictures))]
     unseen = [*map(Patchwork(sets[1], args.pictures // 4).__getitem__, range(args.pictures // 4))]
+    height, width = seen[0][0].shape[-2:]
     for name in tqdm([name for name in args.only if name not in {row["name"] for row in rows}]):
         torch.manual_seed(0)
-        detector = ROWS[name](len(names), tuple(seen[0][0].shape[-2:]), seen).to(memory_format=torch.channels_last)
+        detector = ROWS[name](len(names), (height, width), seen).to(memory_format=torch.channels_last)
         augment, view = (crops(), in_tiles) if name == TILED else (v2.Identity(), torch.nn.Identity())
         curve = train(detector, 2e-3, seen, unseen, names, 60 * args.minutes, augment=augment, view=view, batch=4)
         rows.append({"name": name, "curve": curve})

@@ -9,9 +9,8 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from detkit import detectors, tricks
+from detkit import data, detectors, tricks
 from detkit.anchors import GridAnchors, cluster_anchors
-from detkit.data.transforms import sanitize
 from detkit.detectors.recipes.trunks import small_pyramid
 
 TILE, TILED = 256, "small_tood, stride 4, tiles"
@@ -42,8 +41,8 @@ class Patchwork(Dataset[Any]):
                 labels.append(target["labels"])
             rows.append(torch.cat(row, 2))
         picture, found = tv_tensors.Image(torch.cat(rows, 1)), torch.cat(boxes)
-        kept, canvas = (found[:, 2:] - found[:, :2]).amin(1) >= 1, picture.shape[-2:]
-        found = tv_tensors.BoundingBoxes(found[kept], format="XYXY", canvas_size=canvas)
+        kept, (height, width) = (found[:, 2:] - found[:, :2]).amin(1) >= 1, picture.shape[-2:]
+        found = tv_tensors.BoundingBoxes(found[kept], format="XYXY", canvas_size=(height, width))  # pyright: ignore
         return picture, {"boxes": found, "labels": torch.cat(labels)[kept]}
 
 
@@ -54,7 +53,7 @@ def in_tiles(detector: nn.Module) -> nn.Module:
 
 def crops() -> v2.Transform:
     """What tiles are to the detector, in training: random parts, with the objects in them."""
-    return v2.Compose([v2.RandomCrop((TILE, TILE)), sanitize(min_size=2)])
+    return v2.Compose([v2.RandomCrop((TILE, TILE)), data.sanitize(min_size=2)])
 
 
 def clustered_ssd(classes: int, size: tuple[int, int], pictures: Sequence[Any]) -> nn.Module:
@@ -62,7 +61,7 @@ def clustered_ssd(classes: int, size: tuple[int, int], pictures: Sequence[Any]) 
     boxes = torch.cat([target["boxes"].as_subclass(Tensor) for _, target in pictures])
     shapes = cluster_anchors(boxes[:, 2:] - boxes[:, :2], 8, generator=torch.Generator().manual_seed(0))
     trunk, strides = small_pyramid(64, 1, nn.BatchNorm2d, finest=4)
-    anchors = GridAnchors(shapes=[shapes[i : i + 2].tolist() for i in range(0, 8, 2)], strides=strides)
+    anchors: Any = GridAnchors(shapes=[shapes[i : i + 2].tolist() for i in range(0, 8, 2)], strides=strides)
     return detectors.ssd(classes, trunk, [64] * 4, anchors, preprocess=detectors.Preprocess(size))
 
 

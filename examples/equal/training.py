@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -17,24 +17,25 @@ MARKS = 5  # judged so often, at equal times
 def train(
     detector: Any,
     rate: float,
-    pictures: list,
-    unseen: list,
+    pictures: list[Any],
+    unseen: list[Any],
     names: list[str],
     seconds: float,
     *,
     augment: Callable[..., Any],
     view: Callable[[nn.Module], nn.Module] = lambda detector: detector,
     batch: int = 8,
-) -> list:
+) -> list[list[float]]:
     """Train for so many seconds of CPU time; [seconds, AP, AP50, APs] of the averaged weights at every mark.
 
     ``augment`` is called with an image and its target; ``view`` makes of the detector what is judged.
     """
     optimizer = torch.optim.AdamW(tricks.parameter_groups(detector, rate, weight_decay=0.05), betas=(0.9, 0.98))
     average = tricks.ExponentialMovingAverage(detector, decay=0.998)
-    sampler, curve = RandomSampler(pictures, replacement=True, num_samples=10**9), []
+    sampler = RandomSampler(pictures, replacement=True, num_samples=10**9)
+    curve: list[list[float]] = []
     began = time.process_time()
-    for images, targets in DataLoader(pictures, batch, sampler=sampler, collate_fn=data.collate):
+    for images, targets in DataLoader(cast(Any, pictures), batch, sampler=sampler, collate_fn=data.collate):
         spent = (time.process_time() - began) / seconds
         if spent >= (len(curve) + 1) / MARKS:
             paused = time.process_time()
