@@ -12,7 +12,7 @@ PAGES = (
     *("adding_a_part", "anchors_and_matching", "dense_detectors", "elementary_losses", "overlap", "suppression"),
     *("augmentation", "choosing", "darknet_files", "dozen_detectors", "half_precision", "hourglass", "inference"),
     *("kernels", "large_sets", "localizers", "metric_learning", "predicting", "several_tasks", "speed", "training"),
-    *("fine_tuning", "understanding"),
+    *("fine_tuning", "small_objects", "understanding"),
     *(f"migrating/{name}" for name in ("detectron2", "mmdetection", "torchvision", "transformers")),
 )
 
