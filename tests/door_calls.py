@@ -217,6 +217,7 @@ GIVEN: dict[str, dict[str, Any]] = {
     "SequenceLoss": {"coder": boxes.TokenCoder(2, bins=5)},
     "Detector": {"images": [torch.zeros(3, 64, 64)]},
     "draw_boxes": {"image": torch.zeros(3, 8, 8)},
+    "save_drawings": {"folder": tempfile.gettempdir()},
     "box_costs": {"cost": losses.l1_cost, "coder": CODER},
 }
 """Arguments that no annotation tells."""

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from detkit._door import door
 from detkit._inputs import takes
-from detkit.anchors import gather_assigned
+from detkit.anchors import BalancedSampler, gather_assigned
+from detkit.anchors.sample import sampled_rows
 from detkit.detectors.detector import Stage
 from detkit.detectors.set_prediction import with_embeddings
 from detkit.losses import DenseCriterion
@@ -20,8 +21,11 @@ from detkit.structures import (
     Images,
     Predictions,
     Targets,
+    take_rows,
 )
 from detkit.structures.labels import check_labels
+
+_EMBEDDED = 256  # of an image, as many as queries: metric losses compare all pairs
 
 
 class DenseOutputs(NamedTuple):
@@ -51,7 +55,7 @@ class DenseStage(Stage):
     - ``postprocess(scores, boxes, sizes, counts)`` returns Detections; ``counts`` are the numbers of anchors per level.
 
     Where the head predicts embeddings and the postprocess has ``rows=True``, detections carry those of their anchors;
-    the next stage learns on the embeddings of positive anchors.
+    the next stage learns on the embeddings of positive anchors, at most 256 of an image, drawn at random.
 
     Raises ValueError for parts that cannot be called this way or do not fit each other, and says what to use instead.
 
@@ -103,15 +107,17 @@ class DenseStage(Stage):
 
     @door
     def handover(self, outputs: DenseOutputs, images: Images, targets: Targets) -> Detections:
-        """All anchors with their embeddings, the positive ones ``valid``; without embeddings the detections."""
+        """Positive anchors with their embeddings, at most 256 of an image at random; without any, the detections."""
         predictions, anchors, _ = outputs
         if predictions.embeddings is None:
             return self.detections(outputs, images)
         matched = assign(self, outputs, targets).matched
-        boxes = self.coder.decode(predictions.deltas, anchors).detach()  # pyright: ignore[reportCallIssue]
-        best, labels = self.criterion.scores(predictions).detach().max(-1)
-        found = Detections.padded(boxes, best, labels, matched >= 0)
-        return found._replace(matched=matched.clamp(min=0), embeddings=predictions.embeddings)
+        rows, _ = sampled_rows(BalancedSampler(_EMBEDDED, positive_fraction=1.0)(matched), matched, _EMBEDDED)
+        boxes = take_rows(self.coder.decode(predictions.deltas.detach(), anchors), rows)  # pyright: ignore[reportCallIssue]
+        best, labels = take_rows(self.criterion.scores(predictions).detach(), rows).max(-1)
+        own = matched.gather(1, rows)
+        found = Detections.padded(boxes, best, labels, own >= 0)
+        return found._replace(matched=own.clamp(min=0), embeddings=take_rows(predictions.embeddings, rows))
 
 
 def predict(stage: Any, features: list[Tensor], images: Images) -> DenseOutputs:

@@ -33,8 +33,8 @@ class EmbeddingStage(Stage):
     ``head`` maps regions (M, D, S, S) to embeddings (M, E), as :class:`~detkit.heads.EmbeddingHead` does. The regions
     are those of the detections of the stage before, whatever it is: ``pool(features, boxes, rows)`` pools them as
     :class:`~detkit.boxes.PyramidRoIAlign` does. Without ``pool`` the head reads the embeddings (M, D) that the stage
-    before found: those of DETR's queries, or the neural codes of :class:`~detkit.detectors.LabelSetStage`. As the first
-    stage of a detector it describes whole images.
+    before found: those of DETR's queries or of a dense head's anchors, or the neural codes of
+    :class:`~detkit.detectors.LabelSetStage`. As the first stage of a detector it describes whole images.
 
     ``criterion(embeddings, labels)`` is a loss of :mod:`detkit.retrieval`, or any other of that signature, as
     pytorch-metric-learning's are; None: the stage does not learn, but passes on what others learn (neural codes). A
@@ -118,8 +118,9 @@ class EmbeddingStage(Stage):
             return self.pool(features, found.boxes, rows)
         if found.embeddings is None:
             raise ValueError(
-                "EmbeddingStage: the stage before found no embeddings (DETR's does if its postprocess has rows=True); "
-                "give a pool, as PyramidRoIAlign(7, strides=...), which reads regions"
+                "EmbeddingStage: the stage before found no embeddings (DETR's does if its postprocess has rows=True, a "
+                "DenseStage's with a DenseHead(..., embedding_head=...), too); give a pool, as PyramidRoIAlign(7, "
+                "strides=...), which reads regions"
             )
         vectors = found.embeddings.flatten(0, 1)
         return vectors if rows is None else vectors.index_select(0, rows)

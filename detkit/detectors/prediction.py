@@ -121,13 +121,15 @@ def _above(found: Detection, score_threshold: float) -> Detection:
     return Detection(**{key: value.cpu() for key, value in rows.items()})
 
 
-def listed(predictions: Prediction | Iterable[Prediction], *, function: str) -> Iterator[Prediction]:
+def listed(
+    predictions: Prediction | Iterable[Prediction], *, function: str, name: str = "predictions"
+) -> Iterator[Prediction]:
     """Each of several predictions, or the one. Raises ValueError for what is none, such as a detector's dict."""
-    for each in [predictions] if isinstance(predictions, Prediction) else predictions:
+    one = isinstance(predictions, Prediction) or not isinstance(predictions, Iterable)
+    for each in [predictions] if one else predictions:
         if not isinstance(each, Prediction):
-            raise ValueError(
-                f"{function}: a {type(each).__name__} is no Prediction; give what detector.predict() returns"
-            )
+            kind = type(each).__name__
+            raise ValueError(f"{function}: {name}: a {kind} is no Prediction; give what detector.predict() returns")
         yield each
 
 

@@ -213,6 +213,11 @@ def _check_proposals(stage: RPNStage) -> None:
             f"RPNStage: {type(stage.criterion).__name__} reads a quality, which proposals are not ranked by; give "
             "RPNLoss, or another criterion of one logit"
         )
+    if getattr(stage.head, "embedding_head", None) is not None:
+        raise ValueError(
+            "RPNStage: the head has an embedding_head, which would never learn: proposals carry no embeddings; take it "
+            "away, and give an EmbeddingStage behind the boxes a pool"
+        )
     check_call("RPNStage", "sampler", stage.sampler, "labels")
     if not hasattr(stage.sampler, "most"):
         raise ValueError(

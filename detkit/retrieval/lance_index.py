@@ -50,7 +50,7 @@ class LanceIndex(Index):
         probes: Count = 50,
     ) -> None:
         super().__init__(channels, distance=distance)
-        self.uri, self.probes = str(uri), probes
+        self.uri, self.table, self.probes = str(uri), table, probes
         self._recall: float | None = None
         self._arrow, database = _imported(self.uri)
         self._schema = self._arrow.schema(
@@ -66,6 +66,14 @@ class LanceIndex(Index):
             self._table = database.open_table(table)
         self._check_table(table)
         self._seen: tuple[int, Tensor] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in ("_arrow", "_table")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._arrow, database = _imported(self.uri)
+        self._table = database.open_table(self.table)  # never made anew: a table that is gone is an error
 
     @property
     def ids(self) -> Int[Tensor, "N"]:

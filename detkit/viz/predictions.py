@@ -33,7 +33,7 @@ def draw_prediction(
     >>> draw_prediction(Prediction("picture 0", (64, 96), found, ("cat",)), image=torch.zeros(3, 64, 96)).size
     (480, 320)
     """
-    (prediction,) = listed([prediction], function="draw_prediction")
+    (prediction,) = listed([prediction], function="draw_prediction", name="prediction")
     if image is None and not os.path.isfile(prediction.name):
         raise ValueError(f"draw_prediction: {prediction.name!r} is no file; give its picture, image=...")
     return draw_detections(

@@ -9,7 +9,7 @@ from torch.export import Dim, export
 
 from detkit.boxes import PyramidRoIAlign
 from detkit.detectors import Detector, EmbeddingStage, LabelSetStage, Postprocess, fpn_ssd
-from detkit.heads import EmbeddingHead
+from detkit.heads import EmbeddingHead, MultiBoxHead
 from detkit.retrieval import (
     ContrastiveLoss,
     MultiSimilarityLoss,
@@ -41,6 +41,20 @@ def searchable() -> Detector:
     return Detector(found.trunk, preprocess=found.preprocess, dense=found.dense, sets=sets, learned=learned).eval()
 
 
+def described_anchors() -> Detector:
+    """Every anchor of an SSD predicts its embedding, and these learn distances."""
+    torch.manual_seed(0)
+    torch.compiler.reset()
+    found = fpn_ssd(3, size=(96, 128), channels=8)
+    found.dense.head.embedding_head = MultiBoxHead([8] * 3, found.dense.anchors.per_cell, outputs=6)
+    found.dense.postprocess = Postprocess(rows=True, max_detections=20)
+    learned = EmbeddingStage(EmbeddingHead(6, 4), criterion=SupervisedContrastiveLoss())
+    return Detector(found.trunk, preprocess=found.preprocess, dense=found.dense, learned=learned).eval()
+
+
+DETECTORS = {searchable: {"sets.label_sets", "learned.embedding"}, described_anchors: {"learned.embedding"}}
+
+
 def truth(images: int):
     boxes = torch.tensor([[5.0, 5, 60, 60], [40, 10, 100, 80], [20, 30, 50, 90]])
     one = Target(boxes=boxes, labels=torch.tensor([0, 1, 1]))
@@ -48,8 +62,9 @@ def truth(images: int):
     return pad_targets([one] * (images - 1) + [nothing])
 
 
-def test_inference_and_training_compile_and_do_what_they_do_eagerly():
-    model = searchable()
+@pytest.mark.parametrize("make", DETECTORS)
+def test_inference_and_training_compile_and_do_what_they_do_eagerly(make):
+    model = make()
     counter = CompileCounterWithBackend("eager")
     compiled = torch.compile(model, backend=counter, fullgraph=True)
     with torch.no_grad():
@@ -60,13 +75,14 @@ def test_inference_and_training_compile_and_do_what_they_do_eagerly():
     for count in (2, 3):
         batch, targets = images(count), truth(count)
         found, expected = compiled(batch, targets), model(batch, targets)
-        assert found.keys() == expected.keys() >= {"sets.label_sets", "learned.embedding"}
+        assert found.keys() == expected.keys() >= DETECTORS[make]
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
         assert torch.isfinite(sum(found.values()))
 
 
-def test_a_detector_with_embeddings_is_exported_for_any_number_of_images():
-    model = FromTensors(searchable())
+@pytest.mark.parametrize("make", DETECTORS)
+def test_a_detector_with_embeddings_is_exported_for_any_number_of_images(make):
+    model = FromTensors(make())
     batch = images(2)
     program = export(model, (batch.tensors, batch.sizes), dynamic_shapes=({0: Dim("B")}, {0: Dim("B")}))
     for count in (1, 3):

@@ -53,7 +53,7 @@ def stage(logits: Tensor, distances: Tensor, center: Tensor, **settings) -> Dens
 def test_its_outputs_are_those_of_heads_and_points():
     values = torch.rand(1, 4, 2), torch.rand(1, 4, 4), torch.rand(1, 4)
     predictions, anchors, _ = stage(*values)(FEATURES, IMAGES, None)
-    assert all(one is other for one, other in zip(predictions, values, strict=True))
+    assert all(one is other for one, other in zip(predictions[:3], values, strict=True))
     assert anchors is POINTS
 
 

@@ -61,7 +61,7 @@ def test_levels_learn_apart_and_their_losses_are_summed():
     stage.sampler = BalancedSampler(10_000, positive_fraction=1.0, gray_per_other=1.0)
     outputs = stage(features, images, None)
     losses = stage.loss(outputs, targets)
-    (logits, deltas, _), anchors, _ = outputs
+    (logits, deltas, *_), anchors, _ = outputs
     total, start = dict.fromkeys(losses, 0.0), 0
     for level, count in enumerate(anchors.counts):
         rows = slice(start, start + count)

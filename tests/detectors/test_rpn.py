@@ -16,6 +16,7 @@ from detkit.boxes import DeltaCoder
 from detkit.detectors import Postprocess
 from detkit.detectors.dense import DenseOutputs
 from detkit.detectors.rpn import ProposalPostprocess, RPNStage, best_of_levels
+from detkit.heads import RPNHead
 from detkit.losses import FCOSLoss, RetinaNetLoss, RPNLoss
 from detkit.structures import Anchors, DensePredictions, Detections, Images, Targets
 
@@ -424,10 +425,19 @@ def test_wrong_settings_are_named(settings, message):
         unhooked(ProposalPostprocess)(**settings)
 
 
+class Described(RPNHead):
+    """A head with one more part."""
+
+    def __init__(self):
+        super().__init__(8, 3)
+        self.embedding_head = nn.Identity()
+
+
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
         ({"criterion": FCOSLoss()}, "FCOSLoss reads a quality.* give RPNLoss"),
+        ({"head": Described()}, "the head has an embedding_head.* carry no embeddings"),
         ({"sampler": HardNegativeSampler()}, r"sampler is a HardNegativeSampler, .* sampler\(labels\)"),
         ({"sampler": lambda labels: labels >= 0}, "sampler is a function, .* give a BalancedSampler"),
         ({"postprocess": Postprocess()}, "postprocess is a Postprocess, .* give a ProposalPostprocess"),

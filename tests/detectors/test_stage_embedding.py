@@ -13,6 +13,7 @@ from detkit.detectors import (
     EmbeddingStage,
     Preprocess,
     SetPostprocess,
+    fpn_ssd,
     small_d_fine,
     small_deformable_detr,
     small_detr,
@@ -22,8 +23,11 @@ from detkit.detectors import (
     tiny_ssd,
 )
 from detkit.detectors import detr_stage as detr
-from detkit.heads import EmbeddingHead, RegressionHead
-from detkit.structures import Targets, pad_targets
+from detkit.detectors.dense import DenseOutputs
+from detkit.heads import EmbeddingHead, RefinementHead, RegressionHead
+from detkit.layers import ConditionalDecoder, ConditionalDecoderLayer
+from detkit.retrieval import SupervisedContrastiveLoss
+from detkit.structures import Anchors, Assignment, DensePredictions, Targets, pad_targets
 
 
 class Pulls(nn.Module):
@@ -141,9 +145,13 @@ def test_any_detector_finds_embeddings_in_the_form_of_lists(recipe, channels):
     assert torch.isfinite(losses["embedding.embedding"])
 
 
-def query_detector(**settings) -> Detector:
+def query_detector(*, conditional: bool = False) -> Detector:
     torch.manual_seed(0)
-    queries = detr(2, 3, channels=32, depth=1, queries=5, **settings)
+    queries = detr(2, 3, channels=32, depth=1, queries=5)
+    if conditional:
+        layers = [ConditionalDecoderLayer(32, 2, hidden=32, first=i == 0) for i in range(2)]
+        parts = {"points": nn.Linear(32, 2), "scale": nn.Linear(32, 32), "norm": nn.LayerNorm(32)}
+        queries.decoder, queries.head = ConditionalDecoder(layers, **parts), RefinementHead(32, num_classes=2)
     queries.postprocess = SetPostprocess(rows=True, max_detections=3)
     embedding = EmbeddingStage(EmbeddingHead(32, 4), criterion=Pulls())
     trunk = nn.Sequential(nn.AvgPool2d(8), Listed())
@@ -155,8 +163,12 @@ class Listed(nn.Module):
         return [features]
 
 
-def test_queries_of_detr_are_described_by_their_own_embeddings():
-    detector = query_detector().eval()
+either_detr = pytest.mark.parametrize("conditional", [False, True], ids=["DETR", "Conditional DETR"])
+
+
+@either_detr
+def test_queries_of_detr_are_described_by_their_own_embeddings(conditional):
+    detector = query_detector(conditional=conditional).eval()
     pictures = [torch.rand(3, 64, 64), torch.rand(3, 48, 64)]
     batch, _ = detector.preprocess(pictures)
     maps = detector.trunk(batch.tensors)
@@ -168,8 +180,9 @@ def test_queries_of_detr_are_described_by_their_own_embeddings():
     torch.testing.assert_close(detector(batch).embeddings, described)
 
 
-def test_queries_learn_where_an_object_is_matched_to_them():
-    detector = query_detector()
+@either_detr
+def test_queries_learn_where_an_object_is_matched_to_them(conditional):
+    detector = query_detector(conditional=conditional)
     target = {"boxes": torch.tensor([[4.0, 4, 40, 40], [20, 20, 60, 50]]), "labels": torch.tensor([1, 0])}
     losses = detector([torch.rand(3, 64, 64)] * 2, [target, {name: values[:1] for name, values in target.items()}])
     assert torch.isfinite(sum(losses.values()))
@@ -202,24 +215,61 @@ def test_the_kin_of_detr_hands_its_queries_on_as_well(recipe):
     assert detector([torch.rand(3, 64, 64)])[0]["embeddings"].shape[1] == 4
 
 
-def test_anchors_of_a_dense_detector_predict_their_embeddings():
+def dense_detector(recipe, per_cell: int, criterion: nn.Module) -> Detector:
+    """Each anchor predicts 6 numbers, of which the stage behind makes 4."""
     torch.manual_seed(0)
-    base = small_fcos(2, size=(64, 64), channels=8)
-    embed = RegressionHead(8, 1, outputs=6)
-    base.dense.head.embedding_head, base.dense.postprocess.rows = embed, True
-    embedding = EmbeddingStage(EmbeddingHead(6, 4), criterion=Pulls())
-    detector = Detector(base.trunk, preprocess=base.preprocess, **base.stages, embedding=embedding)
-    target = {"boxes": torch.tensor([[4.0, 4, 40, 40]]), "labels": torch.tensor([1])}
-    losses = detector([torch.rand(3, 64, 64)] * 2, [target] * 2)
+    base = recipe(2, size=(64, 64), channels=8)
+    base.dense.head.embedding_head = RegressionHead(8, per_cell, outputs=6)
+    base.dense.postprocess.rows, base.dense.postprocess.score_threshold = True, 0.0
+    embedding = EmbeddingStage(EmbeddingHead(6, 4), criterion=criterion)
+    return Detector(base.trunk, preprocess=base.preprocess, **base.stages, embedding=embedding)
+
+
+TWO = {"boxes": torch.tensor([[4.0, 4, 40, 40], [30, 24, 60, 60]]), "labels": torch.tensor([1, 0])}
+
+
+@pytest.mark.parametrize(("recipe", "per_cell"), [(small_fcos, 1), (fpn_ssd, 4)])
+def test_anchors_of_a_dense_detector_predict_their_embeddings(recipe, per_cell):
+    """Behind a postprocess by level as behind one of all anchors."""
+    detector = dense_detector(recipe, per_cell, SupervisedContrastiveLoss())
+    losses = detector([torch.rand(3, 64, 64)] * 2, [TWO] * 2)
     losses["embedding.embedding"].backward()
-    assert set(embedding.criterion.labels.tolist()) == {-1, 1}
-    assert all(part.grad is not None for part in embed.parameters())
+    assert losses["embedding.embedding"] > 0
+    assert all(part.grad.any() for part in detector.dense.head.embedding_head.parameters())
 
     batch, _ = detector.eval().preprocess([torch.rand(3, 64, 64)])
     outputs = detector.dense(detector.trunk(batch.tensors), batch, None)
     found = detector.dense.detections(outputs, batch)
     own = outputs.predictions.embeddings[0][found.rows[0]]
-    torch.testing.assert_close(detector(batch).embeddings[0], embedding.head(own) * found.valid[0][:, None])
+    assert found.valid.any()
+    torch.testing.assert_close(detector(batch).embeddings[0], detector.embedding.head(own) * found.valid[0][:, None])
+
+
+class Says(nn.Module):
+    """A matcher that has decided."""
+
+    def __init__(self, matched: Tensor) -> None:
+        super().__init__()
+        self.matched = matched
+
+    def forward(self, anchors: Anchors, targets: Targets) -> Assignment:
+        return Assignment(self.matched[None], torch.zeros(1, len(self.matched)))
+
+
+@pytest.mark.parametrize("positives", [0, 40, 400])
+def test_positive_anchors_are_handed_over_and_at_most_256_of_an_image(positives):
+    rows, dense = torch.arange(900), small_fcos(2, size=(64, 64), channels=8).dense
+    matched = torch.where((rows % 2 == 1) & (rows < 2 * positives), rows % 3, -1 - rows % 2)
+    dense.matcher = Says(matched)
+    predictions = DensePredictions(
+        *(torch.zeros(1, 900, n) for n in (2, 4)), torch.zeros(1, 900), rows[None, :, None].float()
+    )
+    anchors = Anchors.of(torch.rand(900, 2).repeat(1, 2) + torch.tensor([0.0, 0, 9, 9]))
+    handed = dense.handover(DenseOutputs(predictions, anchors), IMAGES, truth())
+    assert handed.embeddings.shape == (1, 256, 1)
+    own = handed.embeddings[0, handed.valid[0], 0].long()
+    assert len(own.unique()) == len(own) == min(positives, 256)
+    assert torch.equal(matched[own], handed.matched[handed.valid])
 
 
 def test_the_first_stage_describes_whole_images():

@@ -1,5 +1,7 @@
 """LanceIndex: what is on disk, who sees it, and what an index on it finds."""
 
+import copy
+import pickle
 import sys
 
 import numpy as np
@@ -27,6 +29,20 @@ def test_another_handle_opens_the_table_and_sees_what_is_added_and_removed(tmp_p
     assert other.search(drawn(2, seed=1), 1).ids.tolist() == [[10], [11]]
     with pytest.raises(ValueError, match=r"ids\[0\]=10 is in the index already"):
         other.add(drawn(1), [10])
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda index: pickle.loads(pickle.dumps(index))])
+def test_a_copy_is_another_handle_of_the_same_table(tmp_path, copied):
+    index = LanceIndex(8, tmp_path, table="some", distance=CosineDistance(), probes=3)
+    index.add(drawn(5))
+    other = copied(torch.nn.ModuleList([index]))[0]
+    index.add(drawn(1, seed=1))
+    assert (other.ids.tolist(), other.probes) == ([0, 1, 2, 3, 4, 5], 3)
+    found, expected = other.search(drawn(3), 2), index.search(drawn(3), 2)
+    assert torch.equal(found.distances, expected.distances)
+    lancedb.connect(str(tmp_path)).drop_table("some")
+    with pytest.raises(ValueError, match="some"):
+        copied(index)
 
 
 def test_numbers_of_a_byte_stay_real_numbers(tmp_path):

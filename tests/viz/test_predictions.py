@@ -34,9 +34,9 @@ def test_one_prediction_is_drawn_and_saved_as_a_list_of_it_is_and_a_dict_is_refu
     save_results([found], tmp_path / "list.json")
     assert (tmp_path / "one.json").read_bytes() == (tmp_path / "list.json").read_bytes()
     for save in (save_drawings, save_results):
-        with pytest.raises(ValueError, match=rf"{save.__name__}: a dict is no Prediction; give what detector.predict"):
+        with pytest.raises(ValueError, match=rf"{save.__name__}: predictions: a dict is no Prediction; give what"):
             unhooked(save)([found.detection], tmp_path / "none")
-    with pytest.raises(ValueError, match=r"draw_prediction: a list is no Prediction"):
+    with pytest.raises(ValueError, match=r"draw_prediction: prediction: a list is no Prediction"):
         unhooked(draw_prediction)([found])
 
 
