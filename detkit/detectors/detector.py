@@ -162,6 +162,7 @@ class Detector(nn.Module):
         ) -> dict[str, Tensor]: ...
         def __call__(self, images: Any, targets: Any = None, proposals: Any = None) -> Any: ...
 
+    @door
     def predict(
         self,
         pictures: Picture | Iterable[Picture],
