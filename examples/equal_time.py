@@ -29,6 +29,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--size", type=int, nargs=2, default=(240, 320))
     parser.add_argument("--only", nargs="+", choices=list(ENTRIES), default=list(ENTRIES))
+    parser.add_argument("--jitter", action="store_true", help="scale by .6 to 1.6 and change colors, beside flips")
     parser.add_argument("--data", type=Path, nargs=3, metavar=("IMAGES", "TRAIN", "VAL"))
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -47,6 +48,9 @@ def main() -> None:
         build, rate = ENTRIES[name]
         detector = build(len(names), size).to(memory_format=torch.channels_last)
         augment = data.flip_augmentation(vertical=True) if args.data else v2.Identity()  # a flipped digit is none
+        if args.jitter:
+            jitter = data.large_scale_jitter(size, scale_range=(0.6, 1.6))
+            augment = v2.Compose([augment, v2.RandomPhotometricDistort(p=0.5), jitter])
         curve = train(detector, rate, seen, unseen, names, 60 * minutes, augment=augment)
         rows.append({"minutes": minutes, "seed": seed, "name": name, "curve": curve})
         with file.open("a") as lines:
