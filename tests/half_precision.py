@@ -3,11 +3,12 @@
 ``python tests/half_precision.py`` trains every family for 200 steps in three types and prints a table.
 """
 
+import math
 import sys
 from typing import NamedTuple
 
 import torch
-from families import FAMILIES, SIDE, scene, small_family
+from families import FAMILIES, scene, small_family
 from torch import Tensor
 
 from detkit.structures import Target
@@ -55,18 +56,19 @@ def trained(name: str, dtype: torch.dtype, steps: int, *, scale: float = 2.0**16
 
 
 def main(steps: int = 200, *names: str) -> None:
-    """A line for each family and type: mean loss of the first and of the last steps, and what was not finite."""
-    print(f"{steps} steps of 2 images of {SIDE} x {SIDE}; torch {torch.__version__}", flush=True)
+    """A line for each family: mean loss of the first and the last six steps in three types; what was not finite."""
+    print(
+        "| family | float32 | bfloat16 | float16 | steps that the scaler left out |\n|---|---|---|---|---|", flush=True
+    )
     for name in names or FAMILIES:
+        print(f"| {name} |", end="", flush=True)
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
             losses, left_out, spoiled = trained(name, dtype, steps)
             first, last = (sum(some) / len(some) for some in (losses[:6], losses[-6:]))
-            bad = sum(loss != loss or abs(loss) == float("inf") for loss in losses)
-            print(
-                f"| {name} | {str(dtype).removeprefix('torch.')} | {first:.3f} | {last:.3f} | {bad} | {left_out} "
-                f"| {', '.join(spoiled) or 'none'} |",
-                flush=True,
-            )
+            spoiled += [f"loss of step {step}" for step, loss in enumerate(losses) if not math.isfinite(loss)]
+            spoiled = f", NOT FINITE: {', '.join(spoiled)}" if spoiled else ""
+            print(f" {first:.2f} → {last:.3f}{spoiled} |", end="", flush=True)
+        print(f" {left_out} |", flush=True)
 
 
 if __name__ == "__main__":

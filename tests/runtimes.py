@@ -1,15 +1,19 @@
-"""Every recipe on every runtime: prints the table of docs/runtimes.md. ``python tests/runtimes.py [recipe ...]``.
+"""Every recipe on every runtime: the table of docs/runtimes.md.
 
-A cell is the largest difference to eager in pixels and in score over three sizes, or the runtime's own refusal. A
-runtime that is not installed is left out, loudly.
+``python tests/runtimes.py [recipe or runtime ...]`` runs these cells, or all, which takes hours; keeps each in
+tests/runtimes.json, and prints the table of all that are kept; with ``kept`` it runs none. A cell is the largest
+difference to eager in pixels and in score over three sizes, or the runtime's own refusal. A runtime that is not
+installed is left out, loudly.
 """
 
 import importlib
+import json
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,8 +27,11 @@ from detkit.detectors import Detector, Preprocess, rcnn, small_faster_rcnn
 from detkit.export import program
 from detkit.structures import Detections, Images
 
+KEPT = Path(__file__).with_suffix(".json")
 SIZES = ((2, (64, 96)), (3, (128, 64)), (1, (96, 160)))
 PROPOSALS = 12
+LONGEST = 160
+"""Characters of a refusal."""
 
 
 class Recipe(NamedTuple):
@@ -34,7 +41,7 @@ class Recipe(NamedTuple):
     settings: dict = {}  # noqa: RUF012
 
 
-def spread(detector: Detector) -> Detector:
+def spread(detector: Detector, most: int) -> Detector:
     """Weights from which scores differ, so that no order is left to rounding, and nothing below a threshold."""
     torch.manual_seed(0)
     for stage in detector.stages.values():
@@ -45,7 +52,9 @@ def spread(detector: Detector) -> Detector:
         if hasattr(part, "score_threshold"):
             part.score_threshold = 0.0
         if hasattr(part, "max_detections"):
-            part.max_detections = min(part.max_detections, 20)
+            part.max_detections = min(part.max_detections, most)
+        if hasattr(part, "max_proposals"):
+            part.max_proposals = min(part.max_proposals, 15 * most)
         if hasattr(part, "candidates_per_level"):
             part.candidates_per_level = 40
     return detector.eval()
@@ -75,7 +84,7 @@ RECIPES = {
     "YOLO v3": family("yolo v3"),
     "Faster R-CNN": family("faster rcnn"),
     "Fast R-CNN": Recipe(fast_rcnn, {"proposals": PROPOSALS}),
-    "R-CNN": Recipe(regions, {"proposals": PROPOSALS}),
+    "R-CNN": Recipe(regions, {"proposals": PROPOSALS, "batch": 1, "multiple_of": None}),
     "Mask R-CNN": family("mask rcnn"),
     "Keypoint R-CNN": family("keypoint rcnn"),
     "DETR": family("detr + embedding"),
@@ -90,6 +99,7 @@ RECIPES = {
 def batches(recipe: Recipe, only: int | None = None) -> Iterator[tuple[Tensor, ...]]:
     """Three inputs, of every size that the program takes; ``only`` so many images of one size, where it is fixed."""
     generator = torch.Generator().manual_seed(1)
+    only = only or recipe.settings.get("batch")
     for count, (height, width) in SIZES:
         height, width = (SIDE, SIDE) if only or recipe.settings.get("multiple_of", 1) is None else (height, width)
         count = only or count
@@ -119,8 +129,8 @@ Run = Callable[[tuple[Tensor, ...]], list[Tensor]]
 class Made:
     """A recipe's detector, and what several runtimes start from, made once."""
 
-    def __init__(self, recipe: Recipe, folder: Path) -> None:
-        self.recipe, self.folder, self.detector = recipe, folder, spread(recipe.build())
+    def __init__(self, recipe: Recipe, folder: Path, most: int = 20) -> None:
+        self.recipe, self.folder, self.detector = recipe, folder, spread(recipe.build(), most)
 
     @cached_property
     def program(self) -> torch.export.ExportedProgram:
@@ -144,8 +154,9 @@ def by_name(inputs: tuple[Tensor, ...], taken: list[str]) -> dict[str, np.ndarra
 
 
 def compiled(made: Made) -> Run:
+    """In one graph, which PyTorch's own operators run: what inductor makes of one is AOTInductor's column."""
     torch.compiler.reset()
-    whole = torch.compile(eager, fullgraph=True, dynamic=True)
+    whole = torch.compile(eager, fullgraph=True, dynamic=True, backend="eager")
     return lambda inputs: list(whole(made.detector, inputs).values())
 
 
@@ -232,50 +243,74 @@ RUNTIMES = {
 
 
 def difference(names: list[str], found: list[Tensor], expected: dict[str, Tensor]) -> tuple[float, float]:
-    """In pixels of boxes, and in scores (infinite where labels differ, or other boxes were found)."""
+    """In pixels of boxes and keypoints, and in scores (infinite where labels differ, or other boxes were found)."""
     own = dict(zip(names, found, strict=True))
     rows = expected["valid"]
     same = own["valid"].shape == rows.shape and torch.equal(own["valid"].bool(), rows)
     same = same and torch.equal(own["labels"].long()[rows], expected["labels"][rows])
     if not same or not rows.any():
         return torch.inf, torch.inf
-    return tuple((own[key][rows] - expected[key][rows]).abs().max().item() for key in ("boxes", "scores"))
+    places = [key for key in ("boxes", "keypoints") if key in expected]
+    pixels, scores = (
+        max((own[key][rows] - expected[key][rows]).abs().max().item() for key in keys) for keys in (places, ["scores"])
+    )
+    return pixels, scores
 
 
 def cell(made: Made, runtime: str) -> str:
     only = 1 if runtime == "ExecuTorch" else None
+    most = 2 if runtime == "torch.compile" else None  # a batch of one is compiled once more
     each = []
     try:
         run = RUNTIMES[runtime][0](made)
-        for inputs in batches(made.recipe, only):
+        for inputs in islice(batches(made.recipe, only), most):
             each.append(difference(made.names, run(inputs), eager(made.detector, inputs)))
     except Exception as error:
-        return f"{type(error).__name__}: {' '.join(str(error).split())}"
+        while error.__cause__ is not None:  # an exporter's first words are of itself
+            error = error.__cause__
+        words = f"{type(error).__name__}: {' '.join(str(error).split())}".replace("|", "/").replace("`", "'")
+        return f"`{words[:LONGEST]}{'...' * (len(words) > LONGEST)}`"
     pixels, scores = (max(column) for column in zip(*each, strict=True))
-    return f"{pixels:.0e}, {scores:.0e}"
+    return f"{pixels:.0e}, {scores:.0e}".replace("0e+00", "0")
 
 
 def installed(module: str) -> bool:
     try:
         importlib.import_module(module)
     except ImportError:
-        print(f"{module} is not installed: NOTHING is said of it below", file=sys.stderr)
+        print(f"{module} is not installed: its cells are NOT run", file=sys.stderr)
         return False
     return True
 
 
+def kept() -> dict[str, dict[str, str]]:
+    """The cells found so far, by recipe and runtime."""
+    return json.loads(KEPT.read_text(encoding="utf-8")) if KEPT.exists() else {}
+
+
+def table() -> str:
+    """All that are kept, in Markdown."""
+    cells = kept()
+    lines = [["recipe", *RUNTIMES], ["---"] * (len(RUNTIMES) + 1)]
+    lines += [[name, *(cells.get(name, {}).get(runtime, "not run") for runtime in RUNTIMES)] for name in RECIPES]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def main(chosen: list[str]) -> None:
-    runtimes = [name for name, (_, module) in RUNTIMES.items() if installed(module)]
-    runtimes = [name for name in runtimes if name in chosen] or runtimes
+    runtimes = [name for name in RUNTIMES if name in chosen] or list(RUNTIMES)
+    runtimes = [name for name in runtimes if installed(RUNTIMES[name][1])]
     recipes = [name for name in chosen if name in RECIPES] or list(RECIPES)
-    print("| recipe |", " | ".join(runtimes), "|\n|---|" + "---|" * len(runtimes))
-    for name in recipes:
-        print(f"| {name} |", end="", flush=True)
+    for name in recipes if chosen != ["kept"] else ():
         with tempfile.TemporaryDirectory() as folder:
             made = Made(RECIPES[name], Path(folder))
             for runtime in runtimes:
-                print(f" {cell(made, runtime)} |", end="", flush=True)
-        print()
+                few = Made(RECIPES[name], Path(folder), 4)  # a step of an unrolled loop takes a second to convert
+                found = cell(few if runtime == "ExecuTorch" else made, runtime)
+                cells = kept()
+                cells.setdefault(name, {})[runtime] = found
+                KEPT.write_text(json.dumps(cells, indent=1) + "\n", encoding="utf-8")
+                print(f"{name}, {runtime}: {cells[name][runtime]}", file=sys.stderr, flush=True)
+    print(table())
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from pathlib import Path
 import processes
 import pytest
 from fenced import run_python, run_session
+from runtimes import table
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = (
@@ -28,6 +29,10 @@ def test_the_python_of_a_page_runs(name: str, tmp_path, monkeypatch):
 def test_the_messages_that_are_explained_are_those_that_come(tmp_path):
     page = DOCS / "troubleshooting.md"  # in a process without the hook of the shape checks, as a user's is
     processes.end(processes.start(run_session, page, printed=tmp_path / "printed.txt", cwd=tmp_path))
+
+
+def test_the_table_of_runtimes_is_what_was_found():
+    assert table() in (DOCS / "runtimes.md").read_text(encoding="utf-8")
 
 
 def test_the_pages_of_llms_txt_exist():

@@ -23,7 +23,7 @@ from detkit.detectors.roi import learns_from_rows, on_valid_rows
 from detkit.losses.keypoint import keypoint_loss, keypoint_targets
 from detkit.structures import Detections, Images, Targets
 
-_LONGEST = 4096  # cells of an enlarged heatmap's side: a longer box is read more coarsely, to bound memory
+LONGEST = 4096  # cells of an enlarged heatmap's side: a longer box is read more coarsely, to bound memory
 _MOST_CELLS = 1 << 24  # of heatmaps enlarged at a time, or one heatmap
 
 
@@ -151,7 +151,7 @@ def _decode(logits: Tensor, boxes: Tensor, valid: Tensor) -> tuple[Tensor, Tenso
     usable = valid & torch.isfinite(boxes).all(1) & torch.isfinite(sides).all(1)
     if not size * count:
         return points, scores
-    cells = torch.where(usable[:, None], sides.ceil().clamp(max=_LONGEST), 0)
+    cells = torch.where(usable[:, None], sides.ceil().clamp(max=LONGEST), 0)
     for row, (wide, high) in enumerate(cells.long().tolist()):  # one wait for a device, not one a row
         if wide:
             scores[row], best = _maxima(logits[row], high, wide)

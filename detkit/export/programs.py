@@ -12,6 +12,7 @@ from torch.export import Dim, ExportedProgram
 from detkit._door import door
 from detkit._ranges import Count
 from detkit.detectors import Detector
+from detkit.export.keypoints import plain_decode_heatmaps
 from detkit.export.pooling import plain_pyramid_roi_align
 from detkit.export.suppression import plain_multiclass_nms_padded, plain_nms_padded
 from detkit.structures import Detections, Images
@@ -74,7 +75,7 @@ def plain(exported: ExportedProgram, *, candidates: Count = 4096, loops: bool = 
     Suppression finds what the operator finds, in a loop over the detections; with several classes it looks at the best
     ``candidates`` (box, class) pairs of an image. ``loops=False`` unrolls it, for runtimes that have no loop: about
     thirty nodes for each of ``max_detections``. Raises ValueError for an operator that has no plain form: those of
-    training, and regions with ``sampling_ratio=0``.
+    training, soft suppression, regions with ``sampling_ratio=0``, and without loops keypoints.
 
     >>> from detkit.boxes import nms_padded
     >>> class Best(nn.Module):
@@ -86,7 +87,7 @@ def plain(exported: ExportedProgram, *, candidates: Count = 4096, loops: bool = 
     result = exported.run_decompositions(_plain_forms(candidates, loops))
     left = sorted({str(node.target) for node in result.graph.nodes if str(node.target).startswith("detkit.")})
     if left:
-        raise ValueError(f"plain: the program has {', '.join(left)}; allowed are operators of inference")
+        raise ValueError(f"plain: the program has {', '.join(left)}; allowed are operators that have a plain form")
     return result
 
 
@@ -98,6 +99,7 @@ def _plain_forms(candidates: int, loops: bool) -> dict[Any, Callable[..., Any]]:
             plain_multiclass_nms_padded, candidates=candidates, loops=loops
         ),
         operators.pyramid_roi_align.default: plain_pyramid_roi_align,
+        operators.decode_heatmaps.default: partial(plain_decode_heatmaps, loops=loops),
     }
 
 

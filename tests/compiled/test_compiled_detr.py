@@ -1,5 +1,6 @@
 """DETR and its parts compile whole, in inference and in training; equal to eager."""
 
+import os
 from collections.abc import Callable
 
 import pytest
@@ -14,10 +15,12 @@ from detkit.detectors.detector import Detector
 from detkit.detectors.recipes.d_fine import small_d_fine
 from detkit.detectors.recipes.deformable_detr import small_deformable_detr
 from detkit.detectors.recipes.detr import detr_stage, small_detr
+from detkit.detectors.recipes.rt_detr import small_rt_detr
 from detkit.layers.deformable import DeformableAttention
 from detkit.layers.transformer import DecoderLayer, TransformerDecoder
 from detkit.structures import Target, Targets, pad_targets
 
+EVERY = "DETKIT_EVERY_TEST" in os.environ
 SIZES = ((2, (96, 128)), (3, (130, 90)), (5, (64, 200)))
 
 
@@ -36,9 +39,18 @@ def selected(layers: int) -> Detector:
     return small_deformable_detr(3, size=(96, 128), channels=32, depth=layers, queries=9)
 
 
+def encoded(layers: int) -> Detector:
+    """RT-DETR: a neck with attention, chosen queries and contrastive noise."""
+    return small_rt_detr(3, size=(96, 128), channels=32, depth=layers, queries=9)
+
+
 def fine(layers: int) -> Detector:
-    """RT-DETR's neck, queries and contrastive noise, and distributions of edges."""
+    """All of RT-DETR but its criterion, and distributions of edges."""
     return small_d_fine(3, size=(96, 128), channels=32, depth=layers, queries=9)
+
+
+# What is between DETR and D-FINE has parts of both.
+MORE = [(encoded, 1, "eager")] if EVERY else []
 
 
 def build(recipe: Callable[[int], Detector], layers: int = 1) -> Detector:
@@ -67,8 +79,10 @@ def counted(function, backend: str = "eager"):
     return torch.compile(function, backend=counter, fullgraph=True), counter
 
 
-def test_inference_compiles_whole_and_finds_what_it_finds_eagerly():
-    model = FromTensors(build(plain))  # it is exported in test_onnx_detr, that of box queries in test_compiled_sets
+# Exported are this one in test_onnx_detr, that of box queries in test_compiled_sets.
+@pytest.mark.parametrize("recipe", [plain, selected, encoded, fine] if EVERY else [plain])
+def test_inference_compiles_whole_and_finds_what_it_finds_eagerly(recipe: Callable[[int], Detector]):
+    model = FromTensors(build(recipe))
     compiled, counter = counted(model)
     with torch.no_grad():
         for count, size in SIZES[:2]:
@@ -81,8 +95,7 @@ def test_inference_compiles_whole_and_finds_what_it_finds_eagerly():
 
 @pytest.mark.parametrize(
     ("recipe", "layers", "backend"),
-    [(plain, 1, "aot_eager"), (boxed, 1, "eager"), (selected, 1, "eager"), (fine, 1, "eager")],
-    ids=["plain", "boxes", "cells", "edges"],
+    [(plain, 1, "aot_eager"), (boxed, 1, "eager"), (selected, 1, "eager"), (fine, 1, "eager"), *MORE],
 )
 def test_training_compiles_whole_and_learns_what_it_learns_eagerly(
     recipe: Callable[[int], Detector], layers: int, backend: str
