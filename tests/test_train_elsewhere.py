@@ -14,7 +14,7 @@ PACKAGES = {"train_fabric.py": "lightning_fabric", "train_accelerate.py": "accel
 def plain(tmp_path_factory):
     """metrics.jsonl of two epochs of train.py."""
     output = tmp_path_factory.mktemp("plain")
-    run(output, "--epochs", "2")
+    run(output, "--recipe", "fpn_ssd", "--epochs", "2")  # that of the others
     return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
 
 
