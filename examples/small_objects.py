@@ -52,7 +52,7 @@ def main() -> None:
         image, _ = unseen[0]
         with torch.no_grad():
             (found,) = view(detector.eval())([image])
-        picture = viz.draw_detections(image, found, categories=names, score_threshold=0.4)
+        picture = viz.draw_detections(image, found, categories=names, score_threshold=0.4, plates="none")
         viz.save_picture(args.output / f"{name.replace(', ', '_').replace(' ', '_')}.png", picture)
     print("| detector | AP | AP50 | AP of the small |\n|---|---|---|---|")
     for row in rows:
