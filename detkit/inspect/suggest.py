@@ -55,6 +55,7 @@ def small_side(truth: Truth) -> float | None:
     """The lower quartile of the objects' sides (root of the area, in pixels), classes alike; None without objects."""
     found = [objects_of(target) for target in truth.targets]
     lengths, labels = torch.cat([sides(boxes) for boxes, _ in found]), torch.cat([labels for _, labels in found])
+    lengths, labels = lengths[lengths > 0], labels[lengths > 0]
     lengths, order = lengths.sort()
     _, rows, counts = labels[order].unique(return_inverse=True, return_counts=True)
     share = (1.0 / counts.double())[rows].cumsum(0) / len(counts)  # each class counts alike, as in AP

@@ -36,4 +36,5 @@ def test_a_quarter_of_all_classes_is_small_however_rare_their_objects():
 def test_nothing_to_learn_needs_no_more_than_the_usual_size():
     assert suggest(Truth([], [], [])) == ((320, 320), 8)
     assert small_side(truth([], (480, 640))) is None
+    assert small_side(truth([0.0, 0.0, 50.0], (480, 640))) == 50  # boxes without area are none
     assert suggest(truth([], (480, 640))).size == (288, 384)
