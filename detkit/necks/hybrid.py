@@ -18,8 +18,8 @@ class HybridNeck(Neck):
     ``attention`` maps the coarsest (B, channels, H, W) to the same shape: a
     :class:`~detkit.layers.MapAttention`. Then, from the coarsest level down, a ``lateral(channels)`` is enlarged to the
     size of the next finer level and put beside it, and ``fuse(2 * channels, channels)`` makes one map of both; and from
-    the finest level up, ``downsample(channels)`` of a level is put beside the next coarser lateral, and ``fuse``d as
-    well. Each is called for every step. The projections have batch norms and no activation.
+    the finest level up, ``downsample(channels)`` of a level is put beside the next coarser lateral, and both are fused,
+    too. Each is called for every step. The projections have batch norms and no activation.
     Source: Zhao et al. 2024, "RT-DETR", section 4.2 ("efficient hybrid encoder").
 
     >>> from detkit.layers import CSPRepBlock
