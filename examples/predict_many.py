@@ -45,8 +45,8 @@ def main() -> None:
     sources = [str(Path(source).resolve()) if source else "" for source in options.sources]
     paths = listed(sources)
     load_detector(options.detector)  # broken weights are refused here, not by each worker
-    weights = hashlib.sha256(Path(options.detector).read_bytes()).hexdigest()
-    parts = claimed(options.output.resolve(), detector=weights, score=options.score, embeddings=options.embeddings)
+    digest = hashlib.sha256(Path(options.detector).read_bytes()).hexdigest()
+    parts = claimed(options.output.resolve(), detector=digest, score=options.score, embeddings=options.embeddings)
     before = done(parts, retry=options.retry)
     print(f"{len(paths)} pictures, {len(before.intersection(paths))} of them done before", flush=True)
     if not before.issuperset(paths):

@@ -2,7 +2,7 @@
 
 What :func:`detkit.boxes.box_iou` does where nobody asks for a gradient, and what suppression runs on. On one core 100 x
 100,000 boxes take 35 ms, with the plain formula 272. Up to one block, fewer calls gain more than buffers: 10 x 1,000
-boxes take 40 us, through buffers 107.
+boxes take 34 us, through buffers 42, and 500 x 500 take 299 and 317.
 """
 
 import math

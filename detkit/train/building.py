@@ -17,7 +17,7 @@ from detkit.inspect.suggest import suggest
 from detkit.train.module import function_of
 from detkit.weights import load_weights
 
-_LOOKED_AT = 1000
+_LOOKED_AT = 1000  # images, as detkit.inspect does unless told otherwise: both then choose the same
 
 
 def build(args: argparse.Namespace, num_classes: int) -> Detector:
@@ -50,7 +50,8 @@ def build(args: argparse.Namespace, num_classes: int) -> Detector:
 def choose_input(args: argparse.Namespace, data: Any) -> None:
     """Fill in ``--size`` and ``--finest`` with what suits the objects to train on, where the recipe takes them.
 
-    Nothing is chosen beside weights to start from, for a detector of the user's, and where only pictures know targets.
+    Nothing is chosen beside a ``--size``, beside weights to start from, for a detector of the user's, and for a data
+    set that knows its targets only with the pictures.
     """
     if args.size or args.weights or args.recipe == "module":
         return

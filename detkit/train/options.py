@@ -64,7 +64,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--freeze", type=int, metavar="LAYERS", help="the first layers of the backbone, stem included, do not learn")
     add("--masks", action="store_true", help="not voc, csv: read masks, and judge them, for recipes that draw some")
     add("--size", type=int, nargs=2, metavar=("H", "W"), help="input size, for recipes that take one; default: fitting")
-    add("--finest", type=int, choices=(4, 8), help="stride of the finest level; default: 4 for tiny objects")
+    add("--finest", type=int, choices=(4, 8), help="stride of the finest level; default: what fits beside --size")
     add("--random-scale", type=float, nargs=2, metavar=("LOW", "HIGH"), help="every ten batches so many times --size")
     add("--group-norm", action="store_true", help="for recipes with a norm: N processes then equal one, to rounding")
     add("--sync-bn", action=argparse.BooleanOptionalAction, default=True, help="batch norms over all processes")
@@ -79,12 +79,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--warmup", type=int, default=100, help="steps of linear warm-up before the cosine (%(default)s)")
     add("--clip", type=float, default=10.0, help="largest norm of the gradient (%(default)s)")
     add("--nonfinite", choices=("stop", "skip"), default="stop", help="at a loss or gradient that is NaN or infinite")
-    add(
-        "--ema",
-        type=float,
-        default=0.998,
-        help="decay of the averaged weights, which are saved (%(default)s)",
-    )
+    add("--ema", type=float, default=0.998, help="decay of the averaged weights, which are saved (%(default)s)")
     add("--bf16", action="store_true", help="bfloat16 autocast")
     add("--evaluate-every", type=int, default=1, metavar="EPOCHS", help="on the set to validate on (%(default)s)")
     add("--checkpoint-steps", type=int, default=0, help="also checkpoint every so many steps within an epoch")
