@@ -75,10 +75,11 @@ class Rule(NamedTuple):
     length: int | None = None
     order: Ascending | None = None
     other: tuple[type, ...] = ()  # what else may come: None, or a module
+    names: bool = False  # several texts, so not one: its letters would be taken for names
 
 
 def rule_of(annotation: Any) -> Rule | None:
-    """The rule in an annotation; None where it bounds no number.
+    """The rule in an annotation; None where it bounds no number and asks for no list of names.
 
     >>> rule_of(Fraction | None).single
     (Range(low=0, high=1, open=False, infinite=False), False)
@@ -95,6 +96,8 @@ def rule_of(annotation: Any) -> Rule | None:
     if get_origin(annotation) in (Union, types.UnionType):
         return _union([(part, rule_of(part)) for part in get_args(annotation)])
     parts = [part for part in get_args(annotation) if part is not Ellipsis]
+    if get_origin(annotation) in (list, Sequence) and parts == [str]:
+        return Rule(names=True)
     if get_origin(annotation) in (tuple, list, Sequence) and (inner := rule_of(parts[0])):
         fixed = get_origin(annotation) is tuple and Ellipsis not in get_args(annotation)
         return Rule(several=inner, length=len(parts) if fixed else None)
@@ -110,6 +113,10 @@ def check(value: Any, rule: Rule, where: str) -> None:
     """
     if isinstance(value, Tensor) and isinstance(value, rule.other):
         return  # a tensor among other things is looked at where it is read: here that could wait for a device
+    if rule.names:
+        if isinstance(value, str):
+            raise ValueError(f"{where}={value!r:.60} is one text; allowed is a list of names")
+        return
     given, value = value, value.tolist() if isinstance(value, Tensor | np.ndarray) else value
     if isinstance(value, Real) and not isinstance(value, bool):
         if rule.single is None and not isinstance(given, rule.other):
@@ -152,6 +159,8 @@ def _union(parts: list[tuple[Any, Rule | None]]) -> Rule | None:
         inner = [rule.several for rule in several]
         merged = Rule(several=_union([(None, rule) for rule in inner]))
     other = tuple(part if isinstance(part, type) else object for part, rule in parts if rule is None)
+    if all(rule.names for rule in rules):
+        return None if str in other else Rule(names=True)
     return merged._replace(single=single, other=other)
 
 

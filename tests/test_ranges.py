@@ -6,6 +6,7 @@ What is tried is derived from the annotations: a new argument that is a plain in
 import inspect
 import math
 import re
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import numpy as np
@@ -103,7 +104,11 @@ def blank(thing: type) -> Any:
 
 
 def outside(rule: Rule) -> list[Any]:
-    """Senseless values: beyond each end of the range, no number, a fraction of a count, a pair the wrong way round."""
+    """Senseless values: beyond each end of the range, no number, a fraction of a count, a pair the wrong way round; of
+    names, one text.
+    """
+    if rule.names:
+        return ["ab"]
     wrong: list[Any] = [] if str in rule.other or object in rule.other else ["a", True]
     if type(None) not in rule.other and object not in rule.other:
         wrong.append(None)
@@ -135,8 +140,9 @@ def test_a_senseless_number_is_refused_with_function_argument_and_range(name, ar
     called = name.split(".", 1)[1].removesuffix(".forward")
     first = next(iter(inspect.signature(function).parameters))
     own = (blank(thing),) if first == "self" else (thing,) if first == "cls" else ()
+    refused = "is one text" if rule.names else "must "
     for value in outside(rule):
-        with pytest.raises((ValueError, TypeError), match=rf"^{called}: {argument}(\[\d+\])*=.* must ") as caught:
+        with pytest.raises((ValueError, TypeError), match=rf"^{called}: {argument}(\[\d+\])*=.* {refused}") as caught:
             function(*own, **{argument: value})
         assert isinstance(caught.value, ValueError) or not isinstance(value, int | float) or isinstance(value, bool)
 
@@ -199,4 +205,12 @@ def test_a_pair_the_wrong_way_round_is_refused(strictly, equal):
 
 
 def test_annotations_without_numbers_have_no_rule():
-    assert [rule_of(kind) for kind in (str, int, Any, torch.Tensor | None, list[str])] == [None] * 5
+    kinds = (str, int, Any, torch.Tensor | None, str | list[str], tuple[str, str])
+    assert [rule_of(kind) for kind in kinds] == [None] * 6
+
+
+def test_one_text_is_no_list_of_names():
+    for kind in (list[str], Sequence[str] | None):
+        check(["ab"], rule_of(kind), "f: names")
+        with pytest.raises(ValueError, match=r"^f: names='ab' is one text; allowed is a list of names$"):
+            check("ab", rule_of(kind), "f: names")

@@ -131,8 +131,8 @@ class NamedDataset(Dataset[tuple[Any, Target]]):
 def _categories(records: Sequence[NamedObjects], classes: Sequence[str] | None, owner: str) -> list[str]:
     if classes is None:
         return sorted({name for record in records for name in record.names if name})
-    is_list = isinstance(classes, Sequence) and not isinstance(classes, str)
-    if not is_list or not all(isinstance(name, str) for name in classes) or len(set(classes)) < len(classes):
+    are_names = isinstance(classes, Sequence) and all(isinstance(name, str) for name in classes)
+    if not are_names or len(set(classes)) < len(classes):
         raise ValueError(f"{owner}: classes={shown(classes)}; allowed is a list of distinct names")
     return list(classes)
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.data import Dataset
 
+from detkit._door import door
 from detkit._faults import shown
 from detkit._regular_file import read_json
 from detkit.data.files import check_pixels, open_picture, resolve_inside
@@ -47,6 +48,7 @@ class ShardDataset(Dataset[tuple[Any, Target]]):
     ([2, 1], True)
     """
 
+    @door
     def __init__(
         self,
         source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
@@ -54,8 +56,6 @@ class ShardDataset(Dataset[tuple[Any, Target]]):
         transforms: Transforms | None = None,
         categories: Sequence[str] | None = None,
     ) -> None:
-        if isinstance(categories, str):
-            raise ValueError(f"ShardDataset: categories={categories!r} is one text; allowed is a list of names")
         paths = [Path(source)] if isinstance(source, (str, os.PathLike)) else [Path(path) for path in source]
         if not paths:
             raise ValueError("ShardDataset: source names no shard; allowed is an index, or one shard or more")

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from detkit._door import door
 from detkit._faults import Degenerate, Faults, check_degenerate
 from detkit.data.csv_file import read_rows
 from detkit.data.csv_rows import find_columns, object_records
@@ -43,6 +44,7 @@ class CsvDataset(NamedDataset):
     (['cat', 'dog'], [[1.0, 0.0, 5.0, 4.0], [0.0, 0.0, 2.0, 2.0]])
     """
 
+    @door
     def __init__(
         self,
         images: str | Path,

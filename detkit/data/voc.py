@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from detkit._door import door
 from detkit._faults import Degenerate, Faults, check_degenerate, shown
 from detkit.data.named_objects import NamedDataset
 from detkit.data.truth import Transforms
@@ -18,12 +19,28 @@ class VocFolders(NamedTuple):
     images: str = "JPEGImages"
     splits: str = "ImageSets/Main"
 
+    @classmethod
+    def find(cls, root: str | Path) -> "VocFolders | None":
+        """Those that ``root`` has: PASCAL's, annotations beside images, or XML beside the pictures; None without any.
+
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as root:
+        ...     Path(root, "one.xml").touch()
+        ...     VocFolders.find(root)
+        VocFolders(annotations='.', images='.', splits='.')
+        """
+        for folders in (cls(), cls("annotations", "images", "."), cls(".", ".", ".")):
+            if next(Path(root, folders.annotations).glob("*.xml"), None):
+                return folders
+        return None
+
 
 class VocDataset(NamedDataset):
     """Images and targets in Pascal VOC's format; all XML files are read and checked when it is built.
 
     ``split`` is the name of a list of names, one a line; None takes every XML file, sorted by name, for the many tools
-    that write no lists. An item is (image, target) as in :class:`~detkit.data.CocoDataset`; image_id is the position.
+    that write no lists; where they and the pictures lie is found out (:meth:`VocFolders.find`) or said by ``folders``.
+    An item is (image, target) as in :class:`~detkit.data.CocoDataset`; image_id is the position.
     The picture of ``one`` is the file one.jpg, one.png, ... of the image folder; what ``<filename>`` says counts only
     where there is none. A size that is missing or 0 is read from the picture. ``unlabeled=True`` takes names without an
     XML file as images without objects.
@@ -57,6 +74,7 @@ class VocDataset(NamedDataset):
     (['cat'], [[1.0, 1.0, 3.0, 4.0]])
     """
 
+    @door
     def __init__(
         self,
         root: str | Path,
@@ -68,9 +86,10 @@ class VocDataset(NamedDataset):
         minus_one: bool = False,
         degenerate: Degenerate = "drop",
         unlabeled: bool = False,
-        folders: VocFolders = VocFolders(),  # noqa: B008 (a tuple of constants)
+        folders: VocFolders | None = None,
     ) -> None:
         check_degenerate(degenerate, owner="VocDataset")
+        folders = VocFolders.find(root) or VocFolders() if folders is None else folders
         if not isinstance(folders, VocFolders):
             words = "allowed is VocFolders(annotations=, images=, splits=)"
             raise ValueError(f"VocDataset: folders={shown(folders)}; {words}")

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torchvision import tv_tensors
 
 from detkit._coco.columns import read_numbers
+from detkit._door import door
 from detkit._faults import Degenerate, Faults, check_degenerate, shown
 from detkit._rle import draw_mask
 from detkit.data.files import picture_size
@@ -50,6 +51,7 @@ class YoloDataset(NamedDataset):
     ([[8.0, 3.0, 12.0, 7.0]], [1])
     """
 
+    @door
     def __init__(
         self,
         root: str | Path,

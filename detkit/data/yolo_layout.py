@@ -32,8 +32,6 @@ def find_layout(root: Path, split: str | None, classes: Sequence[str] | None) ->
     and ``Labels``. Paths of other machines are cut down to what is found below the root. Raises ValueError and
     FileNotFoundError that say what was looked for.
     """
-    if isinstance(classes, str):
-        raise ValueError(f"{_OWNER}: classes={classes!r} is one text; allowed is a list of names by number")
     about = _read_yaml(root)
     categories = list(classes) if classes is not None else _names(root, about)
     if about and split is not None:

@@ -82,8 +82,6 @@ def predict(
     >>> [found.name for found in predict(tiny_ssd(2), [torch.zeros(3, 64, 64)] * 3, batch_size=2, progress=False)]
     ['picture 0', 'picture 1', 'picture 2']
     """
-    if isinstance(categories, str):
-        raise ValueError(f"predict: categories={categories!r} is one text; allowed is a list of names")
     if unreadable not in ("raise", "skip"):
         raise ValueError(f"predict: unreadable={unreadable!r}; allowed are 'raise' and 'skip'")
     names, entries, skipped = tuple(categories) or tuple(getattr(detector, "categories", ())), _single(pictures), []

@@ -1,6 +1,7 @@
 """What ``python -m detkit.inspect`` runs."""
 
+from detkit._command import run
 from detkit.inspect.program import main
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -31,14 +31,6 @@ def open_source(path: str, *, images: Path | None = None, split: str | None = No
         return kinds[place.suffix.lower()](images or place.parent, place)
     if found := sorted(place.glob(f"{split or '*'}/{_ROBOFLOW}")) or sorted(place.glob(_ROBOFLOW)):
         return ConcatDataset([CocoDataset(file.parent, file, tidy_categories=True) for file in found])
-    if folders := _voc_folders(place):
+    if folders := VocFolders.find(place):
         return VocDataset(place, split, folders=folders)
     return YoloDataset(place, split)
-
-
-def _voc_folders(root: Path) -> VocFolders | None:
-    """PASCAL's folders, or XML files beside their pictures; None where there are none of these."""
-    usual = VocFolders()
-    if (root / usual.annotations).is_dir():
-        return usual
-    return VocFolders(".", ".", ".") if next(root.glob("*.xml"), None) else None

@@ -4,7 +4,7 @@
     python -m detkit.train --data coco --train-json F --val-json F --test-json F --output runs/mine
     python -m detkit.train --data coco --root DIR --output runs/roboflow
     python -m detkit.train --data yolo --root DIR --output runs/yolo
-    python -m detkit.train --data voc --root DIR --folders . . . --val-fraction 0.2 --output runs/labelimg
+    python -m detkit.train --data voc --root DIR --val-fraction 0.2 --output runs/labelimg
     python -m detkit.train --data csv --images DIR --train-csv F --val-fraction 0.2 --output runs/table
     python -m detkit.train --module my_file.py --output runs/mine
     torchrun --nproc-per-node 2 -m detkit.train ...

@@ -7,7 +7,7 @@ from pathlib import Path
 from torchvision.transforms import v2
 
 import detkit.train
-from detkit.data import VocFolders, flip_augmentation, ssd_augmentation
+from detkit.data import flip_augmentation, ssd_augmentation
 from detkit.data.transforms import sanitize
 from detkit.detectors import recipes
 from detkit.train.module import function_of
@@ -53,8 +53,8 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         add(f"--{split}-csv", type=Path, help=f"csv: table of the {split} split")
     root = "voc: folder with --folders: annotations, images, split lists; yolo: with data.yaml; coco: as of Roboflow"
     add("--root", type=Path, help=root)
-    folders = "voc: folders below --root, those of PASCAL unless named; . . . for XML beside the pictures"
-    add("--folders", nargs=3, default=tuple(VocFolders()), metavar=("XML", "IMAGES", "SPLITS"), help=folders)
+    folders = "voc: folders below --root; default: PASCAL's, annotations and images, or all in --root itself"
+    add("--folders", nargs=3, metavar=("XML", "IMAGES", "SPLITS"), help=folders)
     add("--val-fraction", type=float, help="of the images to train on, drawn by --seed, to validate on instead")
     add("--minus-one", action="store_true", help="voc: pixels are counted from 1, as PASCAL's own files do")
     add("--scenes", type=int, default=2000, help="scenes: how many to train on; a tenth of it to validate and to test")

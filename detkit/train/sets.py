@@ -36,14 +36,12 @@ def scenes(args: argparse.Namespace) -> list[Any]:
 
 def voc(args: argparse.Namespace) -> list[Any]:
     """The lists train, val and perhaps test, or all images to be shared out."""
-    folders = VocFolders(*args.folders)
+    folders = VocFolders(*args.folders) if args.folders else VocFolders.find(args.root) or VocFolders()
     options = {"folders": folders, "minus_one": args.minus_one}
     if args.val_fraction is not None:
         return [VocDataset(args.root, None, **options)]
     if not (lists := args.root / folders.splits / "train.txt").is_file():
-        beside = "; XML beside the pictures is --folders . . ." if next(args.root.glob("*.xml"), None) else ""
-        way_out = f"--folders names its folder, --val-fraction needs none{beside}"
-        raise FileNotFoundError(f"there is no list {lists}: {way_out}")
+        raise FileNotFoundError(f"there is no list {lists}: --folders names its folder, --val-fraction needs none")
     last = ["test"] if (args.root / folders.splits / "test.txt").exists() else []  # VOC 2012 names no test images
     train = VocDataset(args.root, "train", **options)
     return [train, *(VocDataset(args.root, s, classes=train.categories, **options) for s in ("val", *last))]

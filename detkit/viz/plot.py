@@ -48,6 +48,7 @@ def plot_precision_recall(
     return figure
 
 
+@door
 def plot_curves(
     records: Sequence[Mapping[str, Any]],
     *,

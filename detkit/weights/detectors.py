@@ -50,8 +50,6 @@ def save_detector(
     if made.unwritable:
         given = ", ".join(made.unwritable)
         raise ValueError(f"save_detector: {made.name} was given {given}: no plain value; {way_out}")
-    if isinstance(categories, str):
-        raise ValueError(f"save_detector: categories={shown(categories)} is one text; allowed is a list of names")
     names = [str(name) for name in (inner.categories if categories is None else categories)]
     count = made.arguments.get("num_classes", len(names))
     if names and len(names) != count:

@@ -248,7 +248,7 @@ def test_a_name_outside_the_classes_is_refused(tmp_path):
 
 
 def test_classes_that_are_no_list_of_distinct_names_are_refused(tmp_path):
-    for classes in (["cat", "cat"], "cat", iter(["cat"]), {"cat"}, {"cat": 0}, [0], 1):
+    for classes in (["cat", "cat"], iter(["cat"]), {"cat"}, {"cat": 0}, [0], 1):
         said = "VocDataset: classes allowed is a list of distinct names"
         assert_refused(said, VocDataset, write(tmp_path, entry()), "train", classes=classes)
 

@@ -99,12 +99,20 @@ def test_a_voc_folder_without_lists_is_shared_out_by_seed(tmp_path):
         drawn("--val-fraction", "0.95")
 
 
+@pytest.mark.parametrize("folders", [("Annotations", "JPEGImages"), ("annotations", "images"), (".", ".")])
+def test_the_folders_of_voc_are_found_whichever_tool_wrote_them(tmp_path, folders):
+    drawn, root = tmp_path / "drawn", tmp_path / "root"
+    draw_voc_folder(drawn)
+    for name, kind in zip(folders, ("Annotations", "JPEGImages"), strict=True):
+        shutil.copytree(drawn / kind, root / name, dirs_exist_ok=True)
+    options = ["--data", "voc", "--root", str(root), "--val-fraction", "0.4", "--output", str(tmp_path / "out")]
+    data, val, _, _ = datasets(arguments(options))
+    assert (len(data), len(val)) == (4, 2)
+
+
 def test_a_voc_folder_without_lists_is_refused_with_the_option_that_needs_none(tmp_path):
     args = arguments(["--data", "voc", "--root", str(tmp_path), "--output", str(tmp_path / "out")])
     with pytest.raises(FileNotFoundError, match=r"no list .*train\.txt: --folders .* --val-fraction needs none$"):
-        datasets(args)
-    (tmp_path / "a.xml").touch()
-    with pytest.raises(FileNotFoundError, match=r"XML beside the pictures is --folders \. \. \."):
         datasets(args)
 
 
