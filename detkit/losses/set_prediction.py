@@ -86,14 +86,22 @@ class SetCriterion(nn.Module, ABC):
         }
 
     @door
-    @abstractmethod
     def scores(self, logits: Float[Tensor, "*B classes"]) -> Float[Tensor, "*B C"]:
-        """Probabilities of the C classes, without that of no object."""
+        """An independent probability of each of the C classes, without that of no object.
+
+        >>> FocalSetLoss().scores(torch.zeros(1, 2))
+        tensor([[0.5000, 0.5000]])
+        """
+        return promote(logits).sigmoid()
 
     @door
-    @abstractmethod
     def num_classes(self, logits: Float[Tensor, "*B classes"]) -> int:
-        """The number of classes, without no object."""
+        """The number of classes, without no object: that of the logits."""
+        return logits.shape[-1]
+
+    def extra_repr(self) -> str:
+        """The settings that ``print`` shows."""
+        return ", ".join(f"{name}={value}" for name, value in vars(self).items() if type(value) in (int, float))
 
     @abstractmethod
     def _class_costs(self, logits: Tensor, learned: Assigned, overlaps: Tensor, count: Tensor) -> Float[Tensor, "L"]:
@@ -155,10 +163,6 @@ class SetPredictionLoss(SetCriterion):
         """The number of logits minus one: the last is no object."""
         return logits.shape[-1] - 1
 
-    def extra_repr(self) -> str:
-        """The settings that ``print`` shows."""
-        return ", ".join(f"{name}={getattr(self, name)}" for name in _WEIGHTS)
-
     def _class_costs(self, logits: Tensor, learned: Assigned, overlaps: Tensor, count: Tensor) -> Float[Tensor, "L"]:
         judged, positive = learned.labels != IGNORED, learned.labels >= 0
         background = (learned.labels == NEGATIVE).to(logits)
@@ -198,25 +202,6 @@ class FocalSetLoss(SetCriterion):
         super().__init__(class_weight=class_weight, l1_weight=l1_weight, giou_weight=giou_weight)
         self.alpha, self.gamma = alpha, gamma
 
-    @door
-    def scores(self, logits: Float[Tensor, "*B C"]) -> Float[Tensor, "*B C"]:
-        """An independent probability of each class.
-
-        >>> FocalSetLoss().scores(torch.zeros(1, 2))
-        tensor([[0.5000, 0.5000]])
-        """
-        return promote(logits).sigmoid()
-
-    @door
-    def num_classes(self, logits: Float[Tensor, "*B C"]) -> int:
-        """The number of logits."""
-        return logits.shape[-1]
-
-    def extra_repr(self) -> str:
-        """The settings that ``print`` shows."""
-        weights = f"class_weight={self.class_weight}, l1_weight={self.l1_weight}, giou_weight={self.giou_weight}"
-        return f"alpha={self.alpha}, gamma={self.gamma}, {weights}"
-
     def _class_costs(self, logits: Tensor, learned: Assigned, overlaps: Tensor, count: Tensor) -> Float[Tensor, "L"]:
         weights = torch.where(learned.labels >= 0, learned.weights, 1)[..., None]
         lowest = torch.finfo(logits.dtype).min
@@ -255,25 +240,6 @@ class VarifocalSetLoss(SetCriterion):
         super().__init__(class_weight=class_weight, l1_weight=l1_weight, giou_weight=giou_weight)
         self.alpha, self.gamma = alpha, gamma
 
-    @door
-    def scores(self, logits: Float[Tensor, "*B C"]) -> Float[Tensor, "*B C"]:
-        """An independent probability of each class.
-
-        >>> VarifocalSetLoss().scores(torch.zeros(1, 2))
-        tensor([[0.5000, 0.5000]])
-        """
-        return promote(logits).sigmoid()
-
-    @door
-    def num_classes(self, logits: Float[Tensor, "*B C"]) -> int:
-        """The number of logits."""
-        return logits.shape[-1]
-
-    def extra_repr(self) -> str:
-        """The settings that ``print`` shows."""
-        weights = f"class_weight={self.class_weight}, l1_weight={self.l1_weight}, giou_weight={self.giou_weight}"
-        return f"alpha={self.alpha}, gamma={self.gamma}, {weights}"
-
     def _class_costs(self, logits: Tensor, learned: Assigned, overlaps: Tensor, count: Tensor) -> Float[Tensor, "L"]:
         judged, positive = learned.labels != IGNORED, learned.labels >= 0
         hit = learned.labels[..., None] == torch.arange(logits.shape[-1], device=logits.device)
@@ -283,9 +249,6 @@ class VarifocalSetLoss(SetCriterion):
         logits = torch.where(judged[..., None], logits.clamp(min=torch.finfo(logits.dtype).min), 0)
         losses = varifocal_loss(logits, wanted, alpha=self.alpha, gamma=self.gamma, weights=weights)
         return losses.sum((1, 2, 3)) / count
-
-
-_WEIGHTS = ("background_weight", "class_weight", "l1_weight", "giou_weight", "label_smoothing")
 
 
 @torch.no_grad()

@@ -53,4 +53,4 @@ def test_scores_are_sigmoids_of_all_columns():
     criterion, logits = FocalSetLoss(), torch.randn(2, 3)
     assert torch.equal(criterion.scores(logits), logits.sigmoid())
     assert criterion.num_classes(logits) == 3
-    assert "alpha=0.25, gamma=2.0, class_weight=2.0" in repr(criterion)
+    assert "giou_weight=2.0, alpha=0.25, gamma=2.0" in repr(criterion)

@@ -319,7 +319,7 @@ def test_wrong_arguments_are_named():
     with pytest.raises(ValueError, match="SetPredictionLoss: background_weight=nan "):
         SetPredictionLoss(background_weight=math.nan)
     assert repr(SetPredictionLoss()) == (
-        "SetPredictionLoss(background_weight=0.1, class_weight=1.0, l1_weight=5.0, giou_weight=2.0, "
+        "SetPredictionLoss(class_weight=1.0, l1_weight=5.0, giou_weight=2.0, background_weight=0.1, "
         "label_smoothing=0.0)"
     )
     plain, one = unhooked(SetPredictionLoss.forward), torch.zeros(3, 6, dtype=torch.int64)
@@ -447,4 +447,4 @@ def test_varifocal_scores_are_sigmoids_of_all_columns():
     logits = torch.randn(2, 3)
     assert torch.equal(criterion.scores(logits), logits.sigmoid())
     assert criterion.num_classes(logits) == 3
-    assert "alpha=0.75, gamma=2.0, class_weight=1.0" in repr(criterion)
+    assert "giou_weight=2.0, alpha=0.75, gamma=2.0" in repr(criterion)
