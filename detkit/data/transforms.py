@@ -149,7 +149,7 @@ def large_scale_jitter(
     """
     steps = [
         v2.RandomHorizontalFlip(0.5),
-        v2.ScaleJitter(target_size=size, scale_range=scale_range),
+        v2.ScaleJitter(target_size=(size[1], size[0]), scale_range=scale_range),  # it takes (width, height)
         _OnCanvas(v2.RandomCrop, size=list(size), pad_if_needed=True),
     ]
     return _composed(*steps)

@@ -294,6 +294,17 @@ def test_uncovered_canvas_has_the_mean_color_in_the_range_of_every_type_of_pixel
         assert ssd_augmentation()(image, target)[0].max() <= white
 
 
+@pytest.mark.parametrize(("size", "shown"), [((40, 80), (40, 80)), ((80, 40), (20, 40)), ((60, 80), (40, 80))])
+def test_scale_one_of_jittering_fits_the_image_into_the_size(size, shown):
+    image = tv_tensors.Image(torch.full((3, 20, 40), 255, dtype=torch.uint8))
+    target = {"boxes": torch.tensor([[0.0, 0, 40, 20]]), "labels": torch.tensor([1])}
+    jittered, target = large_scale_jitter(size, scale_range=(1.0, 1.0))(image, target)
+    assert jittered.shape[1:] == size
+    assert (jittered == 255).sum() == 3 * shown[0] * shown[1]
+    left, top, right, bottom = target["boxes"][0].tolist()
+    assert (bottom - top, right - left) == shown
+
+
 def test_boxes_on_another_canvas_than_the_image_are_not_augmented():
     make = tv_tensors.BoundingBoxes
     target = {"boxes": make([[0.0, 0, 8, 8]], format="XYXY", canvas_size=(80, 80)), "labels": torch.tensor([1])}
