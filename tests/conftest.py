@@ -47,13 +47,13 @@ CHECKED_CASES = 5  # of each parametrized test, in each process
 _cases: dict[str, itertools.count[int]] = collections.defaultdict(itertools.count)
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Properties are tried on thirty examples, in the quick selection on ten."""
+def pytest_configure() -> None:
+    """Properties are tried on ten examples, on thirty where every test is asked for."""
     # The machine may be slow, and CI must say the same thing twice.
     # mutmut runs a test several times in one process, each time from another instance of its class.
     hypothesis.settings.register_profile(
         "detkit",
-        max_examples=10 if config.option.markexpr == "not slow" else 30,
+        max_examples=30 if "DETKIT_EVERY_TEST" in os.environ else 10,
         deadline=None,
         derandomize="CI" in os.environ,
         suppress_health_check=[hypothesis.HealthCheck.differing_executors],

@@ -133,7 +133,7 @@ def test_each_example_has_small_arguments_here():
     assert set(SMALL) == set(FILES), "a new example needs its small arguments in SMALL; a removed one leaves it"
 
 
-@pytest.mark.slow(2)
+@pytest.mark.slow(3)
 @pytest.mark.parametrize("name", FILES)
 def test_an_example_runs(name, tmp_path, request):
     arguments, files, word = SMALL[name]

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import assert_refused, boxes, random_boxes, targets_of, unhooked
+from thorough import sweep
 from torchvision.models.detection._utils import SSDMatcher
 
 from detkit.anchors import IGNORED, NEGATIVE, BipartiteMatcher, bipartite, gather_assigned
@@ -126,7 +127,7 @@ WHOLE_BOXES = st.lists(st.tuples(WHOLE, WHOLE, WHOLE, WHOLE), min_size=1, max_si
 
 @pytest.mark.slow(4)
 @given(anchors=WHOLE_BOXES, objects=WHOLE_BOXES, negative_iou=st.sampled_from([0.0, 0.3, 0.5]))
-@settings(max_examples=150)
+@settings(max_examples=sweep(150))
 def test_boxes_full_of_ties_and_rivals_match_as_the_flat_argmax_loop(anchors, objects, negative_iou):
     rows = [torch.tensor([(x, y, x + w, y + h) for x, y, w, h in some]).float() for some in (anchors, objects)]
     for least in (1, 2**60):

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import boxes, random_boxes
+from thorough import sweep
 
 from detkit.anchors.search import overlap_index as module
 from detkit.anchors.search.overlap_index import OverlapIndex, Pairs, overlap_index
@@ -48,7 +49,7 @@ def test_boxes_that_are_not_finite_overlap_as_in_box_iou(bad, column):
 
 @pytest.mark.slow(2)
 @given(anchors=boxes(most=40), objects=boxes(), data=st.data())
-@settings(max_examples=150)
+@settings(max_examples=sweep(150))
 def test_hostile_anchors_are_found_like_any_others(anchors, objects, data):
     if len(anchors) and len(objects):
         floors = st.sampled_from([0.0, 1e-7, 0.1, 0.4, 0.5, 1.0])

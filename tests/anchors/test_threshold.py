@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import assert_refused, boxes, random_boxes, targets_of
+from thorough import sweep
 from torchvision.models.detection._utils import Matcher
 from torchvision.ops import box_iou as torchvision_box_iou
 
@@ -93,7 +94,7 @@ WHOLE = st.integers(0, 6)
     objects=st.lists(st.tuples(WHOLE, WHOLE, WHOLE, WHOLE), min_size=1, max_size=6),
     rule=st.sampled_from(RULES),
 )
-@settings(max_examples=150)
+@settings(max_examples=sweep(150))
 def test_boxes_full_of_ties_match_as_the_slow_loop(anchors, objects, rule):
     rows = [torch.tensor([(x, y, x + w, y + h) for x, y, w, h in some]).float() for some in (anchors, objects)]
     for least in (1, 2**60):
@@ -109,10 +110,10 @@ def whole_boxes(count: int, generator: torch.Generator, *, extent: int, longest:
 
 @pytest.mark.slow(2)
 @pytest.mark.parametrize("rule", [{}, {"low_quality": False}, {"positive_iou": 0.7, "negative_iou": 0.3}], ids=str)
-def test_ten_thousand_random_images_match_as_in_torchvision(way, rule):
+def test_thousands_of_random_images_match_as_in_torchvision(way, rule):
     generator = torch.Generator().manual_seed(0)
     matcher = ThresholdMatcher(**rule)
-    for _ in range(34):
+    for _ in range(sweep(34)):
         anchors = whole_boxes(30, generator, extent=12, longest=9)
         images = [whole_boxes(1 + i % 4, generator, extent=14, longest=9) for i in range(100)]
         found = matcher(anchors, targets_of(*images)).matched

@@ -5,6 +5,7 @@ import torch
 import torchvision
 from hypothesis import given, settings
 from strategies import boxes, random_boxes
+from thorough import sweep
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 
@@ -26,7 +27,7 @@ def test_any_block_size_gives_the_formula_bit_for_bit(monkeypatch, block, shape)
 
 
 @pytest.mark.slow(2)
-@settings(max_examples=150)
+@settings(max_examples=sweep(150))
 @given(rows=boxes(), columns=boxes())
 def test_hostile_boxes_give_the_formula_bit_for_bit(rows, columns):
     for one, other in ((rows, columns), (rows.double(), columns.double()), (rows * 1e-20, columns * 1e-20)):

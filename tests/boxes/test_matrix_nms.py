@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from references import matrixed
 from strategies import assert_refused, boxes, crowd, drawn, unhooked
+from thorough import sweep
 
 from detkit.boxes import box_iou, mask_iou, matrix_nms
 
@@ -18,7 +19,7 @@ PAIR = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 5]])  # IoU 1/2
 
 class TestMatrixNMS:
     @pytest.mark.slow(3)
-    @settings(max_examples=150)
+    @settings(max_examples=sweep(150))
     @given(
         data=st.data(),
         rows=boxes(most=8, inverted=False, huge=1e15),
@@ -34,8 +35,8 @@ class TestMatrixNMS:
 
     @pytest.mark.slow
     @pytest.mark.parametrize("method", METHODS)
-    def test_ten_thousand_boxes_in_a_hundred_sets_are_lowered_as_in_the_loop(self, method):
-        for seed in range(100):
+    def test_thousands_of_boxes_in_many_sets_are_lowered_as_in_the_loop(self, method):
+        for seed in range(sweep(100)):
             rows, scores, groups = crowd(100, seed=seed, groups=1 + seed % 5, ties=seed % 2 == 0)
             expected = matrixed(box_iou(rows, rows).tolist(), scores.tolist(), groups.tolist(), method=method)
             assert matrix_nms(rows, scores, groups=groups, method=method).tolist() == pytest.approx(expected, rel=1e-9)

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from references import softened
 from strategies import assert_refused, boxes, crowd, drawn, unhooked
+from thorough import sweep
 
 from detkit.boxes import box_iou, nms
 from detkit.boxes.soft_nms import soft_nms, soft_nms_padded
@@ -38,7 +39,7 @@ options = st.fixed_dictionaries(
 
 class TestSoftNMS:
     @pytest.mark.slow(2)
-    @settings(max_examples=150)
+    @settings(max_examples=sweep(150))
     @given(data=st.data(), rows=boxes(most=8, inverted=False, huge=1e15), chosen=options)
     def test_hostile_boxes_are_picked_as_in_the_loop(self, data, rows, chosen):
         rows = rows[(rows.abs().amax(1) >= 1e-10) | (rows == 0).all(1)].double()
@@ -51,8 +52,8 @@ class TestSoftNMS:
 
     @pytest.mark.slow(2)
     @pytest.mark.parametrize("method", METHODS)
-    def test_ten_thousand_boxes_in_fifty_sets_are_picked_as_in_the_loop(self, method):
-        for seed in range(50):
+    def test_thousands_of_boxes_in_many_sets_are_picked_as_in_the_loop(self, method):
+        for seed in range(sweep(50)):
             rows, scores, groups = crowd(200, seed=seed, groups=1 + seed % 7, ties=seed % 2 == 0)
             expected = softened(rows.tolist(), scores.tolist(), groups.tolist(), method=method)
             assert_picks(soft_nms(rows, scores, groups=groups, method=method), expected)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from dense_parts import CODERS, COMBINATIONS, CRITERIA, MATCHERS, Step, dense_stage, seen, truth
 from strategies import unhooked
+from thorough import EVERY_TEST
 from torch import Tensor, nn
 
 from detkit.anchors import BipartiteMatcher, GridAnchors, HungarianMatcher, ShapeMatcher, TaskAlignedMatcher
@@ -182,8 +183,8 @@ def test_a_matcher_of_ones_own_needs_nothing_but_the_call():
 # Combinations
 
 
-@pytest.mark.slow(7)
-@pytest.mark.parametrize("names", COMBINATIONS, ids=", ".join)
+@pytest.mark.slow
+@pytest.mark.parametrize("names", COMBINATIONS[:: 1 if EVERY_TEST else 4], ids=", ".join)
 def test_in_every_combination_it_learns_and_finds_what_it_learned(names):
     dense, (features, images), targets = dense_stage(*names), seen(), truth()
     step, optimizer = Step(dense), torch.optim.Adam(dense.parameters(), lr=0.02)
