@@ -11,6 +11,7 @@ from detkit.train.options import arguments
 from detkit.train.run import Run
 
 OPTIONS = ["--data", "scenes", "--scenes", "24", "--size", "64", "64", "--batch-size", "4", "--warmup", "4"]
+OPTIONS += ["--augment", "flip", "--no-bf16"]
 
 
 def begun(output: Path, *options: str):

@@ -18,7 +18,7 @@ from torchvision.transforms import v2
 
 from detkit._door import door
 from detkit._inputs import as_boxes, white_of
-from detkit._ranges import Ascending, Count, NotNegative, Positive, Range, Whole
+from detkit._ranges import Ascending, Count, NotNegative, Positive, Range, Size, Whole
 from detkit.data.truth import Transforms
 from detkit.structures import FIELDS, VOID, Target, read_target
 from detkit.structures.rows import keep_rows
@@ -135,24 +135,20 @@ def ssd_augmentation(*, size: tuple[Count, Count] | None = None) -> v2.Compose:
 
 @door
 def large_scale_jitter(
-    size: tuple[Count, Count], *, scale_range: Annotated[tuple[Positive, Positive], Ascending()] = (0.1, 2.0)
+    size: Size | None = None, *, scale_range: Annotated[tuple[Positive, Positive], Ascending()] = (0.1, 2.0)
 ) -> v2.Compose:
     """Large-scale jittering (Ghiasi et al. 2021, section 3): flip, resize by a random factor of wide range, crop or
     pad.
 
-    ``size`` is (height, width) of every result; the factor is relative to fitting the image into it.
+    ``size`` is (height, width) of every result, None the image's own; the factor is relative to fitting the image into
+    it.
 
     >>> image = tv_tensors.Image(torch.zeros(3, 50, 40, dtype=torch.uint8))
     >>> boxes = tv_tensors.BoundingBoxes([[5., 5., 35., 45.]], format="XYXY", canvas_size=(50, 40))
     >>> large_scale_jitter((64, 64))(image, {"boxes": boxes, "labels": torch.tensor([2])})[0].shape
     torch.Size([3, 64, 64])
     """
-    steps = [
-        v2.RandomHorizontalFlip(0.5),
-        v2.ScaleJitter(target_size=(size[1], size[0]), scale_range=scale_range),  # it takes (width, height)
-        _OnCanvas(v2.RandomCrop, size=list(size), pad_if_needed=True),
-    ]
-    return _composed(*steps)
+    return _composed(v2.RandomHorizontalFlip(0.5), _Scaled(size, scale_range))
 
 
 @door
@@ -239,6 +235,21 @@ def _without_small(image: Any, target: dict[str, Any], *, min_size: float) -> tu
 
 class _ClassMap(tv_tensors.Mask):
     """A segmentation: it moves as masks do, but canvas outside the image has no class."""
+
+
+class _Scaled:
+    """Resizes by a random factor relative to fitting ``size``, or the image's own, and crops or pads to it."""
+
+    def __init__(self, size: Size | None, scale_range: tuple[float, float]) -> None:
+        self.size, self.scale_range = size, scale_range
+
+    def __call__(self, image: Any, target: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        height, width = self.size or v2.functional.get_size(image)
+        scaled = v2.ScaleJitter((width, height), scale_range=self.scale_range)(image, target)
+        return _OnCanvas(v2.RandomCrop, size=[height, width], pad_if_needed=True)(*scaled)
+
+    def __repr__(self) -> str:
+        return f"Scaled(size={self.size}, scale_range={self.scale_range})"
 
 
 class _OnCanvas:

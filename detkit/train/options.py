@@ -4,10 +4,11 @@ import argparse
 import importlib.util
 from pathlib import Path
 
+import torch
 from torchvision.transforms import v2
 
 import detkit.train
-from detkit.data import flip_augmentation, ssd_augmentation
+from detkit.data import flip_augmentation, large_scale_jitter, ssd_augmentation
 from detkit.data.transforms import sanitize
 from detkit.detectors import recipes
 from detkit.train.module import function_of
@@ -25,6 +26,7 @@ DEFAULT = "small_tood"
 
 AUGMENTATIONS = {
     "none": v2.Identity,
+    "jitter": lambda: large_scale_jitter(scale_range=(0.8, 1.25)),
     "flip": flip_augmentation,
     "flips": lambda: v2.Compose([v2.RandomPhotometricDistort(p=0.5), flip_augmentation(vertical=True)]),
     "ssd": ssd_augmentation,
@@ -68,8 +70,9 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--random-scale", type=float, nargs=2, metavar=("LOW", "HIGH"), help="every ten batches so many times --size")
     add("--group-norm", action="store_true", help="for recipes with a norm: N processes then equal one, to rounding")
     add("--sync-bn", action=argparse.BooleanOptionalAction, default=True, help="batch norms over all processes")
-    augment = "flip: left, right; flips: up, down, colors, too; ssd: colors, zooms, crops; shift: digits (%(default)s)"
-    add("--augment", choices=AUGMENTATIONS, default="flip", help=augment)
+    kinds = "flip: left, right; jitter: flip and .8 to 1.25 times the size; flips: up, down, colors, too; ssd: colors, "
+    kinds += "zooms, crops; shift: digits (default: jitter, of scenes none)"
+    add("--augment", choices=AUGMENTATIONS, help=kinds)
     add("--epochs", type=int, default=30, help="passes over the images to train on (%(default)s)")
     add("--early-stop", type=int, metavar="N", help="end after so many evaluations without a better AP")
     add("--batch-size", type=int, default=16, help="images of each process (%(default)s)")
@@ -80,7 +83,8 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--clip", type=float, default=10.0, help="largest norm of the gradient (%(default)s)")
     add("--nonfinite", choices=("stop", "skip"), default="stop", help="at a loss or gradient that is NaN or infinite")
     add("--ema", type=float, default=0.998, help="decay of the averaged weights, which are saved (%(default)s)")
-    add("--bf16", action="store_true", help="bfloat16 autocast")
+    bf16 = "bfloat16 autocast; default: where the device has instructions for it"
+    add("--bf16", action=argparse.BooleanOptionalAction, help=bf16)
     add("--evaluate-every", type=int, default=1, metavar="EPOCHS", help="on the set to validate on (%(default)s)")
     add("--checkpoint-steps", type=int, default=0, help="also checkpoint every so many steps within an epoch")
     add("--workers", type=int, default=0, help="data loading processes for each training process")
@@ -106,6 +110,8 @@ def complete(args: argparse.Namespace) -> None:
         if own and getattr(args, name):
             raise ValueError(f"--{name} {getattr(args, name)}: --module {args.module} defines {part}() already")
         setattr(args, name, "module" if own else getattr(args, name) or default)
+    args.bf16 = multiplies_bf16() if args.bf16 is None else args.bf16
+    args.augment = args.augment or ("none" if args.data == "scenes" else "jitter")
     if args.data == "coco" and args.root:
         find_roboflow(args)
     check_data(args)
@@ -157,3 +163,11 @@ def check_run(args: argparse.Namespace) -> None:
         raise ValueError(f"--random-scale {low:g} {high:g}: allowed are two numbers between 0 and 100, the lower first")
     if args.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise ValueError('--tensorboard needs tensorboard: pip install "torch-detkit[tensorboard]"')
+
+
+def multiplies_bf16() -> bool:
+    """Whether this machine has instructions for products of bfloat16: others emulate them, and are slower for it."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(known.get("avx512_bf16") or known.get("amx_bf16"))

@@ -18,6 +18,6 @@ def test_a_loader_has_what_is_left_of_the_epoch_and_leaves_the_global_generator_
 
 
 def test_half_precision_is_asked_for(tmp_path):
-    for options, kind in (((), torch.float32), (("--bf16",), torch.bfloat16)):
+    for options, kind in ((("--no-bf16",), torch.float32), (("--bf16",), torch.bfloat16)):
         with autocast(begun(tmp_path, *options)):
             assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == kind

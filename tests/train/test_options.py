@@ -3,6 +3,7 @@
 import importlib.util
 
 import pytest
+import torch
 from training import claimed
 
 from detkit.train.options import arguments
@@ -80,3 +81,21 @@ def test_a_coco_export_of_roboflow_is_found_by_its_folder(tmp_path):
     assert args.val_json == [tmp_path / "valid" / "_annotations.coco.json"]
     assert args.test_json is None
     assert args.tidy_categories
+
+
+@pytest.mark.parametrize(
+    ("known", "fast"), [({}, False), ({"avx512_bf16": True}, True), ({"avx512_bf16": False, "amx_bf16": True}, True)]
+)
+def test_half_precision_is_taken_where_the_processor_has_instructions_for_it(monkeypatch, tmp_path, known, fast):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known, raising=False)
+    given = ["--output", str(tmp_path)]
+    assert arguments(given).bf16 == fast
+    assert arguments([*given, "--bf16"]).bf16
+    assert not arguments([*given, "--no-bf16"]).bf16
+
+
+def test_scenes_of_digits_are_not_mirrored_unless_asked_for(tmp_path):
+    assert arguments(["--output", str(tmp_path)]).augment == "none"
+    assert arguments(["--data", "yolo", "--root", str(tmp_path), "--output", str(tmp_path)]).augment == "jitter"
+    assert arguments(["--augment", "flip", "--output", str(tmp_path)]).augment == "flip"
