@@ -3,8 +3,9 @@
 Run: python examples/equal_time.py runs/equal --minutes 5 --data bccd/images bccd/train.json bccd/val.json
      python examples/equal_time.py runs/digits --minutes 2 --size 96 96                 (scenes of digits)
 
-All see the same pictures in the same order, at the same size, with the same augmentation and schedule. A cell that is
-in results.jsonl is not trained again, so a run may be stopped, and lengthened by other --only, --minutes and --seeds.
+All see the same pictures in the same order, at the same size, with the same augmentation and schedule, which are those
+of detkit.train. A cell that is in results.jsonl is not trained again, so a run may be stopped, and lengthened by other
+--only, --minutes and --seeds.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from torchvision.transforms import v2
 from tqdm import tqdm
 
 from detkit import data, viz
+from detkit.train.options import multiplies_bf16
 
 
 def main() -> None:
@@ -27,9 +29,9 @@ def main() -> None:
     parser.add_argument("output", type=Path)
     parser.add_argument("--minutes", type=float, default=5.0, help="CPU time of each cell, judging left out")
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--size", type=int, nargs=2, default=(240, 320))
     parser.add_argument("--only", nargs="+", choices=list(ENTRIES), default=list(ENTRIES))
-    parser.add_argument("--jitter", action="store_true", help="scale by .6 to 1.6 and change colors, beside flips")
     parser.add_argument("--data", type=Path, nargs=3, metavar=("IMAGES", "TRAIN", "VAL"))
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -45,13 +47,11 @@ def main() -> None:
     seen, unseen = ([*map(own.__getitem__, range(len(own) if cells else 0))] for own in sets)  # read once
     for minutes, seed, name in tqdm(cells):
         torch.manual_seed(seed)
-        build, rate = ENTRIES[name]
+        build, rate, bf16 = ENTRIES[name]
         detector = build(len(names), size).to(memory_format=torch.channels_last)
-        augment = data.flip_augmentation(vertical=True) if args.data else v2.Identity()  # a flipped digit is none
-        if args.jitter:
-            jitter = data.large_scale_jitter(size, scale_range=(0.6, 1.6))
-            augment = v2.Compose([augment, v2.RandomPhotometricDistort(p=0.5), jitter])
-        curve = train(detector, rate, seen, unseen, names, 60 * minutes, augment=augment)
+        augment = data.large_scale_jitter(scale_range=(0.8, 1.25)) if args.data else v2.Identity()  # digits don't flip
+        bf16 = bf16 and multiplies_bf16()
+        curve = train(detector, rate, seen, unseen, names, 60 * minutes, augment=augment, bf16=bf16, batch=args.batch)
         rows.append({"minutes": minutes, "seed": seed, "name": name, "curve": curve})
         with file.open("a") as lines:
             lines.write(json.dumps(rows[-1]) + "\n")

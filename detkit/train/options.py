@@ -75,7 +75,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--augment", choices=AUGMENTATIONS, help=kinds)
     add("--epochs", type=int, default=30, help="passes over the images to train on (%(default)s)")
     add("--early-stop", type=int, metavar="N", help="end after so many evaluations without a better AP")
-    add("--batch-size", type=int, default=16, help="images of each process (%(default)s)")
+    add("--batch-size", type=int, help="images of each process (default: 4, of scenes 16)")
     add("--accumulate", type=int, default=1, help="batches whose gradients are added up for one step")
     add("--lr", type=float, default=2e-3, help="AdamW's highest learning rate (%(default)s)")
     add("--weight-decay", type=float, default=0.05, help="AdamW's, but not of biases and norms (%(default)s)")
@@ -111,6 +111,8 @@ def complete(args: argparse.Namespace) -> None:
             raise ValueError(f"--{name} {getattr(args, name)}: --module {args.module} defines {part}() already")
         setattr(args, name, "module" if own else getattr(args, name) or default)
     args.bf16 = multiplies_bf16() if args.bf16 is None else args.bf16
+    if args.batch_size is None:
+        args.batch_size = 16 if args.data == "scenes" else 4
     args.augment = args.augment or ("none" if args.data == "scenes" else "jitter")
     if args.data == "coco" and args.root:
         find_roboflow(args)

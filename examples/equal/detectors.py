@@ -27,10 +27,11 @@ class Torchvision(nn.Module):
 
 
 class Entry(NamedTuple):
-    """How to build a detector, and at which rate it is trained."""
+    """How to build a detector, at which rate it is trained, and whether in bfloat16 where that is fast."""
 
     build: Build
     rate: float = 2e-3
+    bf16: bool = True
 
 
 def _recipe(recipe: Callable[..., nn.Module], **settings: Any) -> Build:
@@ -73,6 +74,6 @@ ENTRIES = {
     "small_rt_detr": Entry(_recipe(detectors.small_rt_detr), 1e-3),
     "small_d_fine": Entry(_recipe(detectors.small_d_fine), 1e-3),
     "small_pix2seq": Entry(_recipe(detectors.small_pix2seq, max_objects=30), 1e-3),
-    "torchvision ssdlite320": Entry(_ssdlite, 1e-3),
+    "torchvision ssdlite320": Entry(_ssdlite, 1e-3, bf16=False),
     "torchvision fasterrcnn_320": Entry(_faster_rcnn, 1e-3),
 }

@@ -25,6 +25,7 @@ def train(
     augment: Callable[..., Any],
     view: Callable[[nn.Module], nn.Module] = lambda detector: detector,
     batch: int = 8,
+    bf16: bool = False,
 ) -> list[list[float]]:
     """Train for so many seconds of CPU time; [seconds, AP, AP50, APs] of the averaged weights at every mark.
 
@@ -47,7 +48,9 @@ def train(
             group["lr"] = rate * min(1.0, 20 * spent) * (1 + math.cos(math.pi * spent)) / 2
         images, targets = zip(*map(augment, images, targets), strict=True)
         optimizer.zero_grad()
-        torch.stack([*detector.train()([*images], [*targets]).values()]).sum().backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            losses = detector.train()([*images], [*targets])
+        torch.stack([loss.float() for loss in losses.values()]).sum().backward()
         nn.utils.clip_grad_norm_(detector.parameters(), 10.0)
         optimizer.step()
         average.update_parameters(detector)
