@@ -19,7 +19,8 @@ from detkit.kernels.switch import takes_over
 from detkit.structures import Anchors, Assignment, Predictions, Targets, take_rows
 
 _FARTHEST = 1e18  # coordinates count as at most this: squared distances stay finite
-_PAIRS_AT_ONCE = 2**24
+_PAIRS_AT_ONCE = {"cpu": 2**18}  # fits a core's cache
+_PAIRS_ON_DEVICE = 2**24
 
 
 class ATSSMatcher(nn.Module):
@@ -94,7 +95,8 @@ def _nearest_points(points: Tensor, goals: Tensor, counts: Sequence[int], candid
 def _nearest(points: Float[Tensor, "B N 2"], goals: Float[Tensor, "B T 2"], count: int) -> Int[Tensor, "B T K"]:
     """Indices of the points nearest to each goal, computed for a few goals at a time to bound memory."""
     points, goals = (_bounded(rows) for rows in (points, goals))
-    step = max(1, min(goals.shape[1], _PAIRS_AT_ONCE // max(1, points[..., 0].numel())))
+    most = _PAIRS_AT_ONCE.get(points.device.type, _PAIRS_ON_DEVICE)
+    step = max(1, min(goals.shape[1], most // max(1, points[..., 0].numel())))
     parts = []
     for some in goals.split(step, dim=1):
         x, y = (points[:, None] - some[:, :, None]).unbind(-1)

@@ -5,15 +5,15 @@ from functools import partial
 from typing import Annotated
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from detkit._door import door
 from detkit._ranges import Ascending, Positive, Range
 from detkit._threads import on_one_thread
 from detkit.anchors.assigned import no_matches
+from detkit.anchors.candidates import near_centers, pieces_of
 from detkit.anchors.matcher import AnchorBoxes, match_batch, read_boxes, traced_matches
-from detkit.anchors.matrix import matrix_pieces
 from detkit.structures import NEGATIVE, Assignment, Predictions, Targets, take_rows
 
 
@@ -38,13 +38,31 @@ def match_points(
     >>> match_points(box, torch.tensor([[True]]), point + 13, near=near * 2, low=low, high=high).matched
     tensor([[0]])
     """
+    area, row = _smallest(boxes, objects, points, near, low, high)
+    return _as_assignment(area, row, boxes, points)
+
+
+def _smallest(
+    boxes: Float[Tensor, "B T 4"],
+    objects: Bool[Tensor, "B T"],
+    points: Float[Tensor, "N 2"],
+    near: Float[Tensor, "N"],
+    low: Float[Tensor, "N"],
+    high: Float[Tensor, "N"],
+) -> tuple[Float[Tensor, "B N"], Int[Tensor, "B N"]]:
+    """The area and the row of the smallest object that suits each point; infinite where there is none."""
     sides = _distances(points, boxes[:, :, None])  # (B, T, N, 4)
     inside = sides.amin(-1) > 0
     offset = (sides[..., :2] - sides[..., 2:]).abs().amax(-1) / 2  # of the point from the center of the box
     reach = sides.amax(-1)
     suits = objects[..., None] & inside & (offset < near) & (reach > low) & (reach < high)
     areas = (boxes[..., 2:] - boxes[..., :2]).prod(-1)
-    area, row = torch.where(suits, areas[..., None], math.inf).min(dim=1)
+    return torch.where(suits, areas[..., None], math.inf).min(dim=1)
+
+
+def _as_assignment(
+    area: Tensor, row: Tensor, boxes: Float[Tensor, "B T 4"], points: Float[Tensor, "N 2"]
+) -> Assignment:
     found = area < math.inf
     quality = centerness(_distances(points, take_rows(boxes, row))).float()
     return Assignment(torch.where(found, row, NEGATIVE), torch.where(found, quality, 0))
@@ -147,12 +165,25 @@ def _compare(
     radius: float,
     reach: tuple[float, float],
 ) -> Assignment:
-    """The rule on pieces of the points, with bounds in pixels."""
+    """The rule on pieces of the objects, with bounds in pixels."""
     strides = anchors[:, 2] - anchors[:, 0]  # NaN where an anchor is not finite: it must not be the narrowest or widest
     low = torch.where(strides == strides.nan_to_num(math.inf).amin(), 0, strides * reach[0])
     high = torch.where(strides == strides.nan_to_num(-math.inf).amax(), math.inf, strides * reach[1])
-    points, result = (anchors[:, :2] + anchors[:, 2:]) / 2, no_matches(boxes, anchors)
-    for piece in matrix_pieces(objects, anchors):
-        bounds = {"near": radius * strides[piece], "low": low[piece], "high": high[piece]}
-        result.matched[:, piece], result.quality[:, piece] = match_points(boxes, objects, points[piece], **bounds)
-    return result
+    points, near = (anchors[:, :2] + anchors[:, 2:]) / 2, radius * strides
+    area, row = boxes.new_full((len(boxes), len(points)), math.inf), no_matches(boxes, anchors).matched
+    for piece in pieces_of(boxes, objects, len(points), partial(_around, points, near)):
+        bounds = (values[piece.columns] for values in (points, near, low, high))
+        value, place = _smallest(piece.of_objects(boxes), piece.of_objects(objects), *bounds)
+        number, least, first = piece.numbers(place), piece.of_anchors(area), piece.of_anchors(row)
+        better = (value < least) | ((value == least) & (number < first))
+        area[piece.images, piece.columns] = torch.where(better, value, least)
+        row[piece.images, piece.columns] = torch.where(better, number, first)
+    return _as_assignment(area, row.clamp(min=0), boxes, points)
+
+
+def _around(
+    points: Float[Tensor, "N 2"], near: Float[Tensor, "N"], image: int, boxes: Float[Tensor, "M 4"]
+) -> Int[Tensor, "K"]:
+    """The points that may lie near the centers of these boxes; a little farther, as the rule rounds otherwise."""
+    slack = 1e-4 * (boxes.abs().amax() + points.abs())
+    return near_centers(points[None], (near[:, None] + slack)[None], 0, boxes)

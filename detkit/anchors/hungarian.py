@@ -26,6 +26,8 @@ _FARTHEST = 1e15  # coordinates count as at most this: costs and areas stay fini
 _LARGEST_LOGIT = 1e6
 _LARGEST_FRACTION = 10.0
 _DEAREST = 1e6
+_PAIRS_AT_ONCE = {"cpu": 2**22}  # of whole images, or of layers of one; a few tables of them are held
+_PAIRS_ON_DEVICE = 2**24
 _HAS_SOLVER = find_spec("torch_linear_assignment") is not None
 
 
@@ -94,9 +96,20 @@ class HungarianMatcher(nn.Module):
         if full_checks():
             check_finite(logits, function="HungarianMatcher", name="logits")
         targets = targets._replace(boxes=promote(targets.boxes))
+        images, pairs = boxes.shape[0], targets.valid.shape[1] * boxes.shape[1]
+        most = _PAIRS_AT_ONCE.get(boxes.device.type, _PAIRS_ON_DEVICE)
+        if torch.compiler.is_compiling() or images * pairs <= most:  # the compiler fuses; it must not ask for counts
+            return self._match(logits, boxes, targets)
+        step = max(1, most // pairs)
+        pieces = [slice(first, first + step) for first in range(0, images, step)]
+        found = [self._match(logits[piece], boxes[piece], _images(targets, piece), piece.start) for piece in pieces]
+        return Assignment(*(torch.cat(values) for values in zip(*found, strict=True)))
+
+    def _match(self, logits: Tensor, boxes: Tensor, targets: Targets, first: int = 0) -> Assignment:
+        """The matches of images that are counted from ``first``."""
         costs, overlaps, usable = self._costs(logits, boxes, targets)
         labels, num_classes = targets.labels, self._num_classes(logits)
-        matched = torch.ops.detkit.assign(costs, targets.objects, usable, labels, targets.boxes, num_classes)
+        matched = torch.ops.detkit.assign(costs, targets.objects, usable, labels, targets.boxes, num_classes, first)
         quality = matched_overlaps(overlaps, matched).float().clamp(max=1)
         matched = ignore_crowds(matched, boxes, targets.boxes, targets.crowds)
         return Assignment(torch.where(usable, matched, IGNORED), quality)
@@ -172,18 +185,19 @@ def _assign(
     labels: Tensor,
     boxes: Tensor,
     num_classes: int,
+    first: int,
 ) -> Tensor:
     """(B, Q): the object of each query, or NEGATIVE."""
     if costs.is_cuda and _HAS_SOLVER:
         if full_checks():
-            _refuse_objects(objects & _wrong(labels, boxes, num_classes), labels, boxes, num_classes)
+            _refuse_objects(objects & _wrong(labels, boxes, num_classes), labels, boxes, num_classes, first)
         return solve_on_device(costs, objects & ~_wrong(labels, boxes, num_classes), usable)
     from scipy.optimize import linear_sum_assignment  # half a second to import: only for who assigns
 
     wrong = objects & _wrong(labels, boxes, num_classes)
     *host, refused = (values.numpy() for values in _read_at_once(costs, objects, usable, wrong))
     if refused.any():
-        _refuse_objects(wrong, labels, boxes, num_classes)
+        _refuse_objects(wrong, labels, boxes, num_classes, first)
     matched = np.full(usable.shape, NEGATIVE)
     for taken, table, rows, columns in zip(matched, *host, strict=True):
         rows, columns = rows.nonzero()[0], columns.nonzero()[0]
@@ -238,12 +252,12 @@ def _read_at_once(costs: Tensor, *flags: Tensor) -> list[Tensor]:
     return [table.view(costs.shape), *(own.bool().view(flag.shape) for own, flag in zip(rest, flags, strict=True))]
 
 
-def _refuse_objects(wrong: Tensor, labels: Tensor, boxes: Tensor, num_classes: int) -> None:
+def _refuse_objects(wrong: Tensor, labels: Tensor, boxes: Tensor, num_classes: int, first: int) -> None:
     """Raise ValueError for the first object that is wrong: a label out of range or an invalid box."""
     if not wrong.any():
         return
     (image, target), count = first_bad(wrong)
-    where = f"HungarianMatcher: image {image}, target {target}"
+    where = f"HungarianMatcher: image {image + first}, target {target}"
     also = f"; {count} objects are wrong" if count > 1 else ""
     label, corners = labels[image, target].item(), boxes[image, target]
     if not 0 <= label < num_classes:
@@ -252,6 +266,10 @@ def _refuse_objects(wrong: Tensor, labels: Tensor, boxes: Tensor, num_classes: i
     if torch.isfinite(corners).all() and not (corners[2:] < corners[:2]).any():
         raise ValueError(f"{where}: box {box} must hold fractions of the image, not pixels{also}")
     raise ValueError(f"{where}: box {box} as fractions must be finite with x1 <= x2 and y1 <= y2{also}")
+
+
+def _images(targets: Targets, piece: slice) -> Targets:
+    return Targets._make(None if values is None else values[piece] for values in targets)
 
 
 def _check_shapes(logits: Tensor, boxes: Tensor, targets: Targets, num_classes: int) -> None:

@@ -119,7 +119,7 @@ def match_images(
     sides = anchor_sides(anchors) if anchors.ndim == 2 else bounded_sides(anchors)
     found = []
     for image, (own, candidates) in enumerate(zip(objects.unbind(), boxes.unbind(), strict=True)):
-        rows = own.nonzero().squeeze(1)
+        rows = own.nonzero().view(-1)
         columns = sides if anchors.ndim == 2 else sides.map(lambda values, i=image: values[i])
         if len(rows):
             found.append(match(bounded_sides(candidates.index_select(0, rows)), rows, columns))

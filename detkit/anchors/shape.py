@@ -1,5 +1,7 @@
 """The matcher of YOLO v2 and v3: an object is learned in its own cell, by the anchor whose shape fits it best."""
 
+from functools import partial
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -9,10 +11,14 @@ from detkit._inputs import as_boxes
 from detkit._ranges import Fraction
 from detkit._threads import on_one_thread
 from detkit.anchors.assigned import ignore_crowds, no_matches
+from detkit.anchors.candidates import near_centers, pieces_of
 from detkit.anchors.matcher import AnchorBoxes, read_boxes, read_predictions
-from detkit.anchors.matrix import matrix_pieces, overlap_matrix
+from detkit.anchors.matrix import overlap_matrix
 from detkit.boxes import box_centers, paired_box_iou
+from detkit.boxes.measures import BoxSides, bounded_sides
 from detkit.structures import IGNORED, NEGATIVE, Anchors, ClaimedAssignment, Predictions, Targets, take_rows
+
+_SLACK = 0.99  # rounding must not hide a box
 
 
 class ShapeMatcher(nn.Module):
@@ -103,17 +109,17 @@ def claim_shapes(
     >>> claim_shapes(torch.tensor([[[6.0, 0, 12, 4]]]), torch.tensor([[True]]), anchors, cells)
     tensor([[1]])
     """
-    best = boxes.new_zeros(boxes.shape[:2])
-    claims = torch.full_like(best, NEGATIVE, dtype=torch.int64)
-    sizes = (boxes[..., 2:] - boxes[..., :2])[:, :, None]
-    for piece in matrix_pieces(objects, anchors):
-        here = in_cells(boxes, anchors[piece], cells[piece]) & objects[..., None]
-        fit = _overlaps(sizes, anchors[piece, 2:] - anchors[piece, :2])
+    claims = boxes.new_full(boxes.shape[:2], NEGATIVE, dtype=torch.int64)
+    points, shapes = box_centers(anchors), anchors[:, 2:] - anchors[:, :2]
+    find = partial(near_centers, points[None].expand(len(boxes), -1, 2), (2 * cells).expand(len(boxes), -1, 2))
+    for piece in pieces_of(boxes, objects, len(anchors), find):
+        own = piece.of_objects(boxes)
+        here = in_cells(own, anchors[piece.columns], cells[piece.columns]) & piece.of_objects(objects)[..., None]
+        fit = _overlaps((own[..., 2:] - own[..., :2])[:, :, None], shapes[piece.columns])
         fit = torch.where(here & (fit > 0), fit, 0)  # NaN is not above 0
         place = fit.argmax(-1)  # the first of equal ones
-        value = fit.gather(2, place[..., None]).squeeze(2)
-        claims = torch.where(value > best, place + piece.start, claims)
-        best = torch.maximum(best, value)
+        claimed = fit.gather(2, place[..., None]).squeeze(2) > 0
+        claims[piece.images, piece.rows] = torch.where(claimed, piece.places(place), NEGATIVE)
     return claims
 
 
@@ -152,12 +158,27 @@ def last_claims(claims: Int[Tensor, "B T"], count: int) -> Int[Tensor, "B N"]:
     return owners.scatter_reduce(1, claims.clamp(min=0), torch.where(claims >= 0, numbers, NEGATIVE), "amax")
 
 
-def _best_overlaps(
-    boxes: Float[Tensor, "B T 4"], objects: Bool[Tensor, "B T"], predicted: Float[Tensor, "B N 4"]
-) -> Float[Tensor, "B N"]:
-    """The highest IoU of each predicted box with an object."""
-    pieces = matrix_pieces(objects, predicted)
-    return torch.cat([overlap_matrix(boxes, objects, predicted[:, piece]).amax(1) for piece in pieces], dim=1)
+def _overlapped(
+    boxes: Float[Tensor, "B T 4"], objects: Bool[Tensor, "B T"], predicted: Float[Tensor, "B N 4"], least: float
+) -> Bool[Tensor, "B N"]:
+    """Which predicted boxes have an IoU above ``least`` with any object."""
+    found = torch.zeros(predicted.shape[:2], dtype=torch.bool, device=predicted.device)
+    for piece in pieces_of(boxes, objects, predicted.shape[1], partial(_alike, bounded_sides(predicted), least)):
+        given = piece.of_objects(boxes), piece.of_objects(objects), piece.of_anchors(predicted)
+        found[piece.images, piece.columns] |= (overlap_matrix(*given) > least).any(1)
+    return found
+
+
+def _alike(predicted: BoxSides, least: float, image: int, boxes: Float[Tensor, "M 4"]) -> Int[Tensor, "K"]:
+    """The predicted boxes of an image that meet the hull of some objects, none of which is so much longer or shorter
+    that the IoU could not be above ``least``."""
+    seen, own = predicted.map(lambda values: values[image]), bounded_sides(boxes)
+    length, lengths = (torch.maximum(sides.x2 - sides.x1, sides.y2 - sides.y1) for sides in (seen, own))
+    meets = (
+        (seen.x1 < own.x2.amax()) & (seen.x2 > own.x1.amin()) & (seen.y1 < own.y2.amax()) & (seen.y2 > own.y1.amin())
+    )
+    like = (length >= _SLACK * least * lengths.amin()) & (_SLACK * least * length <= lengths.amax())
+    return (meets & like).nonzero().squeeze(1)
 
 
 @torch.library.custom_op("detkit::match_shapes", mutates_args=())
@@ -171,7 +192,7 @@ def _match(
         return matched, quality, torch.full_like(valid, NEGATIVE, dtype=torch.int64)
     claims = claim_shapes(boxes, objects, anchors, strides)
     matched = last_claims(claims, count)
-    seen = _best_overlaps(boxes, objects, predicted) > ignore_iou
+    seen = _overlapped(boxes, objects, predicted, ignore_iou)
     quality = paired_box_iou(predicted, take_rows(boxes, matched.clamp(min=0))).float()
     quality = torch.where(matched >= 0, quality, 0)
     matched = torch.where((matched < 0) & seen, IGNORED, matched)

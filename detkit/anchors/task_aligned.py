@@ -1,5 +1,8 @@
 """Matchers that read predictions: task-aligned assignment (TOOD) and simplified optimal transport (YOLOX)."""
 
+from functools import partial
+from typing import Any
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -7,8 +10,10 @@ from torch import Tensor, nn
 from detkit._door import door
 from detkit._inputs import as_boxes, check_finite, first_bad, full_checks, promote
 from detkit._ranges import Count, NotNegative, Positive
-from detkit._ranking import stable_topk
-from detkit.anchors.assigned import matched_overlaps, values_of_labels
+from detkit._ranking import at_most, stable_topk
+from detkit._threads import on_one_thread
+from detkit.anchors.assigned import values_of_labels
+from detkit.anchors.candidates import Piece, in_crowds, inside_boxes, near_centers, pieces_of
 from detkit.anchors.claims import highest_claim
 from detkit.anchors.matcher import AnchorBoxes, read_boxes, read_predictions
 from detkit.boxes import box_centers, box_iou, points_in_boxes
@@ -62,18 +67,15 @@ class TaskAlignedMatcher(nn.Module):
         Of ``anchors``, (N, 4) or (B, N, 4) xyxy, only the centers are used. Raises ValueError without predictions.
         """
         cells, targets = read_boxes("TaskAlignedMatcher", anchors, targets)
-        points = box_centers(cells).unsqueeze(-3)
+        points = box_centers(cells).expand(targets.boxes.shape[0], -1, 2)
         scores, boxes, usable = _usable("TaskAlignedMatcher", points, targets, predictions)
-        inside = points_in_boxes(points, targets.boxes[:, :, None])
-        overlaps = box_iou(targets.boxes, boxes).float()
-        alignment = values_of_labels(scores, targets.labels) ** self.alpha * overlaps**self.beta
-        alignment = torch.where(inside & _pairs(targets, usable), alignment, 0)
-        places = stable_topk(alignment, self.candidates)
-        alignment, overlaps = alignment.gather(2, places), overlaps.gather(2, places)
+        found = targets.boxes, targets.labels, targets.objects, points, boxes, scores, usable
+        places, overlaps, alignment = torch.ops.detkit.aligned_candidates(
+            *found, self.candidates, self.alpha, self.beta
+        )
         matched, _ = highest_claim(places, overlaps, alignment > 0, boxes.shape[1])
         quality = _normalized(alignment, overlaps, _winners(matched, places) & (alignment > 0))
-        quality = torch.zeros_like(scores[..., 0]).scatter_reduce(1, places.flatten(1), quality.flatten(1), "amax")
-        return Assignment(_leave_out(matched, inside, usable, targets), quality)
+        return Assignment(_leave_out(matched, points, usable, targets), _best(quality, places, usable))
 
     def extra_repr(self) -> str:
         """The settings that ``print`` shows."""
@@ -128,38 +130,119 @@ class SimOTAMatcher(nn.Module):
         """
         cells, targets = read_boxes("SimOTAMatcher", anchors, targets)
         strides = promote(anchors.strides) if isinstance(anchors, Anchors) else cells[..., 2:] - cells[..., :2]
-        points = box_centers(cells).unsqueeze(-3)
+        points = box_centers(cells).expand(targets.boxes.shape[0], -1, 2)
         scores, boxes, usable = _usable("SimOTAMatcher", points, targets, predictions)
-        truth, pairs = targets.boxes, _pairs(targets, usable)
-        inside = points_in_boxes(points, truth[:, :, None])
-        apart = (points - box_centers(truth)[:, :, None]).abs()
-        near = (apart < self.radius * strides.unsqueeze(-3)).all(-1)
-        overlaps = torch.where((inside | near) & pairs, box_iou(truth, boxes).float(), 0)
-        costs = self._costs(scores, overlaps, targets)
-        costs = torch.where(inside & near, costs, (costs + 1) * _OUTSIDE)
-        costs = torch.where((inside | near) & pairs, costs, torch.inf)
-        places = stable_topk(-costs, self.candidates)
-        costs = costs.gather(2, places)
-        best = overlaps.gather(2, stable_topk(overlaps, self.candidates))
-        wanted = best.sum(-1, dtype=torch.float64).long().clamp(min=1)
+        near = (self.radius * strides).expand(points.shape)
+        found = targets.boxes, targets.labels, targets.objects, points, near, boxes, scores, usable
+        places, overlaps, costs, wanted = torch.ops.detkit.cheapest_candidates(*found, self.candidates, self.iou_weight)
         taken = (torch.arange(places.shape[2], device=places.device) < wanted[..., None]) & torch.isfinite(costs)
         matched, _ = highest_claim(places, -costs, taken, boxes.shape[1])
-        quality = matched_overlaps(overlaps, matched)
-        return Assignment(_leave_out(matched, inside, usable, targets), quality)
+        quality = torch.where(_winners(matched, places) & taken, overlaps, 0)
+        return Assignment(_leave_out(matched, points, usable, targets), _best(quality, places, usable))
 
     def extra_repr(self) -> str:
         """The settings that ``print`` shows."""
         return f"candidates={self.candidates}, radius={self.radius}, iou_weight={self.iou_weight}"
 
-    def _costs(
-        self, scores: Float[Tensor, "B N C"], overlaps: Float[Tensor, "B T N"], targets: Targets
-    ) -> Float[Tensor, "B T N"]:
-        """Cost of every pair: cross-entropy against no class at all, corrected for the object's class, and IoU loss."""
-        nothing = -torch.log1p(-scores).clamp(min=-_LARGEST_LOSS)
-        score = values_of_labels(scores, targets.labels)
-        yes, no = (-logarithm.clamp(min=-_LARGEST_LOSS) for logarithm in (score.log(), torch.log1p(-score)))
-        classes = (nothing.sum(-1)[:, None] - no).clamp(min=0) + yes
-        return (classes - self.iou_weight * (overlaps + _SMALLEST_IOU).log()).clamp(min=0)
+
+@torch.library.custom_op("detkit::aligned_candidates", mutates_args=())
+@on_one_thread
+def _aligned(
+    truth: Tensor,
+    labels: Tensor,
+    objects: Tensor,
+    points: Tensor,
+    boxes: Tensor,
+    scores: Tensor,
+    usable: Tensor,
+    candidates: int,
+    alpha: float,
+    beta: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The candidates of each object, best first: places, overlaps and alignment (B, T, K), 0 where there is none."""
+    places, overlaps, alignment = _empty(objects, points, candidates)
+    for piece in pieces_of(truth, objects, points.shape[1], partial(inside_boxes, points)):
+        own, seen = piece.of_objects(truth), piece.of_anchors(boxes)
+        pairs = piece.of_objects(objects)[..., None] & piece.of_anchors(usable)[:, None]
+        inside = points_in_boxes(piece.of_anchors(points)[:, None], own[:, :, None])
+        overlap = box_iou(own, seen).float()
+        score = values_of_labels(piece.of_anchors(scores), piece.of_objects(labels))
+        aligned = torch.where(inside & pairs, score**alpha * overlap**beta, 0)
+        best = stable_topk(aligned, candidates)
+        _write(places, piece, piece.places(best))
+        _write(overlaps, piece, overlap.gather(2, best))
+        _write(alignment, piece, aligned.gather(2, best))
+    return places, overlaps, alignment
+
+
+@_aligned.register_fake
+def _(truth: Tensor, labels: Tensor, objects: Tensor, points: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    return _empty(objects, points, rest[3])
+
+
+@torch.library.custom_op("detkit::cheapest_candidates", mutates_args=())
+@on_one_thread
+def _cheapest(
+    truth: Tensor,
+    labels: Tensor,
+    objects: Tensor,
+    points: Tensor,
+    near: Tensor,
+    boxes: Tensor,
+    scores: Tensor,
+    usable: Tensor,
+    candidates: int,
+    iou_weight: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The candidates of each object, cheapest first: their places, overlaps and costs (B, T, K), infinite where there
+    is none; and how many of them the object wants (B, T)."""
+    places, overlaps, costs = _empty(objects, points, candidates)
+    costs.fill_(torch.inf)
+    wanted = torch.ones_like(objects, dtype=torch.int64)
+    nothing = -torch.log1p(-scores).clamp(min=-_LARGEST_LOSS).sum(-1)
+    find = partial(near_centers, points, near, or_inside=True)
+    for piece in pieces_of(truth, objects, points.shape[1], find):
+        own, here = piece.of_objects(truth)[:, :, None], piece.of_anchors(points)[:, None]
+        pairs = piece.of_objects(objects)[..., None] & piece.of_anchors(usable)[:, None]
+        inside = points_in_boxes(here, own)
+        close = ((here - box_centers(own)).abs() < piece.of_anchors(near)[:, None]).all(-1)
+        pairs &= inside | close
+        overlap = torch.where(pairs, box_iou(own.squeeze(2), piece.of_anchors(boxes)).float(), 0)
+        score = values_of_labels(piece.of_anchors(scores), piece.of_objects(labels))
+        cost = _pair_costs(score, piece.of_anchors(nothing)[:, None], overlap, iou_weight)
+        cost = torch.where(inside & close, cost, (cost + 1) * _OUTSIDE)
+        cost = torch.where(pairs, cost, torch.inf)
+        best = stable_topk(-cost, candidates)
+        most = overlap.gather(2, stable_topk(overlap, candidates)).sum(-1, dtype=torch.float64)
+        _write(places, piece, piece.places(best))
+        _write(overlaps, piece, overlap.gather(2, best))
+        _write(costs, piece, cost.gather(2, best))
+        wanted[piece.images, piece.rows] = most.long().clamp(min=1)
+    return places, overlaps, costs, wanted
+
+
+@_cheapest.register_fake
+def _(truth: Tensor, labels: Tensor, objects: Tensor, points: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    return *_empty(objects, points, rest[4]), torch.ones_like(objects, dtype=torch.int64)
+
+
+def _pair_costs(score: Tensor, nothing: Tensor, overlaps: Tensor, iou_weight: float) -> Float[Tensor, "B T N"]:
+    """Cost of every pair: cross-entropy against no class at all, corrected for the object's class, and IoU loss."""
+    yes, no = (-logarithm.clamp(min=-_LARGEST_LOSS) for logarithm in (score.log(), torch.log1p(-score)))
+    classes = (nothing - no).clamp(min=0) + yes
+    return (classes - iou_weight * (overlaps + _SMALLEST_IOU).log()).clamp(min=0)
+
+
+def _empty(objects: Bool[Tensor, "B T"], points: Tensor, candidates: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Places and two numbers of the candidates of each object, 0."""
+    shape = (*objects.shape, at_most(candidates, points.shape[-2]))
+    numbers = points.new_zeros(shape, dtype=torch.float32)
+    return points.new_zeros(shape, dtype=torch.int64), numbers, torch.zeros_like(numbers)
+
+
+def _write(table: Tensor, piece: Piece, values: Tensor) -> None:
+    """Write the values of a piece's candidates, fewer than the table is wide where it has fewer anchors."""
+    table[piece.images, piece.rows, : values.shape[2]] = values
 
 
 def _usable(
@@ -203,10 +286,6 @@ def _check_values(function: str, scores: Tensor, targets: Targets) -> None:
         )
 
 
-def _pairs(targets: Targets, usable: Bool[Tensor, "B N"]) -> Bool[Tensor, "B T N"]:
-    return targets.objects[..., None] & usable[:, None]
-
-
 def _winners(matched: Int[Tensor, "B N"], places: Int[Tensor, "B T K"]) -> Bool[Tensor, "B T K"]:
     """Which of its candidates each object was matched with."""
     numbers = torch.arange(places.shape[1], device=places.device)[:, None]
@@ -224,9 +303,15 @@ def _normalized(
     return alignment / torch.where(top > 0, top, 1) * overlaps.amax(-1, keepdim=True).clamp(max=1)
 
 
+def _best(values: Float[Tensor, "B T K"], places: Int[Tensor, "B T K"], usable: Bool[Tensor, "B N"]) -> Tensor:
+    """The highest of the values, at least 0, that candidates have in each place."""
+    none = torch.zeros_like(usable, dtype=values.dtype)
+    return none.scatter_reduce(1, places.flatten(1), values.flatten(1), "amax")
+
+
 def _leave_out(
-    matched: Int[Tensor, "B N"], inside: Bool[Tensor, "B T N"], usable: Bool[Tensor, "B N"], targets: Targets
+    matched: Int[Tensor, "B N"], points: Float[Tensor, "B N 2"], usable: Bool[Tensor, "B N"], targets: Targets
 ) -> Int[Tensor, "B N"]:
     """``matched`` with IGNORED for a NEGATIVE whose center lies in a crowd or whose prediction is not finite."""
-    crowded = (inside & targets.crowds[..., None]).any(dim=1)
+    crowded = in_crowds(points, targets.boxes, targets.crowds)
     return torch.where((crowded | ~usable) & (matched == NEGATIVE), IGNORED, matched)

@@ -119,10 +119,10 @@ def test_no_points_match_no_objects():
     assert result.matched.shape == result.quality.shape == (1, 0)
 
 
-def test_pieces_of_the_matrix_make_no_difference(monkeypatch):
+def test_pieces_of_the_objects_make_no_difference(monkeypatch):
     truth = pad_targets([target([[10, 10, 60, 60], [30, 30, 120, 110]])])
     whole = CenterMatcher()(LEVELS, truth)
-    monkeypatch.setattr("detkit.anchors.matrix._ENTRIES", {"cpu": 20})
+    monkeypatch.setattr("detkit.anchors.candidates._PAIRS_AT_ONCE", {"cpu": 20})
     pieces = CenterMatcher()(LEVELS, truth)
     assert (whole.matched >= 0).any()
     assert pieces.matched.tolist() == whole.matched.tolist()

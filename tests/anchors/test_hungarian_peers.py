@@ -99,7 +99,7 @@ def solver():
 def solved_there(monkeypatch, logits: Tensor, predicted: Tensor, targets: Targets) -> Tensor:
     """What the matcher says with the op taken to be on CUDA; the solver then runs on the CPU."""
 
-    def assign(costs, objects, usable, labels, boxes, num_classes) -> Tensor:
+    def assign(costs, objects, usable, labels, boxes, num_classes, first) -> Tensor:
         return solve_on_device(costs, objects & ~hungarian._wrong(labels, boxes, num_classes), usable)
 
     with monkeypatch.context() as patch:

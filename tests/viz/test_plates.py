@@ -61,3 +61,18 @@ def test_another_choice_of_texts_is_refused():
     check_plates("none", function="f")
     with pytest.raises(ValueError, match="f: plates=None; allowed are"):
         check_plates(None, function="f")
+
+
+def test_a_text_is_compared_with_the_boxes_around_it_only(monkeypatch):
+    edges = [(30 * x, 40 * y, 30 * x + 9, 40 * y + 9) for x in range(20) for y in range(20)]
+    compared = 0
+
+    def counted(places, boxes):
+        nonlocal compared
+        compared += len(boxes)
+        return hidden_shares(places, boxes)
+
+    monkeypatch.setattr("detkit.viz.plates.hidden_shares", counted)
+    places = find_places(edges, [(12, 8)] * len(edges), (620, 820), edges)
+    assert is_clear(places, edges) == [True] * len(edges)
+    assert compared < 20 * len(edges)  # not all 400 for each of 400 texts

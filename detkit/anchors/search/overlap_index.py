@@ -199,10 +199,25 @@ def _column(values: Tensor) -> Tensor:
 def _neighbors(boxes: BoxSides) -> tuple[Int[Tensor, "N"], Int[Tensor, "N"]]:
     """An order with boxes of one shape together and near ones side by side, and the number of each one's shape."""
     shape = [_octave_eighths(high - low) for low, high in ((boxes.x1, boxes.x2), (boxes.y1, boxes.y2))]
-    place = [_every_other_bit(_cells(low + high)) for low, high in ((boxes.x1, boxes.x2), (boxes.y1, boxes.y2))]
-    curve = place[0] | (place[1] << 1)
-    keys, order = ((((shape[0] << 8) | shape[1]).long() << 24) | curve.long()).sort(stable=True)
+    keys, order = ((((shape[0] << 8) | shape[1]).long() << 24) | _curve(boxes)).sort(stable=True)
     return keys >> 24, order
+
+
+def _curve(boxes: BoxSides) -> Int[Tensor, "N"]:
+    """How far along a Z-order curve, 0 to 2 ** 24 - 1, the center of each box lies."""
+    place = [_every_other_bit(_cells(low + high)) for low, high in ((boxes.x1, boxes.x2), (boxes.y1, boxes.y2))]
+    return (place[0] | (place[1] << 1)).long()
+
+
+def along_curve(boxes: Float[Tensor, "M 4"]) -> Int[Tensor, "M"]:
+    """An order in which boxes of about one size are together, and near ones side by side. None is NaN.
+
+    >>> along_curve(torch.tensor([[0.0, 0, 9, 9], [90, 90, 99, 99], [1, 0, 9, 9], [0, 0, 99, 99]]))
+    tensor([0, 2, 1, 3])
+    """
+    sides = bounded_sides(boxes)
+    size = _octave_eighths(torch.maximum(sides.x2 - sides.x1, sides.y2 - sides.y1)) // 8
+    return ((size.long() << 24) | _curve(sides)).argsort(stable=True)
 
 
 def _whole_nodes(shapes: Int[Tensor, "N"]) -> tuple[Int[Tensor, "S"], Bool[Tensor, "S"]]:
