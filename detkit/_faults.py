@@ -139,7 +139,26 @@ def judge_boxes(
     kind(finite & inverted, lambda _: "is inverted; allowed is x1 <= x2 and y1 <= y2")
     kind(finite & ~inverted & ~sized, lambda _: "has no width or no height")
     kind(finite & sized & outside, lambda row: f"lies outside its picture of {sizes[row, 0]} x {sizes[row, 1]}")
-    return looked & finite & sized & ~outside
+    good = looked & finite & sized & ~outside
+    _warn_of_other_units(boxes[good], sizes[good], faults.source)
+    return good
+
+
+def _warn_of_other_units(boxes: NDArray[np.floating[Any]], sizes: NDArray[np.integer[Any]], source: str) -> None:
+    """Boxes may be well formed and yet mean something else: fractions, or corners where width and height belong."""
+    beyond = int((boxes[:, 2:] > sizes[:, ::-1] + 1).any(1).sum(where=(sizes > 0).all(1)))
+    if len(boxes) and boxes.max() <= 1:
+        warnings.warn(
+            f"{source}: all {len(boxes)} boxes lie in the first pixel, as fractions of the pictures would; allowed are "
+            "pixels: multiply by width and height",
+            stacklevel=5,
+        )
+    elif 2 * beyond > len(boxes):
+        warnings.warn(
+            f"{source}: {beyond} of {len(boxes)} boxes reach beyond their pictures: are they corners, x1, y1, x2, y2, "
+            "where x, y, width, height belong, or of pictures of another size?",
+            stacklevel=5,
+        )
 
 
 def _kinds(bad: ArrayLike, describe: Describe, error: type[Exception] = ValueError) -> list[_Kind]:

@@ -95,6 +95,28 @@ def test_where_a_size_is_not_known_a_box_is_nowhere_outside_and_others_are_not_l
     assert kept.tolist() == [True, False]
 
 
+FRACTIONS, BEYOND = [[0.1, 0.2, 0.5, 1.0]], [[4, 2, 12, 8], [1, 1, 9, 9]]
+
+
+@pytest.mark.parametrize(
+    ("boxes", "sizes", "words"),
+    [
+        (FRACTIONS * 2, (6, 8), "a.json: all 2 boxes lie in the first pixel, as fractions"),
+        ([*BEYOND, [1, 1, 2, 2]], (4, 6), "a.json: 2 of 3 boxes reach beyond their pictures: are they corners"),
+        ([*BEYOND, [1, 1, 2, 2], [2, 2, 3, 3]], (4, 6), None),
+        (BEYOND, (0, 0), None),
+        ([*FRACTIONS, [0, 0, 2, 2]], (6, 8), None),
+    ],
+    ids=["fractions", "corners", "half of them", "sizes not known", "one of many"],
+)
+def test_boxes_that_seem_of_another_unit_are_told_once(boxes, sizes, words):
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        kept = judge_boxes(np.array(boxes, np.float32), np.array([sizes] * len(boxes)), str, Faults("a.json"))
+    assert kept.all()
+    assert [str(warning.message)[: len(words or "")] for warning in told] == ([words] if words else [])
+
+
 def test_a_policy_other_than_the_two_is_refused():
     with pytest.raises(ValueError, match=r"CocoDataset: degenerate='keep'.*'drop'.*'raise'"):
         check_degenerate("keep", owner="CocoDataset")
