@@ -1,5 +1,6 @@
 """YOLO's format: a text file for each picture, one line for each object, numbers as fractions of the picture."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +20,10 @@ from detkit.data.truth import Transforms
 from detkit.data.yolo_layout import find_layout, read_lines
 from detkit.structures import Target
 
-_MOST = 2.0  # a fraction beyond is a number of pixels
+_MOST = 2.0  # from here on numbers are pixels, or the visibility of keypoints, and no fractions
+
+_CLASS = re.compile(r"[0-9]{1,9}(\.0*)?")  # also as NumPy's savetxt writes it
+"""The number of a class."""
 
 
 class YoloDataset(NamedDataset):
@@ -130,14 +134,18 @@ def _record(
 
 def _problem(words: list[str], categories: Sequence[str]) -> str:
     """Why a line is of another format, or ""."""
-    if not words[0].isdecimal() or len(words[0]) > 9 or int(words[0]) >= len(categories):
+    if not _CLASS.fullmatch(words[0]) or _number(words[0]) >= len(categories):
         return f"class {shown(words[0])}; allowed are 0 to {len(categories) - 1}, the numbers of the names"
     if len(words) != 5 and (len(words) < 7 or len(words) % 2 == 0):
         return f"{len(words)} words; allowed are class cx cy w h, or class and three or more points x y"
     numbers = read_numbers(words[1:])
-    if (np.abs(numbers[np.isfinite(numbers)]) > _MOST).any():
-        return f"{shown(' '.join(words[:5]))} is in pixels; allowed are fractions of the picture"
+    if (np.abs(numbers[np.isfinite(numbers)]) >= _MOST).any():
+        return f"{shown(' '.join(words[:5]))} has numbers from 2 on, as pixels and keypoints; allowed are fractions"
     return ""
+
+
+def _number(word: str) -> int:
+    return int(word.partition(".")[0])
 
 
 def _line(words: list[str], size: tuple[int, int], categories: Sequence[str], masks: bool) -> _Line:
@@ -153,4 +161,4 @@ def _line(words: list[str], size: tuple[int, int], categories: Sequence[str], ma
         fault = ("no number", f"{shown(' '.join(words[:5]))}; allowed are finite numbers")
     elif masks and not len(polygon):
         fault = ("no polygon", "has a box and no polygon, which masks=True needs")
-    return _Line(categories[int(words[0])], np.concatenate((low * sides, high * sides)), polygon, fault)
+    return _Line(categories[_number(words[0])], np.concatenate((low * sides, high * sides)), polygon, fault)

@@ -102,6 +102,11 @@ def test_every_yaml_file_is_understood(tmp_path, kind):
     assert YoloDataset(tmp_path, "val").categories == NAMES
 
 
+def test_a_class_may_be_written_as_a_float(tmp_path):
+    write(tmp_path, {"a.png": None, "a.txt": "1.000000 0.5 0.5 0.5 0.5\n0. 0.5 0.5 0.5 0.5"})
+    assert YoloDataset(tmp_path, None, classes=NAMES).target(0)["labels"].tolist() == [1, 0]
+
+
 def test_a_picture_without_a_label_file_has_no_objects_but_one_of_all_must_have_one(tmp_path):
     write(tmp_path, {"a.png": None, "b.png": None, "b.txt": "0 0.5 0.5 1 1"})
     assert boxes(YoloDataset(tmp_path, None, classes=NAMES)) == []
@@ -116,11 +121,12 @@ def test_a_picture_without_a_label_file_has_no_objects_but_one_of_all_must_have_
         ("2 0.5 0.5 0.2 0.4", r"a\.txt: line 1: class '2'; allowed are 0 to 1"),
         ("cat 0.5 0.5 0.2 0.4", r"class 'cat'"),
         (f"{'9' * 6000} 0.5 0.5 0.2 0.4", r"class '999"),
-        ("0.0 0.5 0.5 0.2 0.4", r"class '0\.0'"),
+        ("0.5 0.5 0.5 0.2 0.4", r"class '0\.5'"),
+        ("0 0.5 0.5 0.2 0.4 0.5 0.4 2 0.6 0.6 1", r"'0 0.5 0.5 0.2 0.4' has numbers from 2 on, as .* keypoints"),
         ("0 0.5 0.5 0.2", r"4 words; allowed are class cx cy w h"),
         ("0 0.5 0.5 0.2 0.4 0.9", r"6 words"),
         ("0 0.5 0.5 0.2 0.4 0.9 0.1 0.2", r"8 words"),
-        ("0 8 3 12 7", r"'0 8 3 12 7' is in pixels; allowed are fractions"),
+        ("0 8 3 12 7", r"'0 8 3 12 7' has numbers from 2 on"),
     ],
 )
 def test_a_line_of_another_format_is_refused_with_file_line_and_value(tmp_path, line, words):
