@@ -17,7 +17,7 @@ from detkit.anchors.search.overlap_index import along_curve
 from detkit.boxes import box_centers, points_in_boxes
 
 _OBJECTS_TOGETHER = 64
-_PAIRS_AT_ONCE = {"cpu": 2**18}  # fits a core's cache
+_PAIRS_IN_CACHE = 2**18  # of a core
 _PAIRS_ON_DEVICE = 2**24
 
 Places = slice | Int[Tensor, "K"]
@@ -47,6 +47,15 @@ class Piece(NamedTuple):
         return rows + self.rows.start if isinstance(self.rows, slice) else self.rows[rows]
 
 
+def pairs_at_once(device: torch.device, *, on_cpu: int = _PAIRS_IN_CACHE) -> int:
+    """How many pairs of objects and anchors are looked at together.
+
+    >>> pairs_at_once(torch.device("cpu"), on_cpu=100)
+    100
+    """
+    return on_cpu if device.type == "cpu" else _PAIRS_ON_DEVICE
+
+
 def pieces_of(
     boxes: Float[Tensor, "B T 4"],
     objects: Bool[Tensor, "B T"],
@@ -64,7 +73,7 @@ def pieces_of(
     [([0, 1], [0, 2])]
     """
     if boxes.device.type != "cpu":
-        step = max(1, _PAIRS_ON_DEVICE // max(1, len(boxes) * count))
+        step = max(1, pairs_at_once(boxes.device) // max(1, len(boxes) * count))
         yield from (Piece(slice(None), slice(i, i + step), slice(None)) for i in range(0, boxes.shape[1], step))
         return
     for image, own in enumerate((objects & ~boxes.isnan().any(-1)).unbind()):
@@ -73,7 +82,7 @@ def pieces_of(
             rows = rows[along_curve(boxes[image, rows])]
         for some in rows.split(_OBJECTS_TOGETHER) if len(rows) else ():
             columns = find(image, boxes[image, some])
-            step = max(1, _PAIRS_AT_ONCE["cpu"] // max(1, len(columns)))
+            step = max(1, pairs_at_once(boxes.device) // max(1, len(columns)))
             for part in some.sort().values.split(step) if len(columns) else ():
                 yield Piece(slice(image, image + 1), part, columns)
 

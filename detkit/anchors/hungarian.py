@@ -15,6 +15,7 @@ from detkit._ranges import Fraction, NotNegative
 from detkit._sent import sent
 from detkit._threads import on_one_thread
 from detkit.anchors.assigned import ignore_crowds, matched_overlaps, values_of_labels
+from detkit.anchors.candidates import pairs_at_once
 from detkit.anchors.matcher import AnchorBoxes, check_rows, read_predictions
 from detkit.boxes import xyxy_to_cxcywh
 from detkit.boxes.measures import BoxSides, bounded_sides, smallest_union
@@ -26,8 +27,7 @@ _FARTHEST = 1e15  # coordinates count as at most this: costs and areas stay fini
 _LARGEST_LOGIT = 1e6
 _LARGEST_FRACTION = 10.0
 _DEAREST = 1e6
-_PAIRS_AT_ONCE = {"cpu": 2**22}  # of whole images, or of layers of one; a few tables of them are held
-_PAIRS_ON_DEVICE = 2**24
+_PAIRS_AT_ONCE = 2**22  # on the CPU, of whole images, or of layers of one; a few tables of them are held
 _HAS_SOLVER = find_spec("torch_linear_assignment") is not None
 
 
@@ -97,7 +97,7 @@ class HungarianMatcher(nn.Module):
             check_finite(logits, function="HungarianMatcher", name="logits")
         targets = targets._replace(boxes=promote(targets.boxes))
         images, pairs = boxes.shape[0], targets.valid.shape[1] * boxes.shape[1]
-        most = _PAIRS_AT_ONCE.get(boxes.device.type, _PAIRS_ON_DEVICE)
+        most = pairs_at_once(boxes.device, on_cpu=_PAIRS_AT_ONCE)
         if torch.compiler.is_compiling() or images * pairs <= most:  # the compiler fuses; it must not ask for counts
             return self._match(logits, boxes, targets)
         step = max(1, most // pairs)
