@@ -19,6 +19,7 @@ GROUND = (
     "_constants",
     "_wrappers",
     "_door",
+    "_command",
     "_sent",
     "_threads",
     "dist",

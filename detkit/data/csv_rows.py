@@ -40,7 +40,7 @@ def find_columns(rows: Mapping[int, list[str]], given: Sequence[str] | None, fil
     (['image', 'xmin', 'ymin', 'xmax', 'ymax', 'class'], False)
     """
     if given is not None:
-        if isinstance(given, str) or not set(NEEDED) <= set(given) or len(set(given)) < len(given):
+        if not set(NEEDED) <= set(given) or len(set(given)) < len(given):
             allowed = f"a list with {', '.join(NEEDED)}, each once"
             raise ValueError(f"CsvDataset: columns={shown(given)}; allowed is {allowed}")
         return list(given), False

@@ -55,8 +55,8 @@ class CocoMetrics:
     """COCO's AP and AR of boxes, masks and keypoints, over all images passed to :meth:`update` in all processes.
 
     categories: the number of classes, their names, or COCO's category dicts (LVIS's ``frequency`` is used); label i is
-    the i-th. iou_types: any of "bbox", "segm", "keypoints". max_detections: the k of AR@k, ascending; AP and the area
-    splits use the largest; None is COCO's own (1, 10, 100), for keypoints (20,), federated (300,). class_agnostic:
+    the i-th. iou_types: some of "bbox", "segm", "keypoints". max_detections: the k of AR@k, ascending; AP and the
+    area splits use the largest; None is COCO's own (1, 10, 100), for keypoints (20,), federated (300,). class_agnostic:
     labels are ignored, as for proposals. federated: an image is evaluated only for the classes known to be present or
     absent (target entry ``negative_labels``), and unmatched detections of ``not_exhaustive_labels`` do not count (LVIS,
     Gupta et al. 2019, section 3.1). engine: "pycocotools", "hotcoco", or None for the faster installed.
@@ -79,7 +79,7 @@ class CocoMetrics:
         self,
         categories: Count | Sequence[str] | Sequence[Mapping[str, Any]],
         *,
-        iou_types: Sequence[str] = ("bbox",),
+        iou_types: str | Sequence[str] = ("bbox",),
         max_detections: Sequence[Count] | None = None,
         class_agnostic: bool = False,
         federated: bool = False,
@@ -110,7 +110,7 @@ class CocoMetrics:
         ground_truth: Mapping[str, Any] | str | Path,
         results: Sequence[Mapping[str, Any]] | str | Path,
         *,
-        iou_types: Sequence[str] = ("bbox",),
+        iou_types: str | Sequence[str] = ("bbox",),
         max_detections: Sequence[Count] | None = None,
         class_agnostic: bool = False,
         federated: bool = False,
@@ -292,7 +292,7 @@ def _mean(values: np.ndarray) -> float:
     return float(judged.mean()) if judged.size else -1.0
 
 
-def _iou_types(iou_types: Sequence[str]) -> tuple[str, ...]:
+def _iou_types(iou_types: str | Sequence[str]) -> tuple[str, ...]:
     types = (iou_types,) if isinstance(iou_types, str) else tuple(iou_types)
     if not types or len(set(types)) < len(types) or any(kind not in IOU_TYPES for kind in types):
         raise ValueError(f"CocoMetrics: iou_types={iou_types!r}; allowed are one or more of {IOU_TYPES}")

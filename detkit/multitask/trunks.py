@@ -44,7 +44,7 @@ class SharedTrunk(nn.Module):
     @door
     def __init__(self, backbone: nn.Module, branches: Sequence[str]) -> None:
         super().__init__()
-        if isinstance(branches, str) or not branches or len(set(branches)) < len(branches):
+        if not branches or len(set(branches)) < len(branches):
             raise ValueError(f"SharedTrunk: branches={branches!r}; allowed are distinct names, at least one")
         self.backbone, self.branches = backbone, tuple(branches)
         self.out_channels, self.strides = shape_of(backbone, "SharedTrunk")

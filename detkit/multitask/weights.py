@@ -31,7 +31,7 @@ class LossWeights(nn.Module, ABC):
     @door
     def __init__(self, tasks: Sequence[str]) -> None:
         super().__init__()
-        self.tasks = () if isinstance(tasks, str) else tuple(tasks)
+        self.tasks = tuple(tasks)
         clash = [(a, b) for i, a in enumerate(self.tasks) for j, b in enumerate(self.tasks) if i != j and _has(a, b)]
         if not self.tasks or clash:
             raise ValueError(

@@ -246,3 +246,7 @@ def test_the_truth_itself_scores_1(data):
     numbers = run(perfect, data[1])
     assert numbers["bbox/AP"] == pytest.approx(1)
     assert numbers["bbox/AR@100"] == pytest.approx(1)
+
+
+def test_one_kind_of_iou_may_be_one_text():
+    assert CocoMetrics(1, iou_types="segm").iou_types == CocoMetrics(1, iou_types=["segm"]).iou_types == ("segm",)
