@@ -244,8 +244,11 @@ class _Scaled:
         self.size, self.scale_range = size, scale_range
 
     def __call__(self, image: Any, target: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        height, width = self.size or v2.functional.get_size(image)
-        scaled = v2.ScaleJitter((width, height), scale_range=self.scale_range)(image, target)
+        own, (low, high) = v2.functional.get_size(image), self.scale_range
+        height, width = self.size or own
+        factor = min(height / own[0], width / own[1]) * (low + (high - low) * torch.rand(()).item())
+        sides = [max(2, int(side * factor)) for side in own]  # torch refuses 0, and fails at 1 x 1
+        scaled = v2.Resize(sides)(image, target)
         return _OnCanvas(v2.RandomCrop, size=[height, width], pad_if_needed=True)(*scaled)
 
     def __repr__(self) -> str:

@@ -305,6 +305,16 @@ def test_scale_one_of_jittering_fits_the_image_into_the_size(size, shown):
     assert (bottom - top, right - left) == shown
 
 
+@pytest.mark.parametrize("size", [None, (4, 6), (1, 1)])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 90), (90, 1), (3, 2)])
+def test_jittering_takes_images_that_shrink_to_less_than_a_pixel(shape, size):
+    image = tv_tensors.Image(torch.zeros(3, *shape, dtype=torch.uint8))
+    target = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
+    jittered, target = large_scale_jitter(size, scale_range=(0.1, 0.2))(image, target)
+    assert jittered.shape[1:] == (size or shape)
+    assert target["boxes"].shape == (0, 4)
+
+
 def test_boxes_on_another_canvas_than_the_image_are_not_augmented():
     make = tv_tensors.BoundingBoxes
     target = {"boxes": make([[0.0, 0, 8, 8]], format="XYXY", canvas_size=(80, 80)), "labels": torch.tensor([1])}
