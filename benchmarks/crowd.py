@@ -7,7 +7,6 @@ each of 10,000 objects would alone be 4 GB, so recipes that learn masks have an 
 ``python -m benchmarks crowd fcos`` measures the recipes whose name contains the word.
 """
 
-import gc
 import inspect
 import json
 import os
@@ -16,19 +15,18 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
+from benchmarks.peak import ALONE, peak_of
 from detkit import detectors
 from detkit.detectors import Detector, Preprocess
 from detkit.train.options import RECIPES
 
 OBJECTS = (1, 10_000)
 SIDE, _WITH_MASKS, _CLASSES, _KEYPOINTS = 640, 128, 20, 17
-_ALONE = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TOP_PAD_": "0", "OMP_NUM_THREADS": "1"}
 _LEFT_OUT = {"rcnn", "ssd", "ssdlite", "segmenter", "three_tasks", "ssdlite320_mobilenet_v3_large"}
 _LARGEST = 2000  # MB above the network
 
@@ -40,7 +38,7 @@ def study(words: Sequence[str]) -> str:
         f"| recipe | {' | '.join(f'{count:,}: MB | CPU s' for count in OBJECTS)} | |",
         "|" + "---|" * (2 * len(OBJECTS) + 2),
     ]
-    with subprocess.Popen(command, env={**os.environ, **_ALONE}, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, env={**os.environ, **ALONE}, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
             name, *found = json.loads(line)
@@ -119,19 +117,16 @@ def _one_step(name: str, objects: int) -> dict[str, float]:
     more: dict[str, Any] = (
         {"proposals": [{"boxes": target["boxes"], "scores": torch.ones(objects)}]} if name == "fast_rcnn" else {}
     )
-    gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-    before, start = _megabytes("VmRSS"), time.process_time()
-    loss = torch.stack([*model([image], [target], **more).values()]).sum()
-    loss.backward()
-    seconds = time.process_time() - start
-    assert torch.isfinite(loss), name
-    return {"peak": _megabytes("VmHWM") - before, "seconds": seconds}
 
+    def step() -> float:
+        start = time.process_time()
+        loss = torch.stack([*model([image], [target], **more).values()]).sum()
+        loss.backward()
+        assert torch.isfinite(loss), name
+        return time.process_time() - start
 
-def _megabytes(key: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:")) / 1024
+    peak, seconds = peak_of(step)
+    return {"peak": peak, "seconds": seconds}
 
 
 if __name__ == "__main__":

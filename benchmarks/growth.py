@@ -4,7 +4,6 @@ One thread, against torchvision, results compared first; the picture goes to doc
 torchvision alone takes more than a few seconds end a curve.
 """
 
-import gc
 import json
 import os
 import subprocess
@@ -21,6 +20,7 @@ from torchvision.models.detection._utils import Matcher
 from torchvision.ops import box_iou, sigmoid_focal_loss
 
 from benchmarks.inputs import uniform_boxes
+from benchmarks.peak import ALONE, peak_of
 from detkit.anchors import ThresholdMatcher, gather_assigned
 from detkit.boxes import DeltaCoder
 from detkit.detectors import LevelwisePostprocess
@@ -28,7 +28,6 @@ from detkit.losses import RetinaNetLoss
 from detkit.structures import DensePredictions, Target, pad_targets
 
 HERE = Path(__file__).parent
-_ALONE = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TOP_PAD_": "0", "OMP_NUM_THREADS": "1"}
 _USUAL = {"objects": 20, "anchors": 10_000, "classes": 20, "batch": 2}
 _GROWN = {
     "objects": (1, 10, 100, 1000, 4000),
@@ -81,7 +80,7 @@ class Batch(NamedTuple):
 def study(words: Sequence[str]) -> str:
     """The table of the parts and axes that contain all ``words``; without words the picture, too."""
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.growth", *words]
-    with subprocess.Popen(command, env={**os.environ, **_ALONE}, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, env={**os.environ, **ALONE}, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         points = [Point(**json.loads(line)) for line in process.stdout]
     assert process.returncode == 0
@@ -128,21 +127,7 @@ def _measured(part: str, axis: str, size: int) -> Point:
             start = time.process_time()
             run()
             own.append(1e3 * (time.process_time() - start))
-    return Point(part, axis, size, (min(times[0]), min(times[1])), (_peak(ours), _peak(theirs)))
-
-
-def _peak(run: Callable[[], Any]) -> float:
-    """Megabytes that the process grows by in ``run``; its memory goes back to the system as soon as it is free."""
-    gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-    before = _megabytes("VmRSS")
-    run()
-    return max(0.0, _megabytes("VmHWM") - before)
-
-
-def _megabytes(key: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:")) / 1024
+    return Point(part, axis, size, (min(times[0]), min(times[1])), (peak_of(ours)[0], peak_of(theirs)[0]))
 
 
 Sides = tuple[Callable[[], Any], Callable[[], Any], Callable[[Any, Any], None]]

@@ -7,7 +7,6 @@ forward pass keeps for the backward pass, layer by layer.
 """
 
 import collections
-import gc
 import itertools
 import json
 import os
@@ -15,7 +14,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import cast
 
 import torch
@@ -23,13 +21,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from benchmarks.models import labels_from_zero, objects_in, peer, pictures
+from benchmarks.peak import ALONE, peak_of
 from detkit.backbones import recompute_backbone
 from detkit.structures import Target
 from detkit.weights import from_torchvision
 
 NAMES = ("RetinaNet", "FCOS", "Faster R-CNN", "Mask R-CNN")
 TARGETS = {"RetinaNet": 0.75, "FCOS": 0.75, "Faster R-CNN": 0.8, "Mask R-CNN": 0.8}
-_ALONE = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TOP_PAD_": "0", "OMP_NUM_THREADS": "1"}
 _SIDES = ("torchvision", "detkit", "detkit recomputing")
 
 
@@ -58,7 +56,7 @@ def _cases() -> Iterator[tuple[str, str, int]]:
 
 def _measured(*arguments: str) -> dict[str, float]:
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.memory", *arguments]
-    done = subprocess.run(command, env={**os.environ, **_ALONE}, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env={**os.environ, **ALONE}, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(arguments)}: {done.stderr}")
     return json.loads(done.stdout)
@@ -80,13 +78,15 @@ def _one_step(side: str, name: str, norms: str, objects: str) -> None:
     model, images, targets = _loaded(side, name, norms, int(objects))
     _loss(model(*_small(images, targets))).backward()  # loads code, builds tables
     model.zero_grad()
-    gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-    before, start = _megabytes("VmRSS"), time.process_time()
-    loss = _loss(model(images, targets))
-    loss.backward()
-    seconds = time.process_time() - start
-    print(json.dumps({"peak": _megabytes("VmHWM") - before, "seconds": seconds, "loss": loss.item()}))
+
+    def step() -> tuple[float, float]:
+        start = time.process_time()
+        loss = _loss(model(images, targets))
+        loss.backward()
+        return time.process_time() - start, loss.item()
+
+    peak, (seconds, loss) = peak_of(step)
+    print(json.dumps({"peak": peak, "seconds": seconds, "loss": loss}))
 
 
 def _loss(losses: dict[str, Tensor]) -> Tensor:
@@ -101,11 +101,6 @@ def _small(images: Sequence[Tensor], targets: Sequence[Target]) -> tuple[list[Te
         if "masks" in target:
             target["masks"] = target["masks"][..., :32]
     return [image[..., :32] for image in images], [cast(Target, target) for target in first]
-
-
-def _megabytes(key: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:")) / 1024
 
 
 def _kept(name: str, side: str = "detkit", norms: str = "frozen", objects: str = "20") -> None:

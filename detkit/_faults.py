@@ -117,7 +117,8 @@ def judge_boxes(
     """Which boxes (A, 4) xyxy are objects: finite, with width and height, and not wholly outside their picture.
 
     The others go to ``faults`` as kinds that the policy decides. ``sizes`` (A, 2) are the (height, width) of each box's
-    picture, 0 where that is not known; ``name`` says what a box is called; only those ``among`` are looked at.
+    picture, 0 where that is not known; ``name`` says what a box is called; only those ``among`` are looked at. Warns
+    where the good ones seem to be fractions of their pictures, or corners read as width and height.
 
     >>> faults = Faults("a.json", policy="drop")
     >>> judge_boxes(np.array([[0.0, 0, 1, 1], [9, 0, 12, 4]]), np.array([[6, 8], [6, 8]]), "box {}".format, faults)

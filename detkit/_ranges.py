@@ -1,6 +1,7 @@
 """The range of every number that a part is built with: it stands in the annotation, and the door refuses the rest.
 
 ``score_threshold: Fraction`` says to the reader, the type checker and the constructor that a float in [0, 1] is meant.
+Lists of names are looked at as well: one text is none, though Python would go through its letters.
 """
 
 import math

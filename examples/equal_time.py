@@ -20,7 +20,7 @@ from torchvision.transforms import v2
 from tqdm import tqdm
 
 from detkit import data, viz
-from detkit.train.options import multiplies_bf16
+from detkit.train.options import AUGMENTATIONS, multiplies_bf16
 
 
 def main() -> None:
@@ -30,6 +30,8 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=5.0, help="CPU time of each cell, judging left out")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--augment", choices=AUGMENTATIONS, default="jitter")
+    parser.add_argument("--float32", action="store_true", help="no bfloat16")
     parser.add_argument("--size", type=int, nargs=2, default=(240, 320))
     parser.add_argument("--only", nargs="+", choices=list(ENTRIES), default=list(ENTRIES))
     parser.add_argument("--data", type=Path, nargs=3, metavar=("IMAGES", "TRAIN", "VAL"))
@@ -49,8 +51,8 @@ def main() -> None:
         torch.manual_seed(seed)
         build, rate, bf16 = ENTRIES[name]
         detector = build(len(names), size).to(memory_format=torch.channels_last)
-        augment = data.large_scale_jitter(scale_range=(0.8, 1.25)) if args.data else v2.Identity()  # digits don't flip
-        bf16 = bf16 and multiplies_bf16()
+        augment = AUGMENTATIONS[args.augment]() if args.data else v2.Identity()  # digits don't flip
+        bf16 = bf16 and not args.float32 and multiplies_bf16()
         curve = train(detector, rate, seen, unseen, names, 60 * minutes, augment=augment, bf16=bf16, batch=args.batch)
         rows.append({"minutes": minutes, "seed": seed, "name": name, "curve": curve})
         with file.open("a") as lines:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import hypothesis
 import jaxtyping
 import pytest
+from thorough import EVERY_TEST
 
 if TYPE_CHECKING:  # the process that only hands tests out needs no torch
     import torch
@@ -53,7 +54,7 @@ def pytest_configure() -> None:
     # mutmut runs a test several times in one process, each time from another instance of its class.
     hypothesis.settings.register_profile(
         "detkit",
-        max_examples=30 if "DETKIT_EVERY_TEST" in os.environ else 10,
+        max_examples=30 if EVERY_TEST else 10,
         deadline=None,
         derandomize="CI" in os.environ,
         suppress_health_check=[hypothesis.HealthCheck.differing_executors],

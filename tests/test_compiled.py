@@ -1,11 +1,11 @@
 """Runs the files of tests/compiled in processes of their own: what is traced must not carry the shape checks."""
 
-import os
 import sys
 from pathlib import Path
 
 import processes
 import pytest
+from thorough import EVERY_TEST
 
 FOLDER = Path(__file__).parent / "compiled"
 # The files that share a process, and so what torch loads at its first compilation; the seconds of each on one core.
@@ -24,7 +24,7 @@ ON_REQUEST = {"compiled_anchors", "compiled_dense", "compiled_losses", "compiled
 
 
 def marks(names: tuple[str, ...], seconds: int) -> list[pytest.MarkDecorator]:
-    left_out = names[0] in ON_REQUEST and "DETKIT_EVERY_TEST" not in os.environ
+    left_out = names[0] in ON_REQUEST and not EVERY_TEST
     words = "parts were NOT compiled one by one, only whole detectors: DETKIT_EVERY_TEST=1 compiles them, in minutes"
     return [pytest.mark.slow(1 if left_out else seconds), pytest.mark.skipif(left_out, reason=words)]
 

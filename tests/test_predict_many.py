@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from strategies import unhooked
+from thorough import EVERY_TEST
 
 from detkit.data import DigitScenes, write_shards
 from detkit.detectors import Prediction, fpn_ssd, predict, save_results
@@ -111,7 +112,7 @@ def killed_in_mid_run(arguments, parts, printed):
 
 @pytest.mark.slow(300)
 @pytest.mark.skipif(
-    "DETKIT_EVERY_TEST" not in os.environ,
+    not EVERY_TEST,
     reason="a killed run of Ray was NOT tried: five starts of a cluster take minutes; DETKIT_EVERY_TEST=1 runs it",
 )
 def test_a_run_killed_three_times_loses_and_doubles_nothing(made, tmp_path):

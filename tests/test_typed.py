@@ -1,7 +1,6 @@
 """A user's project in pyright's strict mode: what detkit returns is typed, in the README and where a call decides."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from typing import Any
 
 import pytest
 from fenced import blocks
+from thorough import EVERY_TEST
 
 ROOT = Path(__file__).parent.parent
 USE = """
@@ -82,7 +82,7 @@ def test_strict_mode_finds_what_is_wrong_and_nothing_else(tmp_path):
 
 
 @pytest.mark.skipif(
-    "DETKIT_EVERY_TEST" not in os.environ,
+    not EVERY_TEST,
     reason="the examples were NOT type-checked, only README: half a minute; DETKIT_EVERY_TEST=1 runs it",
 )
 def test_the_examples_use_detkit_as_it_is_typed(tmp_path):

@@ -12,9 +12,10 @@ from detkit._door import door
 from detkit._ranges import Count
 from detkit._ranking import stable_topk
 from detkit.anchors.assigned import ignore_crowds
-from detkit.anchors.candidates import pairs_at_once
+from detkit.anchors.candidates import PAIRS_IN_CACHE
 from detkit.anchors.claims import highest_claim
 from detkit.anchors.matcher import AnchorBoxes, read_boxes
+from detkit.anchors.matrix import pairs_at_once
 from detkit.boxes import box_centers, paired_box_iou, points_in_boxes
 from detkit.kernels.switch import takes_over
 from detkit.structures import Anchors, Assignment, Predictions, Targets, take_rows
@@ -94,7 +95,8 @@ def _nearest_points(points: Tensor, goals: Tensor, counts: Sequence[int], candid
 def _nearest(points: Float[Tensor, "B N 2"], goals: Float[Tensor, "B T 2"], count: int) -> Int[Tensor, "B T K"]:
     """Indices of the points nearest to each goal, computed for a few goals at a time to bound memory."""
     points, goals = (_bounded(rows) for rows in (points, goals))
-    step = max(1, min(goals.shape[1], pairs_at_once(points.device) // max(1, points[..., 0].numel())))
+    most = pairs_at_once(points.device, on_cpu=PAIRS_IN_CACHE)
+    step = max(1, min(goals.shape[1], most // max(1, points[..., 0].numel())))
     parts = []
     for some in goals.split(step, dim=1):
         x, y = (points[:, None] - some[:, :, None]).unbind(-1)

@@ -13,12 +13,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from detkit.anchors.matrix import pairs_at_once
 from detkit.anchors.search.overlap_index import along_curve
 from detkit.boxes import box_centers, points_in_boxes
 
 _OBJECTS_TOGETHER = 64
-_PAIRS_IN_CACHE = 2**18  # of a core
-_PAIRS_ON_DEVICE = 2**24
+PAIRS_IN_CACHE = 2**18  # of a core, where several tables of them are held
 
 Places = slice | Int[Tensor, "K"]
 
@@ -47,15 +47,6 @@ class Piece(NamedTuple):
         return rows + self.rows.start if isinstance(self.rows, slice) else self.rows[rows]
 
 
-def pairs_at_once(device: torch.device, *, on_cpu: int = _PAIRS_IN_CACHE) -> int:
-    """How many pairs of objects and anchors are looked at together.
-
-    >>> pairs_at_once(torch.device("cpu"), on_cpu=100)
-    100
-    """
-    return on_cpu if device.type == "cpu" else _PAIRS_ON_DEVICE
-
-
 def pieces_of(
     boxes: Float[Tensor, "B T 4"],
     objects: Bool[Tensor, "B T"],
@@ -72,8 +63,9 @@ def pieces_of(
     >>> [(piece.rows.tolist(), piece.columns.tolist()) for piece in pieces]
     [([0, 1], [0, 2])]
     """
+    most = pairs_at_once(boxes.device, on_cpu=PAIRS_IN_CACHE)
     if boxes.device.type != "cpu":
-        step = max(1, pairs_at_once(boxes.device) // max(1, len(boxes) * count))
+        step = max(1, most // max(1, len(boxes) * count))
         yield from (Piece(slice(None), slice(i, i + step), slice(None)) for i in range(0, boxes.shape[1], step))
         return
     for image, own in enumerate((objects & ~boxes.isnan().any(-1)).unbind()):
@@ -82,7 +74,7 @@ def pieces_of(
             rows = rows[along_curve(boxes[image, rows])]
         for some in rows.split(_OBJECTS_TOGETHER) if len(rows) else ():
             columns = find(image, boxes[image, some])
-            step = max(1, pairs_at_once(boxes.device) // max(1, len(columns)))
+            step = max(1, most // max(1, len(columns)))
             for part in some.sort().values.split(step) if len(columns) else ():
                 yield Piece(slice(image, image + 1), part, columns)
 
@@ -121,19 +113,19 @@ def _in_hull(points: Float[Tensor, "N 2"], boxes: Float[Tensor, "M 4"]) -> Bool[
     return ((points > boxes[:, :2].amin(0)) & (points < boxes[:, 2:].amax(0))).all(1)
 
 
-def in_crowds(
+def points_in_crowds(
     points: Float[Tensor, "B N 2"], boxes: Float[Tensor, "B T 4"], crowds: Bool[Tensor, "B T"]
 ) -> Bool[Tensor, "B N"]:
     """Which points lie inside a box that is one of the ``crowds``.
 
-    >>> in_crowds(torch.tensor([[[1.0, 1], [5, 5]]]), torch.tensor([[[0.0, 0, 2, 2]]]), torch.tensor([[True]]))
+    >>> points_in_crowds(torch.tensor([[[1.0, 1], [5, 5]]]), torch.tensor([[[0.0, 0, 2, 2]]]), torch.tensor([[True]]))
     tensor([[ True, False]])
     """
-    return torch.ops.detkit.in_crowds(points, boxes, crowds)
+    return torch.ops.detkit.points_in_crowds(points, boxes, crowds)
 
 
-@torch.library.custom_op("detkit::in_crowds", mutates_args=())
-def _in_crowds(points: Tensor, boxes: Tensor, crowds: Tensor) -> Tensor:
+@torch.library.custom_op("detkit::points_in_crowds", mutates_args=())
+def _points_in_crowds(points: Tensor, boxes: Tensor, crowds: Tensor) -> Tensor:
     found = torch.zeros(points.shape[:2], dtype=torch.bool, device=points.device)
     for piece in pieces_of(boxes, crowds, points.shape[1], partial(inside_boxes, points)):
         inside = points_in_boxes(piece.of_anchors(points)[:, None], piece.of_objects(boxes)[:, :, None])
@@ -141,6 +133,6 @@ def _in_crowds(points: Tensor, boxes: Tensor, crowds: Tensor) -> Tensor:
     return found
 
 
-@_in_crowds.register_fake
+@_points_in_crowds.register_fake
 def _(points: Tensor, boxes: Tensor, crowds: Tensor) -> Tensor:
     return points.new_empty(points.shape[:2], dtype=torch.bool)

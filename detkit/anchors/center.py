@@ -17,32 +17,7 @@ from detkit.anchors.matcher import AnchorBoxes, match_batch, read_boxes, traced_
 from detkit.structures import NEGATIVE, Assignment, Predictions, Targets, take_rows
 
 
-def match_points(
-    boxes: Float[Tensor, "B T 4"],
-    objects: Bool[Tensor, "B T"],
-    points: Float[Tensor, "N 2"],
-    *,
-    near: Float[Tensor, "N"],
-    low: Float[Tensor, "N"],
-    high: Float[Tensor, "N"],
-) -> Assignment:
-    """The rule of :class:`CenterMatcher`: a point is matched with the smallest object that contains and suits it.
-
-    It suits where the object's center is less than ``near`` pixels away in x and in y, and the largest distance to its
-    four sides lies between ``low`` and ``high`` pixels.
-
-    >>> near, low, high = torch.tensor([[12.0], [32], [64]])
-    >>> box, point = torch.tensor([[[0.0, 0, 40, 34]]]), torch.tensor([[20.0, 17]])
-    >>> match_points(box, torch.tensor([[True]]), point, near=near, low=low, high=high).matched
-    tensor([[-1]])
-    >>> match_points(box, torch.tensor([[True]]), point + 13, near=near * 2, low=low, high=high).matched
-    tensor([[0]])
-    """
-    area, row = _smallest(boxes, objects, points, near, low, high)
-    return _as_assignment(area, row, boxes, points)
-
-
-def _smallest(
+def smallest_objects(
     boxes: Float[Tensor, "B T 4"],
     objects: Bool[Tensor, "B T"],
     points: Float[Tensor, "N 2"],
@@ -50,7 +25,18 @@ def _smallest(
     low: Float[Tensor, "N"],
     high: Float[Tensor, "N"],
 ) -> tuple[Float[Tensor, "B N"], Int[Tensor, "B N"]]:
-    """The area and the row of the smallest object that suits each point; infinite where there is none."""
+    """The rule of :class:`CenterMatcher`: the area and the row of the smallest object that contains and suits a point.
+
+    It suits where the object's center is less than ``near`` pixels away in x and in y, and the largest distance to its
+    four sides lies between ``low`` and ``high`` pixels. The area is infinite where none does.
+
+    >>> near, low, high = torch.tensor([[12.0], [32], [64]])
+    >>> box, point = torch.tensor([[[0.0, 0, 40, 34]]]), torch.tensor([[20.0, 17]])
+    >>> smallest_objects(box, torch.tensor([[True]]), point, near, low, high)[0]
+    tensor([[inf]])
+    >>> smallest_objects(box, torch.tensor([[True]]), point + 13, near * 2, low, high)[0]
+    tensor([[1360.]])
+    """
     sides = _distances(points, boxes[:, :, None])  # (B, T, N, 4)
     inside = sides.amin(-1) > 0
     offset = (sides[..., :2] - sides[..., 2:]).abs().amax(-1) / 2  # of the point from the center of the box
@@ -58,14 +44,6 @@ def _smallest(
     suits = objects[..., None] & inside & (offset < near) & (reach > low) & (reach < high)
     areas = (boxes[..., 2:] - boxes[..., :2]).prod(-1)
     return torch.where(suits, areas[..., None], math.inf).min(dim=1)
-
-
-def _as_assignment(
-    area: Tensor, row: Tensor, boxes: Float[Tensor, "B T 4"], points: Float[Tensor, "N 2"]
-) -> Assignment:
-    found = area < math.inf
-    quality = centerness(_distances(points, take_rows(boxes, row))).float()
-    return Assignment(torch.where(found, row, NEGATIVE), torch.where(found, quality, 0))
 
 
 def _distances(points: Float[Tensor, "*#B 2"], boxes: Float[Tensor, "*#B 4"]) -> Float[Tensor, "*B 4"]:
@@ -173,12 +151,14 @@ def _compare(
     area, row = boxes.new_full((len(boxes), len(points)), math.inf), no_matches(boxes, anchors).matched
     for piece in pieces_of(boxes, objects, len(points), partial(_around, points, near)):
         bounds = (values[piece.columns] for values in (points, near, low, high))
-        value, place = _smallest(piece.of_objects(boxes), piece.of_objects(objects), *bounds)
+        value, place = smallest_objects(piece.of_objects(boxes), piece.of_objects(objects), *bounds)
         number, least, first = piece.numbers(place), piece.of_anchors(area), piece.of_anchors(row)
         better = (value < least) | ((value == least) & (number < first))
         area[piece.images, piece.columns] = torch.where(better, value, least)
         row[piece.images, piece.columns] = torch.where(better, number, first)
-    return _as_assignment(area, row.clamp(min=0), boxes, points)
+    found, row = area < math.inf, row.clamp(min=0)
+    quality = centerness(_distances(points, take_rows(boxes, row))).float()
+    return Assignment(torch.where(found, row, NEGATIVE), torch.where(found, quality, 0))
 
 
 def _around(

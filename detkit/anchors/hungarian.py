@@ -15,8 +15,8 @@ from detkit._ranges import Fraction, NotNegative
 from detkit._sent import sent
 from detkit._threads import on_one_thread
 from detkit.anchors.assigned import ignore_crowds, matched_overlaps, values_of_labels
-from detkit.anchors.candidates import pairs_at_once
 from detkit.anchors.matcher import AnchorBoxes, check_rows, read_predictions
+from detkit.anchors.matrix import pairs_at_once
 from detkit.boxes import xyxy_to_cxcywh
 from detkit.boxes.measures import BoxSides, bounded_sides, smallest_union
 from detkit.structures import IGNORED, NEGATIVE, Assignment, Predictions, Targets

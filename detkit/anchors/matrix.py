@@ -12,8 +12,17 @@ from detkit.boxes import box_iou
 from detkit.boxes.iou_blocks import iou_matrix
 from detkit.boxes.measures import BoxSides
 
-_ENTRIES = {"cpu": 2**20}  # per piece, which then fits a core's cache
+_ENTRIES = 2**20  # per piece, which then fits a core's cache
 _ENTRIES_ON_DEVICE = 2**24
+
+
+def pairs_at_once(device: torch.device, *, on_cpu: int) -> int:
+    """How many pairs of objects and anchors are looked at together.
+
+    >>> pairs_at_once(torch.device("cpu"), on_cpu=100)
+    100
+    """
+    return on_cpu if device.type == "cpu" else _ENTRIES_ON_DEVICE
 
 
 def overlap_matrix(
@@ -37,8 +46,7 @@ def matrix_pieces(objects: Bool[Tensor, "B T"], anchors: Shaped[Tensor, "*B N 4"
     >>> matrix_pieces(torch.ones(8, 128).bool(), torch.zeros(2000, 4))
     [slice(0, 1024, None), slice(1024, 2048, None)]
     """
-    most = _ENTRIES.get(anchors.device.type, _ENTRIES_ON_DEVICE)
-    return _pieces(anchors.shape[-2], objects.numel(), most)
+    return _pieces(anchors.shape[-2], objects.numel(), pairs_at_once(anchors.device, on_cpu=_ENTRIES))
 
 
 def best_objects(overlaps: Float[Tensor, "M N"]) -> tuple[Float[Tensor, "N"], Int[Tensor, "N"]]:
@@ -65,7 +73,7 @@ def best_matches(
     >>> best_matches(objects, sides_of(torch.tensor([[0.0, 0, 2, 3], [0, 0, 1, 1]])), ties=True)
     (tensor([0.7500, 0.2500]), tensor([1, 0]), tensor([ True, False]))
     """
-    pieces = _pieces(len(anchors.area), len(objects.area), _ENTRIES["cpu"])
+    pieces = _pieces(len(anchors.area), len(objects.area), _ENTRIES)
     if len(pieces) == 1:
         overlaps = iou_matrix(objects, anchors).float()
         return *best_objects(overlaps), _reaching(overlaps, overlaps.amax(1)) if ties else None

@@ -13,7 +13,7 @@ from detkit._ranges import Count, NotNegative, Positive
 from detkit._ranking import at_most, stable_topk
 from detkit._threads import on_one_thread
 from detkit.anchors.assigned import values_of_labels
-from detkit.anchors.candidates import Piece, in_crowds, inside_boxes, near_centers, pieces_of
+from detkit.anchors.candidates import Piece, inside_boxes, near_centers, pieces_of, points_in_crowds
 from detkit.anchors.claims import highest_claim
 from detkit.anchors.matcher import AnchorBoxes, read_boxes, read_predictions
 from detkit.boxes import box_centers, box_iou, points_in_boxes
@@ -313,5 +313,5 @@ def _leave_out(
     matched: Int[Tensor, "B N"], points: Float[Tensor, "B N 2"], usable: Bool[Tensor, "B N"], targets: Targets
 ) -> Int[Tensor, "B N"]:
     """``matched`` with IGNORED for a NEGATIVE whose center lies in a crowd or whose prediction is not finite."""
-    crowded = in_crowds(points, targets.boxes, targets.crowds)
+    crowded = points_in_crowds(points, targets.boxes, targets.crowds)
     return torch.where((crowded | ~usable) & (matched == NEGATIVE), IGNORED, matched)

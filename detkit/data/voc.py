@@ -30,7 +30,9 @@ class VocFolders(NamedTuple):
         VocFolders(annotations='.', images='.', splits='.')
         """
         for folders in (cls(), cls("annotations", "images", "."), cls(".", ".", ".")):
-            if next(Path(root, folders.annotations).glob("*.xml"), None):
+            inside = Path(root, folders.annotations)
+            files = inside.iterdir() if folders.annotations == "." else inside.rglob("*")  # VOC's may have folders
+            if inside.is_dir() and any(file.suffix.lower() == ".xml" for file in files):
                 return folders
         return None
 

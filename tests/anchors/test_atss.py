@@ -171,7 +171,7 @@ def test_few_objects_at_a_time_give_the_same_as_all_at_once(monkeypatch):
     anchors, counts = levels(8, 16)
     targets = targets_of(random_boxes(5, seed=1, extent=30), random_boxes(7, seed=2, extent=30))
     expected = ATSSMatcher()(on_levels(anchors, counts), targets)
-    monkeypatch.setattr(module, "pairs_at_once", lambda device: 70)
+    monkeypatch.setattr(module, "PAIRS_IN_CACHE", 70)
     assert torch.equal(ATSSMatcher()(on_levels(anchors, counts), targets).matched, expected.matched)
 
 

@@ -20,7 +20,7 @@ from detkit.anchors import (
     TaskAlignedMatcher,
     ThresholdMatcher,
 )
-from detkit.anchors.candidates import in_crowds, inside_boxes, near_centers, pieces_of
+from detkit.anchors.candidates import inside_boxes, near_centers, pieces_of, points_in_crowds
 from detkit.boxes import box_centers, points_in_boxes
 from detkit.structures import Anchors, Predictions, pad_targets
 
@@ -77,7 +77,7 @@ def test_points_in_crowds_are_those_inside_any_of_them(rows):
     points = box_centers(cells(64).boxes)[None]
     crowds = torch.arange(len(rows))[None] % 2 == 0
     expected = (points_in_boxes(points[:, None], rows[None, :, None]) & crowds[..., None]).any(1)
-    assert torch.equal(in_crowds(points, rows[None], crowds), expected)
+    assert torch.equal(points_in_crowds(points, rows[None], crowds), expected)
 
 
 @pytest.mark.parametrize(

@@ -122,7 +122,7 @@ def test_no_points_match_no_objects():
 def test_pieces_of_the_objects_make_no_difference(monkeypatch):
     truth = pad_targets([target([[10, 10, 60, 60], [30, 30, 120, 110]])])
     whole = CenterMatcher()(LEVELS, truth)
-    monkeypatch.setattr("detkit.anchors.candidates.pairs_at_once", lambda device: 20)
+    monkeypatch.setattr("detkit.anchors.candidates.PAIRS_IN_CACHE", 20)
     pieces = CenterMatcher()(LEVELS, truth)
     assert (whole.matched >= 0).any()
     assert pieces.matched.tolist() == whole.matched.tolist()

@@ -153,7 +153,7 @@ def test_no_anchors_and_plain_boxes():
 def test_objects_are_compared_piece_by_piece_with_the_same_result(monkeypatch):
     anchors, boxes = v3_anchors(), torch.cat((centered((120, 100)), centered((12, 14))))
     whole = match(anchors, boxes)
-    monkeypatch.setattr("detkit.anchors.candidates.pairs_at_once", lambda device: 20)
+    monkeypatch.setattr("detkit.anchors.candidates.PAIRS_IN_CACHE", 20)
     for one, other in zip(match(anchors, boxes), whole, strict=True):
         assert torch.equal(one, other)
 

@@ -256,7 +256,7 @@ def test_all_ways_through_the_search_agree(monkeypatch):
     expected = ThresholdMatcher()(anchors, targets)
     for module, name, value in (
         (groups, "_SMALLEST_SEARCH", 2**60),
-        (matrix, "_ENTRIES", {"cpu": 5000}),
+        (matrix, "_ENTRIES", 5000),
         (groups, "_OBJECTS_TOGETHER", 20),
         (overlap_index, "_MOST_LEAVES", 0),
     ):
@@ -274,7 +274,7 @@ def test_all_ways_through_the_search_agree(monkeypatch):
 @pytest.mark.parametrize("entries", [2**20, 700], ids=["whole", "in pieces"])
 def test_tiny_objects_that_tie_on_many_anchors_match_as_in_torchvision(way, monkeypatch, entries):
     """Each has its highest IoU, far below the thresholds, with every smallest anchor around it."""
-    monkeypatch.setattr(matrix, "_ENTRIES", {"cpu": entries})
+    monkeypatch.setattr(matrix, "_ENTRIES", entries)
     anchors, images = retinanet_anchors(64), [random_boxes(60, seed=seed, extent=60) for seed in (0, 1)]
     images = [torch.cat((rows[:, :2], rows[:, :2] + 2), dim=1).round() for rows in images]
     found = ThresholdMatcher()(anchors, targets_of(*images))

@@ -1,11 +1,11 @@
 """DETR and its parts compile whole, in inference and in training; equal to eager."""
 
-import os
 from collections.abc import Callable
 
 import pytest
 import torch
 from exported import FromTensors, images
+from thorough import EVERY_TEST
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -20,7 +20,6 @@ from detkit.layers.deformable import DeformableAttention
 from detkit.layers.transformer import DecoderLayer, TransformerDecoder
 from detkit.structures import Target, Targets, pad_targets
 
-EVERY = "DETKIT_EVERY_TEST" in os.environ
 SIZES = ((2, (96, 128)), (3, (130, 90)), (5, (64, 200)))
 
 
@@ -50,7 +49,7 @@ def fine(layers: int) -> Detector:
 
 
 # What is between DETR and D-FINE has parts of both.
-MORE = [(encoded, 1, "eager")] if EVERY else []
+MORE = [(encoded, 1, "eager")] if EVERY_TEST else []
 
 
 def build(recipe: Callable[[int], Detector], layers: int = 1) -> Detector:
@@ -80,7 +79,7 @@ def counted(function, backend: str = "eager"):
 
 
 # Exported are this one in test_onnx_detr, that of box queries in test_compiled_sets.
-@pytest.mark.parametrize("recipe", [plain, selected, encoded, fine] if EVERY else [plain])
+@pytest.mark.parametrize("recipe", [plain, selected, encoded, fine] if EVERY_TEST else [plain])
 def test_inference_compiles_whole_and_finds_what_it_finds_eagerly(recipe: Callable[[int], Detector]):
     model = FromTensors(build(recipe))
     compiled, counter = counted(model)

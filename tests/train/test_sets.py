@@ -9,6 +9,7 @@ import torch
 from torchvision.transforms.v2.functional import to_pil_image
 from training import draw_voc_folder
 
+from detkit.data import VocFolders
 from detkit.train.identity import fingerprint
 from detkit.train.options import arguments
 from detkit.train.sets import datasets
@@ -108,6 +109,16 @@ def test_the_folders_of_voc_are_found_whichever_tool_wrote_them(tmp_path, folder
     options = ["--data", "voc", "--root", str(root), "--val-fraction", "0.4", "--output", str(tmp_path / "out")]
     data, val, _, _ = datasets(arguments(options))
     assert (len(data), len(val)) == (4, 2)
+
+
+def test_xml_in_folders_of_pascals_folder_and_in_capitals_is_found(tmp_path):
+    (tmp_path / "Annotations" / "day").mkdir(parents=True)
+    (tmp_path / "Annotations" / "day" / "one.XML").touch()
+    assert VocFolders.find(tmp_path) == VocFolders()
+    (tmp_path / "Annotations" / "day" / "one.XML").rename(tmp_path / "one.XML")
+    assert VocFolders.find(tmp_path) == VocFolders(".", ".", ".")
+    (tmp_path / "one.XML").unlink()
+    assert VocFolders.find(tmp_path) is None
 
 
 def test_a_voc_folder_without_lists_is_refused_with_the_option_that_needs_none(tmp_path):
