@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
@@ -24,8 +25,9 @@ from benchmarks.peak import ALONE, peak_of
 from detkit.anchors import ThresholdMatcher, gather_assigned
 from detkit.boxes import DeltaCoder
 from detkit.detectors import LevelwisePostprocess
+from detkit.detectors.dense import DenseOutputs, detect
 from detkit.losses import RetinaNetLoss
-from detkit.structures import DensePredictions, Target, pad_targets
+from detkit.structures import Anchors, DensePredictions, Target, pad_targets
 
 HERE = Path(__file__).parent
 _USUAL = {"objects": 20, "anchors": 10_000, "classes": 20, "batch": 2}
@@ -177,12 +179,14 @@ def _losses(given: Batch) -> Sides:
 def _postprocessing(given: Batch) -> Sides:
     scores, boxes = given.logits, DeltaCoder().decode(given.deltas, given.anchors)
     images = len(boxes)
-    ours, sizes = LevelwisePostprocess(), torch.tensor([[1000, 1000]] * images)
+    sizes = torch.tensor([[1000, 1000]] * images)
+    outputs = DenseOutputs(DensePredictions(scores, boxes), Anchors.of(given.anchors))
+    stage = SimpleNamespace(coder=_Decoded(), criterion=RetinaNetLoss(), postprocess=LevelwisePostprocess())
     theirs: Any = RetinaNet.postprocess_detections
     model = _Settings()
     model.box_coder = _Decoded()
     return (
-        lambda: ours(scores.sigmoid(), boxes, sizes),
+        lambda: detect(stage, outputs, sizes),
         lambda: theirs(
             model,
             {"cls_logits": [scores], "bbox_regression": [boxes]},
@@ -201,8 +205,10 @@ class _Settings:
 class _Decoded:
     """torchvision decodes the best anchors only; here the boxes are given to both."""
 
-    def decode_single(self, boxes: Tensor, _: Tensor) -> Tensor:
+    def decode_single(self, boxes: Tensor, _: Any) -> Tensor:
         return boxes
+
+    decode = decode_single
 
 
 def _found_equal(mine: Any, other: Any) -> None:

@@ -7,6 +7,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
+from detkit._inputs import on_host
+
 
 def stable_topk(values: Float[Tensor, "*B N"], count: int) -> Int[Tensor, "*B K"]:
     """Indices of the ``count`` largest values of each row (all if fewer), best first, equal ones by rising index.
@@ -24,7 +26,16 @@ def stable_topk(values: Float[Tensor, "*B N"], count: int) -> Int[Tensor, "*B K"
         return plain_topk(values, kept)
     places = torch.arange(length, device=values.device).flip(0)
     keys = (rising_bits(values) << 32) + places
-    return length - 1 - (keys.topk(kept, dim=-1).values & 0xFFFFFFFF)
+    best = _largest(keys, kept) if kept and on_host(values) else keys.topk(kept, dim=-1).values
+    return length - 1 - (best & 0xFFFFFFFF)
+
+
+def _largest(keys: Int[Tensor, "*B N"], kept: int) -> Int[Tensor, "*B K"]:
+    """The ``kept`` largest keys, which lose their order, best first: NumPy finds and sorts them with vectors."""
+    numbers = keys.numpy()
+    numbers.partition(keys.shape[-1] - kept, axis=-1)
+    numbers[..., -kept:].sort(axis=-1)
+    return keys[..., -kept:].flip(-1)
 
 
 def falling_order(values: Float[Tensor, "*B N"]) -> Int[Tensor, "*B N"]:
@@ -58,8 +69,11 @@ def best_places(values: Float[Tensor, "*B N"], count: int) -> Int[Tensor, "*B K"
     >>> best_places(torch.tensor([0.5, 0.9, 0.5, 0.5]), 3)
     tensor([0, 1, 2])
     """
+    length = values.shape[-1]
+    if not isinstance(length, torch.SymInt) and length <= count:
+        return torch.arange(length, device=values.device).expand(values.shape)
     if torch.compiler.is_exporting():
-        return plain_places(values, at_most(count, values.shape[-1]))
+        return plain_places(values, at_most(count, length))
     return stable_topk(values, count).sort(dim=-1).values
 
 

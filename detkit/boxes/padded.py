@@ -142,7 +142,7 @@ def _best_survivors(
         owner = images[:, None].expand_as(places)[real]
         segments = owner if groups is None else _segments(owner, groups[real])
         keep = torch.zeros_like(real)
-        keep[real] = surviving(boxes[real], segments, *nms)
+        keep[real] = surviving(boxes[real], segments, *nms, width)
         column = keep.cumsum(1) - 1
         row, at = (keep & (column < width)).nonzero(as_tuple=True)
         indices[images[row], column[row, at]] = places[row, at]

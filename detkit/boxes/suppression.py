@@ -21,6 +21,7 @@ import torch
 import torchvision
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 
 from detkit._ranking import falling_order, stable_topk
 from detkit._sent import sent
@@ -34,6 +35,7 @@ MEASURES: dict[str, Measure] = {"iou": iou, "diou": diou}
 """Measures that are never above IoU: what IoU does not bring near cannot conflict."""
 
 _SHORT, _LONG = 64, 2048
+_PAIRS_AT_ONCE = 1 << 15  # of short segments: what stays in the cache
 _BLOCK = 1024  # the first block of a long segment; later ones are as long as _GROWTH times all before
 _GROWTH, _LONGEST_BLOCK = 3, 1 << 14
 _FEW = 128  # so many survivors are compared with a whole block, more only with what is near
@@ -80,30 +82,42 @@ def suits_kernel(boxes: Float[Tensor, "N 4"], scores: Float[Tensor, "N"]) -> boo
 
 
 def surviving(
-    boxes: Float[Tensor, "N 4"], segments: Int[Tensor, "N"] | None, iou_threshold: float, measure: Measure
+    boxes: Float[Tensor, "N 4"],
+    segments: Int[Tensor, "N"] | None,
+    iou_threshold: float,
+    measure: Measure,
+    most: int | None = None,
 ) -> Bool[Tensor, "N"]:
     """Which rows survive, of rows in order of score that may be suppressed by those of their own segment.
+
+    After the best ``most`` survivors of a segment (None: all) others may be left out.
 
     >>> surviving(torch.tensor([[0.0, 0, 9, 9]] * 3), torch.tensor([7, 8, 7]), 0.5, iou)
     tensor([ True,  True, False])
     """
     if segments is None:
-        return survivors(boxes, [len(boxes)], iou_threshold, measure)
+        return survivors(boxes, [len(boxes)], iou_threshold, measure, most)
     if segments.device.type != "cpu":  # many small steps, for which a device would have to be waited again and again
-        return sent(surviving(boxes.cpu(), segments.cpu(), iou_threshold, measure), segments.device)
+        return sent(surviving(boxes.cpu(), segments.cpu(), iou_threshold, measure, most), segments.device)
     ordered, order = segments.sort(stable=True)
     lengths = ordered.unique_consecutive(return_counts=True)[1].tolist()
     keep = torch.zeros_like(segments, dtype=torch.bool)
-    return keep.index_fill_(0, order[survivors(boxes.index_select(0, order), lengths, iou_threshold, measure)], True)
+    survived = survivors(boxes.index_select(0, order), lengths, iou_threshold, measure, most)
+    return keep.index_fill_(0, order[survived], True)
 
 
 def survivors(
-    boxes: Float[Tensor, "N 4"], lengths: Sequence[int], iou_threshold: float, measure: Measure = iou
+    boxes: Float[Tensor, "N 4"],
+    lengths: Sequence[int],
+    iou_threshold: float,
+    measure: Measure = iou,
+    most: int | None = None,
 ) -> Bool[Tensor, "N"]:
     """Which rows survive: those that no better survivor of their segment overlaps by more than ``iou_threshold``.
 
     boxes (N, 4) xyxy, finite; ``lengths`` of the consecutive segments, each best first. Rows without area (up to 1e-36
-    square pixels in float32) neither suppress nor are suppressed.
+    square pixels in float32) neither suppress nor are suppressed. After the best ``most`` survivors of a segment (None:
+    all) others may be left out.
 
     >>> boxes = torch.tensor([[0.0, 0, 9, 9], [0, 0, 9, 8], [0, 0, 9, 8], [5, 5, 5, 5]])
     >>> survivors(boxes, [2, 2], 0.5)
@@ -117,15 +131,15 @@ def survivors(
         owners = torch.repeat_interleave(torch.tensor(lengths, dtype=torch.int64, device=boxes.device))
         some = owners[solid].bincount(minlength=len(lengths)).tolist()
         keep = ~solid
-        keep[solid] = survivors(boxes[solid], some, iou_threshold, measure)
+        keep[solid] = survivors(boxes[solid], some, iou_threshold, measure, most)
         return keep
     if len(lengths) == 1:
-        return _one(boxes, sides, iou_threshold, measure)
+        return _one(boxes, sides, iou_threshold, measure, most)
     keep = resolve(len(boxes), *_short_conflicts(sides, lengths, iou_threshold, measure))
     stops = itertools.accumulate(lengths)
     long = [slice(stop - length, stop) for stop, length in zip(stops, lengths, strict=True) if length > _SHORT]
     decided = _threaded(
-        lambda rows: _one(boxes[rows], sides.map(lambda values: values[rows]), iou_threshold, measure), long
+        lambda rows: _one(boxes[rows], sides.map(lambda values: values[rows]), iou_threshold, measure, most), long
     )
     for rows, survived in zip(long, decided, strict=True):
         keep[rows] = survived
@@ -172,7 +186,7 @@ def _resolve_in_order(count: int, better: Int[Tensor, "P"], worse: Int[Tensor, "
     return torch.from_numpy(keep).to(better.device)
 
 
-def _above(better: BoxSides, worse: BoxSides, threshold: float, measure: Measure) -> Bool[Tensor, "P"]:
+def _above(better: BoxSides, worse: BoxSides, threshold: float, measure: Measure) -> Bool[Tensor, "*P"]:
     return measure(better, worse) > round_down(threshold, better.area.dtype)
 
 
@@ -193,7 +207,8 @@ def _short_conflicts(
     """Pairs (better row, worse row) that conflict in segments of 2 to 64 rows.
 
     Segments lie one after the other, longest first: the rows that have a partner ``shift`` places below them are then
-    at the front, and all those pairs are two overlapping slices: nothing is gathered.
+    at the front, and all those pairs are two overlapping slices: nothing is gathered. Of few rows several shifts are
+    looked at at once.
     """
     sizes = torch.tensor(lengths, dtype=torch.int64, device=sides.area.device)
     starts = sizes.cumsum(0) - sizes
@@ -204,30 +219,41 @@ def _short_conflicts(
     place -= torch.repeat_interleave(sizes.cumsum(0) - sizes, sizes)
     origin = torch.repeat_interleave(starts, sizes) + place
     following = torch.repeat_interleave(sizes, sizes) - place - 1
-    ordered = torch.stack(sides).index_select(1, origin)
-    found = [(origin[:0], origin[:0])]
-    for shift in range(1, int(sizes[0]) if len(sizes) else 0):
+    ordered = F.pad(torch.stack(sides).index_select(1, origin), (0, _SHORT))  # the last rows have partners, too
+    found, shift, longest = [(origin[:0], origin[:0])], 1, int(sizes[0]) if len(sizes) else 0
+    while shift < longest:
         front = int(sizes[sizes > shift].sum())
-        better, worse = (BoxSides(*part.unbind(0)) for part in (ordered[:, : front - shift], ordered[:, shift:front]))
-        above = _above(better, worse, threshold, measure) & (following[: front - shift] >= shift)
-        rows = above.nonzero().squeeze(1)
-        found.append((origin.index_select(0, rows), origin.index_select(0, rows + shift)))
+        shifts = torch.arange(shift, min(longest, shift + max(1, _PAIRS_AT_ONCE // front)), device=origin.device)
+        partners = ordered[:, shift : shift + len(shifts) + front - 1].unfold(1, front, 1)
+        better, worse = (BoxSides(*part.unbind(0)) for part in (ordered[:, None, :front], partners))
+        above = _above(better, worse, threshold, measure) & (following[:front] >= shifts[:, None])
+        which, rows = above.nonzero(as_tuple=True)
+        found.append((origin.index_select(0, rows), origin.index_select(0, rows + shifts[which])))
+        shift += len(shifts)
     first, second = zip(*found, strict=True)
     return torch.cat(first), torch.cat(second)
 
 
-def _one(boxes: Float[Tensor, "N 4"], sides: BoxSides, threshold: float, measure: Measure) -> Bool[Tensor, "N"]:
+def _one(
+    boxes: Float[Tensor, "N 4"], sides: BoxSides, threshold: float, measure: Measure, most: int | None
+) -> Bool[Tensor, "N"]:
     """One segment of any length."""
     near = _LEAST_THRESHOLD <= threshold <= _LARGEST_THRESHOLD and boxes.device.type == "cpu"
     if measure is iou and (len(boxes) <= _LONG or not near):
-        return _by_kernel(boxes, threshold)
+        return _by_kernel(boxes, threshold, most)
     return _by_blocks(boxes, sides, threshold, measure)
 
 
-def _by_kernel(boxes: Float[Tensor, "N 4"], threshold: float) -> Bool[Tensor, "N"]:
-    falling = torch.arange(len(boxes), 0, -1, device=boxes.device).to(boxes.dtype)
-    keep = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
-    return keep.index_fill_(0, torchvision.ops.nms(boxes, falling, threshold), True)
+def _by_kernel(boxes: Float[Tensor, "N 4"], threshold: float, most: int | None = None) -> Bool[Tensor, "N"]:
+    """One segment: at first a little more than ``most`` rows, then what is kept of them with more of the others."""
+    most = len(boxes) if most is None else most
+    kept, start, stop = torch.arange(0, device=boxes.device), 0, most + most // 2
+    while start < len(boxes) and len(kept) < most:
+        rows = torch.cat((kept, torch.arange(start, min(stop, len(boxes)), device=boxes.device)))
+        falling = torch.arange(len(rows), 0, -1, device=boxes.device).to(boxes.dtype)
+        kept = rows[torchvision.ops.nms(boxes.index_select(0, rows), falling, threshold)]
+        start, stop = stop, 2 * stop
+    return torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device).index_fill_(0, kept, True)
 
 
 def _by_blocks(boxes: Float[Tensor, "N 4"], sides: BoxSides, threshold: float, measure: Measure) -> Bool[Tensor, "N"]:

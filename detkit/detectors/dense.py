@@ -3,10 +3,11 @@
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Shaped
 from torch import Tensor, nn
 
 from detkit._door import door
-from detkit._inputs import takes
+from detkit._inputs import on_host, takes
 from detkit.anchors import BalancedSampler, gather_assigned
 from detkit.anchors.sample import sampled_rows
 from detkit.detectors.detector import Stage
@@ -25,6 +26,7 @@ from detkit.structures import (
 )
 from detkit.structures.labels import check_labels
 
+_SCORES_AT_ONCE = 1 << 19  # of some images on the host
 _EMBEDDED = 256  # of an image, as many as queries: metric losses compare all pairs
 
 
@@ -101,9 +103,7 @@ class DenseStage(Stage):
     @door
     def detections(self, outputs: DenseOutputs, images: Images) -> Detections:
         """Decoded, thresholded and suppressed boxes."""
-        boxes = self.coder.decode(outputs.predictions.deltas, outputs.anchors)  # pyright: ignore[reportCallIssue]
-        scores, counts = self.criterion.scores(outputs.predictions), outputs.anchors.counts
-        return with_embeddings(self.postprocess(scores, boxes, images.sizes, counts), outputs.predictions.embeddings)
+        return with_embeddings(detect(self, outputs, images.sizes), outputs.predictions.embeddings)
 
     @door
     def handover(self, outputs: DenseOutputs, images: Images, targets: Targets) -> Detections:
@@ -145,6 +145,27 @@ def predict(stage: Any, features: list[Tensor], images: Images) -> DenseOutputs:
         )
     _check_numbers(stage, predictions.deltas.shape[-1])
     return DenseOutputs(predictions, anchors)
+
+
+def detect(stage: Any, outputs: DenseOutputs, sizes: Shaped[Tensor, "B 2"]) -> Detections:
+    """Decoded, thresholded and suppressed boxes; on the host of a few images at a time, whose scores stay in the cache.
+
+    >>> from detkit.detectors import tiny_ssd
+    >>> predictions = DensePredictions(torch.zeros(2, 1, 3), torch.zeros(2, 1, 4))
+    >>> outputs = DenseOutputs(predictions, Anchors.of(torch.ones(1, 4)))
+    >>> detect(tiny_ssd(num_classes=2).dense, outputs, torch.tensor([[9, 9]] * 2)).scores.shape
+    torch.Size([2, 2])
+    """
+    predictions, anchors, _ = outputs
+    step = max(1, _SCORES_AT_ONCE // max(1, predictions.logits.shape[1:].numel())) if on_host(predictions.logits) else 0
+    if not 0 < step < len(sizes):
+        boxes, scores = stage.coder.decode(predictions.deltas, anchors), stage.criterion.scores(predictions)
+        return stage.postprocess(scores, boxes, sizes, anchors.counts)
+    some = sizes.split(step)
+    columns = zip(*([None] * len(some) if rows is None else rows.split(step) for rows in predictions), strict=True)
+    few = (DenseOutputs(DensePredictions(*column), anchors) for column in columns)
+    parts = (detect(stage, *part) for part in zip(few, some, strict=True))
+    return Detections._make(None if rows[0] is None else torch.cat(rows) for rows in zip(*parts, strict=True))
 
 
 @torch.no_grad()

@@ -67,15 +67,14 @@ class LevelwisePostprocess(nn.Module):
         """
         counts = (scores.shape[1],) if counts is None else counts
         check_levels("LevelwisePostprocess", scores, boxes, counts)
-        finite = torch.isfinite(boxes).all(-1, keepdim=True)  # clipping would make infinite boxes finite
-        boxes = torch.where(finite, clip_boxes_to_image(boxes, sizes), torch.nan)
         pairs, levels, start = [], scores.split(list(counts), dim=1), 0
         for level, length in zip(levels, counts, strict=True):
             pairs.append(self._best_pairs(level, start, isinstance(length, torch.SymInt)))
             start += length
         rows, labels, found = (torch.cat(columns, dim=1) for columns in zip(*pairs, strict=True))
         boxes = take_rows(boxes, rows)
-        valid = found > self.score_threshold
+        valid = (found > self.score_threshold) & torch.isfinite(boxes).all(-1)  # clipping would make infinite ones good
+        boxes = clip_boxes_to_image(boxes, sizes)
         limits = {
             "groups": None if self.class_agnostic else labels,
             "valid": valid,
@@ -92,10 +91,10 @@ class LevelwisePostprocess(nn.Module):
     def _best_pairs(
         self, scores: Float[Tensor, "B N C"], start: Any, symbolic: bool
     ) -> tuple[Int[Tensor, "B K"], Int[Tensor, "B K"], Float[Tensor, "B K"]]:
-        """Anchor, class and score of the best pairs of one level; scores at or below the threshold become -1.
+        """Anchor, class and score of the best pairs of one level; padded with pairs at or below the threshold.
 
         The best L pairs belong to the L anchors with the highest best-class score, so anchors are chosen first and far
-        less has to be sorted.
+        less has to be sorted. Scores of anchors without one above the threshold, or with NaN, become -1.
         """
         classes = scores.shape[2]
         best = scores.amax(2).nan_to_num(-1.0, -1.0, -1.0)
@@ -104,8 +103,7 @@ class LevelwisePostprocess(nn.Module):
         rows = best_places(best, self.candidates_per_level)  # in order of anchors, for ties
         real = best.gather(1, rows) > self.score_threshold
         rows = torch.where(real, rows, 0)
-        own = take_rows(scores, rows)
-        own = torch.where(real[..., None] & (own > self.score_threshold), own, -1.0).flatten(1)
+        own = torch.where(real[..., None], take_rows(scores, rows), -1.0).flatten(1)
         pairs = stable_topk(own, self.candidates_per_level)
         return rows.gather(1, pairs // classes) + start, pairs % classes, own.gather(1, pairs)
 

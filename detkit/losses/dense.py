@@ -1,5 +1,6 @@
 """The interface of every dense criterion, and the sums that they share."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -10,10 +11,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detkit._door import door
-from detkit._inputs import check_finite, looked_at, promote, takes
+from detkit._inputs import check_finite, looked_at, on_host, promote, takes
 from detkit.anchors import Assigned
+from detkit.boxes import DeltaCoder, DistanceCoder
 from detkit.dist import all_reduce_mean
-from detkit.losses.box_costs import BoxCoder
+from detkit.losses.box_costs import (
+    BoxCoder,
+    ciou_cost,
+    diou_cost,
+    giou_cost,
+    iou_cost,
+    l1_cost,
+    l2_cost,
+    smooth_l1_cost,
+)
 from detkit.losses.classification import sigmoid_focal_loss
 from detkit.structures import IGNORED, NEGATIVE, Anchors, DensePredictions
 from detkit.structures.labels import check_labels, check_weights
@@ -22,6 +33,11 @@ from detkit.structures.smoothing import smoothed_levels
 BoxCost = Callable[[Tensor, Tensor, Anchors | Tensor, BoxCoder], Tensor]
 """(deltas (B, N, D), boxes (B, N, 4), anchors, coder) -> costs (B, N): see :mod:`detkit.losses.box_costs`."""
 BOX_COST = "deltas, boxes, anchors, coder"
+_ROW_BY_ROW = (
+    *(l1_cost, l2_cost, smooth_l1_cost, iou_cost, giou_cost, diou_cost, ciou_cost),
+    *(DeltaCoder, DistanceCoder),
+)
+"""Costs, and coders, to which each anchor is alone: they may be given the positives only."""
 
 
 class DenseCriterion(nn.Module):
@@ -91,7 +107,7 @@ def check_predictions(criterion: DenseCriterion, predictions: DensePredictions, 
     classes = criterion.num_classes(predictions)
     check_labels(labels, classes, lowest=NEGATIVE, function=name, name="labels")
     check_weights(torch.where(labels == IGNORED, 1, assigned.weights), function=name)
-    if looked_at(labels):
+    if looked_at(labels) and not math.isfinite(assigned.boxes.sum()):
         boxes = torch.where((labels >= 0)[..., None], assigned.boxes, 0)
         check_finite(boxes, function=name, name="boxes")
     if not criterion.reads_quality:
@@ -115,8 +131,20 @@ def box_costs(
     tensor([[4., 0.]])
     """
     positive = assigned.labels >= 0
+    alone = all(part in _ROW_BY_ROW for part in (getattr(cost, "func", cost), type(coder)))
+    if alone and on_host(deltas):  # elsewhere to ask how many they are would be a sync
+        chosen = _rows_of(anchors, positive)
+        costs = cost(promote(deltas[positive])[None], assigned.boxes[positive][None], chosen, coder)[0]
+        return costs.new_zeros(positive.shape).masked_scatter(positive, costs)
     own = torch.where(positive[..., None], promote(deltas), 0)  # before the formula: a NaN there has a gradient
     return torch.where(positive, cost(own, assigned.boxes, anchors, coder), 0)
+
+
+def _rows_of(anchors: Anchors | Tensor, chosen: Bool[Tensor, "B N"]) -> Anchors | Tensor:
+    if isinstance(anchors, Tensor):
+        return anchors.expand(*chosen.shape, anchors.shape[-1])[chosen]
+    boxes, strides = (values.expand(*chosen.shape, values.shape[-1])[chosen] for values in anchors[:2])
+    return Anchors(boxes, strides, (len(boxes),))
 
 
 def judged_entropy(

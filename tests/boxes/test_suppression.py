@@ -177,3 +177,31 @@ def test_boxes_as_small_as_the_rounding_of_their_place_are_decided_at_once(measu
     rows = torch.cat((corner, corner + 16 * torch.randint(1, 3, (2100, 2), generator=generator)), dim=1)
     expected = kernel(rows, 0.9) if measure is iou else greedy(rows, 0.9)
     assert survivors(rows, [2100], 0.9, measure).tolist() == expected
+
+
+@pytest.mark.parametrize("most", [1, 3, 20, 1000])
+@pytest.mark.parametrize("measure", [iou, diou])
+@pytest.mark.parametrize("objects", [2, 40, 400])
+def test_where_few_are_wanted_the_first_of_each_segment_are_those_of_the_whole(tiny_blocks, objects, measure, most):
+    rows, lengths = scattered(400, objects=objects), [3, 7, 190, 200]
+    rows[::17, 2:] = rows[::17, :2]  # without area
+    whole, few = (survivors(rows, lengths, 0.4, measure, wanted).split(lengths) for wanted in (None, most))
+    for expected, found in zip(whole, few, strict=True):
+        assert torch.equal(found.nonzero()[:most], expected.nonzero()[:most])
+
+
+def test_where_few_are_wanted_the_kernel_does_not_see_the_rest(monkeypatch):
+    lengths, run = [], torchvision.ops.nms
+    monkeypatch.setattr(torchvision.ops, "nms", lambda rows, *rest: lengths.append(len(rows)) or run(rows, *rest))
+    rows = torch.arange(1000.0)[:, None] * 10 + torch.tensor([0.0, 0, 9, 9])
+    assert int(survivors(rows, [1000], 0.5, iou, 100).sum()) >= 100
+    assert lengths == [150]
+
+
+@pytest.mark.parametrize("pairs", [1, 50, 1 << 20])
+def test_short_segments_are_decided_alike_however_many_pairs_are_looked_at_together(monkeypatch, pairs):
+    monkeypatch.setattr(module, "_PAIRS_AT_ONCE", pairs)
+    lengths = [64, 1, 2, 63, 30, 30, 10]
+    rows = scattered(sum(lengths), objects=4)
+    expected = [kept for part in rows.split(lengths) for kept in kernel(part, 0.5)]
+    assert survivors(rows, lengths, 0.5).tolist() == expected

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from detkit.anchors import BipartiteMatcher, GridAnchors, HungarianMatcher, ShapeMatcher, TaskAlignedMatcher
 from detkit.boxes import DeltaCoder, DistanceCoder, DistributionCoder, GridCoder
-from detkit.detectors import DenseStage, Postprocess, fpn_ssd
-from detkit.detectors.dense import DenseOutputs
+from detkit.detectors import DenseStage, Postprocess, dense, fpn_ssd
+from detkit.detectors.dense import DenseOutputs, detect
 from detkit.heads import DenseHead, FCOSHead, RegressionHead
 from detkit.losses import DenseCriterion, FCOSLoss, MultiBoxLoss, QualityLoss, RetinaNetLoss
 from detkit.structures import Anchors, DensePredictions, Images, Predictions, Target, Targets, pad_targets
@@ -316,3 +316,18 @@ def test_a_head_for_other_anchors_is_refused_where_they_meet():
     dense = stage(torch.zeros(1, 5, 2), torch.zeros(1, 5, 4), Recorder())
     with pytest.raises(ValueError, match=r"DenseStage: head predicts for 5 anchors .* are 3; .* per_cell"):
         dense([], IMAGES, None)
+
+
+def test_a_few_images_at_a_time_are_found_as_all_at_once(monkeypatch):
+    given = DensePredictions(torch.randn(5, 3, 2), torch.randn(5, 3, 4) / 10, torch.randn(5, 3))
+    outputs, sizes = DenseOutputs(given, ANCHORS), torch.tensor([[64, 64]] * 5)
+    own, lengths = stage(given.logits, given.deltas, RetinaNetLoss(), rows=True), []
+    own.postprocess.register_forward_hook(lambda module, inputs, found: lengths.append(len(found.valid)))
+    whole = detect(own, outputs, sizes)
+    monkeypatch.setattr(dense, "_SCORES_AT_ONCE", 13)  # those of two images
+    parts = detect(own, outputs, sizes)
+    assert lengths == [5, 2, 2, 1]
+    assert all(one is other is None or torch.equal(one, other) for one, other in zip(whole, parts, strict=True))
+    assert detect(
+        own, DenseOutputs(DensePredictions(*(rows[:0] for rows in given[:3])), ANCHORS), sizes[:0]
+    ).boxes.shape == (0, 6, 4)

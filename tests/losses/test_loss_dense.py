@@ -9,6 +9,8 @@ import torch
 from dense_rows import judge
 from strategies import assert_refused
 
+from detkit.anchors import Assigned
+from detkit.boxes import DeltaCoder, DistanceCoder
 from detkit.losses import (
     DenseCriterion,
     FCOSLoss,
@@ -21,6 +23,7 @@ from detkit.losses import (
     YOLOLoss,
     YOLOv1Loss,
     ciou_cost,
+    dense,
     diou_cost,
     giou_cost,
     grid_cost,
@@ -31,8 +34,8 @@ from detkit.losses import (
     smooth_l1_cost,
     varifocal_loss,
 )
-from detkit.losses.dense import described, mean_count
-from detkit.structures import IGNORED, DensePredictions
+from detkit.losses.dense import box_costs, described, mean_count
+from detkit.structures import IGNORED, Anchors, DensePredictions
 
 PRINTED = {  # how each prints itself with nothing set
     FCOSLoss: "FCOSLoss(giou_cost, alpha=0.25, gamma=2.0, box_weight=1.0, centerness_weight=1.0, label_smoothing=0.0)",
@@ -233,3 +236,38 @@ def test_two_class_costs_learn_the_quality_of_boxes():
 @pytest.mark.parametrize("cost", ["giou", lambda deltas, boxes: deltas], ids=["text", "two arguments"])
 def test_a_box_cost_that_is_not_called_as_one_is_refused(kind, cost):
     assert_refused(f"{kind.__name__} box_cost deltas, boxes, anchors, coder", kind.__init__, kind(), box_cost=cost)
+
+
+@pytest.mark.parametrize("cost", dense._ROW_BY_ROW[:-2])
+@pytest.mark.parametrize("coder", [DeltaCoder(), DistanceCoder()])
+@pytest.mark.parametrize("labels", [[[0, -1, 2, -2], [-1, 1, -1, -1]], [[-1] * 4] * 2])
+def test_costs_of_the_positives_alone_are_those_among_all(monkeypatch, cost, coder, labels):
+    corners = torch.rand(2, 2, 4, 2) * 20
+    boxes, anchors = (torch.cat((low, low + 1 + low.flip(-1)), -1) for low in corners)
+    labels, ones = torch.tensor(labels), torch.ones(2, 4)
+    noise = torch.randn(2, 4, 4).masked_fill((labels < 0)[..., None], torch.nan)
+    found = []
+    for ways in (dense._ROW_BY_ROW, ()):
+        monkeypatch.setattr(dense, "_ROW_BY_ROW", ways)
+        for each in (anchors[0], anchors, Anchors(anchors[0], anchors[0, :, 2:], (4,))):
+            deltas = noise.clone().requires_grad_()
+            costs = box_costs(cost, deltas, Assigned(labels, boxes, ones, ones), each, coder)
+            costs.sum().backward()
+            found.append((costs.detach(), deltas.grad))
+    for alone, among in zip(found[:3], found[3:], strict=True):
+        torch.testing.assert_close(alone, among, rtol=1e-6, atol=0)
+
+
+def test_costs_of_the_library_see_the_positives_alone_others_all(monkeypatch):
+    boxes, ones, lengths = torch.tensor([[[0.0, 0, 4, 4]] * 3]), torch.ones(1, 3), []
+
+    class Watched(DeltaCoder):
+        def encode(self, boxes, anchors):
+            lengths.append(boxes.shape[1])
+            return super().encode(boxes, anchors)
+
+    assigned = Assigned(torch.tensor([[1, -1, -1]]), boxes, ones, ones)
+    box_costs(l1_cost, torch.ones(1, 3, 4), assigned, boxes[0], Watched())
+    monkeypatch.setattr(dense, "_ROW_BY_ROW", (*dense._ROW_BY_ROW, Watched))
+    box_costs(l1_cost, torch.ones(1, 3, 4), assigned, boxes[0], Watched())
+    assert lengths == [3, 1]
