@@ -18,6 +18,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from tqdm import tqdm
 
 from benchmarks.models import labels_from_zero, objects_in, peer, pictures
@@ -110,10 +111,10 @@ def _kept(name: str, side: str = "detkit", norms: str = "frozen", objects: str =
     held: list[Tensor] = []
     sizes: collections.Counter[str] = collections.Counter()
     running = ["losses"]
-    for path, part in model.named_modules():
-        if path.count(".") < 3:
-            part.register_forward_pre_hook(lambda _, __, path=path: running.append(path))
-            part.register_forward_hook(lambda *_: running.pop() and None)
+    paths = {part: path for path, part in model.named_modules() if path.count(".") < 3}
+    # Hooks of all modules: those of single ones change what some layers do.
+    register_module_forward_pre_hook(lambda part, _: running.append(paths.get(part, running[-1])))
+    register_module_forward_hook(lambda *_: (running.pop(), None)[1])
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torchvision.models import detection
+from torchvision.ops import FrozenBatchNorm2d
 
 from detkit.layers import freeze_batch_norm
 from detkit.structures import Target
@@ -29,7 +30,9 @@ def peer(name: str, *, norms: str = "frozen", sides: tuple[int, int] | None = No
     sizes = {} if sides is None else {"min_size": sides[0], "max_size": sides[1]}
     model = BUILDERS[name](weights=None, weights_backbone=None, **sizes)
     if norms == "frozen":
-        freeze_batch_norm(model)
+        for part in freeze_batch_norm(model).modules():
+            if isinstance(part, FrozenBatchNorm2d):
+                part.__class__ = FrozenBatchNorm2d  # torchvision's own, not our faster one
         body: Any = getattr(model.backbone, "body", None)
         if hasattr(body, "layer1"):
             for key, value in body.named_parameters():

@@ -166,14 +166,16 @@ def _unpool(
 ) -> list[Tensor]:
     """``shapes`` are those of the features, four numbers for each level: the features themselves need not be kept."""
     size, results = gradient.shape[-1], []
+    nowhere = (torch.arange(5, device=rois.device) > 0).to(rois) * -_FARTHEST_CELL  # outside of the first image
     for level, (shape, scale) in enumerate(zip(_by_four(shapes), scales, strict=True)):
         rows = _rows_of(level, levels)
-        if rows is None:
-            own, boxes = torch.where(_column(levels == level), gradient, 0), rois
+        if rows is None or 2 * len(rows) > len(levels):  # a copy of most of the gradient would double it
+            own, boxes = gradient, torch.where((levels == level)[:, None], rois, nowhere)
         else:
             own, boxes = gradient[rows], rois[rows]
         arguments = (scale, size, size, *shape, sampling_ratio, False)
         results.append(torch.ops.torchvision._roi_align_backward(own, boxes, *arguments))
+        del own  # before that of the next level
     return results
 
 

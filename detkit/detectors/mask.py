@@ -18,6 +18,7 @@ from detkit.detectors.matched_boxes import (
     weighted_mean,
 )
 from detkit.detectors.roi import learns_from_rows, on_valid_rows
+from detkit.heads.mask import MaskHead
 from detkit.losses.mask import mask_loss, mask_targets, own_class_masks
 from detkit.structures import Detections, Images, Targets
 
@@ -75,8 +76,10 @@ class MaskStage(Stage):
             labels = gather_assigned(matched_objects(detections), targets).labels.flatten()  # below 0 in padding
 
         def run(rows: Tensor | None) -> Tensor:
-            logits = self.head(self.pool(features, detections.boxes, rows))
-            return own_class_masks(logits, labels if rows is None else labels[rows])
+            pooled, own = self.pool(features, detections.boxes, rows), labels if rows is None else labels[rows]
+            if type(self.head).forward is MaskHead.forward:
+                return self.head(pooled, lambda logits, some: own_class_masks(logits, own[some]))
+            return own_class_masks(self.head(pooled), own)
 
         logits = on_valid_rows(run, detections.valid, always=learns_from_rows(self.head))
         return MaskOutputs(logits, detections, images)

@@ -47,4 +47,4 @@ class ClassificationHead(nn.Module):
     def forward(self, features: Sequence[Float[Tensor, "B _ _ _"]]) -> Float[Tensor, "B N C"]:
         """Logits of all levels, in the order of the anchors: level, row, column, anchor."""
         check_neck(features, self.in_channels, function="ClassificationHead")
-        return flatten_levels([self.logits(lean_tower(self.tower, level)) for level in features], self.num_classes)
+        return flatten_levels([lean_tower(self.tower, level, self.logits)[0] for level in features], self.num_classes)

@@ -41,6 +41,6 @@ class FCOSHead(nn.Module):
     ) -> tuple[Float[Tensor, "B N 4"], Float[Tensor, "B N"]]:
         """Distances (left, top, right, bottom) and logits of all levels, in the order: level, row, column."""
         check_neck(features, self.in_channels, function="FCOSHead")
-        described = [lean_tower(self.tower, level) for level in features]
-        distances = flatten_levels([self.distances(level).relu() for level in described], 4)
-        return distances, flatten_levels([self.center(level) for level in described], 1).squeeze(2)
+        found = [lean_tower(self.tower, level, self.distances, self.center) for level in features]
+        distances = flatten_levels([distances.relu() for distances, _ in found], 4)
+        return distances, flatten_levels([center for _, center in found], 1).squeeze(2)

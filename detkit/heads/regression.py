@@ -36,4 +36,4 @@ class RegressionHead(nn.Module):
     def forward(self, features: Sequence[Float[Tensor, "B _ _ _"]]) -> Float[Tensor, "B N D"]:
         """Deltas of all levels, in the order of the anchors: level, row, column, anchor."""
         check_neck(features, self.in_channels, function="RegressionHead")
-        return flatten_levels([self.deltas(lean_tower(self.tower, level)) for level in features], self.outputs)
+        return flatten_levels([lean_tower(self.tower, level, self.deltas)[0] for level in features], self.outputs)

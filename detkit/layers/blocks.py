@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torchvision.ops import FrozenBatchNorm2d
+from torchvision import ops
 
 from detkit._door import door
 from detkit._ranges import Count, Positive, Whole
@@ -150,11 +150,45 @@ class L2Norm(nn.Module):
         return f"channels={len(self.weight)}"
 
 
+class FrozenBatchNorm2d(ops.FrozenBatchNorm2d):
+    """torchvision's, which adds to its product in place: half the time, and one array less at once.
+
+    >>> FrozenBatchNorm2d(2)(torch.ones(1, 2, 1, 1)).flatten()
+    tensor([1.0000, 1.0000])
+    """
+
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x`` (B, D, H, W), normalized by statistics (D,) that never change."""
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        shift = self.bias - self.running_mean * scale
+        return (x * scale[:, None, None]).add_(shift[:, None, None])
+
+
+def lean_norms(module: nn.Module) -> nn.Module:
+    """Replace every FrozenBatchNorm2d of torchvision inside ``module`` by ours, which shares its buffers.
+
+    >>> type(lean_norms(nn.Sequential(ops.FrozenBatchNorm2d(3)))[0]) is FrozenBatchNorm2d
+    True
+    """
+    for part in module.modules():
+        for name, child in part.named_children():
+            if type(child) is ops.FrozenBatchNorm2d:
+                lean = FrozenBatchNorm2d(len(child.get_buffer("weight")), eps=child.eps).train(child.training)
+                lean._buffers.update(child._buffers)
+                setattr(part, name, lean)
+    return module
+
+
 def freeze_batch_norm(module: nn.Module) -> nn.Module:
     """Replace every batch norm inside ``module`` with one whose statistics and affine terms never change.
 
     Works in place, and returns the module (or its replacement, where ``module`` itself is a batch norm). The result is
-    torchvision's FrozenBatchNorm2d, with the same state_dict keys. Raises ValueError for a batch norm that keeps no
+    a FrozenBatchNorm2d of torchvision, with the same state_dict keys. Raises ValueError for a batch norm that keeps no
     running statistics, or whose class does more than normalize.
 
     >>> frozen = freeze_batch_norm(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)))

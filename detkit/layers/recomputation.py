@@ -1,6 +1,6 @@
 """Computing again in the backward pass what the forward pass would otherwise have to keep."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import TypeVar
 
@@ -12,7 +12,8 @@ from detkit._inputs import is_transformed
 
 Result = TypeVar("Result")
 _Norm = nn.modules.batchnorm._BatchNorm
-_STEADY = (nn.Sequential, nn.Conv2d, _Norm, nn.GroupNorm, nn.ReLU, nn.LeakyReLU, nn.SiLU, nn.GELU)  # nothing is drawn
+_ACTIVATIONS = (nn.ReLU, nn.LeakyReLU, nn.SiLU, nn.GELU)
+_STEADY = (nn.Sequential, nn.Conv2d, _Norm, nn.GroupNorm, *_ACTIVATIONS, nn.Identity)  # nothing is drawn
 
 
 def recomputed(
@@ -55,27 +56,73 @@ def is_hooked(module: nn.Module) -> bool:
     return any(hooks)
 
 
-def lean_tower(tower: nn.Module, features: Tensor) -> Tensor:
-    """``tower(features)``, of which only the outputs of the convolutions are kept, not those of norms and activations.
+def in_pieces(step: Callable[..., Tensor], size: int, *inputs: Tensor, parts: Iterable[nn.Module] = ()) -> Tensor:
+    """``step(*inputs)``, whose rows are each of its own: :func:`recomputed`, on a CPU ``size`` rows at a time.
+
+    So neither pass holds more than one piece of what happens inside. ``step`` draws nothing.
+
+    >>> in_pieces(lambda values: values.square(), 2, torch.arange(3.0))
+    tensor([0., 1., 4.])
+    """
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return step(*inputs)
+    parts, on_cpu = list(parts), inputs[0].device.type == "cpu"
+    pieces = zip(*(rows.split(size) for rows in inputs), strict=True) if on_cpu else [inputs]
+    return torch.cat([recomputed(step, *piece, parts=parts, draws=False) for piece in pieces])
+
+
+def lean_tower(tower: nn.Module, features: Tensor, *heads: nn.Module) -> list[Tensor]:
+    """``[head(tower(features)) for head in heads]``, of which the outputs of the convolutions are kept, not those of
+    norms and activations.
 
     To have these again costs next to nothing: each convolution is run with what is before it as one step, and of a step
-    no more is computed again than what its last part reads. Only for chains of modules; a compiler does so by itself.
+    no more is computed again than what its last part reads. On a CPU image after image, as the gradients of the last
+    step are the peak of memory. Only for chains of modules; a compiler does so by itself.
 
-    >>> tower = nn.Sequential(nn.Conv2d(4, 4, 1), nn.GroupNorm(2, 4), nn.ReLU(), nn.Conv2d(4, 4, 1))
-    >>> lean_tower(tower, torch.ones(1, 4, 2, 2)).shape
-    torch.Size([1, 4, 2, 2])
+    >>> tower = nn.Sequential(nn.Conv2d(4, 4, 1), nn.GroupNorm(2, 4), nn.ReLU())
+    >>> [found.shape for found in lean_tower(tower, torch.ones(1, 4, 2, 2), nn.Conv2d(4, 3, 1))]
+    [torch.Size([1, 3, 2, 2])]
     """
     if torch.compiler.is_compiling() or not torch.is_grad_enabled() or not isinstance(tower, nn.Sequential):
-        return tower(features)
-    for step in _steps(tower):
-        run, parts = _chain(step), [inner for part in step for inner in part.modules()]
-        lean = any(isinstance(part, (_Norm, nn.GroupNorm)) for part in step)
-        if lean and not getattr(step[0], "inplace", False):  # which would overwrite what is kept
-            draws = not all(isinstance(part, _STEADY) for part in parts)
-            features = recomputed(run, features, parts=parts, draws=draws)
-        else:
-            features = run(features)
-    return features
+        described = tower(features)
+        return [head(described) for head in heads]
+    steps = _steps(tower)
+    parts = [inner for step in (*steps, heads) for part in step for inner in part.modules()]
+    apart = features.device.type == "cpu" and any(map(_is_lean, steps)) and not _draws(parts)
+    apart = apart and not any(isinstance(part, _Norm) or is_hooked(part) for part in parts)  # which see all images
+    images = features.split(1) if apart else [features]
+    found = [_lean(steps, heads, image) for image in images]
+    return [torch.cat(results) for results in zip(*found, strict=True)] if apart else found[0]
+
+
+def _lean(steps: list[list[nn.Module]], heads: Sequence[nn.Module], features: Tensor) -> list[Tensor]:
+    *before, last = steps
+    for step in before:
+        (features,) = _run(step, [nn.Identity()], features)
+    return _run(last, heads, features)
+
+
+def _run(step: list[nn.Module], heads: Sequence[nn.Module], features: Tensor) -> list[Tensor]:
+    """What the heads make of the results of a step."""
+
+    def run(features: Tensor) -> list[Tensor]:
+        for part in step:
+            features = part(features)
+        return [head(features) for head in heads]
+
+    if not _is_lean(step):
+        return run(features)
+    parts = [inner for part in (*step, *heads) for inner in part.modules()]
+    return recomputed(run, features, parts=parts, draws=_draws(parts))
+
+
+def _is_lean(step: list[nn.Module]) -> bool:
+    """Whether less is kept of a step that is recomputed, and it does not overwrite the little that is."""
+    return any(isinstance(part, (_Norm, nn.GroupNorm)) for part in step) and not getattr(step[0], "inplace", False)
+
+
+def _draws(parts: list[nn.Module]) -> bool:
+    return not all(isinstance(part, _STEADY) for part in parts)
 
 
 def _lent(parts: list[nn.Module]) -> bool:
@@ -100,15 +147,6 @@ def _leaves(part: nn.Module) -> Iterator[nn.Module]:
             yield from _leaves(child)
     else:
         yield part
-
-
-def _chain(step: list[nn.Module]) -> Callable[[Tensor], Tensor]:
-    def run(features: Tensor) -> Tensor:
-        for part in step:
-            features = part(features)
-        return features
-
-    return run
 
 
 class _Resting:

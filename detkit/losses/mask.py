@@ -16,7 +16,7 @@ from detkit.structures.labels import check_labels
 
 _FARTHEST = 1  # image side: so far outside a box may reach, or sampling it would take as long as the box is large
 
-_MASKS_AT_ONCE = 32
+_MASKS_AT_ONCE = 4  # as floats
 
 
 @door

@@ -4,14 +4,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detkit._door import door
 from detkit._ranges import Count, Whole
 from detkit.layers import ConvNormActivation, check_levels, init_convolutions
-from detkit.layers.recomputation import recomputed
+from detkit.layers.recomputation import in_pieces
 from detkit.necks.base import Neck
 
 
@@ -26,6 +25,7 @@ class FPN(Neck):
     Sources: arXiv 1612.03144, section 3; arXiv 1708.02002, section 4. Without ``norm`` it is torchvision's.
     Raises ValueError for in_channels and in_strides of different lengths, or another ``extra_from``.
 
+    >>> import torch
     >>> neck = FPN([8, 16, 32], [8, 16, 32], channels=4, extra=2, extra_from="input")
     >>> neck.out_channels, neck.strides
     ((4, 4, 4, 4, 4), (8, 16, 32, 64, 128))
@@ -86,12 +86,9 @@ class FPN(Neck):
         def finest(feature: Tensor, coarser: Tensor) -> Tensor:
             return self.outputs[0](self._merged(0, feature, coarser))
 
-        if torch.compiler.is_compiling() or not torch.is_grad_enabled() or self.normed:  # norms of batches
+        if self.normed:  # by statistics of all images
             return finest(feature, coarser)
-        step = 1 if feature.device.type == "cpu" else len(feature)
-        images = zip(feature.split(step), coarser.split(step), strict=True)
-        parts = [*self.laterals[0].modules(), *self.outputs[0].modules()]
-        return torch.cat([recomputed(finest, *image, parts=parts, draws=False) for image in images])
+        return in_pieces(finest, 1, feature, coarser, parts=[*self.laterals[0].modules(), *self.outputs[0].modules()])
 
     def _coarser(self, feature: Tensor, output: Tensor) -> list[Tensor]:
         levels = [feature if self.extra_from == "input" else output]

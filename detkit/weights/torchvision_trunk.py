@@ -20,6 +20,7 @@ from detkit.anchors import GridAnchors
 from detkit.backbones import Backbone, ResNetBackbone, SequentialBackbone
 from detkit.boxes import DeltaCoder
 from detkit.detectors import Detector, Preprocess
+from detkit.layers.blocks import lean_norms
 from detkit.necks import FPN
 
 
@@ -110,6 +111,7 @@ def trunk_from(backbone: nn.Module) -> Trunk:
             "around a ResNet, a MobileNet or another chain of layers"
         )
     body = copy.deepcopy(backbone.body)
+    lean_norms(body)
     ours = _resnet(body) if hasattr(body, "layer1") else _chain(body)
     neck = _pyramid(backbone.fpn, ours)
     return Trunk(nn.Sequential(ours, neck), neck.out_channels, neck.strides)

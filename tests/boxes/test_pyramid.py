@@ -123,6 +123,27 @@ def test_gradients_are_those_of_differences():
     assert torch.autograd.gradcheck(lambda *levels: pool(levels, boxes), features)
 
 
+@pytest.mark.parametrize("ratio", [0, 2])
+def test_a_gradient_that_is_mostly_of_one_level_reaches_no_other(ratio):
+    """Boxes of other levels, read where it is, are held away from that level: also the hostile ones."""
+    features = [level.requires_grad_() for level in pyramid()]
+    small = torch.tensor([[4.0, 8, 40, 50]], dtype=torch.float64).expand(30, 4)
+    nowhere = torch.full((3, 4), math.nan, dtype=torch.float64)
+    boxes = torch.cat((HOSTILE, small, all_sizes(1, 9)[0], nowhere)).expand(2, -1, -1)
+    pool = PyramidRoIAlign(3, strides=STRIDES, sampling_ratio=ratio)
+    pooled = pool(features, boxes)
+    upstream = torch.randn(pooled.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    found = torch.autograd.grad(pooled, features, upstream)
+    alone = [torch.autograd.grad(pool(features, boxes[:, i : i + 1]), features, own) for i, own in each(upstream)]
+    for level, one in enumerate(found):
+        torch.testing.assert_close(one, sum(own[level] for own in alone), rtol=0, atol=1e-10)
+
+
+def each(upstream: Tensor) -> list[tuple[int, Tensor]]:
+    """The part of each box of two images."""
+    return list(enumerate(upstream.unflatten(0, (2, -1)).unbind(1)))
+
+
 def test_boxes_get_no_gradient():
     boxes = all_sizes().requires_grad_()
     pooled = PyramidRoIAlign(2, strides=STRIDES)([level.requires_grad_() for level in pyramid()], boxes)

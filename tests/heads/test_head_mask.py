@@ -30,6 +30,33 @@ def test_a_seed_gives_the_weights_and_the_answers_of_torchvisions_head(norm):
     torch.testing.assert_close(head(pooled), expected(pooled), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("count", [0, 8, 19])
+def test_what_is_enlarged_in_pieces_learns_as_torchvisions_head(count):
+    head, expected = seeded(3, 6, 5, channels=(8,)).double(), peer(3, 6, (8,), 5).double()
+    pooled = torch.randn(count, 6, 7, 7, dtype=torch.float64)
+    for part in (head, expected):
+        part(pooled).square().sum().backward()
+    for one, two in zip(head.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, two.grad, rtol=1e-9, atol=1e-9)
+
+
+def test_what_is_picked_of_each_region_is_what_would_be_picked_of_all():
+    head, pooled = seeded(0, 4, 3, channels=(5,)).double(), torch.randn(19, 4, 5, 5, dtype=torch.float64)
+    labels, seen = torch.arange(19) % 3, []
+
+    def pick(logits, rows):
+        seen.append(len(rows))
+        return logits[torch.arange(len(rows)), labels[rows]]
+
+    found = []
+    for masks in (head(pooled, pick), pick(head(pooled), torch.arange(19))):
+        assert masks.shape == (19, 10, 10)
+        found.append([masks, *torch.autograd.grad(masks.square().sum(), [*head.parameters()])])
+    assert seen[:3] == [8, 8, 3]
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
 def test_the_published_head_has_torchvisions_number_of_parameters():
     expected = peer(0, 256, (256,) * 4, 90)
     assert sum(p.numel() for p in MaskHead(256, 90).parameters()) == sum(p.numel() for p in expected.parameters())

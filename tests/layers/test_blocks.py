@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torchvision.ops import FrozenBatchNorm2d
 
 from detkit.layers import (
     ConvNormActivation,
@@ -15,6 +16,7 @@ from detkit.layers import (
     freeze_batch_norm,
     init_convolutions,
 )
+from detkit.layers.blocks import lean_norms
 
 
 @pytest.mark.parametrize(("kernel_size", "dilation"), [(1, 1), (3, 1), (3, 6), (5, 2)])
@@ -141,6 +143,32 @@ def test_a_batch_norm_itself_and_one_without_affine_terms_can_be_frozen():
     norm(torch.randn(4, 4, 5, 5) * 3 + 1)
     features = torch.rand(2, 4, 3, 3)
     torch.testing.assert_close(freeze_batch_norm(norm)(features), norm.eval()(features))
+
+
+def test_a_lean_frozen_norm_is_torchvisions_and_shares_its_buffers():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sequential(FrozenBatchNorm2d(4, eps=0.1)), nn.BatchNorm2d(4)).double()
+    for value in net[1].buffers():
+        value.uniform_(0.5, 2)
+    images, before = torch.rand(2, 3, 5, 5, dtype=torch.float64), dict(net.named_buffers())
+    expected = net[1](net[0](images))
+    wanted = torch.autograd.grad(expected.square().sum(), net[0].weight)
+    assert lean_norms(net) is net
+    assert type(net[1][0]) is not FrozenBatchNorm2d
+    assert isinstance(net[1][0], FrozenBatchNorm2d)
+    assert type(net[2]) is nn.BatchNorm2d
+    assert all(value is before[name] for name, value in net.named_buffers())
+    found = net[1](net[0](images))
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    torch.testing.assert_close(torch.autograd.grad(found.square().sum(), net[0].weight), wanted, rtol=0, atol=0)
+
+
+def test_a_frozen_norm_leaves_what_it_is_given_and_promotes_it():
+    norm, features = freeze_batch_norm(trained_norm(4)), torch.rand(2, 4, 3, 3)
+    before = features.clone()
+    assert norm(features).data_ptr() != features.data_ptr()
+    assert torch.equal(features, before)
+    assert norm(features.half()).dtype == torch.float32
 
 
 class NormAndMore(nn.BatchNorm2d):

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from detkit.layers import conv_tower
-from detkit.layers.recomputation import lean_tower, recomputed
+from detkit.layers.recomputation import in_pieces, lean_tower, recomputed
 
 
 def test_gradients_dropout_and_running_statistics_are_those_of_a_plain_pass():
@@ -27,27 +27,85 @@ def test_gradients_dropout_and_running_statistics_are_those_of_a_plain_pass():
         assert other[1].momentum == momentum
 
 
-def test_a_lean_tower_learns_the_same_and_keeps_the_outputs_of_its_convolutions_alone():
-    torch.manual_seed(0)
-    tower, features = conv_tower(8, depth=3), torch.rand(2, 8, 16, 16)
-    found = []
-    for run in (tower, lambda values: lean_tower(tower, values)):
-        kept = {}
+def kept_maps(shape):
+    """A pack hook, and what it has seen: storages of tensors of this shape, whatever their number of rows."""
+    kept = {}
 
-        def pack(tensor, kept=kept):
-            if tensor.shape == features.shape:
-                kept[tensor.untyped_storage().data_ptr()] = tensor
-            return tensor
+    def pack(tensor):
+        if tensor.shape[1:] == shape[1:]:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
 
-        given = features.clone().requires_grad_()
+    return pack, kept
+
+
+def both_ways(plain, lean, given, parameters):
+    """Results, gradients and the number of kept maps of either way, each run on a copy of what is given."""
+    for run in (plain, lean):
+        pack, kept = kept_maps(given.shape)
+        features = given.clone().requires_grad_()
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            result = run(given)
-        found.append((result, *torch.autograd.grad(result.square().sum(), [given, *tower.parameters()]), len(kept)))
-    *ours, kept = found[1]
-    *theirs, before = found[0]
-    assert kept < before == 7  # images, three convolutions, three activations; what steps are given is not counted
+            results = run(features)
+        loss = sum((result.square() * (i + 1)).sum() for i, result in enumerate(results))
+        yield [*results, *torch.autograd.grad(loss, [features, *parameters])], len(kept)
+
+
+@pytest.mark.parametrize("norm", [partial(nn.GroupNorm, 2), nn.BatchNorm2d])
+@pytest.mark.parametrize("batch", [0, 1, 3])
+def test_a_lean_tower_learns_the_same_and_keeps_the_outputs_of_its_convolutions_alone(batch, norm):
+    torch.manual_seed(0)
+    tower, features = conv_tower(8, depth=3, norm=norm).double(), torch.rand(batch, 8, 16, 16, dtype=torch.float64)
+    if not batch and norm is nn.BatchNorm2d:
+        tower.eval()
+    heads = [nn.Conv2d(8, 4, 3, padding=1).double(), nn.Conv2d(8, 1, 1).double()]
+    parameters = [*tower.parameters(), *(value for head in heads for value in head.parameters())]
+    (theirs, before), (ours, kept) = both_ways(
+        lambda values: [head(tower(values)) for head in heads],
+        lambda values: lean_tower(tower, values, *heads),
+        features,
+        parameters,
+    )
     for one, other in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(one, other)
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+    if batch == 1:
+        assert kept == 4 < before  # features, and the outputs of three convolutions
+
+
+def test_a_lean_tower_of_hooked_or_image_wide_layers_sees_all_images_at_once():
+    seen, batch = [], torch.rand(3, 8, 4, 4, requires_grad=True)
+    tower, head = conv_tower(8, depth=1), nn.Conv2d(8, 1, 1)
+    watch = head.register_forward_hook(lambda _, __, result: seen.append(len(result)))
+    lean_tower(tower, batch, head)
+    watch.remove()
+    part = tower[0][0]
+    part.forward = lambda values, run=part.forward: seen.append(len(values)) or run(values)
+    lean_tower(tower, batch, head)
+    tower[0][1] = nn.BatchNorm2d(8)
+    lean_tower(tower, batch, head)
+    assert seen == [3, 1, 1, 1, 3]
+
+
+@pytest.mark.parametrize("count", [0, 1, 5, 8])
+def test_what_runs_in_pieces_learns_the_same_and_holds_one_piece(count):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU(), nn.ConvTranspose2d(4, 4, 2, stride=2)).double()
+    sizes = []
+
+    def step(values, others):
+        sizes.append(len(values))
+        return net(values * others)
+
+    others = torch.rand(count, 4, 5, 5, dtype=torch.float64)
+    (theirs, before), (ours, kept) = both_ways(
+        lambda values: [step(values, others)],
+        lambda values: [in_pieces(step, 3, values, others, parts=[net])],
+        torch.rand(count, 4, 5, 5, dtype=torch.float64),
+        [*net.parameters()],
+    )
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+    assert max(sizes[1:]) == min(count, 3)
+    assert kept < before or not count
 
 
 class Doubled(nn.Sequential):
@@ -72,7 +130,7 @@ def test_a_lean_tower_may_be_of_any_chain(kind):
     torch.manual_seed(0)
     plain = TOWERS[kind]()
     lean, features = copy.deepcopy(plain), torch.rand(2, 4, 5, 5)
-    for run in (plain, partial(lean_tower, lean)):
+    for run in (plain, lambda values: lean_tower(lean, values, nn.Identity())[0]):
         torch.manual_seed(1)
         run(features).square().sum().backward()
         torch.rand(9)  # between two steps others draw, too
@@ -85,7 +143,7 @@ def test_a_lean_tower_may_be_of_any_chain(kind):
 def test_hooks_of_a_lean_tower_run():
     tower, ran = conv_tower(8, depth=1), []
     tower.register_full_backward_hook(lambda *_: ran.append("backward"))
-    lean_tower(tower, torch.rand(1, 8, 4, 4, requires_grad=True)).sum().backward()
+    lean_tower(tower, torch.rand(1, 8, 4, 4, requires_grad=True), nn.Identity())[0].sum().backward()
     assert ran == ["backward"]
 
 
