@@ -96,7 +96,8 @@ class Preprocess(Constants):
         self.mask_threshold, self.degenerate, self.letterbox = mask_threshold, degenerate, letterbox
         self.in_unit_range = all(-1 <= float(value) <= 1 for value in mean)  # else the pixels are in units of their own
         for name, values in (("mean", mean), ("std", std)):
-            self.register_constant(name, torch.tensor(values, device="cpu").reshape(-1, 1, 1))
+            numbers = [float(value) for value in values]  # of whole ones torch would make whole pixels: black images
+            self.register_constant(name, torch.tensor(numbers, device="cpu").reshape(-1, 1, 1))
 
     @door
     def forward(

@@ -32,7 +32,8 @@ def build(args: argparse.Namespace, num_classes: int) -> Detector:
     taken = {name: value for name, value in given.items() if name in inspect.signature(recipe).parameters}
     drawn_in_size = {"size"} if args.data == "scenes" else set()
     if spare := given.keys() - taken.keys() - drawn_in_size:
-        raise ValueError(f"recipe {args.recipe} does not take {sorted(spare)}")
+        shown = ", ".join({"norm": "--group-norm"}.get(name, f"--{name}") for name in sorted(spare))
+        raise ValueError(f"recipe {args.recipe} does not take {shown}; leave it out, or name another --recipe")
     detector = recipe(num_classes, **taken)
     if not isinstance(detector, Detector):
         raise ValueError(f"--module: detector() returns a {type(detector).__name__}; allowed is a detkit Detector")

@@ -45,7 +45,7 @@ def from_transformers(model: nn.Module) -> Detector:
 
     >>> from_transformers(nn.Linear(2, 2))
     Traceback (most recent call last):
-    ValueError: from_transformers: model is a Linear; allowed is transformers' DetrForObjectDetection
+    ValueError: from_transformers: model is a Linear; allowed are transformers' DetrForObjectDetection, ...
     """
     kinds = {kind.__name__ for kind in type(model).__mro__}
     if DEFORMABLE in kinds:
@@ -56,7 +56,8 @@ def from_transformers(model: nn.Module) -> Detector:
         return selected_from_transformers(model)
     if "DetrForObjectDetection" not in kinds:
         raise ValueError(
-            f"from_transformers: model is a {type(model).__name__}; allowed is transformers' DetrForObjectDetection"
+            f"from_transformers: model is a {type(model).__name__}; allowed are transformers' DetrForObjectDetection, "
+            f"{', '.join((CONDITIONAL, DEFORMABLE, *SELECTED))}"
         )
     peer: Any = model
     config, state = peer.config, model.state_dict()

@@ -53,6 +53,11 @@ def test_blocks_of_the_neck_are_as_deep_and_wide_as_asked():
     assert {block.wide[0].out_channels for block in blocks} == {8}
 
 
+def test_a_size_that_was_not_published_is_refused_by_name():
+    with pytest.raises(ValueError, match="d_fine: scale='xx'; allowed are 'n'"):
+        d_fine(2, scale="xx")
+
+
 def test_channels_that_no_heads_fit_are_refused():
     with pytest.raises(ValueError, match="d_fine_stage: channels=48 must be a multiple of 8, or of 32 below 128"):
         d_fine_stage(3, [48], channels=48)

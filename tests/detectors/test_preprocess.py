@@ -167,6 +167,19 @@ def test_gray_images_work_with_one_mean():
     assert batch.tensors.unique().tolist() == [1.0]
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float64])
+def test_whole_numbers_as_mean_and_deviation_are_as_good_as_others(dtype, generator):
+    image = torch.rand(3, 9, 12, generator=generator)
+    image = (255 * image).to(dtype) if dtype == torch.uint8 else image.to(dtype)
+    whole = Preprocess((6, 8), mean=(0, 0, 0), std=(1, 1, 1))
+    others = Preprocess((6, 8), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    for precision in (torch.float32, torch.float64):
+        (found, _), (expected, _) = whole.to(precision)([image]), others.to(precision)([image])
+        assert found.tensors.dtype == precision
+        assert torch.equal(found.tensors, expected.tensors)
+        assert found.tensors.mean() > 0.2
+
+
 def test_the_state_dict_holds_no_constants():
     assert Preprocess(10).state_dict() == {}
 

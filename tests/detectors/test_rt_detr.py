@@ -101,6 +101,11 @@ def test_blocks_of_the_neck_are_as_deep_as_asked():
     assert sum(isinstance(part, RepVGGBlock) for part in neck.modules()) == 2 * 2
 
 
+def test_a_size_that_was_not_published_is_refused_by_name():
+    with pytest.raises(ValueError, match="rt_detr_v2: depth=20; allowed are 18"):
+        rt_detr_v2(2, depth=20)
+
+
 def test_channels_that_no_heads_fit_are_refused():
     with pytest.raises(ValueError, match="rt_detr_stage: channels=48 must be a multiple of 8, or of 32 below 128"):
         rt_detr_stage(3, [48], channels=48)

@@ -62,6 +62,12 @@ def test_what_a_backbone_has_of_its_own_is_not_given_beside_it():
             recipes.small_tood(2, backbone=backbone, **given)
 
 
+def test_a_finest_level_of_another_stride_is_refused():
+    for finest in (2, 3, 16, 0):
+        with pytest.raises(ValueError, match=f"small_pyramid: finest={finest}; allowed are 4 and 8"):
+            recipes.small_tood(2, finest=finest)
+
+
 def test_a_pyramid_from_stride_4_on_has_cells_for_objects_of_a_few_pixels():
     target = {"boxes": torch.tensor([[9.0, 9, 11, 11]]), "labels": torch.tensor([1])}
     for finest, fits in ((8, False), (4, True)):

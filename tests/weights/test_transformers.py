@@ -226,7 +226,7 @@ def test_a_backbone_that_ends_before_its_last_stage_is_refused():
 
 def test_other_models_are_refused_by_name():
     segmentation = type("DetrForSegmentation", (nn.Linear,), {})(2, 2)
-    with pytest.raises(ValueError, match="model is a DetrForSegmentation; allowed is transformers' DetrForObjectDet"):
+    with pytest.raises(ValueError, match=r"DetrForSegmentation; allowed are transformers' Detr.*, RTDetrV2ForObj"):
         from_transformers(segmentation)
 
 

@@ -392,6 +392,12 @@ def test_what_has_no_counterpart_is_refused_by_name(settings, message):
         from_transformers(peer)
 
 
+def test_pictures_in_floats_are_seen_as_those_in_bytes_are():
+    detector = from_transformers(MODELS["RT-DETR v2"]())
+    images, _ = detector.preprocess([torch.full((3, 8, 8), 0.6)])
+    torch.testing.assert_close(images.tensors, torch.full((1, 3, 640, 640), 0.6))
+
+
 def test_a_detector_that_transformers_has_not_is_refused():
     with pytest.raises(ValueError, match="the backbone is a SmallBackbone; allowed are a ResNetBack"):
         to_transformers(small_rt_detr(2, size=(64, 64), channels=32))

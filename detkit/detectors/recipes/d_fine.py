@@ -79,6 +79,8 @@ def d_fine(
     >>> sum(parameter.numel() for parameter in d_fine(num_classes=80, scale="n").parameters())
     3782563
     """
+    if scale not in _SCALES:
+        raise ValueError(f"d_fine: scale={scale!r}; allowed are 'n', 's', 'm', 'l' and 'x'")
     given = _SCALES[scale]
     backbone = _BACKBONES[scale]()
     neck = elan_neck(

@@ -50,13 +50,16 @@ def rt_detr_v2(
     384 channels in the neck on 101. Images are resized to 640 x 640, not normalized, unless ``preprocess`` says
     otherwise. Published ones are pretrained, those of 50 and 101 layers with frozen batch norm. Trained by AdamW, 1e-4
     and 1e-5 for the backbone, weight decay 1e-4, gradients clipped at 0.1, an average of the weights. Sources: Zhao et
-    al. 2024, "DETRs Beat YOLOs on Real-time Object Detection"; Lv et al. 2024, "RT-DETRv2".
+    al. 2024, "DETRs Beat YOLOs on Real-time Object Detection"; Lv et al. 2024, "RT-DETRv2". Raises
+    ValueError for another depth.
 
     >>> sum(parameter.numel() for parameter in rt_detr_v2(num_classes=80, depth=18).parameters())
     20184208
     """
-    build = {18: resnet18, 34: resnet34, 50: resnet50, 101: resnet101}[depth]
-    backbone = ResNetBackbone(resnet_d(build(weights=None)))
+    builders = {18: resnet18, 34: resnet34, 50: resnet50, 101: resnet101}
+    if depth not in builders:
+        raise ValueError(f"rt_detr_v2: depth={depth!r}; allowed are 18, 34, 50 and 101")
+    backbone = ResNetBackbone(resnet_d(builders[depth](weights=None)))
     channels, hidden = (384, 2048) if depth == 101 else (256, 1024)
     neck = hybrid_neck(
         *(backbone.out_channels, backbone.strides),

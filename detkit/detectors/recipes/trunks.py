@@ -33,12 +33,14 @@ def small_pyramid(
 ) -> tuple[nn.Sequential, tuple[int, ...]]:
     """A small residual net, or ``backbone``, with a pyramid of ``channels`` at its strides; and those.
 
-    The net's strides are (8, 16, 32), with ``finest=4`` (4, 8, 16, 32). Raises ValueError for ``blocks``, a ``norm`` or
-    a ``finest`` level beside a backbone, which has its own.
+    The net's strides are (8, 16, 32), with ``finest=4`` (4, 8, 16, 32). Raises ValueError for another ``finest``, and
+    for ``blocks``, a ``norm`` or a ``finest`` level beside a backbone, which has its own.
 
     >>> small_pyramid(8, 1, nn.BatchNorm2d, finest=4)[1]
     (4, 8, 16, 32)
     """
+    if finest not in (4, 8):
+        raise ValueError(f"small_pyramid: finest={finest!r}; allowed are 4 and 8")
     given = {"blocks": blocks != 1, "norm": norm is not nn.BatchNorm2d, "finest": finest != 8}
     if backbone is None:
         widths = (channels // 2, channels, channels * 2, channels * 4)
