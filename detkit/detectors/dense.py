@@ -11,6 +11,8 @@ from detkit._inputs import on_host, takes
 from detkit.anchors import BalancedSampler, gather_assigned
 from detkit.anchors.sample import sampled_rows
 from detkit.detectors.detector import Stage
+from detkit.detectors.levelwise import LevelwisePostprocess
+from detkit.detectors.postprocess import Postprocess
 from detkit.detectors.set_prediction import with_embeddings
 from detkit.losses import DenseCriterion
 from detkit.structures import (
@@ -150,6 +152,8 @@ def predict(stage: Any, features: list[Tensor], images: Images) -> DenseOutputs:
 def detect(stage: Any, outputs: DenseOutputs, sizes: Shaped[Tensor, "B 2"]) -> Detections:
     """Decoded, thresholded and suppressed boxes; on the host of a few images at a time, whose scores stay in the cache.
 
+    Those of a postprocess of your own may have a length that depends on the batch, so it gets all images at once.
+
     >>> from detkit.detectors import tiny_ssd
     >>> predictions = DensePredictions(torch.zeros(2, 1, 3), torch.zeros(2, 1, 4))
     >>> outputs = DenseOutputs(predictions, Anchors.of(torch.ones(1, 4)))
@@ -157,7 +161,8 @@ def detect(stage: Any, outputs: DenseOutputs, sizes: Shaped[Tensor, "B 2"]) -> D
     torch.Size([2, 2])
     """
     predictions, anchors, _ = outputs
-    step = max(1, _SCORES_AT_ONCE // max(1, predictions.logits.shape[1:].numel())) if on_host(predictions.logits) else 0
+    apart = on_host(predictions.logits) and type(stage.postprocess) in (Postprocess, LevelwisePostprocess)
+    step = max(1, _SCORES_AT_ONCE // max(1, predictions.logits.shape[1:].numel())) if apart else 0
     if not 0 < step < len(sizes):
         boxes, scores = stage.coder.decode(predictions.deltas, anchors), stage.criterion.scores(predictions)
         return stage.postprocess(scores, boxes, sizes, anchors.counts)

@@ -19,6 +19,7 @@ from detkit.detectors.matched_boxes import (
 )
 from detkit.detectors.roi import learns_from_rows, on_valid_rows
 from detkit.heads.mask import MaskHead
+from detkit.layers.recomputation import is_hooked
 from detkit.losses.mask import mask_loss, mask_targets, own_class_masks
 from detkit.structures import Detections, Images, Targets
 
@@ -77,7 +78,7 @@ class MaskStage(Stage):
 
         def run(rows: Tensor | None) -> Tensor:
             pooled, own = self.pool(features, detections.boxes, rows), labels if rows is None else labels[rows]
-            if type(self.head).forward is MaskHead.forward:
+            if getattr(self.head.forward, "__func__", None) is MaskHead.forward and not is_hooked(self.head):
                 return self.head(pooled, lambda logits, some: own_class_masks(logits, own[some]))
             return own_class_masks(self.head(pooled), own)
 

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from torchvision import ops
 
 from detkit._door import door
+from detkit._inputs import is_transformed
 from detkit._ranges import Count, Positive, Whole
+from detkit.layers.recomputation import is_hooked
 
 _GROUPS_OF_EIGHT = partial(nn.GroupNorm, 8)
 
@@ -166,18 +168,24 @@ class FrozenBatchNorm2d(ops.FrozenBatchNorm2d):
         """``x`` (B, D, H, W), normalized by statistics (D,) that never change."""
         scale = self.weight * (self.running_var + self.eps).rsqrt()
         shift = self.bias - self.running_mean * scale
-        return (x * scale[:, None, None]).add_(shift[:, None, None])
+        product, shift = x * scale[:, None, None], shift[:, None, None]
+        if not torch.jit.is_scripting():  # noqa: SIM102 - a script has no rest  # pyright: ignore[reportPrivateImportUsage]
+            if torch.compiler.is_compiling() or is_transformed():  # vmap of statistics cannot add them in place
+                return product + shift
+        return product.add_(shift)
 
 
 def lean_norms(module: nn.Module) -> nn.Module:
     """Replace every FrozenBatchNorm2d of torchvision inside ``module`` by ours, which shares its buffers.
+
+    One with hooks stays.
 
     >>> type(lean_norms(nn.Sequential(ops.FrozenBatchNorm2d(3)))[0]) is FrozenBatchNorm2d
     True
     """
     for part in module.modules():
         for name, child in part.named_children():
-            if type(child) is ops.FrozenBatchNorm2d:
+            if type(child) is ops.FrozenBatchNorm2d and not is_hooked(child):
                 lean = FrozenBatchNorm2d(len(child.get_buffer("weight")), eps=child.eps).train(child.training)
                 lean._buffers.update(child._buffers)
                 setattr(part, name, lean)

@@ -1,11 +1,12 @@
 """Computing again in the backward pass what the forward pass would otherwise have to keep."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 from torch.utils.checkpoint import checkpoint
 
 from detkit._inputs import is_transformed
@@ -13,7 +14,7 @@ from detkit._inputs import is_transformed
 Result = TypeVar("Result")
 _Norm = nn.modules.batchnorm._BatchNorm
 _ACTIVATIONS = (nn.ReLU, nn.LeakyReLU, nn.SiLU, nn.GELU)
-_STEADY = (nn.Sequential, nn.Conv2d, _Norm, nn.GroupNorm, *_ACTIVATIONS, nn.Identity)  # nothing is drawn
+_LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, nn.GroupNorm, nn.Identity, *_ACTIVATIONS)
 
 
 def recomputed(
@@ -59,16 +60,21 @@ def is_hooked(module: nn.Module) -> bool:
 def in_pieces(step: Callable[..., Tensor], size: int, *inputs: Tensor, parts: Iterable[nn.Module] = ()) -> Tensor:
     """``step(*inputs)``, whose rows are each of its own: :func:`recomputed`, on a CPU ``size`` rows at a time.
 
-    So neither pass holds more than one piece of what happens inside. ``step`` draws nothing.
+    So neither pass holds more than one piece of what happens inside. ``step`` draws nothing; ``parts`` are the modules
+    in it: with hooks, norms of batches, or kinds that nothing is known of, it runs once, on all rows.
 
     >>> in_pieces(lambda values: values.square(), 2, torch.arange(3.0))
     tensor([0., 1., 4.])
     """
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return step(*inputs)
-    parts, on_cpu = list(parts), inputs[0].device.type == "cpu"
+    parts = [inner for part in parts for inner in part.modules()]
+    if not _are_plain(parts):
+        return step(*inputs)
+    on_cpu = inputs[0].device.type == "cpu"
     pieces = zip(*(rows.split(size) for rows in inputs), strict=True) if on_cpu else [inputs]
-    return torch.cat([recomputed(step, *piece, parts=parts, draws=False) for piece in pieces])
+    with _own_casts():
+        return torch.cat([recomputed(step, *piece, parts=parts, draws=False) for piece in pieces])
 
 
 def lean_tower(tower: nn.Module, features: Tensor, *heads: nn.Module) -> list[Tensor]:
@@ -86,13 +92,16 @@ def lean_tower(tower: nn.Module, features: Tensor, *heads: nn.Module) -> list[Te
     if torch.compiler.is_compiling() or not torch.is_grad_enabled() or not isinstance(tower, nn.Sequential):
         described = tower(features)
         return [head(described) for head in heads]
+    if not _are_plain(inner for head in heads for inner in head.modules()):  # they might count how often they run
+        (described,) = lean_tower(tower, features, nn.Identity())
+        return [head(described) for head in heads]
     steps = _steps(tower)
-    parts = [inner for step in (*steps, heads) for part in step for inner in part.modules()]
-    apart = features.device.type == "cpu" and any(map(_is_lean, steps)) and not _draws(parts)
-    apart = apart and not any(isinstance(part, _Norm) or is_hooked(part) for part in parts)  # which see all images
-    images = features.split(1) if apart else [features]
-    found = [_lean(steps, heads, image) for image in images]
-    return [torch.cat(results) for results in zip(*found, strict=True)] if apart else found[0]
+    apart = features.device.type == "cpu" and any(map(_is_lean, steps)) and not _writes(steps[0])
+    if not apart or not _are_plain(inner for step in steps for part in step for inner in part.modules()):
+        return _lean(steps, heads, features)
+    with _own_casts():
+        found = [_lean(steps, heads, image) for image in features.split(1)]
+    return [torch.cat(results) for results in zip(*found, strict=True)]
 
 
 def _lean(steps: list[list[nn.Module]], heads: Sequence[nn.Module], features: Tensor) -> list[Tensor]:
@@ -113,22 +122,44 @@ def _run(step: list[nn.Module], heads: Sequence[nn.Module], features: Tensor) ->
     if not _is_lean(step):
         return run(features)
     parts = [inner for part in (*step, *heads) for inner in part.modules()]
-    return recomputed(run, features, parts=parts, draws=_draws(parts))
+    return recomputed(run, features, parts=parts, draws=not all(map(_is_steady, parts)))
 
 
 def _is_lean(step: list[nn.Module]) -> bool:
     """Whether less is kept of a step that is recomputed, and it does not overwrite the little that is."""
-    return any(isinstance(part, (_Norm, nn.GroupNorm)) for part in step) and not getattr(step[0], "inplace", False)
+    return any(isinstance(part, (_Norm, nn.GroupNorm)) for part in step) and not _writes(step)
 
 
-def _draws(parts: list[nn.Module]) -> bool:
-    return not all(isinstance(part, _STEADY) for part in parts)
+def _writes(step: list[nn.Module]) -> bool:
+    """Whether a step overwrites what it is given."""
+    return bool(step) and getattr(step[0], "inplace", False)
+
+
+def _is_steady(part: nn.Module) -> bool:
+    """Whether a module is known to draw nothing and to keep nothing; a subclass of a layer may."""
+    return type(part) in _LAYERS or type(part).forward is nn.Sequential.forward
+
+
+def _are_plain(parts: Iterable[nn.Module]) -> bool:
+    """Whether rows may be computed one by one, and twice."""
+    return all(_is_steady(part) and not isinstance(part, _Norm) and not is_hooked(part) for part in parts)
+
+
+@contextmanager
+def _own_casts() -> Iterator[None]:
+    """Autocast casts weights for each piece anew: their gradients are then added in the type of the weights."""
+    before = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(before)
 
 
 def _lent(parts: list[nn.Module]) -> bool:
-    """Whether some parameters are other tensors for the moment."""
+    """Whether some parameters are other tensors for the moment, or made anew at each pass, which may count passes."""
     given = (value for part in parts for value in part._parameters.values() if value is not None)
-    return not all(isinstance(value, nn.Parameter) for value in given)
+    return not all(isinstance(value, nn.Parameter) for value in given) or any(map(is_parametrized, parts))
 
 
 def _steps(tower: nn.Module) -> list[list[nn.Module]]:

@@ -131,20 +131,25 @@ def box_costs(
     tensor([[4., 0.]])
     """
     positive = assigned.labels >= 0
-    alone = all(part in _ROW_BY_ROW for part in (getattr(cost, "func", cost), type(coder)))
-    if alone and on_host(deltas):  # elsewhere to ask how many they are would be a sync
-        chosen = _rows_of(anchors, positive)
+    places = anchors.boxes if isinstance(anchors, Anchors) else anchors
+    if _are_alone(cost, coder) and on_host(deltas) and _have_places(assigned.boxes, places):
+        chosen = places.expand(*positive.shape, places.shape[-1])[positive]  # elsewhere their number would be a sync
         costs = cost(promote(deltas[positive])[None], assigned.boxes[positive][None], chosen, coder)[0]
         return costs.new_zeros(positive.shape).masked_scatter(positive, costs)
     own = torch.where(positive[..., None], promote(deltas), 0)  # before the formula: a NaN there has a gradient
     return torch.where(positive, cost(own, assigned.boxes, anchors, coder), 0)
 
 
-def _rows_of(anchors: Anchors | Tensor, chosen: Bool[Tensor, "B N"]) -> Anchors | Tensor:
-    if isinstance(anchors, Tensor):
-        return anchors.expand(*chosen.shape, anchors.shape[-1])[chosen]
-    boxes, strides = (values.expand(*chosen.shape, values.shape[-1])[chosen] for values in anchors[:2])
-    return Anchors(boxes, strides, (len(boxes),))
+def _are_alone(cost: BoxCost, coder: BoxCoder) -> bool:
+    plain = cost.func if isinstance(cost, partial) else cost
+    return all(any(part is one for one in _ROW_BY_ROW) for part in (plain, type(coder)))
+
+
+def _have_places(boxes: Tensor, anchors: Any) -> bool:
+    """Whether anchors (..., D) broadcast to boxes (B, N, 4); BoundingBoxes, which have a format, are for coders."""
+    if type(anchors) is not Tensor or not 1 <= anchors.ndim <= boxes.ndim == 3:
+        return False
+    return all(own in (1, all_) for own, all_ in zip(anchors.shape[-2::-1], boxes.shape[-2::-1], strict=False))
 
 
 def judged_entropy(

@@ -88,7 +88,7 @@ class FPN(Neck):
 
         if self.normed:  # by statistics of all images
             return finest(feature, coarser)
-        return in_pieces(finest, 1, feature, coarser, parts=[*self.laterals[0].modules(), *self.outputs[0].modules()])
+        return in_pieces(finest, 1, feature, coarser, parts=(self.laterals[0], self.outputs[0]))
 
     def _coarser(self, feature: Tensor, output: Tensor) -> list[Tensor]:
         levels = [feature if self.extra_from == "input" else output]

@@ -13,7 +13,7 @@ from detkit.detectors import DenseStage, Postprocess, dense, fpn_ssd
 from detkit.detectors.dense import DenseOutputs, detect
 from detkit.heads import DenseHead, FCOSHead, RegressionHead
 from detkit.losses import DenseCriterion, FCOSLoss, MultiBoxLoss, QualityLoss, RetinaNetLoss
-from detkit.structures import Anchors, DensePredictions, Images, Predictions, Target, Targets, pad_targets
+from detkit.structures import Anchors, DensePredictions, Detections, Images, Predictions, Target, Targets, pad_targets
 
 BOXES = torch.tensor([[0.0, 0, 10, 10], [20, 20, 40, 40], [50, 50, 60, 60]])
 ANCHORS = Anchors(BOXES, BOXES[:, 2:] - BOXES[:, :2], (3,))
@@ -331,3 +331,22 @@ def test_a_few_images_at_a_time_are_found_as_all_at_once(monkeypatch):
     assert detect(
         own, DenseOutputs(DensePredictions(*(rows[:0] for rows in given[:3])), ANCHORS), sizes[:0]
     ).boxes.shape == (0, 6, 4)
+
+
+class Longest(nn.Module):
+    """A postprocess of one's own: as many rows as the fullest image has."""
+
+    def forward(self, scores, boxes, sizes, counts):
+        best, labels = scores.max(2)
+        rows = best.topk(int((best > 0.5).sum(1).max()))[1]
+        boxes = boxes.gather(1, rows[..., None].expand(-1, -1, 4))
+        return Detections(boxes, best.gather(1, rows), labels.gather(1, rows), best.gather(1, rows) > 0.5)
+
+
+def test_a_postprocess_of_ones_own_gets_all_images_at_once(monkeypatch):
+    monkeypatch.setattr(dense, "_SCORES_AT_ONCE", 1)
+    logits = torch.tensor([-1.0, 1.0, 2.0])[:, None, None].expand(3, 3, 2)
+    own = stage(logits, torch.zeros(3, 3, 4), RetinaNetLoss())
+    own.postprocess = Longest()
+    outputs = DenseOutputs(DensePredictions(logits, torch.zeros(3, 3, 4)), ANCHORS)
+    assert detect(own, outputs, torch.tensor([[64, 64]] * 3)).valid.sum(1).tolist() == [0, 3, 3]

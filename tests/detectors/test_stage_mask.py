@@ -201,3 +201,15 @@ def test_what_is_missing_is_named():
 def test_it_prints_its_parts():
     text = repr(stage(weight=2.0))
     assert all(part in text for part in ("MaskStage", "weight=2.0", "PyramidRoIAlign", "MaskHead"))
+
+
+def test_hooks_and_forwards_of_ones_own_see_the_head_as_it_is_documented():
+    """One argument in, masks of every class out."""
+    own, seen = stage(), []
+    expected = own(features(), IMAGES, detected()).logits
+    watch = own.head.register_forward_hook(lambda _, given, result: seen.append((len(given), result.ndim)))
+    torch.testing.assert_close(own(features(), IMAGES, detected()).logits, expected)
+    watch.remove()
+    own.head.forward = lambda pooled, run=own.head.forward: run(pooled)
+    torch.testing.assert_close(own(features(), IMAGES, detected()).logits, expected)
+    assert seen == [(1, 4)]

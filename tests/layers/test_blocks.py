@@ -171,6 +171,23 @@ def test_a_frozen_norm_leaves_what_it_is_given_and_promotes_it():
     assert norm(features.half()).dtype == torch.float32
 
 
+def test_a_lean_frozen_norm_takes_one_set_of_statistics_for_each_member():
+    norm, features = freeze_batch_norm(trained_norm(4)), torch.rand(2, 4, 3, 3)
+    means, buffers = torch.rand(3, 4), dict(norm.named_buffers())
+
+    def run(mean):
+        return torch.func.functional_call(norm, {**buffers, "running_mean": mean}, (features,))
+
+    torch.testing.assert_close(torch.func.vmap(run)(means), torch.stack([run(mean) for mean in means]))
+
+
+def test_a_frozen_norm_with_hooks_stays_as_it_is():
+    seen, net = [], nn.Sequential(FrozenBatchNorm2d(4))
+    net[0].register_forward_hook(lambda *_: seen.append(1))
+    lean_norms(net)(torch.rand(1, 4, 2, 2))
+    assert seen == [1]
+
+
 class NormAndMore(nn.BatchNorm2d):
     """A subclass, as timm's BatchNormAct2d, that also activates."""
 

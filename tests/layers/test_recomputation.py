@@ -85,6 +85,50 @@ def test_a_lean_tower_of_hooked_or_image_wide_layers_sees_all_images_at_once():
     assert seen == [3, 1, 1, 1, 3]
 
 
+class Counting(nn.Conv2d):
+    """What counts how often it runs, and what it was given."""
+
+    def forward(self, features):
+        self.seen = [*getattr(self, "seen", []), len(features)]
+        return super().forward(features)
+
+
+def test_layers_of_ones_own_run_once_on_all_images():
+    tower, head, features = conv_tower(8, depth=1), Counting(8, 1, 1), torch.rand(3, 8, 4, 4)
+    lean_tower(tower, features, head)[0].sum().backward()
+    in_pieces(lambda values: head(values), 2, features, parts=[nn.Sequential(head)]).sum().backward()
+    tower[0][0] = Counting(8, 8, 1)
+    lean_tower(tower, features, nn.Identity())
+    assert head.seen == [3, 3]
+    assert tower[0][0].seen == [3]
+
+
+@pytest.mark.parametrize("layer", [nn.Dropout(0.5), nn.BatchNorm2d(4), nn.utils.parametrizations.spectral_norm])
+def test_what_runs_in_pieces_may_be_exchanged(layer):
+    conv = nn.Conv2d(4, 4, 1)
+    plain = nn.Sequential(layer, conv) if isinstance(layer, nn.Module) else nn.Sequential(layer(conv))
+    pieces, features = copy.deepcopy(plain), torch.rand(5, 4, 3, 3)
+    for run in (plain, lambda values: in_pieces(pieces, 2, values, parts=[pieces])):
+        torch.manual_seed(1)
+        run(features).square().sum().backward()
+        torch.rand(9)
+    for ours, theirs in zip(pieces.buffers(), plain.buffers(), strict=True):
+        torch.testing.assert_close(ours, theirs)
+    for ours, theirs in zip(pieces.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+def test_gradients_of_pieces_are_added_in_the_type_of_the_weights():
+    torch.manual_seed(0)
+    conv, features, found = nn.Conv2d(4, 4, 1), torch.rand(512, 4, 2, 2), []
+    for autocast in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            result = in_pieces(conv, 1, features, parts=[conv])
+            assert torch.is_autocast_cache_enabled()
+        found.append(torch.autograd.grad(result.float().square().sum(), conv.weight)[0])
+    assert (found[1] - found[0]).norm() < 0.01 * found[0].norm()  # added in bfloat16 they are off by a seventh
+
+
 @pytest.mark.parametrize("count", [0, 1, 5, 8])
 def test_what_runs_in_pieces_learns_the_same_and_holds_one_piece(count):
     torch.manual_seed(0)
@@ -120,6 +164,12 @@ TOWERS = {
     "in place first": lambda: nn.Sequential(
         nn.Conv2d(4, 4, 1), nn.ReLU(inplace=True), nn.GroupNorm(2, 4), nn.Conv2d(4, 4, 1)
     ),
+    "in place at once": lambda: nn.Sequential(
+        nn.ReLU(inplace=True), nn.Conv2d(4, 4, 1), nn.GroupNorm(2, 4), nn.ReLU(), nn.Conv2d(4, 4, 1)
+    ),
+    "spectral norm": lambda: nn.Sequential(
+        nn.Conv2d(4, 4, 1), nn.GroupNorm(2, 4), nn.utils.parametrizations.spectral_norm(nn.Conv2d(4, 4, 1))
+    ),
     "own forward": lambda: Doubled(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1)),
     "own forward inside": lambda: nn.Sequential(Doubled(nn.BatchNorm2d(4)), nn.GroupNorm(2, 4), nn.Conv2d(4, 4, 1)),
 }
@@ -132,7 +182,7 @@ def test_a_lean_tower_may_be_of_any_chain(kind):
     lean, features = copy.deepcopy(plain), torch.rand(2, 4, 5, 5)
     for run in (plain, lambda values: lean_tower(lean, values, nn.Identity())[0]):
         torch.manual_seed(1)
-        run(features).square().sum().backward()
+        run(features.clone()).square().sum().backward()
         torch.rand(9)  # between two steps others draw, too
     for ours, theirs in zip(lean.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad)

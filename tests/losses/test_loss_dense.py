@@ -8,6 +8,7 @@ import pytest
 import torch
 from dense_rows import judge
 from strategies import assert_refused
+from torchvision import tv_tensors
 
 from detkit.anchors import Assigned
 from detkit.boxes import DeltaCoder, DistanceCoder
@@ -271,3 +272,42 @@ def test_costs_of_the_library_see_the_positives_alone_others_all(monkeypatch):
     monkeypatch.setattr(dense, "_ROW_BY_ROW", (*dense._ROW_BY_ROW, Watched))
     box_costs(l1_cost, torch.ones(1, 3, 4), assigned, boxes[0], Watched())
     assert lengths == [3, 1]
+
+
+def some_rows():
+    boxes, ones = torch.tensor([[[0.0, 0, 4, 4]] * 3, [[2.0, 2, 9, 9]] * 3]), torch.ones(2, 3)
+    return Assigned(torch.tensor([[1, -1, 0], [-1, 2, -1]]), boxes, ones, ones), boxes[0] + 1
+
+
+class Scaled:
+    """A cost of one's own around one of the library, that weighs whole images."""
+
+    def __init__(self, func):
+        self.func = func
+
+    def __call__(self, deltas, boxes, anchors, coder):
+        return self.func(deltas, boxes, anchors, coder) * torch.arange(len(deltas))[:, None]
+
+
+def test_a_cost_around_one_of_the_librarys_sees_whole_images():
+    assigned, anchors = some_rows()
+    plain = box_costs(l1_cost, torch.ones(2, 3, 4), assigned, anchors, DeltaCoder())
+    weighed = box_costs(Scaled(l1_cost), torch.ones(2, 3, 4), assigned, anchors, DeltaCoder())
+    assert weighed[1, 1] == plain[1, 1] > 0
+    assert not weighed[0].any()
+
+
+def test_anchors_are_read_in_their_own_format_and_their_strides_are_not():
+    assigned, anchors = some_rows()
+    sides = torch.cat((anchors[:, :2], anchors[:, 2:] - anchors[:, :2]), dim=1)
+    known = tv_tensors.BoundingBoxes(sides, format="XYWH", canvas_size=(9, 9))  # pyright: ignore[reportCallIssue]
+    expected = box_costs(l1_cost, torch.ones(2, 3, 4), assigned, anchors, DeltaCoder())
+    for each in (known, Anchors(anchors, torch.ones(1), (3,))):
+        assert torch.equal(box_costs(l1_cost, torch.ones(2, 3, 4), assigned, each, DeltaCoder()), expected)
+
+
+def test_rows_that_do_not_fit_are_refused_in_the_words_of_costs_and_coders():
+    assigned, anchors = some_rows()
+    for boxes, places, named in ((assigned.boxes, anchors[:2], "anchors"), (assigned.boxes[:, :1], anchors, "boxes")):
+        with pytest.raises((ValueError, TypeError), match=named):
+            box_costs(l1_cost, torch.ones(2, 3, 4), assigned._replace(boxes=boxes), places, DeltaCoder())
