@@ -191,7 +191,8 @@ def tood_stage(
 ) -> DenseStage:
     """TOOD's stage on levels of ``channels``: task-aligned matching, scores that learn the assigned quality.
 
-    With ``bins`` boxes are distributions over as many eighths of an anchor, trained by distribution focal loss.
+    With ``bins`` boxes are distributions over as many eighths of an anchor, trained by distribution focal loss. Boxes
+    are suppressed above IoU .6, as in the paper.
 
     >>> tood_stage(3, 16, square_anchors((8, 16)), bins=16).coder
     DistributionCoder(
@@ -208,6 +209,7 @@ def tood_stage(
         coder=distributions or DeltaCoder((10.0, 10.0, 5.0, 5.0)),
         criterion=QualityLoss(quality="assigned", distribution_weight=0.25 if bins else 0.0),
         tower=tower,
+        postprocess=LevelwisePostprocess(iou_threshold=0.6),
     )
 
 
