@@ -65,7 +65,13 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--tidy-categories", action="store_true", help="coco: no class for rows that only group others, one per name")
     add("--freeze", type=int, metavar="LAYERS", help="the first layers of the backbone, stem included, do not learn")
     add("--masks", action="store_true", help="not voc, csv: read masks, and judge them, for recipes that draw some")
-    add("--size", type=int, nargs=2, metavar=("H", "W"), help="input size, for recipes that take one; default: fitting")
+    add(
+        "--size",
+        type=int,
+        nargs=2,
+        metavar=("H", "W"),
+        help="input size, for recipes that take one; default: fitting, of scenes 96 96",
+    )
     add("--finest", type=int, choices=(4, 8), help="stride of the finest level; default: what fits beside --size")
     add("--random-scale", type=float, nargs=2, metavar=("LOW", "HIGH"), help="every ten batches so many times --size")
     add("--group-norm", action="store_true", help="for recipes with a norm: N processes then equal one, to rounding")
@@ -113,6 +119,7 @@ def complete(args: argparse.Namespace) -> None:
     args.bf16 = multiplies_bf16() if args.bf16 is None else args.bf16
     if args.batch_size is None:
         args.batch_size = 16 if args.data == "scenes" else 4
+    args.size = args.size or ([96, 96] if args.data == "scenes" else None)
     args.augment = args.augment or ("none" if args.data == "scenes" else "jitter")
     if args.data == "coco" and args.root:
         find_roboflow(args)

@@ -27,7 +27,7 @@ def datasets(args: argparse.Namespace) -> tuple[Any, Any, Any, list[str]]:
 def scenes(args: argparse.Namespace) -> list[Any]:
     """Made scenes; a tenth of their number to validate and to test."""
     counts = {"train": args.scenes, "val": max(1, args.scenes // 10), "test": max(1, args.scenes // 10)}
-    size = tuple(args.size or (96, 96))
+    size = tuple(args.size)
     return [
         DigitScenes(count, split=split, size=size, masks=args.masks)  # pyright: ignore[reportArgumentType]
         for split, count in counts.items()

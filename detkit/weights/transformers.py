@@ -35,9 +35,9 @@ def from_transformers(model: nn.Module) -> Detector:
     ``DeformableDetrForObjectDetection`` of transformers 5, of any size, on a ResNet from transformers or timm,
     including DC5; or an ``RTDetrForObjectDetection``,
     ``RTDetrV2ForObjectDetection`` or ``DFineForObjectDetection`` on an RTDetrResNet or HGNetV2. Loss weights, dropouts,
-    precision, device, frozen parameters and train/eval mode are kept; labels are the model's. Images are resized as its
-    image processor does, but without PIL's filter: to 800 pixels, at most 1333, or 640 x 640. Boxes are clipped to the
-    image.
+    precision, device, frozen parameters and train/eval mode are kept; labels are the model's, and ``categories`` their
+    names in its configuration, if it has some. Images are resized as its image processor does, but without PIL's
+    filter: to 800 pixels, at most 1333, or 640 x 640. Boxes are clipped to the image.
     With ``auxiliary_loss=True`` transformers normalizes the output of each decoder layer before the next layer, and
     normalizes the last output twice. DETR does not, but the Detector does, because weights trained that way need it.
     For facebook's weights, set ``model.config.auxiliary_loss = False`` first.
@@ -47,6 +47,14 @@ def from_transformers(model: nn.Module) -> Detector:
     Traceback (most recent call last):
     ValueError: from_transformers: model is a Linear; allowed are transformers' DetrForObjectDetection, ...
     """
+    detector = _taken(model)
+    names = [*cast(Any, model).config.id2label.values()]
+    if names != [f"LABEL_{i}" for i in range(len(names))]:  # which transformers makes up where none are given
+        detector.categories = tuple(map(str, names))
+    return detector
+
+
+def _taken(model: nn.Module) -> Detector:
     kinds = {kind.__name__ for kind in type(model).__mro__}
     if DEFORMABLE in kinds:
         return deformable_from_transformers(model)

@@ -311,3 +311,16 @@ def test_rows_that_do_not_fit_are_refused_in_the_words_of_costs_and_coders():
     for boxes, places, named in ((assigned.boxes, anchors[:2], "anchors"), (assigned.boxes[:, :1], anchors, "boxes")):
         with pytest.raises((ValueError, TypeError), match=named):
             box_costs(l1_cost, torch.ones(2, 3, 4), assigned._replace(boxes=boxes), places, DeltaCoder())
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_boxes_of_positives_that_are_not_finite_are_refused_others_not_read(bad):
+    labels, ones = torch.tensor([[1, -1]]), torch.ones(1, 2)
+    boxes = torch.tensor([[[0.0, 0, 4, 4], [0, 0, bad, 4]]])
+
+    def losses(boxes):
+        predictions = DensePredictions(torch.zeros(1, 2, 3), torch.zeros(1, 2, 4))
+        return RetinaNetLoss()(predictions, Assigned(labels, boxes, ones, ones), torch.ones(2, 4), DeltaCoder())
+
+    assert all(torch.isfinite(loss) for loss in losses(boxes).values())
+    assert_refused("RetinaNetLoss boxes finite", losses, boxes.flip(1))

@@ -67,7 +67,7 @@ def test_frozen_layers_of_the_backbone_do_not_learn(tmp_path):
 
 def test_the_size_suits_the_objects_where_none_is_given(tmp_path, capsys):
     def chosen(*options):
-        args = arguments(["--output", str(tmp_path), *options])
+        args = arguments(["--output", str(tmp_path), "--data", "yolo", "--root", str(tmp_path), *options])
         choose_input(args, DigitScenes(40))
         return args.size, args.finest
 
@@ -76,6 +76,7 @@ def test_the_size_suits_the_objects_where_none_is_given(tmp_path, capsys):
     assert chosen("--recipe", "fpn_ssd") == ((128, 128), None)
     assert chosen("--recipe", "fpn_ssd", "--size", "64", "96") == ([64, 96], None)
     assert chosen("--recipe", "tiny_ssd") == (None, None)
+    assert arguments(["--output", str(tmp_path)]).size == [96, 96]  # as scenes are drawn
 
 
 def test_the_finest_level_is_the_recipes_own_option(tmp_path):

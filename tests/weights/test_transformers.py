@@ -246,3 +246,9 @@ def test_detectors_that_transformers_has_no_model_for_are_refused():
         to_transformers(tiny_ssd(2))
     with pytest.raises(ValueError, match="to_transformers: the encoder normalizes first"):
         to_transformers(Detector(deep, preprocess=Preprocess(64), objects=stage))
+
+
+def test_names_of_classes_come_over_unless_transformers_made_them_up():
+    names = {0: "cat", 1: "dog", 2: "N/A"}
+    assert from_transformers(basic(id2label=names)).categories == ("cat", "dog", "N/A")
+    assert from_transformers(basic()).categories == ()
