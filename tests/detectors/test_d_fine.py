@@ -3,6 +3,7 @@
 import pytest
 import torch
 from contracts import two_images
+from strategies import assert_refused
 
 from detkit.detectors import d_fine, d_fine_stage, elan_neck, small_d_fine
 from detkit.layers import RepVGGBlock
@@ -54,8 +55,7 @@ def test_blocks_of_the_neck_are_as_deep_and_wide_as_asked():
 
 
 def test_a_size_that_was_not_published_is_refused_by_name():
-    with pytest.raises(ValueError, match="d_fine: scale='xx'; allowed are 'n'"):
-        d_fine(2, scale="xx")
+    assert_refused("d_fine scale='xx' allowed 'n'", d_fine, 2, scale="xx")
 
 
 def test_channels_that_no_heads_fit_are_refused():

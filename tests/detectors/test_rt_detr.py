@@ -3,6 +3,7 @@
 import pytest
 import torch
 from contracts import CONTRACT, Case, Check, two_images
+from strategies import assert_refused
 from torch import nn
 
 from detkit.detectors import Detector, Preprocess, hybrid_neck, rt_detr_stage, rt_detr_v2, small_d_fine, small_rt_detr
@@ -102,8 +103,7 @@ def test_blocks_of_the_neck_are_as_deep_as_asked():
 
 
 def test_a_size_that_was_not_published_is_refused_by_name():
-    with pytest.raises(ValueError, match="rt_detr_v2: depth=20; allowed are 18"):
-        rt_detr_v2(2, depth=20)
+    assert_refused("rt_detr_v2 depth=20 allowed 18", rt_detr_v2, 2, depth=20)
 
 
 def test_channels_that_no_heads_fit_are_refused():

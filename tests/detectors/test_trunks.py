@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from strategies import assert_refused
 from torch import nn
 from torchvision.models import resnet18
 
@@ -64,8 +65,7 @@ def test_what_a_backbone_has_of_its_own_is_not_given_beside_it():
 
 def test_a_finest_level_of_another_stride_is_refused():
     for finest in (2, 3, 16, 0):
-        with pytest.raises(ValueError, match=f"small_pyramid: finest={finest}; allowed are 4 and 8"):
-            recipes.small_tood(2, finest=finest)
+        assert_refused(f"small_pyramid finest={finest} allowed 4 and 8", recipes.small_tood, 2, finest=finest)
 
 
 def test_a_pyramid_from_stride_4_on_has_cells_for_objects_of_a_few_pixels():
