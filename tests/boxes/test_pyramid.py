@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from allocations import allocations
 from strategies import assert_refused
 from torch import Tensor
 from torchvision.ops import MultiScaleRoIAlign
@@ -137,6 +138,15 @@ def test_a_gradient_that_is_mostly_of_one_level_reaches_no_other(ratio):
     alone = [torch.autograd.grad(pool(features, boxes[:, i : i + 1]), features, own) for i, own in each(upstream)]
     for level, one in enumerate(found):
         torch.testing.assert_close(one, sum(own[level] for own in alone), rtol=0, atol=1e-10)
+
+
+def test_a_gradient_that_is_mostly_of_one_level_is_not_copied():
+    features = [level.float().requires_grad_() for level in pyramid()]
+    boxes = torch.tensor([[4.0, 8, 40, 50]]).expand(len(features[0]), 3000, 4)
+    pooled = PyramidRoIAlign(7, strides=STRIDES)(features, boxes)
+    upstream = torch.ones_like(pooled)
+    taken = allocations(lambda: torch.autograd.grad(pooled, features, upstream))
+    assert taken.total < upstream.nbytes / 2e6  # the gradients of levels and what tells boxes apart
 
 
 def each(upstream: Tensor) -> list[tuple[int, Tensor]]:
