@@ -117,7 +117,10 @@ class QuerySelection(nn.Module):
 
     def _chosen(self, logits: Float[Tensor, "B K C"], inside: Bool[Tensor, "B K"]) -> Int[Tensor, "B Q"]:
         scores = logits[..., 0] if self.first_logit else torch.where(inside, logits.amax(-1), -torch.inf)
-        return stable_topk(scores.nan_to_num(nan=-torch.inf, neginf=-torch.inf), self.count)
+        scores = scores.nan_to_num(nan=-torch.inf, neginf=-torch.inf)
+        if scores.dtype != torch.float64:
+            return stable_topk(scores, self.count)
+        return scores.sort(descending=True, stable=True).indices[:, : self.count]  # cells of a new net differ by 1e-10
 
     def _anchors(self, memory: LevelMemory) -> Float[Tensor, "B K 4"]:
         """cx, cy, w, h of every cell, as fractions of each image, at least in float32."""

@@ -209,12 +209,17 @@ def layer_of(kind: str, where: list[str], layers: int, *, fine: bool) -> str:
     return f"layer{shifted}." if shifted >= 0 else "first."
 
 
+def exact(peer: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """``peer`` in ``dtype``, without what in double precision is still rounded to single."""
+    for name, buffer in peer.to(dtype).named_buffers():
+        if "points_scale" in name:
+            buffer.copy_(1 / (1 / buffer).round())
+    return peer
+
+
 def assert_the_same(peer: Any, *, dtype: torch.dtype, tolerance: float) -> None:
     close = partial(torch.testing.assert_close, rtol=tolerance, atol=tolerance)
-    for name, buffer in peer.to(dtype).named_buffers():
-        if "points_scale" in name:  # in double precision it is still rounded to single
-            buffer.copy_(1 / (1 / buffer).round())
-    detector, images, draws = from_transformers(peer), batch(dtype), Draws()
+    detector, images, draws = from_transformers(exact(peer, dtype)), batch(dtype), Draws()
     ours, theirs = truth(dtype, 4, 4)
     expected = costs_of(peer, images, theirs, draws)
     with pytest.MonkeyPatch.context() as patch:
@@ -243,6 +248,23 @@ def assert_finds_the_same(detector: Detector, peer: Any, images: Images, close: 
         assert found.labels[i].tolist() == one["labels"].tolist()
         close(found.scores[i], one["scores"])
         close(found.boxes[i] / limits, one["boxes"].clamp(min=0).minimum(limits) / limits)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["RTDetr", "RTDetrV2"])  # cells of a new D-FINE are equal to the last bit
+def test_a_new_model_whose_cells_hardly_differ_chooses_the_same_in_double_precision(kind):
+    torch.manual_seed(0)
+    backbone = resnet(8, 12, 16, 20, kind="basic")
+    config = getattr(transformers, f"{kind}Config")(
+        backbone_config=backbone, **SMALL, encoder_in_channels=backbone.hidden_sizes[1:]
+    )
+    peer = exact(getattr(transformers, f"{kind}ForObjectDetection")(config), torch.float64).eval()
+    images, detector = batch(torch.float64), from_transformers(peer)
+    with in_double():
+        expected = peer(images.tensors)
+    found = detector.objects(detector.trunk(images.tensors), images, None).found
+    torch.testing.assert_close(found[0][-1], expected.logits, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(found[1][-1], expected.pred_boxes, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.slow(3)
