@@ -161,9 +161,12 @@ def check_data(args: argparse.Namespace) -> None:
 
 def check_run(args: argparse.Namespace) -> None:
     """Raise ValueError for files that are not there, values out of range and packages that are missing."""
-    for name in ("trunk", "weights"):
-        if (path := getattr(args, name)) and not path.is_file():
-            raise ValueError(f"--{name} {path} is no regular file")
+    named = ("trunk", "weights", *(f"{split}_{kind}" for split in ("train", "val", "test") for kind in ("json", "csv")))
+    for name in named:
+        given = getattr(args, name) or ()
+        for path in [given] if isinstance(given, Path) else given:
+            if not path.is_file():
+                raise ValueError(f"--{name.replace('_', '-')} {path} is no regular file")
     for name in ("epochs", "batch_size", "accumulate", "evaluate_every", "early_stop", "freeze"):
         if (value := getattr(args, name)) is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} {value}: allowed is a whole number of at least 1")

@@ -54,6 +54,8 @@ def test_help_shows_every_option_and_the_ways_to_begin(capsys):
         (("--data", "coco", "--root", "nowhere"), "there is no train/_annotations.coco.json"),
         (("--data", "coco", "--train-json", "a", "--val-json", "b", "--val-fraction", "0.1"), "--val-json already"),
         (("--module", "nowhere.py"), "--module nowhere.py is no regular file"),
+        (("--data", "coco", "--train-json", "a", "--val-json", "b"), "--train-json a is no regular file"),
+        (("--data", "csv", "--train-csv", "a.csv", "--val-fraction", "0.1"), "--train-csv a.csv is no regular file"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_the_option(options, complaint, tmp_path, capsys):
