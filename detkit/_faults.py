@@ -18,7 +18,7 @@ Degenerate = Literal["drop", "raise"]
 Describe = Callable[[int], str]
 """What is wrong with the entry at a position, in words that begin with its name and hold its value."""
 
-_MOST_NAMES = 50
+_MOST_NAMES = 10
 _short = Repr()
 _short.maxstring = _short.maxother = 120
 
@@ -33,7 +33,7 @@ def shown(value: object) -> str:
 
 
 def enumerated(names: Sequence[str]) -> str:
-    """Names from a file, the first 50 of them, for an error message.
+    """Names from a file, the first ten of them, for an error message.
 
     >>> enumerated(["a.jpg", "b.jpg"])
     "'a.jpg', 'b.jpg'"

@@ -28,6 +28,9 @@ _MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"}
 
 MISSING = "is not there"
 """The problem of a name that is safe, but of no file."""
+_LEADS_OUT = (
+    "leads out of the root by a link, and nothing was opened; copy the file there, or name the folder it lies in"
+)
 
 
 def name_problem(name: object) -> str:
@@ -80,7 +83,7 @@ def resolve_inside(root: str | Path, name: object, *, owner: str) -> Path:
     top = os.path.realpath(root)
     path = os.path.realpath(os.path.join(top, check_name(name, owner=owner)))
     if not path.startswith(os.path.join(top, "")):
-        raise ValueError(f"{owner}: file_name={shown(name)} leads out of the root {top}; nothing was opened")
+        raise ValueError(f"{owner}: file_name={shown(name)} {_LEADS_OUT}")
     return Path(path)
 
 
@@ -203,7 +206,7 @@ def _problem_inside(root: str | Path, name: object) -> str:
     try:
         path = resolve_inside(root, name, owner="")
     except ValueError:
-        return "leads out of the root; nothing was opened"
+        return _LEADS_OUT
     return "" if path.is_file() else MISSING
 
 

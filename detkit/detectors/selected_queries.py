@@ -105,8 +105,8 @@ class SelectedQueryStage(Stage):
     @door
     def handover(self, outputs: SelectedQueryOutputs, images: Images, targets: Targets) -> Detections:
         """As :class:`~detkit.detectors.SetPredictionStage` does; noised queries are left out."""
-        embeddings = getattr(outputs.found, "embeddings", None)
-        found = SetPredictionOutputs(*outputs.found[:2], outputs.sizes, embeddings)
+        logits, boxes = outputs.found[:2]
+        found = SetPredictionOutputs(logits, boxes, outputs.sizes, getattr(outputs.found, "embeddings", None))
         return matched_queries(found, targets, self.losses.matcher, self.losses.criterion)
 
     def _decoded(

@@ -40,8 +40,8 @@ def program(
     allowed then, for None no other size. ``proposals``: a detector of external proposals takes boxes (B, P, 4) and
     which of them are valid (B, P) as inputs ``proposals`` and ``proposals_valid``, P this number. Where height and
     width are free, K is ``max_detections`` also if there are fewer anchors: the rest is not valid.
-    ``candidates`` and ``loops`` are those of :func:`plain`. Raises ValueError for a detector in training mode, and for
-    one that keeps an operator of this library, which has no plain form.
+    ``candidates`` and ``loops`` are those of :func:`plain`. Raises ValueError for a detector in training mode, for
+    ``proposals`` of one that makes its own, and for an operator of this library that has no plain form.
 
     >>> from detkit.detectors import tiny_ssd
     >>> program(tiny_ssd(2), (256, 256))
@@ -64,6 +64,8 @@ def program(
     model = _OfTensors(detector) if proposals is None else _OfProposals(detector)
     with torch.no_grad():
         exported = torch.export.export(model.eval(), tuple(example), dynamic_shapes=tuple(shapes))
+    if proposals is not None and not any(node.users for node in exported.graph.nodes if node.name == "proposals"):
+        raise ValueError(f"program: proposals={proposals}, but no stage of this detector looks at them; leave it out")
     _take_all(exported)
     return plain(exported, candidates=candidates, loops=loops)
 

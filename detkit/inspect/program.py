@@ -12,7 +12,7 @@ from detkit.inspect.anchors import AnchorFit
 from detkit.inspect.report import describe, describe_fit, hardest, read_truth
 from detkit.inspect.source import open_source
 from detkit.inspect.suggest import suggest
-from detkit.train.options import DEFAULT, OTHERWISE, RECIPES
+from detkit.train.options import DEFAULT, TRAINABLE, trainable
 from detkit.viz import save_picture
 
 
@@ -26,7 +26,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("data", help="a COCO json, a csv file, a folder, or scenes")
     add("--images", type=Path, help="folder of the pictures of a json or csv file; without it the file's own")
     add("--split", help="of a folder; without it all pictures")
-    add("--recipe", choices=sorted(set(RECIPES) - OTHERWISE), default=DEFAULT)
+    add("--recipe", type=trainable, default=DEFAULT, metavar="NAME", help=f"{', '.join(TRAINABLE)}; default: {DEFAULT}")
     add("--size", type=int, nargs=2, metavar=("H", "W"), help="input size, for recipes that take one; default: fitting")
     add("--count", type=int, default=6, help="how many anchor sizes to suggest")
     add("--most", type=int, default=1000, help="images to look at, spread over the data set")

@@ -19,7 +19,7 @@ import torch
 from detkit.detectors import Detector
 from detkit.inspect.anchors import AnchorFit
 from detkit.inspect.program import build, takes_size
-from detkit.train.options import OTHERWISE, RECIPES
+from detkit.train.options import TRAINABLE, trainable
 
 _SIZE, _OBJECTS, _CLASSES, _KEYPOINTS = (480, 640), 5, 20, 17
 
@@ -88,8 +88,7 @@ def main(argv: list[str] | None = None) -> None:
     """Print the table, row by row."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("python -m detkit.inspect.recipes", description=__doc__, formatter_class=raw)
-    names = sorted(set(RECIPES) - OTHERWISE)
-    parser.add_argument("--recipes", nargs="+", choices=names, default=names, metavar="RECIPE")
+    parser.add_argument("--recipes", nargs="+", type=trainable, default=TRAINABLE, metavar="RECIPE")
     parser.add_argument("--size", type=int, nargs=2, default=(320, 320), metavar=("H", "W"))
     parser.add_argument("--repeat", type=int, default=3)
     args = parser.parse_args(argv)

@@ -33,4 +33,6 @@ def open_source(path: str, *, images: Path | None = None, split: str | None = No
         return ConcatDataset([CocoDataset(file.parent, file, tidy_categories=True) for file in found])
     if folders := VocFolders.find(place):
         return VocDataset(place, split, folders=folders)
+    if not any(next(place.rglob(labels), None) for labels in ("*.txt", "*.y*ml")):
+        raise FileNotFoundError(f"{path} is a folder without labels in Roboflow's, VOC's or YOLO's form")
     return YoloDataset(place, split)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from detkit import dist, tricks
-from detkit.detectors import Detector, recipes
+from detkit.detectors import Detector, MaskStage, recipes
 from detkit.inspect.report import read_truth
 from detkit.inspect.suggest import suggest
 from detkit.train.module import function_of
@@ -37,6 +37,10 @@ def build(args: argparse.Namespace, num_classes: int) -> Detector:
     detector = recipe(num_classes, **taken)
     if not isinstance(detector, Detector):
         raise ValueError(f"--module: detector() returns a {type(detector).__name__}; allowed is a detkit Detector")
+    if args.data != "module" and not args.masks and any(isinstance(part, MaskStage) for part in detector.modules()):
+        raise ValueError(
+            f"recipe {args.recipe} learns from masks; read them with --masks, of --data coco, yolo or scenes"
+        )
     if args.trunk:
         take_backbone(detector, args.trunk)
     if args.weights and not (args.resume and (args.output / "checkpoint.pt").exists()):

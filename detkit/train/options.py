@@ -1,6 +1,7 @@
 """The command line of ``python -m detkit.train``."""
 
 import argparse
+import difflib
 import importlib.util
 from pathlib import Path
 
@@ -16,9 +17,10 @@ from detkit.train.module import function_of
 RECIPES = [name for name in recipes.__all__ if not name.endswith(("_stage", "_anchors", "_scales", "_neck"))]
 """Those that build a whole detector, not a part of one."""
 
+_OTHERWISE = {"ssd", "ssdlite", "fast_rcnn", "rcnn", "segmenter", "three_tasks", "hourglass_rpn", "small_hourglass_rpn"}
 
-OTHERWISE = {"ssd", "ssdlite", "fast_rcnn", "rcnn", "segmenter", "three_tasks", "hourglass_rpn", "small_hourglass_rpn"}
-"""Recipes that need a trunk, or proposals, handed over; and those that find no classes of boxes."""
+TRAINABLE = sorted(set(RECIPES) - _OTHERWISE)
+"""Those that need no trunk, and no proposals, handed over, and find classes of boxes."""
 
 DEFAULT = "small_tood"
 """The recipe that learns most in the same time: examples/equal_time.py."""
@@ -47,7 +49,8 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--module", type=Path, help="file with datasets(), detector(num_classes), or both, instead of the next two")
     add("--data", choices=("coco", "voc", "yolo", "csv", "scenes"), help="default: that of --module, or scenes")
-    add("--recipe", choices=sorted(set(RECIPES) - OTHERWISE), help=f"default: that of --module, or {DEFAULT}")
+    named = f"{', '.join(TRAINABLE)}; default: that of --module, or {DEFAULT}"
+    add("--recipe", type=trainable, metavar="NAME", help=named)
     add("--images", type=Path, help="coco, csv: folder of all images; without it each file's own folder")
     for split in ("train", "val", "test"):
         add(f"--{split}-images", type=Path, nargs="+", help=f"coco: folder of the {split} split, or one for each json")
@@ -105,6 +108,20 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     except ValueError as error:
         parser.error(str(error))
     return args
+
+
+def trainable(name: str) -> str:
+    """A recipe's name, as the type of an option.
+
+    >>> trainable("fpn_sdd")
+    Traceback (most recent call last):
+    argparse.ArgumentTypeError: there is no recipe 'fpn_sdd' to train; did you mean fpn_ssd? All: ...
+    """
+    if name in TRAINABLE:
+        return name
+    close = difflib.get_close_matches(name, TRAINABLE)
+    meant = f"; did you mean {' or '.join(close)}?" if close else "."
+    raise argparse.ArgumentTypeError(f"there is no recipe {name!r} to train{meant} All: {', '.join(TRAINABLE)}")
 
 
 def complete(args: argparse.Namespace) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -76,6 +77,9 @@ def load_detector(path: str | os.PathLike[str]) -> Detector:
     >>> load_detector(path).recipe.name
     'tiny_ssd'
     """
+    folder = Path(path) if os.path.isdir(path) else Path(path).parent
+    if Path(path).suffix != ".safetensors" and (kept := folder / "weights.safetensors").is_file():
+        raise ValueError(f"load_detector: {os.fspath(path)} is no file of weights; those of this run are in {kept}")
     about = load_metadata(path)
     if "recipe" not in about:
         raise ValueError(

@@ -81,7 +81,10 @@ def test_of_several_names_the_first_that_is_a_file_below_the_root_is_found(tmp_p
     assert find_name(tmp_path, ["a", "b", "c"]) == ("b", "")
     assert find_name(tmp_path, ["a", "../b", "folder"]) == ("a", MISSING)
     assert find_name(tmp_path, [None, "b"]) == ("b", "")
-    assert find_name(tmp_path, ["out", "a"]) == ("out", "leads out of the root; nothing was opened")
+    assert find_name(tmp_path, ["out", "a"]) == (
+        "out",
+        "leads out of the root by a link, and nothing was opened; copy the file there, or name the folder it lies in",
+    )
 
 
 def test_problems_of_names_say_what_to_do_instead():

@@ -48,3 +48,9 @@ def test_what_is_no_data_set_is_refused(tmp_path):
     (tmp_path / "notes.md").touch()
     with pytest.raises(ValueError, match=r"notes\.md: allowed are a COCO \.json, a \.csv, and folders"):
         open_source(str(tmp_path / "notes.md"))
+    with pytest.raises(FileNotFoundError, match="is a folder without labels in Roboflow's, VOC's or YOLO's form"):
+        open_source(str(tmp_path))
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "1.txt").touch()
+    with pytest.raises(FileNotFoundError, match=r"YoloDataset: .* has no data\.yaml"):
+        open_source(str(tmp_path))

@@ -55,6 +55,13 @@ def test_a_backbone_trained_before_is_taken_out_of_another_recipes_weights(tmp_p
         build(arguments([*options, "--recipe", "small_detr"]), 10)
 
 
+def test_a_recipe_that_learns_from_masks_asks_for_them_before_the_first_batch(tmp_path):
+    options = ["--recipe", "small_mask_rcnn", "--output", str(tmp_path)]
+    with pytest.raises(ValueError, match="recipe small_mask_rcnn learns from masks; read them with --masks"):
+        build(arguments(options), 10)
+    build(arguments([*options, "--masks"]), 10)
+
+
 def test_frozen_layers_of_the_backbone_do_not_learn(tmp_path):
     run = begun(tmp_path, "--freeze", "2")
     backbone = backbone_of(run.model)

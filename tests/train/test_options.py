@@ -53,6 +53,8 @@ def test_help_shows_every_option_and_the_ways_to_begin(capsys):
         (("--data", "coco", "--train-json", "a.json"), "--val-json or --val-fraction, or --root"),
         (("--data", "coco", "--root", "nowhere"), "there is no train/_annotations.coco.json"),
         (("--data", "coco", "--train-json", "a", "--val-json", "b", "--val-fraction", "0.1"), "--val-json already"),
+        (("--recipe", "fpn_sdd"), "there is no recipe 'fpn_sdd' to train; did you mean fpn_ssd?"),
+        (("--recipe", "17"), "there is no recipe '17' to train. All: d_fine, "),
         (("--module", "nowhere.py"), "--module nowhere.py is no regular file"),
         (("--data", "coco", "--train-json", "a", "--val-json", "b"), "--train-json a is no regular file"),
         (("--data", "csv", "--train-csv", "a.csv", "--val-fraction", "0.1"), "--train-csv a.csv is no regular file"),

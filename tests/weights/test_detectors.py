@@ -90,6 +90,14 @@ def test_a_wrong_file_is_refused_by_name_before_memory_is_taken(wrong, words, tm
         load_detector(tmp_path / "a.safetensors")
 
 
+@pytest.mark.parametrize("name", ["", "checkpoint.pt"])
+def test_the_weights_of_a_run_are_pointed_out_beside_its_other_files(name, tmp_path):
+    (tmp_path / "checkpoint.pt").touch()
+    save_detector(fpn_ssd(2), tmp_path / "weights.safetensors")
+    with pytest.raises(ValueError, match=r"is no file of weights; those of this run are in .*weights\.safetensors$"):
+        load_detector(tmp_path / name)
+
+
 def test_the_metadata_is_plain_text_for_other_tools(tmp_path):
     save_detector(fpn_ssd(2, size=(64, 96), channels=8), tmp_path / "a.safetensors", categories=["a", "b"])
     about = load_metadata(tmp_path / "a.safetensors")
