@@ -17,7 +17,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from detkit._door import door
-from detkit._inputs import as_boxes, white_of
+from detkit._inputs import as_boxes, promote, white_of
 from detkit._ranges import Ascending, Count, NotNegative, Positive, Range, Size, Whole
 from detkit.data.truth import Transforms
 from detkit.structures import FIELDS, VOID, Target, read_target
@@ -86,7 +86,8 @@ def sanitize(*, min_size: NotNegative = 1.0) -> v2.Compose:
     and NumPy arrays with as many rows as there are boxes. All others stay. It belongs at the end of every composition.
     Without clamping, v2 would drop boxes that stick out by a fraction of a pixel, as rounded annotations do. Targets
     are read by :func:`~detkit.structures.read_target`, here and at the start of the compositions below; boxes, masks
-    and segmentation become tv_tensors, so that plain tensors move with the image, too. Raises ValueError for a target
+    and segmentation become tv_tensors, so that plain tensors move with the image, too, and boxes of integers floats, so
+    that resizing truncates none. Raises ValueError for a target
     with keypoints: v2 would leave plain (T, P, 3) tensors in place while the boxes move.
 
     >>> boxes = tv_tensors.BoundingBoxes([[0., 0., 4., 4.], [2., 2., 2., 2.]], format="XYXY", canvas_size=(8, 8))
@@ -218,7 +219,8 @@ def _movable(image: Any, target: Mapping[str, Any]) -> tuple[Any, dict[str, Any]
             )
         if moves == "boxes":
             make_boxes: Any = tv_tensors.BoundingBoxes  # its overloads are followed by no type checker
-            entries[key] = make_boxes(entries[key], format="XYXY", canvas_size=tuple(size))
+            boxes = promote(entries[key])  # v2 would keep integers, and cut off what lies between two pixels
+            entries[key] = make_boxes(boxes, format="XYXY", canvas_size=tuple(size))
         elif moves in ("masks", "map"):
             entries[key] = (tv_tensors.Mask if moves == "masks" else _ClassMap)(entries[key])
     return image, entries

@@ -382,6 +382,26 @@ def test_v2_mirrors_points_as_whole_pixels_and_boxes_as_edges():
     assert target["keypoints"][:, 0].tolist() == [[10 - 1 - 1, 2], [10 - 1 - 3, 3]]
 
 
+@pytest.mark.parametrize("transforms", COMPOSITIONS.values(), ids=COMPOSITIONS)
+def test_boxes_of_integers_move_as_floats_do(transforms):
+    for index in range(10):
+        image, target = scene(index)
+        found = []
+        for dtype in (torch.float64, torch.int64, torch.int32):
+            torch.manual_seed(index)
+            found.append(transforms(image, target | {"boxes": target["boxes"].round().to(dtype)})[1]["boxes"])
+        assert found[1].dtype == found[2].dtype == torch.float64
+        assert torch.equal(found[0], found[1])
+        assert torch.equal(found[0], found[2])
+
+
+def test_v2_truncates_boxes_of_integers_and_after_sanitize_does_not():
+    whole = tv_tensors.BoundingBoxes([[3, 3, 7, 7]], format="XYXY", canvas_size=(8, 10))
+    image, target = boxed(boxes=whole, labels=torch.tensor([1]))
+    assert v2.Resize((4, 5))(image, target)[1]["boxes"].tolist() == [[1, 1, 3, 3]]
+    assert v2.Compose([sanitize(), v2.Resize((4, 5))])(image, target)[1]["boxes"].tolist() == [[1.5, 1.5, 3.5, 3.5]]
+
+
 def test_v2_rotates_boxes_onto_another_canvas_than_the_image_which_is_refused():
     image, target = v2.RandomRotation((30, 30), expand=True)(*boxed())
     assert target["boxes"].canvas_size != tuple(image.shape[1:])
