@@ -11,6 +11,7 @@ from torchvision.ops import masks_to_boxes
 from torchvision.transforms.v2 import functional as v2
 
 from detkit._door import door
+from detkit._inputs import promote
 from detkit._ranges import Ascending, Fraction, NotNegative, Positive
 from detkit.structures import FIELDS
 from detkit.structures.rows import join_rows, keep_rows
@@ -170,7 +171,7 @@ def _mirrored(target: dict[str, Any], width: int) -> dict[str, Any]:
     for key in target.keys() & FIELDS.keys():
         moves, values = FIELDS[key].moves, target[key]
         if moves == "boxes":
-            x1, y1, x2, y2 = values.unbind(-1)
+            x1, y1, x2, y2 = promote(values).unbind(-1)
             mirrored[key] = torch.stack((width - x2, y1, width - x1, y2), dim=-1)
         elif moves in ("masks", "map"):
             mirrored[key] = values.flip(-1)

@@ -139,6 +139,13 @@ def test_a_flip_is_a_mirror_image():
     assert torch.equal(canvas, image.flip(-1) * rectangle((7, 2, 11, 9)))
 
 
+def test_boxes_of_bytes_are_mirrored_in_wide_images():
+    targets = [scene(size=(20, 300)), scene((10, 5, 40, 10), size=(20, 300))]
+    targets = [{**target, "boxes": target["boxes"].byte()} for target in targets]
+    _, (target, _) = CopyPaste(object_probability=1.0, flip=1.0)([torch.zeros(1, 20, 300)] * 2, targets)
+    assert target["boxes"].tolist() == [[260, 5, 290, 10]]
+
+
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32], ids=str)
 def test_blending_softens_the_edge_and_leaves_the_inside_and_the_masks(dtype):
     images = [torch.zeros(1, 40, 40).to(dtype), torch.full((1, 40, 40), 200).to(dtype)]
