@@ -327,7 +327,8 @@ def test_a_few_images_at_a_time_are_found_as_all_at_once(monkeypatch):
     monkeypatch.setattr(dense, "_SCORES_AT_ONCE", 13)  # those of two images
     parts = detect(own, outputs, sizes)
     assert lengths == [5, 2, 2, 1]
-    assert all(one is other is None or torch.equal(one, other) for one, other in zip(whole, parts, strict=True))
+    for one, other in zip(whole, parts, strict=True):  # a sigmoid's last bit depends on its place in the tensor
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
     assert detect(
         own, DenseOutputs(DensePredictions(*(rows[:0] for rows in given[:3])), ANCHORS), sizes[:0]
     ).boxes.shape == (0, 6, 4)
