@@ -87,8 +87,8 @@ def sanitize(*, min_size: NotNegative = 1.0) -> v2.Compose:
     Without clamping, v2 would drop boxes that stick out by a fraction of a pixel, as rounded annotations do. Targets
     are read by :func:`~detkit.structures.read_target`, here and at the start of the compositions below; boxes, masks
     and segmentation become tv_tensors, so that plain tensors move with the image, too, and boxes of integers floats, so
-    that resizing truncates none. Raises ValueError for a target
-    with keypoints: v2 would leave plain (T, P, 3) tensors in place while the boxes move.
+    that resizing truncates none. Raises ValueError for a target with keypoints: v2 would leave plain (T, P, 3) tensors
+    in place while the boxes move.
 
     >>> boxes = tv_tensors.BoundingBoxes([[0., 0., 4., 4.], [2., 2., 2., 2.]], format="XYXY", canvas_size=(8, 8))
     >>> target = {"boxes": boxes, "labels": torch.tensor([7, 8]), "weights": torch.tensor([.5, 1.]), "image_id": 3}

@@ -14,7 +14,8 @@ def open_source(path: str, *, images: Path | None = None, split: str | None = No
     """A COCO json or a csv file with its folder of ``images`` (or beside them), a folder in YOLO's, Roboflow's or VOC's
     form, all of it or one ``split``, or "scenes".
 
-    Raises FileNotFoundError for what is not there, ValueError for what is of no form, and as the data sets do.
+    Raises FileNotFoundError for what is not there, a folder's labels included, ValueError for a file of no form, and as
+    the data sets do.
 
     >>> len(open_source("scenes"))
     200

@@ -68,7 +68,7 @@ def load_detector(path: str | os.PathLike[str]) -> Detector:
 
     The file names one of detkit's own recipes and its arguments, which the recipe checks as it does any others. Raises
     ValueError with the path for a file without a recipe, with one that this version does not know or whose arguments it
-    refuses, and for weights that do not fit.
+    refuses, for weights that do not fit, and for a training run's folder or other files, naming the weights there.
 
     >>> import tempfile
     >>> from detkit.detectors import tiny_ssd
