@@ -1,4 +1,4 @@
-"""Feature maps read inside boxes: RoIPool, RoIAlign and spatial pyramids, on torchvision's kernels.
+"""Feature maps read inside boxes: RoIPool and spatial pyramids on torchvision's kernels, RoIAlign on our own operator.
 
 Boxes come in any of three forms: (K, 5) rows of image index and xyxy, as torchvision takes them; a list of (N, 4), one
 entry for each image; or padded (B, K, 4), which gives B * K results. Nothing is read for a box that is not finite: its
@@ -17,9 +17,9 @@ from detkit._door import door
 from detkit._inputs import as_boxes, as_tensor, first_bad, full_checks, promote
 from detkit._ranges import Count, Positive, Range
 from detkit._sent import sent_numbers
+from detkit.boxes.align import FARTHEST_CELL, align
 
 BoxesOfImages = Tensor | Sequence[Tensor]
-_FARTHEST_CELL = 2.0**20  # the kernels hold cells in 32-bit integers
 
 
 @door
@@ -44,7 +44,7 @@ def roi_pool(
     function = "roi_pool"
     size = _output_size(output_size)
     maps, rois, usable = _rois(features, boxes, function)
-    limit = rois.new_full((), _FARTHEST_CELL / spatial_scale)
+    limit = rois.new_full((), FARTHEST_CELL / spatial_scale)
     pooled, _ = torch.ops.torchvision.roi_pool(maps, _near(rois, -limit, limit), spatial_scale, *size)
     return _masked(pooled, usable, features)
 
@@ -74,15 +74,14 @@ def roi_align(
     size = _output_size(output_size)
     maps, rois, usable = _rois(features, boxes, function)
     if sampling_ratio > 0:
-        limit = rois.new_full((), _FARTHEST_CELL / spatial_scale)
+        limit = rois.new_full((), FARTHEST_CELL / spatial_scale)
         low, high = -limit, limit
     else:
         extent = _sides(rois, maps).repeat(2) / spatial_scale
         low, high = -extent, 2 * extent
-    pooled = torch.ops.torchvision.roi_align(
-        maps, _near(rois, low, high), spatial_scale, *size, sampling_ratio, aligned
-    )
-    return _masked(pooled, usable, features)
+    levels, near = torch.where(usable, 0, -1), _near(rois, low, high)
+    pooled = align([maps], near, levels, [spatial_scale], size=size, sampling_ratio=sampling_ratio, aligned=aligned)
+    return pooled.to(features.dtype) if features.is_floating_point() else pooled
 
 
 @door

@@ -1,8 +1,4 @@
-"""RoIAlign over a feature pyramid: every box is read from the one level whose cells suit its size.
-
-The work is torchvision's kernel, once a level, on the boxes of that level. Which boxes those are depends on values, so
-this is a custom op: compiled and exported code sees one node with a known shape, and its gradient is another.
-"""
+"""RoIAlign over a feature pyramid: every box is read (align.py) from the one level whose cells suit its size."""
 
 import math
 from collections.abc import Sequence
@@ -14,8 +10,7 @@ from torch import Tensor, nn
 from detkit._door import door
 from detkit._inputs import as_tensor, promote
 from detkit._ranges import Count, Positive, Whole
-
-_FARTHEST_CELL = 2.0**20  # the kernel holds cells in 32-bit integers
+from detkit.boxes.align import FARTHEST_CELL, align
 
 
 class PyramidRoIAlign(nn.Module):
@@ -83,7 +78,8 @@ class PyramidRoIAlign(nn.Module):
         rois = torch.cat((images[:, None].to(flat), self._bounded(flat, maps[0])), dim=1)
         levels = torch.where(finite, self.levels_of(flat), -1)
         scales = [1 / stride for stride in self.strides]
-        pooled = torch.ops.detkit.pyramid_roi_align(maps, rois, levels, scales, self.output_size, self.sampling_ratio)
+        size = (self.output_size, self.output_size)
+        pooled = align(maps, rois, levels, scales, size=size, sampling_ratio=self.sampling_ratio)
         return pooled.to(features[0].dtype)
 
     @door
@@ -107,101 +103,7 @@ class PyramidRoIAlign(nn.Module):
     def _bounded(self, boxes: Float[Tensor, "M 4"], finest: Float[Tensor, "B D _ _"]) -> Float[Tensor, "M 4"]:
         """Corners held to where the kernel is safe; as many points as cells are bounded by the size of the map only."""
         if self.sampling_ratio > 0:
-            return boxes.clamp(-_FARTHEST_CELL * self.strides[0], _FARTHEST_CELL * self.strides[0])
+            return boxes.clamp(-FARTHEST_CELL * self.strides[0], FARTHEST_CELL * self.strides[0])
         height, width = (boxes.new_full((), side * self.strides[0]) for side in finest.shape[2:])
         sides = torch.stack((width, height, width, height))
         return boxes.clamp(-sides, 2 * sides)
-
-
-def read_cells(
-    maps: Sequence[Float[Tensor, "B D _ _"]], windows: Float[Tensor, "M 5"], levels: Int[Tensor, " M"], size: int
-) -> Float[Tensor, "M D S S"]:
-    """The cells in windows of ``size`` x ``size`` cells: RoIAlign with one point in the middle of each.
-
-    ``windows`` are (image, x1, y1, x2, y2) in cells of the map that ``levels`` names. What is outside a map is
-    arbitrary.
-
-    >>> windows = torch.tensor([[0.0, 0.5, 0.5, 2.5, 2.5]])
-    >>> read_cells([torch.arange(9.0).view(1, 1, 3, 3)], windows, torch.tensor([0]), 2)
-    tensor([[[[4., 5.],
-              [7., 8.]]]])
-    """
-    return torch.ops.detkit.pyramid_roi_align(maps, windows, levels, [1.0] * len(maps), size, 1)
-
-
-@torch.library.custom_op("detkit::pyramid_roi_align", mutates_args=())
-def _pool(
-    features: Sequence[Tensor], rois: Tensor, levels: Tensor, scales: Sequence[float], size: int, sampling_ratio: int
-) -> Tensor:
-    result = features[0].new_zeros((rois.shape[0], features[0].shape[1], size, size))
-    for level, (feature, scale) in enumerate(zip(features, scales, strict=True)):
-        settings, rows = (scale, size, size, sampling_ratio, False), _rows_of(level, levels)
-        if rows is None:
-            own = torch.ops.torchvision.roi_align(feature, rois, *settings)
-            result = torch.where(_column(levels == level), own, result)
-        elif rows.numel():
-            result.index_copy_(0, rows, torch.ops.torchvision.roi_align(feature, rois[rows], *settings))
-    return result
-
-
-def _rows_of(level: int, levels: Tensor) -> Tensor | None:
-    """The rois of a level; None on a device, which would have to wait for their number, and so looks at all of them."""
-    return (levels == level).nonzero().squeeze(1) if levels.device.type == "cpu" else None
-
-
-def _column(mask: Tensor) -> Tensor:
-    return mask[:, None, None, None]
-
-
-@_pool.register_fake
-def _(
-    features: Sequence[Tensor], rois: Tensor, levels: Tensor, scales: Sequence[float], size: int, sampling_ratio: int
-) -> Tensor:
-    return features[0].new_empty((rois.shape[0], features[0].shape[1], size, size))
-
-
-@torch.library.custom_op("detkit::pyramid_roi_align_backward", mutates_args=())
-def _unpool(
-    gradient: Tensor, rois: Tensor, levels: Tensor, shapes: Sequence[int], scales: Sequence[float], sampling_ratio: int
-) -> list[Tensor]:
-    """``shapes`` are those of the features, four numbers for each level: the features themselves need not be kept."""
-    size, results = gradient.shape[-1], []
-    nowhere = (torch.arange(5, device=rois.device) > 0).to(rois) * -_FARTHEST_CELL  # outside of the first image
-    for level, (shape, scale) in enumerate(zip(_by_four(shapes), scales, strict=True)):
-        rows = _rows_of(level, levels)
-        if rows is None or 2 * len(rows) > len(levels):  # a copy of most of the gradient would double it
-            own, boxes = gradient, torch.where((levels == level)[:, None], rois, nowhere)
-        else:
-            own, boxes = gradient[rows], rois[rows]
-        arguments = (scale, size, size, *shape, sampling_ratio, False)
-        results.append(torch.ops.torchvision._roi_align_backward(own, boxes, *arguments))
-        del own  # before that of the next level
-    return results
-
-
-@_unpool.register_fake
-def _(
-    gradient: Tensor, rois: Tensor, levels: Tensor, shapes: Sequence[int], scales: Sequence[float], sampling_ratio: int
-) -> list[Tensor]:
-    return [gradient.new_empty(shape) for shape in _by_four(shapes)]
-
-
-def _by_four(shapes: Sequence[int]) -> list[Sequence[int]]:
-    return [shapes[start : start + 4] for start in range(0, len(shapes), 4)]
-
-
-def _keep(ctx, inputs, output) -> None:
-    features, rois, levels, ctx.scales, _, ctx.sampling_ratio = inputs
-    ctx.shapes = [side for feature in features for side in feature.shape]
-    ctx.save_for_backward(rois, levels)
-
-
-def _backward(ctx, gradient: Tensor):
-    rois, levels = ctx.saved_tensors
-    gradients = torch.ops.detkit.pyramid_roi_align_backward(
-        gradient.contiguous(), rois, levels, ctx.shapes, ctx.scales, ctx.sampling_ratio
-    )
-    return gradients, None, None, None, None, None
-
-
-_pool.register_autograd(_backward, setup_context=_keep)

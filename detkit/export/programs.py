@@ -13,7 +13,7 @@ from detkit._door import door
 from detkit._ranges import Count
 from detkit.detectors import Detector
 from detkit.export.keypoints import plain_decode_heatmaps
-from detkit.export.pooling import plain_pyramid_roi_align
+from detkit.export.pooling import plain_roi_align
 from detkit.export.suppression import plain_multiclass_nms_padded, plain_nms_padded
 from detkit.structures import Detections, Images
 
@@ -100,7 +100,7 @@ def _plain_forms(candidates: int, loops: bool) -> dict[Any, Callable[..., Any]]:
         operators.multiclass_nms_padded.default: partial(
             plain_multiclass_nms_padded, candidates=candidates, loops=loops
         ),
-        operators.pyramid_roi_align.default: plain_pyramid_roi_align,
+        operators.roi_align.default: plain_roi_align,
         operators.decode_heatmaps.default: partial(plain_decode_heatmaps, loops=loops),
     }
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from detkit._door import door
 from detkit._inputs import promote
 from detkit._ranges import Count, Whole
-from detkit.boxes.pyramid import read_cells
+from detkit.boxes.align import read_cells
 from detkit.heads.multibox import check_neck, flatten_levels
 from detkit.layers.recomputation import is_hooked
 from detkit.structures import DensePredictions, take_rows

@@ -1,4 +1,4 @@
-"""RoIAlign in plain operators reads what torchvision's kernel reads."""
+"""RoIAlign in plain operators reads what the operator reads."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from strategies import assert_refused
 from torch import Tensor
 
 from detkit.boxes import PyramidRoIAlign
-from detkit.export.pooling import plain_pyramid_roi_align
+from detkit.export.pooling import plain_roi_align
 
 BOXES = {
     "inside": [3.0, 5, 40, 50],
@@ -37,9 +37,9 @@ def test_the_plain_form_is_the_operator(ratio, monkeypatch):
         return arguments[0][0].new_zeros(boxes.shape[:2].numel(), 3, 3, 3)
 
     expected = pool(pyramid(), boxes)
-    monkeypatch.setattr(torch.ops.detkit, "pyramid_roi_align", operator)
+    monkeypatch.setattr(torch.ops.detkit, "roi_align", operator)
     pool(pyramid(), boxes)
-    found = plain_pyramid_roi_align(*given[0])
+    found = plain_roi_align(*given[0])
     assert given[0][2].unique().tolist() == [-1, 0, 1, 2]
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     assert found[0].any()
@@ -48,4 +48,4 @@ def test_the_plain_form_is_the_operator(ratio, monkeypatch):
 def test_as_many_points_as_cells_have_no_plain_form():
     rois, levels = torch.zeros(1, 5), torch.tensor([0])
     said = "plain sampling_ratio=0 allowed is at least 1"
-    assert_refused(said, plain_pyramid_roi_align, pyramid(), rois, levels, [0.25, 0.125, 0.0625], 3, 0)
+    assert_refused(said, plain_roi_align, pyramid(), rois, levels, [0.25, 0.125, 0.0625], (3, 3), 0)

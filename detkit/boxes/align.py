@@ -1,0 +1,232 @@
+"""RoIAlign as an operator: each box read from one of several maps, on a processor as a sparse matrix (bins.py).
+
+Which boxes are read from a map depends on values, so this is a custom op: compiled and exported code sees one node with
+a known shape, and its gradient is another. On a device, torchvision's kernel reads every box from every map.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from detkit.boxes.bins import Bins
+
+FARTHEST_CELL = 2.0**20  # cells are held in 32-bit integers
+_MOST_BINS = 1 << 15  # of a matrix: some 20 MB at two points a side
+_MOST_CELLS = 1 << 14  # of a matrix that reads from several maps
+
+
+def align(
+    maps: Sequence[Float[Tensor, "B D _ _"]],
+    rois: Float[Tensor, "M 5"],
+    levels: Int[Tensor, " M"],
+    scales: Sequence[float],
+    *,
+    size: tuple[int, int],
+    sampling_ratio: int,
+    aligned: bool = False,
+) -> Float[Tensor, "M D S1 S2"]:
+    """The values of rois (image, x1, y1, x2, y2) in pixels, each in the map that ``levels`` names; of -1: zeros.
+
+    ``scales`` turn pixels into the cells of each map. Corners are finite, at most :data:`FARTHEST_CELL` cells away.
+
+    >>> rois, levels = torch.tensor([[0.0, 0, 0, 3, 1]]), torch.tensor([0])
+    >>> align([torch.arange(4.0).view(1, 1, 1, 4)], rois, levels, [1.0], size=(1, 3), sampling_ratio=1)
+    tensor([[[[0.5000, 1.5000, 2.5000]]]])
+    """
+    return torch.ops.detkit.roi_align(maps, rois, levels, scales, size, sampling_ratio, aligned)
+
+
+def read_cells(
+    maps: Sequence[Float[Tensor, "B D _ _"]], windows: Float[Tensor, "M 5"], levels: Int[Tensor, " M"], size: int
+) -> Float[Tensor, "M D S S"]:
+    """The cells in windows of ``size`` x ``size`` cells: RoIAlign with one point in the middle of each.
+
+    ``windows`` are (image, x1, y1, x2, y2) in cells of the map that ``levels`` names. What is outside a map is
+    arbitrary.
+
+    >>> windows = torch.tensor([[0.0, 0.5, 0.5, 2.5, 2.5]])
+    >>> read_cells([torch.arange(9.0).view(1, 1, 3, 3)], windows, torch.tensor([0]), 2)
+    tensor([[[[4., 5.],
+              [7., 8.]]]])
+    """
+    return align(maps, windows, levels, [1.0] * len(maps), size=(size, size), sampling_ratio=1)
+
+
+class _Reading(NamedTuple):
+    """How boxes are cut: into ``height`` x ``width`` bins of ``ratio`` points a side, 0 or less: as many as cells."""
+
+    height: int
+    width: int
+    ratio: int
+    aligned: bool
+
+    def by_matrix(self, maps: Float[Tensor, "B D _ _"], count: int) -> bool:
+        """Whether the matrix is faster: not where more cells must be turned around than are read."""
+        reads = count * self.height * self.width * (2 * self.ratio) ** 2
+        return self.ratio > 0 and (_is_turned(maps) or reads >= maps[:, 0].numel())
+
+    def bins(self, rois: Float[Tensor, "R 5"], scale: float, maps: Float[Tensor, "B D _ _"]) -> Bins:
+        boxes, shape = torch.cat((rois[:, :1], rois[:, 1:] * scale), dim=1), (len(maps), *maps.shape[2:])
+        return Bins(boxes, shape, size=(self.height, self.width), ratio=self.ratio, aligned=self.aligned)
+
+    def kernel(self, feature: Float[Tensor, "B D _ _"], rois: Tensor, scale: float) -> Float[Tensor, "R D _ _"]:
+        return torch.ops.torchvision.roi_align(feature, rois, scale, self.height, self.width, self.ratio, self.aligned)
+
+    def kernel_gradient(self, gradient: Tensor, rois: Tensor, scale: float, shape: Sequence[int]) -> Tensor:
+        return torch.ops.torchvision._roi_align_backward(
+            gradient.contiguous(), rois, scale, self.height, self.width, *shape, self.ratio, self.aligned
+        )
+
+
+@torch.library.custom_op("detkit::roi_align", mutates_args=())
+def _pool(
+    features: Sequence[Tensor],
+    rois: Tensor,
+    levels: Tensor,
+    scales: Sequence[float],
+    size: Sequence[int],
+    sampling_ratio: int,
+    aligned: bool,
+) -> Tensor:
+    height, width = size
+    reading = _Reading(height, width, sampling_ratio, aligned)
+    if not _on_processor(rois):
+        result = features[0].new_zeros((len(rois), features[0].shape[1], *size))
+        for level, (feature, scale) in enumerate(zip(features, scales, strict=True)):
+            own = (levels == level)[:, None, None, None]
+            result = torch.where(own, reading.kernel(feature, rois, scale), result)
+        return result
+    result = features[0].new_empty((len(rois), features[0].shape[1], *size))
+    result[levels < 0] = 0
+    for level, images, rows, own in _blocks(rois, levels, features, size):
+        maps = features[level][images].detach()
+        if reading.by_matrix(maps, len(rows)):
+            bins = reading.bins(own, scales[level], maps)
+            values = bins.read(maps.permute(0, 2, 3, 1).flatten(0, 2).contiguous())
+            values = values.view(-1, *size, maps.shape[1]).permute(0, 3, 1, 2)
+        else:
+            values = reading.kernel(maps, own, scales[level])
+        result.index_copy_(0, rows, values)
+    return result
+
+
+@_pool.register_fake
+def _(
+    features: Sequence[Tensor],
+    rois: Tensor,
+    levels: Tensor,
+    scales: Sequence[float],
+    size: Sequence[int],
+    sampling_ratio: int,
+    aligned: bool,
+) -> Tensor:
+    return features[0].new_empty((rois.shape[0], features[0].shape[1], *size))
+
+
+class _Block(NamedTuple):
+    """Rows of rois that are read from some images of one level; their images are counted from the first of these."""
+
+    level: int
+    images: slice
+    rows: Int[Tensor, " R"]
+    rois: Float[Tensor, "R 5"]
+
+
+def _blocks(rois: Tensor, levels: Tensor, maps: Sequence[Tensor], size: Sequence[int]) -> Iterator[_Block]:
+    """All rois that are read, by level and images: as many images as are small, some number of bins at most."""
+    batch, most = len(maps[0]), max(_MOST_BINS // math.prod(size), 1)
+    together = torch.tensor([max(_MOST_CELLS // math.prod(level.shape[2:]), 1) for level in maps])
+    groups = rois[:, 0].to(torch.int64) // together[levels]
+    keys = torch.where(levels < 0, -1, levels * batch + groups)
+    unread, *counts = torch.bincount(keys + 1, minlength=len(maps) * batch + 1).tolist()
+    for key, own in enumerate(keys.argsort(stable=True)[unread:].split(counts)):
+        level, group = divmod(key, max(batch, 1))
+        first = group * int(together[level]) if len(own) else 0
+        for rows in own.split(most) if len(own) else ():
+            moved = rois[rows] - (torch.arange(5) < 1).to(rois) * first
+            yield _Block(level, slice(first, first + int(together[level])), rows, moved)
+
+
+def _on_processor(tensor: Tensor) -> bool:
+    """A device would have to wait for the number of each map's rois, and so reads all of them from each."""
+    return tensor.device.type == "cpu"
+
+
+def _is_turned(maps: Float[Tensor, "B D _ _"]) -> bool:
+    """Whether the channels of a cell lie side by side, as they never do in the gradients of a device's kernel."""
+    return _on_processor(maps) and maps.is_contiguous(memory_format=torch.channels_last)
+
+
+@torch.library.custom_op("detkit::roi_align_backward", mutates_args=())
+def _unpool(
+    gradient: Tensor,
+    rois: Tensor,
+    levels: Tensor,
+    scales: Sequence[float],
+    sampling_ratio: int,
+    aligned: bool,
+    shapes: Sequence[int],
+    turned: Sequence[bool],
+) -> list[Tensor]:
+    """``shapes``: four numbers for each level, as the features themselves are not kept; turned: their order."""
+    _, _, height, width = gradient.shape
+    reading, results = _Reading(height, width, sampling_ratio, aligned), _empty(gradient, shapes, turned)
+    if not _on_processor(gradient):
+        nowhere = (torch.arange(5, device=rois.device) > 0).to(rois) * -FARTHEST_CELL  # outside of the first image
+        for level, (result, scale) in enumerate(zip(results, scales, strict=True)):
+            own = torch.where((levels == level)[:, None], rois, nowhere)
+            results[level] = reading.kernel_gradient(gradient, own, scale, result.shape)
+        return results
+    for result in results:
+        result.zero_()
+    for level, images, rows, own in _blocks(rois, levels, results, (height, width)):
+        maps, incoming = results[level][images], gradient.permute(0, 2, 3, 1)[rows]
+        if reading.by_matrix(maps, len(rows)):
+            spread = reading.bins(own, scales[level], maps).spread(incoming.flatten(0, 2))
+            maps += spread.view(len(maps), *maps.shape[2:], -1).permute(0, 3, 1, 2)
+        else:
+            maps += reading.kernel_gradient(incoming.permute(0, 3, 1, 2), own, scales[level], maps.shape)
+    return results
+
+
+@_unpool.register_fake
+def _(
+    gradient: Tensor,
+    rois: Tensor,
+    levels: Tensor,
+    scales: Sequence[float],
+    sampling_ratio: int,
+    aligned: bool,
+    shapes: Sequence[int],
+    turned: Sequence[bool],
+) -> list[Tensor]:
+    return _empty(gradient, shapes, turned)
+
+
+def _empty(like: Tensor, shapes: Sequence[int], turned: Sequence[bool]) -> list[Tensor]:
+    """Room for the gradients of the features, in the memory order of each."""
+    orders = [torch.channels_last if own else torch.contiguous_format for own in turned]
+    fours = [shapes[start : start + 4] for start in range(0, len(shapes), 4)]
+    return [
+        torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=order)
+        for shape, order in zip(fours, orders, strict=True)
+    ]
+
+
+def _keep(ctx, inputs, output) -> None:
+    features, rois, levels, scales, _, sampling_ratio, aligned = inputs
+    shapes = [side for feature in features for side in feature.shape]
+    ctx.settings = scales, sampling_ratio, aligned, shapes, [_is_turned(feature) for feature in features]
+    ctx.save_for_backward(rois, levels)
+
+
+def _backward(ctx, gradient: Tensor):
+    gradients = torch.ops.detkit.roi_align_backward(gradient.contiguous(), *ctx.saved_tensors, *ctx.settings)
+    return gradients, *[None] * 6
+
+
+_pool.register_autograd(_backward, setup_context=_keep)
