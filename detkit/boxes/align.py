@@ -144,11 +144,12 @@ def _blocks(rois: Tensor, levels: Tensor, maps: Sequence[Tensor], size: Sequence
     keys = torch.where(levels < 0, -1, levels * batch + groups)
     unread, *counts = torch.bincount(keys + 1, minlength=len(maps) * batch + 1).tolist()
     for key, own in enumerate(keys.argsort(stable=True)[unread:].split(counts)):
-        level, group = divmod(key, max(batch, 1))
-        first = group * int(together[level]) if len(own) else 0
-        for rows in own.split(most) if len(own) else ():
-            moved = rois[rows] - (torch.arange(5) < 1).to(rois) * first
-            yield _Block(level, slice(first, first + int(together[level])), rows, moved)
+        if not len(own):
+            continue
+        level, group = divmod(key, batch)
+        first, last = (int(together[level]) * side for side in (group, group + 1))
+        for rows in own.split(most):
+            yield _Block(level, slice(first, last), rows, rois[rows] - (torch.arange(5) < 1).to(rois) * first)
 
 
 def _on_processor(tensor: Tensor) -> bool:
