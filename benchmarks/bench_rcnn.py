@@ -1,9 +1,9 @@
 """Faster and Mask R-CNN behind their trunk against torchvision's own models: same weights, same feature maps.
 
-The first cases run whole stages, where the heads' matrix products and RoIAlign's kernel are the same work on both
-sides: they bound the ratio. In the cases "without layers" convolutions, linear layers and pooling hand out stored
-values, so that what is left is what the libraries write themselves: matching, sampling, encoding, losses and their
-gradient; proposals, suppression and decoding.
+The first cases run whole stages, where the heads' matrix products are the same work on both sides: they bound the
+ratio. In the cases "without layers" convolutions, linear layers and pooling (bench_pooling.py) hand out stored values,
+so that what is left is what the libraries write themselves: matching, sampling, encoding, losses and their gradient;
+proposals, suppression and decoding.
 """
 
 from collections import OrderedDict
@@ -29,7 +29,7 @@ from detkit.weights import from_torchvision
 CLASSES, OBJECTS = 90, 8
 LARGE, MEDIUM, SMALL = (800, 1066), (480, 640), (320, 427)
 KINDS = {"Faster R-CNN": detection.FasterRCNN, "Mask R-CNN": detection.MaskRCNN}
-SHARED = "the heads' layers and RoIAlign, the same on both sides"
+SHARED = "the heads' layers, the same on both sides"
 LOSSES = {
     "loss_objectness": "rpn.objectness",
     "loss_rpn_box_reg": "rpn.box",

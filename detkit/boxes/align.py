@@ -69,9 +69,11 @@ class _Reading(NamedTuple):
         reads = count * self.height * self.width * (2 * self.ratio) ** 2
         return self.ratio > 0 and (_is_turned(maps) or reads >= maps[:, 0].numel())
 
-    def bins(self, rois: Float[Tensor, "R 5"], scale: float, maps: Float[Tensor, "B D _ _"]) -> Bins:
-        boxes, shape = torch.cat((rois[:, :1], rois[:, 1:] * scale), dim=1), (len(maps), *maps.shape[2:])
-        return Bins(boxes, shape, size=(self.height, self.width), ratio=self.ratio, aligned=self.aligned)
+    def bins(self, rois: Float[Tensor, "R 5"], scale: float, maps: Float[Tensor, "B D _ _"], images: slice) -> Bins:
+        """The matrix over some of the images."""
+        moved = torch.cat((rois[:, :1] - images.start, rois[:, 1:] * scale), dim=1)
+        shape = (len(maps[images]), *maps.shape[2:])
+        return Bins(moved, shape, size=(self.height, self.width), ratio=self.ratio, aligned=self.aligned)
 
     def kernel(self, feature: Float[Tensor, "B D _ _"], rois: Tensor, scale: float) -> Float[Tensor, "R D _ _"]:
         return torch.ops.torchvision.roi_align(feature, rois, scale, self.height, self.width, self.ratio, self.aligned)
@@ -102,15 +104,15 @@ def _pool(
         return result
     result = features[0].new_empty((len(rois), features[0].shape[1], *size))
     result[levels < 0] = 0
-    for level, images, rows, own in _blocks(rois, levels, features, size):
-        maps = features[level][images].detach()
-        if reading.by_matrix(maps, len(rows)):
-            bins = reading.bins(own, scales[level], maps)
-            values = bins.read(maps.permute(0, 2, 3, 1).flatten(0, 2).contiguous())
-            values = values.view(-1, *size, maps.shape[1]).permute(0, 3, 1, 2)
-        else:
-            values = reading.kernel(maps, own, scales[level])
-        result.index_copy_(0, rows, values)
+    for level, (maps, scale) in enumerate(zip(features, scales, strict=True)):
+        rows, maps = (levels == level).nonzero().squeeze(1), maps.detach()
+        if not reading.by_matrix(maps, len(rows)):
+            result.index_copy_(0, rows, reading.kernel(maps, rois[rows], scale))
+            continue
+        for images, own in _blocks(rois, rows, maps, size):
+            bins = reading.bins(rois[own], scale, maps, images)
+            values = bins.read(maps[images].permute(0, 2, 3, 1).flatten(0, 2).contiguous())
+            result.index_copy_(0, own, values.view(-1, *size, maps.shape[1]).permute(0, 3, 1, 2))
     return result
 
 
@@ -127,29 +129,16 @@ def _(
     return features[0].new_empty((rois.shape[0], features[0].shape[1], *size))
 
 
-class _Block(NamedTuple):
-    """Rows of rois that are read from some images of one level; their images are counted from the first of these."""
-
-    level: int
-    images: slice
-    rows: Int[Tensor, " R"]
-    rois: Float[Tensor, "R 5"]
-
-
-def _blocks(rois: Tensor, levels: Tensor, maps: Sequence[Tensor], size: Sequence[int]) -> Iterator[_Block]:
-    """All rois that are read, by level and images: as many images as are small, some number of bins at most."""
-    batch, most = len(maps[0]), max(_MOST_BINS // math.prod(size), 1)
-    together = torch.tensor([max(_MOST_CELLS // math.prod(level.shape[2:]), 1) for level in maps])
-    groups = rois[:, 0].to(torch.int64) // together[levels]
-    keys = torch.where(levels < 0, -1, levels * batch + groups)
-    unread, *counts = torch.bincount(keys + 1, minlength=len(maps) * batch + 1).tolist()
-    for key, own in enumerate(keys.argsort(stable=True)[unread:].split(counts)):
-        if not len(own):
-            continue
-        level, group = divmod(key, batch)
-        first, last = (int(together[level]) * side for side in (group, group + 1))
-        for rows in own.split(most):
-            yield _Block(level, slice(first, last), rows, rois[rows] - (torch.arange(5) < 1).to(rois) * first)
+def _blocks(
+    rois: Tensor, rows: Int[Tensor, " R"], maps: Float[Tensor, "B D _ _"], size: Sequence[int]
+) -> Iterator[tuple[slice, Int[Tensor, " S"]]]:
+    """The rows of a level by images: as many images together as are small, some number of bins at most."""
+    together = max(_MOST_CELLS // math.prod(maps.shape[2:]), 1)
+    groups = rois[rows, 0].to(torch.int64) // together
+    counts = torch.bincount(groups).tolist()
+    for group, own in enumerate(rows[groups.argsort(stable=True)].split(counts)):
+        for block in own.split(max(_MOST_BINS // math.prod(size), 1)) if len(own) else ():
+            yield slice(group * together, (group + 1) * together), block
 
 
 def _on_processor(tensor: Tensor) -> bool:
@@ -182,15 +171,17 @@ def _unpool(
             own = torch.where((levels == level)[:, None], rois, nowhere)
             results[level] = reading.kernel_gradient(gradient, own, scale, result.shape)
         return results
-    for result in results:
+    for level, (result, scale) in enumerate(zip(results, scales, strict=True)):
+        rows = (levels == level).nonzero().squeeze(1)
+        if not reading.by_matrix(result, len(rows)):
+            found = reading.kernel_gradient(gradient[rows], rois[rows], scale, result.shape)
+            results[level] = found.contiguous(memory_format=_order(turned[level]))
+            continue
         result.zero_()
-    for level, images, rows, own in _blocks(rois, levels, results, (height, width)):
-        maps, incoming = results[level][images], gradient.permute(0, 2, 3, 1)[rows]
-        if reading.by_matrix(maps, len(rows)):
-            spread = reading.bins(own, scales[level], maps).spread(incoming.flatten(0, 2))
-            maps += spread.view(len(maps), *maps.shape[2:], -1).permute(0, 3, 1, 2)
-        else:
-            maps += reading.kernel_gradient(incoming.permute(0, 3, 1, 2), own, scales[level], maps.shape)
+        for images, own in _blocks(rois, rows, result, (height, width)):
+            incoming = gradient.permute(0, 2, 3, 1)[own].flatten(0, 2)
+            spread = reading.bins(rois[own], scale, result, images).spread(incoming)
+            result[images] += spread.view(-1, *result.shape[2:], result.shape[1]).permute(0, 3, 1, 2)
     return results
 
 
@@ -210,12 +201,15 @@ def _(
 
 def _empty(like: Tensor, shapes: Sequence[int], turned: Sequence[bool]) -> list[Tensor]:
     """Room for the gradients of the features, in the memory order of each."""
-    orders = [torch.channels_last if own else torch.contiguous_format for own in turned]
     fours = [shapes[start : start + 4] for start in range(0, len(shapes), 4)]
     return [
-        torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=order)
-        for shape, order in zip(fours, orders, strict=True)
+        torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=_order(own))
+        for shape, own in zip(fours, turned, strict=True)
     ]
+
+
+def _order(turned: bool) -> torch.memory_format:
+    return torch.channels_last if turned else torch.contiguous_format
 
 
 def _keep(ctx, inputs, output) -> None:
