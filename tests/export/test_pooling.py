@@ -3,9 +3,10 @@
 import pytest
 import torch
 from strategies import assert_refused
-from torch import Tensor
+from torch import Tensor, nn
 
-from detkit.boxes import PyramidRoIAlign
+from detkit.boxes import PyramidRoIAlign, roi_align
+from detkit.export import plain
 from detkit.export.pooling import plain_roi_align
 
 BOXES = {
@@ -43,6 +44,16 @@ def test_the_plain_form_is_the_operator(ratio, monkeypatch):
     assert given[0][2].unique().tolist() == [-1, 0, 1, 2]
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     assert found[0].any()
+
+
+def test_roi_align_exports_in_plain_operators():
+    class Regions(nn.Module):
+        def forward(self, level: Tensor, boxes: Tensor) -> Tensor:
+            return roi_align(level, boxes, (2, 3), 0.25, sampling_ratio=2, aligned=True)
+
+    level, boxes = pyramid()[0], torch.tensor([[BOXES["inside"]], [BOXES["over the edge"]]])
+    exported = plain(torch.export.export(Regions(), (level, boxes)))
+    torch.testing.assert_close(exported.module()(level, boxes), Regions()(level, boxes))
 
 
 def test_as_many_points_as_cells_have_no_plain_form():
