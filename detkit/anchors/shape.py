@@ -111,7 +111,13 @@ def claim_shapes(
     """
     claims = boxes.new_full(boxes.shape[:2], NEGATIVE, dtype=torch.int64)
     points, shapes = box_centers(anchors), anchors[:, 2:] - anchors[:, :2]
-    find = partial(near_centers, points[None].expand(len(boxes), -1, 2), (2 * cells).expand(len(boxes), -1, 2))
+    near = partial(near_centers, points[None].expand(len(boxes), -1, 2), (2 * cells).expand(len(boxes), -1, 2))
+
+    def find(image: int, own: Tensor) -> Tensor:
+        """Of the anchors nearby, which are many, those whose cells contain a center."""
+        columns = near(image, own)
+        return columns[in_cells(own[None], anchors[columns], cells[columns])[0].any(0)]
+
     for piece in pieces_of(boxes, objects, len(anchors), find):
         own = piece.of_objects(boxes)
         here = in_cells(own, anchors[piece.columns], cells[piece.columns]) & piece.of_objects(objects)[..., None]
@@ -158,6 +164,21 @@ def last_claims(claims: Int[Tensor, "B T"], count: int) -> Int[Tensor, "B N"]:
     return owners.scatter_reduce(1, claims.clamp(min=0), torch.where(claims >= 0, numbers, NEGATIVE), "amax")
 
 
+def _quality(
+    boxes: Float[Tensor, "B T 4"],
+    claims: Int[Tensor, "B T"],
+    matched: Int[Tensor, "B N"],
+    predicted: Float[Tensor, "B N 4"],
+) -> Float[Tensor, "B N"]:
+    """The IoU of each predicted box with the object that its anchor is matched with, 0 without one."""
+    claimed = claims.clamp(min=0)
+    numbers = torch.arange(claims.shape[1], device=claims.device)
+    overlap = torch.where(
+        matched.gather(1, claimed) == numbers, paired_box_iou(take_rows(predicted, claimed), boxes).float(), 0
+    )
+    return overlap.new_zeros(matched.shape).scatter_reduce(1, claimed, overlap, "amax")
+
+
 def _overlapped(
     boxes: Float[Tensor, "B T 4"], objects: Bool[Tensor, "B T"], predicted: Float[Tensor, "B N 4"], least: float
 ) -> Bool[Tensor, "B N"]:
@@ -193,8 +214,7 @@ def _match(
     claims = claim_shapes(boxes, objects, anchors, strides)
     matched = last_claims(claims, count)
     seen = _overlapped(boxes, objects, predicted, ignore_iou)
-    quality = paired_box_iou(predicted, take_rows(boxes, matched.clamp(min=0))).float()
-    quality = torch.where(matched >= 0, quality, 0)
+    quality = _quality(boxes, claims, matched, predicted)
     matched = torch.where((matched < 0) & seen, IGNORED, matched)
     return ignore_crowds(matched, anchors, boxes, valid & ignore), quality, claims
 
