@@ -1,11 +1,11 @@
 """The loss of SSD: softmax cross-entropy with hard negatives, smooth L1 on the deltas of the positives."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from detkit._door import door
-from detkit._inputs import promote
+from detkit._inputs import on_host, promote
 from detkit._ranges import Fraction, NotNegative, Whole
 from detkit.anchors import Assigned, HardNegativeSampler
 from detkit.anchors.sample import Scope
@@ -72,9 +72,12 @@ class MultiBoxLoss(DenseCriterion):
         """
         check_predictions(self, predictions, assigned)
         labels, weights = assigned.labels, assigned.weights
-        costs = self._classification(promote(predictions.logits), labels)
-        positive = labels >= 0
+        logits, positive = promote(predictions.logits), labels >= 0
+        few = on_host(logits)  # elsewhere their number would be a sync
+        costs = self._classification(logits.detach() if few else logits, labels)
         chosen = positive | self.sampler(costs.detach(), labels, weights=weights)
+        if few:  # the others need no gradient, and nothing of them is kept
+            costs = torch.zeros_like(costs).masked_scatter(chosen, self._classification(logits[chosen], labels[chosen]))
         box = box_costs(self.box_cost, predictions.deltas, assigned, anchors, coder)
         count = mean_count(positive, costs, weights=weights)
         return {
@@ -96,6 +99,6 @@ class MultiBoxLoss(DenseCriterion):
         """The settings that ``print`` shows."""
         return f"{described(self.box_cost)}, box_weight={self.box_weight}, label_smoothing={self.label_smoothing}"
 
-    def _classification(self, logits: Float[Tensor, "B N Q"], labels: Tensor) -> Float[Tensor, "B N"]:
+    def _classification(self, logits: Float[Tensor, "*B Q"], labels: Int[Tensor, "*B"]) -> Float[Tensor, "*B"]:
         targets = torch.where(labels == NEGATIVE, logits.shape[-1] - 1, labels)
         return label_smoothed_cross_entropy(logits, targets, smoothing=self.label_smoothing)

@@ -9,7 +9,7 @@ from dense_rows import judge
 from strategies import assert_refused
 
 from detkit.anchors import HardNegativeSampler
-from detkit.losses import MultiBoxLoss, smooth_l1_cost
+from detkit.losses import MultiBoxLoss, multibox, smooth_l1_cost
 from detkit.structures import DensePredictions
 
 IGNORED, NEGATIVE = -2, -1
@@ -97,6 +97,34 @@ def test_gradients_equal_finite_differences():
     assert torch.autograd.gradcheck(
         lambda *inputs: tuple(judge(criterion, *inputs, labels, wanted).values()), (logits, deltas)
     )
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_chosen_rows_alone_learn_what_all_of_them_would(smoothing, dtype, monkeypatch):
+    logits, *rest = random_batch(dtype=dtype)
+    leaf = logits.requires_grad_()
+
+    def learned() -> list[torch.Tensor]:
+        losses = judge(MultiBoxLoss(label_smoothing=smoothing), leaf, *rest)
+        return [losses["classification"].detach(), *torch.autograd.grad(losses["classification"], leaf)]
+
+    found = learned()
+    monkeypatch.setattr(multibox, "on_host", lambda logits: False)
+    for one, other in zip(found, learned(), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_rows_that_are_not_chosen_keep_nothing():
+    """Of 16 images of 2,000 anchors with one positive each, 64 rows are learned."""
+    logits, deltas = torch.zeros(16, 2000, 81).requires_grad_(), torch.zeros(16, 2000, 4)
+    labels = torch.where(torch.arange(2000) == 7, 3, NEGATIVE).expand(16, -1)
+    kept: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda value: kept.append(value.nbytes) or value, lambda value: value
+    ):
+        judge(MultiBoxLoss(), logits, deltas, labels, deltas)
+    assert 0 < sum(kept) < logits.nbytes / 4
 
 
 @pytest.mark.parametrize("label", [NEGATIVE, IGNORED])
