@@ -117,17 +117,21 @@ def match_images(
     box that is NaN has no area there.
     """
     sides = anchor_sides(anchors) if anchors.ndim == 2 else bounded_sides(anchors)
-    found = []
-    for image, (own, candidates) in enumerate(zip(objects.unbind(), boxes.unbind(), strict=True)):
-        rows = own.nonzero().view(-1)
-        columns = sides if anchors.ndim == 2 else sides.map(lambda values, i=image: values[i])
-        if len(rows):
-            found.append(match(bounded_sides(candidates.index_select(0, rows)), rows, columns))
-        else:
-            found.append(tuple(values[0] for values in no_matches(boxes[:1], anchors)))
-    if len(found) == 1:
-        return Assignment(*(values[None] for values in found[0]))
-    return Assignment(*(torch.stack(values) for values in zip(*found, strict=True)))
+
+    def matches_of(image: int) -> tuple[Tensor, Tensor]:
+        rows = objects[image].nonzero().view(-1)
+        if not len(rows):
+            none = no_matches(boxes[:1], anchors)
+            return none.matched[0], none.quality[0]
+        columns = sides if anchors.ndim == 2 else sides.map(lambda values: values[image])
+        return match(bounded_sides(boxes[image].index_select(0, rows)), rows, columns)
+
+    if len(boxes) == 1:
+        return Assignment(*(values[None] for values in matches_of(0)))
+    result = no_matches(boxes, anchors)
+    for image in range(len(boxes)):
+        result.matched[image], result.quality[image] = matches_of(image)
+    return result
 
 
 def traced_matches(boxes: Tensor, valid: Tensor, ignore: Tensor, anchors: Tensor, *rule: object) -> tuple[Tensor, ...]:

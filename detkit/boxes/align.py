@@ -15,8 +15,9 @@ from torch import Tensor
 from detkit.boxes.bins import Bins
 
 FARTHEST_CELL = 2.0**20  # cells are held in 32-bit integers
-_MOST_BINS = 1 << 15  # of a matrix: some 20 MB at two points a side
+_MOST_ENTRIES = 1 << 19  # of a matrix: some 20 MB
 _MOST_CELLS = 1 << 14  # of a matrix that reads from several maps
+_CALLS = 1 << 18  # what a matrix costs beside its entries
 
 
 def align(
@@ -65,15 +66,21 @@ class _Reading(NamedTuple):
     aligned: bool
 
     def by_matrix(self, maps: Float[Tensor, "B D _ _"], count: int) -> bool:
-        """Whether the matrix is faster: not where more cells must be turned around than are read."""
+        """Whether the matrix is faster, by what both cost: about nanoseconds of a core."""
+        channels, turning = maps.shape[1], 3 * maps.numel()
         reads = count * self.height * self.width * (2 * self.ratio) ** 2
-        return self.ratio > 0 and (_is_turned(maps) or reads >= maps[:, 0].numel())
+        matrix = _CALLS + reads * (8 + channels / 8) + turning * (not _is_turned(maps))
+        kernel = reads * channels + turning * _is_turned(maps)
+        return self.ratio > 0 and matrix < kernel
 
-    def bins(self, rois: Float[Tensor, "R 5"], scale: float, maps: Float[Tensor, "B D _ _"], images: slice) -> Bins:
-        """The matrix over some of the images."""
-        moved = torch.cat((rois[:, :1] - images.start, rois[:, 1:] * scale), dim=1)
-        shape = (len(maps[images]), *maps.shape[2:])
-        return Bins(moved, shape, size=(self.height, self.width), ratio=self.ratio, aligned=self.aligned)
+    def blocks(self, rois: Float[Tensor, "R 5"], scale: float, shape: Sequence[int]) -> Iterator[tuple[slice, Bins]]:
+        """The matrices of all rois, a few at a time."""
+        entries = self.height * self.width * (2 * self.ratio) ** 2
+        boxes = torch.cat((rois[:, :1], rois[:, 1:] * scale), dim=1)
+        step, size = max(_MOST_ENTRIES // entries, 1), (self.height, self.width)
+        for start in range(0, len(rois), step):
+            own = slice(start, start + step)
+            yield own, Bins(boxes[own], shape, size=size, ratio=self.ratio, aligned=self.aligned)
 
     def kernel(self, feature: Float[Tensor, "B D _ _"], rois: Tensor, scale: float) -> Float[Tensor, "R D _ _"]:
         return torch.ops.torchvision.roi_align(feature, rois, scale, self.height, self.width, self.ratio, self.aligned)
@@ -106,13 +113,16 @@ def _pool(
     result[levels < 0] = 0
     for level, (maps, scale) in enumerate(zip(features, scales, strict=True)):
         rows, maps = (levels == level).nonzero().squeeze(1), maps.detach()
+        if not len(rows):
+            continue
         if not reading.by_matrix(maps, len(rows)):
             result.index_copy_(0, rows, reading.kernel(maps, rois[rows], scale))
             continue
-        for images, own in _blocks(rois, rows, maps, size):
-            bins = reading.bins(rois[own], scale, maps, images)
-            values = bins.read(maps[images].permute(0, 2, 3, 1).flatten(0, 2).contiguous())
-            result.index_copy_(0, own, values.view(-1, *size, maps.shape[1]).permute(0, 3, 1, 2))
+        for own, group, moved in _groups(rois, rows, maps):
+            cells = group.permute(0, 2, 3, 1).flatten(0, 2).contiguous()
+            for some, bins in reading.blocks(moved, scale, (len(group), *group.shape[2:])):
+                values = bins.read(cells).view(-1, *size, maps.shape[1])
+                result.index_copy_(0, own[some], values.permute(0, 3, 1, 2))
     return result
 
 
@@ -129,16 +139,17 @@ def _(
     return features[0].new_empty((rois.shape[0], features[0].shape[1], *size))
 
 
-def _blocks(
-    rois: Tensor, rows: Int[Tensor, " R"], maps: Float[Tensor, "B D _ _"], size: Sequence[int]
-) -> Iterator[tuple[slice, Int[Tensor, " S"]]]:
-    """The rows of a level by images: as many images together as are small, some number of bins at most."""
-    together = max(_MOST_CELLS // math.prod(maps.shape[2:]), 1)
+def _groups(
+    rois: Tensor, rows: Int[Tensor, " R"], maps: Float[Tensor, "B D _ _"]
+) -> Iterator[tuple[Int[Tensor, " S"], Float[Tensor, "G D _ _"], Float[Tensor, "S 5"]]]:
+    """As many images together as are small: the rows that are read from them, their maps, and the rois in these."""
+    together = max(_MOST_CELLS // max(math.prod(maps.shape[2:]), 1), 1)
     groups = rois[rows, 0].to(torch.int64) // together
     counts = torch.bincount(groups).tolist()
     for group, own in enumerate(rows[groups.argsort(stable=True)].split(counts)):
-        for block in own.split(max(_MOST_BINS // math.prod(size), 1)) if len(own) else ():
-            yield slice(group * together, (group + 1) * together), block
+        if len(own):
+            first = group * together
+            yield own, maps[first : first + together], rois[own] - (torch.arange(5) < 1).to(rois) * first
 
 
 def _on_processor(tensor: Tensor) -> bool:
@@ -165,24 +176,35 @@ def _unpool(
     """``shapes``: four numbers for each level, as the features themselves are not kept; turned: their order."""
     _, _, height, width = gradient.shape
     reading, results = _Reading(height, width, sampling_ratio, aligned), _empty(gradient, shapes, turned)
-    if not _on_processor(gradient):
-        nowhere = (torch.arange(5, device=rois.device) > 0).to(rois) * -FARTHEST_CELL  # outside of the first image
-        for level, (result, scale) in enumerate(zip(results, scales, strict=True)):
-            own = torch.where((levels == level)[:, None], rois, nowhere)
-            results[level] = reading.kernel_gradient(gradient, own, scale, result.shape)
-        return results
+    nowhere = (torch.arange(5, device=rois.device) > 0).to(rois) * -FARTHEST_CELL  # outside of the first image
     for level, (result, scale) in enumerate(zip(results, scales, strict=True)):
-        rows = (levels == level).nonzero().squeeze(1)
-        if not reading.by_matrix(result, len(rows)):
-            found = reading.kernel_gradient(gradient[rows], rois[rows], scale, result.shape)
-            results[level] = found.contiguous(memory_format=_order(turned[level]))
+        here = levels == level
+        rows = here.nonzero().squeeze(1) if _on_processor(gradient) else None
+        if rows is not None and reading.by_matrix(result, len(rows)):
+            result.zero_()
+            for own, group, moved in _groups(rois, rows, result):
+                _spread(reading, gradient, own, moved, scale, group)
             continue
-        result.zero_()
-        for images, own in _blocks(rois, rows, result, (height, width)):
-            incoming = gradient.permute(0, 2, 3, 1)[own].flatten(0, 2)
-            spread = reading.bins(rois[own], scale, result, images).spread(incoming)
-            result[images] += spread.view(-1, *result.shape[2:], result.shape[1]).permute(0, 3, 1, 2)
+        if rows is None or 2 * len(rows) > len(here):  # a copy of most of the gradient would double it
+            incoming, boxes = gradient, torch.where(here[:, None], rois, nowhere)
+        else:
+            incoming, boxes = gradient[rows], rois[rows]
+        found = reading.kernel_gradient(incoming, boxes, scale, result.shape)
+        results[level] = found.contiguous(memory_format=_order(turned[level]))
+        del incoming  # before that of the next level
     return results
+
+
+def _spread(
+    reading: _Reading, gradient: Tensor, rows: Tensor, rois: Tensor, scale: float, maps: Float[Tensor, "G D _ _"]
+) -> None:
+    """Add the gradient of some rows to that of the maps of a group of images."""
+    turned = maps.permute(0, 2, 3, 1)
+    cells = turned if turned.is_contiguous() else torch.zeros_like(turned, memory_format=torch.contiguous_format)
+    for some, bins in reading.blocks(rois, scale, turned.shape[:3]):
+        bins.spread(gradient.permute(0, 2, 3, 1)[rows[some]].flatten(0, 2), cells.flatten(0, 2))
+    if cells is not turned:
+        turned.copy_(cells)
 
 
 @_unpool.register_fake

@@ -4,9 +4,7 @@ On a processor this is one ``embedding_bag`` over the cells, whose rows are chan
 same product with the matrix turned around. torchvision's kernel walks the channels one after another instead.
 """
 
-import math
 from collections.abc import Sequence
-from functools import cached_property
 
 import torch
 from jaxtyping import Float, Int
@@ -19,14 +17,14 @@ def bin_points(
 ) -> Float[Tensor, "M P"]:
     """Where a side from ``low`` to ``high`` cells is read: ``ratio`` points in each of ``size`` bins.
 
-    ``aligned`` moves the side by half a cell; without, a side is at least one cell long.
+    ``aligned`` moves the side by half a cell, and reads an inverted one backwards; without, it is at least one cell
+    long.
 
     >>> bin_points(torch.tensor([[0.0]]), torch.tensor([[8.0]]), 2, 2)
     tensor([[1., 3., 5., 7.]])
     """
-    if aligned:
-        low, high = low - 0.5, high - 0.5
-    width = (high - low).clamp(min=0 if aligned else 1) / size
+    low, length = (low - 0.5, high - low) if aligned else (low, (high - low).clamp(min=1))
+    width = length / size
     order = torch.arange(size * ratio, device=low.device)
     return low + (order // ratio).to(low) * width + ((order % ratio).to(low) + 0.5) * width / ratio
 
@@ -53,7 +51,9 @@ class Bins:
     >>> bins = Bins(torch.tensor([[0.0, 0, 0, 4, 2]]), (1, 2, 4), size=(1, 1), ratio=2)
     >>> bins.read(torch.arange(8.0)[:, None])
     tensor([[5.]])
-    >>> bins.spread(torch.ones(1, 1)).view(2, 4)
+    >>> cells = torch.zeros(8, 1)
+    >>> bins.spread(torch.ones(1, 1), cells)
+    >>> cells.view(2, 4)
     tensor([[0.0000, 0.1250, 0.0000, 0.1250],
             [0.0000, 0.3750, 0.0000, 0.3750]])
     """
@@ -68,7 +68,6 @@ class Bins:
         aligned: bool = False,
     ) -> None:
         _, height, width = shape
-        self.cells = math.prod(shape)
         image, x1, y1, x2, y2 = (column[:, None] for column in boxes.unbind(1))
         rows, row_weights = _side(bin_points(y1, y2, size[0], ratio, aligned), height, ratio)
         columns, column_weights = _side(bin_points(x1, x2, size[1], ratio, aligned), width, ratio)
@@ -81,17 +80,13 @@ class Bins:
         """The value of each bin."""
         return embedding_bag(self.index, cells, per_sample_weights=self.weight, mode="sum")
 
-    def spread(self, gradient: Float[Tensor, "M_S_S D"]) -> Float[Tensor, "N D"]:
-        """The gradient of each cell, from that of each bin."""
-        bins, starts, weights = self._turned
-        return embedding_bag(bins, gradient, starts, per_sample_weights=weights, mode="sum")
-
-    @cached_property
-    def _turned(self) -> tuple[Int[Tensor, " R"], Int[Tensor, " N"], Float[Tensor, " R"]]:
-        """Bins by the cells that they read, where those of each cell start, and their weights."""
-        cells, order = self.index.flatten().sort()
-        starts = torch.searchsorted(cells, torch.arange(self.cells, dtype=cells.dtype), out_int32=True)
-        return (order // self.index.shape[1]).to(torch.int32), starts, self.weight.flatten()[order]
+    def spread(self, gradient: Float[Tensor, "M_S_S D"], cells: Float[Tensor, "N D"]) -> None:
+        """Add to ``cells`` the gradient of each that is read, from that of each bin."""
+        places, order = self.index.flatten().sort()
+        read, counts = places.unique_consecutive(return_counts=True)
+        bins, weights = order // self.index.shape[1], self.weight.flatten()[order]
+        starts = counts.cumsum(0) - counts
+        cells.index_add_(0, read, embedding_bag(bins, gradient, starts, per_sample_weights=weights, mode="sum"))
 
 
 def _side(points: Float[Tensor, "M P"], count: int, ratio: int) -> tuple[Int[Tensor, "M S C"], Float[Tensor, "M S C"]]:

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from detkit._door import door
-from detkit._inputs import as_boxes, as_tensor, first_bad, full_checks, promote
+from detkit._inputs import as_boxes, as_tensor, first_bad, full_checks, is_transformed, promote
 from detkit._ranges import Count, Positive, Range
 from detkit._sent import sent_numbers
 from detkit.boxes.align import FARTHEST_CELL, align
@@ -79,9 +79,16 @@ def roi_align(
     else:
         extent = _sides(rois, maps).repeat(2) / spatial_scale
         low, high = -extent, 2 * extent
-    levels, near = torch.where(usable, 0, -1), _near(rois, low, high)
-    pooled = align([maps], near, levels, [spatial_scale], size=size, sampling_ratio=sampling_ratio, aligned=aligned)
-    return pooled.to(features.dtype) if features.is_floating_point() else pooled
+    near = _near(rois, low, high)
+    if sampling_ratio < 1 and aligned:  # the kernel counts the cells of an inverted box, and raises
+        near = torch.cat((near[:, :3], torch.maximum(near[:, 3:], near[:, 1:3])), dim=1)
+    traced = torch.compiler.is_compiling()
+    if sampling_ratio < 1 or maps.device.type != "cpu" or (not traced and is_transformed()):
+        pooled = torch.ops.torchvision.roi_align(maps, near, spatial_scale, *size, sampling_ratio, aligned)
+    else:
+        levels = torch.zeros_like(usable, dtype=torch.int64)
+        pooled = align([maps], near, levels, [spatial_scale], size=size, sampling_ratio=sampling_ratio, aligned=aligned)
+    return _masked(pooled, usable, features)
 
 
 @door

@@ -49,6 +49,7 @@ def assert_equal_with_gradients(found: Tensor, expected: Tensor, features: list[
         assert one.stride() == feature.stride()
 
 
+@pytest.mark.parametrize("way", ["the faster way", "the matrix"])
 @pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS)
 @given(
     count=st.integers(0, 60),
@@ -56,55 +57,52 @@ def assert_equal_with_gradients(found: Tensor, expected: Tensor, features: list[
     ratio=st.integers(-1, 3),
     height=st.integers(1, 5),
     width=st.integers(1, 5),
+    aligned=st.booleans(),
 )
-def test_values_and_gradients_are_those_of_the_kernel(order, count, seed, ratio, height, width):
+def test_values_and_gradients_are_those_of_the_kernel(order, way, count, seed, ratio, height, width, aligned):
     features, (boxes, levels) = maps(order), rois(count, seed)
-    options = {"size": (height, width), "sampling_ratio": ratio, "aligned": False}
-    found = align(features, boxes, levels, SCALES, **options)
-    assert_equal_with_gradients(found, kernel(features, boxes, levels, **options), features)
+    aligned = aligned and ratio > 0  # the kernel counts the cells of inverted boxes, and raises
+    options = {"size": (height, width), "sampling_ratio": ratio, "aligned": aligned}
+    expected = kernel(features, boxes, levels, **options)
+    with pytest.MonkeyPatch.context() as patch:
+        if way == "the matrix":
+            patch.setattr(module._Reading, "by_matrix", lambda reading, maps, count: reading.ratio > 0)
+        found = align(features, boxes, levels, SCALES, **options)
+        assert_equal_with_gradients(found, expected, features)
 
 
 @pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS)
-def test_aligned_boxes_are_moved_by_half_a_cell(order):
-    features, (boxes, levels) = maps(order), rois(40, seed=3)
-    low, high = boxes[:, 1:3].minimum(boxes[:, 3:]), boxes[:, 1:3].maximum(boxes[:, 3:])
-    boxes = torch.cat((boxes[:, :1], low, high), dim=1)  # the kernel refuses inverted ones
-    options = {"size": (3, 4), "sampling_ratio": 2, "aligned": True}
-    found = align(features, boxes, levels, SCALES, **options)
-    assert_equal_with_gradients(found, kernel(features, boxes, levels, **options), features)
-
-
-def test_blocks_give_what_one_matrix_gives(monkeypatch):
-    features, (boxes, levels) = maps(torch.channels_last), rois(50, seed=4)
+def test_blocks_and_groups_give_what_one_matrix_gives(order, monkeypatch):
+    features, (boxes, levels) = maps(order), rois(50, seed=4)
     options = {"size": (3, 3), "sampling_ratio": 2, "aligned": False}
+    monkeypatch.setattr(module._Reading, "by_matrix", lambda reading, maps, count: True)
     whole = align(features, boxes, levels, SCALES, **options)
-    monkeypatch.setattr(module, "_MOST_BINS", 20)  # two boxes a block
+    monkeypatch.setattr(module, "_MOST_ENTRIES", 300)  # two boxes a block
     monkeypatch.setattr(module, "_MOST_CELLS", 200)  # one image of each level
     assert_equal_with_gradients(align(features, boxes, levels, SCALES, **options), whole, features)
 
 
-def test_a_map_is_turned_around_only_if_more_cells_are_read_than_it_has(monkeypatch):
-    built: list[int] = []
+@pytest.mark.parametrize(
+    ("count", "channels", "order", "ratio", "expected"),
+    [
+        (500, 256, torch.contiguous_format, 2, True),
+        (5, 256, torch.contiguous_format, 2, False),  # turning the map around would cost more than it saves
+        (5, 256, torch.channels_last, 2, True),  # the kernel would turn it
+        (500, 4, torch.contiguous_format, 2, False),  # a sum of few channels is mostly its calls
+        (500, 256, torch.contiguous_format, 0, False),  # as many points as cells
+    ],
+)
+def test_the_matrix_is_built_where_it_pays(count, channels, order, ratio, expected):
+    level = torch.zeros(1, channels, 100, 100).to(memory_format=order)
+    assert module._Reading(7, 7, ratio, False).by_matrix(level, count) == expected
 
-    class Counted(module.Bins):
-        def __init__(self, boxes: Tensor, *arguments, **options) -> None:
-            built.append(len(boxes))
-            super().__init__(boxes, *arguments, **options)
 
-    monkeypatch.setattr(module, "Bins", Counted)
-    boxes = torch.tensor([[0.0, 0, 0, 40, 50]], dtype=torch.float64)
-    for order, count, expected in ((torch.contiguous_format, 5, []), (torch.contiguous_format, 6, [6])):
-        align(
-            maps(order, images=1)[:1],
-            boxes.expand(count, 5),
-            torch.zeros(count).long(),
-            [1.0],
-            size=(3, 3),
-            sampling_ratio=2,
-        )
-        assert built == expected
-    align(maps(torch.channels_last, images=1)[:1], boxes, torch.zeros(1).long(), [1.0], size=(3, 3), sampling_ratio=2)
-    assert built == [6, 1]
+def test_levels_that_no_box_is_read_from_may_be_empty():
+    features = [torch.ones(1, 3, 8, 8, requires_grad=True), torch.ones(1, 3, 0, 4, requires_grad=True)]
+    boxes, levels = torch.tensor([[0.0, 0, 0, 9, 9]]), torch.tensor([0])
+    found = align(features, boxes, levels, SCALES, size=(2, 2), sampling_ratio=2)
+    assert torch.equal(found, torch.ones(1, 3, 2, 2))
+    assert [own.shape for own in torch.autograd.grad(found.sum(), features)] == [own.shape for own in features]
 
 
 def test_no_images_and_no_boxes_are_read_as_nothing():

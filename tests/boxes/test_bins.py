@@ -1,5 +1,7 @@
 """RoIAlign's matrix against its definition: values are weighted means, gradients the product turned around."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -22,7 +24,7 @@ BOXES = torch.tensor(
 
 def dense(bins: Bins) -> Tensor:
     """The matrix (bins, cells) itself."""
-    entries = bins.weight.new_zeros(len(bins.index), bins.cells)
+    entries = bins.weight.new_zeros(len(bins.index), math.prod(SHAPE))
     return entries.scatter_add_(1, bins.index.long(), bins.weight)
 
 
@@ -33,7 +35,9 @@ def test_reading_and_spreading_are_products_with_one_matrix(ratio, aligned):
     generator = torch.Generator().manual_seed(0)
     cells, gradient = (torch.randn(n, 5, generator=generator, dtype=torch.float64) for n in (108, 36))
     torch.testing.assert_close(bins.read(cells), dense(bins) @ cells, rtol=0, atol=1e-12)
-    torch.testing.assert_close(bins.spread(gradient), dense(bins).T @ gradient, rtol=0, atol=1e-12)
+    spread = torch.ones_like(cells)
+    bins.spread(gradient, spread)
+    torch.testing.assert_close(spread, 1 + dense(bins).T @ gradient, rtol=0, atol=1e-12)
 
 
 def test_a_bin_inside_takes_a_mean_and_one_outside_takes_nothing():

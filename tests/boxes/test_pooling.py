@@ -100,6 +100,13 @@ def test_huge_boxes_neither_hang_nor_crash(op):
         assert found[0] == features.max()
 
 
+@pytest.mark.parametrize("ratio", [-1, 0, 1, 2])
+def test_an_inverted_box_is_read_or_empty_but_no_error(ratio):
+    box = torch.tensor([[0.0, 3, 3, 1, 1]])
+    found = roi_align(torch.arange(16.0).reshape(1, 1, 4, 4), box, 1, sampling_ratio=ratio, aligned=True).item()
+    assert found == (7.5 if ratio > 0 else 0)
+
+
 def test_roi_align_with_as_many_points_as_cells_is_torchvisions_up_to_a_map_outside():
     features = maps(1, 2, 6, 5)
     rows = torch.tensor([[0.0, -5, -6, 10, 12]])

@@ -28,6 +28,7 @@ _INEXACT = 1e-30
 _OBJECTS_AT_ONCE = 128
 _LEAVES_AT_ONCE = 8192  # their overlaps fit a core's cache
 _MOST_LEAVES = 2**18
+_MOST_OF_ALL = 3  # a third of all pairs of objects and leaves: beyond, the matrix of all IoUs costs less
 
 
 class Pairs(NamedTuple):
@@ -72,24 +73,25 @@ class OverlapIndex:
 
     def pairs(self, objects: BoxSides, least: Float[Tensor, "M"]) -> Pairs | None:
         """All pairs with an IoU > 0 of at least its object's ``least``; None if there are too many for a search."""
-        rows, leaves = self._promising(objects, least)
-        if len(rows) > _MOST_LEAVES:
+        promising = self._promising(objects, least)
+        if promising is None:
             return None
+        rows, leaves = promising
         pieces = zip(rows.split(_LEAVES_AT_ONCE), leaves.split(_LEAVES_AT_ONCE), strict=True)
         found = [self._exact(objects, least, *piece) for piece in pieces]
         return Pairs(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
-    def _promising(self, objects: BoxSides, least: Tensor) -> tuple[Tensor, Tensor]:
-        """Pairs of an object and a leaf that may hold such an anchor; stops once there are too many."""
-        found, start = [], 0
+    def _promising(self, objects: BoxSides, least: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Pairs of an object and a leaf that may hold such an anchor; None once there are too many."""
+        found, start, total = [], 0, 0
         for piece, floor in zip(objects.split(_OBJECTS_AT_ONCE), least.split(_OBJECTS_AT_ONCE), strict=True):
             rows, nodes = self._nodes.may_reach(floor[:, None], piece.map(_column)).nonzero().unbind(1)
             leaves = self._leaves.children(nodes).may_reach(floor[rows, None], piece.take(rows).map(_column))
             pairs, children = leaves.nonzero().unbind(1)
             found.append((rows[pairs] + start, nodes[pairs] * _NODE + children))
-            start += len(floor)
-            if sum(len(some) for some, _ in found) > _MOST_LEAVES:
-                break
+            start, total = start + len(floor), total + len(pairs)
+            if total > min(_MOST_LEAVES, start * len(self._leaves.area) // _MOST_OF_ALL):
+                return None
         rows, leaves = (torch.cat(parts) for parts in zip(*found, strict=True))
         return rows, leaves
 
