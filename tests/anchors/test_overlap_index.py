@@ -102,8 +102,9 @@ def test_what_is_reachable_on_grids_is_mostly_the_best():
 
 def test_a_search_looks_at_few_pairs_only():
     anchors, objects = grid(8, 16, 32, 64, extent=800), random_boxes(200, extent=790, seed=4)
-    rows, _ = OverlapIndex(anchors)._promising(sides_of(objects), torch.full((200,), 0.4))
-    assert 16 * len(rows) < 0.02 * len(anchors) * len(objects)
+    promising = OverlapIndex(anchors)._promising(sides_of(objects), torch.full((200,), 0.4))
+    assert promising is not None
+    assert 16 * len(promising[0]) < 0.02 * len(anchors) * len(objects)
 
 
 def test_a_search_that_would_skip_nothing_says_so(monkeypatch):
@@ -112,6 +113,14 @@ def test_a_search_that_would_skip_nothing_says_so(monkeypatch):
     assert len(pairs_of(anchors, objects, torch.zeros(30)).objects) == 30 * 256
     monkeypatch.setattr(module, "_MOST_LEAVES", 479)
     assert OverlapIndex(anchors).pairs(sides_of(objects), torch.zeros(30)) is None
+
+
+@pytest.mark.parametrize(("share", "given_up"), [(1, False), (3, True)])
+def test_a_search_gives_up_once_the_matrix_would_cost_less(share, given_up, monkeypatch):
+    monkeypatch.setattr(module, "_MOST_OF_ALL", share)
+    anchors, objects = torch.tensor([[0.0, 0, 9, 9]]).expand(2000, 4), random_boxes(300, extent=9)
+    assert (OverlapIndex(anchors).pairs(sides_of(objects), torch.zeros(300)) is None) == given_up
+    assert OverlapIndex(grid(8, 16)).pairs(sides_of(objects), torch.full((300,), 0.4)) is not None
 
 
 def test_searches_in_pieces_find_the_same(monkeypatch):
