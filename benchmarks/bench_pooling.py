@@ -27,7 +27,7 @@ def cases() -> Iterator[Case]:
 
 
 def boxes_of(images: int, count: int, frame: tuple[int, int]) -> Tensor:
-    """Boxes (B, K, 4) from a fortieth to the whole of the frame, in all shapes, some of them over the edge."""
+    """Boxes (B, K, 4) with sides from a fortieth to all of the frame's longer one, some of them over the edge."""
     generator = torch.Generator().manual_seed(0)
     sides = torch.exp(torch.rand(images, count, 2, generator=generator) * math.log(40)) / 40 * max(frame)
     centers = torch.rand(images, count, 2, generator=generator) * torch.tensor(frame).flip(0)

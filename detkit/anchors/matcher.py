@@ -113,8 +113,8 @@ def match_images(
 ) -> Assignment:
     """The matched and quality (N,) that ``match(objects, rows, anchors)`` returns for each image on the CPU.
 
-    ``objects`` are those of the image alone, which stand in ``rows`` of its targets; without any, nothing is matched. A
-    box that is NaN has no area there.
+    The objects that ``match`` gets are those of one image, which stand in ``rows`` of its targets; without any, nothing
+    is matched. A box that is NaN has no area there.
     """
     sides = anchor_sides(anchors) if anchors.ndim == 2 else bounded_sides(anchors)
 
@@ -126,7 +126,7 @@ def match_images(
         columns = sides if anchors.ndim == 2 else sides.map(lambda values: values[image])
         return match(bounded_sides(boxes[image].index_select(0, rows)), rows, columns)
 
-    if len(boxes) == 1:
+    if len(boxes) == 1:  # nothing to copy
         return Assignment(*(values[None] for values in matches_of(0)))
     result = no_matches(boxes, anchors)
     for image in range(len(boxes)):

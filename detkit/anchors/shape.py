@@ -120,6 +120,7 @@ def claim_shapes(
 
     for piece in pieces_of(boxes, objects, len(anchors), find):
         own = piece.of_objects(boxes)
+        # On the CPU once more, of few: which object is in which cell.
         here = in_cells(own, anchors[piece.columns], cells[piece.columns]) & piece.of_objects(objects)[..., None]
         fit = _overlaps((own[..., 2:] - own[..., :2])[:, :, None], shapes[piece.columns])
         fit = torch.where(here & (fit > 0), fit, 0)  # NaN is not above 0

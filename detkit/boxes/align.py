@@ -1,7 +1,8 @@
-"""RoIAlign as an operator: each box read from one of several maps, on a processor as a sparse matrix (bins.py).
+"""RoIAlign as an operator: each box read from one of several maps.
 
-Which boxes are read from a map depends on values, so this is a custom op: compiled and exported code sees one node with
-a known shape, and its gradient is another. On a device, torchvision's kernel reads every box from every map.
+On a processor that is a sparse matrix (bins.py) or torchvision's kernel, whichever should be faster for a map; on a
+device the kernel reads every box from every map. Which boxes are read from a map depends on values, so this is a custom
+op: compiled and exported code sees one node with a known shape, and its gradient is another node.
 """
 
 import math
@@ -14,9 +15,9 @@ from torch import Tensor
 
 from detkit.boxes.bins import Bins
 
-FARTHEST_CELL = 2.0**20  # cells are held in 32-bit integers
+FARTHEST_CELL = 2.0**20  # the kernel holds cells in 32-bit integers
 _MOST_ENTRIES = 1 << 19  # of a matrix: some 20 MB
-_MOST_CELLS = 1 << 14  # of a matrix that reads from several maps
+_MOST_CELLS = 1 << 14  # of several images that are read by one matrix
 _CALLS = 1 << 18  # what a matrix costs beside its entries
 
 
@@ -32,7 +33,8 @@ def align(
 ) -> Float[Tensor, "M D S1 S2"]:
     """The values of rois (image, x1, y1, x2, y2) in pixels, each in the map that ``levels`` names; of -1: zeros.
 
-    ``scales`` turn pixels into the cells of each map. Corners are finite, at most :data:`FARTHEST_CELL` cells away.
+    ``scales`` turn pixels into the cells of each map. Images are in 0..B-1, levels below the number of maps, corners
+    finite and at most :data:`FARTHEST_CELL` cells away; rois and maps are of one type.
 
     >>> rois, levels = torch.tensor([[0.0, 0, 0, 3, 1]]), torch.tensor([0])
     >>> align([torch.arange(4.0).view(1, 1, 1, 4)], rois, levels, [1.0], size=(1, 3), sampling_ratio=1)
@@ -65,12 +67,12 @@ class _Reading(NamedTuple):
     ratio: int
     aligned: bool
 
-    def by_matrix(self, maps: Float[Tensor, "B D _ _"], count: int) -> bool:
-        """Whether the matrix is faster, by what both cost: about nanoseconds of a core."""
-        channels, turning = maps.shape[1], 3 * maps.numel()
+    def by_matrix(self, shape: Sequence[int], channels_last: bool, count: int) -> bool:
+        """Whether the matrix is faster for ``count`` boxes, by estimates of what the values cost, in nanoseconds."""
+        channels, turning = shape[1], 3 * math.prod(shape)
         reads = count * self.height * self.width * (2 * self.ratio) ** 2
-        matrix = _CALLS + reads * (8 + channels / 8) + turning * (not _is_turned(maps))
-        kernel = reads * channels + turning * _is_turned(maps)
+        matrix = _CALLS + reads * (8 + channels / 8) + turning * (not channels_last)
+        kernel = reads * channels + turning * channels_last
         return self.ratio > 0 and matrix < kernel
 
     def blocks(self, rois: Float[Tensor, "R 5"], scale: float, shape: Sequence[int]) -> Iterator[tuple[slice, Bins]]:
@@ -111,17 +113,17 @@ def _pool(
         return result
     result = features[0].new_empty((len(rois), features[0].shape[1], *size))
     result[levels < 0] = 0
-    for level, (maps, scale) in enumerate(zip(features, scales, strict=True)):
-        rows, maps = (levels == level).nonzero().squeeze(1), maps.detach()
+    for level, (feature, scale) in enumerate(zip(features, scales, strict=True)):
+        rows = (levels == level).nonzero().squeeze(1)
         if not len(rows):
             continue
-        if not reading.by_matrix(maps, len(rows)):
-            result.index_copy_(0, rows, reading.kernel(maps, rois[rows], scale))
+        if not reading.by_matrix(feature.shape, _is_channels_last(feature), len(rows)):
+            result.index_copy_(0, rows, reading.kernel(feature, rois[rows], scale))
             continue
-        for own, group, moved in _groups(rois, rows, maps):
-            cells = group.permute(0, 2, 3, 1).flatten(0, 2).contiguous()
-            for some, bins in reading.blocks(moved, scale, (len(group), *group.shape[2:])):
-                values = bins.read(cells).view(-1, *size, maps.shape[1])
+        for own, maps, moved in _groups(rois, rows, feature.detach()):  # embedding_bag prepares no gradient then
+            cells = maps.permute(0, 2, 3, 1).flatten(0, 2).contiguous()  # of a view it is ten times as slow
+            for some, bins in reading.blocks(moved, scale, (len(maps), *maps.shape[2:])):
+                values = bins.read(cells).view(-1, *size, cells.shape[1])
                 result.index_copy_(0, own[some], values.permute(0, 3, 1, 2))
     return result
 
@@ -157,9 +159,9 @@ def _on_processor(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu"
 
 
-def _is_turned(maps: Float[Tensor, "B D _ _"]) -> bool:
+def _is_channels_last(feature: Float[Tensor, "B D _ _"]) -> bool:
     """Whether the channels of a cell lie side by side, as they never do in the gradients of a device's kernel."""
-    return _on_processor(maps) and maps.is_contiguous(memory_format=torch.channels_last)
+    return _on_processor(feature) and feature.is_contiguous(memory_format=torch.channels_last)
 
 
 @torch.library.custom_op("detkit::roi_align_backward", mutates_args=())
@@ -171,26 +173,26 @@ def _unpool(
     sampling_ratio: int,
     aligned: bool,
     shapes: Sequence[int],
-    turned: Sequence[bool],
+    channels_last: Sequence[bool],
 ) -> list[Tensor]:
-    """``shapes``: four numbers for each level, as the features themselves are not kept; turned: their order."""
+    """``shapes``: four numbers for each level, since the features are not kept; ``channels_last``: their order."""
     _, _, height, width = gradient.shape
-    reading, results = _Reading(height, width, sampling_ratio, aligned), _empty(gradient, shapes, turned)
+    reading, results = _Reading(height, width, sampling_ratio, aligned), []
     nowhere = (torch.arange(5, device=rois.device) > 0).to(rois) * -FARTHEST_CELL  # outside of the first image
-    for level, (result, scale) in enumerate(zip(results, scales, strict=True)):
+    for level, (shape, last, scale) in enumerate(zip(_by_four(shapes), channels_last, scales, strict=True)):
         here = levels == level
         rows = here.nonzero().squeeze(1) if _on_processor(gradient) else None
-        if rows is not None and reading.by_matrix(result, len(rows)):
-            result.zero_()
-            for own, group, moved in _groups(rois, rows, result):
-                _spread(reading, gradient, own, moved, scale, group)
+        if rows is not None and reading.by_matrix(shape, last, len(rows)):
+            results.append(_empty(gradient, shape, last).zero_())
+            for own, maps, moved in _groups(rois, rows, results[-1]):
+                _spread(reading, gradient, own, moved, scale, maps)
             continue
         if rows is None or 2 * len(rows) > len(here):  # a copy of most of the gradient would double it
             incoming, boxes = gradient, torch.where(here[:, None], rois, nowhere)
         else:
             incoming, boxes = gradient[rows], rois[rows]
-        found = reading.kernel_gradient(incoming, boxes, scale, result.shape)
-        results[level] = found.contiguous(memory_format=_order(turned[level]))
+        found = reading.kernel_gradient(incoming, boxes, scale, shape)
+        results.append(found.contiguous(memory_format=_order(last)))
         del incoming  # before that of the next level
     return results
 
@@ -199,12 +201,13 @@ def _spread(
     reading: _Reading, gradient: Tensor, rows: Tensor, rois: Tensor, scale: float, maps: Float[Tensor, "G D _ _"]
 ) -> None:
     """Add the gradient of some rows to that of the maps of a group of images."""
-    turned = maps.permute(0, 2, 3, 1)
-    cells = turned if turned.is_contiguous() else torch.zeros_like(turned, memory_format=torch.contiguous_format)
-    for some, bins in reading.blocks(rois, scale, turned.shape[:3]):
-        bins.spread(gradient.permute(0, 2, 3, 1)[rows[some]].flatten(0, 2), cells.flatten(0, 2))
-    if cells is not turned:
-        turned.copy_(cells)
+    by_cell = maps.permute(0, 2, 3, 1)
+    cells = by_cell if by_cell.is_contiguous() else torch.zeros_like(by_cell, memory_format=torch.contiguous_format)
+    for some, bins in reading.blocks(rois, scale, by_cell.shape[:3]):
+        incoming = gradient.permute(0, 2, 3, 1)[rows[some]].flatten(0, 2).contiguous()
+        bins.spread(incoming, cells.flatten(0, 2))
+    if cells is not by_cell:
+        by_cell.copy_(cells)
 
 
 @_unpool.register_fake
@@ -216,28 +219,27 @@ def _(
     sampling_ratio: int,
     aligned: bool,
     shapes: Sequence[int],
-    turned: Sequence[bool],
+    channels_last: Sequence[bool],
 ) -> list[Tensor]:
-    return _empty(gradient, shapes, turned)
+    return [_empty(gradient, shape, last) for shape, last in zip(_by_four(shapes), channels_last, strict=True)]
 
 
-def _empty(like: Tensor, shapes: Sequence[int], turned: Sequence[bool]) -> list[Tensor]:
-    """Room for the gradients of the features, in the memory order of each."""
-    fours = [shapes[start : start + 4] for start in range(0, len(shapes), 4)]
-    return [
-        torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=_order(own))
-        for shape, own in zip(fours, turned, strict=True)
-    ]
+def _by_four(shapes: Sequence[int]) -> list[Sequence[int]]:
+    return [shapes[start : start + 4] for start in range(0, len(shapes), 4)]
 
 
-def _order(turned: bool) -> torch.memory_format:
-    return torch.channels_last if turned else torch.contiguous_format
+def _empty(like: Tensor, shape: Sequence[int], channels_last: bool) -> Tensor:
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=_order(channels_last))
+
+
+def _order(channels_last: bool) -> torch.memory_format:
+    return torch.channels_last if channels_last else torch.contiguous_format
 
 
 def _keep(ctx, inputs, output) -> None:
     features, rois, levels, scales, _, sampling_ratio, aligned = inputs
     shapes = [side for feature in features for side in feature.shape]
-    ctx.settings = scales, sampling_ratio, aligned, shapes, [_is_turned(feature) for feature in features]
+    ctx.settings = scales, sampling_ratio, aligned, shapes, [_is_channels_last(feature) for feature in features]
     ctx.save_for_backward(rois, levels)
 
 

@@ -1,7 +1,7 @@
 """RoIAlign as a sparse matrix: each bin of a box is a weighted sum of the cells around its points.
 
 On a processor this is one ``embedding_bag`` over the cells, whose rows are channels side by side; its gradient is the
-same product with the matrix turned around. torchvision's kernel walks the channels one after another instead.
+same product with the matrix transposed. torchvision's kernel walks the channels one after another instead.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,8 @@ def bin_points(
 
 
 def cells_around(points: Float[Tensor, "M P"], count: Int[Tensor, "M 1"] | int) -> list[tuple[Tensor, Tensor]]:
-    """The two cells around each point of a side of ``count`` cells, and their weights; 0 beyond a cell outside.
+    """The two cells around each point of a side of ``count`` cells, and their weights, which are 0
+    for a point more than one cell outside.
 
     >>> cells_around(torch.tensor([[1.25, 9.0]]), 4)
     [(tensor([[1, 3]]), tensor([[0.7500, 0.0000]])), (tensor([[2, 3]]), tensor([[0.2500, 0.0000]]))]

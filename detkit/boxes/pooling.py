@@ -1,4 +1,4 @@
-"""Feature maps read inside boxes: RoIPool and spatial pyramids on torchvision's kernels, RoIAlign on our own operator.
+"""Feature maps read inside boxes: RoIPool and spatial pyramids on torchvision's kernels, RoIAlign mostly on ours.
 
 Boxes come in any of three forms: (K, 5) rows of image index and xyxy, as torchvision takes them; a list of (N, 4), one
 entry for each image; or padded (B, K, 4), which gives B * K results. Nothing is read for a box that is not finite: its
@@ -62,8 +62,9 @@ def roi_align(
 
     features: (B, D, H, W); boxes: (K, 5), a list of (N, 4) or (B, K, 4), in pixels that ``spatial_scale`` turns into
     cells. ``sampling_ratio`` points are read in each direction of a bin, -1: as many as it covers cells. ``aligned``
-    moves boxes by half a cell, so that the value of a cell stands at its middle. The result has the type of floating
-    features, else the promoted one. With -1, corners farther outside than the map is large are moved to there: the
+    moves boxes by half a cell, so that the value of a cell stands at its middle; an inverted box is then read
+    backwards, or is 0 with as many points as cells. The result has the type of floating features, else the promoted
+    one. With -1, corners farther outside than the map is large are moved to there: the
     number of points of such a box has no bound. Raises ValueError as :func:`roi_pool` does.
     Source: He et al. 2017, "Mask R-CNN", section 3.
 
@@ -83,7 +84,7 @@ def roi_align(
     if sampling_ratio < 1 and aligned:  # the kernel counts the cells of an inverted box, and raises
         near = torch.cat((near[:, :3], torch.maximum(near[:, 3:], near[:, 1:3])), dim=1)
     traced = torch.compiler.is_compiling()
-    if sampling_ratio < 1 or maps.device.type != "cpu" or (not traced and is_transformed()):
+    if sampling_ratio < 1 or (not traced and (maps.device.type != "cpu" or is_transformed())):
         pooled = torch.ops.torchvision.roi_align(maps, near, spatial_scale, *size, sampling_ratio, aligned)
     else:
         levels = torch.zeros_like(usable, dtype=torch.int64)

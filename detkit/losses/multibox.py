@@ -73,10 +73,10 @@ class MultiBoxLoss(DenseCriterion):
         check_predictions(self, predictions, assigned)
         labels, weights = assigned.labels, assigned.weights
         logits, positive = promote(predictions.logits), labels >= 0
-        few = on_host(logits)  # elsewhere their number would be a sync
-        costs = self._classification(logits.detach() if few else logits, labels)
+        chosen_alone = on_host(logits)  # elsewhere the number of chosen rows would be a sync
+        costs = self._classification(logits.detach() if chosen_alone else logits, labels)
         chosen = positive | self.sampler(costs.detach(), labels, weights=weights)
-        if few:  # the others need no gradient, and nothing of them is kept
+        if chosen_alone:  # the other rows need no gradient, and nothing of them is kept
             costs = torch.zeros_like(costs).masked_scatter(chosen, self._classification(logits[chosen], labels[chosen]))
         box = box_costs(self.box_cost, predictions.deltas, assigned, anchors, coder)
         count = mean_count(positive, costs, weights=weights)

@@ -115,9 +115,9 @@ def test_a_search_that_would_skip_nothing_says_so(monkeypatch):
     assert OverlapIndex(anchors).pairs(sides_of(objects), torch.zeros(30)) is None
 
 
-@pytest.mark.parametrize(("share", "given_up"), [(1, False), (3, True)])
+@pytest.mark.parametrize(("share", "given_up"), [(1.0, False), (1 / 3, True)])
 def test_a_search_gives_up_once_the_matrix_would_cost_less(share, given_up, monkeypatch):
-    monkeypatch.setattr(module, "_MOST_OF_ALL", share)
+    monkeypatch.setattr(module, "_MOST_SHARE", share)
     anchors, objects = torch.tensor([[0.0, 0, 9, 9]]).expand(2000, 4), random_boxes(300, extent=9)
     assert (OverlapIndex(anchors).pairs(sides_of(objects), torch.zeros(300)) is None) == given_up
     assert OverlapIndex(grid(8, 16)).pairs(sides_of(objects), torch.full((300,), 0.4)) is not None

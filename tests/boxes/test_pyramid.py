@@ -140,12 +140,12 @@ def test_a_gradient_that_is_mostly_of_one_level_reaches_no_other(ratio):
 
 
 def test_a_gradient_is_taken_in_blocks_and_never_copied_whole():
-    features = [level.float().requires_grad_() for level in pyramid(channels=32)]
+    features = [level.float().requires_grad_() for level in pyramid(channels=96)]
     boxes = torch.tensor([[4.0, 8, 40, 50]]).expand(len(features[0]), 3000, 4)
     pooled = PyramidRoIAlign(7, strides=STRIDES)(features, boxes)
     upstream = torch.ones_like(pooled)
     taken = allocations(lambda: torch.autograd.grad(pooled, features, upstream))
-    assert taken.peak < upstream.nbytes / 1.2e6
+    assert taken.peak < upstream.nbytes / 2e6
 
 
 def each(upstream: Tensor) -> list[tuple[int, Tensor]]:

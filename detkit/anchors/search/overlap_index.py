@@ -4,7 +4,8 @@ Anchors are sorted by shape, then along a Z-order curve over their centers, so t
 mostly a small tile of one grid of equal boxes. 16 anchors are a *leaf*, 16 leaves a *node*. Each leaf and node keeps
 its enclosing box, the largest sides and the smallest area: together they bound the IoU of an object with any anchor
 inside. A search compares all objects with all nodes, then with the leaves of the nodes that may hold a good anchor, and
-computes exact IoUs for the anchors of the leaves that remain: about one pair in two hundred. The order only affects
+computes exact IoUs for the anchors of the leaves that remain: about one pair in two hundred, and none where so many
+remain that the matrix of all pairs costs less. The order only affects
 speed: the bounds hold for any anchors, so the result is exact for any anchors.
 """
 
@@ -28,7 +29,7 @@ _INEXACT = 1e-30
 _OBJECTS_AT_ONCE = 128
 _LEAVES_AT_ONCE = 8192  # their overlaps fit a core's cache
 _MOST_LEAVES = 2**18
-_MOST_OF_ALL = 3  # a third of all pairs of objects and leaves: beyond, the matrix of all IoUs costs less
+_MOST_SHARE = 1 / 3  # of all pairs of objects and leaves: beyond, the matrix of all IoUs costs less
 
 
 class Pairs(NamedTuple):
@@ -90,7 +91,7 @@ class OverlapIndex:
             pairs, children = leaves.nonzero().unbind(1)
             found.append((rows[pairs] + start, nodes[pairs] * _NODE + children))
             start, total = start + len(floor), total + len(pairs)
-            if total > min(_MOST_LEAVES, start * len(self._leaves.area) // _MOST_OF_ALL):
+            if total > min(_MOST_LEAVES, start * len(self._leaves.area) * _MOST_SHARE):
                 return None
         rows, leaves = (torch.cat(parts) for parts in zip(*found, strict=True))
         return rows, leaves
