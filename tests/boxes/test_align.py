@@ -1,4 +1,4 @@
-"""RoIAlign's operator against torchvision's kernel: both memory orders, in blocks, with few boxes, compiled."""
+"""RoIAlign's operator against torchvision's kernel: both memory orders, in blocks, with few boxes."""
 
 import pytest
 import torch
@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from detkit.boxes import align as module
-from detkit.boxes import roi_align
 from detkit.boxes.align import align
 
 SIZES = ((24, 32), (12, 16))
@@ -111,18 +110,3 @@ def test_no_images_and_no_boxes_are_read_as_nothing():
     assert found.shape == (0, 3, 2, 2)
     (gradient,) = torch.autograd.grad(found.sum(), features)
     assert gradient.shape == features[0].shape
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS)
-def test_the_operator_compiles_with_its_gradient(order, monkeypatch):
-    monkeypatch.setattr(module._Reading, "by_matrix", lambda *_: True)
-    features, boxes = maps(order)[:1], [torch.tensor([[0.0, 0, 20, 20]]), torch.tensor([[3.0, 3, 30, 30]])]
-
-    def mean(level: Tensor) -> Tensor:
-        return (roi_align(level * 2, boxes, (2, 3), 0.5, 2, True) ** 2).mean()
-
-    compiled = torch.compile(mean, fullgraph=True)
-    for level in (features[0], maps(order, channels=4)[0]):  # the second of another size, as a trained one may be
-        found, expected = (torch.autograd.grad(function(level), level)[0] for function in (compiled, mean))
-        torch.testing.assert_close(found, expected)

@@ -1,4 +1,4 @@
-"""Mask and keypoint stages compile without a graph break, learn and find what they do eagerly, and export."""
+"""RoIAlign, mask and keypoint stages compile without a graph break, learn and find what they do eagerly, and export."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.export import Dim
 
-from detkit.boxes import PyramidRoIAlign
+from detkit.boxes import PyramidRoIAlign, align, roi_align
 from detkit.detectors import keypoint as keypoint_module
 from detkit.detectors.detector import Stage
 from detkit.detectors.keypoint import KeypointStage, decode_heatmaps
@@ -185,3 +185,21 @@ def test_decoding_follows_the_number_of_boxes():
         logits, boxes = torch.randn(count, 3, 6, 6), torch.rand(count, 4) * 20
         assert_all_close(list(compiled(logits, boxes)), list(decode_heatmaps(logits, boxes)))
     assert counter.frame_count <= 3
+
+
+@pytest.mark.parametrize("way", ["the kernel", "the matrix"])
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+def test_roi_align_compiles_with_its_gradient(order, way, monkeypatch):
+    torch.compiler.reset()
+    monkeypatch.setattr(align._Reading, "by_matrix", lambda *_: way == "the matrix")
+    boxes = [torch.tensor([[0.0, 0, 20, 20]]), torch.tensor([[3.0, 3, 30, 30]])]
+
+    def mean(level: Tensor) -> Tensor:
+        return (roi_align(level * 2, boxes, (2, 3), 0.5, 2, True) ** 2).mean()
+
+    compiled = torch.compile(mean, fullgraph=True)
+    for channels in (5, 4):  # of the second size the graph is compiled anew, with free ones
+        drawn = torch.randn(2, channels, 24, 32, generator=torch.Generator().manual_seed(0))
+        level = drawn.to(memory_format=order).requires_grad_()
+        found, expected = (torch.autograd.grad(function(level), level)[0] for function in (compiled, mean))
+        torch.testing.assert_close(found, expected)
