@@ -18,7 +18,7 @@ from detkit.boxes.bins import Bins
 FARTHEST_CELL = 2.0**20  # the kernel holds cells in 32-bit integers
 _MOST_ENTRIES = 1 << 19  # of a matrix: some 20 MB
 _MOST_CELLS = 1 << 14  # of several images that are read by one matrix
-_CALLS = 1 << 18  # what a matrix costs beside its entries
+_CALLS = 1 << 18  # nanoseconds that a matrix costs beside its entries
 
 
 def align(

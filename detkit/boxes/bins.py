@@ -30,8 +30,9 @@ def bin_points(
 
 
 def cells_around(points: Float[Tensor, "M P"], count: Int[Tensor, "M 1"] | int) -> list[tuple[Tensor, Tensor]]:
-    """The two cells around each point of a side of ``count`` cells, and their weights, which are 0
-    for a point more than one cell outside.
+    """The two cells around each point of a side of ``count`` cells, and their weights.
+
+    The weights are 0 for a point more than one cell outside.
 
     >>> cells_around(torch.tensor([[1.25, 9.0]]), 4)
     [(tensor([[1, 3]]), tensor([[0.7500, 0.0000]])), (tensor([[2, 3]]), tensor([[0.2500, 0.0000]]))]

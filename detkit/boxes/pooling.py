@@ -64,8 +64,8 @@ def roi_align(
     cells. ``sampling_ratio`` points are read in each direction of a bin, -1: as many as it covers cells. ``aligned``
     moves boxes by half a cell, so that the value of a cell stands at its middle; an inverted box is then read
     backwards, or is 0 with as many points as cells. The result has the type of floating features, else the promoted
-    one. With -1, corners farther outside than the map is large are moved to there: the
-    number of points of such a box has no bound. Raises ValueError as :func:`roi_pool` does.
+    one. With -1, corners farther outside than the map is large are moved to there: the number of points of such a box
+    has no bound. Raises ValueError as :func:`roi_pool` does.
     Source: He et al. 2017, "Mask R-CNN", section 3.
 
     >>> roi_align(torch.arange(4.0).reshape(1, 1, 1, 4), torch.tensor([[0.0, 0, 0, 3, 1]]), (1, 3)).tolist()

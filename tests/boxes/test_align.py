@@ -28,12 +28,13 @@ def rois(count: int, seed: int, images: int = 2) -> tuple[Tensor, Tensor]:
     return torch.cat((image, corners), dim=1), torch.randint(-1, 2, (count,), generator=generator)
 
 
-def kernel(features: list[Tensor], boxes: Tensor, levels: Tensor, **options) -> Tensor:
+def kernel(
+    features: list[Tensor], boxes: Tensor, levels: Tensor, *, size: tuple[int, int], sampling_ratio: int, aligned: bool
+) -> Tensor:
     """torchvision's, level by level."""
-    size = options.pop("size")
     pooled = [
-        torch.ops.torchvision.roi_align(f, boxes, s, *size, *options.values())
-        for f, s in zip(features, SCALES, strict=False)
+        torch.ops.torchvision.roi_align(feature, boxes, scale, *size, sampling_ratio, aligned)
+        for feature, scale in zip(features, SCALES, strict=True)
     ]
     picked = torch.stack(pooled)[levels.clamp(min=0), torch.arange(len(boxes))]
     return torch.where((levels >= 0)[:, None, None, None], picked, 0)

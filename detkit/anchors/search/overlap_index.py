@@ -5,8 +5,8 @@ mostly a small tile of one grid of equal boxes. 16 anchors are a *leaf*, 16 leav
 its enclosing box, the largest sides and the smallest area: together they bound the IoU of an object with any anchor
 inside. A search compares all objects with all nodes, then with the leaves of the nodes that may hold a good anchor, and
 computes exact IoUs for the anchors of the leaves that remain: about one pair in two hundred, and none where so many
-remain that the matrix of all pairs costs less. The order only affects
-speed: the bounds hold for any anchors, so the result is exact for any anchors.
+remain that the matrix of all pairs costs less. The order only affects speed: the bounds hold for any anchors, so the
+result is exact for any anchors.
 """
 
 import math
