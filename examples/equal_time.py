@@ -35,6 +35,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, nargs=2, default=(240, 320))
     parser.add_argument("--only", nargs="+", choices=list(ENTRIES), default=list(ENTRIES))
     parser.add_argument("--data", type=Path, nargs=3, metavar=("IMAGES", "TRAIN", "VAL"))
+    parser.add_argument("--scenes", type=int, nargs=2, default=(2000, 300), help="of digits, to learn from and judge")
     args = parser.parse_args()
     torch.set_num_threads(1)
     args.output.mkdir(parents=True, exist_ok=True)
@@ -42,7 +43,7 @@ def main() -> None:
     rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     cells = [(args.minutes, seed, name) for seed in range(args.seeds) for name in args.only]
     cells = [cell for cell in cells if cell not in {(row["minutes"], row["seed"], row["name"]) for row in rows}]
-    sets: list[Any] = [data.DigitScenes(2000), data.DigitScenes(300, split="test")]
+    sets: list[Any] = [data.DigitScenes(args.scenes[0]), data.DigitScenes(args.scenes[1], split="test")]
     if args.data:
         sets = [data.CocoDataset(args.data[0], path, transforms=v2.Resize(size)) for path in args.data[1:]]
     names = list(sets[0].categories)

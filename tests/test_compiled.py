@@ -5,28 +5,26 @@ from pathlib import Path
 
 import processes
 import pytest
-from thorough import EVERY_TEST
+from thorough import on_request
 
 FOLDER = Path(__file__).parent / "compiled"
 # The files that share a process, and so what torch loads at its first compilation; the seconds of each on one core.
 RUNS = {
-    ("compiled_detectors", "compiled_side_by_side"): 95,
+    ("compiled_detectors",): 60,
+    ("compiled_detr", "compiled_sets", "onnx_detr", "exported_programs"): 90,
     ("compiled_anchors", "compiled_matching", "compiled_set_matching"): 45,
-    ("compiled_detr", "compiled_sets", "onnx_detr"): 75,
     ("compiled_dense", "compiled_retrieval"): 80,
     ("compiled_losses", "compiled_ranking", "compiled_roi"): 60,
     ("compiled_records", "compiled_suppression"): 60,
-    ("compiled_backbones", "compiled_multitask"): 45,
-    ("exported_programs",): 90,
+    ("compiled_backbones", "compiled_multitask", "compiled_side_by_side"): 70,
 }
 ON_REQUEST = {"compiled_anchors", "compiled_dense", "compiled_losses", "compiled_records", "compiled_backbones"}
 """First files of runs whose parts whole detectors contain, which are compiled in the others."""
 
 
 def marks(names: tuple[str, ...], seconds: int) -> list[pytest.MarkDecorator]:
-    left_out = names[0] in ON_REQUEST and not EVERY_TEST
-    words = "parts were NOT compiled one by one, only whole detectors: DETKIT_EVERY_TEST=1 compiles them, in minutes"
-    return [pytest.mark.slow(1 if left_out else seconds), pytest.mark.skipif(left_out, reason=words)]
+    asked = on_request("parts were NOT compiled one by one, only whole detectors")
+    return [pytest.mark.slow(seconds), *([asked] if names[0] in ON_REQUEST else [])]
 
 
 EVERY_RUN = [pytest.param(names, id=", ".join(names), marks=marks(names, took)) for names, took in RUNS.items()]

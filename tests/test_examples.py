@@ -5,6 +5,7 @@ from pathlib import Path
 
 import processes
 import pytest
+from thorough import mostly
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 FILES = sorted(path.name for path in EXAMPLES.glob("*.py"))
@@ -48,7 +49,10 @@ SMALL: dict[str, tuple[list[str], list[str], str]] = {
     "draw_suppression.py": (["kept.png"], ["kept.png"], 'nms, measure="diou": 4 boxes'),
     "draw_two_stages.py": (["stages.png"], ["stages.png"], "sampled: 8 + 20"),
     "equal_time.py": (
-        ["out", "--minutes", ".01", "--size", "96", "96", "--only", "fpn_ssd", "torchvision fasterrcnn_320"],
+        [
+            *("out", "--minutes", ".01", "--size", "96", "96", "--scenes", "8", "4"),
+            *("--only", "fpn_ssd", "torchvision fasterrcnn_320"),
+        ],
         ["out/results.jsonl", "out/equal.png"],
         "| torchvision fasterrcnn_320 | 0.01 | 0 |",
     ),
@@ -153,7 +157,9 @@ def test_an_example_runs(name, tmp_path, request):
 
 
 @pytest.mark.slow(5)
-@pytest.mark.parametrize("name", LADDER)
+@pytest.mark.parametrize(
+    "name", mostly(LADDER, ("ladder/09_deploy.py",), "deployment was NOT run but for what docs/runtimes.md shows")
+)
 def test_a_step_of_the_ladder_runs(name, tmp_path):
     text = (EXAMPLES / name).read_text(encoding="utf-8")
     program = tmp_path / Path(name).name

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from exported import FromTensors, images
-from thorough import EVERY_TEST
+from thorough import mostly, on_request
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -48,8 +48,8 @@ def fine(layers: int) -> Detector:
     return small_d_fine(3, size=(96, 128), channels=32, depth=layers, queries=9)
 
 
-# What is between DETR and D-FINE has parts of both.
-MORE = [(encoded, 1, "eager")] if EVERY_TEST else []
+# Chosen queries with deformable attention have what the others are made of.
+OTHERS = "of detectors by queries only one was compiled"
 
 
 def build(recipe: Callable[[int], Detector], layers: int = 1) -> Detector:
@@ -79,7 +79,8 @@ def counted(function, backend: str = "eager"):
 
 
 # Exported are this one in test_onnx_detr, that of box queries in test_compiled_sets.
-@pytest.mark.parametrize("recipe", [plain, selected, encoded, fine] if EVERY_TEST else [plain])
+@on_request(OTHERS)
+@pytest.mark.parametrize("recipe", [plain, selected, encoded, fine])
 def test_inference_compiles_whole_and_finds_what_it_finds_eagerly(recipe: Callable[[int], Detector]):
     model = FromTensors(build(recipe))
     compiled, counter = counted(model)
@@ -93,14 +94,11 @@ def test_inference_compiles_whole_and_finds_what_it_finds_eagerly(recipe: Callab
 
 
 @pytest.mark.parametrize(
-    ("recipe", "layers", "backend"),
-    [(plain, 1, "aot_eager"), (boxed, 1, "eager"), (selected, 1, "eager"), (fine, 1, "eager"), *MORE],
+    "recipe", mostly((plain, boxed, selected, encoded, fine), (plain, boxed, encoded, fine), OTHERS)
 )
-def test_training_compiles_whole_and_learns_what_it_learns_eagerly(
-    recipe: Callable[[int], Detector], layers: int, backend: str
-):
-    detector = build(recipe, layers).double()  # gradients of float32 differ by rounding
-    compiled, counter = counted(detector, backend)
+def test_training_compiles_whole_and_learns_what_it_learns_eagerly(recipe: Callable[[int], Detector]):
+    detector = build(recipe).double()  # gradients of float32 differ by rounding
+    compiled, counter = counted(detector, "aot_eager" if recipe is plain else "eager")
     for count, length in ((2, 3), (3, 6)):
         batch, truth = images(count, (96, 128)), targets(count, length)
         batch = batch._replace(tensors=batch.tensors.double())
@@ -131,6 +129,7 @@ def test_a_step_of_decoding_compiles_whole():
     assert counter.frame_count <= 3
 
 
+@on_request(OTHERS)
 def test_deformable_attention_compiles_whole_with_gradients():
     torch.compiler.reset()
     torch.manual_seed(0)

@@ -10,6 +10,7 @@ import torch
 from runtimes import RECIPES, Made, aot_inductor, batches, difference, eager, exported, onnxruntime
 from strategies import assert_refused
 from test_readme import blocks
+from thorough import mostly, on_request
 from torch import nn
 
 from detkit.boxes import nms_padded, soft_nms_padded
@@ -37,7 +38,9 @@ def assert_found_alike(one: Made, run) -> None:
         assert scores < 1e-4, (scores, inputs[0].shape)
 
 
-@pytest.mark.parametrize("name", ["FCOS", "Mask R-CNN"])
+@pytest.mark.parametrize(
+    "name", mostly(("FCOS", "Mask R-CNN"), ("Mask R-CNN",), "Mask R-CNN was NOT run in onnxruntime, others were")
+)
 def test_no_operator_of_this_library_is_left_and_onnxruntime_finds_the_same(name, onnx, tmp_path):
     one = made(name, tmp_path, **FIXED)
     operators = {str(node.target).split(".")[0] for node in one.program.graph.nodes if node.op == "call_function"}
@@ -47,6 +50,7 @@ def test_no_operator_of_this_library_is_left_and_onnxruntime_finds_the_same(name
     assert_found_alike(one, onnxruntime(one))
 
 
+@on_request("AOTInductor was NOT tried: a C++ compiler works for most of a minute")
 def test_a_package_of_aot_inductor_runs_where_nobody_knows_this_library(tmp_path):
     one = made("SSD", tmp_path, **FIXED)
     assert_found_alike(one, aot_inductor(one))

@@ -1,9 +1,10 @@
 """Every recipe keeps the contract of detectors."""
 
 import pytest
-from contracts import CONTRACT, SHORT_CONTRACT, Case, Check
+from contracts import CONTRACT, SHORT_CONTRACT, Case, Check, bfloat16_autocast_stays_finite_and_close
 from image_stages import small_localizer
 from several_tasks import small_tasks
+from thorough import EVERY_TEST, on_request
 
 from detkit.detectors import (
     fpn_ssd,
@@ -36,6 +37,8 @@ SMALL = {
 @pytest.mark.parametrize("check", CONTRACT, ids=lambda check: check.__name__)
 @pytest.mark.parametrize("case", SMALL.values(), ids=SMALL)
 def test_a_small_detector_keeps_the_contract(case: Case, check: Check):
+    if check is bfloat16_autocast_stays_finite_and_close and case is SMALL["tiny_ssd"] and not EVERY_TEST:
+        pytest.skip("its wide layers were NOT run in bfloat16, for which most processors have no instructions")
     check(case)
 
 
@@ -51,6 +54,7 @@ def test_the_modified_ssd_keeps_the_short_contract(check: Check):
     check(Case(lambda: modified_ssd(2, size=(128, 128)), num_classes=2))
 
 
+@on_request("the contract of SSD300 was tried on smaller SSDs only")
 @pytest.mark.slow(4)
 @pytest.mark.parametrize("check", SHORT_CONTRACT, ids=lambda check: check.__name__)
 def test_ssd300_keeps_the_short_contract(check: Check):

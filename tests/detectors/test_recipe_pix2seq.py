@@ -3,6 +3,7 @@
 import pytest
 import torch
 from contracts import CONTRACT, Case, Check
+from thorough import on_request
 from torch import nn
 
 from detkit.backbones import SmallBackbone
@@ -88,6 +89,7 @@ def test_training_and_inference_of_one_image_with_several_objects_more_than_fit(
     assert len(detector.eval()([torch.zeros(3, 64, 64)])[0]["scores"]) == 2
 
 
+@on_request("Pix2Seq did NOT learn scenes by heart, which takes it 200 steps")
 @pytest.mark.slow(8)
 def test_a_small_pix2seq_learns_eight_scenes_of_digits_by_heart():
     """In the recipe's random order, with noise: what is said depends on the image alone."""

@@ -20,7 +20,7 @@ def test_numbers_out_of_range_are_refused():
 
 def test_proposals_that_no_stage_looks_at_are_refused():
     detector = tiny_ssd(2).eval()
-    assert_refused("program proposals=3 no stage of this detector looks", program, detector, (256, 256), proposals=3)
+    assert_refused("program proposals=3 no stage of this detector looks", program, detector, (64, 64), proposals=3)
 
 
 def test_outputs_are_named_by_field_and_of_stages_side_by_side_by_stage_too():

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from strategies import unhooked
+from thorough import sweep
 from torch import Tensor
 
 from detkit.retrieval import (
@@ -322,8 +323,8 @@ def test_a_loaded_index_does_not_change_with_its_file(tmp_path):
 
 
 @pytest.mark.slow
-def test_ten_thousand_wide_vectors_are_found_alike_by_all_exact_engines():
-    vectors, queries = drawn(10_000, 256), drawn(50, 256, seed=1)
+def test_thousands_of_wide_vectors_are_found_alike_by_all_exact_engines():
+    vectors, queries = drawn(sweep(10_000), 256), drawn(50, 256, seed=1)
     found = {}
     for name in ("brute force", "ball tree", "faiss flat", "lance"):
         index = ENGINES[name](256)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from thorough import mostly
 from torch import Tensor, nn
 from torchvision.models import detection, resnet18
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
@@ -164,7 +165,14 @@ def test_losses_and_detections_of_small_models_are_torchvisions_in_double_precis
 
 
 @pytest.mark.slow(5)
-@pytest.mark.parametrize("name", FULL)
+@pytest.mark.parametrize(
+    "name",
+    mostly(
+        FULL,
+        ("fasterrcnn_resnet50_fpn_v2", "keypointrcnn_resnet50_fpn"),
+        "two of the published sizes were NOT compared: their small forms were",
+    ),
+)
 def test_losses_and_detections_are_torchvisions(name: str):
     model, detector = theirs_and_ours(FULL[name], torch.float32)
     assert max(loss_differences(model, detector, torch.float32).values()) < 1e-4
