@@ -2,8 +2,8 @@
 
 ``--busy`` measures beside N processes that compute without end, as data-loading workers do; ``--write`` keeps the table
 under benchmarks/results/, named by date and device. ``--device cuda`` runs the cases that a file has for a GPU instead:
-``device_cases(device)``. ``memory``, ``growth`` and ``crowd``, as the first word, are studies with tables of
-their own.
+``device_cases(device)``. ``memory``, ``growth``, ``crowd`` and ``floor``, as the first word, are studies with tables
+of their own.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from benchmarks import gpu
 from benchmarks.harness import Case, measure, table, table_of_device
 
 HERE = Path(__file__).parent
-_STUDIES = ("memory", "growth", "crowd")
+_STUDIES = ("memory", "growth", "crowd", "floor")
 
 
 def main() -> None:

@@ -1,0 +1,56 @@
+"""``python -m benchmarks floor``: how much of a whole detector's time are convolutions and matrix products.
+
+Both sides run the same kernels for them, so the peer's time over ours of these alone is the highest ratio that any work
+on the rest can reach. The cases are those of ``python -m benchmarks whole``; one thread, in turns.
+"""
+
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+from tqdm import tqdm
+
+from benchmarks.bench_whole import cases
+
+_PRODUCTS = {
+    "aten::addmm",
+    "aten::mm",
+    "aten::bmm",
+    "aten::baddbmm",
+    "aten::_scaled_dot_product_flash_attention_for_cpu",
+}
+_RUNS = 3
+
+
+def study(words: Sequence[str]) -> str:
+    """The table, of the eager cases whose name or size contains all ``words``."""
+    torch.set_num_threads(1)
+    rows = [
+        "| operation | size | peer ms | of these products | ours ms | of these products | ratio | at most |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for case in cases():
+        if "compiled" in case.name or not all(word in f"{case.name} {case.size}" for word in words):
+            continue
+        case.agree(case.ours(), case.theirs())
+        runs = [(_spent(case.ours), _spent(case.theirs)) for _ in range(_RUNS)]
+        (ours, our_products), (theirs, their_products) = (
+            (statistics.median(run[side][part] for run in runs) for part in (0, 1)) for side in (0, 1)
+        )
+        rows.append(
+            f"| {case.name} | {case.size} | {theirs:.0f} | {their_products / theirs:.0%} | {ours:.0f} "
+            f"| {our_products / ours:.0%} | {theirs / ours:.2f}x | {theirs / our_products:.2f}x |"
+        )
+        tqdm.write(rows[-1])
+    return "\n".join(rows)
+
+
+def _spent(function: Callable[[], Any]) -> tuple[float, float]:
+    """Milliseconds in all, and in convolutions and matrix products."""
+    with profile(activities=[ProfilerActivity.CPU]) as found:
+        function()
+    events = found.key_averages()
+    products = (one for one in events if "conv" in one.key.split("::")[-1] or one.key in _PRODUCTS)
+    return sum(one.self_cpu_time_total for one in events) / 1e3, sum(one.self_cpu_time_total for one in products) / 1e3
