@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from strategies import assert_refused
 
 from detkit.structures import VOID, draw_segmentation
+from detkit.structures.segmentation import pixel_owners
 
 
 def slow(masks, labels, objects, crowds):
@@ -33,6 +34,15 @@ def test_it_is_the_loop_over_pixels(count, seed):
         assert torch.equal(drawn[i], slow(masks[i], labels[i], kind[i] == 1, kind[i] == 2))
     assert torch.equal(draw_segmentation(masks.float(), labels, kind == 1, kind == 2), drawn)
     assert torch.equal(draw_segmentation(masks.bool(), labels, kind == 1, kind == 2), drawn)
+
+
+@pytest.mark.parametrize("count", [255, 256, 32_767, 32_768])
+def test_of_any_number_of_objects_the_first_owns_a_pixel(count):
+    masks = torch.zeros(count, 1, 4, dtype=torch.bool)
+    masks[:, 0, 0] = True
+    masks[[1, count - 1], 0, 1] = masks[count - 1, 0, 2] = True
+    rows = torch.arange(count) > 0
+    assert pixel_owners(masks, rows).tolist() == [[1, 1, count - 1, -1]]
 
 
 @pytest.mark.parametrize("label", [-1, 254, 255])
