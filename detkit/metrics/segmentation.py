@@ -161,7 +161,7 @@ class SegmentationMetrics:
                     f"{where}: segmentation of shape {tuple(found.shape)}; allowed are finite scores of "
                     f"{len(self.names)} classes (C, H, W), or classes (H, W)"
                 )
-            found = found.argmax(0)
+            found = found.max(0).indices
         if tuple(found.shape) != size:
             raise ValueError(
                 f"{where}: segmentation of {tuple(found.shape)} pixels; allowed are those of the truth {size}"
