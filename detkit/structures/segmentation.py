@@ -5,6 +5,7 @@ from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
 from detkit._door import door
+from detkit._inputs import on_host
 from detkit.structures.batch import NEGATIVE
 from detkit.structures.fields import VOID
 from detkit.structures.labels import check_labels
@@ -31,7 +32,9 @@ def draw_segmentation(
     known = torch.where(objects, labels.to(torch.int64), 0)
     check_labels(known, VOID - 1, lowest=0, function="draw_segmentation", name="labels")
     owners = pixel_owners(masks, objects)
-    ground = torch.where(pixel_owners(masks, crowds) >= 0, VOID, 0)
+    ground = torch.zeros_like(owners)
+    if not on_host(crowds) or crowds.any():
+        ground = torch.where(pixel_owners(masks, crowds) >= 0, VOID, 0)
     return torch.where(owners >= 0, of_owners(known, owners) + 1, ground)
 
 
