@@ -43,8 +43,8 @@ collect_ignore += [] if os.environ.get("DETKIT_DEVICE_TESTS") else ["on_device"]
 # A trace prints the lines that each operation came from; to find its columns as well takes a tenth of its time.
 os.environ.setdefault("PYTHONNODEBUGRANGES", "1")  # in the processes that tests start
 
-CHECKED_EXAMPLES = 10  # of each property
-CHECKED_CASES = 5  # of each parametrized test, in each process
+CHECKED_EXAMPLES = 10 if EVERY_TEST else 3  # of each property
+CHECKED_CASES = 5 if EVERY_TEST else 2  # of each parametrized test, in each process
 _cases: dict[str, itertools.count[int]] = collections.defaultdict(itertools.count)
 
 

@@ -33,6 +33,7 @@ def test_development_mode_shows_every_traceback(monkeypatch, tmp_path):
         _command.run(lambda: data.CsvDataset(tmp_path, tmp_path / "none.csv"))
 
 
+@pytest.mark.slow(5)
 def test_a_command_that_finds_no_data_says_where_it_looked(tmp_path):
     options = ["--data", "yolo", "--root", str(tmp_path / "none"), "--output", str(tmp_path / "out")]
     done = subprocess.run([sys.executable, "-m", "detkit.train", *options], capture_output=True, text=True)

@@ -21,6 +21,7 @@ def test_the_last_line_names_ap_and_picture_and_the_same_seed_gives_the_same_lin
     assert (tmp_path / "predictions.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow(3)
 def test_the_saved_weights_are_those_of_the_detector_that_was_judged(tmp_path):
     demo.main(["--steps", "1", "--output", str(tmp_path)])
     detector = demo.digit_detector().eval()

@@ -1,5 +1,6 @@
 """What ``program`` takes, names and refuses; what it makes is in tests/compiled/test_exported_programs.py."""
 
+import pytest
 import torch
 from strategies import assert_refused
 
@@ -18,6 +19,7 @@ def test_numbers_out_of_range_are_refused():
     assert_refused("program candidates=0 at least 1", program, tiny_ssd(2).eval(), (64, 64), candidates=0)
 
 
+@pytest.mark.slow(5)
 def test_proposals_that_no_stage_looks_at_are_refused():
     detector = tiny_ssd(2).eval()
     assert_refused("program proposals=3 no stage of this detector looks", program, detector, (64, 64), proposals=3)

@@ -16,6 +16,7 @@ def target(*boxes, **entries):
     }
 
 
+@pytest.mark.slow(3)
 def test_an_anchor_fits_by_its_iou_at_the_input_size():
     detector = fpn_ssd(2, size=(64, 96), channels=8)
     anchors = AnchorFit(detector)
