@@ -41,7 +41,8 @@ def cases() -> Iterator[Case]:
     for count in (1, 4):
         yield _detr_inference(count, "as converted", 1.0)
         yield _detr_inference(count, "inference form", 1.15)
-    yield _detr_training(2)
+    yield _detr_training(2, "as converted")
+    yield _detr_training(2, "channels_last")
 
 
 @cache
@@ -99,8 +100,7 @@ def _training(name: str, count: int, form: str) -> Case:
     @cache
     def sides() -> tuple[nn.Module, Any]:
         theirs, converted = _models(name)
-        mine = copy.deepcopy(converted)
-        return theirs, mine if form == "as converted" else mine.to(memory_format=torch.channels_last)
+        return theirs, _formed(converted, form)
 
     @cache
     def step() -> Callable[[], Tensor]:
@@ -125,6 +125,12 @@ def _training(name: str, count: int, form: str) -> Case:
         "convolutions",
         _clock(),
     )
+
+
+def _formed(converted: Any, form: str) -> Any:
+    """A copy to train: as it is, or in channels_last memory."""
+    mine = copy.deepcopy(converted)
+    return mine if form == "as converted" else mine.to(memory_format=torch.channels_last)
 
 
 def _step(model: nn.Module, *batch: Any) -> Tensor:
@@ -188,7 +194,7 @@ def _detr_equal(ours: Any, theirs: Any) -> None:
     torch.testing.assert_close(ours.scores[:, :50].sort(descending=True).values, scores[:, :50], rtol=1e-3, atol=1e-4)
 
 
-def _detr_training(count: int) -> Case:
+def _detr_training(count: int, form: str) -> Case:
     batch = torch.stack(pictures(count, *_SIZE))
     images, targets = Images(batch, torch.tensor([_SIZE] * count)), objects_in(list(batch), OBJECTS)
     sides = torch.tensor(_SIZE * 2).flip(0)
@@ -197,7 +203,7 @@ def _detr_training(count: int) -> Case:
     @cache
     def models() -> tuple[nn.Module, Any]:
         theirs, converted = _detr()
-        return theirs, copy.deepcopy(converted).to(memory_format=torch.channels_last)
+        return theirs, _formed(converted, form)
 
     def their_step() -> Tensor:
         model = models()[0].train()
@@ -207,7 +213,7 @@ def _detr_training(count: int) -> Case:
         return loss.detach()
 
     return Case(
-        "DETR, training step",
+        f"DETR, training step, {form}",
         f"batch {count} of 600 x 800, {OBJECTS} objects",
         "transformers",
         lambda: _step(models()[1], images, pad_targets(targets)),
