@@ -5,7 +5,7 @@ Run: python examples/equal_time.py runs/equal --minutes 5 --data bccd/images bcc
 
 All see the same pictures in the same order, at the same size, with the same augmentation and schedule, which are those
 of detkit.train. A cell that is in results.jsonl is not trained again, so a run may be stopped, and lengthened by other
---only, --minutes and --seeds.
+--only, --minutes and --seeds; for other pictures give another folder.
 """
 
 import argparse

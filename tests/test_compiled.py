@@ -19,11 +19,11 @@ RUNS = {
     ("compiled_backbones", "compiled_multitask", "compiled_side_by_side"): 70,
 }
 ON_REQUEST = {"compiled_anchors", "compiled_dense", "compiled_losses", "compiled_records", "compiled_backbones"}
-"""First files of runs whose parts whole detectors contain, which are compiled in the others."""
+"""First files of runs that are left to those who ask: parts, most of which the detectors of other runs contain."""
 
 
 def marks(names: tuple[str, ...], seconds: int) -> list[pytest.MarkDecorator]:
-    asked = on_request("parts were NOT compiled one by one, only whole detectors")
+    asked = on_request("parts and detectors of several tasks were NOT compiled, only detectors of one task")
     return [pytest.mark.slow(seconds), *([asked] if names[0] in ON_REQUEST else [])]
 
 

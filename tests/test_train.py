@@ -85,13 +85,13 @@ def kill_within_an_epoch(output: Path, options: tuple[str, ...]) -> None:
 
 @pytest.mark.slow(10)
 def test_a_run_killed_by_signal_9_and_resumed_equals_the_uninterrupted_run_bit_for_bit(tmp_path):
-    options = ("--epochs", "2", "--checkpoint-steps", "1", "--accumulate", "2", "--batch-size", "2")
+    options = ("--epochs", "3", "--checkpoint-steps", "1", "--accumulate", "2", "--batch-size", "2")
     options = (*options, "--random-scale", "0.5", "1.5")
     run(tmp_path / "whole", *options)
     kill_within_an_epoch(tmp_path / "killed", options)
     run(tmp_path / "killed", *options, "--resume")
     whole, killed = (load_checkpoint(tmp_path / name / "checkpoint.pt") for name in ("whole", "killed"))
-    assert whole["epoch"] == 2
+    assert whole["epoch"] == 3
     assert_equal_states(whole, killed)
     assert records(tmp_path / "whole") == records(tmp_path / "killed")
     assert (tmp_path / "whole" / "result.json").read_text() == (tmp_path / "killed" / "result.json").read_text()

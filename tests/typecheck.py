@@ -9,7 +9,10 @@ _checked = beartype(conf=BeartypeConf(is_pep484_tower=True))
 
 
 def check(function: Callable[..., Any]) -> Callable[..., Any]:
-    """What checks the arguments of a function, made at its first call: most are called in no process, or in one."""
+    """What checks a function's arguments and result, made at its first call: most are never called in a process.
+
+    So an annotation that beartype cannot read is found then, and not when the module is imported.
+    """
     made: Callable[..., Any] | None = None
 
     def checked(*args: Any, **kwargs: Any) -> Any:

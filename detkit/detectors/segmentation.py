@@ -89,7 +89,7 @@ class SegmentationStage(Stage):
         found = _no_boxes(outputs.logits) if outputs.detections is None else outputs.detections
         if self.scores:
             return found._replace(segmentation=outputs.logits.detach().softmax(1))
-        classes = _enlarged(outputs).detach().max(1).indices  # argmax of planes takes torch several times as long
+        classes = _enlarged(outputs).detach().max(1).indices  # torch often takes several times as long for argmax
         return found._replace(segmentation=classes)
 
     @door

@@ -48,8 +48,7 @@ def fine(layers: int) -> Detector:
     return small_d_fine(3, size=(96, 128), channels=32, depth=layers, queries=9)
 
 
-# Chosen queries with deformable attention have what the others are made of.
-OTHERS = "of detectors by queries only one was compiled"
+OTHERS = "of detectors by queries only Deformable DETR was compiled, to train, and D-FINE and Pix2Seq exported"
 
 
 def build(recipe: Callable[[int], Detector], layers: int = 1) -> Detector:
@@ -78,7 +77,6 @@ def counted(function, backend: str = "eager"):
     return torch.compile(function, backend=counter, fullgraph=True), counter
 
 
-# Exported are this one in test_onnx_detr, that of box queries in test_compiled_sets.
 @on_request(OTHERS)
 @pytest.mark.parametrize("recipe", [plain, selected, encoded, fine])
 def test_inference_compiles_whole_and_finds_what_it_finds_eagerly(recipe: Callable[[int], Detector]):

@@ -36,13 +36,23 @@ def test_it_is_the_loop_over_pixels(count, seed):
     assert torch.equal(draw_segmentation(masks.bool(), labels, kind == 1, kind == 2), drawn)
 
 
-@pytest.mark.parametrize("count", [255, 256, 32_767, 32_768])
+@pytest.mark.parametrize("count", [1, 254, 255, 256, 32_766, 32_767, 32_768])
 def test_of_any_number_of_objects_the_first_owns_a_pixel(count):
-    masks = torch.zeros(count, 1, 4, dtype=torch.bool)
-    masks[:, 0, 0] = True
-    masks[[1, count - 1], 0, 1] = masks[count - 1, 0, 2] = True
-    rows = torch.arange(count) > 0
-    assert pixel_owners(masks, rows).tolist() == [[1, 1, count - 1, -1]]
+    masks = torch.zeros(count, 1, 3, dtype=torch.bool)
+    masks[:, 0, 0] = masks[count - 1, 0, 1] = True
+    objects = torch.ones(count, dtype=torch.bool)
+    labels = (torch.arange(count) % 7).flip(0)
+    assert pixel_owners(masks, objects).tolist() == [[0, count - 1, -1]]
+    assert draw_segmentation(masks, labels, objects, ~objects).tolist() == [[(count - 1) % 7 + 1, 1, 0]]
+    assert draw_segmentation(masks, labels, ~objects, objects).tolist() == [[VOID, VOID, 0]]
+
+
+def test_whatever_byte_is_not_zero_is_inside():
+    masks = torch.tensor([[[0, 255, 0, 2]], [[0, 0, 255, 1]]], dtype=torch.uint8)
+    both = torch.tensor([True, True])
+    expected = draw_segmentation(masks, torch.tensor([1, 2]), both, ~both)
+    assert expected.tolist() == [[0, 2, 3, 2]]
+    assert torch.equal(draw_segmentation(masks.view(torch.bool), torch.tensor([1, 2]), both, ~both), expected)
 
 
 @pytest.mark.parametrize("label", [-1, 254, 255])

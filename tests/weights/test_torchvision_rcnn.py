@@ -12,6 +12,7 @@ from torchvision.models import detection, resnet18
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor
 from torchvision.models.detection.keypoint_rcnn import KeypointRCNNHeads, KeypointRCNNPredictor
+from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import MultiScaleRoIAlign
 
 from detkit.detectors import Detector, faster_rcnn
@@ -40,10 +41,10 @@ class Everything:
         return [(own >= 1).to(torch.uint8) for own in labels], [(own == 0).to(torch.uint8) for own in labels]
 
 
-def backbone() -> nn.Module:
+def backbone(norm_layer: Callable[[int], nn.Module] | None = None) -> nn.Module:
     """A ResNet-18 below a narrow pyramid."""
     levels = {f"layer{i + 1}": str(i) for i in range(4)}
-    return BackboneWithFPN(resnet18(weights=None), levels, [64, 128, 256, 512], CHANNELS)
+    return BackboneWithFPN(resnet18(weights=None), levels, [64, 128, 256, 512], CHANNELS, norm_layer=norm_layer)
 
 
 def small(kind: type[nn.Module], **more: Any) -> nn.Module:
@@ -58,10 +59,11 @@ def keypoint() -> nn.Module:
 
 
 def convolutional(norm_layer: Callable[[int], nn.Module]) -> nn.Module:
-    """A model of torchvision's with a box head of 16 numbers."""
+    """The parts of torchvision's second version: norms in pyramid and box head, and a deeper RPN."""
     settings = {key: value for key, value in SETTINGS.items() if key != "num_classes"}
     head, predictor = FastRCNNConvFCHead((CHANNELS, 7, 7), [8], [16], norm_layer), FastRCNNPredictor(16, CLASSES + 1)
-    return detection.FasterRCNN(backbone(), **settings, box_head=head, box_predictor=predictor)
+    rpn = RPNHead(CHANNELS, 3, conv_depth=2)
+    return detection.FasterRCNN(backbone(norm_layer), **settings, rpn_head=rpn, box_head=head, box_predictor=predictor)
 
 
 SMALL: dict[str, Callable[[], nn.Module]] = {
