@@ -44,8 +44,7 @@ collect_ignore += [] if os.environ.get("DETKIT_DEVICE_TESTS") else ["on_device"]
 os.environ.setdefault("PYTHONNODEBUGRANGES", "1")  # in the processes that tests start
 
 CHECKED_EXAMPLES = 10 if EVERY_TEST else 3  # of each property
-CHECKED_CASES = 5 if EVERY_TEST else 2  # of each parametrized test, in each process
-_cases: dict[str, itertools.count[int]] = collections.defaultdict(itertools.count)
+QUICK_CASES = 5 if EVERY_TEST else 2  # of each parametrized test
 
 
 def pytest_configure() -> None:
@@ -74,8 +73,16 @@ def pytest_collection() -> Iterator[object]:
         gc.enable()
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest tests come first in either half, as each of two workers is given one and steals from the other."""
+    """The longest tests come first in either half, as each of two workers is given one and steals from the other.
+
+    Of a parametrized test the first cases are quick, and the others are counted among the slow.
+    """
+    cases: dict[str, itertools.count[int]] = collections.defaultdict(itertools.count)
+    for item in items:
+        if next(cases[item.nodeid.partition("[")[0]]) >= QUICK_CASES and not item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.slow(0))
 
     def seconds(item: pytest.Item) -> float:
         slow = item.get_closest_marker("slow")
@@ -87,9 +94,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
-    """Shape checks can take longer than what they watch: the first cases of quick tests and examples have them."""
-    slow = item.get_closest_marker("slow") is not None
-    unchecked = slow or next(_cases[item.nodeid.partition("[")[0]]) >= CHECKED_CASES
+    """Shape checks can take longer than what they watch: quick tests have them, and the first of their examples."""
+    unchecked = item.get_closest_marker("slow") is not None
     disable = functools.partial(jaxtyping.config.update, "jaxtyping_disable")
     handle = getattr(getattr(item, "obj", None), "hypothesis", SimpleNamespace(inner_test=lambda: None))
     test, numbers = handle.inner_test, itertools.count()

@@ -26,6 +26,7 @@ def test_the_python_of_a_page_runs(name: str, tmp_path, monkeypatch):
     assert run_python(page.read_text(encoding="utf-8"), str(page))
 
 
+@pytest.mark.slow
 def test_the_messages_that_are_explained_are_those_that_come(tmp_path):
     page = DOCS / "troubleshooting.md"  # in a process without the hook of the shape checks, as a user's is
     processes.end(processes.start(run_session, page, printed=tmp_path / "printed.txt", cwd=tmp_path))

@@ -39,6 +39,7 @@ def passed(names: tuple[str, ...], printed: Path, *more: str) -> str:
 
 
 @needs_device
+@pytest.mark.slow
 def test_some_operations_and_a_detector_run_on_a_device(tmp_path: Path):
     assert " passed" in passed(("pretend", "device_records", "device_detectors"), tmp_path / "printed.txt", "-k", SOME)
 

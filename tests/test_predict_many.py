@@ -172,6 +172,7 @@ def test_pictures_done_twice_count_once_and_another_run_is_refused(made, example
         run_here(example, monkeypatch, *arguments, folder / "pictures", "--score", 0.05)
 
 
+@pytest.mark.slow
 def test_what_could_not_be_read_is_read_again_on_request(made, example, monkeypatch, tmp_path):
     folder, _ = made
     picture = tmp_path / "path=1" / "a b.png"  # no column of a partitioned table

@@ -47,10 +47,12 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     assert information + "licenses/LICENSE" in contents(wheel)
 
 
+@pytest.mark.slow
 def test_the_source_archive_builds_the_same_wheel(wheel, source, tmp_path):
     assert contents(built(WheelBuilder, source, tmp_path)) == contents(wheel)
 
 
+@pytest.mark.slow
 def test_the_source_archive_holds_what_a_reader_needs(source):
     top = {path.name for path in source.iterdir()}
     assert {"README.md", "LICENSE", "CITATION.cff", "detkit", "tests", "docs", "examples"} <= top

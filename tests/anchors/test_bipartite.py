@@ -114,6 +114,7 @@ def assert_as_slow(anchors: torch.Tensor, objects: torch.Tensor, **settings) -> 
 
 @pytest.mark.parametrize("force", [False, True])
 @given(anchors=boxes(most=9), objects=boxes(most=5))
+@pytest.mark.slow
 def test_hostile_boxes_match_as_the_flat_argmax_loop(anchors, objects, force):
     for least in (1, 2**60):
         with pytest.MonkeyPatch.context() as patch:

@@ -95,6 +95,7 @@ def test_matching_many_objects_holds_no_matrix_of_all_pairs(matcher):
 @pytest.mark.parametrize(
     "matcher", [CenterMatcher(), ShapeMatcher(), TaskAlignedMatcher()], ids=lambda matcher: type(matcher).__name__
 )
+@pytest.mark.slow
 def test_small_objects_are_compared_with_the_anchors_around_them_only(matcher):
     anchors, targets = cells(), crowd(OBJECTS, low=4, high=8)
     matrix = 4e-6 * OBJECTS * len(anchors.boxes)

@@ -260,6 +260,7 @@ def test_the_best_positive_of_an_object_has_its_highest_overlap_as_quality(seed)
 
 @MATCHERS
 @given(seed=st.integers(0, 2**20), data=st.data())
+@pytest.mark.slow
 def test_the_order_of_the_images_only_reorders_the_result(matcher, seed, data):
     scores, predicted, objects = scene(3, seed=seed)
     order = data.draw(st.permutations(range(3)))
@@ -352,6 +353,7 @@ def test_predictions_of_other_types_match_as_their_promoted_numbers(matcher, dty
     assert ours.quality.dtype == torch.float32
 
 
+@pytest.mark.slow
 def test_the_center_area_of_simota_counts_in_strides_of_the_anchors():
     scores, predicted, objects = scene(40, seed=10)
     cells, targets, given = grid(), targets_of(*objects), Predictions(predicted, scores)

@@ -25,6 +25,7 @@ def test_levels_are_the_last_expansion_at_stride_16_and_the_end(model, channels)
     assert last.shape == (1, channels[1], 2, 3)
 
 
+@pytest.mark.slow
 def test_layers_are_shared_not_copied():
     features = mobilenet_v3_small(weights=None).features
     theirs, ours = features.parameters(), mobilenet_backbone(features).parameters()

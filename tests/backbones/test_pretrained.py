@@ -36,6 +36,7 @@ def test_timm_models_have_the_channels_and_strides_they_declare(name, settings):
     assert [tuple(level.shape) for level in levels] == expected
 
 
+@pytest.mark.slow
 def test_channels_last_maps_of_timm_are_permuted():
     model = timm_model("swin_tiny_patch4_window7_224", img_size=64).eval()
     images = torch.rand(1, 3, 64, 64)
@@ -78,6 +79,7 @@ def test_torchvision_nodes_give_the_activations_of_the_model():
     assert torch.equal(levels[1], model.layer4(model.layer3(middle)))
 
 
+@pytest.mark.slow
 def test_building_changes_neither_mode_nor_statistics_and_shares_the_weights():
     model = mobilenet_v3_small(weights=None).train()
     before = {key: value.clone() for key, value in model.state_dict().items()}

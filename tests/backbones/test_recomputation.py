@@ -43,6 +43,7 @@ def kept_bytes(run):
 
 
 @pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.slow
 def test_a_step_gives_the_same_gradients_and_statistics_and_keeps_less(name):
     torch.manual_seed(0)
     plain = BACKBONES[name]()
@@ -73,6 +74,7 @@ def detector_and_batch():
     )
 
 
+@pytest.mark.slow
 def test_a_detector_trains_the_same_also_in_data_parallel_processes(tmp_path):
     plain, images, targets = detector_and_batch()
     other = recompute_backbone(copy.deepcopy(plain))

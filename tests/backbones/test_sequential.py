@@ -47,6 +47,7 @@ def test_tiny_ssd_has_the_parameters_of_its_layers():
 
 
 @pytest.mark.parametrize(("size", "cells"), [((300, 480), 2923), ((224, 224), 1038), ((300, 300), 1790)])
+@pytest.mark.slow
 def test_ssd7_has_the_published_number_of_cells(size, cells):
     """Four anchors a cell: 11,692, 4,152 and 7,160 anchors."""
     with torch.no_grad():

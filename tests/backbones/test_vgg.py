@@ -46,6 +46,7 @@ def test_a_key_that_torchvision_has_not_is_refused(key):
         ssd_trunk_from_torchvision({key: torch.zeros(1)})
 
 
+@pytest.mark.slow
 def test_the_norm_starts_at_the_scale_given():
     assert SSDVGGBackbone(vgg_features()).norm.weight.unique().tolist() == [20.0]
     assert SSDVGGBackbone(vgg_features(), scale=10.0).norm.weight.unique().tolist() == [10.0]

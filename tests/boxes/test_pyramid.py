@@ -139,6 +139,7 @@ def test_a_gradient_that_is_mostly_of_one_level_reaches_no_other(ratio):
         torch.testing.assert_close(one, sum(own[level] for own in alone), rtol=0, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_a_gradient_is_taken_in_blocks_and_never_copied_whole():
     features = [level.float().requires_grad_() for level in pyramid(channels=96)]
     boxes = torch.tensor([[4.0, 8, 40, 50]]).expand(len(features[0]), 3000, 4)

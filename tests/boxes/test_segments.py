@@ -50,6 +50,7 @@ def crowd() -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("measure", ["iou", "diou"])
+@pytest.mark.slow
 def test_with_any_kernel_the_operators_keep_what_they_keep_without(crowd, monkeypatch, measure):
     monkeypatch.setattr(segments, "surviving_rows", slow_rows)
     boxes, scores = crowd

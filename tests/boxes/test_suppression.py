@@ -48,6 +48,7 @@ def test_one_long_segment_is_decided_as_by_the_kernel(tiny_blocks, objects, thre
 
 
 @pytest.mark.parametrize(("count", "objects"), [(3000, 100), (6000, 3000), (4000, 3)])
+@pytest.mark.slow
 def test_long_segments_with_the_real_constants_too(count, objects):
     rows = scattered(count, objects=objects)
     for threshold in (0.3, 0.5, 0.8):

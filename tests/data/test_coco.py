@@ -47,6 +47,7 @@ def test_sparse_category_ids_are_mapped_both_ways(detkit_data):
     assert all(dataset.id_to_label[dataset.label_to_id[label]] == label for label in range(80))
 
 
+@pytest.mark.slow
 def test_boxes_labels_areas_and_masks_equal_pycocotools(detkit_data):
     dataset = coco(detkit_data / "coco_open", "val", masks=True)
     peer = COCO(detkit_data / "coco_open" / "annotations" / "instances_val.json")

@@ -28,6 +28,7 @@ def test_a_scene_depends_on_seed_split_and_index_only():
     assert len({image.numpy().tobytes() for image, _ in forward}) == 20
 
 
+@pytest.mark.slow
 def test_workers_make_the_same_scenes():
     scenes = DigitScenes(12)
     alone = [scenes[index] for index in range(12)]
@@ -58,6 +59,7 @@ def test_splits_share_no_digit_sample_and_hold_every_class_alike():
         assert abs(counts - np.bincount(labels) * share).max() < 1.5
 
 
+@pytest.mark.slow
 def test_scenes_draw_from_their_split_only(monkeypatch):
     drawn = set()
     from detkit.data import scenes
@@ -104,6 +106,7 @@ def test_scenes_hold_one_to_six_digits_of_the_stated_sizes_and_all_classes():
     assert labels.min() > 0.6 * labels.max()
 
 
+@pytest.mark.slow
 def test_most_of_every_digit_stays_visible():
     for index in range(200):
         boxes = DigitScenes(200).target(index)["boxes"].as_subclass(torch.Tensor)
@@ -125,6 +128,7 @@ def test_any_size_works(size):
     assert scenes.image_size(0) == size
 
 
+@pytest.mark.slow
 def test_a_thousand_scenes_take_seconds_not_minutes():
     scenes = DigitScenes(200)
     [scenes[index] for index in range(100)]

@@ -70,6 +70,7 @@ def test_wrong_arguments_are_named():
     assert_refused("object_statistics: targets[0]: labels", object_statistics, [{"boxes": torch.ones(1, 4)}], [(9, 9)])
 
 
+@pytest.mark.slow
 def test_of_real_images(detkit_data):
     folder, file = detkit_data / "bccd", detkit_data / "bccd" / "annotations" / "instances_train.json"
     cells, rows = CocoDataset(folder / "images", file), json.loads(file.read_text())["annotations"]

@@ -188,6 +188,7 @@ def test_a_negative_seed_or_epoch_is_refused():
 
 
 @pytest.mark.parametrize("transforms", COMPOSITIONS.values(), ids=COMPOSITIONS)
+@pytest.mark.slow
 def test_whatever_belongs_to_an_object_goes_with_it_and_all_else_stays(transforms):
     own = {"file_name": "a.png", "captions": ["one", "two"], "size": torch.tensor([96, 96])}
     torch.manual_seed(0)
@@ -217,6 +218,7 @@ def test_whatever_belongs_to_an_object_goes_with_it_and_all_else_stays(transform
 
 
 @pytest.mark.parametrize("transforms", COMPOSITIONS.values(), ids=COMPOSITIONS)
+@pytest.mark.slow
 def test_plain_entries_move_as_tv_tensors_do(transforms):
     for index in range(10):
         image, target = scene(index)
@@ -383,6 +385,7 @@ def test_v2_mirrors_points_as_whole_pixels_and_boxes_as_edges():
 
 
 @pytest.mark.parametrize("transforms", COMPOSITIONS.values(), ids=COMPOSITIONS)
+@pytest.mark.slow
 def test_boxes_of_integers_move_as_floats_do(transforms):
     for index in range(10):
         image, target = scene(index)

@@ -9,6 +9,7 @@ from pycocotools import mask as coco_mask
 from detkit.data import CocoDataset, DigitScenes, coco_ground_truth
 
 
+@pytest.mark.slow
 def test_the_truth_of_a_coco_file_is_the_coco_file(detkit_data, monkeypatch):
     folder = detkit_data / "coco_open"
     path = folder / "annotations" / "instances_val.json"

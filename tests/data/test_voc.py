@@ -81,6 +81,7 @@ def test_the_zero_size_boxes_of_bccd_are_counted_or_refused_by_name(detkit_data,
         VocDataset(detkit_data / "bccd", split, folders=BCCD, degenerate="raise")
 
 
+@pytest.mark.slow
 def test_classes_are_the_sorted_names_and_an_item_is_an_image_with_its_target(detkit_data):
     dataset = quiet(detkit_data / "bccd", "test", folders=BCCD)
     assert dataset.categories == ["Platelets", "RBC", "WBC"]

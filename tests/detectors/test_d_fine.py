@@ -19,6 +19,7 @@ from detkit.layers import RepVGGBlock
         ("x", 63, 6, (8, 16, 32)),
     ],
 )
+@pytest.mark.slow
 def test_the_published_sizes_have_their_parameters(scale, millions, layers, strides):
     with torch.device("meta"):
         detector = d_fine(80, scale=scale)
@@ -33,6 +34,7 @@ def test_the_published_sizes_have_their_parameters(scale, millions, layers, stri
     assert isinstance(stage.encoder.projections[0], torch.nn.Identity) == (scale != "x")
 
 
+@pytest.mark.slow
 def test_every_layer_has_losses_and_all_but_the_last_learn_from_it():
     losses = small_d_fine(3, size=(96, 128), channels=32, depth=2, queries=8)(*two_images())
     kinds = ("classification", "l1", "giou")
@@ -42,6 +44,7 @@ def test_every_layer_has_losses_and_all_but_the_last_learn_from_it():
     assert losses.keys() == expected | {"objects.layer0.ddf", "objects.denoising.ddf"}
 
 
+@pytest.mark.slow
 def test_with_one_layer_there_is_nobody_to_learn_from():
     losses = small_d_fine(3, size=(96, 128), channels=32, depth=1, queries=8)(*two_images())
     assert not any("ddf" in name for name in losses)

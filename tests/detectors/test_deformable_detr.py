@@ -86,6 +86,7 @@ def test_heads_are_one_without_refinement_and_start_small_around_points():
 
 
 @pytest.mark.parametrize("two_stage", [False, True])
+@pytest.mark.slow
 def test_it_is_that_of_the_paper(two_stage):
     """The sizes of all its parts are compared in tests/weights/test_transformers_deformable.py."""
     with torch.device("meta"):
@@ -148,6 +149,7 @@ def test_the_first_logit_alone_chooses_where_it_shall():
     assert "first_logit=True" in repr(selection)
 
 
+@pytest.mark.slow
 def test_only_the_last_layer_has_losses_without_auxiliary_ones_and_cells_only_with_proposals():
     images, targets = two_images()
     names = {"classification", "l1", "giou"}

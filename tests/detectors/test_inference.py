@@ -27,6 +27,7 @@ def lived(detector: nn.Module) -> nn.Module:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.slow
 def test_every_family_finds_the_same_in_float64(family):
     torch.manual_seed(0)
     detector = lived(FAMILIES[family]()).double()

@@ -98,6 +98,7 @@ every_matcher = pytest.mark.parametrize("name", [*MATCHERS, "hungarian"])
 @every_matcher
 @settings(max_examples=25)
 @given(data=st.data())
+@pytest.mark.slow
 def test_no_matcher_sees_an_object_of_weight_0_but_all_see_a_crowd_of_any_weight(name, data):
     """Wherever it stands among hostile boxes."""
     rows = data.draw(boxes(huge=0, inverted=name != "hungarian"))
@@ -119,6 +120,7 @@ ONE_FOR_MANY = [name for name in MATCHERS if name != "bipartite"]
 @pytest.mark.parametrize("name", ONE_FOR_MANY)
 @settings(max_examples=25)
 @given(data=st.data())
+@pytest.mark.slow
 def test_a_second_object_with_the_same_box_gets_no_anchor_of_its_own(name, data):
     """So that two of weight 1/2 have the anchors, and the weight, of one of 1/2: an anchor learns one object."""
     rows = data.draw(boxes(huge=0).filter(len))

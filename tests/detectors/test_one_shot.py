@@ -122,6 +122,7 @@ def test_a_small_one_keeps_the_contract(case: Case, check: Check):
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@pytest.mark.slow
 def test_without_objects_only_background_costs_and_every_parameter_has_a_gradient(case: Case):
     losses = assert_trainable(case.detector().train(), two_images()[0], [empty_target(), empty_target()])
     background = {name for name, loss in losses.items() if loss > 0}

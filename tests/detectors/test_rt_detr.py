@@ -59,6 +59,7 @@ def test_a_detector_of_selected_queries_keeps_the_contract(check: Check, case: C
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@pytest.mark.slow
 def test_bfloat16_autocast_stays_finite(case: Case):
     detector = case.detector()
     with torch.autocast("cpu", torch.bfloat16):

@@ -50,6 +50,7 @@ def test_layers_are_in_order_cells_first():
 
 
 @pytest.mark.parametrize("name", BUILDS)
+@pytest.mark.slow
 def test_noised_queries_leave_plain_ones_alone(name):
     torch.manual_seed(0)
     detector = BUILDS[name](3, size=(96, 128), channels=32, depth=2, queries=8).eval()
@@ -95,6 +96,7 @@ def test_a_matcher_that_needs_anchors_is_refused(kind):
 
 
 @pytest.mark.parametrize("name", BUILDS)
+@pytest.mark.slow
 def test_a_detector_in_half_precision_learns_and_finds(name):
     """All weights are rounded; boxes stay in float32."""
     detector = BUILDS[name](3, size=(64, 64), channels=32, depth=1, queries=5).bfloat16()

@@ -61,6 +61,7 @@ def said(stage: SequenceStage, features, images: Images = IMAGES, *, seed: int =
 
 @RULES
 @pytest.mark.parametrize("constrained", [True, False])
+@pytest.mark.slow
 def test_saying_token_by_token_gives_the_logits_of_reading_them_at_once(rule, constrained):
     stage = detector(constrained=constrained, sampler=TokenSampler(rule, top_p=0.9)).sequence.double()
     features = [level.double() for level in seen(detector())]
@@ -74,6 +75,7 @@ def test_saying_token_by_token_gives_the_logits_of_reading_them_at_once(rule, co
     assert full.std(1).mean() > 0.01  # logits that never changed would agree as well
 
 
+@pytest.mark.slow
 def test_in_float32_cached_and_full_decoding_agree_to_1e_5():
     stage = detector(sampler=TokenSampler("argmax")).sequence
     with torch.no_grad():
@@ -180,6 +182,7 @@ def test_labels_are_the_likeliest_class_and_scores_its_probability_best_first():
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.slow
 def test_detections_are_of_the_type_that_the_logits_are_promoted_to(dtype):
     model = detector()
     outputs = said(model.sequence, seen(model))

@@ -54,6 +54,7 @@ def test_a_small_ssdlite_learns_and_finds():
     assert len(found["boxes"]) > 0
 
 
+@pytest.mark.slow
 def test_ssdlite320_has_the_levels_and_default_boxes_of_torchvision():
     detector = ssdlite320_mobilenet_v3_large(2)
     batch = Images(torch.zeros(2, 3, 320, 320), torch.tensor([[320, 320]] * 2))
@@ -84,6 +85,7 @@ def test_ssdlite320_adopts_the_layers_that_are_handed_over():
     assert torch.equal(features[0][0].weight, before)
 
 
+@pytest.mark.slow
 def test_new_layers_start_as_torchvisions_do():
     torch.manual_seed(0)
     detector = ssdlite320_mobilenet_v3_large(2)

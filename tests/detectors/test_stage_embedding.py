@@ -131,6 +131,7 @@ def test_detections_are_the_same_with_embeddings_and_zeros_in_padding():
 @pytest.mark.parametrize(
     ("recipe", "channels"), [(lambda: tiny_ssd(2), 64), (lambda: small_faster_rcnn(2, size=(96, 128), channels=8), 8)]
 )
+@pytest.mark.slow
 def test_any_detector_finds_embeddings_in_the_form_of_lists(recipe, channels):
     torch.manual_seed(0)
     detector = recipe()
@@ -194,6 +195,7 @@ KIN = [small_detr, small_deformable_detr, small_rt_detr, small_d_fine]
 
 
 @pytest.mark.parametrize("recipe", KIN)
+@pytest.mark.slow
 def test_the_kin_of_detr_hands_its_queries_on_as_well(recipe):
     torch.manual_seed(0)
     base = recipe(2, size=(64, 64), channels=32, depth=2, queries=9)
@@ -229,6 +231,7 @@ TWO = {"boxes": torch.tensor([[4.0, 4, 40, 40], [30, 24, 60, 60]]), "labels": to
 
 
 @pytest.mark.parametrize(("recipe", "per_cell"), [(small_fcos, 1), (fpn_ssd, 4)])
+@pytest.mark.slow
 def test_anchors_of_a_dense_detector_predict_their_embeddings(recipe, per_cell):
     """Behind a postprocess by level as behind one of all anchors."""
     detector = dense_detector(recipe, per_cell, SupervisedContrastiveLoss())

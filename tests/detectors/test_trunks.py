@@ -76,6 +76,7 @@ def test_a_pyramid_from_stride_4_on_has_cells_for_objects_of_a_few_pixels():
         assert AnchorFit(detector).fit(target, (64, 64)).fits.tolist() == [fits]
 
 
+@pytest.mark.slow
 def test_a_backbone_of_torchvision_with_weights_of_a_file_needs_no_network(tmp_path):
     save_weights(resnet18(weights=None), tmp_path / "resnet18.safetensors")
     model = resnet18(weights=None)

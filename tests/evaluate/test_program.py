@@ -41,6 +41,7 @@ def test_a_results_file_becomes_a_page_with_the_worst_pictures(folder, capsys):
     assert page.count("data:image/jpeg") == 4
 
 
+@pytest.mark.slow
 def test_a_detector_is_run_first_and_its_results_are_kept(folder, capsys):
     save_detector(tiny_ssd(10), folder / "best.safetensors", categories=[str(digit) for digit in range(10)])
     texts = [str(folder / name) for name in ("best.safetensors", "truth.json", "images", "out")]
@@ -51,6 +52,7 @@ def test_a_detector_is_run_first_and_its_results_are_kept(folder, capsys):
     assert "data:image" not in (folder / "out" / "index.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_a_table_beside_its_pictures_is_judged_as_the_json_is(folder):
     save_detector(tiny_ssd(10), folder / "best.safetensors", categories=[str(digit) for digit in range(10)])
     truth = json.loads((folder / "truth.json").read_text())

@@ -46,6 +46,7 @@ def test_the_plain_form_is_the_operator(ratio, monkeypatch):
     assert found[0].any()
 
 
+@pytest.mark.slow
 def test_roi_align_exports_in_plain_operators():
     class Regions(nn.Module):
         def forward(self, level: Tensor, boxes: Tensor) -> Tensor:

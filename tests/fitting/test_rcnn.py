@@ -157,6 +157,7 @@ def test_fitting_twice_gives_the_same_machines_and_leaves_the_backbone_and_modes
     assert [module.training for module in detector.modules()] == modes
 
 
+@pytest.mark.slow
 def test_whitening_can_be_left_out_as_in_the_paper():
     white, plain = detector_of_pixels(), detector_of_pixels()
     fitted(white)
@@ -200,6 +201,7 @@ def test_an_image_without_objects_only_gives_negatives():
     assert [b - a for a, b in zip(*counts, strict=True)] == [len(windows())] * 2
 
 
+@pytest.mark.slow
 def test_an_image_without_proposals_only_gives_positives():
     settings = SVMSettings(retrain_every=10**9)
     boxes = [windows()] * 11 + [torch.tensor([])]

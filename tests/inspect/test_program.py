@@ -5,6 +5,7 @@ import pytest
 from detkit.inspect.program import arguments, main
 
 
+@pytest.mark.slow
 def test_it_prints_a_report_and_draws_what_is_hardest(tmp_path, capsys):
     lines = main(["scenes", "--recipe", "fpn_ssd", "--size", "32", "32", "--most", "9", "--output", str(tmp_path)])
     assert capsys.readouterr().out.splitlines() == lines

@@ -19,6 +19,7 @@ def test_a_row_for_each_recipe(capsys):
     assert torch.get_num_threads() == before
 
 
+@pytest.mark.slow
 def test_recipes_without_a_size_keep_their_own():
     assert measure("tiny_ssd", (64, 64), repeat=1)[1] == "256 x 256"
 

@@ -1,5 +1,6 @@
 """The lines of a report, and the picture of what is hardest."""
 
+import pytest
 import torch
 
 from detkit.data import DigitScenes
@@ -25,6 +26,7 @@ def test_counts_and_sizes_are_those_of_the_data():
     assert sum(map(int, counts.values())) == count
 
 
+@pytest.mark.slow
 def test_small_inputs_lose_objects_and_better_sizes_are_suggested():
     scenes = DigitScenes(20)
     for size, expected in (((192, 192), True), ((32, 32), False)):

@@ -86,6 +86,7 @@ def test_results_and_gradients_equal_those_of_grid_sample():
         assert expected.abs().sum() > 0
 
 
+@pytest.mark.slow
 def test_results_and_gradients_equal_transformers_reference():
     peer = pytest.importorskip(
         "transformers.models.deformable_detr.modeling_deformable_detr",
@@ -103,6 +104,7 @@ def test_results_and_gradients_equal_transformers_reference():
 
 
 @pytest.mark.parametrize("discrete", [False, True])
+@pytest.mark.slow
 def test_results_and_gradients_equal_those_of_rt_detr_v2_with_other_numbers_of_points_on_each_level(discrete):
     peer = pytest.importorskip(
         "transformers.models.rt_detr_v2.modeling_rt_detr_v2",

@@ -118,6 +118,7 @@ def test_what_runs_in_pieces_may_be_exchanged(layer):
         torch.testing.assert_close(ours.grad, theirs.grad)
 
 
+@pytest.mark.slow
 def test_gradients_of_pieces_are_added_in_the_type_of_the_weights():
     torch.manual_seed(0)
     conv, features, found = nn.Conv2d(4, 4, 1), torch.rand(512, 4, 2, 2), []

@@ -110,6 +110,7 @@ def test_the_score_is_the_probability_of_an_object():
     assert [HourglassLoss(gray=gray).num_classes(DensePredictions(logits, deltas)) for gray in (True, False)] == [1, 2]
 
 
+@pytest.mark.slow
 def test_gradients_are_those_of_finite_differences():
     logits, deltas, labels, wanted = batch(seed=3)
 

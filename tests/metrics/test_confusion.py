@@ -9,6 +9,7 @@ from detkit.metrics import CocoMetrics, confusion_matrix
 
 
 @pytest.mark.parametrize("score_threshold", [0.0, 0.4])
+@pytest.mark.slow
 def test_counts_are_those_of_a_loop(score_threshold):
     for seed in range(8):
         expected = np.zeros((5, 5), int)

@@ -74,6 +74,7 @@ def test_on_a_real_detector_too(detkit_data, iou_threshold):
     assert_equal(error_kinds(metrics.judged(iou_threshold=iou_threshold)), TIDECV_OPEN[iou_threshold])
 
 
+@pytest.mark.slow
 def test_counts_and_costs_are_those_of_hotcoco():
     hotcoco = pytest.importorskip("hotcoco")
     for seed in range(4):
@@ -110,6 +111,7 @@ def _flat(side):
 
 @pytest.mark.parametrize("crowds", [False, True])
 @pytest.mark.parametrize("iou_threshold", [0.5, 0.7])
+@pytest.mark.slow
 def test_kinds_and_costs_are_those_of_a_loop(crowds, iou_threshold):
     for seed in range(6):
         detections, targets = scenes(seed, crowds=crowds, scores=20)
@@ -185,6 +187,7 @@ def loop_precision(points, objects, classes):
     return float(np.mean(values)) if values else -1.0
 
 
+@pytest.mark.slow
 def test_ap_is_that_of_the_metrics():
     for seed in range(5):
         detections, targets = scenes(seed, count=20, crowds=True, scores=10)

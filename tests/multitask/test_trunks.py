@@ -32,6 +32,7 @@ def three(kind):
 
 @pytest.mark.parametrize("kind", BACKBONES)
 @pytest.mark.parametrize("same", [1.0, None])
+@pytest.mark.slow
 def test_identities_are_independent_networks_bit_for_bit(kind, same):
     """In training mode, with the gradients of every parameter and what batch norms remember."""
     alone = three(kind)

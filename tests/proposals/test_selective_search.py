@@ -27,6 +27,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 @pytest.mark.parametrize(("mode", "count"), [("single", 4), ("fast", 5)])
+@pytest.mark.slow
 def test_every_planted_rectangle_is_found(mode, count):
     """A single view need not find the rectangle inside another; the fast mode does."""
     boxes, _ = selective_search(planted(), mode=mode, width=None, generator=seeded())

@@ -40,6 +40,7 @@ def test_where_cells_hold_fewer_than_k_the_search_is_exact():
     assert torch.equal(found.ids, truth.search(drawn(5, seed=1), 300).ids)
 
 
+@pytest.mark.slow
 def test_distances_of_compressed_vectors_are_exact():
     index = filled("PQ4x4")
     found = index.search(drawn(5, seed=1), 3)

@@ -60,6 +60,7 @@ def test_references_take_the_place_of_the_batch(loss):
 
 
 @named
+@pytest.mark.slow
 def test_the_gradient_is_that_of_the_loss(loss):
     embeddings, labels = batch(7, 3, spread=0.4)
     references, theirs = batch(5, 3, seed=3, spread=0.4)

@@ -97,6 +97,7 @@ def by_class(lists: list[tuple], k: int) -> float:
 
 @pytest.mark.parametrize("how", ["itself", "itself by ids", "gallery", "gallery with itself"])
 @pytest.mark.parametrize("sets", [False, True])
+@pytest.mark.slow
 def test_every_metric_is_its_loop(monkeypatch, sets, how):
     monkeypatch.setattr(module, "_QUERIES", 13)
     points, labels = batch(sets=sets)

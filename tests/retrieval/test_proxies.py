@@ -49,6 +49,7 @@ def test_with_the_same_proxies_they_are_pytorch_metric_learnings():
     assert found.item() == pytest.approx(theirs(embeddings, labels).item(), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_gradients_are_those_of_the_losses():
     embeddings, labels = batch(6, 4)
     inputs = embeddings.requires_grad_(), PROXIES.clone().requires_grad_()

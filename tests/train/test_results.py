@@ -3,6 +3,7 @@
 import importlib.util
 import json
 
+import pytest
 from training import begun
 
 from detkit.data import DigitScenes
@@ -10,6 +11,7 @@ from detkit.train.results import evaluate, finish, keep_best, report
 from detkit.weights import load_detector
 
 
+@pytest.mark.slow
 def test_the_best_weights_stay_and_the_test_set_is_judged_by_them(tmp_path, capsys):
     run, data = begun(tmp_path), DigitScenes(4, size=(64, 64))
     for ap, bias in ((0.2, 1.0), (0.1, 2.0)):

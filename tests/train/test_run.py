@@ -7,6 +7,7 @@ from training import begun
 from detkit.weights import save_checkpoint
 
 
+@pytest.mark.slow
 def test_a_run_of_the_same_options_goes_on_and_one_of_others_is_refused_as_it_is_loaded(tmp_path):
     begun(tmp_path).save(1)
     assert begun(tmp_path, "--resume").load() == 1
@@ -33,6 +34,7 @@ def test_a_run_resumed_with_another_number_of_threads_says_that_it_is_not_the_sa
         torch.set_num_threads(threads)
 
 
+@pytest.mark.slow
 def test_a_longer_run_goes_on_with_the_rates_of_its_length(tmp_path):
     short = begun(tmp_path)
     for _ in range(short.schedule.lr_lambdas[0].total_steps):

@@ -62,6 +62,7 @@ def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 
 
 @pytest.mark.parametrize("family", EVERY)
+@pytest.mark.slow
 def test_parts_of_any_size_have_the_losses_and_the_gradients_of_the_whole(family):
     detector = exact_family(family)
     whole = losses_and_gradients(detector, *batch())
@@ -127,6 +128,7 @@ def test_two_processes_with_two_parts_each_equal_one_batch(tmp_path):
         assert_close(gradients, {name: whole[name] for name in gradients})
 
 
+@pytest.mark.slow
 def test_gradients_are_added_to_those_that_are_there_and_backward_is_the_callers():
     detector = small_family("ssd")
     once = accumulated(detector, parts(2, 3))

@@ -80,6 +80,7 @@ def test_all_parts_at_once_are_one_after_the_other_cut_at_the_end(seed, factors,
     assert (found.double() - expected).abs().max() <= (0.51 if white > 1 else 1e-5) + white * 1e-6
 
 
+@pytest.mark.slow
 def test_parts_are_drawn_each_by_itself_in_their_ranges():
     image, generator = torch.full((3, 4, 4), 0.5), torch.Generator().manual_seed(0)
     color = ColorDistortion(brightness=(0.5, 1.5))

@@ -170,6 +170,7 @@ def test_about_the_stated_share_of_objects_is_pasted():
     assert len(set(counts)) > 5
 
 
+@pytest.mark.slow
 def test_images_of_other_sizes_are_cut_or_lie_at_random():
     small, large = torch.full((1, 4, 4), 9.0), torch.zeros(1, 12, 12)
     whole = scene((0, 0, 4, 4), size=(4, 4))

@@ -29,6 +29,7 @@ def test_a_norm_belongs_to_the_convolution_before_it():
     assert {key.rsplit(".", 2)[0] for key in layers[4]} == {"layer2.1"}
 
 
+@pytest.mark.slow
 def test_backbones_have_the_layers_of_what_they_wrap():
     plain = layers_of(torchvision.models.resnet18())[:-1]
     assert layers_of(ResNetBackbone(torchvision.models.resnet18())) == plain

@@ -22,6 +22,7 @@ def moved_stem(model: nn.Module) -> nn.Module:
     return model
 
 
+@pytest.mark.slow
 def test_a_frozen_layer_computes_the_same_before_and_after_train():
     model = moved_stem(torchvision.models.resnet18())
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
@@ -41,6 +42,7 @@ def test_a_frozen_layer_computes_the_same_before_and_after_train():
 
 
 @pytest.mark.parametrize("layers", range(11))
+@pytest.mark.slow
 def test_exactly_the_first_layers_are_frozen(layers):
     model = torchvision.models.resnet18()
     expected = [name for layer in layers_of(model)[:layers] for name in layer]

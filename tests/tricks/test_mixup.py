@@ -146,6 +146,7 @@ def test_a_segmentation_is_refused():
     assert_refused("DetectionMixup: targets[0] has segmentation", DetectionMixup(), [torch.zeros(3, 4, 4)] * 2, given)
 
 
+@pytest.mark.slow
 def test_losses_heed_the_weights():
     torch.manual_seed(0)
     detector = tiny_ssd(2)

@@ -51,6 +51,7 @@ def members_of(index, numbers, count):
 
 
 @given(batch=batches(), data=st.data(), seed=st.integers(0, 99))
+@pytest.mark.slow
 def test_a_mosaic_is_what_its_description_says(batch, data, seed):
     images, targets = batch
     size = (data.draw(st.integers(1, 40)), data.draw(st.integers(1, 40)))
@@ -134,6 +135,7 @@ def test_segmentations_of_all_quarters_are_kept_and_the_rest_has_no_class():
         assert int((target["segmentation"] == VOID).sum()) == 60 * 40 - 3 * 400
 
 
+@pytest.mark.slow
 def test_a_part_that_is_cut_is_any_part():
     generator, images = torch.Generator().manual_seed(0), [torch.arange(20.0).expand(1, 20, 20)]
     mosaic = Mosaic((20, 20), scale_range=(1, 1), center_range=(0.5, 0.5))

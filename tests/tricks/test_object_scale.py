@@ -79,6 +79,7 @@ def test_an_object_of_weight_0_is_not_chosen():
     assert {image.shape[1] for image in found} == {20}
 
 
+@pytest.mark.slow
 def test_every_size_between_the_two_comes():
     target = {"boxes": torch.tensor([[0.0, 0, 10, 40]]), "labels": torch.tensor([0])}
     scale = RandomObjectScale(5, 15, shortest=1)

@@ -123,6 +123,7 @@ def test_detrs_groups_are_two_rates():
     assert sorted({group["lr"] for group in groups}) == pytest.approx([1e-5, 1e-4])
 
 
+@pytest.mark.slow
 def test_vectors_and_named_parameters_do_not_decay():
     model = torchvision.models.swin_t()
     groups = parameter_groups(model, 0.1, weight_decay=0.05, undecayed=["relative_position_bias_table"])

@@ -39,6 +39,7 @@ def plain(count=3, **entries):
 @every
 @settings(max_examples=20)
 @given(batch=batches(fewest=2, masks=True, segmentation=False), seed=st.integers(0, 99))
+@pytest.mark.slow
 def test_nothing_of_the_callers_changes_and_one_generator_gives_one_batch(make, batch, seed):
     images, targets = batch
     before, augment = copied([images, targets]), make()

@@ -51,6 +51,7 @@ def test_the_number_of_tiles_is_the_smallest_that_the_overlap_allows():
 
 
 @given(st.integers(1, 80), st.integers(1, 80), st.integers(0, 10**6), st.integers(1, 5))
+@pytest.mark.slow
 def test_tiles_find_what_the_whole_image_shows_where_the_overlap_is_as_large_as_the_objects(h, w, seed, batch_size):
     image = scattered(h, w, largest=OVERLAP, count=30, seed=seed)
     (expected,) = BrightAreas()([image])
@@ -206,6 +207,7 @@ def test_images_of_one_list_may_differ_in_size_and_do_not_meet():
         assert_same_objects(found, expected)
 
 
+@pytest.mark.slow
 def test_tiles_and_test_time_augmentation_go_into_each_other():
     image = scattered(60, 70, largest=OVERLAP, count=20, seed=3)
     (expected,) = BrightAreas()([image])

@@ -54,6 +54,7 @@ def test_boxes_and_points_are_resized_by_the_exact_ratio_of_each_side():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.slow
 def test_the_edge_of_a_view_is_that_of_its_image(dtype):
     for new, old in itertools.product(range(1, 700, 9), range(1, 700, 7)):
         box = torch.tensor([[0.0, 0, old, new]], dtype=dtype)

@@ -349,6 +349,7 @@ def test_detections_without_scores_are_refused_by_name():
         side_by_side([gray()], [objects((2, 2, 9, 9))], [objects((2, 2, 9, 9))])
 
 
+@pytest.mark.slow
 def test_real_images_with_their_annotations_make_a_sheet(detkit_data, tmp_path):
     folder = detkit_data / "bccd"
     truth = json.loads((folder / "annotations" / "instances_val.json").read_text())
@@ -385,6 +386,7 @@ def test_pictures_and_figures_are_saved_as_png(tmp_path):
         save_picture(tmp_path / "nowhere" / "a.png", picture)
 
 
+@pytest.mark.slow
 def test_a_picture_and_a_figure_are_written_as_jpeg_and_pdf_too(tmp_path):
     picture, figure = draw_boxes(torch.zeros(3, 96, 96), torch.zeros(0, 4)), plot_curves([{"epoch": 1, "loss": 1.0}])
     for name, begins in {"jpg": b"\xff\xd8\xff", "JPEG": b"\xff\xd8\xff", "pdf": b"%PDF"}.items():

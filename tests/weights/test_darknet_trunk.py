@@ -40,6 +40,7 @@ def pools(draw: st.DrawFn) -> str:
 
 @pytest.mark.filterwarnings("error")
 @given(SIDES, st.lists(st.one_of(convolutions(), pools(), st.just(cfgs.UPSAMPLE)), min_size=1, max_size=4))
+@pytest.mark.slow
 def test_any_chain_of_layers_computes_what_loops_compute(size, layers):
     cfg = cfgs.net(*size) + "".join(layers) + cfgs.yolo("0", "4,4", 1)
     with tempfile.TemporaryDirectory() as folder:

@@ -28,6 +28,7 @@ SMALL = {
 
 
 @pytest.mark.parametrize("name", SMALL)
+@pytest.mark.slow
 def test_every_recipe_comes_back_with_its_arguments_names_and_results(name, tmp_path):
     torch.manual_seed(0)
     made = getattr(detectors, name)(2, **SMALL[name]).eval()

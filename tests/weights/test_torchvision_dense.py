@@ -123,6 +123,7 @@ def test_weights_go_there_and_back(build):
     assert_round_trip(peer, detector, to_torchvision(detector), build())
 
 
+@pytest.mark.slow
 def test_changed_weights_reach_torchvision():
     detector = from_torchvision(small_fcos())
     with torch.no_grad():
@@ -139,6 +140,7 @@ def test_changed_weights_reach_torchvision():
     torch.testing.assert_close(outputs.predictions.quality, expected["bbox_ctrness"][..., 0])
 
 
+@pytest.mark.slow
 def test_settings_are_taken_over_and_the_model_is_left_alone():
     model = small_retinanet(score_thresh=0.3, image_mean=[0.1, 0.2, 0.3], bg_iou_thresh=0.2).double()
     model.backbone.body.conv1.weight.requires_grad_(False)
@@ -216,6 +218,7 @@ def test_the_box_loss_is_taken_over():
     assert isinstance(detector.trunk[0], ResNetBackbone)
 
 
+@pytest.mark.slow
 def test_the_models_under_test_find_objects_of_several_classes_and_levels():
     torch.manual_seed(0)
     model = calibrated(small_retinanet().eval())

@@ -177,6 +177,7 @@ def on_a_mobilenet(neck: SSDExtra, backbone: SequentialBackbone) -> Detector:
     return Detector(trunk, preprocess=Preprocess((64, 64)), dense=detector.dense)
 
 
+@pytest.mark.slow
 def test_detectors_without_a_counterpart_are_refused_by_name():
     with pytest.raises(ValueError, match=r"the trunk is Sequential\(SmallBackbone, FPN\)"):
         to_torchvision(fpn_ssd(2, channels=8))

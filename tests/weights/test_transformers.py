@@ -212,6 +212,7 @@ def test_what_has_no_counterpart_is_refused_by_name(settings, message):
         ("mobilenetv3_small_050", "a layer of the backbone='.*'; allowed is 'Conv2d' or"),
     ],
 )
+@pytest.mark.slow
 def test_other_backbones_of_timm_are_refused_by_name(name, message):
     with pytest.raises(ValueError, match=rf"^from_transformers: {message}"):
         from_transformers(model(backbone=name))

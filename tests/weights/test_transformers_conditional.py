@@ -86,11 +86,13 @@ def assert_the_same(peer: nn.Module, *, dtype: torch.dtype, tolerance: float) ->
 
 
 @every_model
+@pytest.mark.slow
 def test_a_model_costs_and_finds_the_same(build):
     assert_the_same(build(), dtype=torch.float32, tolerance=1e-4)
 
 
 @every_model
+@pytest.mark.slow
 def test_a_model_costs_and_finds_the_same_in_double_precision(build, double):
     assert_the_same(build(), dtype=torch.float64, tolerance=1e-9)
 
@@ -111,6 +113,7 @@ def test_weights_go_back_bit_for_bit_and_load_strictly(build):
 
 
 @every_model
+@pytest.mark.slow
 def test_in_training_mode_the_same_is_dropped_out(build):
     peer = build(dropout=0.1, attention_dropout=0.2, activation_dropout=0.3).train()
     detector, (images, mask), (ours, theirs) = from_transformers(peer), batch(), truth()

@@ -129,6 +129,7 @@ def test_as_much_learns_as_there(build):
 
 
 @every_model
+@pytest.mark.slow
 def test_in_training_mode_the_same_is_dropped_out(build):
     peer = build(dropout=0.1, attention_dropout=0.2, activation_dropout=0.3).train()
     detector, (images, mask), (ours, theirs) = from_transformers(peer), batch(), truth()

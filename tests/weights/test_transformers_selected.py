@@ -252,6 +252,7 @@ def assert_finds_the_same(detector: Detector, peer: Any, images: Images, close: 
 
 @torch.no_grad()
 @pytest.mark.parametrize("kind", ["RTDetr", "RTDetrV2"])  # cells of a new D-FINE are equal to the last bit
+@pytest.mark.slow
 def test_a_new_model_whose_cells_hardly_differ_chooses_the_same_in_double_precision(kind):
     torch.manual_seed(0)
     backbone = resnet(8, 12, 16, 20, kind="basic")
@@ -280,6 +281,7 @@ def test_a_model_costs_and_finds_the_same_in_double_precision(build):
 
 
 @every_model
+@pytest.mark.slow
 def test_weights_go_back_bit_for_bit_and_load_strictly(build):
     peer = build()
     expected = {key: value.clone() for key, value in peer.state_dict().items()}
