@@ -32,7 +32,7 @@ def study(words: Sequence[str]) -> str:
         case.agree(case.ours(), case.theirs())
         runs = [(_spent(case.ours), _spent(case.theirs)) for _ in range(_RUNS)]
         (ours, our_products), (theirs, their_products) = (
-            (statistics.median(run[side][part] for run in runs) for part in (0, 1)) for side in (0, 1)
+            [statistics.median(spent) for spent in zip(*side, strict=True)] for side in zip(*runs, strict=True)
         )
         rows.append(
             f"| {case.name} | {case.size} | {theirs:.0f} | {their_products / theirs:.0%} | {ours:.0f} "

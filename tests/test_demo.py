@@ -41,7 +41,6 @@ def test_training_lowers_the_loss():
     assert after < before / 3
 
 
-@pytest.mark.slow
 def test_the_weights_in_the_package_find_the_digits_of_unseen_scenes():
     metrics = demo.evaluate(demo.trained_digit_detector(), DigitScenes(40, split="test"))
     assert metrics.compute()["bbox/AP"] > 0.75

@@ -18,6 +18,7 @@ from detkit.boxes.bins import Bins
 FARTHEST_CELL = 2.0**20  # the kernel holds cells in 32-bit integers
 _MOST_ENTRIES = 1 << 19  # of a matrix: some 20 MB
 _MOST_CELLS = 1 << 14  # of several images that are read by one matrix
+_CHANNELS = 64  # whose gradients are taken at once: what they come from stays in the cache
 _CALLS = 1 << 18  # nanoseconds that a matrix costs beside its entries
 
 
@@ -67,21 +68,26 @@ class _Reading(NamedTuple):
     ratio: int
     aligned: bool
 
-    def by_matrix(self, shape: Sequence[int], channels_last: bool, count: int) -> bool:
-        """Whether the matrix is faster for ``count`` boxes, by estimates of what the values cost, in nanoseconds."""
+    def by_matrix(self, shape: Sequence[int], channels_last: bool, count: int, *, turned: bool = True) -> bool:
+        """Whether the matrix is faster for ``count`` boxes, by estimates of what the values cost, in nanoseconds.
+
+        ``turned``: it needs the channels of a cell side by side, as its gradient does not.
+        """
         channels, turning = shape[1], 3 * math.prod(shape)
         reads = count * self.height * self.width * (2 * self.ratio) ** 2
-        matrix = _CALLS + reads * (8 + channels / 8) + turning * (not channels_last)
+        matrix = _CALLS + reads * (8 + channels / 8) + turning * (turned and not channels_last)
         kernel = reads * channels + turning * channels_last
         return self.ratio > 0 and matrix < kernel
 
+    def most(self) -> int:
+        """Of boxes in one matrix."""
+        return max(_MOST_ENTRIES // (self.height * self.width * (2 * self.ratio) ** 2), 1)
+
     def blocks(self, rois: Float[Tensor, "R 5"], scale: float, shape: Sequence[int]) -> Iterator[tuple[slice, Bins]]:
         """The matrices of all rois, a few at a time."""
-        entries = self.height * self.width * (2 * self.ratio) ** 2
-        boxes = torch.cat((rois[:, :1], rois[:, 1:] * scale), dim=1)
-        step, size = max(_MOST_ENTRIES // entries, 1), (self.height, self.width)
-        for start in range(0, len(rois), step):
-            own = slice(start, start + step)
+        boxes, size = torch.cat((rois[:, :1], rois[:, 1:] * scale), dim=1), (self.height, self.width)
+        for start in range(0, len(rois), self.most()):
+            own = slice(start, start + self.most())
             yield own, Bins(boxes[own], shape, size=size, ratio=self.ratio, aligned=self.aligned)
 
     def kernel(self, feature: Float[Tensor, "B D _ _"], rois: Tensor, scale: float) -> Float[Tensor, "R D _ _"]:
@@ -182,7 +188,7 @@ def _unpool(
     for level, (shape, last, scale) in enumerate(zip(_by_four(shapes), channels_last, scales, strict=True)):
         here = levels == level
         rows = here.nonzero().squeeze(1) if _on_processor(gradient) else None
-        if rows is not None and reading.by_matrix(shape, last, len(rows)):
+        if rows is not None and reading.by_matrix(shape, last, len(rows), turned=False):
             results.append(_empty(gradient, shape, last).zero_())
             for own, maps, moved in _groups(rois, rows, results[-1]):
                 _spread(reading, gradient, own, moved, scale, maps)
@@ -200,12 +206,19 @@ def _unpool(
 def _spread(
     reading: _Reading, gradient: Tensor, rows: Tensor, rois: Tensor, scale: float, maps: Float[Tensor, "G D _ _"]
 ) -> None:
-    """Add the gradient of some rows to that of the maps of a group of images."""
-    by_cell = maps.permute(0, 2, 3, 1)
+    """Write the gradient of some rows to that of the maps of a group of images, which is 0 so far."""
+    by_cell, by_bin = maps.permute(0, 2, 3, 1), gradient.permute(0, 2, 3, 1)
+    blocks = ((rows[some], bins.by_cell()) for some, bins in reading.blocks(rois, scale, by_cell.shape[:3]))
+    if not by_cell.is_contiguous() and len(rois) <= reading.most():  # no map is turned around
+        ((own, matrix),) = blocks
+        read, area = matrix.read.long(), maps[0, 0].numel()
+        image, place = read // area, read % area
+        for few, bins in zip(maps.split(_CHANNELS, dim=1), by_bin.split(_CHANNELS, dim=3), strict=True):
+            few.flatten(2)[image, :, place] = matrix.gradient(bins[own].flatten(0, 2).contiguous())
+        return
     cells = by_cell if by_cell.is_contiguous() else torch.zeros_like(by_cell, memory_format=torch.contiguous_format)
-    for some, bins in reading.blocks(rois, scale, by_cell.shape[:3]):
-        incoming = gradient.permute(0, 2, 3, 1)[rows[some]].flatten(0, 2).contiguous()
-        bins.spread(incoming, cells.flatten(0, 2))
+    for own, matrix in blocks:
+        cells.flatten(0, 2).index_add_(0, matrix.read, matrix.gradient(by_bin[own].flatten(0, 2).contiguous()))
     if cells is not by_cell:
         by_cell.copy_(cells)
 

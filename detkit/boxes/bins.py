@@ -5,6 +5,7 @@ same product with the matrix transposed. torchvision's kernel walks the channels
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -53,11 +54,9 @@ class Bins:
     >>> bins = Bins(torch.tensor([[0.0, 0, 0, 4, 2]]), (1, 2, 4), size=(1, 1), ratio=2)
     >>> bins.read(torch.arange(8.0)[:, None])
     tensor([[5.]])
-    >>> cells = torch.zeros(8, 1)
-    >>> bins.spread(torch.ones(1, 1), cells)
-    >>> cells.view(2, 4)
-    tensor([[0.0000, 0.1250, 0.0000, 0.1250],
-            [0.0000, 0.3750, 0.0000, 0.3750]])
+    >>> cells = bins.by_cell()
+    >>> cells.read[0], cells.gradient(torch.ones(1, 1))[0]
+    (tensor(1, dtype=torch.int32), tensor([0.1250]))
     """
 
     def __init__(
@@ -82,13 +81,24 @@ class Bins:
         """The value of each bin."""
         return embedding_bag(self.index, cells, per_sample_weights=self.weight, mode="sum")
 
-    def spread(self, gradient: Float[Tensor, "M_S_S D"], cells: Float[Tensor, "N D"]) -> None:
-        """Add to ``cells`` the gradient of each that is read, from that of each bin."""
+    def by_cell(self) -> "Cells":
+        """The matrix transposed."""
         places, order = self.index.flatten().sort()
         read, counts = places.unique_consecutive(return_counts=True)
-        bins, weights = order // self.index.shape[1], self.weight.flatten()[order]
-        starts = counts.cumsum(0) - counts
-        cells.index_add_(0, read, embedding_bag(bins, gradient, starts, per_sample_weights=weights, mode="sum"))
+        return Cells(read, order // self.index.shape[1], self.weight.flatten()[order], counts.cumsum(0) - counts)
+
+
+class Cells(NamedTuple):
+    """The cells that are read at all, and the bins that read them, cell after cell from ``starts`` on, with weights."""
+
+    read: Int[Tensor, " R"]
+    bins: Int[Tensor, " E"]
+    weights: Float[Tensor, " E"]
+    starts: Int[Tensor, " R"]
+
+    def gradient(self, incoming: Float[Tensor, "M_S_S D"]) -> Float[Tensor, "R D"]:
+        """The gradient of each, from that of each bin."""
+        return embedding_bag(self.bins, incoming, self.starts, per_sample_weights=self.weights, mode="sum")
 
 
 def _side(points: Float[Tensor, "M P"], count: int, ratio: int) -> tuple[Int[Tensor, "M S C"], Float[Tensor, "M S C"]]:

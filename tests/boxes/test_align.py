@@ -66,7 +66,7 @@ def test_values_and_gradients_are_those_of_the_kernel(order, way, count, seed, r
     expected = kernel(features, boxes, levels, **options)
     with pytest.MonkeyPatch.context() as patch:
         ways = {"the kernel": [], "the matrix": [24, 12], "one level by each": [12]}[way]
-        patch.setattr(module._Reading, "by_matrix", lambda own, shape, *_: own.ratio > 0 and shape[2] in ways)
+        patch.setattr(module._Reading, "by_matrix", lambda own, shape, *_, **__: own.ratio > 0 and shape[2] in ways)
         found = align(features, boxes, levels, SCALES, **options)
         assert_equal_with_gradients(found, expected, features)
 
@@ -75,7 +75,7 @@ def test_values_and_gradients_are_those_of_the_kernel(order, way, count, seed, r
 def test_blocks_and_groups_give_what_one_matrix_gives(order, monkeypatch):
     features, (boxes, levels) = maps(order), rois(50, seed=4)
     options = {"size": (3, 3), "sampling_ratio": 2, "aligned": False}
-    monkeypatch.setattr(module._Reading, "by_matrix", lambda *_: True)
+    monkeypatch.setattr(module._Reading, "by_matrix", lambda *_, **__: True)
     whole = align(features, boxes, levels, SCALES, **options)
     monkeypatch.setattr(module, "_MOST_ENTRIES", 300)  # two boxes a block
     monkeypatch.setattr(module, "_MOST_CELLS", 200)  # one image of each level

@@ -139,6 +139,14 @@ def test_a_gradient_that_is_mostly_of_one_level_reaches_no_other(ratio):
         torch.testing.assert_close(one, sum(own[level] for own in alone), rtol=0, atol=1e-10)
 
 
+def test_the_gradient_of_some_boxes_holds_no_second_map():
+    features = [torch.zeros(1, 256, 152, 200, requires_grad=True)]
+    pooled = PyramidRoIAlign(7, strides=(4,))(features, torch.tensor([[[4.0, 8, 40, 50]]]).expand(1, 400, 4))
+    upstream = torch.ones_like(pooled)
+    taken = allocations(lambda: torch.autograd.grad(pooled, features, upstream))
+    assert taken.peak < 1.6 * features[0].nbytes / 1e6
+
+
 @pytest.mark.slow
 def test_a_gradient_is_taken_in_blocks_and_never_copied_whole():
     features = [level.float().requires_grad_() for level in pyramid(channels=96)]

@@ -199,7 +199,6 @@ def test_a_detector_of_the_recipe_becomes_a_torchvision_model():
     detection.fasterrcnn_resnet50_fpn(**RANDOM).load_state_dict(to_torchvision(detector), strict=True)
 
 
-@pytest.mark.slow
 def test_masks_of_torchvisions_models_stay_probabilities():
     assert from_torchvision(SMALL["mask"]()).preprocess.mask_threshold is None
 
@@ -241,7 +240,6 @@ def test_parts_that_torchvisions_builders_do_not_use_are_named():
         from_torchvision(convolutional(nn.InstanceNorm2d))
 
 
-@pytest.mark.slow
 def test_stages_that_torchvision_does_not_have_are_named():
     detector = faster_rcnn(CLASSES)
     with pytest.raises(ValueError, match=r"stages.*rpn=RPNStage, first=BoxStage.*rpn=RPNStage.*box="):
