@@ -191,7 +191,7 @@ def test_decoding_follows_the_number_of_boxes():
 @pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
 def test_roi_align_compiles_with_its_gradient(order, way, monkeypatch):
     torch.compiler.reset()
-    monkeypatch.setattr(align._Reading, "by_matrix", lambda *_: way == "the matrix")
+    monkeypatch.setattr(align._Reading, "by_matrix", lambda *_, **__: way == "the matrix")
     boxes = [torch.tensor([[0.0, 0, 20, 20]]), torch.tensor([[3.0, 3, 30, 30]])]
 
     def mean(level: Tensor) -> Tensor:
