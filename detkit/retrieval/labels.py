@@ -16,7 +16,8 @@ from detkit._inputs import looked_at
 def same_labels(labels: Shaped[Tensor, "N *C"], references: Shaped[Tensor, "M *C"]) -> Bool[Tensor, "N M"]:
     """Whether the labels of N embeddings equal those of M references; label sets are the same if they share one label.
 
-    Rows that take no part are like no others. Raises ValueError for labels of different kinds, shapes and widths.
+    Rows that take no part are like no others. Raises ValueError for labels of different kinds, shapes and widths, for
+    fractions, and for label sets of more than 0 and 1.
 
     >>> same_labels(torch.tensor([0, 1, -1]), torch.tensor([1, 1, -1]))
     tensor([[False, False, False],
@@ -30,12 +31,11 @@ def same_labels(labels: Shaped[Tensor, "N *C"], references: Shaped[Tensor, "M *C
             f"same_labels: labels have shape {tuple(labels.shape)} and references {tuple(references.shape)}; allowed "
             "are whole numbers (N,) and (M,), or label sets (N, C) and (M, C)"
         )
+    for name, given in (("labels", labels), ("references", references)):
+        check_labels("same_labels", name, given)
     own, theirs = takes_part(labels), takes_part(references)
     if labels.ndim == 1:
         return (labels[:, None] == references) & own[:, None]
-    for name, sets in (("labels", labels), ("references", references)):
-        if looked_at(sets) and bool((sets > 1).any()):
-            raise ValueError(f"same_labels: {name} (N, C) hold {sets.max().item():g}; label sets hold 0 and 1")
     members, others = (sets.to(torch.float32).clamp(min=0) for sets in (labels, references))
     return (members @ others.T > 0) & own[:, None] & theirs
 
@@ -48,3 +48,14 @@ def takes_part(labels: Shaped[Tensor, "N *C"]) -> Bool[Tensor, "N"]:
     (tensor([ True, False]), tensor([ True, False]))
     """
     return labels >= 0 if labels.ndim == 1 else (labels >= 0).all(1)
+
+
+def check_labels(function: str, name: str, labels: Tensor) -> None:
+    """Raise ValueError for fractions, such as probabilities, and for label sets of more than 0 and 1."""
+    if not looked_at(labels):
+        return
+    wrong = labels != labels.trunc() if labels.is_floating_point() else torch.zeros_like(labels, dtype=torch.bool)
+    wrong = wrong | (labels > 1) if labels.ndim == 2 else wrong
+    if bool(wrong.any()):
+        allowed = "label sets (N, C) hold 0 and 1" if labels.ndim == 2 else "allowed are whole numbers"
+        raise ValueError(f"{function}: {name} hold {labels[wrong].max().item():g}; {allowed}")

@@ -17,7 +17,7 @@ from detkit._ranges import Count, Whole
 from detkit.retrieval.brute_force import BruteForceIndex
 from detkit.retrieval.distances import Distance
 from detkit.retrieval.index import whole_ids
-from detkit.retrieval.labels import same_labels, takes_part
+from detkit.retrieval.labels import check_labels, same_labels, takes_part
 
 _QUERIES = 1024
 _MEMBERSHIPS = 1 << 34
@@ -280,6 +280,7 @@ def _equal_counts(labels: Tensor, theirs: Tensor) -> Int[Tensor, "Q"]:
     """How many of the gallery each query is equal to."""
     if labels.ndim == 2:
         return same_labels(labels, theirs).sum(1)
+    labels, theirs = (own.to(torch.promote_types(own.dtype, torch.int8)) for own in (labels, theirs))  # True is 1
     kinds, counts = theirs.unique(return_counts=True)
     place = torch.searchsorted(kinds, labels).clamp(max=len(kinds) - 1)
     return torch.where(kinds[place] == labels, counts[place], 0)
@@ -320,6 +321,7 @@ def _check_rows(function: str, name: str, embeddings: Tensor, labels: Tensor) ->
             f"{function}: {name} have shape {tuple(embeddings.shape)} and labels {tuple(labels.shape)}; allowed are "
             "(N, D) with (N,), or with (N, C) for label sets, and at least one row"
         )
+    check_labels(function, "labels" if name == "embeddings" else "labels of gallery", labels)
     own = takes_part(labels).to(embeddings.device)
     check_finite(torch.where(own[:, None], embeddings, 0), function=function, name=name)
 

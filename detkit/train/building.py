@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file
 from torch import nn
 
@@ -100,3 +101,17 @@ def take_backbone(detector: Detector, path: Path) -> None:
     if missing := [key for key, value in own.items() if key not in found or found[key].shape != value.shape]:
         raise ValueError(f"--trunk {path} lacks {len(missing)} of {len(own)} values of the backbone: {missing[0]}, ...")
     backbone.load_state_dict({key: found[key] for key in own})
+
+
+def channels_last(detector: nn.Module, device: torch.device) -> bool:
+    """Whether to train with the channels of a cell side by side, unless told: mostly the faster layout.
+
+    On a processor not where a 1 x 1 convolution reads fewer than eight channels: oneDNN's gradient of one can end the
+    process.
+
+    >>> channels_last(nn.Conv2d(8, 8, 1), torch.device("cpu")), channels_last(nn.Conv2d(4, 8, 1), torch.device("cpu"))
+    (True, False)
+    """
+    convolutions = (part for part in detector.modules() if isinstance(part, nn.Conv2d))
+    narrow = any(part.kernel_size == (1, 1) and part.in_channels < 8 for part in convolutions)
+    return device.type != "cpu" or not narrow

@@ -94,6 +94,8 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--ema", type=float, default=0.998, help="decay of the averaged weights, which are saved (%(default)s)")
     bf16 = "bfloat16 autocast; default: where the device has instructions for it"
     add("--bf16", action=argparse.BooleanOptionalAction, help=bf16)
+    layout = "lay channels side by side (channels_last); default: but for narrow detectors on a processor"
+    add("--channels-last", action=argparse.BooleanOptionalAction, help=layout)
     add("--evaluate-every", type=int, default=1, metavar="EPOCHS", help="on the set to validate on (%(default)s)")
     add("--checkpoint-steps", type=int, default=0, help="also checkpoint every so many steps within an epoch")
     add("--workers", type=int, default=0, help="data loading processes for each training process")

@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from detkit import dist, tricks
 from detkit.data import Augmented
-from detkit.train.building import build, choose_input
+from detkit.train.building import build, channels_last, choose_input
 from detkit.train.epoch import train_epoch
 from detkit.train.fit import warn_of_misfits
 from detkit.train.folder import claim
@@ -28,7 +28,9 @@ def train(args: argparse.Namespace, device: torch.device) -> dict[str, float]:
     torch.manual_seed(args.seed)
     train_data, val_data, test_data, categories = datasets(args)
     choose_input(args, train_data)
-    detector = build(args, len(categories)).to(memory_format=torch.channels_last).to(device)  # the faster layout
+    detector = build(args, len(categories)).to(device)
+    if channels_last(detector, device) if args.channels_last is None else args.channels_last:
+        detector = detector.to(memory_format=torch.channels_last)
     if dist.rank() == 0:
         warn_of_misfits(train_data, detector)
     data = Augmented(train_data, AUGMENTATIONS[args.augment](), seed=args.seed)

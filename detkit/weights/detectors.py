@@ -47,7 +47,10 @@ def save_detector(
     made = getattr(inner, "recipe", None)
     way_out = "keep it with save_weights(), and load_weights() into what your own code builds"
     if not isinstance(made, Recipe):
-        raise ValueError(f"save_detector: detector was not built by a recipe of detkit.detectors; {way_out}")
+        raise ValueError(
+            f"save_detector: detector was not built by a recipe of detkit.detectors; {way_out}; of an "
+            "inference form save the detector that it was made of, and make it again after loading"
+        )
     if made.unwritable:
         given = ", ".join(made.unwritable)
         raise ValueError(f"save_detector: {made.name} was given {given}: no plain value; {way_out}")

@@ -28,7 +28,9 @@ def test_padding_is_like_nothing():
         (torch.zeros(2), torch.zeros(2, 3), "allowed are whole numbers"),
         (torch.zeros(2, 4), torch.zeros(2, 3), "allowed are whole numbers"),
         (torch.zeros(2, 1, 1), torch.zeros(2, 1, 1), "allowed are whole numbers"),
-        (torch.tensor([[0, 7]]), torch.tensor([[0, 1]]), r"labels \(N, C\) hold 7; label sets hold 0 and 1"),
+        (torch.tensor([[0, 7]]), torch.tensor([[0, 1]]), r"labels hold 7; label sets \(N, C\) hold 0 and 1"),
+        (torch.tensor([[0, 1]]), torch.rand(1, 2), r"references hold 0\.\d+; label sets \(N, C\) hold 0 and 1"),
+        (torch.tensor([0.5, 1]), torch.tensor([0.0]), r"labels hold 0\.5; allowed are whole numbers"),
     ],
 )
 def test_labels_of_different_kinds_are_refused(labels, references, message):

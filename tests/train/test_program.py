@@ -4,6 +4,8 @@ import json
 import math
 
 import pytest
+import torch
+from torch import nn
 from training import OPTIONS
 
 from detkit.train import program
@@ -35,3 +37,22 @@ def test_no_step_is_taken_where_the_folder_is_refused(tmp_path, monkeypatch):
     (tmp_path / "checkpoint.pt").touch()
     with pytest.raises(ValueError, match="holds checkpoint"):
         program.main([*OPTIONS, "--output", str(tmp_path)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("given", "expected"), [((), True), (("--no-channels-last",), False), (("--channels-last",), True)]
+)
+def test_channels_lie_side_by_side_unless_told(given, expected, tmp_path, monkeypatch):
+    class BuiltError(Exception):
+        pass
+
+    def run(args, detector, *_):
+        kernels = [part.weight for part in detector.modules() if isinstance(part, nn.Conv2d)]
+        wide = [kernel for kernel in kernels if kernel.shape[2] > 1]
+        assert {kernel.is_contiguous(memory_format=torch.channels_last) for kernel in wide} == {expected}
+        raise BuiltError
+
+    monkeypatch.setattr(program, "Run", run)
+    with pytest.raises(BuiltError):
+        program.main([*OPTIONS, "--scenes", "4", "--output", str(tmp_path), *given])
