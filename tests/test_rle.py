@@ -47,10 +47,10 @@ def check(value, size=(4, 6)):
 
 
 def refused_at_once(value, message, size=(4, 6)):
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(ValueError, match=rf"^annotation id=9: {message}"):
         check(value, size)
-    assert time.perf_counter() - start < 0.1
+    assert time.process_time() - start < 1
 
 
 GOOD = text_of(np.eye(4, 6))

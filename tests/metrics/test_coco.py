@@ -180,9 +180,9 @@ def test_a_thousand_images_with_a_hundred_thousand_boxes_are_taken_in_seconds(ge
         for box, score, label in zip(boxes, scores, labels, strict=True)
     ]
     metrics = CocoMetrics(80)
-    start = time.perf_counter()
+    start = time.process_time()
     metrics.update(rows, [{"boxes": row["boxes"][:8], "labels": row["labels"][:8]} for row in rows])
-    assert time.perf_counter() - start < 5  # 0.2 s where this was written; the type checker of the tests adds to it
+    assert time.process_time() - start < 5  # 0.2 s where this was written; the type checker of the tests adds to it
     assert sum(len(record.detections.labels) for record in metrics.gathered()) == 100_000
 
 
