@@ -77,11 +77,14 @@ def pytest_collection() -> Iterator[object]:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest tests come first in either half, as each of two workers is given one and steals from the other.
 
-    Of a parametrized test the first cases are quick, and the others are counted among the slow.
+    Of a parametrized test the first cases and the last are quick, and the others are counted among the slow.
     """
-    cases: dict[str, itertools.count[int]] = collections.defaultdict(itertools.count)
+    cases: dict[str, list[pytest.Item]] = collections.defaultdict(list)
     for item in items:
-        if next(cases[item.nodeid.partition("[")[0]]) >= QUICK_CASES and not item.get_closest_marker("slow"):
+        if not item.get_closest_marker("slow"):
+            cases[item.nodeid.partition("[")[0]].append(item)
+    for own in cases.values():
+        for item in own[QUICK_CASES - 1 : -1]:
             item.add_marker(pytest.mark.slow(0))
 
     def seconds(item: pytest.Item) -> float:

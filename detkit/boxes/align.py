@@ -71,17 +71,18 @@ class _Reading(NamedTuple):
     def by_matrix(self, shape: Sequence[int], channels_last: bool, count: int, *, turned: bool = True) -> bool:
         """Whether the matrix is faster for ``count`` boxes, by estimates of what the values cost, in nanoseconds.
 
-        ``turned``: it needs the channels of a cell side by side, as its gradient does not.
+        ``turned``: it needs the channels of a cell side by side, as the gradient of few boxes does not.
         """
         channels, turning = shape[1], 3 * math.prod(shape)
         reads = count * self.height * self.width * (2 * self.ratio) ** 2
-        matrix = _CALLS + reads * (8 + channels / 8) + turning * (turned and not channels_last)
+        groups = min(-(-shape[0] // _together(shape[2:])), count)
+        matrix = _CALLS * groups + reads * (8 + channels / 8) + turning * (turned and not channels_last)
         kernel = reads * channels + turning * channels_last
         return self.ratio > 0 and matrix < kernel
 
     def most(self) -> int:
         """Of boxes in one matrix."""
-        return max(_MOST_ENTRIES // (self.height * self.width * (2 * self.ratio) ** 2), 1)
+        return max(_MOST_ENTRIES // max(self.height * self.width * (2 * self.ratio) ** 2, 1), 1)
 
     def blocks(self, rois: Float[Tensor, "R 5"], scale: float, shape: Sequence[int]) -> Iterator[tuple[slice, Bins]]:
         """The matrices of all rois, a few at a time."""
@@ -151,13 +152,18 @@ def _groups(
     rois: Tensor, rows: Int[Tensor, " R"], maps: Float[Tensor, "B D _ _"]
 ) -> Iterator[tuple[Int[Tensor, " S"], Float[Tensor, "G D _ _"], Float[Tensor, "S 5"]]]:
     """As many images together as are small: the rows that are read from them, their maps, and the rois in these."""
-    together = max(_MOST_CELLS // max(math.prod(maps.shape[2:]), 1), 1)
+    together = _together(maps.shape[2:])
     groups = rois[rows, 0].to(torch.int64) // together
     counts = torch.bincount(groups).tolist()
     for group, own in enumerate(rows[groups.argsort(stable=True)].split(counts)):
         if len(own):
             first = group * together
             yield own, maps[first : first + together], rois[own] - (torch.arange(5) < 1).to(rois) * first
+
+
+def _together(sides: Sequence[int]) -> int:
+    """How many images of this size are read by one matrix."""
+    return max(_MOST_CELLS // max(math.prod(sides), 1), 1)
 
 
 def _on_processor(tensor: Tensor) -> bool:
@@ -188,7 +194,7 @@ def _unpool(
     for level, (shape, last, scale) in enumerate(zip(_by_four(shapes), channels_last, scales, strict=True)):
         here = levels == level
         rows = here.nonzero().squeeze(1) if _on_processor(gradient) else None
-        if rows is not None and reading.by_matrix(shape, last, len(rows), turned=False):
+        if rows is not None and reading.by_matrix(shape, last, len(rows), turned=len(rows) > reading.most()):
             results.append(_empty(gradient, shape, last).zero_())
             for own, maps, moved in _groups(rois, rows, results[-1]):
                 _spread(reading, gradient, own, moved, scale, maps)
@@ -213,8 +219,8 @@ def _spread(
         ((own, matrix),) = blocks
         read, area = matrix.read.long(), maps[0, 0].numel()
         image, place = read // area, read % area
-        for few, bins in zip(maps.split(_CHANNELS, dim=1), by_bin.split(_CHANNELS, dim=3), strict=True):
-            few.flatten(2)[image, :, place] = matrix.gradient(bins[own].flatten(0, 2).contiguous())
+        for channels, incoming in zip(maps.split(_CHANNELS, dim=1), by_bin.split(_CHANNELS, dim=3), strict=True):
+            channels.flatten(2)[image, :, place] = matrix.gradient(incoming[own].flatten(0, 2).contiguous())
         return
     cells = by_cell if by_cell.is_contiguous() else torch.zeros_like(by_cell, memory_format=torch.contiguous_format)
     for own, matrix in blocks:

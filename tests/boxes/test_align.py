@@ -71,15 +71,17 @@ def test_values_and_gradients_are_those_of_the_kernel(order, way, count, seed, r
         assert_equal_with_gradients(found, expected, features)
 
 
+@pytest.mark.parametrize("channels", [64, 65])  # whose gradients are taken at once, and one more
+@pytest.mark.parametrize("most", [1 << 19, 300], ids=["one matrix", "two boxes a matrix"])
 @pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS)
-def test_blocks_and_groups_give_what_one_matrix_gives(order, monkeypatch):
-    features, (boxes, levels) = maps(order), rois(50, seed=4)
+def test_blocks_groups_and_channels_give_what_the_kernel_gives(order, most, channels, monkeypatch):
+    features, (boxes, levels) = maps(order, 3, channels), rois(30, seed=4, images=3)
     options = {"size": (3, 3), "sampling_ratio": 2, "aligned": False}
     monkeypatch.setattr(module._Reading, "by_matrix", lambda *_, **__: True)
-    whole = align(features, boxes, levels, SCALES, **options)
-    monkeypatch.setattr(module, "_MOST_ENTRIES", 300)  # two boxes a block
-    monkeypatch.setattr(module, "_MOST_CELLS", 200)  # one image of each level
-    assert_equal_with_gradients(align(features, boxes, levels, SCALES, **options), whole, features)
+    monkeypatch.setattr(module, "_MOST_ENTRIES", most)
+    monkeypatch.setattr(module, "_MOST_CELLS", 400)  # one image of the first level, two of the second
+    expected = kernel(features, boxes, levels, **options)
+    assert_equal_with_gradients(align(features, boxes, levels, SCALES, **options), expected, features)
 
 
 @pytest.mark.parametrize(
@@ -95,6 +97,14 @@ def test_blocks_and_groups_give_what_one_matrix_gives(order, monkeypatch):
 def test_the_matrix_is_built_where_it_pays(count, channels, order, ratio, expected):
     last = order == torch.channels_last
     assert module._Reading(7, 7, ratio, False).by_matrix((1, channels, 100, 100), last, count) == expected
+
+
+def test_each_group_of_images_costs_its_calls_and_the_gradient_of_many_boxes_turns_their_map():
+    reading = module._Reading(7, 7, 2, False)
+    assert not reading.by_matrix((64, 16, 130, 130), False, 128, turned=False)
+    assert reading.by_matrix((1, 16, 130, 130), False, 128, turned=False)
+    assert not reading.by_matrix((1, 16, 1000, 1000), False, 680, turned=True)
+    assert reading.most() == 668
 
 
 def test_levels_that_no_box_is_read_from_may_be_empty():
