@@ -80,15 +80,15 @@ class _Reading(NamedTuple):
         kernel = reads * channels + turning * channels_last
         return self.ratio > 0 and matrix < kernel
 
-    def most(self) -> int:
-        """Of boxes in one matrix."""
+    def boxes_at_once(self) -> int:
+        """How many boxes one matrix may hold."""
         return max(_MOST_ENTRIES // max(self.height * self.width * (2 * self.ratio) ** 2, 1), 1)
 
     def blocks(self, rois: Float[Tensor, "R 5"], scale: float, shape: Sequence[int]) -> Iterator[tuple[slice, Bins]]:
         """The matrices of all rois, a few at a time."""
         boxes, size = torch.cat((rois[:, :1], rois[:, 1:] * scale), dim=1), (self.height, self.width)
-        for start in range(0, len(rois), self.most()):
-            own = slice(start, start + self.most())
+        for start in range(0, len(rois), self.boxes_at_once()):
+            own = slice(start, start + self.boxes_at_once())
             yield own, Bins(boxes[own], shape, size=size, ratio=self.ratio, aligned=self.aligned)
 
     def kernel(self, feature: Float[Tensor, "B D _ _"], rois: Tensor, scale: float) -> Float[Tensor, "R D _ _"]:
@@ -194,7 +194,8 @@ def _unpool(
     for level, (shape, last, scale) in enumerate(zip(_by_four(shapes), channels_last, scales, strict=True)):
         here = levels == level
         rows = here.nonzero().squeeze(1) if _on_processor(gradient) else None
-        if rows is not None and reading.by_matrix(shape, last, len(rows), turned=len(rows) > reading.most()):
+        turned = rows is not None and len(rows) > reading.boxes_at_once()
+        if rows is not None and reading.by_matrix(shape, last, len(rows), turned=turned):
             results.append(_empty(gradient, shape, last).zero_())
             for own, maps, moved in _groups(rois, rows, results[-1]):
                 _spread(reading, gradient, own, moved, scale, maps)
@@ -214,8 +215,8 @@ def _spread(
 ) -> None:
     """Write the gradient of some rows to that of the maps of a group of images, which is 0 so far."""
     by_cell, by_bin = maps.permute(0, 2, 3, 1), gradient.permute(0, 2, 3, 1)
-    blocks = ((rows[some], bins.by_cell()) for some, bins in reading.blocks(rois, scale, by_cell.shape[:3]))
-    if not by_cell.is_contiguous() and len(rois) <= reading.most():  # no map is turned around
+    blocks = ((rows[some], bins.transposed()) for some, bins in reading.blocks(rois, scale, by_cell.shape[:3]))
+    if not by_cell.is_contiguous() and len(rois) <= reading.boxes_at_once():  # one matrix: each cell is written once
         ((own, matrix),) = blocks
         read, area = matrix.read.long(), maps[0, 0].numel()
         image, place = read // area, read % area

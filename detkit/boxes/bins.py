@@ -54,7 +54,7 @@ class Bins:
     >>> bins = Bins(torch.tensor([[0.0, 0, 0, 4, 2]]), (1, 2, 4), size=(1, 1), ratio=2)
     >>> bins.read(torch.arange(8.0)[:, None])
     tensor([[5.]])
-    >>> cells = bins.by_cell()
+    >>> cells = bins.transposed()
     >>> cells.read[0], cells.gradient(torch.ones(1, 1))[0]
     (tensor(1, dtype=torch.int32), tensor([0.1250]))
     """
@@ -81,8 +81,8 @@ class Bins:
         """The value of each bin."""
         return embedding_bag(self.index, cells, per_sample_weights=self.weight, mode="sum")
 
-    def by_cell(self) -> "Cells":
-        """The matrix transposed."""
+    def transposed(self) -> "Cells":
+        """The same matrix, cell by cell."""
         places, order = self.index.flatten().sort()
         read, counts = places.unique_consecutive(return_counts=True)
         return Cells(read, order // self.index.shape[1], self.weight.flatten()[order], counts.cumsum(0) - counts)

@@ -4,6 +4,8 @@ Labels are whole numbers (N,), or sets (N, C) of zeros and ones. A negative numb
 the embedding takes no part.
 """
 
+import math
+
 import torch
 from jaxtyping import Bool, Shaped
 from torch import Tensor
@@ -51,11 +53,16 @@ def takes_part(labels: Shaped[Tensor, "N *C"]) -> Bool[Tensor, "N"]:
 
 
 def check_labels(function: str, name: str, labels: Tensor) -> None:
-    """Raise ValueError for fractions, such as probabilities, and for label sets of more than 0 and 1."""
+    """Raise ValueError for fractions, such as probabilities, and for label sets of more than 0 and 1.
+
+    >>> check_labels("map_at_r", "labels", torch.tensor([[0.25, 1]]))
+    Traceback (most recent call last):
+    ValueError: map_at_r: labels hold 0.25; label sets (N, C) hold 0 and 1
+    """
     if not looked_at(labels):
         return
-    wrong = labels != labels.trunc() if labels.is_floating_point() else torch.zeros_like(labels, dtype=torch.bool)
-    wrong = wrong | (labels > 1) if labels.ndim == 2 else wrong
+    sets, values = labels.ndim == 2, labels.double()
+    wrong = (values % 1 != 0) | (values > (1 if sets else math.inf))
     if bool(wrong.any()):
-        allowed = "label sets (N, C) hold 0 and 1" if labels.ndim == 2 else "allowed are whole numbers"
+        allowed = "label sets (N, C) hold 0 and 1" if sets else "allowed are whole numbers"
         raise ValueError(f"{function}: {name} hold {labels[wrong].max().item():g}; {allowed}")

@@ -103,8 +103,8 @@ def take_backbone(detector: Detector, path: Path) -> None:
     backbone.load_state_dict({key: found[key] for key in own})
 
 
-def channels_last(detector: nn.Module, device: torch.device) -> bool:
-    """Whether to train with the channels of a cell side by side, unless told: mostly the faster layout.
+def channels_last(detector: nn.Module, device: torch.device, wanted: bool | None = None) -> bool:
+    """Whether to train with the channels of a cell side by side: as ``wanted``, or else yes, mostly the faster layout.
 
     On a processor not where a 1 x 1 convolution reads fewer than eight channels: oneDNN's gradient of one can end the
     process.
@@ -114,4 +114,4 @@ def channels_last(detector: nn.Module, device: torch.device) -> bool:
     """
     convolutions = (part for part in detector.modules() if isinstance(part, nn.Conv2d))
     narrow = any(part.kernel_size == (1, 1) and part.in_channels < 8 for part in convolutions)
-    return device.type != "cpu" or not narrow
+    return wanted if wanted is not None else device.type != "cpu" or not narrow

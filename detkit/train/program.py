@@ -29,7 +29,7 @@ def train(args: argparse.Namespace, device: torch.device) -> dict[str, float]:
     train_data, val_data, test_data, categories = datasets(args)
     choose_input(args, train_data)
     detector = build(args, len(categories)).to(device)
-    if channels_last(detector, device) if args.channels_last is None else args.channels_last:
+    if channels_last(detector, device, args.channels_last):
         detector = detector.to(memory_format=torch.channels_last)
     if dist.rank() == 0:
         warn_of_misfits(train_data, detector)

@@ -104,7 +104,7 @@ def test_each_group_of_images_costs_its_calls_and_the_gradient_of_many_boxes_tur
     assert not reading.by_matrix((64, 16, 130, 130), False, 128, turned=False)
     assert reading.by_matrix((1, 16, 130, 130), False, 128, turned=False)
     assert not reading.by_matrix((1, 16, 1000, 1000), False, 680, turned=True)
-    assert reading.most() == 668
+    assert reading.boxes_at_once() == 668
 
 
 def test_levels_that_no_box_is_read_from_may_be_empty():

@@ -35,7 +35,7 @@ def test_reading_and_spreading_are_products_with_one_matrix(ratio, aligned):
     generator = torch.Generator().manual_seed(0)
     cells, gradient = (torch.randn(n, 5, generator=generator, dtype=torch.float64) for n in (108, 36))
     torch.testing.assert_close(bins.read(cells), dense(bins) @ cells, rtol=0, atol=1e-12)
-    by_cell, spread = bins.by_cell(), torch.zeros_like(cells)
+    by_cell, spread = bins.transposed(), torch.zeros_like(cells)
     spread[by_cell.read] = by_cell.gradient(gradient)
     torch.testing.assert_close(spread, dense(bins).T @ gradient, rtol=0, atol=1e-12)
 

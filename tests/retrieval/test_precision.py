@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
-from strategies import unhooked
+from strategies import assert_refused, unhooked
 from torch import Tensor
 
 from detkit.retrieval import (
@@ -215,3 +215,15 @@ def test_ids_given_for_classes_are_named():
     assert recall_at_k(POINTS, labels).queries == 7
     with pytest.raises(ValueError, match="neighbor_average_precision: labels reach 4611686018427387906; number the"):
         neighbor_average_precision(POINTS, labels)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_fractions_are_no_labels_and_no_label_sets(metric):
+    points, _ = batch()
+    function = metric.__name__
+    assert_refused(f"{function}: labels 0.5 0 and 1", metric, points, torch.full((60, 3), 0.5))
+
+
+def test_labels_of_truth_values_are_those_of_0_and_1():
+    points, labels = batch()
+    assert recall_at_k(points, labels > 2, (1, 3)) == recall_at_k(points, (labels > 2).long(), (1, 3))
